@@ -1,0 +1,1 @@
+"""Hardware: arithmetic, machine descriptions, compilers and simulators. Knows nothing of models."""

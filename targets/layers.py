@@ -1,0 +1,243 @@
+"""What a backend is given: the layers of an integer network, and nothing of where they came from.
+
+A layer turns 8-bit-coded tensors into one tensor. Tensors are N H W C (or N C for a dense network; read as
+H = W = 1); a layer describes **one image**, the batch is the backend's business. Values are named as in the
+integer Relax module, and ``source`` is the module path and source line of the user's model, for reports.
+
+The arithmetic of every layer that requantizes is the same (``targets/arithmetic.py``):
+
+    t = ((acc + bias) << fraction) * multiplier[k] + ((r - r_zero) * r_multiplier) << r_shift[k]
+    y = clamp(half_up(t, shift[k]) + zero_point, low, high)
+
+With power-of-two steps ``multiplier`` is 1 everywhere and nothing is left but shifts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+DType: TypeAlias = Literal["int8", "uint8"]
+Ints: TypeAlias = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A quantized tensor of one image.
+
+    Attributes:
+        name: unique within the network.
+        shape: (H, W, C); a dense network's (C,) is stored as (1, 1, C).
+        dtype: how its bytes are read.
+        bits: codes use the range of this many bits (8, 4 or 2), one code per byte here.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    dtype: DType
+    bits: int = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Residual:
+    """A tensor added in the accumulator's domain before the one rounding.
+
+    Attributes:
+        value: same H, W, C as the layer's output.
+        zero_point: subtracted from each code.
+        multiplier: in [1, 65535]; 1 with power-of-two steps.
+        shift: int32[K] in [0, 31], left.
+    """
+
+    value: Value
+    zero_point: int
+    multiplier: int
+    shift: Ints
+
+
+@dataclass(frozen=True, eq=False)
+class Requantize:
+    """From int32 sums to codes.
+
+    Attributes:
+        bias: int32[K]; holds the folded input zero point.
+        fraction: left shift of ``acc + bias`` that makes room for a residual finer than the sums, in [0, 15].
+        multiplier: int32[K] in [1, 65535].
+        shift: int32[K] in [0, 47], right, rounding half up.
+        zero_point: added after the shift.
+        low: lowest code kept.
+        high: highest code kept.
+        residual: or None.
+    """
+
+    bias: Ints
+    fraction: int
+    multiplier: Ints
+    shift: Ints
+    zero_point: int
+    low: int
+    high: int
+    residual: Residual | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Conv2d:
+    """Convolution, also depthwise, grouped, dense (1 × 1 on 1 × 1) and average pooling (depthwise, weights one).
+
+    Attributes:
+        weight: int8[K, R, S, C / groups].
+        strides: (y, x).
+        padding: (top, left, bottom, right), filled with ``input_zero_point``.
+        dilation: (y, x).
+        max_sum: proven bound of |acc + bias| over all inputs.
+    """
+
+    name: str
+    source: str
+    kind: str
+    input: Value
+    output: Value
+    weight: npt.NDArray[np.int8]
+    strides: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    groups: int
+    input_zero_point: int
+    requantize: Requantize
+    max_sum: int = 0
+    weight_bits: int = 8
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """The tensors it reads."""
+        residual = self.requantize.residual
+        return (self.input,) if residual is None else (self.input, residual.value)
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each output channel reads exactly its own input channel."""
+        return self.groups > 1 and self.groups == self.input.shape[2] == self.output.shape[2]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image."""
+        h, w, _ = self.output.shape
+        return h * w * self.weight.size
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One side of an addition: ``((code - zero_point) * multiplier) << shift``."""
+
+    value: Value
+    zero_point: int
+    multiplier: int
+    shift: int
+
+
+@dataclass(frozen=True)
+class Add:
+    """Sum of two tensors that no accumulator holds: ``clamp(half_up(a + b, shift) + zero_point)``."""
+
+    name: str
+    source: str
+    a: Operand
+    b: Operand
+    output: Value
+    shift: int
+    zero_point: int
+    low: int
+    high: int
+    kind: str = "add"
+    macs: int = 0
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """The tensors it reads."""
+        return (self.a.value, self.b.value)
+
+
+@dataclass(frozen=True)
+class MaxPool2d:
+    """Maximum over windows; padding never wins (it is the lowest code)."""
+
+    name: str
+    source: str
+    input: Value
+    output: Value
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int] = (1, 1)
+    kind: str = "max_pool2d"
+    macs: int = 0
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """The tensors it reads."""
+        return (self.input,)
+
+
+@dataclass(frozen=True)
+class Lut:
+    """A table of 256 bytes applied to every element; the index is the code's byte."""
+
+    name: str
+    source: str
+    input: Value
+    output: Value
+    table: bytes = field(repr=False)
+    kind: str = "lut"
+    macs: int = 0
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """The tensors it reads."""
+        return (self.input,)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A strided box of an input and where it lands in the output.
+
+    Attributes:
+        value: the tensor read.
+        start: (h, w, c) of the first element read.
+        step: (h, w, c).
+        size: (h, w, c) elements.
+        at: (h, w, c) of the first element written; written densely.
+    """
+
+    value: Value
+    start: tuple[int, int, int]
+    step: tuple[int, int, int]
+    size: tuple[int, int, int]
+    at: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Move:
+    """Slices, paddings, concatenations and reshapes: bytes that move, no arithmetic.
+
+    What no piece covers is filled with ``fill``. A reshape has ``reshape`` set: same bytes, another shape.
+    """
+
+    name: str
+    source: str
+    pieces: tuple[Piece, ...]
+    output: Value
+    fill: int
+    kind: str = "move"
+    reshape: bool = False
+    macs: int = 0
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """The tensors it reads."""
+        return tuple(piece.value for piece in self.pieces)
+
+
+Layer: TypeAlias = Conv2d | Add | MaxPool2d | Lut | Move
