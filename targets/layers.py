@@ -20,7 +20,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-DType: TypeAlias = Literal["int8", "uint8"]
+DType: TypeAlias = Literal["int8", "uint8", "int32"]
 Ints: TypeAlias = npt.NDArray[np.int32]
 
 
@@ -31,7 +31,7 @@ class Value:
     Attributes:
         name: unique within the network.
         shape: (H, W, C); a dense network's (C,) is stored as (1, 1, C).
-        dtype: how its bytes are read.
+        dtype: how its bytes are read; int32 only for a network's output.
         bits: codes use the range of this many bits (8, 4 or 2), one code per byte here.
     """
 
@@ -63,7 +63,6 @@ class Requantize:
     """From int32 sums to codes.
 
     Attributes:
-        bias: int32[K]; holds the folded input zero point.
         fraction: left shift of ``acc + bias`` that makes room for a residual finer than the sums, in [0, 15].
         multiplier: int32[K] in [1, 65535].
         shift: int32[K] in [0, 47], right, rounding half up.
@@ -73,7 +72,6 @@ class Requantize:
         residual: or None.
     """
 
-    bias: Ints
     fraction: int
     multiplier: Ints
     shift: Ints
@@ -92,6 +90,8 @@ class Conv2d:
         strides: (y, x).
         padding: (top, left, bottom, right), filled with ``input_zero_point``.
         dilation: (y, x).
+        bias: int32[K], added to the sums; holds the folded input zero point.
+        requantize: None where the output is the int32 sums themselves (a network's logits).
         max_sum: proven bound of |acc + bias| over all inputs.
     """
 
@@ -101,19 +101,20 @@ class Conv2d:
     input: Value
     output: Value
     weight: npt.NDArray[np.int8]
+    bias: Ints
     strides: tuple[int, int]
     padding: tuple[int, int, int, int]
     dilation: tuple[int, int]
     groups: int
     input_zero_point: int
-    requantize: Requantize
+    requantize: Requantize | None
     max_sum: int = 0
     weight_bits: int = 8
 
     @property
     def inputs(self) -> tuple[Value, ...]:
         """The tensors it reads."""
-        residual = self.requantize.residual
+        residual = self.requantize.residual if self.requantize else None
         return (self.input,) if residual is None else (self.input, residual.value)
 
     @property
