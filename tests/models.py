@@ -1,0 +1,291 @@
+"""A small zoo of torch networks for the tests: every shape of trouble, at most 20 pixels.
+
+Each function returns ``(module, example)``: an ``nn.Module`` in eval mode with seeded weights and
+batch-norm statistics taken from seeded noise that went through it (so activations have sensible
+ranges), and an example input float32[2, C, H, W]. ``ZOO`` lists them all by name; ``export`` gives
+the ExportedProgram with a dynamic batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Network = tuple[nn.Module, Tensor]
+
+
+def resnet_small() -> Network:
+    """Two stages of a CIFAR ResNet with option A shortcuts: strided slice and zero channels."""
+    return _finish(lambda: _ResNet(_OptionA), (3, 12, 12))
+
+
+def resnet_projection() -> Network:
+    """The same with 1 × 1 convolutions as shortcuts: both inputs of an add are convolutions."""
+    return _finish(lambda: _ResNet(_Projection), (3, 12, 12))
+
+
+def vgg_small() -> Network:
+    """Plain stack, max pooling, flatten and two dense layers."""
+    return _finish(
+        lambda: nn.Sequential(
+            *_conv(3, 16, 3),
+            *_conv(16, 16, 3),
+            nn.MaxPool2d(2),
+            *_conv(16, 32, 3),
+            nn.MaxPool2d(3, 2, 1),
+            nn.Flatten(),
+            nn.Linear(32 * 3 * 3, 24),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Linear(24, 10),
+        ),
+        (3, 12, 12),
+    )
+
+
+def mobilenet_small() -> Network:
+    """Depthwise separable, ReLU6, one inverted residual with a linear bottleneck."""
+    return _finish(lambda: _MobileNet(), (3, 12, 12))
+
+
+def grouped() -> Network:
+    """Grouped convolutions, 2 and 4 groups, with a pointwise one between."""
+    return _finish(
+        lambda: nn.Sequential(
+            *_conv(4, 16, 3, groups=2),
+            *_conv(16, 32, 3, stride=2, groups=4),
+            *_conv(32, 16, 1),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(16, 6),
+        ),
+        (4, 10, 10),
+    )
+
+
+def densenet_small() -> Network:
+    """Concatenations of everything before, an average-pooling transition."""
+    return _finish(lambda: _DenseNet(), (3, 12, 12))
+
+
+def odd_channels() -> Network:
+    """Channel counts that fit no array: 3, 5, 17, 100."""
+    return _finish(
+        lambda: nn.Sequential(
+            *_conv(3, 5, 3),
+            *_conv(5, 17, 3, stride=2),
+            *_conv(17, 100, 1),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(100, 7),
+        ),
+        (3, 9, 9),
+    )
+
+
+def strides_dilation_padding() -> Network:
+    """Asymmetric padding, dilation 2, strides 2 and 3, a kernel that isn't square."""
+    return _finish(lambda: _Geometry(), (3, 20, 17))
+
+
+def mlp() -> Network:
+    """Dense layers alone; no batch norm, so it can't be quantized without data."""
+    return _finish(
+        lambda: nn.Sequential(
+            nn.Linear(20, 33), nn.ReLU(), nn.Linear(33, 16), nn.ReLU(), nn.Linear(16, 5)
+        ),
+        (20,),
+    )
+
+
+def silu_net() -> Network:
+    """Smooth activations, which become tables: SiLU, sigmoid, hardswish, tanh, leaky ReLU."""
+    return _finish(
+        lambda: nn.Sequential(
+            *_conv(3, 16, 3, activation=nn.SiLU()),
+            *_conv(16, 16, 3, stride=2, activation=nn.Hardswish()),
+            *_conv(16, 16, 3, activation=nn.LeakyReLU(0.1)),
+            *_conv(16, 8, 1, activation=nn.Sigmoid()),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 8),
+            nn.Tanh(),
+            nn.Linear(8, 4),
+        ),
+        (3, 10, 10),
+    )
+
+
+def preact() -> Network:
+    """Pre-activation residual blocks: a batch norm that no convolution can absorb, a bare add."""
+    return _finish(lambda: _PreAct(), (3, 10, 10))
+
+
+_FUNCTIONS = (resnet_small, resnet_projection, vgg_small, mobilenet_small, grouped, densenet_small)
+_FUNCTIONS += (odd_channels, strides_dilation_padding, mlp, silu_net, preact)
+ZOO: dict[str, Callable[[], Network]] = {function.__name__: function for function in _FUNCTIONS}
+
+
+def export(network: Network) -> torch.export.ExportedProgram:
+    """The ExportedProgram of a network of the zoo, with a dynamic batch."""
+    module, example = network
+    batch = {0: torch.export.Dim("batch")}
+    with torch.no_grad():
+        return torch.export.export(module, (example,), dynamic_shapes=(batch,))
+
+
+def _finish(build: Callable[[], nn.Module], shape: tuple[int, ...], seed: int = 0) -> Network:
+    """Seeded weights; batch-norm gammas, betas and statistics that are all non-trivial."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        module = build()
+        norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.weight.uniform_(0.6, 1.4)
+            norm.bias.uniform_(-0.4, 0.4)
+            norm.momentum = None  # the plain average over the batches below
+        module.train()
+        for _ in range(4):
+            module(torch.randn(16, *shape))
+        return module.eval(), torch.randn(2, *shape)
+
+
+def _conv(
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int = 1,
+    groups: int = 1,
+    activation: nn.Module | None = None,
+) -> list[nn.Module]:
+    """Convolution, batch norm, activation (ReLU unless another is given)."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return [conv, nn.BatchNorm2d(outputs), activation or nn.ReLU()]
+
+
+class _OptionA(nn.Module):
+    """Every second pixel, new channels zero: the shortcut of the original CIFAR ResNet."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.extra = outputs - inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
+
+
+class _Projection(nn.Sequential):
+    """Strided 1 × 1 convolution with batch norm."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(*_conv(inputs, outputs, 1, stride=2)[:2])
+
+
+class _Block(nn.Module):
+    """Basic residual block; halves the size where the channel count changes."""
+
+    def __init__(
+        self, inputs: int, outputs: int, shortcut: Callable[[int, int], nn.Module]
+    ) -> None:
+        super().__init__()
+        stride = 2 if inputs != outputs else 1
+        self.conv1, self.bn1, _ = _conv(inputs, outputs, 3, stride)
+        self.conv2, self.bn2, _ = _conv(outputs, outputs, 3)
+        self.shortcut = shortcut(inputs, outputs) if stride == 2 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + self.shortcut(x))
+
+
+class _ResNet(nn.Module):
+    def __init__(self, shortcut: Callable[[int, int], nn.Module]) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*_conv(3, 16, 3))
+        self.layer1 = _Block(16, 16, shortcut)
+        self.layer2 = _Block(16, 32, shortcut)
+        self.linear = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer2(self.layer1(self.stem(x)))
+        return self.linear(F.avg_pool2d(x, x.shape[-1]).flatten(1))
+
+
+class _InvertedResidual(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        hidden = 2 * inputs
+        self.expand = nn.Sequential(*_conv(inputs, hidden, 1, activation=nn.ReLU6()))
+        self.depthwise = nn.Sequential(
+            *_conv(hidden, hidden, 3, stride, groups=hidden, activation=nn.ReLU6())
+        )
+        self.project = nn.Sequential(*_conv(hidden, outputs, 1)[:2])
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.project(self.depthwise(self.expand(x)))
+        return x + y if self.residual else y
+
+
+class _MobileNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*_conv(3, 16, 3, stride=2, activation=nn.ReLU6()))
+        self.blocks = nn.Sequential(_InvertedResidual(16, 16, 1), _InvertedResidual(16, 24, 2))
+        self.head = nn.Sequential(*_conv(24, 32, 1, activation=nn.ReLU6()))
+        self.classifier = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.head(self.blocks(self.stem(x))).mean([2, 3]))
+
+
+class _DenseNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*_conv(3, 8, 3))
+        self.first = nn.Sequential(*_conv(8, 8, 3))
+        self.second = nn.Sequential(*_conv(16, 8, 3))
+        self.transition = nn.Sequential(*_conv(24, 16, 1), nn.AvgPool2d(2))
+        self.linear = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.cat([x, self.first(x)], 1)
+        x = torch.cat([x, self.second(x)], 1)
+        return self.linear(F.adaptive_avg_pool2d(self.transition(x), 1).flatten(1))
+
+
+class _Geometry(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, stride=2)
+        self.dilated = nn.Conv2d(16, 16, 3, padding=2, dilation=2)
+        self.wide = nn.Conv2d(16, 12, (1, 5), stride=(1, 3), padding=(0, 2))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(count) for count in (16, 16, 12))
+        self.linear = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norms[0](self.first(F.pad(x, (0, 1, 2, 0)))))
+        x = F.relu(self.norms[1](self.dilated(x)))
+        x = F.relu(self.norms[2](self.wide(x)))
+        return self.linear(x.mean([2, 3]))
+
+
+class _PreAct(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.norm1, self.norm2 = nn.BatchNorm2d(16), nn.BatchNorm2d(16)
+        self.conv1 = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(16, 16, 3, padding=1)
+        self.linear = nn.Linear(16, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = F.relu(self.norm1(x))
+        x = x + self.conv2(F.relu(self.norm2(self.conv1(y))))
+        x = x + y
+        return self.linear(x.mean([2, 3]))
