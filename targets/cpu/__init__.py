@@ -1,0 +1,1 @@
+"""The host: exact CPU kernels for what the NPU does not take."""
