@@ -7,9 +7,9 @@ such calls into the hardware loops of one instruction (``fold.py``).
     npu.gemm        acc[j] += (sum_r act[r] * wgt[r, j]) << fraction       R activations, an R x C weight tile
     npu.dwconv      acc[j] += (act[j] * wgt[j]) << fraction                one kernel tap of C channels
     npu.requantize  out[j] = clamp(half_up(t[j], shift) + zero)            C or fewer channels (arithmetic.py)
-    npu.max         out[j] = max(out[j], act[j])                           one window tap of n channels
-    npu.add         out[j] = clamp(half_up(a[j] + b[j], shift) + zero)     n elements
-    npu.lut         out[j] = table[byte of act[j]]                         n elements
+    npu.max         out = max(out, act)                                    one tap of one channel's window
+    npu.add         out = clamp(half_up(a + b, shift) + zero)              one element
+    npu.lut         out = table[byte of act]                               one element
 
 Immediates such as a shift are constants of the pattern, so each combination is an intrinsic of its own, registered
 the first time it is asked for.
@@ -144,45 +144,37 @@ def requantize(channels: int, fields: RequantizeFields) -> str:
     return _register(name, "npu.requantize", buffers, meaning, immediates=immediates)
 
 
-def max_pool(channels: int, dtype: str) -> str:
-    """Register one window tap of a maximum over ``channels``; return its name."""
+def max_pool(dtype: str) -> str:
+    """Register one tap of a maximum; return its name."""
 
     def meaning(act: Buffer, out: Buffer) -> None:
-        with T.serial(0, channels) as j, T.sblock("max"):
-            vj = T.axis.spatial((0, channels), j)
-            T.buffer_store(out, tirx.max(out[vj], act[vj]), [vj])
+        with T.serial(0, 1), T.sblock("max"):
+            T.buffer_store(out, tirx.max(out[0], act[0]), [0])
 
-    buffers = [(ACT, dtype, channels), (ACT, dtype, channels)]
-    immediates = (channels, _immediate(dtype))
-    name = f"npu.max_{channels}_{_short(dtype)}"
-    return _register(name, "npu.max", buffers, meaning, updates=True, immediates=immediates)
+    name = f"npu.max_{_short(dtype)}"
+    buffers = [(ACT, dtype, 1), (ACT, dtype, 1)]
+    return _register(
+        name, "npu.max", buffers, meaning, updates=True, immediates=(_immediate(dtype),)
+    )
 
 
-def add(elements: int, fields: AddFields) -> str:
-    """Register the sum of two runs of ``elements`` codes; return its name."""
+def add(fields: AddFields) -> str:
+    """Register the sum of two codes; return its name."""
 
     def meaning(a: Buffer, b: Buffer, out: Buffer) -> None:
-        with T.serial(0, elements) as j, T.sblock("add"):
-            vj = T.axis.spatial((0, elements), j)
-            T.buffer_store(out, fields.value(a[vj], b[vj]), [vj])
+        with T.serial(0, 1), T.sblock("add"):
+            T.buffer_store(out, fields.value(a[0], b[0]), [0])
 
     dtypes = (fields.a_dtype, fields.b_dtype, fields.dtype)
-    name = "npu.add_" + "_".join(str(x) for x in (elements, *astuple(fields)))
-    immediates = (elements, *(_immediate(x) for x in astuple(fields)))
-    return _register(name, "npu.add", [(ACT, d, elements) for d in dtypes], meaning, immediates=immediates)
+    name = "npu.add_" + "_".join(str(x) for x in astuple(fields))
+    immediates = tuple(_immediate(x) for x in astuple(fields))
+    return _register(name, "npu.add", [(ACT, d, 1) for d in dtypes], meaning, immediates=immediates)
 
 
-def lut(elements: int, dtype: str, out_dtype: str) -> str:
-    """Register a table look-up over ``elements`` codes; return its name."""
-
-    def meaning(act: Buffer, par: Buffer, out: Buffer) -> None:
-        with T.serial(0, elements) as j, T.sblock("lut"):
-            vj = T.axis.spatial((0, elements), j)
-            T.buffer_store(out, lut_value(act[vj], par, out_dtype), [vj])
-
-    name = f"npu.lut_{elements}_{_short(dtype)}{_short(out_dtype)}"
-    buffers = [(ACT, dtype, elements), (PAR, "uint8", 256), (ACT, out_dtype, elements)]
-    return _register(name, "npu.lut", buffers, meaning, immediates=(elements,))
+def lut_call(act: Buffer, table: Buffer, out: Buffer, index: Expr) -> None:
+    """Emit the look-up of one code. ``tensorize`` can't match an index that depends on data, so it is called as is."""
+    pointers = [act.access_ptr("r", offset=index), table.access_ptr("r"), out.access_ptr("w", offset=index)]
+    T.evaluate(tirx.call_extern("int32", "npu.lut", *pointers))
 
 
 def lut_value(code: Expr, table: Buffer, out_dtype: str) -> Expr:

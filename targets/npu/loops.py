@@ -112,3 +112,4 @@ def when(condition: Expr) -> Iterator[None]:
         return
     with T.If(condition), T.Then():
         yield
+

@@ -1,0 +1,121 @@
+"""Schedules of what works element by element: the sum of two tensors, and look-up tables.
+
+    for run of elements: load; out = f(in)  -> npu.add or npu.lut; store
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from tvm import tirx
+
+from targets.layers import Add, Lut, Value
+from targets.npu import intrinsics
+from targets.npu.conv_geometry import ceil_div
+from targets.npu.intrinsics import ACT, PAR, AddFields
+from targets.npu.loops import (
+    Expr,
+    LoopNest,
+    buffer_argument,
+    prim_func,
+    root,
+    scratchpad,
+    smaller,
+    store,
+
+)
+from targets.npu.scheduled import Scheduled, tensorize
+from targets.npu.spec import NpuSpec
+
+RUNS = 4
+"""Runs that a tensor is cut into at least, so that loads hide under compute."""
+LONGEST_RUN = 1 << 16
+"""Elements that the length field of VADD, LUT and one DMA row can all count."""
+
+
+def schedule_add(layer: Add, spec: NpuSpec) -> Scheduled:
+    """Lower the sum of two tensors of codes."""
+    a, b = layer.a, layer.b
+    fields = AddFields(
+        *(a.value.dtype, a.zero_point, a.multiplier, a.shift),
+        *(b.value.dtype, b.zero_point, b.multiplier, b.shift),
+        *(layer.shift, layer.zero_point, layer.low, layer.high, layer.output.dtype),
+    )
+    with prim_func(layer.name) as builder:
+        tensors = _arguments(layer.inputs, layer.output)
+        with root():
+            _runs(
+                tensors,
+                spec,
+                "add",
+                lambda at, x, y, out: store(out, at, fields.value(x[at], y[at])),
+            )
+    return tensorize(builder.get(), {"add": intrinsics.add(fields)}, {})
+
+
+def schedule_lut(layer: Lut, spec: NpuSpec) -> Scheduled:
+    """Lower a table of 256 bytes applied to every element."""
+    table = np.frombuffer(layer.table, np.uint8)
+    return Scheduled(_lut(layer, spec, call=False), _lut(layer, spec, call=True), {"table": table})
+
+
+def _lut(layer: Lut, spec: NpuSpec, *, call: bool) -> tirx.PrimFunc:
+    """The layer with look-ups written out, or as calls of ``npu.lut``."""
+    nest = LoopNest()
+    with prim_func(layer.name) as builder:
+        source = buffer_argument("input", _elements(layer.input), layer.input.dtype)
+        constant = buffer_argument("table", 256, "uint8")
+        output = buffer_argument("output", _elements(layer.output), layer.output.dtype)
+        with root():
+            par = scratchpad("par", 256, "uint8", PAR)
+            with nest.serial(256) as n, nest.block("load_table") as b:
+                store(par, b(n), constant[b(n)])
+
+            def look_up(at: Expr, act: tirx.Buffer, out: tirx.Buffer) -> None:
+                if call:
+                    intrinsics.lut_call(act, par, out, at)
+                else:
+                    store(out, at, intrinsics.lut_value(act[at], par, layer.output.dtype))
+
+            _runs([source, output], spec, "lut", look_up)
+    return builder.get()
+
+
+def _elements(value: Value) -> int:
+    return int(np.prod(value.shape))
+
+
+def _arguments(inputs: tuple[Value, ...], output: Value) -> list[tirx.Buffer]:
+    sources = [buffer_argument(f"input{n}", _elements(v), v.dtype) for n, v in enumerate(inputs)]
+    return [*sources, buffer_argument("output", _elements(output), output.dtype)]
+
+
+def _runs(
+    tensors: list[tirx.Buffer], spec: NpuSpec, name: str, body: Callable[..., None]
+) -> None:
+    """Load, compute and store run by run, in two slots per tensor; the last tensor is the output.
+
+    ``body(index, *near_tensors)`` writes the block of one element.
+    """
+    *sources, output = tensors
+    elements = int(output.shape[0])
+    longest = min(spec.sram.act.bytes // (2 * len(tensors)), LONGEST_RUN - 1)
+    run = ceil_div(elements, max(min(RUNS, elements), ceil_div(elements, longest)))
+    count = ceil_div(elements, run)
+    slots = min(2, count)
+    near = [scratchpad(f"act{n}", run * slots, t.dtype, ACT) for n, t in enumerate(sources)]
+    out = scratchpad("out", run * slots, output.dtype, ACT)
+    nest = LoopNest()
+    with nest.serial(count) as r:
+        now = run if elements % run == 0 else smaller(run, elements - r * run)
+        slot = r % 2 * run if count > 1 else 0
+        for far, buffer in zip(sources, near, strict=True):
+            with nest.serial(now, run) as n, nest.block("load") as b:
+                store(buffer, b(slot + n), far[b(r * run + n)])
+        with nest.grid((now, run), 1) as (n, one), nest.block(name) as b:
+            body(b(slot + n + one), *near, out)
+        with nest.serial(now, run) as n, nest.block("store") as b:
+            store(output, b(r * run + n), out[b(slot + n)])
+
+
