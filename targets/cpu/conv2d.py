@@ -107,8 +107,10 @@ def _geometry(layer: Conv2d, host: CpuFeatures) -> Geometry:
     view = "image"
     if plain and height * width == 1:
         view, height, width = "batch", 1, 0
-    elif plain:
-        view, height, width = "row", 1, height * width
+    elif plain and layer.groups == 1 and channels % LANES == 0:
+        pixels = _tile(height * width, channels // LANES)[0]
+        if height * width % pixels == 0:  # the copy of overhanging codes knows no flattened rows
+            view, height, width = "row", 1, height * width
     if layer.depthwise:
         blocks = group_blocks = -(-channels // LANES)
         pixels, vectors = _tile(width or 4, 1)
@@ -298,6 +300,11 @@ def _define(
 def _schedule(func: tirx.PrimFunc, layer: Conv2d, geo: Geometry, dot: Dot) -> tirx.PrimFunc:
     """Tile, fuse, vectorise and tensorize."""
     sch = s_tir.Schedule(func)
+    # Where nothing is padded, flipped or widened the input is read as it stands.
+    h, w, c = layer.input.shape
+    direct = (
+        layer.input.dtype == dot.stage and not any(layer.padding) and c % (LANES if layer.depthwise else dot.depth) == 0 and not geo.ragged and layer.groups in (1, c)
+    )
     out, sums, stage = sch.get_sblock("out"), sch.get_sblock("sums"), sch.get_sblock("stage")
     lead = sch.get_sblock("codes") if geo.ragged else out
     loops = sch.get_loops(lead)
@@ -325,20 +332,21 @@ def _schedule(func: tirx.PrimFunc, layer: Conv2d, geo: Geometry, dot: Dot) -> ti
     sch.unroll(ki)
 
     sch.compute_at(sums, tile, preserve_unit_loops=True)
-    sch.compute_at(stage, task, preserve_unit_loops=True)
-    sch.vectorize(sch.get_loops(stage)[-1])
+    if direct:
+        sch.compute_inline(stage)
+    else:
+        sch.compute_at(stage, task, preserve_unit_loops=True)
+        sch.vectorize(sch.get_loops(stage)[-1])
     if geo.ragged:
         sch.reverse_compute_at(out, task)
     *_, ti, tk, lane, r, s, c, d = sch.get_loops(sums)
     sch.reorder(r, s, c, *((ti, tk, lane, d) if dot.intrinsic else (d, ti, tk, lane)))
-    init = sch.decompose_reduction(sums, r)
-    sch.vectorize(sch.get_loops(init)[-1])
-    for loop in sch.get_loops(init)[-3:-1]:
-        sch.unroll(loop)
-    sch.unroll(ti)
-    sch.unroll(tk)
-    if dot.intrinsic:
-        sch.tensorize(lane, dot.intrinsic)
-    else:
+    if not dot.intrinsic:
         sch.vectorize(lane)
+    init = sch.decompose_reduction(sums, r)
+    if dot.intrinsic:
+        sch.vectorize(sch.get_loops(init)[-1])
+        sch.tensorize(lane, dot.intrinsic)
+    for loop in (ti, tk, *sch.get_loops(init)[-3:-1]):
+        sch.unroll(loop)
     return sch.mod["main"]

@@ -157,6 +157,10 @@ CONVS = {
     "residual": {"residual": "int8", "fraction": 3},
     "raw": {"raw": True, "shape": (3, 3, 16), "k": 32},
     "mixed types": {"dtype": "uint8", "out_dtype": "int8", "residual": "uint8", "zero_point": 9},
+    "pointwise unsigned": {
+        "shape": (7, 7, 64), "k": 64, "kernel": (1, 1), "padding": (0,) * 4, "dtype": "uint8",
+    },
+    "unpadded unsigned": {"shape": (9, 9, 16), "k": 32, "padding": (0,) * 4, "dtype": "uint8"},
     "tall": {"shape": (64, 3, 16), "k": 16},
     "deep": {"shape": (7, 7, 128), "k": 256},
 }  # fmt: skip
