@@ -1,0 +1,109 @@
+"""The graph that canonicalize writes: named nodes, constants by name, shapes known as it grows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Graph, GraphModule, Node
+
+from tvmq.float_model import Origin
+
+
+class Refusal(Exception):  # noqa: N818 - control flow inside canonicalize, never seen by users
+    """One operator can't be expressed; canonicalize collects them into one UnsupportedError."""
+
+
+class CanonicalGraph:
+    """A torch.fx graph under construction; every node gets a fake tensor in ``meta["val"]``.
+
+    Attributes:
+        graph: the graph so far.
+        root: holds the constants, under flat names.
+        origins: where each node comes from, by name.
+        batch: size of axis 0 in the fake tensors.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self.graph = Graph()
+        self.root = torch.nn.Module()
+        self.origins: dict[str, Origin] = {}
+        self.batch = batch
+        self.origin = Origin()
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._constants: dict[str, Node] = {}
+
+    def input(self, name: str, shape: Sequence[int]) -> Node:
+        """Add an input, float32 of the given shape."""
+        node = self.graph.placeholder(name)
+        with self._fake:
+            node.meta["val"] = torch.empty(tuple(shape))
+        return node
+
+    def constant(self, name: str, value: torch.Tensor) -> Node:
+        """Add a constant under a name made from ``name``; one name is one constant."""
+        if name in self._constants:
+            return self._constants[name]
+        wanted = name.replace(".", "_").lstrip("_") or "constant"
+        free = wanted
+        while hasattr(self.root, free):
+            free += "_"
+        value = value.detach()
+        if value.is_floating_point():
+            value = value.float()
+        self.root.register_buffer(free, value.contiguous())
+        node = self.graph.get_attr(free)
+        node.meta["val"] = self._fake.from_tensor(value)
+        self._constants[name] = node
+        return node
+
+    def value(self, node: Node) -> torch.Tensor:
+        """The tensor of a constant."""
+        tensor = getattr(self.root, str(node.target))
+        assert isinstance(tensor, torch.Tensor)
+        return tensor
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
+        """Add a call of an ATen operator and work out its shape.
+
+        Raises:
+            Refusal: if the operator does not keep the batch on axis 0.
+        """
+        name = target._schema.name.partition("::")[2]
+        with self._fake:
+            value = target(*torch.fx.map_arg(args, lambda node: node.meta["val"]), **kwargs)
+        if value.ndim == 0 or value.shape[0] != self.batch:
+            raise Refusal("mixes the images of a batch; axis 0 must stay the batch")
+        node = self.graph.create_node("call_function", target, args, kwargs, name=name)
+        node.meta["val"] = value
+        self.origins[node.name] = self.origin
+        return node
+
+    def module(self) -> GraphModule:
+        """The finished module, without unused nodes and constants."""
+        module = GraphModule(self.root, self.graph)
+        tidy(module)
+        return module.eval()
+
+
+def tidy(module: GraphModule) -> None:
+    """Drop nodes and constants without a use, check the graph and regenerate its code."""
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in module.named_buffers() if name not in used]:
+        delattr(module, name)
+    module.graph.lint()
+    module.recompile()
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    """Shape of a node's value, with the example's batch."""
+    return tuple(node.meta["val"].shape)
+
+
+def is_constant(node: object) -> bool:
+    """Whether the node is a weight or buffer rather than a value that depends on the input."""
+    return isinstance(node, Node) and node.op == "get_attr"

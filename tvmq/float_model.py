@@ -1,0 +1,90 @@
+"""What capture leaves: a float graph of few ATen operators, its interface, and node origins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch.fx import GraphModule, Node
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and type of an input or output; ``shape[0]`` is the batch the example had."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a node comes from: module such as ``layer1.0.conv1``, source such as ``resnet.py:110``.
+
+    Either is empty where the exporter did not record it.
+    """
+
+    module: str = ""
+    source: str = ""
+
+    def __str__(self) -> str:
+        places = [f"module {self.module}" if self.module else "", self.source]
+        return ", ".join(place for place in places if place) or "unknown place"
+
+
+@dataclass(frozen=True)
+class BatchNormStats:
+    """How the output of a folded batch norm is distributed per channel, by its own parameters.
+
+    Attributes:
+        gamma: float32[K], the standard deviation up to sign.
+        beta: float32[K], the mean.
+    """
+
+    gamma: torch.Tensor
+    beta: torch.Tensor
+
+
+@dataclass(frozen=True)
+class FloatModel:
+    """A float32 network in evaluation mode, for any batch, in the operators of ``canonicalize``.
+
+    Attributes:
+        graph_module: takes the inputs in the order of ``inputs`` and returns the tuple of
+            ``outputs``; weights are get_attr nodes, every node has a fake tensor ``meta["val"]``.
+        inputs: the interface; axis 0 of every input is the batch.
+        outputs: the interface; named after dict keys where the network returns a dict.
+        origins: module and source line by node name.
+        batch_norms: by name of the node that carries the output of a folded batch norm.
+        fingerprint: sha256 of graph and weights.
+        kind: what the file was, in words.
+        notes: what capture changed that a user should know (precision, prefixes).
+    """
+
+    graph_module: GraphModule
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    origins: Mapping[str, Origin]
+    batch_norms: Mapping[str, BatchNormStats]
+    fingerprint: str
+    kind: str
+    notes: tuple[str, ...] = field(default=())
+
+    def weight_of(self, node: Node) -> torch.Tensor:
+        """Weight of a conv2d (K, C/groups, R, S) or linear (K, C) node."""
+        return constant_of(self.graph_module, node.args[1])
+
+    def bias_of(self, node: Node) -> torch.Tensor | None:
+        """Bias of a conv2d or linear node, float32[K], or None."""
+        bias = node.args[2] if len(node.args) > 2 else None
+        return None if bias is None else constant_of(self.graph_module, bias)
+
+
+def constant_of(graph_module: torch.nn.Module, node: object) -> torch.Tensor:
+    """Value of a get_attr node."""
+    assert isinstance(node, Node), node
+    assert node.op == "get_attr", node
+    value = getattr(graph_module, str(node.target))
+    assert isinstance(value, torch.Tensor)
+    return value.detach()
