@@ -1,0 +1,130 @@
+"""Options that several verbs share, as decorators: `--json -v -q --no-color --config` and devices.
+
+The shared options are not passed to the verb's function: they set fields of the ``Terminal`` that
+is the context's ``obj``. A ``--config`` file gives defaults, which the command line overrides:
+
+    calib-data = "calib.npz"     # for every verb that has the option
+    [build]
+    precision = "w8a8"           # for `tvmq build` alone
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+DEVICES = ("npu", "cpu", "reference", "float")
+PATH = click.Path(path_type=Path)
+
+
+def shared_options(function: Function) -> Function:
+    """Add `--config --json -v -q --no-color`."""
+    options = [
+        click.option(
+            "--config",
+            type=PATH,
+            callback=_read_config,
+            is_eager=True,
+            expose_value=False,
+            metavar="FILE",
+            help="TOML file with defaults for these options.",
+        ),
+        _terminal_option("--json", field="json", text="Machine output on stdout."),
+        _terminal_option(
+            "-v",
+            "--verbose",
+            field="verbosity",
+            count=True,
+            text="More on stderr; -vv adds tracebacks.",
+        ),
+        _terminal_option("-q", "--quiet", field="quiet", text="Only errors on stderr."),
+        _terminal_option(
+            "--no-color",
+            field="plain",
+            text="Plain text; so does the environment variable NO_COLOR.",
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def device_option(default: str | None = None) -> Callable[[Function], Function]:
+    """Add `--device`."""
+    return click.option(
+        "--device",
+        type=click.Choice(DEVICES),
+        default=default,
+        help="Where to run; npu is the simulated machine, reference the NumPy interpreter "
+        "[default: npu if the artifact has one].",
+    )
+
+
+def pairs(text: str | None) -> tuple[float, ...] | None:
+    """Parse "0.485,0.456,0.406".
+
+    Raises:
+        click.BadParameter: not numbers.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{text!r} is not a list of numbers such as 0.485,0.456,0.406"
+        ) from error
+
+
+def _terminal_option(
+    *names: str, field: str, text: str, count: bool = False
+) -> Callable[[Function], Function]:
+    """A flag that sets a field of the Terminal, or counts in it."""
+
+    def store(context: click.Context, _: click.Parameter, value: Any) -> None:
+        if value:
+            setattr(context.obj, field, value)
+
+    return click.option(
+        *names, callback=store, expose_value=False, is_flag=not count, count=count, help=text
+    )
+
+
+def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    try:
+        data = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise click.BadParameter(f"{path}: can't be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{path}: not TOML ({error})") from error
+    chosen = {key: value for key, value in data.items() if not isinstance(value, dict)}
+    own = data.get(str(context.info_name), {})
+    known = {
+        option.lstrip("-"): parameter.name
+        for parameter in context.command.params
+        for option in parameter.opts
+    }
+    unknown = sorted(set(own) - set(known))
+    if unknown:
+        raise click.BadParameter(
+            f"{path}: [{context.info_name}] has {unknown[0]!r}, which is no option of "
+            f"`tvmq {context.info_name}`"
+        )
+    merged = {**chosen, **own}
+    context.default_map = {
+        **(context.default_map or {}),
+        **{str(known[key]): value for key, value in merged.items() if key in known},
+    }

@@ -1,0 +1,79 @@
+"""What a long job tells while it runs: stages, their seconds, and bars with the time left.
+
+Everything goes to stderr; stdout belongs to results. Bars are drawn on terminals only, so logs and
+pipes get plain lines. ``Progress()`` says nothing at all, which is what library callers get.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+from rich.status import Status
+
+T = TypeVar("T")
+
+
+class Progress:
+    """Listens to a job.
+
+    Attributes:
+        seconds: of every stage that has ended, in order.
+    """
+
+    def __init__(self, console: Console | None = None, *, verbose: bool = False) -> None:
+        """Speak to ``console`` (None: say nothing); ``verbose`` adds a line per stage."""
+        self.seconds: dict[str, float] = {}
+        self._console = console
+        self._verbose = verbose
+        self._status: Status | None = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the block and show that it is running."""
+        start = time.perf_counter()
+        if self._console is not None and self._console.is_terminal:
+            with self._console.status(name) as self._status:
+                yield
+            self._status = None
+        else:
+            yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+        if self._verbose:
+            self._say(f"{name}: {self.seconds[name]:.2f} s")
+
+    def track(self, items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
+        """Pass items on and count them, with the time left where ``total`` is known."""
+        if self._console is None or not self._console.is_terminal:
+            yield from items
+            return
+        if self._status is not None:  # a terminal shows one thing that moves at a time
+            self._status.stop()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Bars(*columns, console=self._console, transient=True) as bars:
+            yield from bars.track(items, total=total, description=what)
+        if self._status is not None:
+            self._status.start()
+
+    def note(self, text: str) -> None:
+        """Say something that the user should know whatever the verbosity (but not with -q)."""
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        if self._console is not None:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
