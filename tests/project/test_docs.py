@@ -1,0 +1,45 @@
+"""Documents name things that exist, and every word of the command line is explained."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from tvmq.cli import VERBS, cli
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("targets/**/*.md")])
+LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
+
+
+def test_there_is_a_readme():
+    assert (ROOT / "README.md").is_file()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(path):
+    targets = [match[1] for match in LINK.finditer(path.read_text())]
+    local = [
+        target for target in targets if "://" not in target and not target.startswith("mailto")
+    ]
+    assert [target for target in local if not (path.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_has_help(verb):
+    command = cli.get_command(click.Context(cli), verb)
+    assert command is not None
+    assert command.help
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    assert [option.name for option in options if not option.help] == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_takes_the_shared_options(verb):
+    command = cli.get_command(click.Context(cli), verb)
+    assert command is not None
+    known = {word for parameter in command.params for word in parameter.opts}
+    assert {"--json", "--verbose", "--quiet", "--no-color", "--config"} <= known
