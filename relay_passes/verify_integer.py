@@ -1,0 +1,84 @@
+"""Verify that nothing between the input's quantize and the output's dequantize is a float.
+
+A float may be computed from the network's inputs alone (the quantize), or be used by nothing but
+other floats (the dequantize), and there only by the operators that those two consist of.
+
+Needs: every lowering pass. Leaves: the module as it is, or an error that names the value.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import IRModule
+
+from relay_passes.relax_nodes import Expr, Graph, Var, is_float, op_of, variables_in
+from targets.errors import UnsupportedError
+
+_QUANTIZE = ("astype", "divide", "add", "floor", "clip")
+_DEQUANTIZE = ("astype", "subtract", "multiply", "permute_dims", "reshape")
+
+_REASONS = {
+    "concat": "its inputs have different steps or zero points; give them one step",
+    "add": "it is neither added in a convolution's accumulator nor quantized afterwards",
+    "nn.conv2d": "its input, its weight or its output is not quantized",
+    "matmul": "its input, its weight or its output is not quantized",
+    "nn.avg_pool2d": "its input or its output is not quantized",
+    "nn.relu": "its output is not quantized",
+    "clip": "its output is not quantized",
+    "astype": "its codes are used as real numbers",
+}
+_ANY_REASON = "there is no integer form of this operator here"
+
+
+@tvm.transform.module_pass(opt_level=0, name="VerifyInteger")
+class VerifyInteger:
+    """Verify that nothing between the input's quantize and the output's dequantize is a float."""
+
+    def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
+        """Return ``mod`` itself.
+
+        Raises:
+            UnsupportedError: names the first value that is still a float, and why.
+        """
+        verify_integer(mod)
+        return mod
+
+
+def verify_integer(mod: IRModule) -> None:
+    """Raise ``UnsupportedError`` if anything between the quantize and the dequantize is a float."""
+    graph = Graph(mod)
+    from_integers: set[Var] = set()
+    for var, value in graph.bindings:
+        sources = variables_in(value)
+        if any(source in from_integers or _is_integer(source) for source in sources):
+            from_integers.add(var)
+    to_integers: set[Var] = set()
+    for var, _ in reversed(graph.bindings):
+        if any(user in to_integers or _is_integer(user) for user in graph.users(var)):
+            to_integers.add(var)
+
+    for var, value in graph.bindings:
+        if not _is_integer(var) and op_of(value):
+            after, before = var in from_integers, var in to_integers
+            allowed = _DEQUANTIZE if after else _QUANTIZE
+            if (after and before) or op_of(value) not in allowed:
+                raise UnsupportedError(
+                    f"{_named(graph, var)}: '{op_of(value)}' is still computed in floating point: "
+                    f"{_REASONS.get(op_of(value), _ANY_REASON)}."
+                )
+    for output in graph.outputs:
+        if output not in from_integers:
+            raise UnsupportedError(
+                f"{output.name}: the network returns it without having quantized anything."
+            )
+
+
+def _is_integer(var: Expr) -> bool:
+    return hasattr(var.ty, "dtype") and not is_float(var)
+
+
+def _named(graph: Graph, var: Var) -> str:
+    """The value's name, or that of the first named one computed from it."""
+    while var.name.startswith("lv") and (users := graph.users(var)):
+        var = users[0]
+    return str(var.name)
