@@ -2,351 +2,235 @@
 
 Three steps, fused per task (a block of rows of one image, and a chunk of output channels):
 
-    stage   rows read by the task, padded with the zero point, channels padded to the dot product's depth
-    sums    tiles of ``pixels × vectors`` accumulators of 16 channels that live in registers
-    codes   the tile requantized and written
+    stage   rows read by the task, padded with the zero point, channels padded to the dot's depth
+    sums    tiles of pixels × vectors of 16 accumulators that live in registers
+    codes   the tile requantized, and written
 
-A dense layer has no rows, so its pixels are the images of the batch; a 1 × 1 convolution sees the image as one
-row. Where a tile overhangs the image or the channels, codes go through a scratch buffer and are copied out.
+Where tiles overhang the output (pixels of the last tile, channels of the last block), codes are
+written to a scratch buffer first and copied out from there. ``_Definition`` says what is computed,
+``_schedule`` how.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from tvm import s_tir, te, tirx
 
-from targets.cpu import intrinsics
+from targets.cpu.geometry import LANES, Dot, Geometry
 from targets.cpu.host import CpuFeatures
 from targets.cpu.requantize import Epilogue, Expr
 from targets.layers import Conv2d
 
-LANES = 16
-REGISTERS = 15  # vectors of accumulators: 16 make a buffer of 1024 bytes, which TVM puts on the heap
-STAGE_BYTES = 128 * 1024
-TASK_MACS = 500_000  # an image is split over threads only where the parts are larger than this
-
-
-@dataclass(frozen=True)
-class Dot:
-    """How products are summed: ``depth`` channels at once, of ``stage`` type, ``flip``ped to unsigned."""
-
-    depth: int
-    stage: str
-    flip: bool
-    intrinsic: str | None
-
-
-def _dot(layer: Conv2d, host: CpuFeatures) -> Dot:
-    if layer.depthwise:
-        return Dot(1, layer.input.dtype, False, None)
-    if host.vnni:
-        return Dot(4, "uint8", layer.input.dtype == "int8", intrinsics.VNNI)
-    return Dot(1, "int32", False, None)
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Sizes of the kernel.
-
-    Attributes:
-        view: ``image``, ``row`` (1 × 1 convolution) or ``batch`` (dense).
-        height: rows that a task may be cut from.
-        width: pixels of a row; 0 if it is the batch.
-        rows: rows of a task.
-        pixels: pixels of a tile.
-        vectors: channel vectors of a tile.
-        blocks: channel vectors in all, over all groups.
-        group_blocks: of one group.
-        chunk: channel vectors of a task.
-        ragged: tiles overhang the output.
-    """
-
-    view: str
-    height: int
-    width: int
-    rows: int
-    pixels: int
-    vectors: int
-    blocks: int
-    group_blocks: int
-    chunk: int
-    ragged: bool
-
-
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
-
-
-def _tile(width: int, blocks: int) -> tuple[int, int]:
-    """Pixels and vectors of a tile: fewest cycles per useful multiply, as ports and latency allow."""
-
-    def cycles(tile: tuple[int, int]) -> float:
-        pixels, vectors = tile
-        work = pixels * vectors
-        waste = -(-width // pixels) * pixels / width
-        copied = 1.1 if width % pixels else 1.0
-        return waste * copied * max(1.0, (pixels + vectors) / work, 6 / work)
-
-    tiles = [
-        (pixels, vectors)
-        for vectors in _divisors(blocks)
-        for pixels in range(1, min(width, REGISTERS) + 1)
-        if pixels * vectors < REGISTERS + 1
-    ]
-    return min(tiles, key=cycles)
-
-
-def _geometry(layer: Conv2d, host: CpuFeatures) -> Geometry:
-    height, width, channels = layer.output.shape
-    _, r, s, depth = layer.weight.shape
-    plain = (r, s) == (1, 1) and layer.strides == (1, 1) and not any(layer.padding)
-    view = "image"
-    if plain and height * width == 1:
-        view, height, width = "batch", 1, 0
-    elif plain and layer.groups == 1 and channels % LANES == 0:
-        pixels = _tile(height * width, channels // LANES)[0]
-        if height * width % pixels == 0:  # the copy of overhanging codes knows no flattened rows
-            view, height, width = "row", 1, height * width
-    if layer.depthwise:
-        blocks = group_blocks = -(-channels // LANES)
-        pixels, vectors = _tile(width or 4, 1)
-    else:
-        group_blocks = -(-(channels // layer.groups) // LANES)
-        blocks = group_blocks * layer.groups
-        pixels, vectors = _tile(width or 4, blocks if layer.groups == 1 else group_blocks)
-    full = channels % LANES == 0 if layer.depthwise else blocks * LANES == channels
-    ragged = width == 0 or width % pixels != 0 or not full
-
-    tasks = 1 if view == "batch" else min(2 * host.cores, max(1, layer.macs // TASK_MACS))
-    row_bytes = max(1, layer.strides[0] * layer.input.shape[1] * layer.input.shape[2])
-    candidates = [d for d in _divisors(height) if d * row_bytes <= STAGE_BYTES] or [1]
-    enough = [d for d in candidates if height // d >= tasks and (d >= r or d == height)]
-    rows = max(enough or [d for d in candidates if d >= r] or candidates)
-    chunk = blocks
-    if full and layer.groups == 1:
-        wanted = -(-tasks // (height // rows))
-        chunk = max(d for d in _divisors(blocks // vectors) if blocks // vectors // d >= wanted or d == 1)
-        chunk *= vectors
-    return Geometry(
-        view, height, width, rows, pixels, vectors, blocks, group_blocks, chunk, ragged
-    )
-
-
-def _pack_channels(layer: Conv2d, geometry: Geometry) -> Callable[[npt.NDArray[np.int32]], npt.NDArray[np.int32]]:
-    groups = 1 if layer.depthwise else layer.groups
-    each = layer.output.shape[2] // groups
-    lanes = geometry.blocks * LANES // groups
-
-    def pack(values: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        padded = np.pad(values.astype(np.int32).reshape(groups, each), ((0, 0), (0, lanes - each)))
-        return np.ascontiguousarray(padded.reshape(geometry.blocks, LANES))
-
-    return pack
-
-
-def _pack_weight(layer: Conv2d, geometry: Geometry, dot: Dot) -> npt.NDArray[np.int8]:
-    """Weights in the order they are read: int8[blocks, R, S, ceil(C / depth), 16, depth]."""
-    k, r, s, c = layer.weight.shape
-    groups = 1 if layer.depthwise else layer.groups
-    lanes = geometry.blocks * LANES // groups
-    deep = -(-c // dot.depth)
-    w = layer.weight.reshape(groups, k // groups, r, s, c)
-    w = np.pad(w, ((0, 0), (0, lanes - k // groups), (0, 0), (0, 0), (0, deep * dot.depth - c)))
-    w = w.reshape(geometry.blocks, LANES, r, s, deep, dot.depth).transpose(0, 2, 3, 4, 1, 5)
-    return np.ascontiguousarray(w)
+Indices: TypeAlias = tuple[Expr, ...]
 
 
 def build_conv2d(
     layer: Conv2d, host: CpuFeatures
 ) -> tuple[tirx.PrimFunc, tuple[npt.NDArray[np.generic], ...]]:
-    """The scheduled kernel and its constants; see ``kernels.Kernel`` for the parameters' order."""
-    dot = _dot(layer, host)
-    geo = _geometry(layer, host)
+    """The scheduled kernel and its constants; ``kernels.Kernel`` tells the order of parameters."""
+    dot = Dot.of(layer, host)
+    geometry = Geometry.of(layer, host, dot)
     bias = layer.bias.astype(np.int64)
     if dot.flip:
         bias = bias - 128 * layer.weight.sum(axis=(1, 2, 3), dtype=np.int64)
-    epilogue = Epilogue.of(layer, bias.astype(np.int32), _pack_channels(layer, geo))
-    weight = _pack_weight(layer, geo, dot)
-    tensors = _define(layer, geo, dot, epilogue, weight.shape)
+    epilogue = Epilogue.of(layer, bias.astype(np.int32), geometry.pack_channels)
+    weight = geometry.pack_weight(layer.weight, dot)
+    tensors = _Definition(layer, geometry, dot, epilogue, weight.shape).tensors()
     func = te.create_prim_func(tensors, index_dtype_override="int64")
-    return _schedule(func, layer, geo, dot), (weight, *epilogue.constants)
+    return _schedule(func, layer, geometry, dot), (weight, *epilogue.constants)
 
 
-def _define(
-    layer: Conv2d, geo: Geometry, dot: Dot, epilogue: Epilogue, packed: tuple[int, ...]
-) -> list[te.Tensor]:
-    """The kernel as plain tensor expressions, in the padded sizes of its tiles."""
-    n = tirx.Var("n", "int64")
-    hi, wi, ci = layer.input.shape
-    ho, wo, k = layer.output.shape
-    _, r, s, deep, _, _ = packed
-    (sy, sx), (dy, dx), (top, left, _, _) = layer.strides, layer.dilation, layer.padding
-    batch = geo.view == "batch"
-    images = tirx.const(1, "int64") if batch else n
-    tiles = tirx.floordiv(n + geo.pixels - 1, geo.pixels) if batch else -(-geo.width // geo.pixels)
-    width = tiles * geo.pixels
-    groups = 1 if layer.depthwise else layer.groups
-    depth = geo.blocks * LANES if layer.depthwise else deep * dot.depth
+@dataclass(frozen=True)
+class _Definition:
+    """The kernel as tensor expressions over image, row and pixel of its view, in whole tiles."""
 
-    x = te.placeholder((n, hi, wi, ci), layer.input.dtype, name="x")
-    res = None
-    if len(layer.inputs) == 2:
-        res = te.placeholder((n, ho, wo, k), layer.inputs[1].dtype, name="residual")
-    weight = te.placeholder(packed, "int8", name="weight")
-    constants = [te.placeholder((geo.blocks, LANES), "int32", name=f"constant{i}") for i in range(len(epilogue.constants))]
+    layer: Conv2d
+    geometry: Geometry
+    dot: Dot
+    epilogue: Epilogue
+    packed: tuple[int, ...]
 
-    def read(b: Expr, y: Expr, p: Expr, c: Expr) -> Expr:
+    def tensors(self) -> list[te.Tensor]:
+        """The kernel's parameters, the output last."""
+        layer, geo = self.layer, self.geometry
+        n = tirx.Var("n", "int64")
+        images, width = n, -(-geo.width // geo.pixels) * geo.pixels
         if geo.view == "batch":
-            return x[p, 0, 0, c]
-        if geo.view == "row":
-            return x[b, p // wi, p % wi, c]
-        return x[b, y - top, p - left, c]
+            images, width = 1, tirx.floordiv(n + geo.pixels - 1, geo.pixels) * geo.pixels
 
-    def inside(y: Expr, p: Expr, g: Expr, c: Expr) -> list[Expr]:
-        """Conditions under which the staged element exists; those that always hold are left out."""
-        conditions = []
-        if geo.view == "batch":
-            conditions.append(p < n)
-        elif geo.view == "row":
-            conditions += [p < hi * wi] if width > hi * wi else []
-        else:
-            conditions += [y >= top] if top else []
-            conditions += [y < top + hi] if (geo.height - 1) * sy + (r - 1) * dy >= top + hi else []
-            conditions += [p >= left] if left else []
-            conditions += [p < left + wi] if (width - 1) * sx + (s - 1) * dx >= left + wi else []
-        if depth * groups != ci:
-            conditions.append(c < ci // groups)
-        return conditions
-
-    def staged(b: Expr, y: Expr, p: Expr, g: Expr, c: Expr) -> Expr:
-        value = read(b, y, p, g * (ci // groups) + c)
-        zero = layer.input_zero_point
-        if dot.flip:
-            value = value.astype("uint8") ^ tirx.const(128, "uint8")
-            zero += 128
-        conditions = inside(y, p, g, c)
-        value = value.astype(dot.stage)
-        if not conditions:
-            return value
-        return tirx.if_then_else(tirx.all(*conditions), value, tirx.const(zero, dot.stage))
-
-    if geo.view == "image":
-        rows_in, width_in = (geo.height - 1) * sy + (r - 1) * dy + 1, (width - 1) * sx + (s - 1) * dx + 1
-    else:
-        rows_in, width_in = 1, width
-    stage = te.compute((images, rows_in, width_in, groups, depth), staged, name="stage")
-
-    axes = [te.reduce_axis((0, size), name=name) for name, size in (("r", r), ("s", s), ("c", deep), ("d", dot.depth))]
-    er, es, ec, ed = axes
-
-    def product(b: Expr, y: Expr, p: Expr, kb: Expr, lane: Expr) -> Expr:
-        if layer.depthwise:
-            a = stage[b, y * sy + er * dy, p * sx + es * dx, 0, kb * LANES + lane]
-        else:
-            g = kb // geo.group_blocks if groups > 1 else 0
-            a = stage[b, y * sy + er * dy, p * sx + es * dx, g, ec * dot.depth + ed]
-        return te.sum(a.astype("int32") * weight[kb, er, es, ec, lane, ed].astype("int32"), axis=axes)
-
-    sums = te.compute((images, geo.height, width, geo.blocks, LANES), product, name="sums")
-
-    def place(b: Expr, y: Expr, p: Expr) -> tuple[Expr, Expr, Expr]:
-        """Image, row and pixel of the output as indices of ``sums``."""
-        if batch:
-            return (tirx.const(0, "int64"), tirx.const(0, "int64"), b)
-        return (b, tirx.const(0, "int64"), y * wo + p) if geo.view == "row" else (b, y, p)
-
-    def lane_of(c: Expr) -> tuple[Expr, Expr]:
-        if groups == 1:
-            return c // LANES, c % LANES
-        each = k // groups
-        return c // each * geo.group_blocks + c % each // LANES, c % each % LANES
-
-    def residual_of(b: Expr, y: Expr, p: Expr, kb: Expr, lane: Expr) -> Expr | None:
-        if res is None:
-            return None
-        each = k // groups
-        c = kb // geo.group_blocks * each + kb % geo.group_blocks * LANES + lane
-        ok = [] if k == geo.blocks * LANES else [kb % geo.group_blocks * LANES + lane < each]
-        if batch:
-            at, ok = (p, 0, 0, c), [*ok, p < n]
-        elif geo.view == "row":
-            at, ok = (b, p // wo, p % wo, c), [*ok, p < ho * wo]
-        else:
-            at, ok = (b, y, p, c), [*ok, p < wo]
-        return tirx.if_then_else(tirx.all(*ok), res[at], tirx.const(0, res.dtype))
-
-    if geo.ragged:
-        codes = te.compute(
-            sums.shape,
-            lambda *at: epilogue(sums[at], constants, at[3:], residual_of(*at)),
-            name="codes",
-        )
-        out = te.compute((n, ho, wo, k), lambda b, y, p, c: codes[(*place(b, y, p), *lane_of(c))], name="out")
-    else:
-        out = te.compute(
-            (n, ho, wo, k),
-            lambda b, y, p, c: epilogue(
-                sums[(*place(b, y, p), *lane_of(c))], constants, lane_of(c), res[b, y, p, c] if res is not None else None
+        *inputs, weight = [
+            *(
+                te.placeholder((n, *value.shape), value.dtype, name=f"input{i}")
+                for i, value in enumerate(layer.inputs)
             ),
-            name="out",
-        )
-    return [t for t in (x, res, weight, *constants, out) if t is not None]
+            te.placeholder(self.packed, "int8", name="weight"),
+        ]
+        constants = [
+            te.placeholder(array.shape, "int32", name=f"constant{i}")
+            for i, array in enumerate(self.epilogue.constants)
+        ]
+        stage = self._stage(inputs[0], images, width)
+        sums = self._sums(stage, weight, (images, geo.height, width, geo.blocks, LANES))
+
+        def code(*at: Expr) -> Expr:
+            residual = self._residual(inputs[1], at) if len(inputs) > 1 else None
+            return self.epilogue(sums[at], [constant[at[3:]] for constant in constants], residual)
+
+        shape = (n, *layer.output.shape)
+        if geo.ragged:
+            codes = te.compute(sums.shape, code, name="codes")
+            out = te.compute(shape, lambda *at: codes[self._tile_index(*at)], name="out")
+        else:
+            out = te.compute(shape, lambda *at: code(*self._tile_index(*at)), name="out")
+        return [*inputs, weight, *constants, out]
+
+    def _stage(self, x: te.Tensor, images: Expr, width: Expr) -> te.Tensor:
+        """What the dot products read: [images, rows, pixels, groups, depth]."""
+        layer, geo, dot = self.layer, self.geometry, self.dot
+        (sy, sx), (dy, dx), (top, left, _, _) = layer.strides, layer.dilation, layer.padding
+        h, w, c = layer.input.shape
+        each = c // geo.groups
+        rows = (geo.height - 1) * sy + (self.packed[1] - 1) * dy + 1
+        pixels = (width - 1) * sx + (self.packed[2] - 1) * dx + 1
+
+        def staged(b: Expr, y: Expr, p: Expr, group: Expr, channel: Expr) -> Expr:
+            # Only the conditions that can fail: the rest would cost time in the innermost loop.
+            inside = []
+            if geo.view == "batch":
+                inside.append(p < x.shape[0])
+            elif geo.view == "image":
+                inside += [y >= top] if top else []
+                inside += [y < top + h] if rows > top + h else []
+                inside += [p >= left] if left else []
+                inside += [p < left + w] if pixels > left + w else []
+            if geo.depth * geo.groups != c:
+                inside.append(channel < each)
+            at = self._tensor_index(b, y - top, p - left, w)
+            value, zero = x[(*at, group * each + channel)], layer.input_zero_point
+            if dot.flip:
+                value = value.astype("uint8") ^ tirx.const(128, "uint8")
+                zero += 128
+            value = value.astype(dot.stage)
+            if not inside:
+                return value
+            return tirx.if_then_else(tirx.all(*inside), value, tirx.const(zero, dot.stage))
+
+        return te.compute((images, rows, pixels, geo.groups, geo.depth), staged, name="stage")
+
+    def _sums(self, stage: te.Tensor, weight: te.Tensor, shape: Indices) -> te.Tensor:
+        """Sums of products: int32[images, height, width, blocks, 16]."""
+        layer, geo, dot = self.layer, self.geometry, self.dot
+        (sy, sx), (dy, dx) = layer.strides, layer.dilation
+        _, *window, deep, _, _ = self.packed
+        axes = [
+            te.reduce_axis((0, size), name=name)
+            for name, size in zip("rscd", (*window, deep, dot.depth), strict=True)
+        ]
+        r, s, c, d = axes
+
+        def product(b: Expr, y: Expr, p: Expr, block: Expr, lane: Expr) -> Expr:
+            group = block // geo.group_blocks if geo.groups > 1 else 0
+            channel = block * LANES + lane if layer.depthwise else c * dot.depth + d
+            a = stage[b, y * sy + r * dy, p * sx + s * dx, group, channel].astype("int32")
+            return te.sum(a * weight[block, r, s, c, lane, d].astype("int32"), axis=axes)
+
+        return te.compute(shape, product, name="sums")
+
+    def _residual(self, residual: te.Tensor, at: Indices) -> Expr:
+        """The code that is added at an index of ``sums``; zero in what overhangs."""
+        geo = self.geometry
+        b, y, p, block, lane = at
+        _, w, k = self.layer.output.shape
+        each, first = k // geo.groups, block % geo.group_blocks * LANES
+        inside = []
+        if geo.view == "batch":
+            inside.append(p < residual.shape[0])
+        elif geo.view == "image" and w % geo.pixels:
+            inside.append(p < w)
+        if not geo.full:
+            inside.append(first + lane < each)
+        code = residual[
+            (*self._tensor_index(b, y, p, w), block // geo.group_blocks * each + first + lane)
+        ]
+        if not inside:
+            return code
+        return tirx.if_then_else(tirx.all(*inside), code, tirx.const(0, residual.dtype))
+
+    def _tensor_index(self, b: Expr, y: Expr, p: Expr, width: int) -> Indices:
+        """Image, row and pixel of a tensor of ``width`` that the view's (b, y, p) is."""
+        if self.geometry.view == "batch":
+            return (p, 0, 0)
+        return (b, p // width, p % width) if self.geometry.view == "row" else (b, y, p)
+
+    def _tile_index(self, n: Expr, y: Expr, p: Expr, channel: Expr) -> Indices:
+        """Index of ``sums`` where the output's element comes from."""
+        _, w, k = self.layer.output.shape
+        geo = self.geometry
+        block: Indices = (channel // LANES, channel % LANES)
+        if geo.groups > 1:
+            each = k // geo.groups
+            within = channel % each
+            block = (channel // each * geo.group_blocks + within // LANES, within % LANES)
+        zero = tirx.const(0, "int64")
+        if geo.view == "batch":
+            return (zero, zero, n, *block)
+        return (n, zero, y * w + p, *block) if geo.view == "row" else (n, y, p, *block)
 
 
 def _schedule(func: tirx.PrimFunc, layer: Conv2d, geo: Geometry, dot: Dot) -> tirx.PrimFunc:
-    """Tile, fuse, vectorise and tensorize."""
+    """Tile, fuse, vectorize and tensorize."""
     sch = s_tir.Schedule(func)
-    # Where nothing is padded, flipped or widened the input is read as it stands.
-    h, w, c = layer.input.shape
-    direct = (
-        layer.input.dtype == dot.stage and not any(layer.padding) and c % (LANES if layer.depthwise else dot.depth) == 0 and not geo.ragged and layer.groups in (1, c)
-    )
-    out, sums, stage = sch.get_sblock("out"), sch.get_sblock("sums"), sch.get_sblock("stage")
-    lead = sch.get_sblock("codes") if geo.ragged else out
-    loops = sch.get_loops(lead)
+    out, sums, stage = (sch.get_sblock(name) for name in ("out", "sums", "stage"))
     if geo.ragged:
-        b, y, p, kb, lane = loops
+        lead = sch.get_sblock("codes")
+        b, y, p, block, lane = sch.get_loops(lead)
     else:
-        b, y, p, k = loops
+        b, y, p, channel = sch.get_loops(out)
         if geo.view == "row":
             p = sch.fuse(y, p)
             y = sch.add_unit_loop(p)
-        kb, lane = sch.split(k, [None, LANES])
-    yo, yi = sch.split(y, [None, geo.rows])
-    po, pi = sch.split(p, [None, geo.pixels])
-    chunk, kb, ki = sch.split(kb, [None, geo.chunk // geo.vectors, geo.vectors])
+        block, lane = sch.split(channel, [None, LANES])
+    task_y, y = sch.split(y, [None, geo.rows])
+    tile, p = sch.split(p, [None, geo.pixels])
+    task_block, block, vector = sch.split(block, [None, geo.chunk // geo.vectors, geo.vectors])
     if geo.view == "batch":
-        sch.reorder(po, b, yo, chunk, kb, yi, pi, ki, lane)
-        task = sch.fuse(po, b, yo, chunk)
+        sch.reorder(tile, b, task_y, task_block, block, y, p, vector, lane)
+        task, tile = sch.fuse(tile, b, task_y, task_block), y
     else:
-        sch.reorder(b, yo, chunk, kb, yi, po, pi, ki, lane)
-        task = sch.fuse(b, yo, chunk)
-    tile = yi if geo.view == "batch" else po
+        sch.reorder(b, task_y, task_block, block, y, tile, p, vector, lane)
+        task = sch.fuse(b, task_y, task_block)
     sch.parallel(task)
+    sch.unroll(p)
+    sch.unroll(vector)
     sch.vectorize(lane)
-    sch.unroll(pi)
-    sch.unroll(ki)
 
     sch.compute_at(sums, tile, preserve_unit_loops=True)
-    if direct:
-        sch.compute_inline(stage)
+    c = layer.input.shape[2]
+    plain = layer.input.dtype == dot.stage and not any(layer.padding) and not geo.ragged
+    if plain and geo.depth * geo.groups == c:
+        sch.compute_inline(stage)  # nothing to pad, flip or widen: read the input as it is
     else:
         sch.compute_at(stage, task, preserve_unit_loops=True)
-        sch.vectorize(sch.get_loops(stage)[-1])
+        channel = sch.get_loops(stage)[-1]
+        sch.vectorize(sch.split(channel, [None, math.gcd(geo.depth, 64)])[1])
     if geo.ragged:
         sch.reverse_compute_at(out, task)
-    *_, ti, tk, lane, r, s, c, d = sch.get_loops(sums)
-    sch.reorder(r, s, c, *((ti, tk, lane, d) if dot.intrinsic else (d, ti, tk, lane)))
-    if not dot.intrinsic:
-        sch.vectorize(lane)
-    init = sch.decompose_reduction(sums, r)
+
+    *_, p, vector, lane, r, s, c, d = sch.get_loops(sums)
     if dot.intrinsic:
+        sch.reorder(r, s, c, p, vector, lane, d)
+        init = sch.decompose_reduction(sums, r)
         sch.vectorize(sch.get_loops(init)[-1])
         sch.tensorize(lane, dot.intrinsic)
-    for loop in (ti, tk, *sch.get_loops(init)[-3:-1]):
+    else:
+        sch.reorder(r, s, c, d, p, vector, lane)
+        sch.vectorize(lane)
+        init = sch.decompose_reduction(sums, r)
+    for loop in (p, vector, *sch.get_loops(init)[-3:-1]):
         sch.unroll(loop)
     return sch.mod["main"]

@@ -22,13 +22,13 @@ class CpuFeatures:
 
     @staticmethod
     def of(target: Target) -> CpuFeatures:
-        """The features of an ``llvm`` target, taken from its ``mcpu``, ``mattr`` and ``num-cores``."""
+        """The features of an ``llvm`` target, by its ``mcpu``, ``mattr`` and ``num-cores``."""
         vnni = codegen.llvm_cpu_has_features(["avx512vnni", "avx512bw"], target)
         return CpuFeatures(vnni=bool(vnni), cores=int(target.attrs.get("num-cores", 1)))
 
 
 def host_target() -> Target:
-    """The ``llvm`` target of this machine, with its processor and the cores this process may use."""
+    """The ``llvm`` target of this machine: its processor, and the cores this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Target(
         {"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu(), "num-cores": cores or 1},

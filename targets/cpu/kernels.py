@@ -9,17 +9,21 @@ import numpy.typing as npt
 from tvm import tirx
 
 from targets.cpu.conv2d import build_conv2d
+from targets.cpu.elementwise import build_add, build_lut, build_max_pool2d
 from targets.cpu.host import CpuFeatures
-from targets.layers import Conv2d, Layer
+from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d
 
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
     """A scheduled function and the arrays it needs.
 
+    Layers that differ in the values of ``constants`` alone have structurally equal functions.
+
     Attributes:
-        func: parameters are the layer's inputs in order, [N, H, W, C] with N symbolic (rank 2 values as
-            [N, 1, 1, C]: the caller reshapes), ``constants`` in order, and the output [N, H, W, K].
+        func: its parameters are the layer's inputs in order, each [N, H, W, C] with N symbolic (a
+            value of rank 2 as [N, 1, 1, C]: the caller reshapes), then ``constants``, then the output
+            [N, H, W, K], which it writes.
         constants: packed weights and per-channel arrays.
     """
 
@@ -28,7 +32,15 @@ class Kernel:
 
 
 def make_kernel(layer: Layer, host: CpuFeatures) -> Kernel | None:
-    """The kernel of ``layer``, or None where TVM's own lowering is good enough."""
-    if isinstance(layer, Conv2d):
-        return Kernel(*build_conv2d(layer, host))
-    return None
+    """The kernel of ``layer``, or None where TVM's own lowering is good enough (moves)."""
+    match layer:
+        case Conv2d():
+            return Kernel(*build_conv2d(layer, host))
+        case Add():
+            return Kernel(*build_add(layer))
+        case MaxPool2d():
+            return Kernel(*build_max_pool2d(layer))
+        case Lut():
+            return Kernel(*build_lut(layer))
+        case _:
+            return None

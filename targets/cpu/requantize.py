@@ -1,22 +1,22 @@
 """From sums to codes in vector form: which integers are needed, the constants, and the expression.
 
-Constants are padded and ordered by the kernel's channel blocks (``pack``), so that a vector of 16 sums meets
-a vector of 16 constants. Padding channels have all constants zero and their codes are never read.
+Constants are padded and ordered by the kernel's channel blocks (``pack``), so that a vector of 16
+sums meets a vector of 16 constants. Channels of padding have constants of zero; nobody reads their
+codes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
-from tvm import te, tirx
+from tvm import ir, tirx
 
-from targets.layers import Conv2d, Requantize
+from targets.layers import Conv2d, DType, Ints, Requantize
 
-Pack = Callable[[npt.NDArray[np.int32]], npt.NDArray[np.int32]]
-Expr = tirx.Expr if hasattr(tirx, "Expr") else object
+Expr: TypeAlias = ir.Expr
 
 INT32_MAX = 2**31 - 1
 CODE_RANGE = {"int8": (-128, 127), "uint8": (0, 255)}
@@ -53,21 +53,22 @@ def fits_int32(layer: Conv2d) -> bool:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """The requantization of one layer; ``constants[i]`` is what ``tensors[i]`` of ``__call__`` holds.
+    """The requantization of one layer.
 
     Attributes:
         layer: the layer.
-        constants: int32 arrays, packed; the bias first.
+        constants: int32 arrays, packed: bias; with requantization the shift; the multiplier if any
+            is not 1; the residual's shift if any is not 0.
         wide: int64 intermediates.
     """
 
     layer: Conv2d
-    constants: tuple[npt.NDArray[np.int32], ...]
+    constants: tuple[Ints, ...]
     wide: bool
 
     @staticmethod
-    def of(layer: Conv2d, bias: npt.NDArray[np.int32], pack: Pack) -> Epilogue:
-        """Collect the constants of ``layer``, whose bias the kernel has changed to ``bias``, int32[K]."""
+    def of(layer: Conv2d, bias: Ints, pack: Callable[[Ints], Ints]) -> Epilogue:
+        """Collect the constants of ``layer``, whose bias the kernel has changed to ``bias``."""
         arrays = [bias]
         q = layer.requantize
         if q is not None:
@@ -76,48 +77,43 @@ class Epilogue:
                 arrays.append(q.multiplier)
             if q.residual is not None and np.any(q.residual.shift != 0):
                 arrays.append(q.residual.shift)
-        return Epilogue(layer, tuple(pack(a) for a in arrays), not fits_int32(layer))
+        return Epilogue(layer, tuple(pack(array) for array in arrays), not fits_int32(layer))
 
-    def __call__(
-        self, acc: Expr, constants: list[te.Tensor], channel: tuple[Expr, ...], residual: Expr | None
-    ) -> Expr:
-        """The code (or raw sum) of one output element.
+    def __call__(self, acc: Expr, constants: list[Expr], residual: Expr | None) -> Expr:
+        """The output element of the sum ``acc``, int32.
 
         Args:
-            acc: int32 sum.
-            constants: tensors of ``self.constants``.
-            channel: index of the element's channel in them.
-            residual: the code added, or None.
+            acc: sum of products.
+            constants: the element's constants, in the order of ``self.constants``.
+            residual: the code that is added, or None.
         """
-        bias, *rest = [tensor[channel] for tensor in constants]
+        bias, *rest = constants
         q = self.layer.requantize
-        total = acc + bias
         if q is None:
-            return total
+            return acc + bias
         kind = "int64" if self.wide else "int32"
-
-        def integer(value: int) -> Expr:
-            return tirx.const(value, kind)
-
-        shift = rest.pop(0).astype(kind)
-        t = total.astype(kind)
+        shift, *rest = (constant.astype(kind) for constant in rest)
+        t = (acc + bias).astype(kind)
         if q.fraction:
-            t = t << integer(q.fraction)
+            t = t << tirx.const(q.fraction, kind)
         if np.any(q.multiplier != 1):
-            t = t * rest.pop(0).astype(kind)
-        if q.residual is not None:
-            r = residual.astype(kind)
-            if q.residual.zero_point:
-                r = r - integer(q.residual.zero_point)
-            if q.residual.multiplier != 1:
-                r = r * integer(q.residual.multiplier)
-            if rest:
-                r = r << rest.pop(0).astype(kind)
-            t = t + r
-        # Half of the last place, without a branch: (1 << shift) >> 1 is 0 where shift is 0.
-        t = (t + ((integer(1) << shift) >> integer(1))) >> shift
-        # Clamped before the zero point is added: the bounds move, the comparison stays in one place.
-        low, high = q.low - q.zero_point, q.high - q.zero_point
-        t = tirx.min(tirx.max(t, integer(low)), integer(high))
-        t = t.astype("int32") + tirx.const(q.zero_point, "int32")
-        return t.astype(self.layer.output.dtype)
+            t = t * rest.pop(0)
+        if q.residual is not None and residual is not None:
+            r = residual.astype(kind) - tirx.const(q.residual.zero_point, kind)
+            r = r * tirx.const(q.residual.multiplier, kind)
+            t = t + (r << rest.pop(0) if rest else r)
+        limits = (q.low, q.high)
+        return round_and_clamp(t, kind, shift, q.zero_point, limits, self.layer.output.dtype)
+
+
+def round_and_clamp(
+    t: Expr, kind: str, shift: Expr, zero_point: int, limits: tuple[int, int], dtype: DType
+) -> Expr:
+    """``clamp(half_up(t, shift) + zero_point, *limits)`` as ``dtype``; ``t`` and ``shift`` are of ``kind``."""
+    one = tirx.const(1, kind)
+    # Half of the last place, without a branch: (1 << shift) >> 1 is 0 where shift is 0.
+    t = (t + ((one << shift) >> one)) >> shift
+    # Clamped before the zero point is added, where the sum can't overflow.
+    low, high = (tirx.const(limit - zero_point, kind) for limit in limits)
+    t = tirx.min(tirx.max(t, low), high)
+    return (t.astype("int32") + tirx.const(zero_point, "int32")).astype(dtype)

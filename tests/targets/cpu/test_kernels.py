@@ -46,9 +46,7 @@ def conv_reference(layer: Conv2d, inputs: list[np.ndarray]) -> np.ndarray:
     k, r, s, c = layer.weight.shape
     ho, wo, _ = layer.output.shape
     (sy, sx), (dy, dx), (t, left, b, right) = layer.strides, layer.dilation, layer.padding
-    x = np.pad(
-        x, ((0, 0), (t, b), (left, right), (0, 0)), constant_values=layer.input_zero_point
-    )
+    x = np.pad(x, ((0, 0), (t, b), (left, right), (0, 0)), constant_values=layer.input_zero_point)
     acc = np.zeros((n, ho, wo, k), np.int64)
     for ko in range(k):
         first = ko // (k // layer.groups) * c

@@ -1,0 +1,179 @@
+"""How a convolution is cut into tasks and register tiles, and its constants packed for that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from targets.cpu import intrinsics
+from targets.cpu.host import CpuFeatures
+from targets.layers import Conv2d, Ints
+
+LANES = 16
+REGISTERS = (
+    15  # vectors of accumulators; 16 make a buffer of 1024 bytes, which TVM puts on the heap
+)
+CHAINS = 6  # accumulators that hide the latency of one dot product
+STAGE_BYTES = 128 * 1024  # staged input of a task: a part of the second-level cache
+TASK_MACS = 500_000  # an image is cut for threads only into parts larger than this
+
+View: TypeAlias = Literal["image", "row", "batch"]
+
+
+@dataclass(frozen=True)
+class Dot:
+    """The step that sums products.
+
+    Attributes:
+        depth: input channels that one step multiplies.
+        stage: type that it reads activations in.
+        flip: activations are int8 and staged as code + 128; the bias takes 128 · Σ w back.
+        intrinsic: the tensor intrinsic, or None for vector multiply and add.
+    """
+
+    depth: int
+    stage: str
+    flip: bool
+    intrinsic: str | None
+
+    @staticmethod
+    def of(layer: Conv2d, host: CpuFeatures) -> Dot:
+        """The fastest step for ``layer`` on ``host``."""
+        if layer.depthwise:
+            return Dot(1, layer.input.dtype, False, None)
+        if host.vnni:
+            return Dot(4, "uint8", layer.input.dtype == "int8", intrinsics.VNNI)
+        return Dot(1, "int32", False, None)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of a kernel.
+
+    Attributes:
+        view: what the kernel takes for its rows and pixels: those of the ``image``; one ``row`` of
+            all pixels of the image (1 × 1 convolution); a row of all images of the ``batch`` (dense).
+        height: rows.
+        width: pixels of a row; 0 where it is the batch.
+        rows: rows of a task; divides ``height``.
+        pixels: pixels of a tile.
+        vectors: channel blocks of a tile; divides ``chunk`` and ``group_blocks``.
+        chunk: channel blocks of a task; divides ``blocks``.
+        blocks: blocks of 16 output channels in all.
+        groups: groups of channels, padded to blocks one by one; 1 for a depthwise convolution.
+        depth: staged channels of a group.
+        full: no channel of a block is padding.
+        ragged: tiles overhang pixels or channels of the output.
+    """
+
+    view: View
+    height: int
+    width: int
+    rows: int
+    pixels: int
+    vectors: int
+    chunk: int
+    blocks: int
+    groups: int
+    depth: int
+    full: bool
+    ragged: bool
+
+    @property
+    def group_blocks(self) -> int:
+        """Blocks of one group."""
+        return self.blocks // self.groups
+
+    @staticmethod
+    def of(layer: Conv2d, host: CpuFeatures, dot: Dot) -> Geometry:
+        """Cut ``layer``: tiles fit registers, tasks fit the cache, one image feeds all cores."""
+        height, width, channels = layer.output.shape
+        groups = 1 if layer.depthwise else layer.groups
+        group_blocks = -(-(channels // groups) // LANES)
+        blocks = groups * group_blocks
+        full = blocks * LANES == channels
+        tile_blocks = 1 if layer.depthwise else group_blocks
+
+        view: View = "image"
+        r, s = layer.weight.shape[1:3]
+        if (r, s) == (1, 1) and layer.strides == (1, 1) and not any(layer.padding):
+            if height * width == 1:
+                view, height, width = "batch", 1, 0
+            # Overhanging codes are copied out by pixel, so that a flattened row must not overhang.
+            elif full and height * width % _tile(height * width, tile_blocks)[0] == 0:
+                view, height, width = "row", 1, height * width
+        pixels, vectors = _tile(width or 4, tile_blocks)
+
+        # One image alone should keep all cores busy, if there is enough of it. A dense layer is
+        # bound by reading its weights: parts of it gain nothing.
+        tasks = 1 if view == "batch" else max(1, min(2 * host.cores, layer.macs // TASK_MACS))
+        rows = _rows(layer, height, tasks)
+        chunk = blocks
+        if full and groups == 1:
+            tiles = blocks // vectors
+            wanted = -(-tasks // (height // rows))
+            chunk = vectors * max(d for d in _divisors(tiles) if d == 1 or tiles // d >= wanted)
+        depth = blocks * LANES if layer.depthwise else _round_up(layer.weight.shape[3], dot.depth)
+        ragged = not full or width == 0 or width % pixels != 0
+        return Geometry(
+            view, height, width, rows, pixels, vectors, chunk, blocks, groups, depth, full, ragged
+        )  # fmt: skip
+
+    def pack_channels(self, values: Ints) -> Ints:
+        """Per-channel constants, int32[K], by blocks: int32[blocks, 16], padding zero."""
+        each = len(values) // self.groups
+        padding = self.group_blocks * LANES - each
+        padded = np.pad(values.astype(np.int32).reshape(self.groups, each), ((0, 0), (0, padding)))
+        return np.ascontiguousarray(padded.reshape(self.blocks, LANES))
+
+    def pack_weight(self, weight: npt.NDArray[np.int8], dot: Dot) -> npt.NDArray[np.int8]:
+        """Weights in the order they are read: int8[blocks, R, S, ceil(C / depth), 16, depth]."""
+        k, r, s, c = weight.shape
+        each, deep = k // self.groups, -(-c // dot.depth)
+        w = weight.reshape(self.groups, each, r, s, c)
+        padding = ((0, 0), (0, self.group_blocks * LANES - each), (0, 0), (0, 0))
+        w = np.pad(w, (*padding, (0, deep * dot.depth - c)))
+        w = w.reshape(self.blocks, LANES, r, s, deep, dot.depth).transpose(0, 2, 3, 4, 1, 5)
+        return np.ascontiguousarray(w)
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def _tile(width: int, blocks: int) -> tuple[int, int]:
+    """Pixels and vectors of a tile: fewest cycles per useful dot product that ports allow."""
+
+    def cycles(tile: tuple[int, int]) -> float:
+        pixels, vectors = tile
+        waste = _round_up(width, pixels) / width
+        copying = 1.1 if width % pixels else 1.0
+        loads = pixels + vectors
+        return waste * copying * max(1.0, loads / (pixels * vectors), CHAINS / (pixels * vectors))
+
+    tiles = [
+        (pixels, vectors)
+        for vectors in _divisors(blocks)
+        for pixels in range(1, min(width, REGISTERS) + 1)
+        if pixels * vectors <= REGISTERS
+    ]
+    return min(tiles, key=cycles)
+
+
+def _rows(layer: Conv2d, height: int, tasks: int) -> int:
+    """The most rows that fit the cache and leave ``tasks`` parts, but not fewer than a window's."""
+    _, width, channels = layer.input.shape
+    fitting = [
+        rows
+        for rows in _divisors(height)
+        if rows * layer.strides[0] * width * channels <= STAGE_BYTES
+    ] or [1]
+    tall = [rows for rows in fitting if rows >= layer.weight.shape[1]] or fitting[-1:]
+    return max([rows for rows in tall if height // rows >= tasks] or tall[:1])
