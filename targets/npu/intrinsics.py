@@ -101,7 +101,8 @@ def gemm(rows: int, cols: int, dtype: str, fraction: int) -> str:
 
     name = f"npu.gemm_{rows}x{cols}_{_short(dtype)}i8i32" + (f"_f{fraction}" if fraction else "")
     buffers = [(ACT, dtype, rows), (WGT, "int8", rows * cols), (ACC, "int32", cols)]
-    return _register(name, "npu.gemm", buffers, meaning, updates=True, immediates=(fraction,))
+    immediates = (fraction, _immediate(dtype))
+    return _register(name, "npu.gemm", buffers, meaning, updates=True, immediates=immediates)
 
 
 def gemm_value(acc: Expr, act: Expr, weight: Expr, fraction: int) -> Expr:
@@ -120,7 +121,8 @@ def depthwise(cols: int, dtype: str, fraction: int) -> str:
 
     name = f"npu.dwconv_{cols}_{_short(dtype)}i8i32" + (f"_f{fraction}" if fraction else "")
     buffers = [(ACT, dtype, cols), (WGT, "int8", cols), (ACC, "int32", cols)]
-    return _register(name, "npu.dwconv", buffers, meaning, updates=True, immediates=(fraction,))
+    immediates = (fraction, _immediate(dtype))
+    return _register(name, "npu.dwconv", buffers, meaning, updates=True, immediates=immediates)
 
 
 def requantize(channels: int, fields: RequantizeFields) -> str:

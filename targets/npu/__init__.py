@@ -1,0 +1,1 @@
+"""The modelled NPU: description, instruction set, compiler, simulators, cycles."""

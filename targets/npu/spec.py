@@ -1,0 +1,220 @@
+"""One description of the machine: compiler, simulators, timing, constraints and the tuning key all read it.
+
+A description is a TOML file (``specs/*.toml``); ``load_spec`` takes a preset's name or a path. Units are in the names
+or in the docstrings: bytes, cycles, hertz, picojoules.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from targets.errors import SpecError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Array(_Part):
+    """The MAC array.
+
+    Attributes:
+        rows: reduction lanes (R), at most 128.
+        cols: output channels (C), at most 64.
+        kind: "systolic" (fill = rows + cols - 2 cycles) or "tree" (fill = ceil(log2 rows) + 3 cycles).
+        weight_buffers: 2 loads the next tile's weights under the current one, 1 does not.
+        weight_rows_per_cycle: a tile's weights take rows / this cycles to load.
+        min_rows: least cycles between two writes to one accumulator row.
+        precisions: operand widths in bits; a lane takes 8 / max(widths) pairs per cycle.
+        acc_bits: accumulator width; 32.
+        dw: depthwise rate, "stream" (kh * kw cycles per row) or "window" (kh * min(kw, stride)).
+    """
+
+    rows: Annotated[int, Field(gt=0, le=128)]
+    cols: Annotated[int, Field(gt=0, le=64)]
+    kind: Literal["systolic", "tree"]
+    weight_buffers: Literal[1, 2]
+    weight_rows_per_cycle: Positive
+    min_rows: Positive
+    precisions: list[Literal[2, 4, 8]]
+    acc_bits: Literal[32]
+    dw: Literal["stream", "window"]
+
+    @property
+    def fill_cycles(self) -> int:
+        """Cycles between the last input row and the last sum."""
+        if self.kind == "tree":
+            return math.ceil(math.log2(self.rows)) + 3
+        return self.rows + self.cols - 2
+
+    @property
+    def weight_cycles(self) -> int:
+        """Cycles that loading one tile's weights takes."""
+        return -(-self.rows // self.weight_rows_per_cycle)
+
+
+class Bank(_Part):
+    """A scratchpad in bytes, with the bytes of a line and the number of banks."""
+
+    bytes: Annotated[int, Field(gt=0, le=1 << 20)]
+    line: Positive = 16
+    banks: Positive = 1
+
+
+class Sram(_Part):
+    """Activations, weights, int32 sums, and parameter records and tables."""
+
+    act: Bank
+    wgt: Bank
+    acc: Bank
+    par: Bank
+
+
+class Dma(_Part):
+    """The bus to DRAM.
+
+    Attributes:
+        bytes_per_cycle: effective bandwidth.
+        burst: bytes; a partial burst costs a whole one.
+        read_latency: cycles from issue to the first byte.
+        write_latency: cycles from the last byte to completion.
+        outstanding: transfers in flight.
+        arbiter: "fcfs".
+    """
+
+    bytes_per_cycle: Positive
+    burst: Positive
+    read_latency: NotNegative
+    write_latency: NotNegative
+    outstanding: Positive
+    arbiter: Literal["fcfs"]
+
+
+class VectorUnit(_Part):
+    """Elements per cycle of each kind of work, and the pipeline's latency in cycles."""
+
+    shift_lanes: Positive
+    mult_lanes: Positive
+    elt_lanes: Positive
+    pool_lanes: Positive
+    lut_lanes: Positive
+    latency: NotNegative
+
+
+class Issue(_Part):
+    """Decode cycles, depth of the instruction queues and token FIFOs, bytes of an instruction."""
+
+    decode: NotNegative
+    queue_depth: Positive
+    token_depth: Positive
+    insn_bytes: Literal[32]
+
+
+class Energy(_Part):
+    """Relative energy: picojoules per event, from a named table."""
+
+    table: str
+    mac8_pj: float
+    sram_pj_per_byte: float
+    dram_pj_per_byte: float
+    requantize_shift_pj: float
+    requantize_mult_pj: float
+
+
+class NpuSpec(_Part):
+    """A machine."""
+
+    name: str
+    title: str
+    clock_hz: Positive
+    array: Array
+    sram: Sram
+    dma: Dma
+    vu: VectorUnit
+    issue: Issue
+    energy: Energy
+
+    @model_validator(mode="after")
+    def _accumulators_hold_rows(self) -> NpuSpec:
+        row = 4 * self.array.cols
+        if self.sram.acc.bytes < 2 * row:
+            msg = f"sram.acc.bytes must hold two rows of {self.array.cols} int32 sums ({2 * row} bytes)"
+            raise ValueError(msg)
+        return self
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything above, in canonical form."""
+        canonical = json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def acc_rows(self) -> int:
+        """Rows of C sums that ACC holds."""
+        return self.sram.acc.bytes // (4 * self.array.cols)
+
+    @property
+    def peak_macs_per_cycle(self) -> int:
+        """8-bit multiply-accumulates per cycle."""
+        return self.array.rows * self.array.cols
+
+
+def presets() -> list[str]:
+    """Names of the machines that come with tvmq."""
+    folder = resources.files("targets.npu") / "specs"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def load_spec(name: str) -> NpuSpec:
+    """Read a machine description.
+
+    Args:
+        name: a preset such as "e256", or the path of a TOML file.
+
+    Raises:
+        SpecError: no such preset or file, or a field is unknown, missing or out of range; names the field.
+    """
+    if name in presets():
+        text = (resources.files("targets.npu") / "specs" / f"{name}.toml").read_text()
+    else:
+        path = Path(name)
+        if not path.is_file():
+            known = ", ".join(presets())
+            msg = f"no machine {name!r}: expected one of {known}, or the path of a TOML file"
+            raise SpecError(msg)
+        text = path.read_text()
+    return parse_spec(text, name)
+
+
+def parse_spec(text: str, origin: str) -> NpuSpec:
+    """Read a description from TOML text; ``origin`` is its name in errors."""
+    try:
+        content: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        msg = f"{origin}: not valid TOML: {error}"
+        raise SpecError(msg) from error
+    try:
+        return NpuSpec.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(p) for p in e['loc']) or 'machine'}: {e['msg']}" for e in error.errors()
+        )
+        msg = f"{origin}: {problems}. The fields are described in targets/npu/spec.py."
+        raise SpecError(msg) from error
