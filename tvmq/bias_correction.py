@@ -1,0 +1,104 @@
+"""Take away the mean error that quantization adds to each channel of each layer.
+
+The float and the quantized graph run side by side, layer by layer in the order of the network. At
+each layer the mean difference of its outputs on one half of the calibration images is the
+correction; it is kept if it brings the other half, which it has not seen, closer to the float
+network. Layers behind it then see its corrected output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+
+import torch
+from torch.fx import GraphModule, Interpreter
+
+from tvmq.annotate import annotated_graph
+from tvmq.calibrate import Calibration, Inputs, Progress
+from tvmq.float_model import FloatModel
+from tvmq.plan import BiasPlan, Plan
+from tvmq.regions import find_regions, shape_of
+
+MAX_IMAGES = 256
+MAX_BYTES = 2**28
+"""The largest tensor of all images together; fewer images where it would be larger."""
+
+
+@torch.inference_mode()
+def correct_biases(
+    model: FloatModel, plan: Plan, calibration: Calibration, progress: Progress | None = None
+) -> dict[str, BiasPlan]:
+    """Corrections of all layers with weights.
+
+    Args:
+        model: the float network.
+        plan: complete, without corrections.
+        calibration: with images.
+        progress: told the layers done and the layers in all.
+
+    Returns:
+        By name of layer; without numbers where the correction did not help.
+    """
+    inputs = _images(model, calibration)
+    count = len(inputs[0])
+    half = count // 2
+    layers = {layer.name: layer for layer in find_regions(model).weighted}
+    if half == 0:
+        return {name: BiasPlan((), "one image is too few for a correction") for name in layers}
+    names = [node.name for node in model.graph_module.graph.nodes if node.name in layers]
+    exact = _run(model.graph_module, inputs, set(names))
+    quantized = _run(annotated_graph(model, plan, torch.float32), inputs, set(names))
+    biases = {}
+    replacement: torch.Tensor | None = None
+    for done, name in enumerate(names, start=1):
+        target = next(exact)
+        output = next(quantized) if done == 1 else quantized.send(replacement)
+        # Channels are axis 1 of images and the last one of what a linear layer makes.
+        axis = -1 if layers[name].kind == "linear" else 1
+        error = (target - output).movedim(axis, -1)
+        correction = error[:half].flatten(0, -2).mean(dim=0)
+        before = float(error[half:].square().mean())
+        after = float((error[half:] - correction).square().mean())
+        numbers = f"squared error {before:.4g} -> {after:.4g} on {count - half} held-out images"
+        if after < before:
+            biases[name] = BiasPlan(tuple(correction.double().tolist()), f"kept: {numbers}")
+            replacement = (output.movedim(axis, -1) + correction).movedim(-1, axis)
+        else:
+            biases[name] = BiasPlan((), f"left out: {numbers}")
+            replacement = output
+        if progress is not None:
+            progress(done, len(names))
+    return biases
+
+
+def _images(model: FloatModel, calibration: Calibration) -> Inputs:
+    """As many calibration images as the memory bound allows."""
+    nodes = [n for n in model.graph_module.graph.nodes if n.op not in ("get_attr", "output")]
+    most = max(4 * math.prod(shape_of(node)[1:]) for node in nodes)
+    count = min(MAX_IMAGES, max(2, MAX_BYTES // most))
+    parts: list[Inputs] = []
+    for inputs in calibration.batches():
+        parts.append(tuple(tensor[:count] for tensor in inputs))
+        count -= len(parts[-1][0])
+        if count <= 0:
+            break
+    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+
+
+def _run(
+    graph_module: GraphModule, inputs: Inputs, stops: set[str]
+) -> Generator[torch.Tensor, torch.Tensor | None, None]:
+    """Execute node by node, freeing what is used up; yield at stops and take a replacement."""
+    interpreter = Interpreter(graph_module)
+    interpreter.args_iter = iter(inputs)
+    for node in graph_module.graph.nodes:
+        if node.op == "output":
+            return
+        result = interpreter.run_node(node)
+        if node.name in stops:
+            replacement = yield result
+            result = result if replacement is None else replacement
+        interpreter.env[node] = result
+        for used in interpreter.user_to_last_uses.get(node, []):
+            del interpreter.env[used]

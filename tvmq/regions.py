@@ -1,0 +1,304 @@
+"""Where a network is quantized: its quantized values, its layers, and which steps must be equal.
+
+A *value* is a node of the float graph whose tensor is held in 8-bit codes, a *layer* is what turns
+values into one value with a single rounding: a convolution with the residual that is added to its
+sums and the ReLU behind it is one layer. Operators that only move or select elements (pooling by
+maximum, slices, paddings, reshapes) are neither: their results carry the step of what they read.
+
+Only the shape of the graph decides here; no data and no settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch.fx import Node
+
+from targets.errors import UnsupportedError
+from tvmq.float_model import FloatModel
+
+aten = torch.ops.aten
+
+PRODUCTS = (aten.conv2d, aten.linear)
+BOUNDS = (aten.relu, aten.clamp)
+FUNCTIONS = (
+    aten.sigmoid,
+    aten.silu,
+    aten.hardswish,
+    aten.hardsigmoid,
+    aten.tanh,
+    aten.gelu,
+    aten.leaky_relu,
+    aten.elu,
+)
+MOVES = (aten.max_pool2d, aten.slice, aten.constant_pad_nd, aten.reshape, aten.permute)
+
+Kind: TypeAlias = Literal["conv", "linear", "pool", "add", "function"]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor held in codes.
+
+    Attributes:
+        name: the node behind which it is quantized.
+        low: no element is below this (a ReLU: 0), -inf if nothing bounds it.
+        high: no element is above this (a ReLU6: 6), inf if nothing bounds it.
+        layer: the layer that makes it, "" for an input of the network.
+    """
+
+    name: str
+    low: float
+    high: float
+    layer: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What makes one value.
+
+    Attributes:
+        name: the node that computes: the convolution's, not its ReLU's.
+        kind: "pool" is an average, "function" an elementwise function (a table of codes).
+        inputs: names of the values read, two for "add".
+        output: name of the value made; "" where the int32 sums themselves leave the network.
+        residual: name of the value added to the sums before the rounding, or "".
+    """
+
+    name: str
+    kind: Kind
+    inputs: tuple[str, ...]
+    output: str
+    residual: str = ""
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The quantized view of a float graph.
+
+    Attributes:
+        values: by name, in the order of the graph.
+        layers: by name, in the order of the graph.
+        carried: node name -> the value whose codes it holds, for every node that holds codes.
+        tied: values that one concatenation joins, so that they share step and zero point; every
+            value is in exactly one group, most are alone.
+        first: layers with weights that read an input of the network.
+        last: layers with weights behind which no other layer with weights comes.
+    """
+
+    values: dict[str, Value]
+    layers: dict[str, Layer]
+    carried: dict[str, str]
+    tied: tuple[tuple[str, ...], ...]
+    first: frozenset[str]
+    last: frozenset[str]
+
+    @property
+    def weighted(self) -> Iterator[Layer]:
+        """Layers with weights of the network's own, in order."""
+        return (layer for layer in self.layers.values() if layer.kind in ("conv", "linear"))
+
+
+def find_regions(model: FloatModel) -> Regions:
+    """Split a float graph into values and layers.
+
+    Raises:
+        UnsupportedError: an operator that none of the lists above knows.
+    """
+    return _Finder(model).find()
+
+
+def op_of(node: Node) -> object:
+    """The operator without its overload (``aten.conv2d``), None for anything but an operator."""
+    return getattr(node.target, "overloadpacket", None) if node.op == "call_function" else None
+
+
+def bounds_of(node: Node) -> tuple[float, float]:
+    """The range that a ReLU, ReLU6, hardtanh or clamp leaves."""
+    if op_of(node) is aten.relu:
+        return 0.0, math.inf
+    low, high = node.args[1:]
+    return float(low), float(high)  # type: ignore[arg-type]
+
+
+def shape_of(node: Node) -> tuple[int, ...]:
+    """Shape of a node's value, axis 0 being the example's batch."""
+    return tuple(node.meta["val"].shape)
+
+
+@dataclass(frozen=True)
+class Window:
+    """What an average pooling averages over: ``sum / divisor``, padding counted as zeros."""
+
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    padding: tuple[int, int]
+    divisor: int
+
+
+def window_of(node: Node) -> Window:
+    """The window of an avg_pool2d node.
+
+    Raises:
+        UnsupportedError: windows at the border have another divisor than the others.
+    """
+    given = [*node.args[1:], *[None] * 6]
+    kernel, strides, padding = _pair(given[0]), _pair(given[1] or given[0]), _pair(given[2] or 0)
+    counts_padding = given[4] is None or bool(given[4])
+    if given[3] or (any(padding) and not counts_padding):
+        raise UnsupportedError(
+            f"average pooling {node.name}: windows at the border are divided by fewer elements; "
+            "use ceil_mode=False and count_include_pad=True, or pad before pooling."
+        )
+    divisor = given[5] or kernel[0] * kernel[1]
+    return Window(kernel, strides, padding, int(divisor))  # type: ignore[call-overload]
+
+
+def _pair(value: object) -> tuple[int, int]:
+    values = [value] * 2 if isinstance(value, int) else list(value)  # type: ignore[call-overload]
+    return values[0], values[-1]
+
+
+class _Finder:
+    """One walk over the graph; a class only because the steps share the tables they fill."""
+
+    def __init__(self, model: FloatModel) -> None:
+        self.model = model
+        self.nodes = list(model.graph_module.graph.nodes)
+        self.values: dict[str, Value] = {}
+        self.layers: dict[str, Layer] = {}
+        self.carried: dict[str, str] = {}
+        self.parent: dict[str, str] = {}  # union-find over the names of values
+        self.fused: set[Node] = set()  # bounds that belong to the layer before them
+        self.sums = self._find_residual_sums()
+
+    def find(self) -> Regions:
+        for node in self.nodes:
+            op = op_of(node)
+            if node.op == "placeholder":
+                self._add_value(node, None, "")
+            elif node.op in ("get_attr", "output") or node in self.fused:
+                continue
+            elif op in PRODUCTS:
+                if node not in self.sums.values():
+                    self._add_layer(node, "linear" if op is aten.linear else "conv", node, [node])
+            elif op is aten.add:
+                self._add_sum(node)
+            elif op is aten.avg_pool2d:
+                window_of(node)  # refuses what no divisor describes
+                self._add_layer(node, "pool", node, [node])
+            elif op in BOUNDS or op in FUNCTIONS:
+                self._add_layer(node, "function", node, [node], fuse=False)
+            elif op in MOVES:
+                self.carried[node.name] = self.carried[node.all_input_nodes[0].name]
+            elif op is aten.cat:
+                self._join(node)
+            else:
+                raise UnsupportedError(
+                    f"operator {node.target} at {self._place(node)} can't be quantized; replace it "
+                    "in the model by operators that `tvmq ops` lists."
+                )
+        return Regions(
+            self.values, self.layers, self.carried, self._groups(), self._first(), self._last()
+        )
+
+    def _find_residual_sums(self) -> dict[Node, Node]:
+        """Additions whose operand is a product read by nothing else, and that operand.
+
+        Of two such operands the later one holds the sum: the other is finished by then.
+        """
+        order = {node: i for i, node in enumerate(self.nodes)}
+        sums = {}
+        for node in self.nodes:
+            if op_of(node) is not aten.add or len(node.all_input_nodes) != 2:
+                continue
+            free = [a for a in node.all_input_nodes if op_of(a) in PRODUCTS and len(a.users) == 1]
+            if free:
+                sums[node] = max(free, key=order.__getitem__)
+        return sums
+
+    def _add_sum(self, node: Node) -> None:
+        product = self.sums.get(node)
+        if product is None:
+            operands = [a for a in node.args[:2] if isinstance(a, Node)]
+            self._add_layer(node, "add", node, operands)
+            return
+        (other,) = (a for a in node.all_input_nodes if a is not product)
+        kind: Kind = "linear" if op_of(product) is aten.linear else "conv"
+        self._add_layer(product, kind, node, [product], self.carried[other.name])
+
+    def _add_layer(
+        self,
+        node: Node,
+        kind: Kind,
+        end: Node,
+        readers: list[Node],
+        residual: str = "",
+        *,
+        fuse: bool = True,
+    ) -> None:
+        """Record the layer that computes at ``node`` and, with its additions, ends at ``end``."""
+        sources = readers if kind == "add" else [r.all_input_nodes[0] for r in readers]
+        inputs = tuple(self.carried[source.name] for source in sources)
+        bound = next(iter(end.users)) if fuse and len(end.users) == 1 else None
+        output = ""
+        if bound is not None and op_of(bound) in BOUNDS:
+            self.fused.add(bound)
+            output = self._add_value(bound, bound, node.name)
+        elif kind in ("add", "function") or residual or any(u.op != "output" for u in end.users):
+            output = self._add_value(end, end if op_of(end) in BOUNDS else None, node.name)
+        self.layers[node.name] = Layer(node.name, kind, inputs, output, residual)
+
+    def _add_value(self, node: Node, bound: Node | None, layer: str) -> str:
+        low, high = (-math.inf, math.inf) if bound is None else bounds_of(bound)
+        self.values[node.name] = Value(node.name, low, high, layer)
+        self.carried[node.name] = self.parent[node.name] = node.name
+        return node.name
+
+    def _join(self, node: Node) -> None:
+        names = [self.carried[a.name] for a in node.all_input_nodes]
+        self.carried[node.name] = names[0]
+        for name in names[1:]:
+            self.parent[self._root(name)] = self._root(names[0])
+
+    def _root(self, name: str) -> str:
+        while self.parent[name] != name:
+            name = self.parent[name]
+        return name
+
+    def _groups(self) -> tuple[tuple[str, ...], ...]:
+        groups: dict[str, list[str]] = {}
+        for name in self.values:
+            groups.setdefault(self._root(name), []).append(name)
+        return tuple(tuple(group) for group in groups.values())
+
+    def _first(self) -> frozenset[str]:
+        inputs = {name for name, value in self.values.items() if not value.layer}
+        return frozenset(
+            layer.name
+            for layer in self.layers.values()
+            if layer.kind in ("conv", "linear") and inputs.intersection(layer.inputs)
+        )
+
+    def _last(self) -> frozenset[str]:
+        """Walk backwards from the outputs and stop at the first layer with weights."""
+        (output,) = (node for node in self.nodes if node.op == "output")
+        last, seen, todo = set(), set[Node](), list(output.all_input_nodes)
+        while todo:
+            node = todo.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node.name in self.layers and op_of(node) in PRODUCTS:
+                last.add(node.name)
+            else:
+                sum_ = self.sums.get(node)
+                todo.extend(node.all_input_nodes if sum_ is None else [sum_])
+        return frozenset(last)
+
+    def _place(self, node: Node) -> str:
+        return f"{node.name} ({self.model.origins.get(node.name, 'unknown place')})"

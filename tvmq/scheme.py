@@ -1,0 +1,103 @@
+"""The settings of a quantization, and the code ranges that follow from them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from targets.errors import InputError
+
+Scales: TypeAlias = Literal["pot", "free"]
+Granularity: TypeAlias = Literal["tensor", "channel"]
+RangeMethod: TypeAlias = Literal["minmax", "percentile", "mse", "lp"]
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "scales": ("pot", "free"),
+    "granularity": ("tensor", "channel"),
+    "calib_method": ("minmax", "percentile", "mse", "lp"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a network is quantized; weights are always symmetric, activations per tensor.
+
+    Attributes:
+        weight_bits: in [2, 8].
+        activation_bits: in [2, 8].
+        scales: "pot": every step is a power of two; "free": any step, with 16-bit multipliers.
+        granularity: one weight step per layer ("tensor") or per output channel ("channel").
+        first_last_bits: at least this many bits, in [2, 8], for the input of the network, the
+            weights of the first and last layer and the input of the last one.
+        calib_method: how a range is chosen: the extremes, a percentile, or the range with the
+            smallest mean of |error|^2 ("mse") or |error|^2.4 ("lp").
+        percentile: of |x|, in (50, 100], for "percentile".
+        bias_correction: subtract the mean error that quantization adds to each channel.
+        exclude: globs of layer or module names that keep 8-bit weights.
+    """
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    scales: Scales = "pot"
+    granularity: Granularity = "tensor"
+    first_last_bits: int = 8
+    calib_method: RangeMethod = "mse"
+    percentile: float = 99.99
+    bias_correction: bool = True
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("weight_bits", "activation_bits", "first_last_bits"):
+            bits = getattr(self, name)
+            if not isinstance(bits, int) or not 2 <= bits <= 8:
+                raise InputError(f"{name} is {bits!r}; give a whole number from 2 to 8.")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(
+                    f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}."
+                )
+        if not 50 < self.percentile <= 100:
+            raise InputError(f"percentile is {self.percentile}; give a number in (50, 100].")
+
+    @property
+    def pot(self) -> bool:
+        """Whether every step is a power of two."""
+        return self.scales == "pot"
+
+    @property
+    def precision(self) -> str:
+        """Such as ``w4a8``."""
+        return f"w{self.weight_bits}a{self.activation_bits}"
+
+    def __str__(self) -> str:
+        steps = "power-of-two" if self.pot else "free"
+        return (
+            f"{self.precision}, {steps} steps, symmetric weights per {self.granularity}, "
+            f"activations per tensor, first and last layer {self.first_last_bits} bits"
+        )
+
+
+def parse_precision(text: str) -> tuple[int, int]:
+    """Bits of weights and activations in ``w4a8``.
+
+    Raises:
+        InputError: not of this form, or not in [2, 8].
+    """
+    match = re.fullmatch(r"[wW]([2-8])[aA]([2-8])", text.strip())
+    if match is None:
+        raise InputError(
+            f"precision {text!r} is not of the form w8a8; give the bits of weights and "
+            "activations, each from 2 to 8, such as w4a8."
+        )
+    return int(match[1]), int(match[2])
+
+
+def weight_limit(bits: int) -> int:
+    """Largest weight code; codes are in [-limit, limit], so that -w is a code where w is."""
+    return 2 ** (bits - 1) - 1
+
+
+def code_range(bits: int, signed: bool) -> tuple[int, int]:
+    """Lowest and highest code of an activation."""
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)

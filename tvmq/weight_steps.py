@@ -1,0 +1,80 @@
+"""Steps of weights: symmetric, one per layer or per output channel."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from tvmq.fake_quantize import HALF
+from tvmq.integers import MAX_SHIFT_SPREAD
+from tvmq.observers import EXPONENTS, FRACTIONS
+from tvmq.plan import WeightPlan
+from tvmq.scheme import Settings, weight_limit
+
+EMPTY_STEP = 2.0**-7
+"""For a layer whose weights are all zero: any step does, this one keeps the bias precise."""
+
+
+def choose_weight_steps(weight: torch.Tensor, bits: int, settings: Settings) -> WeightPlan:
+    """The steps with the smallest error, or those that the range method fixes.
+
+    A channel whose weights are below 2**-15 of the layer's largest is dead: it gets the coarsest
+    step, at which its weights round to zero, since a fine step would make its bias overflow.
+
+    Args:
+        weight: float32[K, ...].
+        bits: of a code.
+        settings: granularity, scales and method.
+    """
+    limit = weight_limit(bits)
+    rows = weight.detach().double().reshape(len(weight), -1)
+    if settings.granularity == "tensor":
+        rows = rows.reshape(1, -1)
+    peaks = rows.abs().amax(dim=1)
+    if float(peaks.max()) == 0.0:
+        return WeightPlan((EMPTY_STEP,) * len(rows), bits, "all weights are 0")
+    alive = peaks > peaks.max() * 2.0**-MAX_SHIFT_SPREAD
+    if settings.calib_method == "percentile":
+        rank = max(1, math.ceil(rows.shape[1] * settings.percentile / 100))
+        ranked = rows.abs().kthvalue(rank, dim=1).values
+        peaks = torch.where(ranked > 0, ranked, peaks)
+    full = torch.where(alive, peaks, peaks.max()) / limit
+    steps = _search(rows, full, limit, settings)
+    # Shifts are a 4-bit field around the layer's; free steps may straddle one more exponent.
+    spread = MAX_SHIFT_SPREAD if settings.pot else MAX_SHIFT_SPREAD - 1
+    steps = torch.maximum(steps, steps.max() * 2.0**-spread)
+    dead = int((~alive).sum())
+    clipped = float((rows.abs() > (limit + 0.5) * steps[:, None]).double().mean())
+    reason = f"{settings.calib_method}, {100 * clipped:.2g} % of the weights clipped"
+    if dead:
+        reason += f", {dead} of {len(rows)} channels are dead and get the coarsest step"
+    return WeightPlan(tuple(float(step) for step in steps), bits, reason)
+
+
+def weight_codes(weight: torch.Tensor, plan: WeightPlan) -> torch.Tensor:
+    """int64[K, ...]: the codes that ``fake_quantize`` rounds a weight to."""
+    limit = weight_limit(plan.bits)
+    steps = torch.tensor(plan.steps, dtype=torch.float64).reshape(-1, *[1] * (weight.dim() - 1))
+    scaled = weight.detach().double() / steps
+    return torch.floor(scaled + HALF).clamp(-limit, limit).long()
+
+
+def _search(rows: torch.Tensor, full: torch.Tensor, limit: int, settings: Settings) -> torch.Tensor:
+    """float64[rows]: for each row the best of the candidate steps."""
+    search = settings.calib_method in ("mse", "lp")
+    if settings.pot:
+        ceiling = torch.exp2(torch.ceil(torch.log2(full) - 1e-9))
+        candidates = [ceiling * 2.0**e for e in (EXPONENTS if search else (0,))]
+    else:
+        candidates = [full * f for f in (FRACTIONS if search else (1.0,))]
+    power = 2.4 if settings.calib_method == "lp" else 2.0
+    best, least = candidates[0], torch.full_like(full, torch.inf)
+    for candidate in candidates:
+        steps = candidate[:, None]
+        rounded = steps * torch.floor(rows / steps + 0.5).clamp(-limit, limit)
+        errors = (rows - rounded).abs().pow(power).sum(dim=1)
+        better = errors < least
+        best = torch.where(better, candidate, best)
+        least = torch.where(better, errors, least)
+    return best
