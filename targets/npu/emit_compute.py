@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from targets.errors import ArithmeticRangeError
 from targets.npu import isa
 from targets.npu.emitted import ACC, ACT, PAR, WGT, Emitted, Place, reach
 from targets.npu.intrinsics import RECORD_WORDS
@@ -65,6 +66,9 @@ def _unroll(encode: _Encoder, call: Call, itemsizes: tuple[int, ...], spec: NpuS
     done = encode(call, spec)
     if done is not None:
         return [done]
+    if not call.axes:
+        msg = f"{encode.__name__}: a field of the instruction is too narrow for {call}"
+        raise ArithmeticRangeError(msg)
     written = len(call.starts) - 1
     spatial = [n for n, axis in enumerate(call.axes) if axis.strides[written]]
     n = spatial[0] if encode is _encode_pool and spatial else 0
@@ -215,14 +219,14 @@ def _encode_requantize(call: Call, spec: NpuSpec) -> Emitted | None:
         ds_m1=m1.strides[out],
         par_addr=call.starts[par] // 4,
         shift=shift,
-        zp=zero,
-        lo=low,
-        hi=high,
+        zp=zero & 0xFF,
+        lo=low & 0xFF,
+        hi=high & 0xFF,
         nvalid=channels,
         res_addr=call.starts[res] if residual else 0,
         rs_m0=m0.strides[res] if residual else 0,
         rs_m1=m1.strides[res] if residual else 0,
-        res_zp=res_zero,
+        res_zp=res_zero & 0xFF,
         res_mult=res_multiplier,
     )
     if not isa.fits(instruction):
@@ -303,14 +307,14 @@ def _encode_add(call: Call, _spec: NpuSpec) -> Emitted | None:
         b_addr=call.starts[1],
         dst_addr=call.starts[2],
         len=length,
-        za=za,
-        zb=zb,
-        zo=zero,
+        za=za & 0xFF,
+        zb=zb & 0xFF,
+        zo=zero & 0xFF,
         sa=sa,
         sb=sb,
         shift=shift,
-        lo=low,
-        hi=high,
+        lo=low & 0xFF,
+        hi=high & 0xFF,
         ma=ma,
         mb=mb,
     )

@@ -17,6 +17,9 @@ from targets.npu.intrinsics import RECORD_WORDS
 MIN_STRIPES = 4
 """With fewer stripes the DMA of one has no compute of another to hide under."""
 
+MAX_K0 = 255
+"""Reduction tiles along k0 that one GEMM counts."""
+
 
 @dataclass(frozen=True)
 class ConvTiling:
@@ -76,19 +79,20 @@ def _tile_weight_bytes(g: ConvGeometry, k0: int) -> int:
 def _weight_block(g: ConvGeometry) -> tuple[int, int]:
     """Column tiles and k0 tiles of a weight block."""
     k0 = g.reduction[2]
+    long = k0 > MAX_K0
     unit = g.tiles_per_group if g.groups > 1 else 1  # a block of a grouped layer holds whole groups
     record = g.columns * RECORD_WORDS * 4
     wgt, par = g.spec.sram.wgt.bytes, g.spec.sram.par.bytes
     per_tile = _tile_weight_bytes(g, k0)
-    if g.tiles * per_tile <= wgt and g.tiles * record <= par:
+    if not long and g.tiles * per_tile <= wgt and g.tiles * record <= par:
         return g.tiles, k0
     tiles = min(wgt // 2 // per_tile, par // 2 // record) // unit * unit
-    if tiles:
+    if tiles and not long:
         return tiles, k0
     if g.groups > 1 or par // 2 < record:
         msg = f"{g.layer.name}: the weights of one group ({unit * per_tile} bytes) exceed half of WGT"
         raise CapacityError(msg)
-    k0 = wgt // 2 // _tile_weight_bytes(g, 1)
+    k0 = min(wgt // 2 // _tile_weight_bytes(g, 1), MAX_K0)
     if k0 == 0:
         msg = (
             f"{g.layer.name}: a {g.kernel[0]}x{g.kernel[1]} kernel needs {_tile_weight_bytes(g, 1)} bytes "

@@ -1,0 +1,152 @@
+"""From a run of layers to one program.
+
+    schedule each layer -> generate its instructions -> place tensors in DRAM -> tokens from hazards -> HALT
+
+Tensors between the layers live in the arena, a region of DRAM whose bytes are reused once nobody reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from targets.layers import Layer, Move, Value
+from targets.npu import isa
+from targets.npu.codegen import generate
+from targets.npu.constraints import schedule
+from targets.npu.emitted import Emitted, Place
+from targets.npu.program import ARENA, CONSTANTS, INPUTS, OUTPUTS, LayerSpan, Program
+from targets.npu.spec import NpuSpec
+from targets.npu.tokens import Footprint, derive_tokens
+
+_ALIGN = 64
+_ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4}
+
+
+def value_bytes(value: Value) -> int:
+    """Bytes of a tensor of one image."""
+    return int(np.prod(value.shape)) * _ITEMSIZE[value.dtype]
+
+
+def compile_layers(
+    layers: Sequence[Layer], inputs: Sequence[Value], outputs: Sequence[Value], spec: NpuSpec
+) -> Program:
+    """Compile layers, given in order, into a program for one image.
+
+    Args:
+        layers: layers that ``constraints.refusal`` accepts.
+        inputs: tensors that come from outside; they lie one behind the other in region 2.
+        outputs: tensors that are needed outside; one behind the other in region 3.
+        spec: the machine.
+    """
+    places, arena_bytes = _place_tensors(layers, inputs, outputs)
+    constants = _Constants()
+    emitted: list[Emitted] = []
+    spans = []
+    for layer in layers:
+        begin = len(emitted)
+        if not (isinstance(layer, Move) and layer.reshape):
+            scheduled = schedule(layer, spec)
+            tensors = [*layer.inputs, layer.output]
+            names = [b.name for b in scheduled.func.params]
+            dram = {n: constants.add(scheduled.constants[n]) for n in names if n in scheduled.constants}
+            rest = [n for n in names if n not in dram]
+            for name, tensor in zip(rest, tensors, strict=True):
+                dram[name] = places[tensor.name]
+            emitted += generate(scheduled.func, dram, spec)
+        spans.append((begin, len(emitted), layer))
+    instructions, moved = _with_tokens(emitted, spec.issue.token_depth)
+    return Program(
+        machine=spec.name,
+        digest=spec.digest,
+        instructions=(*instructions, isa.Halt()),
+        constants=constants.bytes(),
+        arena_bytes=arena_bytes,
+        input_bytes=sum(value_bytes(v) for v in inputs),
+        output_bytes=sum(value_bytes(v) for v in outputs),
+        layers=tuple(
+            LayerSpan(moved[begin], moved[end], layer.name, layer.source, layer.kind, layer.macs)
+            for begin, end, layer in spans
+        ),
+    )
+
+
+class _Constants:
+    """Region 0: every constant once."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._known: dict[bytes, int] = {}
+
+    def add(self, array: np.ndarray) -> Place:
+        data = np.ascontiguousarray(array).tobytes()
+        if data not in self._known:
+            self._data += bytes(-len(self._data) % _ALIGN)
+            self._known[data] = len(self._data)
+            self._data += data
+        return Place(CONSTANTS, self._known[data], array.dtype.itemsize, dram=True)
+
+    def bytes(self) -> bytes:
+        return bytes(self._data)
+
+
+def _place_tensors(
+    layers: Sequence[Layer], inputs: Sequence[Value], outputs: Sequence[Value]
+) -> tuple[dict[str, Place], int]:
+    """DRAM places of all tensors by name, and the arena's size."""
+    root = {layer.output.name: layer.inputs[0].name for layer in layers if isinstance(layer, Move) and layer.reshape}
+
+    def storage(name: str) -> str:
+        while name in root:
+            name = root[name]
+        return name
+
+    places: dict[str, Place] = {}
+    for region, values in ((INPUTS, inputs), (OUTPUTS, outputs)):
+        offset = 0
+        for value in values:
+            places[storage(value.name)] = Place(region, offset, _ITEMSIZE[value.dtype], dram=True)
+            offset += value_bytes(value)
+    last_use = {storage(v.name): n for n, layer in enumerate(layers) for v in layer.inputs}
+    live: list[tuple[int, int, int]] = []  # begin, end, last use
+    size = 0
+    for n, layer in enumerate(layers):
+        name = storage(layer.output.name)
+        live = [block for block in live if block[2] >= n]
+        if name not in places:
+            begin, needed = 0, value_bytes(layer.output)
+            for taken_begin, taken_end, _ in sorted(live):
+                if begin + needed <= taken_begin:
+                    break
+                begin = max(begin, -(-taken_end // _ALIGN) * _ALIGN)
+            places[name] = Place(ARENA, begin, _ITEMSIZE[layer.output.dtype], dram=True)
+            live.append((begin, begin + needed, last_use.get(name, n)))
+            size = max(size, begin + needed)
+        places[layer.output.name] = places[name]
+    return places, size
+
+
+def _with_tokens(
+    emitted: Sequence[Emitted], depth: int
+) -> tuple[list[isa.Instruction], list[int]]:
+    """Instructions with their tokens and NOPs, and for each old position its new one."""
+    footprints = [Footprint(e.instruction.unit, e.reads, e.writes) for e in emitted]
+    waits, early = derive_tokens(footprints, depth)
+    instructions: list[isa.Instruction] = []
+    moved = []
+    pending = list(early)
+    for index, (item, wait) in enumerate(zip(emitted, waits, strict=True)):
+        moved.append(len(instructions))
+        while pending and pending[0].position == index:
+            pop = pending.pop(0)
+            instructions.append(isa.Nop(on=pop.unit, pop=1 << pop.source))
+        mask = {"pop": _mask(wait.pop), "push": _mask(wait.push)}
+        instructions.append(replace(item.instruction, **mask))
+    moved.append(len(instructions))
+    return instructions, moved
+
+
+def _mask(units: set[int]) -> int:
+    return sum(1 << unit for unit in units)

@@ -1,0 +1,116 @@
+"""What the machine accepts: one function per rule.
+
+The docstring of a rule is the manual's sentence; what it returns is the fact that broke it, or None. The two together are
+the reason that a user reads when a layer goes to the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from targets.errors import CapacityError
+from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d, Move
+from targets.npu.schedule_conv2d import schedule_conv2d
+from targets.npu.schedule_elementwise import schedule_add, schedule_lut
+from targets.npu.schedule_move import schedule_move
+from targets.npu.schedule_pool import schedule_max_pool2d
+from targets.npu.scheduled import Scheduled
+from targets.npu.spec import NpuSpec
+
+MAX_SHIFT = 47
+MAX_SHIFT_SPREAD = 15
+MAX_RESIDUAL_SHIFT = 31
+MAX_FRACTION = 15
+
+
+def operands_are_bytes(layer: Layer, _spec: NpuSpec) -> str | None:
+    """Tensors are int8 or uint8; only the output of a convolution or dense layer may be int32."""
+    values = [*layer.inputs, *([] if isinstance(layer, Conv2d) else [layer.output])]
+    wide = [f"{v.name} is {v.dtype}" for v in values if v.dtype == "int32"]
+    return ", ".join(wide) or None
+
+
+def sums_fit_32_bits(layer: Layer, _spec: NpuSpec) -> str | None:
+    """No sum, shifted left by the layer's fraction bits, exceeds 32 bits."""
+    if not isinstance(layer, Conv2d):
+        return None
+    fraction = layer.requantize.fraction if layer.requantize else 0
+    worst = layer.max_sum << fraction
+    return f"a sum can reach {worst}" if worst >= 1 << 31 else None
+
+
+def shifts_fit_their_fields(layer: Layer, _spec: NpuSpec) -> str | None:
+    """Right shifts lie in [0, 47] and differ by at most 15 between channels; a residual's left shift is at most 31."""
+    if isinstance(layer, Add):
+        bad = [s for s in (layer.a.shift, layer.b.shift) if not 0 <= s <= MAX_RESIDUAL_SHIFT]
+        if not 0 <= layer.shift <= MAX_SHIFT:
+            bad.append(layer.shift)
+        return f"shifts of {bad}" if bad else None
+    if not isinstance(layer, Conv2d) or layer.requantize is None:
+        return None
+    shift, residual = layer.requantize.shift, layer.requantize.residual
+    low, high = int(shift.min()), int(shift.max())
+    if low < 0 or high > MAX_SHIFT or high - low > MAX_SHIFT_SPREAD:
+        return f"right shifts run from {low} to {high}"
+    if layer.requantize.fraction > MAX_FRACTION:
+        return f"{layer.requantize.fraction} fraction bits"
+    if residual is not None and not 0 <= residual.shift.min() <= residual.shift.max() <= MAX_RESIDUAL_SHIFT:
+        return f"the residual's shifts run from {residual.shift.min()} to {residual.shift.max()}"
+    return None
+
+
+def multipliers_are_16_bits(layer: Layer, _spec: NpuSpec) -> str | None:
+    """Multipliers are unsigned 16-bit numbers."""
+    if isinstance(layer, Add):
+        values = [layer.a.multiplier, layer.b.multiplier]
+    elif isinstance(layer, Conv2d) and layer.requantize is not None:
+        residual = layer.requantize.residual
+        values = [int(np.min(layer.requantize.multiplier)), int(np.max(layer.requantize.multiplier))]
+        values += [residual.multiplier] if residual else []
+    else:
+        return None
+    wide = [v for v in values if not 1 <= v <= 0xFFFF]
+    return f"multipliers of {wide}" if wide else None
+
+
+def a_tile_fits_the_scratchpads(layer: Layer, spec: NpuSpec) -> str | None:
+    """One row of output, with the inputs and weights it needs, fits the machine's memories."""
+    try:
+        schedule(layer, spec)
+    except CapacityError as error:
+        return str(error)
+    return None
+
+
+CONSTRAINTS: tuple[Callable[[Layer, NpuSpec], str | None], ...] = (
+    operands_are_bytes,
+    sums_fit_32_bits,
+    shifts_fit_their_fields,
+    multipliers_are_16_bits,
+    a_tile_fits_the_scratchpads,
+)
+
+
+def refusal(layer: Layer, spec: NpuSpec) -> str | None:
+    """Why the NPU does not take a layer: the rule and the fact; None where it does."""
+    for constraint in CONSTRAINTS:
+        fact = constraint(layer, spec)
+        if fact is not None:
+            return f"{(constraint.__doc__ or '').strip()} Here: {fact}."
+    return None
+
+
+def schedule(layer: Layer, spec: NpuSpec) -> Scheduled:
+    """The layer in tensorized TIR, by the rule of its kind."""
+    if isinstance(layer, Conv2d):
+        return schedule_conv2d(layer, spec)
+    if isinstance(layer, Add):
+        return schedule_add(layer, spec)
+    if isinstance(layer, MaxPool2d):
+        return schedule_max_pool2d(layer, spec)
+    if isinstance(layer, Lut):
+        return schedule_lut(layer, spec)
+    assert isinstance(layer, Move)
+    return schedule_move(layer, spec)
