@@ -7,14 +7,15 @@ verifies after each that the module is well formed, and can write ``NN-Name.py``
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tvm import IRModule, relax
 
 from relay_passes.convert_to_nhwc import ConvertToNhwc
 from relay_passes.fold_activations import FoldActivations
+from relay_passes.fold_flatten import FoldFlatten
 from relay_passes.lower_add import LowerAdd
 from relay_passes.lower_average_pool import LowerAveragePool
 from relay_passes.lower_convolution import LowerConvolution
@@ -31,12 +32,11 @@ class Step:
     """One pass of the pipeline.
 
     Attributes:
-        name: of the pass, its class and its dump.
-        make: the pass's class.
+        make: the pass's class; its name is that of the pass and of its dump.
         needs: steps that must have run before.
     """
 
-    make: Callable[[], Callable[[IRModule], IRModule]]
+    make: Any  # module_pass makes a class of it that mypy can't see
     needs: tuple[str, ...] = ()
 
     @property
@@ -53,6 +53,7 @@ PIPELINE: tuple[Step, ...] = (
     Step(SinkDequantize, needs=("FoldActivations",)),
     Step(ConvertToNhwc, needs=("SinkDequantize",)),
     Step(LowerConvolution, needs=_LOWERING),
+    Step(FoldFlatten, needs=("LowerConvolution",)),
     Step(LowerAveragePool, needs=_LOWERING),
     Step(LowerAdd, needs=_LOWERING),
     Step(LowerLookup, needs=_LOWERING),

@@ -68,7 +68,7 @@ class Target:
     dtype: str
 
 
-def exact_step(step: float) -> Fraction:
+def exact_step(step: float | Array) -> Fraction:
     """A float64 as the rational that it is."""
     return Fraction(float(step))
 
