@@ -50,7 +50,6 @@ def capture(
     return capture_program(loaded.program, kind=loaded.kind, notes=loaded.notes)
 
 
-@torch.no_grad()
 def capture_program(
     program: ExportedProgram, *, kind: str = "ExportedProgram", notes: tuple[str, ...] = ()
 ) -> FloatModel:
@@ -70,8 +69,9 @@ def capture_program(
         TensorSpec(name, tuple(node.meta["val"].shape))
         for name, node in zip(canonical.output_names, output.args[0], strict=True)
     )
-    _verify_same_function(program, graph_module, inputs)
-    _verify_any_batch(graph_module, inputs)
+    with torch.no_grad():
+        _verify_same_function(program, graph_module, inputs)
+        _verify_any_batch(graph_module, inputs)
     return FloatModel(
         graph_module=graph_module,
         inputs=inputs,

@@ -137,7 +137,7 @@ def load_state_dict(
         notes = ("dropped the prefix 'module.' of DataParallel from all names",)
     own = module.state_dict()
     shapes = [
-        f"{name} is {list(state[name].shape)} in the file and {list(own[name].shape)} in the network"
+        f"{name} is {list(state[name].shape)} in the file, {list(own[name].shape)} in the network"
         for name in own
         if name in state and own[name].shape != state[name].shape
     ]

@@ -54,7 +54,7 @@ class _Folder:
 
     def fold(self, norm: Node) -> None:
         gamma, beta, mean, variance = (self._double(arg) for arg in norm.args[1:5])
-        scale = gamma / torch.sqrt(variance + float(norm.args[7]))  # type: ignore[arg-type]
+        scale = gamma / torch.sqrt(variance + float(norm.args[7]))
         shift = beta - mean * scale
         source = norm.args[0]
         assert isinstance(source, Node)

@@ -20,16 +20,16 @@ import torch
 from targets.errors import InputError
 
 _PLAIN_EXPRESSION = (
-    ast.Expression, ast.Name, ast.Load, ast.Constant, ast.keyword, ast.BinOp, ast.UnaryOp, ast.BoolOp,
-    ast.Compare, ast.operator, ast.unaryop, ast.boolop, ast.cmpop,
+    ast.Expression, ast.Name, ast.Load, ast.Constant, ast.Call, ast.keyword, ast.BinOp, ast.UnaryOp,
+    ast.BoolOp, ast.Compare, ast.operator, ast.unaryop, ast.boolop, ast.cmpop,
 )  # fmt: skip
-_FUNCTIONS = frozenset(
-    (
-        "Symbol Integer Max Min Mod FloorDiv CleanDiv CeilDiv PythonMod ModularIndexing Where "
-        "IntTrueDiv FloatTrueDiv FloatPow PowByNatural CeilToInt FloorToInt RoundToInt TruncToInt "
-        "ToFloat Identity Eq Ne"
-    ).split(" ")
-)
+# fmt: off
+_FUNCTIONS = frozenset({
+    "Symbol", "Integer", "Max", "Min", "Mod", "FloorDiv", "CleanDiv", "CeilDiv", "PythonMod",
+    "ModularIndexing", "Where", "IntTrueDiv", "FloatTrueDiv", "FloatPow", "PowByNatural",
+    "CeilToInt", "FloorToInt", "RoundToInt", "TruncToInt", "ToFloat", "Identity", "Eq", "Ne",
+})
+# fmt: on
 
 
 def verify_archive_is_inert(path: Path, archive: zipfile.ZipFile) -> None:

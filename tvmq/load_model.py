@@ -233,7 +233,7 @@ def _find_state_dict(path: Path, content: Any) -> tuple[dict[str, torch.Tensor],
         )
     for key in ("", "state_dict", "model_state_dict", "model"):
         state = content.get(key) if key else content
-        if _is_state_dict(state):
+        if isinstance(state, Mapping) and _is_state_dict(state):
             note = (f"took the state dict under the key {key!r}",) if key else ()
             return dict(state), note
     entries = ", ".join(
@@ -245,10 +245,9 @@ def _find_state_dict(path: Path, content: Any) -> tuple[dict[str, torch.Tensor],
     )
 
 
-def _is_state_dict(value: Any) -> bool:
+def _is_state_dict(value: Mapping[Any, Any]) -> bool:
     return (
-        isinstance(value, Mapping)
-        and len(value) > 0
+        len(value) > 0
         and all(isinstance(name, str) for name in value)
         and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
     )

@@ -1,0 +1,169 @@
+"""From 8-bit images to the float input of the network: resize, crop, scale to 0..1, mean, std.
+
+Kept in the manifest of an artifact, so that ``eval`` and ``run`` repeat exactly what ``build`` did.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from targets.errors import InputError
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What happens to 8-bit images; nothing of it happens to float arrays.
+
+    Attributes:
+        mean: per channel, of values scaled to 0..1; None if not given.
+        std: as ``mean``.
+        resize: the shorter side is brought to this many pixels, bilinear, before the crop.
+        crop: size of the square in the center that is kept.
+    """
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    resize: int | None = None
+    crop: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.std is None):
+            raise InputError("--mean and --std belong together; give both or none")
+        if self.mean is not None and self.std is not None:
+            if len(self.mean) != len(self.std):
+                raise InputError(f"--mean has {len(self.mean)} values and --std {len(self.std)}")
+            if not all(map(math.isfinite, self.mean + self.std)) or min(self.std) <= 0:
+                raise InputError("--mean must be finite and --std positive")
+        for flag, size in (("--resize", self.resize), ("--crop", self.crop)):
+            if size is not None and size < 1:
+                raise InputError(f"{flag} {size} is no size; give a number of pixels")
+
+    @classmethod
+    def from_flags(
+        cls,
+        mean: str | None = None,
+        std: str | None = None,
+        resize: int | None = None,
+        crop: int | None = None,
+    ) -> Preprocessing:
+        """Read the flags as typed, such as ``--mean 0.485,0.456,0.406``.
+
+        Raises:
+            InputError: names the flag that is wrong.
+        """
+        return cls(_numbers("--mean", mean), _numbers("--std", std), resize, crop)
+
+    @classmethod
+    def from_manifest(cls, entry: Mapping[str, Any]) -> Preprocessing:
+        """The inverse of ``to_manifest``.
+
+        Raises:
+            InputError: if the entry has other keys or values.
+        """
+        try:
+            mean, std = entry["mean"], entry["std"]
+            return cls(
+                None if mean is None else tuple(float(value) for value in mean),
+                None if std is None else tuple(float(value) for value in std),
+                entry["resize"],
+                entry["crop"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"the manifest's preprocessing {dict(entry)} is damaged") from error
+
+    def to_manifest(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "mean": None if self.mean is None else list(self.mean),
+            "std": None if self.std is None else list(self.std),
+            "resize": self.resize,
+            "crop": self.crop,
+        }
+
+    def check_given(self, what: str, channels: int) -> None:
+        """Check that mean and std are there, for 8-bit images of so many channels.
+
+        Raises:
+            InputError: asks for the flags.
+        """
+        if self.mean is None or self.std is None:
+            raise InputError(
+                f"{what} holds 8-bit images; give the --mean and --std of the training, for values "
+                "scaled to 0..1 (--mean 0 --std 1 if it used none)"
+            )
+        if len(self.mean) not in (1, channels):
+            raise InputError(
+                f"--mean and --std have {len(self.mean)} values, the images of {what} have "
+                f"{channels} channels"
+            )
+
+    def normalize(self, images: Bytes) -> Floats:
+        """(x / 255 - mean) / std in float32.
+
+        Args:
+            images: uint8[N, H, W, C].
+
+        Returns:
+            float32[N, C, H, W].
+        """
+        assert self.mean is not None
+        assert self.std is not None
+        scaled = images.astype(np.float32) / np.float32(255)
+        mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        return np.ascontiguousarray(((scaled - mean) / std).transpose(0, 3, 1, 2))
+
+    def resize_and_crop(self, image: Image.Image) -> Image.Image:
+        """Bring the shorter side to ``resize`` pixels, then keep the center.
+
+        Raises:
+            InputError: if the image is smaller than the crop.
+        """
+        if self.resize is not None:
+            width, height = image.size
+            short = min(width, height)
+            # The longer side is rounded down, as torchvision does.
+            size = (self.resize * width // short, self.resize * height // short)
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        if self.crop is None:
+            return image
+        width, height = image.size
+        if min(width, height) < self.crop:
+            raise InputError(
+                f"{width}x{height} is smaller than --crop {self.crop}; give a larger --resize"
+            )
+        left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
+        return image.crop((left, top, left + self.crop, top + self.crop))
+
+    def fit(self, images: Bytes) -> Bytes:
+        """Resize and crop uint8[N, H, W, C]; returns the same array where neither was asked."""
+        if self.resize is None and self.crop is None:
+            return images
+        gray = images.shape[3] == 1
+        pictures = [Image.fromarray(image[:, :, 0] if gray else image) for image in images]
+        return np.stack([as_array(self.resize_and_crop(picture)) for picture in pictures])
+
+
+def as_array(image: Image.Image) -> Bytes:
+    """An image as uint8[H, W, C]."""
+    array = np.asarray(image, np.uint8)
+    return array[:, :, None] if array.ndim == 2 else array
+
+
+def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    values: Sequence[str] = text.split(",")
+    try:
+        return tuple(float(value) for value in values)
+    except ValueError as error:
+        raise InputError(f"{flag} {text!r} is not of the form 0.485,0.456,0.406") from error
