@@ -1,8 +1,8 @@
 """Hold images as N H W C from the input's codes on, and kernels as O H W I.
 
-Every tensor of rank 4 is transposed by (0, 2, 3, 1), constants too: that takes NCHW to NHWC, OIHW to
-OHWI and a step [K, 1, 1, 1] to itself. Operators that name axes are renamed; a reshape between an
-image and another rank goes through NCHW unless H = W = 1, so the elements keep torch's order. The
+Every tensor of rank 4 is transposed by (0, 2, 3, 1), constants too: that takes NCHW to NHWC, OIHW
+to OHWI and a step [K, 1, 1, 1] to itself. Operators that name axes are renamed; a reshape between
+an image and another rank goes through NCHW unless H = W = 1, so elements keep torch's order. The
 network's input stays NCHW until it is quantized (a transposed byte costs a quarter of a transposed
 float), its output is transposed back.
 

@@ -3,7 +3,8 @@
     quantize(relu(x), low, high)        -->  quantize(x, max(low, zero_point), high)
     quantize(clip(x, a, b), low, high)  -->  quantize(x, max(low, q(a)), min(high, q(b)))
 
-Exact, whether or not the bounds lie on the grid: rounding is monotone, so it commutes with clamping.
+Exact, whether or not the bounds lie on the grid: rounding is monotone, so it commutes with
+clamping.
 
 Needs: nothing. Leaves: no quantize whose source is a relu or a clip.
 """

@@ -2,8 +2,8 @@
 
     matmul(reshape(permute_dims(x, NCHW)), W)  -->  matmul(reshape(x), W')
 
-torch flattens in the order C H W, the tensor is held H W C; the rows of W follow it. What is left of
-the flatten is the same bytes under another shape.
+torch flattens in the order C H W, the tensor is held H W C; the rows of W follow it. What is left
+of the flatten is the same bytes under another shape.
 
 Needs: LowerConvolution. Leaves: no transposed image in front of an integer dense layer.
 """

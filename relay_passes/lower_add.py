@@ -1,7 +1,7 @@
 """Lower the sum of two quantized tensors.
 
     quantize(dequantize(a) + dequantize(b))
-        -->  clip((((a - za) * Na << ka) + ((b - zb) * Nb << kb) + half) >> s) + zero_point, low, high)
+        -->  clip((A + B + half >> s) + zero_point, low, high),    A = (a - za) * Na << ka
 
 Both sides are brought to the finer of the two grids, then rounded once.
 

@@ -1,6 +1,6 @@
 """Lower average pooling to a depthwise convolution with weights of one.
 
-    quantize(avg_pool2d(dequantize(x)))  -->  requantize(conv2d(x, ones, groups=C) - zero_point * window)
+    quantize(avg_pool2d(dequantize(x)))  -->  requantize(conv2d(x, ones, groups=C) - window * zero)
 
 The ratio ``step_x / (window * step_y)`` of a 7 x 7 window is no fraction of 2**s, so the multiplier
 is the next 16-bit one above it; that every possible sum still gives the exactly rounded code is not
@@ -54,7 +54,13 @@ def _visit(rewriter: Rewriter, var: Var, _value: Expr) -> Expr | None:
     quantize = match_quantize(graph, var)
     pool = None if quantize is None else graph.match(quantize.source, "nn.avg_pool2d")
     data = None if pool is None else match_dequantize(graph, pool.args[0])
-    if quantize is None or data is None or not is_codes(data.codes) or data.step.size != 1:
+    if (
+        quantize is None
+        or pool is None
+        or data is None
+        or not is_codes(data.codes)
+        or data.step.size != 1
+    ):
         return None
     name = quantize.source.name
     emit = rewriter.emit

@@ -165,8 +165,8 @@ def _product_and_residual(graph: Graph, source: Expr) -> tuple[Product, Dequanti
     products = [match_product(graph, arg) for arg in (a, b)]
     if all(products):
         raise UnsupportedError(
-            f"{source.name}: adds the sums of '{a.name}' and '{b.name}'; one accumulator can't hold "
-            "both. Quantize one of the two before the add."
+            f"{source.name}: adds the sums of '{a.name}' and '{b.name}'; one accumulator can't "
+            "hold both. Quantize one of the two before the add."
         )
     for product, other in zip(products, (b, a), strict=True):
         residual = match_dequantize(graph, other)

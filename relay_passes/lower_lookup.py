@@ -70,7 +70,7 @@ class _Function:
         self._graph = graph
 
     def values(self, expr: Expr) -> Array | None:
-        """float64[256] (or a scalar), in ascending order of the codes; None if it is no such function."""
+        """float64[256] (or a scalar) in ascending order of the codes; None if no such function."""
         if is_constant(expr):
             scalar = array_of(expr)
             return scalar.reshape(()) if scalar.size == 1 else None
@@ -112,7 +112,7 @@ _ELEMENTWISE: dict[str, Callable[..., Array]] = {
     "maximum": lambda _, a, b: np.maximum(a, b),
     "minimum": lambda _, a, b: np.minimum(a, b),
     "greater": lambda _, a, b: a > b,
-    "where": lambda _, c, a, b: np.where(c, a, b),
+    "where": lambda _, c, a, b: np.asarray(np.where(c, a, b)),
     "exp": lambda _, x: np.exp(x),
     "tanh": lambda _, x: np.tanh(x),
     "sigmoid": lambda _, x: _sigmoid(x),

@@ -3,8 +3,8 @@
     quantize    astype(clip(floor(x / step + half) + zero_point, low, high), "uint8" | "int8")
     dequantize  (astype(codes, "float64") - zero_point) * step          (no subtract if it is 0)
 
-In float64 and spelt out, because ``R.quantize`` rounds half to even, takes float32 steps only and is
-legalized to float32: a free step would lose the bits that make the integer multipliers exact.
+In float64 and spelt out, because ``R.quantize`` rounds half to even, takes float32 steps only and
+is legalized to float32: a free step would lose the bits that make the integer multipliers exact.
 Written this way the module computes, on any TVM target, just what torch computes.
 """
 

@@ -1,7 +1,7 @@
 """Read moves (slices, paddings, concatenations, reshapes) and tables back from Relax.
 
-A slice of a slice is one strided box; a padding or concatenation takes the boxes in front of it along,
-so that ``pad(x[:, ::2, ::2])`` is one move.
+A slice of a slice is one strided box; a padding or concatenation takes the boxes in front of it
+along, so that ``pad(x[:, ::2, ::2])`` is one move.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Read convolutions, dense layers, sums of two tensors and max pooling back from their normal forms.
+"""Read convolutions, dense layers, additions and max pooling back from their normal forms.
 
 Each reader gives the layer, or the reason why the expression is none.
 """
@@ -253,7 +253,7 @@ def _operand(reader: Reader, term: _Term) -> Operand:
 
 
 def _adds_scalar(graph: Graph, expr: Expr) -> bool:
-    """Whether the output's zero point is added here; a bias and a half are per channel or shifted."""
+    """Whether the output's zero point is added here, and not a bias."""
     call = graph.match(expr, "add")
     return call is not None and is_scalar(call.args[1]) and _match_sums(graph, expr) is None
 

@@ -1,7 +1,7 @@
-"""The one file of this package that spells TVM's node classes; the next TVM release touches it only.
+"""The one file here that spells TVM's node classes; the next TVM release touches it only.
 
-``Graph`` is a read-only view of ``main``: a straight line of bindings, who computes and who uses each
-variable. ``rewrite`` runs a visitor over it and gives a new module; what nothing uses any more is
+``Graph`` is a read-only view of ``main``: a straight line of bindings, who computes and who uses
+each variable. ``rewrite`` runs a visitor over it and gives a new module; what nothing uses any more is
 dropped, names are kept.
 """
 
@@ -75,8 +75,7 @@ def is_codes(expr: Expr) -> bool:
 
 def ints(values: Expr) -> tuple[int, ...]:
     """Python integers of an attribute array, a tuple of constants or a shape."""
-    fields = getattr(values, "fields", None)
-    fields = getattr(values, "values", values) if fields is None else fields
+    fields: Any = getattr(values, "fields", getattr(values, "values", values))
     return tuple(int(getattr(v, "value", v)) for v in fields)
 
 

@@ -1,10 +1,10 @@
-"""From int32 sums to codes: the numbers, computed exactly from the steps, and the Relax they become.
+"""From int32 sums to codes: the numbers, exact from the steps, and the Relax they become.
 
     t = ((sums << fraction) * multiplier[k]) + (((r - zero) * N) << r_shift[k])
     y = clip(((t + half[k]) >> shift[k]) + zero_point, low, high)
 
-A real ratio of steps must be ``M / 2**s`` with a 16-bit M. The planner snaps the steps so that it is;
-float64 steps carry a relative error below 2**-50, and two such fractions differ by at least
+A real ratio of steps must be ``M / 2**s`` with a 16-bit M. The planner snaps the steps so that it
+is; float64 steps carry a relative error below 2**-50, and two such fractions differ by at least
 2**-32, so the nearest one within 2**-40 is the one that was meant.
 """
 

@@ -3,8 +3,8 @@
     max_pool(dequantize(q))                    -->  dequantize(max_pool(q))
     reshape, permute_dims, strided_slice       likewise
     pad(dequantize(q), 0.0)                    -->  dequantize(pad(q, zero_point))
-    concat(dequantize(p), dequantize(q))       -->  dequantize(concat(p, q)), if step, zero point and
-                                                    type are equal
+    concat(dequantize(p), dequantize(q))       -->  dequantize(concat(p, q)), if step, zero point
+                                                    and type are equal
     relu(dequantize(q))                        -->  dequantize(table[q]), where no quantize follows
 
 A padded max pool pads with the lowest code, which never wins (each window holds a real element).

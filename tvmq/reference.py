@@ -111,10 +111,8 @@ def _astype(call: Expr, x: Array) -> Array:
 
 
 def _clip(_: Expr, x: Array, low: Expr, high: Expr) -> Array:
-    bounds = [number(bound) for bound in (low, high)]
-    if x.dtype.kind == "f":
-        return np.clip(x, *bounds)
-    return np.clip(x, *(x.dtype.type(bound) for bound in bounds))
+    least, most = (x.dtype.type(number(bound)) for bound in (low, high))
+    return np.clip(x, least, most)
 
 
 def _permute_dims(call: Expr, x: Array) -> Array:
