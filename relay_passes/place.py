@@ -1,0 +1,252 @@
+"""Decide what runs where, and build the module that does it.
+
+    integer main  -->  main of calls: NPU programs for runs of layers, CPU kernels for what the NPU refuses,
+                       ordinary Relax operators for the rest
+
+Every layer on the CPU of an NPU build carries the constraint it violates, in words. Both sides compute the same
+integers; the float operators at the module's ends stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import IRModule, relax
+
+from relay_passes.read_layers import AnyLayer, IntegerNetwork, OpaqueLayer
+from relay_passes.relax_nodes import Expr, Graph, Var, constant, is_tuple, is_var, shape_of
+from targets.cpu.host import CpuFeatures, host_target
+from targets.cpu.kernels import make_kernel
+from targets.layers import Layer, Value
+from targets.npu.compiler import compile_layers, value_bytes
+from targets.npu.constraints import refusal
+from targets.npu.executor import make_executor
+from targets.npu.host_calls import pack_inputs, unpack_output
+from targets.npu.program import Program
+from targets.npu.spec import NpuSpec
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a layer runs.
+
+    Attributes:
+        name: of the layer.
+        source: module path and source line of the user's model.
+        kind: "conv2d", "add", ...
+        device: "npu" or "cpu".
+        reason: the violated constraint, or why the CPU was asked for; "" on the NPU.
+        macs: multiply-accumulates of one image.
+        program: index of its NPU program, None on the CPU.
+    """
+
+    name: str
+    source: str
+    kind: str
+    device: str
+    reason: str
+    macs: int
+    program: int | None = None
+
+
+@dataclass(frozen=True)
+class PlacedModule:
+    """A module whose ``main`` goes from float inputs to float outputs on its devices.
+
+    Attributes:
+        mod: ready for ``tvm.compile`` with the host's target.
+        placements: one per layer, in order.
+        programs: the NPU programs that ``main`` executes, in order.
+    """
+
+    mod: IRModule
+    placements: tuple[Placement, ...]
+    programs: tuple[Program, ...]
+
+
+def decide(network: IntegerNetwork, spec: NpuSpec | None) -> list[str | None]:
+    """Per layer None for the NPU, or the reason why the CPU runs it; without ``spec`` all run there."""
+    reasons: list[str | None] = []
+    for layer in network.layers:
+        if spec is None:
+            reasons.append("the target is the CPU")
+        elif isinstance(layer, OpaqueLayer):
+            reasons.append(layer.reason)
+        else:
+            reasons.append(refusal(layer, spec))
+    return reasons
+
+
+def place(mod: IRModule, network: IntegerNetwork, spec: NpuSpec | None) -> PlacedModule:
+    """Build the placed module.
+
+    Args:
+        mod: the integer module; left as it was.
+        network: its layers, from ``read_layers``.
+        spec: the NPU, or None to run everything on the CPU.
+    """
+    reasons = decide(network, spec)
+    builder = _PlacedBuilder(mod, network, spec)
+    placed, programs = builder.build(_segments(network.layers, reasons))
+    of_layer = {span.name: n for n, program in enumerate(programs) for span in program.layers}
+    placements = tuple(
+        Placement(
+            name=layer.name,
+            source=layer.source,
+            kind=layer.kind,
+            device="npu" if reason is None else "cpu",
+            reason=reason or "",
+            macs=layer.macs,
+            program=of_layer.get(layer.name),
+        )
+        for layer, reason in zip(network.layers, reasons, strict=True)
+    )
+    return PlacedModule(placed, placements, tuple(programs))
+
+
+def _segments(
+    layers: Sequence[AnyLayer], reasons: Sequence[str | None]
+) -> list[tuple[bool, list[AnyLayer]]]:
+    """Runs of layers on the NPU (True), and single layers on the CPU (False)."""
+    segments: list[tuple[bool, list[AnyLayer]]] = []
+    for layer, reason in zip(layers, reasons, strict=True):
+        on_npu = reason is None
+        if on_npu and segments and segments[-1][0]:
+            segments[-1][1].append(layer)
+        else:
+            segments.append((on_npu, [layer]))
+    return segments
+
+
+class _PlacedBuilder:
+    """Emits ``main`` anew: layers in order, everything else when somebody reads it."""
+
+    def __init__(self, mod: IRModule, network: IntegerNetwork, spec: NpuSpec | None) -> None:
+        self.graph = Graph(mod)
+        self.network, self.spec = network, spec
+        self.features = CpuFeatures.of(host_target())
+        self.builder = relax.BlockBuilder()
+        self.old = {var.name: var for var, _ in self.graph.bindings}
+        self.new: dict[Var, Expr] = {}
+        self.programs: list[Program] = []
+
+    def build(self, segments: list[tuple[bool, list[AnyLayer]]]) -> tuple[IRModule, list[Program]]:
+        params = list(self.graph.params)
+        with self.builder.function("main", params):
+            with self.builder.dataflow():
+                for on_npu, layers in segments:
+                    if on_npu:
+                        self._emit_program(layers)
+                    else:
+                        self._emit_on_cpu(layers[0])
+                outputs = relax.Tuple([self._read(output) for output in self.graph.outputs])
+                result = self.builder.emit_output(outputs)
+            self.builder.emit_func_output(result)
+        mod = self.builder.get()
+        if self.graph.function.attrs is not None:
+            mod["main"] = mod["main"].with_attrs(dict(self.graph.function.attrs.items()))
+        return mod, self.programs
+
+    # --- values ---------------------------------------------------------------------------------------------------
+
+    def _read(self, expr: Expr) -> Expr:
+        """The new expression for an old one; emits what it needs that is no layer's output."""
+        if is_tuple(expr):
+            return relax.Tuple([self._read(f) for f in expr.fields])
+        if not is_var(expr) or expr in self.graph.params:
+            return expr
+        if expr not in self.new:
+            value = self.graph.value(expr)
+            args = [self._read(arg) for arg in value.args]
+            call = relax.Call(value.op, args, value.attrs, value.ty_args)
+            self.new[expr] = self.builder.emit(call, name_hint=expr.name)
+        return self.new[expr]
+
+    def _image(self, value: Value) -> Expr:
+        """A quantized tensor as [n, H, W, C]."""
+        old = self.old[value.name]
+        new = self._read(old)
+        if len(shape_of(old)) == 1 + len(value.shape):
+            return new
+        shape = relax.ShapeExpr([self._batch(old), *value.shape])
+        return self.builder.emit(relax.op.reshape(new, shape), name_hint=f"{value.name}_image")
+
+    def _define(self, value: Value, image: Expr) -> None:
+        """Let the old variable of ``value`` be ``image``, in the old variable's shape."""
+        old = self.old[value.name]
+        if len(shape_of(old)) != 1 + len(value.shape):
+            image = relax.op.reshape(image, old.ty.shape)
+        self.new[old] = self.builder.emit(image, name_hint=value.name)
+
+    def _batch(self, var: Var) -> Any:
+        return var.ty.shape.values[0]
+
+    def _call(self, func: Any, name: str, args: list[Expr], types: list[tuple[Any, str]]) -> Expr:
+        gvar = self.builder.add_func(func.without_attr("global_symbol"), name)
+        out = [relax.TensorType(shape, dtype) for shape, dtype in types]
+        return relax.call_tir(gvar, args, out[0] if len(out) == 1 else out)
+
+    # --- devices --------------------------------------------------------------------------------------------------
+
+    def _emit_on_cpu(self, layer: AnyLayer) -> None:
+        """A kernel of ours where there is one; else the layer stays ordinary Relax, emitted where it is read."""
+        kernel = None if isinstance(layer, OpaqueLayer) else make_kernel(layer, self.features)
+        if kernel is None:
+            return
+        args = [self._image(value) for value in layer.inputs]
+        args += [constant(array, str(array.dtype)) for array in kernel.constants]
+        shape = [self._batch(self.old[layer.output.name]), *layer.output.shape]
+        call = self._call(kernel.func, f"cpu_{layer.kind}", args, [(shape, layer.output.dtype)])
+        self._define(layer.output, self.builder.emit(call, name_hint=f"{layer.name}_cpu"))
+
+    def _emit_program(self, layers: list[AnyLayer]) -> None:
+        """One call that executes the layers' program on every image of the batch."""
+        assert self.spec is not None
+        run: list[Layer] = [layer for layer in layers if not isinstance(layer, OpaqueLayer)]
+        inputs, outputs = self._boundary(run)
+        program = compile_layers(run, inputs, outputs, self.spec)
+        name = f"npu_program_{len(self.programs)}"
+        self.programs.append(program)
+        batch = self._batch(self.old[inputs[0].name])
+        images = [self._image(value) for value in inputs]
+        packed = self._call(
+            pack_inputs(inputs), f"{name}_pack", images, [([batch, program.input_bytes], "int8")]
+        )
+        executor = make_executor(self.spec, program.arena_bytes)
+        arguments = [
+            constant(program.words(), "int32"),
+            constant(np.frombuffer(program.constants or bytes(1), np.int8), "int8"),
+            self.builder.emit(packed),
+        ]
+        types = [([batch, program.output_bytes], "int8"), ([batch, 2], "int32")]
+        result = self.builder.emit(self._call(executor, name, arguments, types), name_hint=name)
+        bytes_out = self.builder.emit(relax.TupleGetItem(result, 0))
+        trap = self.builder.emit(relax.TupleGetItem(result, 1))
+        offset = 0
+        for value in outputs:
+            unpack = unpack_output(value, offset, program.output_bytes)
+            types = [([batch, *value.shape], value.dtype)]
+            call = self._call(unpack, f"{name}_unpack", [bytes_out, trap], types)
+            self._define(value, self.builder.emit(call))
+            offset += value_bytes(value)
+
+    def _boundary(self, layers: list[Layer]) -> tuple[list[Value], list[Value]]:
+        """Tensors that a run of layers reads from outside, and those that the outside reads."""
+        made = {layer.output.name for layer in layers}
+        read_outside = {
+            value.name
+            for layer in self.network.layers
+            if layer.output.name not in made
+            for value in layer.inputs
+        } | {value.name for value in self.network.outputs}
+        inputs = _unique(v for layer in layers for v in layer.inputs if v.name not in made)
+        outputs = _unique(layer.output for layer in layers if layer.output.name in read_outside)
+        return inputs, outputs
+
+
+def _unique(values: Iterable[Value]) -> list[Value]:
+    return list({value.name: value for value in values}.values())
+
