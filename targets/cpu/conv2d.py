@@ -218,7 +218,11 @@ def _schedule(func: tirx.PrimFunc, layer: Conv2d, geo: Geometry, dot: Dot) -> ti
         sch.compute_at(stage, task, preserve_unit_loops=True)
         channel = sch.get_loops(stage)[-1]
         sch.vectorize(sch.split(channel, [None, math.gcd(geo.depth, 64)])[1])
-    if geo.ragged:
+    if geo.groups > 1 and not geo.full:
+        # The way from channels back to blocks is no affine map that TVM could fuse along.
+        image, row, *_ = sch.get_loops(out)
+        sch.parallel(sch.fuse(image, row))
+    elif geo.ragged:
         sch.reverse_compute_at(out, task)
 
     *_, p, vector, lane, r, s, c, d = sch.get_loops(sums)
@@ -233,4 +237,4 @@ def _schedule(func: tirx.PrimFunc, layer: Conv2d, geo: Geometry, dot: Dot) -> ti
         init = sch.decompose_reduction(sums, r)
     for loop in (p, vector, *sch.get_loops(init)[-3:-1]):
         sch.unroll(loop)
-    return sch.mod["main"]
+    return sch.mod["main"].without_attr("global_symbol")

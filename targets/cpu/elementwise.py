@@ -87,7 +87,7 @@ def build_max_pool2d(layer: MaxPool2d) -> Built:
     sch.parallel(sch.fuse(b, y))
     sch.vectorize(lane)
     sch.decompose_reduction(block, kr)
-    return sch.mod["main"], ()
+    return sch.mod["main"].without_attr("global_symbol"), ()
 
 
 def _bound(operand: Operand) -> int:
@@ -117,4 +117,4 @@ def _schedule_elements(func: tirx.PrimFunc, output: Value, *, vectors: bool) -> 
     sch.parallel(sch.fuse(image, task))
     if vectors:
         sch.vectorize(lane)
-    return sch.mod["main"]
+    return sch.mod["main"].without_attr("global_symbol")

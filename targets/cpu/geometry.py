@@ -55,7 +55,7 @@ class Geometry:
 
     Attributes:
         view: what the kernel takes for its rows and pixels: those of the ``image``; one ``row`` of
-            all pixels of the image (1 × 1 convolution); a row of all images of the ``batch`` (dense).
+            all pixels of the image (1 × 1 convolution); the images of the ``batch`` (dense).
         height: rows.
         width: pixels of a row; 0 where it is the batch.
         rows: rows of a task; divides ``height``.

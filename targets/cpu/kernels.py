@@ -22,8 +22,8 @@ class Kernel:
 
     Attributes:
         func: its parameters are the layer's inputs in order, each [N, H, W, C] with N symbolic (a
-            value of rank 2 as [N, 1, 1, C]: the caller reshapes), then ``constants``, then the output
-            [N, H, W, K], which it writes.
+            value of rank 2 as [N, 1, 1, C]: the caller reshapes), then ``constants``, then the
+            output [N, H, W, K], which it writes.
         constants: packed weights and per-channel arrays.
     """
 

@@ -109,7 +109,7 @@ class Epilogue:
 def round_and_clamp(
     t: Expr, kind: str, shift: Expr, zero_point: int, limits: tuple[int, int], dtype: DType
 ) -> Expr:
-    """``clamp(half_up(t, shift) + zero_point, *limits)`` as ``dtype``; ``t`` and ``shift`` are of ``kind``."""
+    """``clamp(half_up(t, shift) + zero_point, *limits)`` as ``dtype``; the rest in ``kind``."""
     one = tirx.const(1, kind)
     # Half of the last place, without a branch: (1 << shift) >> 1 is 0 where shift is 0.
     t = (t + ((one << shift) >> one)) >> shift

@@ -7,12 +7,25 @@ import itertools
 import numpy as np
 import pytest
 import tvm
+import tvm_ffi
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tvm import relax, tirx
 
 from targets.cpu.host import CpuFeatures, host_target
 from targets.cpu.kernels import Kernel, make_kernel
-from targets.layers import Conv2d, Layer, Requantize, Residual, Value
+from targets.layers import (
+    Add,
+    Conv2d,
+    Layer,
+    Lut,
+    MaxPool2d,
+    Move,
+    Operand,
+    Requantize,
+    Residual,
+    Value,
+)
 
 TARGET = host_target()
 VECTOR = CpuFeatures.of(TARGET)
@@ -22,7 +35,7 @@ RANGE = {"int8": (-128, 127), "uint8": (0, 255)}
 
 def run(kernel: Kernel, layer: Layer, inputs: list[np.ndarray]) -> np.ndarray:
     n = inputs[0].shape[0]
-    built = tvm.compile(kernel.func, target=TARGET)
+    built = tvm.compile(kernel.func.with_attr("global_symbol", "main"), target=TARGET)
     # Poisoned, so that an element that is never written shows.
     out = np.full((n, *layer.output.shape), 77, layer.output.dtype)
     args = [tvm.runtime.tensor(a) for a in (*inputs, *kernel.constants, out)]
@@ -150,6 +163,7 @@ CONVS = {
     },
     "channel multiplier": {"shape": (6, 6, 4), "k": 8, "groups": 4},
     "grouped": {"shape": (6, 6, 24), "k": 36, "groups": 3, "residual": "int8"},
+    "grouped by blocks": {"shape": (4, 5, 6), "k": 51, "groups": 3, "residual": "uint8"},
     "grouped full": {"shape": (6, 8, 64), "k": 64, "groups": 2, "residual": "int8"},
     "multiplier": {"multiplier": True, "zero_point": 3, "fraction": 4, "residual": "uint8"},
     "residual": {"residual": "int8", "fraction": 3},
@@ -174,3 +188,193 @@ def test_convolutions(name: str, host: CpuFeatures) -> None:
         inputs = [codes(rng, n, value) for value in layer.inputs]
         want = conv_reference(layer, inputs)
         np.testing.assert_array_equal(run(kernel, layer, inputs), want)
+
+
+sides = st.integers(1, 9)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(data=st.data())
+def test_random_convolutions(data: st.DataObject) -> None:
+    draw = data.draw
+    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    dilation = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    padding = draw(st.tuples(*[st.integers(0, 3)] * 4))
+    shape = [draw(sides), draw(sides)]
+    for axis in range(2):
+        # The dilated window must fit the padded image.
+        reach = dilation[axis] * (kernel[axis] - 1) + 1
+        shape[axis] = max(shape[axis], reach - padding[axis] - padding[axis + 2])
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    c, k = groups * draw(st.integers(1, 20)), groups * draw(st.integers(1, 40))
+    if draw(st.booleans()) and groups > 1:
+        groups = k = c
+    layer = conv(
+        (*shape, c),
+        k,
+        kernel,
+        draw(st.tuples(*[st.integers(1, 3)] * 2)),
+        padding,
+        dilation,
+        groups,
+        draw(st.sampled_from(["int8", "uint8"])),
+        draw(st.sampled_from(["int8", "uint8"])),
+        draw(st.sampled_from([None, "int8", "uint8"])),
+        draw(st.booleans()),
+        draw(st.booleans()),
+        draw(st.sampled_from([0, 2])),
+        draw(st.sampled_from([0, 17])),
+        draw(st.integers(0, 99)),
+    )
+    inputs = [codes(np.random.default_rng(0), 2, value) for value in layer.inputs]
+    host = draw(st.sampled_from([VECTOR, PLAIN]))
+    got = run(make_kernel(layer, host), layer, inputs)
+    np.testing.assert_array_equal(got, conv_reference(layer, inputs))
+
+
+@pytest.mark.parametrize("code", [-128, 127])
+@pytest.mark.parametrize("fraction", [0, 11, 12, 15])
+def test_sums_at_the_edge_of_int32(code: int, fraction: int) -> None:
+    """Terms of sums and residual that only just fit, or do not fit, 32 bits."""
+    value, skip = Value("x", (1, 2, 31), "int8"), Value("r", (1, 2, 16), "int8")
+    one = np.ones(16, np.int32)
+    q = Requantize(
+        fraction,
+        one,
+        one * 24,
+        0,
+        -128,
+        127,
+        Residual(skip, 127 if code < 0 else -128, 1, one * 23),
+    )
+    layer = Conv2d(
+        "c",
+        "",
+        "conv2d",
+        value,
+        Value("y", (1, 2, 16), "int8"),
+        np.full((16, 1, 1, 31), code, np.int8),
+        one * 0,
+        (1, 1),
+        (0,) * 4,
+        (1, 1),
+        1,
+        0,
+        q,
+    )
+    inputs = [np.full((1, *v.shape), code, np.int8) for v in layer.inputs]
+    got = run(make_kernel(layer, VECTOR), layer, inputs)
+    np.testing.assert_array_equal(got, conv_reference(layer, inputs))
+
+
+def test_layers_of_one_shape_share_a_function() -> None:
+    a, b = (make_kernel(conv(residual="int8", seed=seed), VECTOR) for seed in (1, 2))
+    other = make_kernel(conv(residual="int8", k=32), VECTOR)
+    # The residual's zero point is part of the code, the rest is data.
+    same = conv(residual="int8", seed=1)
+    twin = make_kernel(same, VECTOR)
+    assert tvm_ffi.structural_equal(a.func, twin.func)
+    assert not tvm_ffi.structural_equal(a.func, other.func)
+    assert not np.array_equal(a.constants[0], b.constants[0])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 17), (5, 7, 3), (16, 16, 32)])
+@pytest.mark.parametrize(
+    ("a", "b", "shift", "zero_point"),
+    [
+        (("int8", 0, 1, 3), ("int8", 0, 1, 0), 4, 0),
+        (("uint8", 130, 1, 0), ("int8", -7, 1, 0), 0, 5),
+        (("int8", 3, 65535, 0), ("uint8", 9, 40000, 0), 16, -4),
+        (("int8", 0, 65535, 9), ("int8", 0, 1, 30), 40, 0),
+    ],
+)
+def test_additions(shape, a, b, shift: int, zero_point: int) -> None:
+    operands = [
+        Operand(Value(name, shape, dtype), zero, multiplier, left)
+        for name, (dtype, zero, multiplier, left) in zip("ab", (a, b), strict=True)
+    ]
+    layer = Add("add", "", *operands, Value("y", shape, "int8"), shift, zero_point, -100, 120)
+    rng = np.random.default_rng(3)
+    for n in (1, 3):
+        inputs = [codes(rng, n, value) for value in layer.inputs]
+        total = sum(
+            ((x.astype(np.int64) - o.zero_point) * o.multiplier) << o.shift
+            for x, o in zip(inputs, operands, strict=True)
+        )
+        want = np.clip(half_up(total, shift) + zero_point, -100, 120)
+        np.testing.assert_array_equal(run(make_kernel(layer, VECTOR), layer, inputs), want)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "strides", "padding", "dilation"),
+    [
+        ((8, 8, 16), (2, 2), (2, 2), (0, 0, 0, 0), (1, 1)),
+        ((9, 7, 5), (3, 3), (2, 2), (1, 1, 1, 1), (1, 1)),
+        ((11, 10, 64), (3, 2), (1, 3), (0, 2, 3, 0), (2, 3)),
+        ((1, 1, 3), (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
+    ],
+)
+def test_maximum_pools(dtype, shape, kernel, strides, padding, dilation) -> None:
+    size = [
+        (shape[i] + padding[i] + padding[i + 2] - dilation[i] * (kernel[i] - 1) - 1) // strides[i]
+        + 1
+        for i in range(2)
+    ]
+    value, output = Value("x", shape, dtype), Value("y", (*size, shape[2]), dtype)
+    layer = MaxPool2d("pool", "", value, output, kernel, strides, padding, dilation)
+    x = codes(np.random.default_rng(4), 3, value)
+    t, left, b, r = padding
+    wide = np.pad(x, ((0, 0), (t, b), (left, r), (0, 0)), constant_values=RANGE[dtype][0])
+    want = np.empty((3, *output.shape), dtype)
+    for y, p in itertools.product(*map(range, size)):
+        window = wide[:, y * strides[0] :, p * strides[1] :]
+        window = window[:, : kernel[0] * dilation[0] : dilation[0]]
+        want[:, y, p] = window[:, :, : kernel[1] * dilation[1] : dilation[1]].max(axis=(1, 2))
+    np.testing.assert_array_equal(run(make_kernel(layer, VECTOR), layer, [x]), want)
+
+
+@pytest.mark.parametrize(("dtype", "to"), [("int8", "int8"), ("uint8", "int8"), ("int8", "uint8")])
+@pytest.mark.parametrize("shape", [(1, 1, 17), (16, 16, 16)])
+def test_tables(dtype: str, to: str, shape: tuple[int, int, int]) -> None:
+    rng = np.random.default_rng(5)
+    table = rng.integers(0, 256, 256).astype(np.uint8)
+    layer = Lut("lut", "", Value("x", shape, dtype), Value("y", shape, to), table.tobytes())
+    x = codes(rng, 2, layer.input)
+    want = table[x.view(np.uint8)].view(to)
+    np.testing.assert_array_equal(run(make_kernel(layer, VECTOR), layer, [x]), want)
+
+
+def test_moves_are_left_to_tvm() -> None:
+    layer = Move("m", "", (), Value("y", (1, 1, 1), "int8"), 0)
+    assert make_kernel(layer, VECTOR) is None
+
+
+def test_kernels_run_inside_relax() -> None:
+    """Scheduled functions must survive Relax's own pipeline: fusion and memory planning."""
+    layers = [
+        conv(shape=(8, 8, 3), k=20),
+        conv(shape=(8, 8, 20), k=20, seed=1),
+        conv(shape=(8, 8, 20)),
+    ]
+    n = tirx.Var("n", "int64")
+    x = relax.Var("x", relax.TensorType((n, 8, 8, 3), "int8"))
+    bb = relax.BlockBuilder()
+    with bb.function("main", [x]):
+        with bb.dataflow():
+            value = x
+            for layer in layers:
+                kernel = make_kernel(layer, VECTOR)
+                name = bb.add_func(kernel.func, "kernel")
+                shape = relax.TensorType((n, *layer.output.shape), "int8")
+                constants = [relax.const(array) for array in kernel.constants]
+                value = bb.emit(relax.call_tir(name, [value, *constants], shape))
+            value = bb.emit_output(value)
+        bb.emit_func_output(value)
+    vm = relax.VirtualMachine(tvm.compile(bb.get(), target=TARGET), tvm.cpu())
+    for batch in (1, 5):
+        want = codes(np.random.default_rng(6), batch, layers[0].input)
+        got = vm["main"](tvm.runtime.tensor(want)).numpy()
+        for layer in layers:
+            want = conv_reference(layer, [want])
+        np.testing.assert_array_equal(got, want)
