@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import tvm
 from tvm import tirx
@@ -132,7 +133,7 @@ def requantize(channels: int, fields: RequantizeFields) -> str:
     def meaning(*buffers: Buffer) -> None:
         acc, par, *rest = buffers
         with T.serial(0, channels) as j, T.sblock("requantize"):
-            vj = T.axis.spatial((0, channels), j)
+            vj: Any = T.axis.spatial((0, channels), j) if channels > 1 else 0  # TVM drops axes of one
             record = tuple(par[vj * RECORD_WORDS + word] for word in range(RECORD_WORDS))
             value = fields.value(acc[vj], record, rest[0][vj] if residual else None)  # type: ignore[arg-type]
             T.buffer_store(rest[-1], value, [vj])

@@ -1,0 +1,244 @@
+"""Layers for the NPU's tests, and their meaning in plain NumPy, written apart from the product."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from targets.layers import (
+    Add,
+    Conv2d,
+    Layer,
+    Lut,
+    MaxPool2d,
+    Move,
+    Operand,
+    Piece,
+    Requantize,
+    Residual,
+    Value,
+)
+
+
+def conv(
+    shape,
+    channels,
+    kernel=(3, 3),
+    *,
+    strides=(1, 1),
+    padding=(1, 1, 1, 1),
+    dilation=(1, 1),
+    groups=1,
+    dtype="uint8",
+    out="uint8",
+    residual="",
+    multiply=False,
+    fraction=0,
+    zero_point=0,
+    seed=0,
+) -> Conv2d:
+    """A convolution of random numbers; ``out`` "int32" leaves the sums as they are."""
+    rng = np.random.default_rng(seed)
+    h, w, c = shape
+    kh, kw = kernel
+    oh = (h + padding[0] + padding[2] - (kh - 1) * dilation[0] - 1) // strides[0] + 1
+    ow = (w + padding[1] + padding[3] - (kw - 1) * dilation[1] - 1) // strides[1] + 1
+    weight = rng.integers(-127, 128, (channels, kh, kw, c // groups)).astype(np.int8)
+    output = Value("y", (oh, ow, channels), out)
+    requantize = None
+    if out != "int32":
+        low, high = (0, 255) if out == "uint8" else (-128, 127)
+        spread = rng.integers(0, 4, channels)
+        shift = spread + (25 if multiply else 9) + fraction
+        multiplier = rng.integers(1 << 15, 1 << 16, channels) if multiply else np.ones(channels)
+        added = None
+        if residual:
+            left = spread + (8 if multiply else 1)
+            added = Residual(Value("r", output.shape, residual), 3, 40001 if multiply else 1, _i32(left))
+        requantize = Requantize(fraction, _i32(multiplier), _i32(shift), zero_point, low, high, added)
+    return Conv2d(
+        name="layer",
+        source="net.conv",
+        kind="conv2d",
+        input=Value("x", shape, dtype),
+        output=output,
+        weight=weight,
+        bias=_i32(rng.integers(-5000, 5000, channels)),
+        strides=strides,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        input_zero_point=5,
+        requantize=requantize,
+        max_sum=1 << 24,
+    )
+
+
+def _i32(values) -> np.ndarray:
+    return np.asarray(values).astype(np.int32)
+
+
+FLAT = (0, 0, 0, 0)
+LAYERS: dict[str, Layer] = {
+    "square": conv((8, 8, 32), 32),
+    "signed_odd_channels": conv((9, 7, 17), 5, zero_point=3, dtype="int8", out="int8"),
+    "stem_7x7_of_3_channels": conv((20, 20, 3), 18, (7, 7), strides=(2, 2), padding=(3, 3, 3, 3)),
+    "depthwise": conv((10, 10, 20), 20, groups=20),
+    "depthwise_strided_5x5": conv((11, 13, 33), 33, (5, 5), groups=33, strides=(2, 1), padding=(2, 0, 1, 2)),
+    "grouped": conv((8, 8, 12), 40, groups=2),
+    "grouped_one_tile_each": conv((6, 5, 15), 9, groups=3, out="int8"),
+    "weights_in_blocks": conv((14, 14, 256), 320),
+    "residual": conv((8, 8, 16), 20, residual="uint8"),
+    "residual_with_multipliers": conv((8, 8, 16), 20, residual="int8", multiply=True),
+    "residual_with_fraction": conv((8, 8, 16), 20, residual="uint8", fraction=2, dtype="int8"),
+    "pointwise_strided": conv((15, 15, 40), 24, (1, 1), strides=(2, 2), padding=FLAT),
+    "dense_sums": conv((1, 1, 100), 10, (1, 1), padding=FLAT, out="int32"),
+    "dense_in_k_blocks": conv((1, 1, 30000), 40, (1, 1), padding=FLAT),
+    "dilated_asymmetric": conv((16, 16, 5), 100, strides=(1, 2), padding=(2, 1, 0, 3), dilation=(2, 3)),
+    "sums": conv((6, 6, 8), 20, out="int32"),
+    "one_row_wide": conv((1, 700, 3), 4, (1, 5), padding=(0, 2, 0, 2)),
+    "kernel_as_large_as_image": conv((8, 8, 64), 64, (8, 8), groups=64, padding=FLAT, multiply=True),
+    "wide_border": conv((5, 5, 600), 7, (5, 5), padding=(2, 2, 2, 2)),
+    "tall_border": conv((4, 4, 3), 4, (35, 1), padding=(17, 0, 17, 0)),
+    "add": Add(
+        "layer",
+        "net.add",
+        Operand(Value("x", (9, 7, 5), "uint8"), 3, 1, 2),
+        Operand(Value("r", (9, 7, 5), "int8"), -4, 40001, 3),
+        Value("y", (9, 7, 5), "uint8"),
+        shift=17,
+        zero_point=1,
+        low=0,
+        high=255,
+    ),
+    "lut": Lut(
+        "layer",
+        "net.silu",
+        Value("x", (9, 7, 5), "int8"),
+        Value("y", (9, 7, 5), "uint8"),
+        bytes((7 * i + 3) % 256 for i in range(256)),
+    ),
+    "max_pool": MaxPool2d(
+        "layer", "net.pool", Value("x", (12, 12, 20), "uint8"), Value("y", (6, 6, 20), "uint8"), (2, 2), (2, 2), FLAT
+    ),
+    "max_pool_signed_overlapping": MaxPool2d(
+        "layer",
+        "net.pool",
+        Value("x", (9, 7, 5), "int8"),
+        Value("y", (5, 3, 5), "int8"),
+        (3, 3),
+        (2, 3),
+        (1, 1, 1, 1),
+    ),
+    "max_pool_dilated": MaxPool2d(
+        "layer",
+        "net.pool",
+        Value("x", (11, 12, 3), "int8"),
+        Value("y", (7, 4, 3), "int8"),
+        (3, 2),
+        (1, 3),
+        FLAT,
+        (2, 2),
+    ),
+    "concat_slice_and_fill": Move(
+        "layer",
+        "net.cat",
+        (
+            Piece(Value("x", (9, 7, 5), "uint8"), (0, 1, 0), (2, 2, 1), (5, 3, 5), (1, 0, 2)),
+            Piece(Value("r", (6, 4, 2), "uint8"), (0, 0, 0), (1, 1, 1), (6, 4, 2), (0, 0, 0)),
+        ),
+        Value("y", (6, 4, 9), "uint8"),
+        fill=7,
+    ),
+}
+
+
+def random_inputs(layer: Layer, seed: int = 0) -> list[np.ndarray]:
+    """Codes over the whole range, one array per input, with the extremes among them."""
+    rng = np.random.default_rng(seed)
+    arrays = []
+    for value in layer.inputs:
+        codes = rng.integers(0, 256, value.shape).astype(np.uint8)
+        codes.flat[: min(4, codes.size)] = [0, 255, 128, 127][: min(4, codes.size)]
+        arrays.append(codes.view(value.dtype))
+    return arrays
+
+
+def meaning(layer: Layer, inputs: list[np.ndarray]) -> np.ndarray:
+    """What the layer computes, in int64."""
+    return _MEANINGS[type(layer)](layer, [x.astype(np.int64) for x in inputs])
+
+
+def _half_up(t, shift):
+    shift = np.asarray(shift, np.int64)
+    return (t + ((np.int64(1) << shift) >> 1)) >> shift
+
+
+def _conv(layer: Conv2d, inputs):
+    x = inputs[0]
+    top, left, bottom, right = layer.padding
+    x = np.pad(x, ((top, bottom), (left, right), (0, 0)), constant_values=layer.input_zero_point)
+    oh, ow, k = layer.output.shape
+    _, kh, kw, c = layer.weight.shape
+    per_group = k // layer.groups
+    acc = np.zeros((oh, ow, k), np.int64) + layer.bias
+    for ky in range(kh):
+        for kx in range(kw):
+            rows = np.arange(oh) * layer.strides[0] + ky * layer.dilation[0]
+            columns = np.arange(ow) * layer.strides[1] + kx * layer.dilation[1]
+            window = x[rows][:, columns]
+            for g in range(layer.groups):
+                outputs = slice(g * per_group, (g + 1) * per_group)
+                weight = layer.weight[outputs, ky, kx].astype(np.int64)
+                acc[..., outputs] += window[..., g * c : (g + 1) * c] @ weight.T
+    q = layer.requantize
+    if q is None:
+        return acc.astype(np.int32)
+    t = (acc << q.fraction) * q.multiplier
+    if q.residual is not None:
+        r = q.residual
+        t = t + (((inputs[1] - r.zero_point) * r.multiplier) << r.shift.astype(np.int64))
+    code = _half_up(t, q.shift) + q.zero_point
+    return np.clip(code, q.low, q.high).astype(layer.output.dtype)
+
+
+def _add(layer: Add, inputs):
+    a, b = (
+        ((x - o.zero_point) * o.multiplier) << o.shift
+        for x, o in zip(inputs, (layer.a, layer.b), strict=True)
+    )
+    code = _half_up(a + b, layer.shift) + layer.zero_point
+    return np.clip(code, layer.low, layer.high).astype(layer.output.dtype)
+
+
+def _lut(layer: Lut, inputs):
+    table = np.frombuffer(layer.table, np.uint8).view(layer.output.dtype)
+    return table[inputs[0] & 255]
+
+
+def _pool(layer: MaxPool2d, inputs):
+    lowest = 0 if layer.output.dtype == "uint8" else -128
+    top, left, bottom, right = layer.padding
+    x = np.pad(inputs[0], ((top, bottom), (left, right), (0, 0)), constant_values=lowest)
+    oh, ow, _ = layer.output.shape
+    windows = []
+    for ky in range(layer.kernel[0]):
+        for kx in range(layer.kernel[1]):
+            rows = np.arange(oh) * layer.strides[0] + ky * layer.dilation[0]
+            columns = np.arange(ow) * layer.strides[1] + kx * layer.dilation[1]
+            windows.append(x[rows][:, columns])
+    return np.stack(windows).max(0).astype(layer.output.dtype)
+
+
+def _move(layer: Move, inputs):
+    out = np.full(layer.output.shape, layer.fill, np.int64)
+    for piece, x in zip(layer.pieces, inputs, strict=True):
+        box = tuple(
+            slice(start, start + step * size, step)
+            for start, step, size in zip(piece.start, piece.step, piece.size, strict=True)
+        )
+        to = tuple(slice(at, at + size) for at, size in zip(piece.at, piece.size, strict=True))
+        out[to] = x[box]
+    return out.astype(layer.output.dtype)
+
+
+_MEANINGS = {Conv2d: _conv, Add: _add, Lut: _lut, MaxPool2d: _pool, Move: _move}
