@@ -17,6 +17,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 
+import tvmq.fake_quantize  # noqa: F401  registers the operator
 from tvmq.float_model import FloatModel
 from tvmq.plan import Plan
 from tvmq.regions import Regions, find_regions, shape_of, window_of
@@ -85,7 +86,9 @@ class _Annotator:
         plan = self.plan.values[node.name]
         readers = list(node.users)
         with self.graph.inserting_after(node):
-            step = self._constant(f"{node.name}_step", torch.tensor([plan.step]).double())
+            step = self._constant(
+                f"{node.name}_step", torch.tensor([plan.step], dtype=torch.float64)
+            )
         codes = (plan.zero_point, plan.low, plan.high, -1, plan.dtype)
         with self.graph.inserting_after(step):
             quantized = self._call(
@@ -150,13 +153,10 @@ def _restore_names(program: ExportedProgram, graph_module: GraphModule) -> None:
     ours = [node for node in graph_module.graph.nodes if node.op == "call_function"]
     theirs = [node for node in program.graph.nodes if node.op == "call_function"]
     assert [n.target for n in ours] == [n.target for n in theirs], "export changed the operators"
-    for node in theirs:
-        node._rename(f"exported_{node.name}")  # frees the names that are about to be given
     names = {}
     for node, named in zip(theirs, ours, strict=True):
-        names[node.name.removeprefix("exported_")] = named.name
-        node._rename(named.name)
-    program.graph_signature.output_specs
+        names[node.name] = named.name
+        node.name = named.name  # not _rename, which avoids all names that were ever given
     for spec in program.graph_signature.output_specs:
         spec.arg.name = names.get(spec.arg.name, spec.arg.name)
     program.graph_module.recompile()

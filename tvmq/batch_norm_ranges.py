@@ -11,9 +11,9 @@ operators which only move elements are applied to the descriptions as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from targets.errors import InputError
 from tvmq.calibrate import Calibration
 from tvmq.float_model import FloatModel
 from tvmq.observers import SIDE_BINS, Floats, Histogram
+from tvmq.preprocessing import Preprocessing
 from tvmq.regions import BOUNDS, FUNCTIONS, MOVES, bounds_of, find_regions, op_of, shape_of
 
 aten = torch.ops.aten
@@ -36,16 +37,6 @@ SPREADS = 6.0
 POINTS = torch.linspace(-SPREADS, SPREADS, 241, dtype=torch.float64)
 WEIGHTS = torch.softmax(-(POINTS**2) / 2, 0)
 """Quadrature of the standard normal distribution."""
-
-
-class Preprocessing(Protocol):
-    """What is known of the images: they are ``(x - mean) / std`` with x in [0, 1]."""
-
-    @property
-    def mean(self) -> Sequence[float]: ...
-
-    @property
-    def std(self) -> Sequence[float]: ...
 
 
 @dataclass(frozen=True)
@@ -121,18 +112,20 @@ def _input_spread(
 ) -> tuple[Spread, str]:
     """Exact bounds of normalised images with values in [0, 1]."""
     channels = shape[1]
-    if preprocessing is not None:
-        mean, std = (
-            torch.tensor(list(x)).double() for x in (preprocessing.mean, preprocessing.std)
-        )
+    if preprocessing is not None and preprocessing.mean is not None and preprocessing.std:
+        mean, std = _doubles(preprocessing.mean), _doubles(preprocessing.std)
         low, high, note = -mean / std, (1 - mean) / std, "the bounds that mean and std give"
     else:
-        mean, std = torch.tensor(IMAGENET_MEAN).double(), torch.tensor(IMAGENET_STD).double()
+        mean, std = _doubles(IMAGENET_MEAN), _doubles(IMAGENET_STD)
         low, high = (-mean / std).amin(), ((1 - mean) / std).amax()
         note = "assumed images normalised as for ImageNet (give --mean and --std if they are not)"
     per_channel = [x.expand(channels).reshape(1, -1, *[1] * (len(shape) - 2)) for x in (low, high)]
     low, high = (x.expand(1, *shape[1:]) for x in per_channel)
     return Spread(torch.zeros_like(low), torch.ones_like(low), low, high), note
+
+
+def _doubles(numbers: tuple[float, ...]) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)
 
 
 def _propagate(model: FloatModel, node: Node, spreads: dict[Node, Spread]) -> Spread | None:

@@ -11,12 +11,16 @@ import torch
 from torch.fx import Interpreter, Node
 
 from targets.errors import InputError
+from tvmq.data import Batch, DataSource
 from tvmq.float_model import FloatModel
 from tvmq.observers import Histogram
 from tvmq.regions import Regions, find_regions
 
-Batch: TypeAlias = Any
-"""A tensor or array, a sequence of them in the order of the inputs, or a mapping by input name."""
+InputBatch: TypeAlias = Any
+"""A batch of a data source, a tensor or array, a sequence of them in the order of the inputs, or a
+mapping by input name."""
+
+BATCH_SIZE = 32
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the images done and the images in all."""
@@ -64,7 +68,7 @@ class _Observing(Interpreter):
 
 def calibrate(
     model: FloatModel,
-    batches: Iterable[Batch],
+    data: DataSource | Iterable[InputBatch],
     samples: int = 256,
     progress: Progress | None = None,
 ) -> Calibration:
@@ -72,19 +76,21 @@ def calibrate(
 
     Args:
         model: the float network.
-        batches: batches of preprocessed float images, N first; iterable more than once (a list,
-            a data set). A generator works too: the images used are then kept in memory.
-        samples: images to use at most.
+        data: a data source, or batches of preprocessed float images that can be iterated more than
+            once. A generator works too: the images used are then kept in memory.
+        samples: images to use; of plain batches the first ones, at most.
         progress: told after each batch.
 
     Raises:
         InputError: no image, a batch that does not fit the inputs, or values that are not finite.
     """
-    if iter(batches) is batches:
-        batches = list(_take(model, batches, samples))
+    if not isinstance(data, DataSource) and iter(data) is data:
+        data = list(_take(model, data, samples))
 
     def again() -> Iterator[Inputs]:
-        return _take(model, batches, samples)
+        if isinstance(data, DataSource):
+            return _take(model, data.samples(samples, BATCH_SIZE), samples)
+        return _take(model, data, samples)
 
     observing = _Observing(model, find_regions(model))
     seen = 0
@@ -96,13 +102,13 @@ def calibrate(
                 progress(seen, samples)
     if seen == 0:
         raise InputError("the calibration data holds no image; give at least one.")
-    source = f"{seen} images"
+    source = f"{seen} images" + (f" of {data.spec}" if isinstance(data, DataSource) else "")
     for histogram in observing.histograms.values():
-        histogram.note = source
+        histogram.note = f"{seen} images"
     return Calibration(observing.histograms, source, seen, again)
 
 
-def _take(model: FloatModel, batches: Iterable[Batch], samples: int) -> Iterator[Inputs]:
+def _take(model: FloatModel, batches: Iterable[InputBatch], samples: int) -> Iterator[Inputs]:
     """The first images, as tensors in the order of the model's inputs."""
     left = samples
     for batch in batches:
@@ -113,8 +119,10 @@ def _take(model: FloatModel, batches: Iterable[Batch], samples: int) -> Iterator
             return
 
 
-def _as_inputs(model: FloatModel, batch: Batch) -> Inputs:
+def _as_inputs(model: FloatModel, batch: InputBatch) -> Inputs:
     names = [spec.name for spec in model.inputs]
+    if isinstance(batch, Batch):
+        batch = batch.inputs
     if isinstance(batch, Mapping):
         missing = [name for name in names if name not in batch]
         if missing:

@@ -122,7 +122,7 @@ def bounds_of(node: Node) -> tuple[float, float]:
     if op_of(node) is aten.relu:
         return 0.0, math.inf
     low, high = node.args[1:]
-    return float(low), float(high)  # type: ignore[arg-type]
+    return float(low), float(high)
 
 
 def shape_of(node: Node) -> tuple[int, ...]:
