@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import tvm
-from tvm import s_tir, tirx
+from tvm import tirx
 
 from targets.errors import CapacityError
 from targets.npu.emit_compute import emit_call
@@ -26,6 +26,7 @@ from targets.npu.loop_tree import (
     read_function,
 )
 from targets.npu.spec import NpuSpec
+from targets.npu.target import lowering
 
 _ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4}
 _ALIGN = 64
@@ -34,14 +35,8 @@ _ACCUMULATES = {"npu.gemm": 2, "npu.dwconv": 2, "npu.max": 1}
 
 
 def lower(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Turn blocks into plain loops: what remains is loops, copies, fills and calls of ``npu.*``."""
-    passes = [
-        s_tir.transform.ConvertBlocksToOpaque(),
-        s_tir.transform.LowerMatchBuffer(),
-        s_tir.transform.LowerOpaqueBlock(),
-        tirx.transform.StmtSimplify(),
-    ]
-    return tvm.ir.transform.Sequential(passes)(tvm.IRModule({"main": func}))["main"]
+    """Run the NPU's TIR pipeline on one function."""
+    return lowering()(tvm.IRModule({"main": func}))["main"]
 
 
 def generate(func: tirx.PrimFunc, dram: Mapping[str, Place], spec: NpuSpec) -> list[Emitted]:
