@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -38,12 +38,12 @@ MANIFEST = "manifest.json"
 
 
 class TensorInfo(BaseModel):
-    """An input or output of the network; ``shape[0]`` is the batch and free."""
+    """An input or output of the network; ``shape[0]`` is "N", any batch."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[Literal["N"] | int, ...]
     dtype: str
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from targets.errors import InputError
+from tvmq.data_source import Batch
 from tvmq.metrics import Accuracy
 from tvmq.session import Session
 
-Inputs = Mapping[str, npt.NDArray[np.float32]]
 Labels = npt.NDArray[np.integer]
 
 
@@ -36,23 +36,34 @@ class Evaluation:
     images_per_second: float
 
 
-def evaluate(session: Session, batches: Iterable[tuple[Inputs, Labels]]) -> Evaluation:
+def evaluate(
+    session: Session,
+    batches: Iterable[Batch],
+    total: int | None = None,
+    report: Callable[[int, int | None], None] | None = None,
+) -> Evaluation:
     """Count right guesses of the first output.
 
     Args:
         session: network on a device.
-        batches: preprocessed inputs by name and labels int[N].
+        batches: preprocessed inputs by name and labels.
+        total: images there will be, where that is known.
+        report: told about images done and in total, after each batch.
 
     Raises:
-        InputError: no image, a label outside the classes, or an output that holds no logits.
+        InputError: no image, no labels, or an output that holds no logits.
     """
     accuracy, seconds = Accuracy(), 0.0
-    for inputs, labels in batches:
+    for batch in batches:
         start = time.perf_counter()
-        logits = next(iter(session.run(inputs).values()))
+        logits = next(iter(session.run(batch.inputs).values()))
         seconds += time.perf_counter() - start
-        _check(logits, labels)
-        accuracy.add(logits, labels)
+        if batch.labels is None:
+            raise InputError("The evaluation data has no labels. Accuracy needs one per image.")
+        _check(logits, batch.labels)
+        accuracy.add(logits, batch.labels)
+        if report is not None:
+            report(accuracy.n, total)
     if accuracy.n == 0:
         raise InputError("The evaluation data holds no image. Give at least one.")
     speed = accuracy.n / seconds

@@ -7,9 +7,8 @@ pipes get plain lines. ``Progress()`` says nothing at all, which is what library
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -20,8 +19,6 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 from rich.status import Status
-
-T = TypeVar("T")
 
 
 class Progress:
@@ -52,10 +49,11 @@ class Progress:
         if self._verbose:
             self._say(f"{name}: {self.seconds[name]:.2f} s")
 
-    def track(self, items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
-        """Pass items on and count them, with the time left where ``total`` is known."""
+    @contextmanager
+    def bar(self, what: str) -> Iterator[Callable[[int, int | None], None]]:
+        """A function to call with what is done and what there is in all (None: unknown)."""
         if self._console is None or not self._console.is_terminal:
-            yield from items
+            yield lambda done, total: None
             return
         if self._status is not None:  # a terminal shows one thing that moves at a time
             self._status.stop()
@@ -66,7 +64,8 @@ class Progress:
             TimeRemainingColumn(),
         )
         with Bars(*columns, console=self._console, transient=True) as bars:
-            yield from bars.track(items, total=total, description=what)
+            task = bars.add_task(what, total=None)
+            yield lambda done, total: bars.update(task, completed=done, total=total)
         if self._status is not None:
             self._status.start()
 

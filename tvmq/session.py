@@ -1,4 +1,4 @@
-"""Run an artifact on one of its devices; all of them but "float" give the same numbers, bit for bit.
+"""Run an artifact on one of its devices; all but "float" give the same numbers, bit for bit.
 
 npu        model.so: the encoded NPU programs in the simulator, CPU fallback around them
 cpu        cpu.so: the same integers in CPU kernels
@@ -65,17 +65,18 @@ def _runner(artifact: Artifact, device: str) -> Runner:
                 f"{artifact.folder}: was built for the CPU. "
                 f"Build it with --target npu, or choose --device cpu."
             )
-        return _library(artifact.path("model.so"))
+        return library_runner(artifact.path("model.so"))
     if device == "cpu":
-        return _library(artifact.path("cpu.so"))
+        return library_runner(artifact.path("cpu.so"))
     if device == "reference":
-        return _reference(artifact.path("integer.json"))
+        names = [info.name for info in artifact.manifest.inputs]
+        return reference_runner(artifact.path("integer.json"), names)
     if device == "float":
-        return _float(artifact.path("float.pt2"))
+        return _float_runner(artifact.path("float.pt2"))
     raise InputError(f"device {device!r} is unknown. Choose one of {', '.join(DEVICES)}.")
 
 
-def _library(path: Path) -> Runner:
+def library_runner(path: Path) -> Runner:
     """All that a process needs to run an artifact: TVM and NumPy."""
     import tvm
     from tvm import relax
@@ -89,20 +90,21 @@ def _library(path: Path) -> Runner:
     return run
 
 
-def _reference(path: Path) -> Runner:
+def reference_runner(path: Path, names: Sequence[str]) -> Runner:
+    """The NumPy interpreter on a saved integer module whose parameters are called ``names``."""
     import tvm
 
-    from tvmq.reference import interpret
+    from tvmq.reference import run_reference
 
     module = tvm.ir.load_json(path.read_text())
 
     def run(arrays: list[Array]) -> list[Array]:
-        return list(interpret(module, arrays))
+        return run_reference(module, dict(zip(names, arrays, strict=True)))
 
     return run
 
 
-def _float(path: Path) -> Runner:
+def _float_runner(path: Path) -> Runner:
     import torch
 
     module = torch.export.load(path).module()

@@ -16,8 +16,8 @@ MANIFEST = Manifest(
     settings={"seed": 0},
     calibration={"source": "data-free", "samples": 0},
     preprocessing=None,
-    inputs=({"name": "x", "shape": (1, 3, 8, 8), "dtype": "float32"},),
-    outputs=({"name": "y", "shape": (1, 10), "dtype": "float32"},),
+    inputs=({"name": "x", "shape": ("N", 3, 8, 8), "dtype": "float32"},),
+    outputs=({"name": "y", "shape": ("N", 10), "dtype": "float32"},),
     placement={"npu": 3, "cpu": 1},
     bit_exact=True,
     seconds={"capture": 0.5},
@@ -46,7 +46,7 @@ def names(folder: Path) -> list[str]:
 def test_what_was_written_is_read(tmp_path):
     artifact = Artifact.load(make(tmp_path / "a"))
     assert sorted(artifact.manifest.files) == ["ir/01-float.txt", "plan.json"]
-    assert artifact.manifest.inputs[0].shape == (1, 3, 8, 8)
+    assert artifact.manifest.inputs[0].shape == ("N", 3, 8, 8)
     assert artifact.path("plan.json").read_text() == "plan"
     assert artifact.has("plan.json")
     assert not artifact.has("npu.toml")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from targets.errors import InputError
+from tvmq.data_source import Batch
 from tvmq.evaluate import evaluate
 
 
@@ -20,7 +21,7 @@ class Echo:
 
 def batch(labels, classes=10):
     labels = np.array(labels)
-    return {"x": np.eye(classes, dtype=np.float32)[labels % classes]}, labels
+    return Batch({"x": np.eye(classes, dtype=np.float32)[labels % classes]}, labels)
 
 
 def test_batches_are_counted_together():
@@ -42,4 +43,15 @@ def test_labels_of_another_data_set():
 def test_output_that_is_a_picture():
     session = SimpleNamespace(device="cpu", run=lambda inputs: {"y": np.zeros((1, 3, 8, 8))})
     with pytest.raises(InputError, match=r"shape \[1, 3, 8, 8\], not \[N, classes\]"):
-        evaluate(session, [({}, np.array([0]))])
+        evaluate(session, [batch([0])])
+
+
+def test_no_labels():
+    with pytest.raises(InputError, match="has no labels"):
+        evaluate(Echo(), [Batch({"x": np.eye(3, dtype=np.float32)})])
+
+
+def test_progress_counts_images():
+    seen = []
+    evaluate(Echo(), [batch([1, 2]), batch([3])], 3, lambda *count: seen.append(count))
+    assert seen == [(2, 3), (3, 3)]

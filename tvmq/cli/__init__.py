@@ -10,6 +10,7 @@ import shlex
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from types import FrameType
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     terminal = Terminal()
+    warnings.simplefilter("ignore", FutureWarning)  # of torch about itself; nothing a user can do
     if arguments is None:  # let an interrupted build clean up after itself
         signal.signal(signal.SIGTERM, _interrupt)
     try:

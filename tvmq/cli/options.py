@@ -26,6 +26,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 DEVICES = ("npu", "cpu", "reference", "float")
 PATH = click.Path(path_type=Path)
+IMAGE_FLAGS = ("mean", "std", "resize", "crop")
 
 
 def shared_options(function: Function) -> Function:
@@ -71,20 +72,17 @@ def device_option(default: str | None = None) -> Callable[[Function], Function]:
     )
 
 
-def pairs(text: str | None) -> tuple[float, ...] | None:
-    """Parse "0.485,0.456,0.406".
-
-    Raises:
-        click.BadParameter: not numbers.
-    """
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise click.BadParameter(
-            f"{text!r} is not a list of numbers such as 0.485,0.456,0.406"
-        ) from error
+def images_options(function: Function) -> Function:
+    """Add `--mean --std --resize --crop`; the values come as ``IMAGE_FLAGS`` names them."""
+    options = [
+        click.option("--mean", metavar="M,M,M", help="Mean of each channel, of pixels in 0..1."),
+        click.option("--std", metavar="S,S,S", help="Standard deviation of each channel."),
+        click.option("--resize", type=click.IntRange(1), help="Shorter side of the image."),
+        click.option("--crop", type=click.IntRange(1), help="Side of the square in its middle."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
 
 
 def _terminal_option(

@@ -1,0 +1,48 @@
+"""What a build is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tvmq.preprocessing import Preprocessing
+from tvmq.scheme import Settings
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """Everything that a build depends on.
+
+    Attributes:
+        model_file: exported program, pickled module or state dict.
+        output: folder to write.
+        target: "npu", "npu:PRESET", "npu:FILE.toml" or "cpu".
+        settings: of the quantization.
+        calib_data: one of the forms of ``tvmq/data.py``; None: batch-norm statistics.
+        calib_samples: images to use; None: 256, or all where there are fewer.
+        preprocessing: of images.
+        plan: an edited plan file; replaces calibration and planning.
+        model_factory: for state dicts.
+        trust_pickle: unpickle freely.
+        input_shapes: for models that are not exported programs.
+        batch: images calibrated at a time.
+        seed: of everything random.
+        strict: refuse any CPU fallback.
+        max_fallback: refuse more CPU fallback than this percentage of the operators.
+    """
+
+    model_file: Path
+    output: Path
+    target: str = "npu"
+    settings: Settings = field(default_factory=Settings)
+    calib_data: str | None = None
+    calib_samples: int | None = None
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    plan: Path | None = None
+    model_factory: str | None = None
+    trust_pickle: bool = False
+    input_shapes: str | None = None
+    batch: int = 64
+    seed: int = 0
+    strict: bool = False
+    max_fallback: float | None = None

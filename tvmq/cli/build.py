@@ -1,0 +1,131 @@
+"""`tvmq build`: a trained model in, an artifact out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from targets.errors import InputError
+from tvmq.cli.options import IMAGE_FLAGS, PATH, images_options, shared_options
+from tvmq.cli.terminal import Terminal
+
+
+@click.command("build")
+@click.argument("model_file", metavar="MODEL", type=PATH)
+@click.option(
+    "--target",
+    default="npu",
+    show_default=True,
+    metavar="npu[:PRESET|:FILE.toml]|cpu",
+    help="Machine to build for; npu means npu:e256.",
+)
+@click.option("-o", "--output", type=PATH, help="Folder to write [default: ./<model>.tvmq].")
+@click.option("--calib-data", metavar="D", help="Calibration data; see `tvmq eval --help`.")
+@click.option(
+    "--calib-samples",
+    type=click.IntRange(1),
+    help="Images used [default: 256, or all where there are fewer].",
+)
+@click.option(
+    "--calib-method",
+    type=click.Choice(["minmax", "percentile", "mse", "lp"]),
+    default="mse",
+    show_default=True,
+    help="How the range of an activation is chosen.",
+)
+@click.option(
+    "--precision",
+    default="w8a8",
+    show_default=True,
+    help="Bits of weights and activations, each 2 to 8.",
+)
+@click.option(
+    "--scales",
+    type=click.Choice(["pot", "free"]),
+    default="pot",
+    show_default=True,
+    help="Power-of-two steps (requantize by shift) or free ones (multiplier and shift).",
+)
+@click.option(
+    "--granularity",
+    type=click.Choice(["tensor", "channel"]),
+    default="tensor",
+    show_default=True,
+    help="One weight step per layer or per output channel.",
+)
+@click.option(
+    "--first-last-bits",
+    type=click.IntRange(2, 8),
+    default=8,
+    show_default=True,
+    help="At least this many bits for the first and the last layer.",
+)
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="GLOB",
+    help="Keep 8-bit weights in layers or modules of this name; may be repeated.",
+)
+@click.option("--plan", type=PATH, help="An edited plan.json to build from; replaces calibration.")
+@click.option(
+    "--model",
+    "model_factory",
+    metavar="MODULE:FACTORY",
+    help="Function that makes the network of a state dict.",
+)
+@click.option(
+    "--trust-pickle", is_flag=True, help="Unpickle MODEL, which runs code that is in the file."
+)
+@click.option(
+    "--input-shapes", metavar="x:1x3x32x32", help="For models that are not exported programs."
+)
+@click.option(
+    "--batch", type=click.IntRange(1), default=64, show_default=True, help="Calibration batch."
+)
+@click.option("--seed", default=0, show_default=True, help="For everything random.")
+@click.option("--strict", is_flag=True, help="Fail if anything would run on the CPU (exit code 1).")
+@click.option(
+    "--max-fallback",
+    type=click.FloatRange(0, 100),
+    metavar="PCT",
+    help="Fail if more than this percentage of operators would run on the CPU (exit code 1).",
+)
+@images_options
+@shared_options
+@click.pass_obj
+def command(terminal: Terminal, /, model_file: Path, output: Path | None, **options: Any) -> None:
+    """Quantize MODEL, compile it for --target and prove that all devices agree bit for bit.
+
+    MODEL is an exported program (.pt2, .pt), a pickled module (--trust-pickle) or a state dict
+    (--model). Without --calib-data, ranges come from the network's own batch norms.
+    """
+    from tvmq.build_request import BuildRequest
+    from tvmq.flow import build
+    from tvmq.preprocessing import Preprocessing
+    from tvmq.report import build_summary
+    from tvmq.scheme import Settings, parse_precision
+
+    weight_bits, activation_bits = parse_precision(options.pop("precision"))
+    settings = Settings(
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        scales=options.pop("scales"),
+        granularity=options.pop("granularity"),
+        first_last_bits=options.pop("first_last_bits"),
+        calib_method=options.pop("calib_method"),
+        exclude=options.pop("exclude"),
+    )
+    if options["plan"] is not None and options["calib_data"] is not None:
+        raise InputError("--plan and --calib-data: a plan already has its ranges. Give one.")
+    output = output or Path(f"{model_file.stem}.tvmq")
+    how = Preprocessing.from_flags(*(options.pop(name) for name in IMAGE_FLAGS))
+    request = BuildRequest(model_file, output, settings=settings, preprocessing=how, **options)
+    result = build(request, terminal.progress())
+    if terminal.json:
+        terminal.print_json(result.as_json())
+    else:
+        for line in build_summary(result):
+            terminal.say(line)
+    result.check_gates()

@@ -1,0 +1,75 @@
+"""`tvmq eval`: accuracy and speed of an artifact on labelled data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from targets.errors import GateError
+from tvmq.cli.options import IMAGE_FLAGS, PATH, device_option, images_options, shared_options
+from tvmq.cli.terminal import Terminal
+
+
+@click.command("eval")
+@click.argument("artifact", metavar="ART", type=PATH)
+@click.option(
+    "--data", required=True, metavar="D", help="Labelled data, in one of the forms above."
+)
+@click.option("--samples", type=click.IntRange(1), help="Only the first images.")
+@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Batch size.")
+@click.option(
+    "--min-top1",
+    type=click.FloatRange(0, 1),
+    metavar="FRACTION",
+    help="Fail below this accuracy (exit code 1).",
+)
+@device_option()
+@images_options
+@shared_options
+@click.pass_obj
+def command(
+    terminal: Terminal,
+    /,
+    artifact: Path,
+    data: str,
+    samples: int | None,
+    batch: int,
+    min_top1: float | None,
+    device: str | None,
+    **images: Any,
+) -> None:
+    """Measure the accuracy of ART.
+
+    Data is a .npz keyed by input name, with `labels`; a .npz with `images` (uint8 N,H,W,C) and
+    `labels`; an image folder in ImageNet layout; or module:function. Images are preprocessed as in
+    the build, unless --mean, --std, --resize or --crop say otherwise.
+    """
+    from tvmq.artifact import Artifact
+    from tvmq.evaluate import evaluate
+    from tvmq.execute import open_for
+    from tvmq.preprocessing import Preprocessing
+    from tvmq.session import Session
+
+    given = Preprocessing.from_flags(*(images[name] for name in IMAGE_FLAGS))
+    loaded = Artifact.load(artifact)
+    source = open_for(loaded, data, given)
+    source.require_labels()
+    session = Session(loaded, device)
+    total = source.count if samples is None else min(samples, source.count or samples)
+    with terminal.progress().bar(f"eval on {session.device}") as report:
+        result = evaluate(session, source.batches(batch, limit=samples), total, report)
+    if terminal.json:
+        terminal.print_json(asdict(result))
+    else:
+        terminal.say(
+            f"{session.device}: top-1 {result.top1:.4f}, top-5 {result.top5:.4f} of {result.n} "
+            f"images, {result.images_per_second:.0f} images/s"
+        )
+    if min_top1 is not None and result.top1 < min_top1:
+        raise GateError(
+            f"{artifact}: top-1 is {result.top1:.4f} on {data}, --min-top1 asks for {min_top1:g}. "
+            f"Build it with calibration data, more bits or --granularity channel."
+        )

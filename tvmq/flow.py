@@ -1,0 +1,232 @@
+"""The whole flow on one page: from a model file to an artifact.
+
+    capture -> calibrate -> plan -> annotate -> integer -> place -> compile -> verify -> artifact
+
+``_build_into`` is that line in code; each stage is a function with a file of its own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from relay_passes.import_torch import import_torch
+from relay_passes.pipeline import lower_to_integer
+from relay_passes.place import PlacedModule, Placement, place
+from relay_passes.read_layers import read_layers
+from targets.errors import GateError, InputError
+from targets.npu.spec import NpuSpec, load_spec
+from tvmq.annotate import annotate
+from tvmq.artifact import Manifest, write_manifest, writing
+from tvmq.batch_norm_ranges import ranges_from_batch_norm
+from tvmq.build_request import BuildRequest
+from tvmq.calibrate import Calibration, calibrate
+from tvmq.capture import FloatModel, capture
+from tvmq.data import open_data
+from tvmq.data_source import DataSource
+from tvmq.package import (
+    compile_library,
+    make_manifest,
+    save_annotated,
+    save_float,
+    save_integer,
+    save_placement,
+)
+from tvmq.plan import Plan
+from tvmq.plan_file import read_plan, write_plan
+from tvmq.planner import make_plan
+from tvmq.progress import Progress
+from tvmq.verify import golden_inputs, verify
+
+DEFAULT_SAMPLES = 256
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What was built.
+
+    Attributes:
+        artifact: the folder.
+        manifest: its manifest.
+        placements: where each layer runs, in order.
+    """
+
+    artifact: Path
+    manifest: Manifest
+    placements: tuple[Placement, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The output of `tvmq build --json`."""
+        manifest = self.manifest
+        return {
+            "artifact": str(self.artifact),
+            "target": manifest.target,
+            "npu_operators": manifest.placement["npu"],
+            "cpu_operators": manifest.placement["cpu"],
+            "bit_exact": manifest.bit_exact,
+            "calibration": manifest.calibration,
+            "settings": manifest.settings,
+            "seconds": manifest.seconds,
+        }
+
+    def check_gates(self) -> None:
+        """Fail if the devices disagree; the artifact is kept, so that one can find out why.
+
+        Raises:
+            GateError: they do.
+        """
+        if not self.manifest.bit_exact:
+            raise GateError(
+                f"{self.artifact}: reference, CPU and NPU give different outputs for golden.npz. "
+                f"This is a fault of tvmq; don't deploy the artifact."
+            )
+
+
+def build(request: BuildRequest, progress: Progress | None = None) -> BuildResult:
+    """Build an artifact; nothing at its destination changes unless all stages succeed.
+
+    Raises:
+        TvmqError: a stage can't do it; the message says what, where and what to do.
+    """
+    with writing(request.output) as folder:
+        manifest, placed = _build_into(folder, request, progress or Progress())
+        write_manifest(folder, manifest)
+    return BuildResult(request.output, manifest, placed.placements)
+
+
+def parse_target(text: str) -> NpuSpec | None:
+    """The machine of a ``--target``; None for the CPU.
+
+    Raises:
+        InputError: no such target; a SpecError where a description is wrong.
+    """
+    if text == "cpu":
+        return None
+    if text == "npu":
+        return load_spec("e256")
+    if text.startswith("npu:"):
+        return load_spec(text.removeprefix("npu:"))
+    if text.endswith(".toml"):
+        return load_spec(text)
+    raise InputError(
+        f"--target {text}: expected npu, npu:PRESET, npu:FILE.toml or cpu. "
+        f"`tvmq targets` lists the presets."
+    )
+
+
+def _build_into(
+    folder: Path, request: BuildRequest, progress: Progress
+) -> tuple[Manifest, PlacedModule]:
+    spec = parse_target(request.target)
+    with progress.stage("capture"):
+        model = _capture(request, progress)
+        save_float(folder, model)
+        data = _open_data(model, request)
+    with progress.stage("calibrate"):
+        calibration = _calibrate(model, data, request, progress)
+    with progress.stage("plan"):
+        plan = _plan(model, calibration, request, progress)
+        write_plan(plan, folder / "plan.json")
+    with progress.stage("annotate"):
+        program = annotate(model, plan)
+        save_annotated(folder, program)
+    with progress.stage("integer"):
+        integer = lower_to_integer(import_torch(program), dump=folder / "ir" / "passes")
+        save_integer(folder, integer)
+    with progress.stage("place"):
+        sources = {name: str(origin) for name, origin in model.origins.items()}
+        network = read_layers(integer, sources)
+        placed = place(integer, network, spec)
+        on_cpu = placed if spec is None else place(integer, network, None)
+        _check_fallback(placed.placements, request)
+        save_placement(folder, placed, spec)
+    with progress.stage("compile"):
+        compile_library(on_cpu.mod, folder / "cpu.so")
+        if spec is None:
+            shutil.copy(folder / "cpu.so", folder / "model.so")
+        else:
+            compile_library(placed.mod, folder / "model.so")
+    with progress.stage("verify"):
+        golden = golden_inputs(model, calibration, request.seed)
+        bit_exact = verify(folder, model, golden)
+    manifest = make_manifest(request, model, data, plan, placed, bit_exact, progress.seconds)
+    return manifest, placed
+
+
+def _capture(request: BuildRequest, progress: Progress) -> FloatModel:
+    model = capture(
+        request.model_file,
+        model_factory=request.model_factory,
+        trust_pickle=request.trust_pickle,
+        input_shapes=request.input_shapes,
+    )
+    for note in model.notes:
+        progress.note(f"note: {note}")
+    return model
+
+
+def _open_data(model: FloatModel, request: BuildRequest) -> DataSource | None:
+    if request.calib_data is None:
+        return None
+    return open_data(request.calib_data, model.inputs, request.preprocessing)
+
+
+def _calibrate(
+    model: FloatModel, data: DataSource | None, request: BuildRequest, progress: Progress
+) -> Calibration:
+    if request.plan is not None:
+        return Calibration({}, f"plan {request.plan}")
+    if data is None:
+        progress.note(
+            "note: no calibration data: activation ranges come from the network's own batch "
+            "norms (data-free). --calib-data is usually more accurate."
+        )
+        known = None if request.preprocessing.mean is None else request.preprocessing
+        return ranges_from_batch_norm(model, known)
+    samples = _Samples(data, request)
+    with progress.bar("calibrate") as report:
+        return calibrate(model, samples, samples.count, progress=report)
+
+
+def _plan(
+    model: FloatModel, calibration: Calibration, request: BuildRequest, progress: Progress
+) -> Plan:
+    if request.plan is not None:
+        return read_plan(request.plan, model)
+    with progress.bar("correct biases") as report:
+        return make_plan(model, calibration, request.settings, progress=report)
+
+
+class _Samples:
+    """Calibration batches that can be read again and again."""
+
+    def __init__(self, data: DataSource, request: BuildRequest) -> None:
+        self.data, self.batch, self.seed = data, request.batch, request.seed
+        known = DEFAULT_SAMPLES if data.count is None else min(DEFAULT_SAMPLES, data.count)
+        self.asked = request.calib_samples is not None
+        self.count = request.calib_samples or known
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.data.count is None and not self.asked:
+            batches = self.data.batches(self.batch, limit=self.count)
+        else:
+            batches = self.data.samples(self.count, self.batch, seed=self.seed)
+        return (batch.inputs for batch in batches)
+
+
+def _check_fallback(placements: tuple[Placement, ...], request: BuildRequest) -> None:
+    refused = [item for item in placements if item.device == "cpu"]
+    if request.target == "cpu" or not refused:
+        return
+    percent = 100 * len(refused) / len(placements)
+    limit = 0.0 if request.strict else request.max_fallback
+    if limit is not None and percent > limit:
+        listed = "; ".join(f"{item.name} ({item.source}): {item.reason}" for item in refused)
+        flag = "--strict" if request.strict else f"--max-fallback {limit:g}"
+        raise GateError(
+            f"{flag}: {len(refused)} of {len(placements)} operators ({percent:.0f} %) would run on "
+            f"the CPU: {listed}. Change these layers or relax the flag."
+        )

@@ -1,0 +1,59 @@
+"""Numbers to words: lines and table rows for the terminal; computes nothing.
+
+(The rows of ``tvmq targets`` are read from the machine descriptions.)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from targets.npu.spec import load_spec, presets
+from tvmq.flow import BuildResult
+
+
+def build_summary(result: BuildResult) -> list[str]:
+    """What `tvmq build` says at its end."""
+    manifest = result.manifest
+    settings = manifest.settings
+    cpu = [placement for placement in result.placements if placement.device == "cpu"]
+    lines = [
+        f"{result.artifact}: {manifest.model['file']} ({manifest.model['kind']}) "
+        f"for {manifest.target}",
+        f"  {settings['precision']}, {'power-of-two' if settings['scales'] == 'pot' else 'free'} "
+        f"steps, symmetric weights per {settings['granularity']}, activations per tensor, first "
+        f"and last layer {settings['first_last_bits']} bits",
+        f"  calibration: {manifest.calibration['source']}",
+        f"  operators: {manifest.placement['npu']} on the NPU, {manifest.placement['cpu']} on "
+        f"the CPU",
+    ]
+    if manifest.target != "cpu":
+        lines += [f"    CPU: {place.name} ({place.source}): {place.reason}" for place in cpu]
+    devices = "reference and CPU" if manifest.target == "cpu" else "reference, CPU and NPU"
+    verdict = "identical, bit for bit" if manifest.bit_exact else "DIFFERENT"
+    stages = ", ".join(f"{name} {value:.1f}" for name, value in manifest.seconds.items())
+    lines += [
+        f"  {devices} on golden.npz: {verdict}",
+        f"  {sum(manifest.seconds.values()):.1f} s ({stages})",
+        f"Next: tvmq eval {result.artifact} --data D, tvmq profile {result.artifact}",
+    ]
+    return lines
+
+
+def target_rows() -> list[dict[str, Any]]:
+    """One row per preset, and the CPU."""
+    rows: list[dict[str, Any]] = []
+    for name in presets():
+        spec = load_spec(name)
+        rows.append(
+            {
+                "target": f"npu:{name}",
+                "machine": spec.title,
+                "MACs per cycle": spec.peak_macs_per_cycle,
+                "clock MHz": spec.clock_hz // 10**6,
+                "activation kB": spec.sram.act.bytes // 1024,
+                "weight kB": spec.sram.wgt.bytes // 1024,
+                "accumulator kB": spec.sram.acc.bytes // 1024,
+                "DRAM bytes per cycle": spec.dma.bytes_per_cycle,
+            }
+        )
+    return rows
