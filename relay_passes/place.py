@@ -1,9 +1,11 @@
 """Decide what runs where, and build the module that does it.
 
-    integer main  -->  main of calls: NPU programs for runs of layers, CPU kernels for what the NPU refuses,
+    integer main  -->  main of calls: NPU programs for runs of layers, CPU kernels for what the NPU
+    refuses,
                        ordinary Relax operators for the rest
 
-Every layer on the CPU of an NPU build carries the constraint it violates, in words. Both sides compute the same
+Every layer on the CPU of an NPU build carries the constraint it violates, in words. Both sides
+compute the same
 integers; the float operators at the module's ends stay as they are.
 """
 
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from targets.npu.executor import make_executor
 from tvm import IRModule, relax
 
 from relay_passes.read_layers import AnyLayer, IntegerNetwork, OpaqueLayer
@@ -23,7 +26,6 @@ from targets.cpu.kernels import make_kernel
 from targets.layers import Layer, Value
 from targets.npu.compiler import compile_layers, value_bytes
 from targets.npu.constraints import refusal
-from targets.npu.executor import make_executor
 from targets.npu.host_calls import pack_inputs, unpack_output
 from targets.npu.program import Program
 from targets.npu.spec import NpuSpec
@@ -150,7 +152,8 @@ class _PlacedBuilder:
             mod["main"] = mod["main"].with_attrs(dict(self.graph.function.attrs.items()))
         return mod, self.programs
 
-    # --- values ---------------------------------------------------------------------------------------------------
+    # --- values
+    # ---------------------------------------------------------------------------------------------------
 
     def _read(self, expr: Expr) -> Expr:
         """The new expression for an old one; emits what it needs that is no layer's output."""
@@ -189,7 +192,8 @@ class _PlacedBuilder:
         out = [relax.TensorType(shape, dtype) for shape, dtype in types]
         return relax.call_tir(gvar, args, out[0] if len(out) == 1 else out)
 
-    # --- devices --------------------------------------------------------------------------------------------------
+    # --- devices
+    # --------------------------------------------------------------------------------------------------
 
     def _emit_on_cpu(self, layer: AnyLayer) -> None:
         """A kernel of ours where there is one; else the layer stays ordinary Relax, emitted where it is read."""
@@ -249,4 +253,3 @@ class _PlacedBuilder:
 
 def _unique(values: Iterable[Value]) -> list[Value]:
     return list({value.name: value for value in values}.values())
-

@@ -1,8 +1,11 @@
 """What a backend is given: the layers of an integer network, and nothing of where they came from.
 
-A layer turns 8-bit-coded tensors into one tensor. Tensors are N H W C (or N C for a dense network; read as
-H = W = 1); a layer describes **one image**, the batch is the backend's business. Values are named as in the
-integer Relax module, and ``source`` is the module path and source line of the user's model, for reports.
+A layer turns 8-bit-coded tensors into one tensor. Tensors are N H W C (or N C for a dense network;
+read as
+H = W = 1); a layer describes **one image**, the batch is the backend's business. Values are named
+as in the
+integer Relax module, and ``source`` is the module path and source line of the user's model, for
+reports.
 
 The arithmetic of every layer that requantizes is the same (``targets/arithmetic.py``):
 
@@ -63,7 +66,8 @@ class Requantize:
     """From int32 sums to codes.
 
     Attributes:
-        fraction: left shift of ``acc + bias`` that makes room for a residual finer than the sums, in [0, 15].
+        fraction: left shift of ``acc + bias`` that makes room for a residual finer than the sums,
+            in [0, 15].
         multiplier: int32[K] in [1, 65535].
         shift: int32[K] in [0, 47], right, rounding half up.
         zero_point: added after the shift.
@@ -223,7 +227,8 @@ class Piece:
 class Move:
     """Slices, paddings, concatenations and reshapes: bytes that move, no arithmetic.
 
-    What no piece covers is filled with ``fill``. A reshape has ``reshape`` set: same bytes, another shape.
+    What no piece covers is filled with ``fill``. A reshape has ``reshape`` set: same bytes,
+    another shape.
     """
 
     name: str

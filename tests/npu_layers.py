@@ -53,8 +53,12 @@ def conv(
         added = None
         if residual:
             left = spread + (8 if multiply else 1)
-            added = Residual(Value("r", output.shape, residual), 3, 40001 if multiply else 1, _i32(left))
-        requantize = Requantize(fraction, _i32(multiplier), _i32(shift), zero_point, low, high, added)
+            added = Residual(
+                Value("r", output.shape, residual), 3, 40001 if multiply else 1, _i32(left)
+            )
+        requantize = Requantize(
+            fraction, _i32(multiplier), _i32(shift), zero_point, low, high, added
+        )
     return Conv2d(
         name="layer",
         source="net.conv",
@@ -83,7 +87,9 @@ LAYERS: dict[str, Layer] = {
     "signed_odd_channels": conv((9, 7, 17), 5, zero_point=3, dtype="int8", out="int8"),
     "stem_7x7_of_3_channels": conv((20, 20, 3), 18, (7, 7), strides=(2, 2), padding=(3, 3, 3, 3)),
     "depthwise": conv((10, 10, 20), 20, groups=20),
-    "depthwise_strided_5x5": conv((11, 13, 33), 33, (5, 5), groups=33, strides=(2, 1), padding=(2, 0, 1, 2)),
+    "depthwise_strided_5x5": conv(
+        (11, 13, 33), 33, (5, 5), groups=33, strides=(2, 1), padding=(2, 0, 1, 2)
+    ),
     "grouped": conv((8, 8, 12), 40, groups=2),
     "grouped_one_tile_each": conv((6, 5, 15), 9, groups=3, out="int8"),
     "weights_in_blocks": conv((14, 14, 256), 320),
@@ -93,10 +99,14 @@ LAYERS: dict[str, Layer] = {
     "pointwise_strided": conv((15, 15, 40), 24, (1, 1), strides=(2, 2), padding=FLAT),
     "dense_sums": conv((1, 1, 100), 10, (1, 1), padding=FLAT, out="int32"),
     "dense_in_k_blocks": conv((1, 1, 30000), 40, (1, 1), padding=FLAT),
-    "dilated_asymmetric": conv((16, 16, 5), 100, strides=(1, 2), padding=(2, 1, 0, 3), dilation=(2, 3)),
+    "dilated_asymmetric": conv(
+        (16, 16, 5), 100, strides=(1, 2), padding=(2, 1, 0, 3), dilation=(2, 3)
+    ),
     "sums": conv((6, 6, 8), 20, out="int32"),
     "one_row_wide": conv((1, 700, 3), 4, (1, 5), padding=(0, 2, 0, 2)),
-    "kernel_as_large_as_image": conv((8, 8, 64), 64, (8, 8), groups=64, padding=FLAT, multiply=True),
+    "kernel_as_large_as_image": conv(
+        (8, 8, 64), 64, (8, 8), groups=64, padding=FLAT, multiply=True
+    ),
     "wide_border": conv((5, 5, 600), 7, (5, 5), padding=(2, 2, 2, 2)),
     "tall_border": conv((4, 4, 3), 4, (35, 1), padding=(17, 0, 17, 0)),
     "add": Add(
@@ -118,7 +128,13 @@ LAYERS: dict[str, Layer] = {
         bytes((7 * i + 3) % 256 for i in range(256)),
     ),
     "max_pool": MaxPool2d(
-        "layer", "net.pool", Value("x", (12, 12, 20), "uint8"), Value("y", (6, 6, 20), "uint8"), (2, 2), (2, 2), FLAT
+        "layer",
+        "net.pool",
+        Value("x", (12, 12, 20), "uint8"),
+        Value("y", (6, 6, 20), "uint8"),
+        (2, 2),
+        (2, 2),
+        FLAT,
     ),
     "max_pool_signed_overlapping": MaxPool2d(
         "layer",

@@ -1,7 +1,9 @@
 """From the lowered TIR of one layer to instructions in program order.
 
-The walk runs the outer loops with numbers in hand and emits one or a few instructions per statement. Buffers get
-addresses here: scratchpads one behind the other in their memory, DRAM tensors where the caller put them.
+The walk runs the outer loops with numbers in hand and emits one or a few instructions per
+statement. Buffers get
+addresses here: scratchpads one behind the other in their memory, DRAM tensors where the caller put
+them.
 """
 
 from __future__ import annotations
@@ -66,7 +68,9 @@ def _scratchpads(allocations: list[Allocation], spec: NpuSpec) -> dict[str, Plac
         itemsize = _ITEMSIZE[buffer.dtype]
         begin = -(-used[memory] // _ALIGN) * _ALIGN
         if begin + buffer.elements * itemsize > capacity[memory]:
-            begin = -(-used[memory] // itemsize) * itemsize  # alignment is a convenience, capacity is not
+            begin = (
+                -(-used[memory] // itemsize) * itemsize
+            )  # alignment is a convenience, capacity is not
         used[memory] = begin + buffer.elements * itemsize
         if used[memory] > capacity[memory]:
             msg = f"{buffer.scope} needs {used[memory]} bytes, the machine has {capacity[memory]}"

@@ -1,8 +1,10 @@
 """From a run of layers to one program.
 
-    schedule each layer -> generate its instructions -> place tensors in DRAM -> tokens from hazards -> HALT
+    schedule each layer -> generate its instructions -> place tensors in DRAM -> tokens from
+    hazards -> HALT
 
-Tensors between the layers live in the arena, a region of DRAM whose bytes are reused once nobody reads them.
+Tensors between the layers live in the arena, a region of DRAM whose bytes are reused once nobody
+reads them.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def compile_layers(
             scheduled = schedule(layer, spec)
             tensors = [*layer.inputs, layer.output]
             names = [b.name for b in scheduled.func.params]
-            dram = {n: constants.add(scheduled.constants[n]) for n in names if n in scheduled.constants}
+            dram = {
+                n: constants.add(scheduled.constants[n]) for n in names if n in scheduled.constants
+            }
             rest = [n for n in names if n not in dram]
             for name, tensor in zip(rest, tensors, strict=True):
                 dram[name] = places[tensor.name]
@@ -96,7 +100,11 @@ def _place_tensors(
     layers: Sequence[Layer], inputs: Sequence[Value], outputs: Sequence[Value]
 ) -> tuple[dict[str, Place], int]:
     """DRAM places of all tensors by name, and the arena's size."""
-    root = {layer.output.name: layer.inputs[0].name for layer in layers if isinstance(layer, Move) and layer.reshape}
+    root = {
+        layer.output.name: layer.inputs[0].name
+        for layer in layers
+        if isinstance(layer, Move) and layer.reshape
+    }
 
     def storage(name: str) -> str:
         while name in root:
@@ -128,9 +136,7 @@ def _place_tensors(
     return places, size
 
 
-def _with_tokens(
-    emitted: Sequence[Emitted], depth: int
-) -> tuple[list[isa.Instruction], list[int]]:
+def _with_tokens(emitted: Sequence[Emitted], depth: int) -> tuple[list[isa.Instruction], list[int]]:
     """Instructions with their tokens and NOPs, and for each old position its new one."""
     footprints = [Footprint(e.instruction.unit, e.reads, e.writes) for e in emitted]
     waits, early = derive_tokens(footprints, depth)

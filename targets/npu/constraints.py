@@ -1,6 +1,7 @@
 """What the machine accepts: one function per rule.
 
-The docstring of a rule is the manual's sentence; what it returns is the fact that broke it, or None. The two together are
+The docstring of a rule is the manual's sentence; what it returns is the fact that broke it, or
+None. The two together are
 the reason that a user reads when a layer goes to the CPU.
 """
 
@@ -56,7 +57,10 @@ def shifts_fit_their_fields(layer: Layer, _spec: NpuSpec) -> str | None:
         return f"right shifts run from {low} to {high}"
     if layer.requantize.fraction > MAX_FRACTION:
         return f"{layer.requantize.fraction} fraction bits"
-    if residual is not None and not 0 <= residual.shift.min() <= residual.shift.max() <= MAX_RESIDUAL_SHIFT:
+    if (
+        residual is not None
+        and not 0 <= residual.shift.min() <= residual.shift.max() <= MAX_RESIDUAL_SHIFT
+    ):
         return f"the residual's shifts run from {residual.shift.min()} to {residual.shift.max()}"
     return None
 
@@ -67,7 +71,10 @@ def multipliers_are_16_bits(layer: Layer, _spec: NpuSpec) -> str | None:
         values = [layer.a.multiplier, layer.b.multiplier]
     elif isinstance(layer, Conv2d) and layer.requantize is not None:
         residual = layer.requantize.residual
-        values = [int(np.min(layer.requantize.multiplier)), int(np.max(layer.requantize.multiplier))]
+        values = [
+            int(np.min(layer.requantize.multiplier)),
+            int(np.max(layer.requantize.multiplier)),
+        ]
         values += [residual.multiplier] if residual else []
     else:
         return None

@@ -1,9 +1,11 @@
 """The numbers of one convolution on the machine: column tiles, reduction tiles, strides, and its packed weights.
 
-Columns of the array are output channels. Channels of a group are cut into tiles of ``C``; a tile never mixes groups.
+Columns of the array are output channels. Channels of a group are cut into tiles of ``C``; a tile
+never mixes groups.
 
     dense      reduction tiles (ky, kx, k0): R input channels at one kernel position
-    shallow    C_in < R and no dilation: the kernel row's S * C_in bytes are contiguous and are the reduction axis,
+    shallow    C_in < R and no dilation: the kernel row's S * C_in bytes are contiguous and are the
+    reduction axis,
                tiles (ky, 0, k0). ResNet's stem takes 7 * 2 tiles instead of 49.
     depthwise  no reduction across channels: one channel per column, kernel taps (ky, kx)
 """
@@ -132,9 +134,11 @@ class ConvGeometry:
     @property
     def width_in(self) -> int:
         """Padded input columns that an output row needs."""
-        return (self.out[1] - 1) * self.layer.strides[1] + (
-            self.kernel[1] - 1
-        ) * self.layer.dilation[1] + 1
+        return (
+            (self.out[1] - 1) * self.layer.strides[1]
+            + (self.kernel[1] - 1) * self.layer.dilation[1]
+            + 1
+        )
 
     @property
     def pitch(self) -> int:
@@ -149,7 +153,8 @@ class ConvGeometry:
     def packed_weights(self, tiles_per_block: int, k0_per_block: int) -> npt.NDArray[np.int8]:
         """Weights in the order the array consumes them, zero where a tile has no channel.
 
-        int8 flat; nested as (tile block, k0 block, tile, ky, kx, k0, lane, column); depthwise (tile, ky, kx, column).
+        int8 flat; nested as (tile block, k0 block, tile, ky, kx, k0, lane, column); depthwise
+        (tile, ky, kx, column).
         """
         kh, kw = self.kernel
         k, c = self.group_channels_out, self.columns

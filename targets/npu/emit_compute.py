@@ -1,6 +1,7 @@
 """Calls of compute intrinsics as instructions: the loops around a call become its hardware loops.
 
-Each ``_encode_*`` returns None where the loops are not of the shape that the instruction has; the outermost loop is
+Each ``_encode_*`` returns None where the loops are not of the shape that the instruction has; the
+outermost loop is
 then unrolled and the rest tried again.
 """
 
@@ -61,7 +62,9 @@ def emit_call(
 _Encoder = Callable[[Call, NpuSpec], Emitted | None]
 
 
-def _unroll(encode: _Encoder, call: Call, itemsizes: tuple[int, ...], spec: NpuSpec) -> list[Emitted]:
+def _unroll(
+    encode: _Encoder, call: Call, itemsizes: tuple[int, ...], spec: NpuSpec
+) -> list[Emitted]:
     """Encode the call, or unroll its outermost loop that is no reduction and try again."""
     done = encode(call, spec)
     if done is not None:
@@ -186,7 +189,9 @@ def _encode_depthwise(call: Call, spec: NpuSpec) -> Emitted | None:
     return _accumulating(instruction, call, reads, m0.extent * m1.extent * row)
 
 
-def _accumulating(instruction: isa.Instruction, call: Call, reads: list[Span], acc_bytes: int) -> Emitted:
+def _accumulating(
+    instruction: isa.Instruction, call: Call, reads: list[Span], acc_bytes: int
+) -> Emitted:
     sums = Span(f"mem{ACC}", call.starts[2], call.starts[2] + acc_bytes)
     if not call.initialise:
         reads = [*reads, sums]
@@ -194,9 +199,18 @@ def _accumulating(instruction: isa.Instruction, call: Call, reads: list[Span], a
 
 
 def _encode_requantize(call: Call, spec: NpuSpec) -> Emitted | None:
-    channels, shift, multiplier, zero, low, high, unsigned, res_unsigned, res_zero, res_multiplier = (
-        call.immediates
-    )
+    (
+        channels,
+        shift,
+        multiplier,
+        zero,
+        low,
+        high,
+        unsigned,
+        res_unsigned,
+        res_zero,
+        res_multiplier,
+    ) = call.immediates
     residual = res_unsigned >= 0
     acc, par, res, out = 0, 1, 2, 2 + residual
     if len(call.axes) > 2:
@@ -295,7 +309,9 @@ def _pool_steps(ky: Axis, kx: Axis, y: Axis, x: Axis) -> tuple[int, int, int] | 
 
 
 def _encode_add(call: Call, _spec: NpuSpec) -> Emitted | None:
-    a_unsigned, za, ma, sa, b_unsigned, zb, mb, sb, shift, zero, low, high, unsigned = call.immediates
+    a_unsigned, za, ma, sa, b_unsigned, zb, mb, sb, shift, zero, low, high, unsigned = (
+        call.immediates
+    )
     length = _run_length(call)
     if length is None:
         return None
@@ -329,7 +345,9 @@ def _encode_lut(call: Call, _spec: NpuSpec) -> Emitted | None:
     instruction = isa.Lut(src_addr=source, dst_addr=target, len=length, lut_addr=table)
     run = Call((source, target), call.axes, (), initialise=False)
     emitted = _elementwise(instruction, run, length)
-    return Emitted(instruction, (*emitted.reads, Span(f"mem{PAR}", table, table + 256)), emitted.writes)
+    return Emitted(
+        instruction, (*emitted.reads, Span(f"mem{PAR}", table, table + 256)), emitted.writes
+    )
 
 
 def _run_length(call: Call) -> int | None:

@@ -1,8 +1,8 @@
 """Copies and fills as DMA instructions: strided boxes of bytes, with a border of the zero point.
 
-    copy nest  ->  LD or ST   x_bytes, y, z and their strides; loops that don't fit are unrolled
-    bounds     ->  LD         the box shrinks to what lies inside; pad fields write the border around it
-    fill       ->  LD (fill)  bytes written without reading DRAM
+copy nest  ->  LD or ST   x_bytes, y, z and their strides; loops that don't fit are unrolled
+bounds     ->  LD         the box shrinks to what lies inside; pad fields write the border around it
+fill       ->  LD (fill)  bytes written without reading DRAM
 """
 
 from __future__ import annotations
@@ -217,7 +217,11 @@ def _padded(
         return None
     if x_bytes > _LIMITS[2] or rows > _LIMITS[1]:
         return None
-    flat = _Box(inner.source, inner.target, (_Axis(1, 0, 0), replace(row, extent=rows), _Axis(x_bytes, 1, 1)))
+    flat = _Box(
+        inner.source,
+        inner.target,
+        (_Axis(1, 0, 0), replace(row, extent=rows), _Axis(x_bytes, 1, 1)),
+    )
     transfer = _transfer(flat, source, target)
     load = replace(
         transfer.instruction,

@@ -1,17 +1,24 @@
 """Tensor intrinsics: what one row of each compute instruction means, and the call it becomes.
 
-An intrinsic is a pair. ``desc`` is the meaning in plain TIR: it compiles and runs on a CPU, and it is the pattern that
-``Schedule.tensorize`` looks for. ``impl`` is the call that takes its place; the code generator folds the loops around
+An intrinsic is a pair. ``desc`` is the meaning in plain TIR: it compiles and runs on a CPU, and it
+is the pattern that
+``Schedule.tensorize`` looks for. ``impl`` is the call that takes its place; the code generator
+folds the loops around
 such calls into the hardware loops of one instruction (``fold.py``).
 
-    npu.gemm        acc[j] += (sum_r act[r] * wgt[r, j]) << fraction       R activations, an R x C weight tile
-    npu.dwconv      acc[j] += (act[j] * wgt[j]) << fraction                one kernel tap of C channels
-    npu.requantize  out[j] = clamp(half_up(t[j], shift) + zero)            C or fewer channels (arithmetic.py)
-    npu.max         out = max(out, act)                                    one tap of one channel's window
+    npu.gemm        acc[j] += (sum_r act[r] * wgt[r, j]) << fraction       R activations, an R x C
+    weight tile
+    npu.dwconv      acc[j] += (act[j] * wgt[j]) << fraction                one kernel tap of C
+    channels
+    npu.requantize  out[j] = clamp(half_up(t[j], shift) + zero)            C or fewer channels
+    (arithmetic.py)
+    npu.max         out = max(out, act)                                    one tap of one channel's
+    window
     npu.add         out = clamp(half_up(a + b, shift) + zero)              one element
     npu.lut         out = table[byte of act]                               one element
 
-Immediates such as a shift are constants of the pattern, so each combination is an intrinsic of its own, registered
+Immediates such as a shift are constants of the pattern, so each combination is an intrinsic of its
+own, registered
 the first time it is asked for.
 """
 
@@ -19,9 +26,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
-import tvm
 from tvm import tirx
 from tvm.s_tir import TensorIntrin
 from tvm.script.ir_builder import IRBuilder
@@ -31,8 +37,8 @@ ACT, WGT, ACC, PAR = "global.act", "global.wgt", "global.acc", "global.par"
 RECORD_WORDS = 3
 """32-bit words of one channel's parameter record: bias; multiplier and border; shifts."""
 
-Buffer = tirx.Buffer
-Expr = tvm.ir.Expr
+Buffer: TypeAlias = Any  # tirx.Buffer and tvm.ir.Expr: TVM ships no types
+Expr: TypeAlias = Any
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,12 @@ class AddFields:
 
     def value(self, a: Expr, b: Expr) -> Expr:
         """One output code from the two codes."""
-        left = (tirx.Cast("int64", a) - _i64(self.a_zero_point)) * _i64(self.a_multiplier << self.a_shift)
-        right = (tirx.Cast("int64", b) - _i64(self.b_zero_point)) * _i64(self.b_multiplier << self.b_shift)
+        left = (tirx.Cast("int64", a) - _i64(self.a_zero_point)) * _i64(
+            self.a_multiplier << self.a_shift
+        )
+        right = (tirx.Cast("int64", b) - _i64(self.b_zero_point)) * _i64(
+            self.b_multiplier << self.b_shift
+        )
         half = (1 << self.shift) >> 1
         code = ((left + right + _i64(half)) >> _i64(self.shift)) + _i64(self.zero_point)
         return tirx.Cast(self.dtype, tirx.max(tirx.min(code, _i64(self.high)), _i64(self.low)))
@@ -133,9 +143,11 @@ def requantize(channels: int, fields: RequantizeFields) -> str:
     def meaning(*buffers: Buffer) -> None:
         acc, par, *rest = buffers
         with T.serial(0, channels) as j, T.sblock("requantize"):
-            vj: Any = T.axis.spatial((0, channels), j) if channels > 1 else 0  # TVM drops axes of one
+            vj: Any = (
+                T.axis.spatial((0, channels), j) if channels > 1 else 0
+            )  # TVM drops axes of one
             record = tuple(par[vj * RECORD_WORDS + word] for word in range(RECORD_WORDS))
-            value = fields.value(acc[vj], record, rest[0][vj] if residual else None)  # type: ignore[arg-type]
+            value = fields.value(acc[vj], record, rest[0][vj] if residual else None)
             T.buffer_store(rest[-1], value, [vj])
 
     buffers = [(ACC, "int32", channels), (PAR, "int32", channels * RECORD_WORDS)]
@@ -176,7 +188,11 @@ def add(fields: AddFields) -> str:
 
 def lut_call(act: Buffer, table: Buffer, out: Buffer, index: Expr) -> None:
     """Emit the look-up of one code. ``tensorize`` can't match an index that depends on data, so it is called as is."""
-    pointers = [act.access_ptr("r", offset=index), table.access_ptr("r"), out.access_ptr("w", offset=index)]
+    pointers = [
+        act.access_ptr("r", offset=index),
+        table.access_ptr("r"),
+        out.access_ptr("w", offset=index),
+    ]
     T.evaluate(tirx.call_extern("int32", "npu.lut", *pointers))
 
 
@@ -200,7 +216,9 @@ def _register(
 
     def calls(*matched: Buffer) -> None:
         *reads, written = matched
-        pointers = [b.access_ptr("r") for b in reads] + [written.access_ptr("rw" if updates else "w")]
+        pointers = [b.access_ptr("r") for b in reads] + [
+            written.access_ptr("rw" if updates else "w")
+        ]
         T.evaluate(tirx.call_extern("int32", call, *pointers, *immediates))
 
     TensorIntrin.register(

@@ -1,9 +1,12 @@
 """The instruction set: 256-bit words, fields declared once, encode and decode from the same table.
 
-Bits 7:0 opcode, 11:8 pop, 15:12 push (bit u: one token from or to unit u; LD 0, MM 1, VU 2, ST 3), 31:16 flags, then
-the fields of the instruction in the order of its class. Unused bits are zero, and decoding rejects others.
+Bits 7:0 opcode, 11:8 pop, 15:12 push (bit u: one token from or to unit u; LD 0, MM 1, VU 2, ST 3),
+31:16 flags, then
+the fields of the instruction in the order of its class. Unused bits are zero, and decoding rejects
+others.
 
-A region is 0 constants, 1 arena, 2 inputs, 3 outputs; ``dram_off`` is relative to it, so that programs relocate.
+A region is 0 constants, 1 arena, 2 inputs, 3 outputs; ``dram_off`` is relative to it, so that
+programs relocate.
 A memory is 0 ACT, 1 WGT, 2 ACC, 3 PAR; ``spm_addr`` is a byte address in it.
 """
 
@@ -49,7 +52,8 @@ class Instruction:
 class Load(Instruction):
     """LD: copy ``z`` planes of ``y`` rows of ``x_bytes`` into a memory, with a border of ``padval``.
 
-    ``spm_addr`` is the first byte written, border included. A row is ``pad_x0`` border bytes, ``x_bytes`` copied,
+    ``spm_addr`` is the first byte written, border included. A row is ``pad_x0`` border bytes,
+    ``x_bytes`` copied,
     ``pad_x1`` border bytes; a plane is ``pad_y0`` border rows, ``y`` rows, ``pad_y1`` border rows.
     With ``fill`` set DRAM is not read and every byte is ``padval``.
     """
@@ -97,7 +101,8 @@ class Gemm(Instruction):
     """GEMM: sums of products over tiles (k2, k1, k0) for pixels (m1, m0); see ``simulator.Simulator.gemm``.
 
     ``act_bits`` and ``wgt_bits`` are codes of ``WIDTHS``. The product's factor is
-    ``(P << (frac - alpha_a)) ± (P << (frac - alpha_b))``; ``alpha_sign`` 0 leaves the second term out, 1 adds it,
+    ``(P << (frac - alpha_a)) ± (P << (frac - alpha_b))``; ``alpha_sign`` 0 leaves the second term
+    out, 1 adds it,
     2 subtracts it.
     """
 
@@ -156,7 +161,8 @@ class Depthwise(Instruction):
 class Requantize(Instruction):
     """REQ: sums to codes, with the parameter record of each channel; see ``arithmetic.requantize``.
 
-    ``par_addr`` counts 4-byte words. ``zp``, ``lo``, ``hi`` are unsigned bytes with ``out_unsigned``, else signed;
+    ``par_addr`` counts 4-byte words. ``zp``, ``lo``, ``hi`` are unsigned bytes with
+    ``out_unsigned``, else signed;
     ``res_zp`` likewise with ``residual_unsigned``.
     """
 
@@ -293,7 +299,8 @@ LAYOUTS: dict[type[Instruction], Layout] = {kind: layout(kind) for kind in KINDS
 def fits(instruction: Instruction) -> bool:
     """Whether every field's value fits its width."""
     return all(
-        0 <= getattr(instruction, name) < 1 << width for name, _, width in LAYOUTS[type(instruction)]
+        0 <= getattr(instruction, name) < 1 << width
+        for name, _, width in LAYOUTS[type(instruction)]
     )
 
 

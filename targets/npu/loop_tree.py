@@ -1,7 +1,9 @@
 """Read lowered TIR into a small tree whose expressions are Python functions, and fold affine loops.
 
-The code generator walks this tree with numbers in hand. What it meets at the leaves is one statement in a nest of
-loops: a copy, a fill, or a call of an intrinsic. ``Leaf.fold`` turns the nest around it into extents and strides,
+The code generator walks this tree with numbers in hand. What it meets at the leaves is one
+statement in a nest of
+loops: a copy, a fill, or a call of an intrinsic. ``Leaf.fold`` turns the nest around it into
+extents and strides,
 which is what the hardware loops of an instruction are made of.
 """
 
@@ -55,7 +57,8 @@ class Leaf:
 
     Attributes:
         kind: "copy", "fill" or the intrinsic's name.
-        offsets: source then target for a copy, target for a fill, pointers in order for an intrinsic.
+        offsets: source then target for a copy, target for a fill, pointers in order for an
+            intrinsic.
         immediates: the fill value, or the intrinsic's integers.
         bounds: a copy's conditions; where one fails the target gets ``immediates[0]``.
         loops: (variable, extent).
@@ -134,9 +137,9 @@ def read_function(func: tirx.PrimFunc) -> tuple[Node, list[Allocation]]:
 
 
 _OPERATORS = {
-    **{"Add": "+", "Sub": "-", "Mul": "*", "FloorDiv": "//", "FloorMod": "%"},
-    **{"LT": "<", "LE": "<=", "GT": ">", "GE": ">=", "EQ": "==", "NE": "!="},
-    **{"And": "and", "Or": "or"},
+    "Add": "+", "Sub": "-", "Mul": "*", "FloorDiv": "//", "FloorMod": "%",
+    "LT": "<", "LE": "<=", "GT": ">", "GE": ">=", "EQ": "==", "NE": "!=",
+    "And": "and", "Or": "or",
 }
 _LINEAR = {"Add", "Sub"}
 
@@ -199,7 +202,9 @@ class _Reader:
     def _call(self, call: Any) -> Leaf:
         name, *arguments = call.args
         pointers = [a for a in arguments if type(a).__name__ == "Call"]
-        offsets = tuple(Offset(self._buffers[p.args[1].args[0]], self._number(p.args[2])) for p in pointers)
+        offsets = tuple(
+            Offset(self._buffers[p.args[1].args[0]], self._number(p.args[2])) for p in pointers
+        )
         immediates = tuple(int(a.value) for a in arguments if type(a).__name__ == "IntImm")
         return Leaf(name.value, offsets, immediates)
 
@@ -221,7 +226,9 @@ class _Reader:
             return f"v[{name!r}]", {name}, set()
         if kind in ("Cast", "Not"):
             source, reads, nonlinear = self._translate(expr.value if kind == "Cast" else expr.a)
-            return (source, reads, nonlinear) if kind == "Cast" else (f"not ({source})", reads, reads)
+            return (
+                (source, reads, nonlinear) if kind == "Cast" else (f"not ({source})", reads, reads)
+            )
         left, reads_a, nonlinear_a = self._translate(expr.a)
         right, reads_b, nonlinear_b = self._translate(expr.b)
         reads = reads_a | reads_b

@@ -1,6 +1,7 @@
 """Write loop nests in TIR: loops whose extents may shrink at the border, and blocks bound to the loops around them.
 
-A thin layer over TVM's IRBuilder. Extents such as ``min(h, OH - s * h)`` stay expressions: the code generator walks the
+A thin layer over TVM's IRBuilder. Extents such as ``min(h, OH - s * h)`` stay expressions: the
+code generator walks the
 outer loops with numbers in hand, so that a border tile needs no code of its own.
 """
 
@@ -112,4 +113,3 @@ def when(condition: Expr) -> Iterator[None]:
         return
     with T.If(condition), T.Then():
         yield
-

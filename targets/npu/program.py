@@ -1,8 +1,10 @@
 """A program file: instructions, constants, region sizes, and which layer each instruction belongs to.
 
-    magic "TVMQ", version, SHA-256 of the payload, payload length; payload = JSON header, instructions, constants
+    magic "TVMQ", version, SHA-256 of the payload, payload length; payload = JSON header,
+    instructions, constants
 
-The header names the machine and its digest, so that a program never runs on a machine it was not made for.
+The header names the machine and its digest, so that a program never runs on a machine it was not
+made for.
 """
 
 from __future__ import annotations
@@ -82,9 +84,7 @@ class Program:
             "arena_bytes": self.arena_bytes,
             "input_bytes": self.input_bytes,
             "output_bytes": self.output_bytes,
-            "layers": [
-                [s.begin, s.end, s.name, s.source, s.kind, s.macs] for s in self.layers
-            ],
+            "layers": [[s.begin, s.end, s.name, s.source, s.kind, s.macs] for s in self.layers],
         }
         text = json.dumps(header, separators=(",", ":")).encode()
         code = b"".join(isa.encode(i) for i in self.instructions)
@@ -97,7 +97,8 @@ class Program:
         """Read a program file.
 
         Raises:
-            InputError: not a program, another version, or damaged; ``origin`` is its name in the message.
+            InputError: not a program, another version, or damaged; ``origin`` is its name in the
+                message.
         """
         if len(data) < _HEAD.size or data[:4] != MAGIC:
             msg = f"{origin}: not an NPU program (it does not start with TVMQ)"

@@ -8,7 +8,8 @@
                 out = requantize(acc)                            -> npu.requantize
         store the stripe
 
-Before ``tensorize`` the function is plain TIR that runs on a CPU; a test holds the two against each other.
+Before ``tensorize`` the function is plain TIR that runs on a CPU; a test holds the two against
+each other.
 """
 
 from __future__ import annotations
@@ -123,7 +124,9 @@ class _ConvSchedule:
         for tile in range(g.tiles):
             valid = g.tail if (tile + 1) % g.tiles_per_group == 0 else g.columns
             first = g.channel(tile)
-            padded[tile * g.columns : tile * g.columns + valid] = self.layer.bias[first : first + valid]
+            padded[tile * g.columns : tile * g.columns + valid] = self.layer.bias[
+                first : first + valid
+            ]
         return padded
 
     def _intrinsics(self) -> dict[str, str]:
@@ -156,7 +159,9 @@ class _ConvSchedule:
         self.par = scratchpad("par", self.p_slot * min(2, self.blocks), "int32", PAR)
         self.out = scratchpad("out", self.y_slot * output_slots, layer.output.dtype, ACT)
         if self.fields.residual_dtype:
-            self.res = scratchpad("res", self.y_slot * output_slots, self.fields.residual_dtype, ACT)
+            self.res = scratchpad(
+                "res", self.y_slot * output_slots, self.fields.residual_dtype, ACT
+            )
 
     def _outer_loops(self) -> None:
         outer, inner = (self.blocks, self.stripes)
@@ -181,7 +186,8 @@ class _ConvSchedule:
             if self.fields is not None:
                 self._move_output(at, load=False)
 
-    # --- sizes at a position -------------------------------------------------------------------------------------
+    # --- sizes at a position
+    # -------------------------------------------------------------------------------------
 
     def _rows(self, at: _Position) -> Expr:
         oh, rows = self.g.out[0], self.t.rows
@@ -189,7 +195,9 @@ class _ConvSchedule:
 
     def _tiles(self, at: _Position) -> Expr:
         tiles = self.t.tiles
-        return tiles if self.g.tiles % tiles == 0 else smaller(tiles, self.g.tiles - at.block * tiles)
+        return (
+            tiles if self.g.tiles % tiles == 0 else smaller(tiles, self.g.tiles - at.block * tiles)
+        )
 
     def _channels(self, at: _Position) -> Expr:
         k = self.g.out[2]
@@ -197,7 +205,8 @@ class _ConvSchedule:
             return self.channels
         return smaller(self.channels, k - at.block * self.channels)
 
-    # --- data movement -------------------------------------------------------------------------------------------
+    # --- data movement
+    # -------------------------------------------------------------------------------------------
 
     def _load_stripe(self, at: _Position) -> None:
         """Input rows of the stripe, with the zero point where the window leaves the image."""
@@ -248,7 +257,10 @@ class _ConvSchedule:
             return
         _, ow, k = self.g.out
         pixels = self._rows(at) * ow
-        with self.nest.grid((pixels, self.t.rows * ow), (self._channels(at), self.channels)) as (p, ch):
+        with self.nest.grid((pixels, self.t.rows * ow), (self._channels(at), self.channels)) as (
+            p,
+            ch,
+        ):
             far = (at.stripe * (self.t.rows * ow) + p) * k + at.block * self.channels + ch
             near = self._output_slot(at) + p * self.channels + ch
             with self.nest.block("load_residual" if load else "store") as b:
@@ -257,7 +269,8 @@ class _ConvSchedule:
                 else:
                     store(self.Y, b(far), self.out[b(near)])
 
-    # --- compute -------------------------------------------------------------------------------------------------
+    # --- compute
+    # -------------------------------------------------------------------------------------------------
 
     def _compute(self, at: _Position) -> None:
         if self.k_blocks > 1:
@@ -268,10 +281,15 @@ class _ConvSchedule:
             with self.nest.serial(self._tiles(at), self.t.tiles) as tile:
                 self._finish(at, tile, 0, 0)
             return
-        chunks = ceil_div(self.t.rows, self.t.chunk_rows), ceil_div(self.g.out[1], self.t.chunk_columns)
+        chunks = (
+            ceil_div(self.t.rows, self.t.chunk_rows),
+            ceil_div(self.g.out[1], self.t.chunk_columns),
+        )
         rows_now = self._rows(at)
         chunks_now = (rows_now + self.t.chunk_rows - 1) // self.t.chunk_rows
-        with self.nest.grid((self._tiles(at), self.t.tiles), (chunks_now, chunks[0]), chunks[1]) as (
+        with self.nest.grid(
+            (self._tiles(at), self.t.tiles), (chunks_now, chunks[0]), chunks[1]
+        ) as (
             tile,
             cy,
             cx,
@@ -293,7 +311,10 @@ class _ConvSchedule:
         """First accumulator element of a chunk; successive chunks take alternate halves."""
         if self.k_blocks > 1:
             return (at.step + tile) % 2 * self.acc_half
-        rows, columns = ceil_div(self.t.rows, self.t.chunk_rows), ceil_div(self.g.out[1], self.t.chunk_columns)
+        rows, columns = (
+            ceil_div(self.t.rows, self.t.chunk_rows),
+            ceil_div(self.g.out[1], self.t.chunk_columns),
+        )
         count = ((at.step * self.t.tiles + tile) * rows + cy) * columns + cx
         return count % 2 * self.acc_half
 
@@ -332,7 +353,9 @@ class _ConvSchedule:
         value = intrinsics.gemm_value(self.acc[acc], self.act[act], self.wgt[wgt], self.fraction)
         store(self.acc, acc, value)
 
-    def _initialise(self, at: _Position, tile: Expr, first: Expr, rows: Expr, columns: Expr) -> None:
+    def _initialise(
+        self, at: _Position, tile: Expr, first: Expr, rows: Expr, columns: Expr
+    ) -> None:
         """Sums start at zero, or at the bias where the sums are the output."""
         t, c = self.t, self.g.columns
         with self.nest.grid((rows, t.chunk_rows), (columns, t.chunk_columns), c) as (y, x, j):
@@ -359,20 +382,28 @@ class _ConvSchedule:
         _, ow, k = g.out
         rows, columns = self._chunk(at, cy, cx)
         first = self._acc_row(at, tile, cy, cx)
-        channel = tile // g.tiles_per_group * g.group_channels_out + tile % g.tiles_per_group * g.columns
+        channel = (
+            tile // g.tiles_per_group * g.group_channels_out + tile % g.tiles_per_group * g.columns
+        )
         par_slot = at.block % 2 * self.p_slot if self.fields and self.blocks > 1 else 0
         with self.nest.grid((rows, t.chunk_rows), (columns, t.chunk_columns), valid) as (y, x, j):
             pixel = (cy * t.chunk_rows + y) * ow + cx * t.chunk_columns + x
             acc = first + (y * columns + x) * g.columns + j
             if self.fields is None:
                 with self.nest.block("store_sums") as b:
-                    far = (at.stripe * (t.rows * ow) + pixel) * k + at.block * self.channels + channel + j
+                    far = (
+                        (at.stripe * (t.rows * ow) + pixel) * k
+                        + at.block * self.channels
+                        + channel
+                        + j
+                    )
                     store(self.Y, b(far), self.acc[b(acc)])
                 return
             near = self._output_slot(at) + pixel * self.channels + channel + j
             with self.nest.block("requantize" if valid == g.columns else "requantize_tail") as b:
                 words = tuple(
-                    self.par[b(par_slot + (channel + j) * RECORD_WORDS + n)] for n in range(RECORD_WORDS)
+                    self.par[b(par_slot + (channel + j) * RECORD_WORDS + n)]
+                    for n in range(RECORD_WORDS)
                 )
                 residual = self.res[b(near)] if self.fields.residual_dtype else None
                 store(self.out, b(near), self.fields.value(self.acc[b(acc)], words, residual))

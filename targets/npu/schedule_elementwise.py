@@ -1,6 +1,6 @@
 """Schedules of what works element by element: the sum of two tensors, and look-up tables.
 
-    for run of elements: load; out = f(in)  -> npu.add or npu.lut; store
+for run of elements: load; out = f(in)  -> npu.add or npu.lut; store
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from targets.npu.loops import (
     scratchpad,
     smaller,
     store,
-
 )
 from targets.npu.scheduled import Scheduled, tensorize
 from targets.npu.spec import NpuSpec
@@ -91,9 +90,7 @@ def _arguments(inputs: tuple[Value, ...], output: Value) -> list[tirx.Buffer]:
     return [*sources, buffer_argument("output", _elements(output), output.dtype)]
 
 
-def _runs(
-    tensors: list[tirx.Buffer], spec: NpuSpec, name: str, body: Callable[..., None]
-) -> None:
+def _runs(tensors: list[tirx.Buffer], spec: NpuSpec, name: str, body: Callable[..., None]) -> None:
     """Load, compute and store run by run, in two slots per tensor; the last tensor is the output.
 
     ``body(index, *near_tensors)`` writes the block of one element.
@@ -117,5 +114,3 @@ def _runs(
             body(b(slot + n + one), *near, out)
         with nest.serial(now, run) as n, nest.block("store") as b:
             store(output, b(r * run + n), out[b(slot + n)])
-
-

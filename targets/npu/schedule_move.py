@@ -1,6 +1,6 @@
 """Schedule of slices, paddings and concatenations: the DMA gathers an output stripe in ACT and stores it.
 
-    for stripe: fill, where no piece covers it; for piece: load its rows of the stripe; store the stripe
+for stripe: fill, where no piece covers it; for piece: load its rows of the stripe; store the stripe
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Schedule of max pooling.
 
-    for stripe: load input rows, bordered with the lowest code; out = lowest; for ky, kx: out = max(out, act) -> npu.max
+    for stripe: load input rows, bordered with the lowest code; out = lowest; for ky, kx: out =
+    max(out, act) -> npu.max
                 store the stripe
 
 Average pooling is a depthwise convolution with weights of one and has no schedule of its own.
@@ -84,5 +85,3 @@ def _stripe_rows(layer: MaxPool2d, spec: NpuSpec, width: int) -> int:
         f"the machine has {spec.sram.act.bytes}"
     )
     raise CapacityError(msg)
-
-

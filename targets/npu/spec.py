@@ -1,6 +1,7 @@
 """One description of the machine: compiler, simulators, timing, constraints and the tuning key all read it.
 
-A description is a TOML file (``specs/*.toml``); ``load_spec`` takes a preset's name or a path. Units are in the names
+A description is a TOML file (``specs/*.toml``); ``load_spec`` takes a preset's name or a path.
+Units are in the names
 or in the docstrings: bytes, cycles, hertz, picojoules.
 """
 
@@ -38,7 +39,8 @@ class Array(_Part):
     Attributes:
         rows: reduction lanes (R), at most 128.
         cols: output channels (C), at most 64.
-        kind: "systolic" (fill = rows + cols - 2 cycles) or "tree" (fill = ceil(log2 rows) + 3 cycles).
+        kind: "systolic" (fill = rows + cols - 2 cycles) or "tree" (fill = ceil(log2 rows) + 3
+            cycles).
         weight_buffers: 2 loads the next tile's weights under the current one, 1 does not.
         weight_rows_per_cycle: a tile's weights take rows / this cycles to load.
         min_rows: least cycles between two writes to one accumulator row.
@@ -179,7 +181,9 @@ class NpuSpec(_Part):
 def presets() -> list[str]:
     """Names of the machines that come with tvmq."""
     folder = resources.files("targets.npu") / "specs"
-    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+    return sorted(
+        f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
+    )
 
 
 def load_spec(name: str) -> NpuSpec:
@@ -189,7 +193,8 @@ def load_spec(name: str) -> NpuSpec:
         name: a preset such as "e256", or the path of a TOML file.
 
     Raises:
-        SpecError: no such preset or file, or a field is unknown, missing or out of range; names the field.
+        SpecError: no such preset or file, or a field is unknown, missing or out of range; names
+            the field.
     """
     if name in presets():
         text = (resources.files("targets.npu") / "specs" / f"{name}.toml").read_text()

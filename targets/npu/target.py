@@ -2,8 +2,10 @@
 
     tvm.target.Target("tvmq/npu-e256")        after ``import tvm``, without importing tvmq
 
-TVM calls ``register`` itself, through the entry point group ``tvm.backends``. A function of the NPU carries its
-target; the pipeline "tvmq_npu" lowers it, and ``codegen.generate``, which runs at the pipeline's end, makes
+TVM calls ``register`` itself, through the entry point group ``tvm.backends``. A function of the
+NPU carries its
+target; the pipeline "tvmq_npu" lowers it, and ``codegen.generate``, which runs at the pipeline's
+end, makes
 instructions of it. What reaches LLVM is the host's function that executes the encoded program.
 """
 

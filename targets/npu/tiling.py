@@ -1,9 +1,10 @@
 """How a convolution is cut to fit the scratchpads: row stripes, weight blocks, accumulator chunks.
 
-    stripe   ``rows`` output rows: their input rows and their output live in ACT, twice where there is a next stripe
-    block    ``tiles`` column tiles whose weights live in WGT, twice where there is a next block
-    k block  ``k0`` reduction tiles, where not even one column tile's weights fit half of WGT
-    chunk    ``chunk_rows`` x ``chunk_columns`` output pixels whose sums live in one half of ACC
+stripe   ``rows`` output rows: their input rows and their output live in ACT, twice where there is
+a next stripe
+block    ``tiles`` column tiles whose weights live in WGT, twice where there is a next block
+k block  ``k0`` reduction tiles, where not even one column tile's weights fit half of WGT
+chunk    ``chunk_rows`` x ``chunk_columns`` output pixels whose sums live in one half of ACC
 """
 
 from __future__ import annotations
@@ -90,7 +91,9 @@ def _weight_block(g: ConvGeometry) -> tuple[int, int]:
     if tiles and not long:
         return tiles, k0
     if g.groups > 1 or par // 2 < record:
-        msg = f"{g.layer.name}: the weights of one group ({unit * per_tile} bytes) exceed half of WGT"
+        msg = (
+            f"{g.layer.name}: the weights of one group ({unit * per_tile} bytes) exceed half of WGT"
+        )
         raise CapacityError(msg)
     k0 = min(wgt // 2 // _tile_weight_bytes(g, 1), MAX_K0)
     if k0 == 0:

@@ -1,11 +1,15 @@
 """Derive dependency tokens from buffer hazards.
 
-The compiler emits instructions in an order that is right one after the other. Units run ahead of each other; a token
-from unit v to unit u makes u wait until an instruction of v has completed. Wherever an instruction touches bytes that
-an earlier one of another unit touched, and one of the two writes, there must be such a wait, directly or by way of
+The compiler emits instructions in an order that is right one after the other. Units run ahead of
+each other; a token
+from unit v to unit u makes u wait until an instruction of v has completed. Wherever an instruction
+touches bytes that
+an earlier one of another unit touched, and one of the two writes, there must be such a wait,
+directly or by way of
 others: a forward token for read after write, a backward token for write after read.
 
-A FIFO holds ``depth`` tokens. Where more would be on their way at once, a NOP takes the oldest one early.
+A FIFO holds ``depth`` tokens. Where more would be on their way at once, a NOP takes the oldest one
+early.
 """
 
 from __future__ import annotations
@@ -120,7 +124,9 @@ def _remember(step: Footprint, index: int, history: dict[str, list[_Touch]]) -> 
     for spans, writing in ((step.reads, False), (step.writes, True)):
         for span in spans:
             touches = history.setdefault(span.space, [])
-            same = (t for t in touches if t.unit == step.unit and t.write == writing and t.span == span)
+            same = (
+                t for t in touches if t.unit == step.unit and t.write == writing and t.span == span
+            )
             previous = next(same, None)
             if previous is not None:
                 touches.remove(previous)

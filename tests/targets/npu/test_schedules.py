@@ -33,7 +33,9 @@ def test_plain_function_equals_numpy(name: str, machine: str) -> None:
 
     function = tvm.compile(scheduled.plain, target="llvm")
     out = tvm.runtime.tensor(np.zeros(int(np.prod(layer.output.shape)), layer.output.dtype))
-    arrays = [x.reshape(-1) for x in inputs] + [np.ascontiguousarray(c) for c in scheduled.constants.values()]
+    arrays = [x.reshape(-1) for x in inputs] + [
+        np.ascontiguousarray(c) for c in scheduled.constants.values()
+    ]
     function(*[tvm.runtime.tensor(a) for a in arrays], out)
 
     np.testing.assert_array_equal(out.numpy().reshape(layer.output.shape), meaning(layer, inputs))
@@ -52,7 +54,16 @@ def test_tensorized_function_computes_only_by_intrinsics(name: str) -> None:
     """Every statement is a copy, a fill or a call: the reader raises on arithmetic that no intrinsic took."""
     tree, _ = read_function(lower(schedule(LAYERS[name], MACHINES["e256"]).func))
     kinds = {leaf.kind for leaf in leaves(tree)}
-    assert kinds <= {"copy", "fill", "npu.gemm", "npu.dwconv", "npu.requantize", "npu.max", "npu.add", "npu.lut"}
+    assert kinds <= {
+        "copy",
+        "fill",
+        "npu.gemm",
+        "npu.dwconv",
+        "npu.requantize",
+        "npu.max",
+        "npu.add",
+        "npu.lut",
+    }
 
 
 def test_intrinsic_descriptions_run_on_their_own() -> None:
@@ -80,7 +91,9 @@ def test_intrinsics_are_registered_once() -> None:
     ],
     ids=["act", "wgt"],
 )
-def test_a_layer_that_does_not_fit_is_refused_in_words(memories: dict[str, int], match: str) -> None:
+def test_a_layer_that_does_not_fit_is_refused_in_words(
+    memories: dict[str, int], match: str
+) -> None:
     with pytest.raises(CapacityError, match=match):
         schedule(conv((14, 14, 256), 320), tiny_machine(**memories))
 

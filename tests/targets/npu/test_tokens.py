@@ -15,7 +15,9 @@ def random_program(rng: np.random.Generator, length: int) -> list[Footprint]:
         return tuple(found)
 
     return [
-        Footprint(int(rng.integers(0, 4)), spans(int(rng.integers(0, 3))), spans(int(rng.integers(0, 2))))
+        Footprint(
+            int(rng.integers(0, 4)), spans(int(rng.integers(0, 3))), spans(int(rng.integers(0, 2)))
+        )
         for _ in range(length)
     ]
 
@@ -79,7 +81,10 @@ def test_a_missing_token_is_noticed() -> None:
     waits, early = derive_tokens(program, 8)
     assert waits == [Waits(push={1}), Waits(pop={0})]
     assert early == []
-    orders = {tuple(execute(program, [Waits(), Waits()], [], 8, np.random.default_rng(s))) for s in range(9)}
+    orders = {
+        tuple(execute(program, [Waits(), Waits()], [], 8, np.random.default_rng(s)))
+        for s in range(9)
+    }
     assert (1, 0) in orders
 
 
@@ -94,7 +99,9 @@ def test_a_full_fifo_is_emptied_early() -> None:
     """Ten loads before their ten readers: with two tokens per FIFO eight have to be taken by NOPs."""
     spans = [Span("mem0", n, n + 1) for n in range(10)]
     program = [Footprint(0, (), (s,)) for s in spans]
-    program += [Footprint(1, (s,), (Span("mem1", n, n + 1),)) for n, s in reversed(list(enumerate(spans)))]
+    program += [
+        Footprint(1, (s,), (Span("mem1", n, n + 1),)) for n, s in reversed(list(enumerate(spans)))
+    ]
     waits, early = derive_tokens(program, 1)
     assert all(isinstance(e, EarlyPop) for e in early)
     execute(program, waits, early, 1, np.random.default_rng(0))
