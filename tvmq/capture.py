@@ -60,8 +60,9 @@ def capture_program(
     """
     canonical = canonicalize(program)
     graph_module, batch_norms, origins = fold_batch_norm(canonical.graph_module, canonical.origins)
+    # The target is the name the exporter gave; torch.fx renames nodes such as "input".
     inputs = tuple(
-        TensorSpec(node.name, tuple(node.meta["val"].shape))
+        TensorSpec(str(node.target), tuple(node.meta["val"].shape))
         for node in graph_module.graph.find_nodes(op="placeholder")
     )
     (output,) = graph_module.graph.find_nodes(op="output")

@@ -1,6 +1,6 @@
 """What every data source gives: a stream of checked batches that never holds more than a few.
 
-The forms themselves are in ``data_npz``, ``data_images`` and ``data_function``; ``data`` opens them.
+The forms are in ``data_npz``, ``data_images`` and ``data_function``; ``data`` opens them.
 """
 
 from __future__ import annotations

@@ -67,6 +67,9 @@ def load_model(
         _refuse_other_formats(path)
         return _load_pickle(path, model_factory, trust_pickle, input_shapes)
     with zipfile.ZipFile(path) as archive:
+        # A truncated file can end in the index of an archive that it holds as a record.
+        if min((record.header_offset for record in archive.infolist()), default=0) > 0:
+            raise _truncated(path)
         kind = _kind_of_archive(path, archive)
         _check_records(path, archive)
         if kind == "program" and not trust_pickle:
@@ -96,9 +99,7 @@ def _refuse_other_formats(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(16)
     if head[:4] == b"PK\x03\x04":
-        raise InputError(
-            f"{path} is a truncated or corrupt archive (its index is missing); copy it again"
-        )
+        raise _truncated(path)
     formats = [
         (path.suffix == ".onnx", "an ONNX model"),
         (head[4:8] == b"TFL3", "a TensorFlow Lite model"),
@@ -115,6 +116,12 @@ def _refuse_other_formats(path: Path) -> None:
         raise InputError(
             f"{path} is not a PyTorch file (neither an archive nor a pickle); {_EXPORT_IT}"
         )
+
+
+def _truncated(path: Path) -> InputError:
+    return InputError(
+        f"{path} is a truncated or corrupt archive (its index is missing); copy it again"
+    )
 
 
 def _kind_of_archive(path: Path, archive: zipfile.ZipFile) -> str:

@@ -183,6 +183,11 @@ def _sub(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     return _per_channel(g, node, x, shift=y, shift_factor=-a["alpha"])
 
 
+@rule("rsub")
+def _rsub(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
+    return _sub(g, node, {"self": a["other"], "other": a["self"], "alpha": a["alpha"]})
+
+
 @rule("mul")
 def _mul(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     x, y = a["self"], a["other"]
