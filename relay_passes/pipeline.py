@@ -16,6 +16,7 @@ from tvm import IRModule, relax
 from relay_passes.convert_to_nhwc import ConvertToNhwc
 from relay_passes.fold_activations import FoldActivations
 from relay_passes.fold_flatten import FoldFlatten
+from relay_passes.hoist_quantize import HoistQuantize
 from relay_passes.lower_add import LowerAdd
 from relay_passes.lower_average_pool import LowerAveragePool
 from relay_passes.lower_convolution import LowerConvolution
@@ -48,6 +49,7 @@ class Step:
 _LOWERING = ("FoldActivations", "QuantizeConstants", "SinkDequantize", "ConvertToNhwc")
 
 PIPELINE: tuple[Step, ...] = (
+    Step(HoistQuantize),
     Step(FoldActivations),
     Step(QuantizeConstants),
     Step(SinkDequantize, needs=("FoldActivations",)),

@@ -13,7 +13,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import tvm
+import tvm_ffi
 from tvm import IRModule, relax
+
+from targets.errors import ArithmeticRangeError, TvmqError, UnsupportedError
+
+for _error in (TvmqError, UnsupportedError, ArithmeticRangeError):
+    # a pass runs below TVM, which would turn an error that it does not know into a RuntimeError
+    tvm_ffi.register_error(_error.__name__, _error)
 
 Expr: TypeAlias = Any  # tvm.ir.RelaxExpr: TVM carries no types that mypy could check
 Var: TypeAlias = Any  # relax.Var; hashes and compares by identity of the node

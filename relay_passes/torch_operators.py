@@ -215,6 +215,7 @@ def _nothing(_node: fx.Node, _importer: Importer) -> None:
 
 CONVERTERS: dict[str, Converter] = {
     "relu.default": _elementwise(relax.op.nn.relu),
+    "relu6.default": _elementwise(lambda x: _clamp(x, 0.0, 6.0)),
     "clamp.default": _elementwise(_clamp),
     "hardtanh.default": _elementwise(lambda x, low=-1.0, high=1.0: _clamp(x, low, high)),
     "sigmoid.default": _elementwise(relax.op.sigmoid),

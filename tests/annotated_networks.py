@@ -1,0 +1,92 @@
+"""Small networks annotated by hand, and the three ways to run them."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tvm
+from torch import nn
+from tvm import relax
+
+import tvmq.fake_quantize  # noqa: F401  registers the operator
+
+
+def quantize(x, step, zero_point=0, low=0, high=255, dtype="uint8", axis=-1):
+    return torch.ops.tvmq.fake_quantize(x, step, zero_point, low, high, axis, dtype)
+
+
+def snapped(rng, source, target, channels, free):
+    """Weight steps [K] for which source * step / target is M / 2**s."""
+    if not free:
+        return torch.tensor(2.0 ** rng.integers(-9, -6, channels))
+    multiplier = rng.integers(2**15, 2**16, channels)
+    return torch.tensor(multiplier / 2.0**24 * float(target) / float(source))
+
+
+class Layer(nn.Module):
+    """Weight, bias and steps of one product, all float64."""
+
+    def __init__(self, rng, shape, source, target, free, per_channel=True):
+        super().__init__()
+        K = shape[0]
+        steps = snapped(rng, source, target, K if per_channel else 1, free)
+        self.weight = nn.Buffer(
+            torch.tensor(rng.integers(-100, 101, shape))
+            * torch.as_tensor(steps).reshape([-1] + [1] * (len(shape) - 1))
+        )
+        self.step = nn.Buffer(steps)
+        self.bias = nn.Buffer(torch.tensor(rng.integers(-900, 901, K)) * (source * steps))
+
+    def quantized(self):
+        axis = 0 if self.step.numel() > 1 else -1
+        return torch.ops.tvmq.fake_quantize(self.weight, self.step, 0, -128, 127, axis, "int8")
+
+
+class Residual(nn.Module):
+    """conv, relu, conv + residual, relu, max pool, mean, linear: one path through it all."""
+
+    def __init__(self, free=False, seed=0, zero_point=9):
+        super().__init__()
+        rng = np.random.default_rng(seed)
+        base = 1.0 if not free else 0.9173
+        names = ("x", "a", "b", "p")
+        for name, exponent in zip(names, (-5, -3, -3, -4), strict=True):
+            step = torch.tensor([base * 2.0**exponent], dtype=torch.float64)
+            self.register_buffer(f"s_{name}", step)
+        self.zero_point = zero_point
+        self.one = Layer(rng, (8, 3, 3, 3), self.s_x, self.s_a, free)
+        self.two = Layer(rng, (8, 4, 3, 3), self.s_a, self.s_b, free)
+        self.head = Layer(rng, (5, 8), self.s_p, self.s_p, free, per_channel=False)
+
+    def forward(self, x):
+        one, two, head = self.one, self.two, self.head
+        x = quantize(x, self.s_x, self.zero_point, -128, 127, "int8")
+        a = F.conv2d(x, one.quantized(), one.bias, stride=(2, 1), padding=1)
+        a = quantize(torch.relu(a), self.s_a)
+        b = F.conv2d(a, two.quantized(), two.bias, padding=1, groups=2)
+        b = quantize(torch.relu(a + b), self.s_b)
+        p = F.max_pool2d(b, 3, 2, 1)
+        p = quantize(p.mean((2, 3)), self.s_p)
+        return F.linear(p.reshape([-1, 8]), head.quantized(), head.bias)
+
+
+def export(module, *shapes):
+    """Export in float64 for any batch."""
+    examples = tuple(torch.zeros((2, *shape), dtype=torch.float64) for shape in shapes)
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    dynamic = ({0: batch},) * len(shapes)
+    return torch.export.export(module.eval().double(), examples, dynamic_shapes=dynamic)
+
+
+def run_torch(program, *arrays):
+    result = program.module()(*(torch.tensor(a, dtype=torch.float64) for a in arrays))
+    results = result if isinstance(result, (tuple, list)) else (result,)
+    return [r.numpy().astype(np.float32) for r in results]
+
+
+def run_tvm(mod, *arrays):
+    vm = relax.VirtualMachine(tvm.compile(mod, target="llvm"), tvm.cpu())
+    return [r.numpy() for r in vm["main"](*(tvm.runtime.tensor(a) for a in arrays))]
+
+
+def image(shape, seed=0, scale=1.5):
+    return np.random.default_rng(seed).normal(0, scale, shape).astype(np.float32)

@@ -1,0 +1,221 @@
+"""The pipeline on whole networks: torch, the reference and TVM give the same integers."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from annotated_networks import Layer, Residual, export, image, quantize, run_torch, run_tvm
+from torch import nn
+
+from relay_passes.import_torch import import_torch
+from relay_passes.pipeline import PIPELINE, lower_to_integer
+from relay_passes.quantization import HALF
+from relay_passes.read_layers import read_layers
+from targets.errors import ArithmeticRangeError, UnsupportedError
+from tvmq import fake_quantize
+from tvmq.reference import run_reference
+
+
+def test_both_definitions_of_half_agree():
+    assert HALF == fake_quantize.HALF
+
+
+@pytest.mark.parametrize("free", [False, True], ids=["pot", "free"])
+def test_each_pass_keeps_the_numbers_and_its_input(free):
+    program = export(Residual(free), (3, 12, 9))
+    x = image((3, 3, 12, 9))
+    want = run_torch(program, x)[0]
+    mod = import_torch(program)
+    np.testing.assert_array_equal(run_tvm(mod, x)[0], want)
+    for step in PIPELINE:
+        untouched = mod.script()
+        result = step.make()(mod)
+        assert mod.script() == untouched, f"{step.name} edited the module it was given"
+        mod = result
+        if mod.script() != untouched:
+            np.testing.assert_array_equal(run_tvm(mod, x)[0], want, err_msg=step.name)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("free", [False, True], ids=["pot", "free"])
+def test_all_tensors_equal_the_fake_quantized_forward(free, seed):
+    """Conformance 10: every quantized tensor of the network, not only its output."""
+    program = export(Residual(free, seed), (3, 12, 9))
+    x = image((4, 3, 12, 9), seed)
+    values = {}
+    run_reference(lower_to_integer(import_torch(program)), {"x": x}, values)
+    seen = _fake_quantized(program, x)
+    compared = 0
+    for name, (real, step, zero_point) in seen.items():
+        codes = values["x_codes" if name == "x" else name].astype(np.int64)
+        codes = codes.transpose(0, 3, 1, 2) if codes.ndim == 4 else codes
+        want = np.rint(real / step).astype(np.int64) + zero_point
+        np.testing.assert_array_equal(codes, want.reshape(codes.shape), err_msg=name)
+        compared += 1
+    assert compared == 4
+    assert len(np.unique(values["relu_1"])) > 50, "a saturated network would prove nothing"
+
+
+def _fake_quantized(program, x):
+    """Name of the quantized node -> (its values, step, zero point), weights left out."""
+    seen = {}
+
+    class Watch(torch.fx.Interpreter):
+        def run_node(self, node):
+            result = super().run_node(node)
+            if node.target is torch.ops.tvmq.fake_quantize.default and node.args[5] == -1:
+                source = node.args[0]
+                if source.op != "get_attr":
+                    step = self.env[node.args[1]].item()
+                    seen[source.name] = (result.numpy(), step, node.args[2])
+            return result
+
+    Watch(program.module()).run(torch.tensor(x, dtype=torch.float64))
+    return seen
+
+
+@pytest.mark.parametrize("free", [False, True], ids=["pot", "free"])
+def test_tvm_equals_the_reference(free):
+    mod = lower_to_integer(import_torch(export(Residual(free), (3, 12, 9))))
+    x = image((5, 3, 12, 9), 7, scale=40.0)  # beyond the range: saturates
+    np.testing.assert_array_equal(run_tvm(mod, x)[0], run_reference(mod, {"x": x})[0])
+
+
+class Moved(nn.Module):
+    """A residual that is sliced and padded, one finer than the sums (F > 0), and one on each side."""
+
+    def __init__(self, first):
+        super().__init__()
+        rng = np.random.default_rng(3)
+        self.first = first
+        self.s = nn.Buffer(torch.tensor([2.0**-4], dtype=torch.float64))
+        self.coarse = nn.Buffer(torch.tensor([2.0**2], dtype=torch.float64))
+        self.conv = Layer(rng, (8, 4, 3, 3), self.s, self.s, False)
+        self.conv.step *= 2.0**9  # sums coarser than the residual
+        self.conv.weight *= 2.0**9
+        self.conv.bias *= 2.0**9
+
+    def forward(self, x):
+        x = quantize(x, self.s, 100)
+        y = F.conv2d(x, self.conv.quantized(), self.conv.bias, stride=2, padding=1)
+        moved = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+        return quantize(moved + y if self.first else y + moved, self.coarse, 128)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["residual + conv", "conv + residual"])
+def test_moved_residual_with_fraction_bits(first):
+    program = export(Moved(first), (4, 8, 8))
+    mod = lower_to_integer(import_torch(program))
+    x = image((4, 4, 8, 8), 5, scale=4.0)
+    want = run_torch(program, x)
+    np.testing.assert_array_equal(run_reference(mod, {"x": x})[0], want[0])
+    np.testing.assert_array_equal(run_tvm(mod, x)[0], want[0])
+    layers = {layer.kind: layer for layer in read_layers(mod).layers}
+    assert layers["conv2d"].requantize.fraction > 0
+    assert layers["conv2d"].requantize.residual.zero_point == 100
+    move = layers["move"]
+    assert (move.fill, move.pieces[0].step, move.pieces[0].at) == (100, (2, 2, 1), (0, 0, 2))
+
+
+class Elementwise(nn.Module):
+    """add of two tensors, concat, unary functions, VGG flatten, a 3 x 3 mean with one multiplier."""
+
+    def __init__(self, function):
+        super().__init__()
+        rng = np.random.default_rng(4)
+        self.function = function
+        self.s = nn.Buffer(torch.tensor([2.0**-5], dtype=torch.float64))
+        self.t = nn.Buffer(torch.tensor([2.0**-4], dtype=torch.float64))
+        self.head = Layer(rng, (5, 4 * 3 * 3), self.s, self.s, False, per_channel=False)
+
+    def forward(self, x):
+        x = quantize(x, self.s, 3, -128, 127, "int8")
+        a = quantize(self.function(x), self.t, 7, -128, 127, "int8")
+        b = quantize(x + a, self.s, -4, -128, 127, "int8")
+        m = quantize(F.avg_pool2d(b, 3), self.s, -4, -128, 127, "int8")
+        c = torch.cat([m, m], 1)[:, 1:5]
+        return F.linear(c.reshape([-1, 36]), self.head.quantized(), self.head.bias)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        F.sigmoid,
+        F.silu,
+        F.hardswish,
+        F.hardsigmoid,
+        torch.tanh,
+        F.gelu,
+        F.leaky_relu,
+        F.elu,
+        F.relu6,
+    ],
+    ids=lambda f: f.__name__,
+)
+def test_functions_adds_concatenation_and_flatten(function):
+    program = export(Elementwise(function), (3, 9, 9))
+    mod = lower_to_integer(import_torch(program))
+    x = image((3, 3, 9, 9), 6)
+    want = run_torch(program, x)[0]
+    np.testing.assert_array_equal(run_reference(mod, {"x": x})[0], want)
+    kinds = [layer.kind for layer in read_layers(mod).layers]
+    assert "opaque" not in kinds, kinds
+    assert {"lut", "add", "avg_pool2d", "move", "dense"} <= set(kinds)
+
+
+def test_dumps_every_stage(tmp_path):
+    seconds = {}
+    mod = import_torch(export(Residual(), (3, 12, 9)))
+    lower_to_integer(mod, dump=tmp_path, seconds=seconds)
+    names = [path.name for path in sorted(tmp_path.iterdir())]
+    assert names[:2] == ["00-Import.py", "01-HoistQuantize.py"]
+    assert len(names) == 1 + len(PIPELINE) == 1 + len(seconds)
+
+
+def test_ratio_that_is_no_fraction_names_the_layer():
+    module = Residual()
+    module.s_b *= 1.1
+    with pytest.raises(ArithmeticRangeError, match=r"conv2d_1, channel 0: the ratio of steps"):
+        lower_to_integer(import_torch(export(module, (3, 12, 9))))
+
+
+def test_bias_off_the_grid_names_the_channel():
+    module = Residual()
+    module.one.bias[3] += module.s_x[0] * module.one.step[3] / 3
+    with pytest.raises(ArithmeticRangeError, match="conv2d, channel 3: the bias"):
+        lower_to_integer(import_torch(export(module, (3, 12, 9))))
+
+
+class Unquantized(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.s = nn.Buffer(torch.tensor([0.5], dtype=torch.float64))
+
+    def forward(self, x):
+        return quantize(torch.softmax(quantize(x, self.s), 1), self.s)
+
+
+def test_operator_without_converter_is_named():
+    with pytest.raises(UnsupportedError, match=r"no converter for aten\.softmax.*'softmax'"):
+        import_torch(export(Unquantized(), (4,)))
+
+
+class Float(Unquantized):
+    """The average is added before it is quantized."""
+
+    def forward(self, x):
+        x = quantize(x, self.s)
+        return quantize(torch.sigmoid(x) + F.avg_pool2d(x, 3, 1, 1), self.s)
+
+
+def test_value_that_stays_float_is_named():
+    with pytest.raises(UnsupportedError, match=r"still computed in floating point"):
+        lower_to_integer(import_torch(export(Float(), (2, 4, 4))))
+
+
+def test_float32_graph_is_refused():
+    module = Residual().float()
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(module, (torch.zeros(2, 3, 12, 9),), dynamic_shapes=({0: batch},))
+    with pytest.raises(UnsupportedError, match=r"expected '.*' in float64"):
+        import_torch(program)
