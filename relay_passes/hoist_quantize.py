@@ -2,8 +2,8 @@
 
     quantize(reshape(x))  -->  reshape(quantize(x))
 
-so that the quantize stands next to the operator whose result it rounds (a mean over height and width
-drops two axes before it is quantized).
+so that the quantize stands next to the operator whose result it rounds (a mean over height and
+width drops two axes before it is quantized).
 
 Needs: nothing. Leaves: no quantize of one step whose source is a reshape or permute_dims.
 """

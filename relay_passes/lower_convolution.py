@@ -4,10 +4,10 @@
     quantize(conv2d(dequantize(x), dequantize(w)) + b + dequantize(r)) -->  r joins the accumulator
     conv2d(...) + b, returned by the function                          -->  dequantize(int32 sums)
 
-``matmul`` with a transposed constant likewise. Padding is with the input's zero point, whose part of
-every sum is folded into the bias. The residual is added before the one rounding, from either side of
-the add, to the convolution that nothing else reads; F fraction bits make room for a residual finer
-than the sums.
+``matmul`` with a transposed constant likewise. Padding is with the input's zero point, whose part
+of every sum is folded into the bias. The residual is added before the one rounding, from either
+side of the add, to the convolution that nothing else reads; F fraction bits make room for a
+residual finer than the sums.
 
 Needs: ConvertToNhwc, FoldActivations, QuantizeConstants. Leaves: no convolution or matmul of floats
 whose input is quantized and whose output is quantized or returned.

@@ -1,9 +1,9 @@
 """From the integer module to the list of layers that backends are given.
 
-A layer is the expression between the 8-bit tensors that it reads and the one that it makes. Reading
-starts at the outputs and goes back; padding in front of a convolution or pooling, and slices in
-front of a padding or concatenation, become part of the layer if nothing else reads them. An expression of
-another form is an ``OpaqueLayer`` and stays ordinary Relax on the CPU.
+A layer is the expression between the 8-bit tensors that it reads and the one that it makes.
+Reading starts at the outputs and goes back; padding in front of a convolution or pooling, and
+slices in front of a padding or concatenation, become part of the layer if nothing else reads
+them. An expression of another form is an ``OpaqueLayer`` and stays ordinary Relax on the CPU.
 
 ``Value.name`` is the name of the variable in the module. ``Layer.name`` is the torch node's that
 multiplies, adds, pools or moves: the plan and the user's source know it by that name.

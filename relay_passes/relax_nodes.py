@@ -1,8 +1,8 @@
 """The one file here that spells TVM's node classes; the next TVM release touches it only.
 
 ``Graph`` is a read-only view of ``main``: a straight line of bindings, who computes and who uses
-each variable. ``rewrite`` runs a visitor over it and gives a new module; what nothing uses any more is
-dropped, names are kept.
+each variable. ``rewrite`` runs a visitor over it and gives a new module; what nothing uses any
+more is dropped, names are kept.
 """
 
 from __future__ import annotations

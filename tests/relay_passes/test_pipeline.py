@@ -82,7 +82,7 @@ def test_tvm_equals_the_reference(free):
 
 
 class Moved(nn.Module):
-    """A residual that is sliced and padded, one finer than the sums (F > 0), and one on each side."""
+    """A residual that is sliced and padded, finer than the sums (F > 0), on either side."""
 
     def __init__(self, first):
         super().__init__()
@@ -118,7 +118,7 @@ def test_moved_residual_with_fraction_bits(first):
 
 
 class Elementwise(nn.Module):
-    """add of two tensors, concat, unary functions, VGG flatten, a 3 x 3 mean with one multiplier."""
+    """Addition, concat, unary function, flatten of an image, a 3 x 3 mean with a multiplier."""
 
     def __init__(self, function):
         super().__init__()
