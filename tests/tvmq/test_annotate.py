@@ -1,20 +1,26 @@
 """The annotated program: names, batch, and the arithmetic it stands for."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
-from quantization_cases import calibration, float_model, images
+from quantization_cases import float_model, images, plan
 
 from tvmq.annotate import annotate
-from tvmq.planner import make_plan
 from tvmq.scheme import Settings
 
 FREE = Settings(scales="free", granularity="channel")
 
 
+@cache
+def _annotated(name, settings):
+    return annotate(float_model(name), plan(name, settings))
+
+
 def _program(name, settings=None):
-    plan = make_plan(float_model(name), calibration(name), settings or Settings())
-    return annotate(float_model(name), plan), plan
+    settings = settings or Settings()
+    return _annotated(name, settings), plan(name, settings)
 
 
 def test_names_survive():
@@ -45,18 +51,18 @@ def test_runs_close_to_float_for_any_batch(name, settings):
 
 @pytest.mark.parametrize("settings", [Settings(), FREE], ids=["pot", "free"])
 def test_steps_reach_the_graph_exactly(settings):
-    program, plan = _program("resnet_small", settings)
-    for name, value in plan.values.items():
+    program, quantized = _program("resnet_small", settings)
+    for name, value in quantized.values.items():
         step = program.state_dict[f"{name}_step"]
         assert step.dtype == torch.float64
         assert step.item() == value.step
-    for name, weight in plan.weights.items():
+    for name, weight in quantized.weights.items():
         assert program.state_dict[f"{name}_weight_step"].tolist() == list(weight.steps)
 
 
 def test_a_layer_equals_its_integers():
     """Residual, per-channel multipliers, bias and rounding, computed from the plan alone."""
-    program, plan = _program("resnet_small", FREE)
+    program, quantized = _program("resnet_small", FREE)
     seen = {}
 
     class Recorder(torch.fx.Interpreter):
@@ -73,8 +79,8 @@ def test_a_layer_equals_its_integers():
             by_target[name] / torch.tensor(step).double().reshape(-1, 1, 1, 1)
         ).long()
 
-    q, weight = plan.requantize["conv2d_2"], plan.weights["conv2d_2"]
-    source, output = plan.values["relu_1"], plan.values["relu_2"]
+    q, weight = quantized.requantize["conv2d_2"], quantized.weights["conv2d_2"]
+    source, output = quantized.values["relu_1"], quantized.values["relu_2"]
     unit = source.step * np.array(weight.steps)
     bias = np.rint(program.state_dict["conv2d_2_bias_q"].numpy() / unit).astype(np.int64)
     w = torch.round(
@@ -88,6 +94,8 @@ def test_a_layer_equals_its_integers():
     channels = (1, -1, 1, 1)
     m, s, rs = (np.array(n).reshape(channels) for n in (q.multiplier, q.shift, q.residual_shift))
     total = ((sums + bias.reshape(channels)) << q.fraction) * m
-    total += (codes("relu_q", [plan.values["relu"].step]).numpy() * q.residual_multiplier) << rs
+    total += (
+        codes("relu_q", [quantized.values["relu"].step]).numpy() * q.residual_multiplier
+    ) << rs
     want = np.clip((total + (1 << (s - 1))) >> s, output.low, output.high)
     np.testing.assert_array_equal(codes("relu_2_q", [output.step]).numpy(), want)

@@ -76,3 +76,10 @@ def test_folded_zero_point_counts():
     bounds = bound_sums(np.full((1, 10), 100), np.zeros(1, np.int64), _value(0, 255, 255))
     assert bounds.largest[0] == 0
     assert bounds.partial[0] == 255 * 1000
+
+
+def test_counts_a_negative_residual():
+    bounds = bound_sums(np.full((1, 1), 1), np.array([-(2**30) - 2**25]), _value(0, 255))
+    plan = RequantizePlan(0, (1,), (0,), 1, (23,))
+    with pytest.raises(ArithmeticRangeError):
+        prove_accumulator("conv", bounds, plan, _value(-128, 127))
