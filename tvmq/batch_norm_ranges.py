@@ -148,7 +148,7 @@ def _propagate(model: FloatModel, node: Node, spreads: dict[Node, Spread]) -> Sp
     if op is aten.cat:
         return Spread(
             *(
-                torch.cat([getattr(k, part) for k in known], int(node.args[1]))  # type: ignore
+                torch.cat([getattr(k, part) for k in known], int(node.args[1]))
                 for part in ("mean", "std", "low", "high")
             )
         )

@@ -25,7 +25,7 @@ MAX_BYTES = 2**28
 """The largest tensor of all images together; fewer images where it would be larger."""
 
 
-@torch.inference_mode()
+@torch.inference_mode()  # type: ignore[untyped-decorator]
 def correct_biases(
     model: FloatModel, plan: Plan, calibration: Calibration, progress: Progress | None = None
 ) -> dict[str, BiasPlan]:

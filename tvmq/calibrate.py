@@ -46,7 +46,7 @@ class Calibration:
     batches: Callable[[], Iterator[Inputs]] = field(default=lambda: iter(()))
 
 
-class _Observing(Interpreter):
+class _Observing(Interpreter):  # type: ignore[misc]  # torch is not followed by mypy
     """Executes a float graph, shows values to their histograms and frees what is used up."""
 
     def __init__(self, model: FloatModel, regions: Regions) -> None:

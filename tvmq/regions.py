@@ -155,7 +155,7 @@ def window_of(node: Node) -> Window:
             "use ceil_mode=False and count_include_pad=True, or pad before pooling."
         )
     divisor = given[5] or kernel[0] * kernel[1]
-    return Window(kernel, strides, padding, int(divisor))  # type: ignore[call-overload]
+    return Window(kernel, strides, padding, int(divisor))
 
 
 def _pair(value: object) -> tuple[int, int]:
