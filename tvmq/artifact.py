@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from targets.errors import InputError
+from targets.npu.program import Program
 
 FORMAT = 1
 """Version of the folder's layout; raised by any change that an older tvmq would misread."""
@@ -128,6 +130,39 @@ class Artifact:
     def has(self, name: str) -> bool:
         """Whether it has a file of that name."""
         return name in self.manifest.files
+
+    def programs(self) -> dict[str, Program]:
+        """The NPU programs by file name, in the order in which model.so executes them."""
+        names = [name for name in self.manifest.files if re.fullmatch(r"program_\d+\.bin", name)]
+        names.sort(key=lambda name: int(name[8:-4]))
+        return {name: Program.from_bytes(self.path(name).read_bytes(), name) for name in names}
+
+    def stages(self) -> list[str]:
+        """Names of the stages whose text it keeps, in the order of the flow."""
+        texts = [Path(name) for name in self.manifest.files if name.startswith("ir/")]
+        passes = sorted(path.stem for path in texts if path.parent.name == "passes")
+        own = {path.stem for path in texts if path.parent.name == "ir"}
+        return [
+            *(name for name in ("float", "annotated") if name in own),
+            *(name.split("-", 1)[1] for name in passes),
+            *(name for name in ("integer", "placed") if name in own),
+        ]
+
+    def stage_text(self, stage: str) -> str:
+        """The text of a stage, by a name of ``stages``, in any case.
+
+        Raises:
+            InputError: no such stage.
+        """
+        for name in self.manifest.files:
+            if (
+                name.startswith("ir/")
+                and Path(name).stem.split("-", 1)[-1].lower() == stage.lower()
+            ):
+                return self.path(name).read_text()
+        raise InputError(
+            f"{self.folder}: has no stage {stage!r}. Choose one of {', '.join(self.stages())}."
+        )
 
     def read_json(self, name: str) -> Any:
         """Parse one of its JSON files."""

@@ -1,4 +1,4 @@
-"""Feed data to a session: open it as the artifact was built for, run it in batches, keep outputs."""
+"""Feed data to a session: open it as the artifact was built for, run it, keep the outputs."""
 
 from __future__ import annotations
 

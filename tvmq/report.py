@@ -1,14 +1,12 @@
-"""Numbers to words: lines and table rows for the terminal; computes nothing.
-
-(The rows of ``tvmq targets`` are read from the machine descriptions.)
-"""
+"""Numbers to words: lines and table rows for the terminal; computes nothing."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from targets.npu.spec import load_spec, presets
-from tvmq.flow import BuildResult
+if TYPE_CHECKING:  # so that printing a profile does not import torch
+    from tvmq.flow import BuildResult
+    from tvmq.profile import Profile
 
 
 def build_summary(result: BuildResult) -> list[str]:
@@ -39,21 +37,35 @@ def build_summary(result: BuildResult) -> list[str]:
     return lines
 
 
-def target_rows() -> list[dict[str, Any]]:
-    """One row per preset, and the CPU."""
-    rows: list[dict[str, Any]] = []
-    for name in presets():
-        spec = load_spec(name)
-        rows.append(
-            {
-                "target": f"npu:{name}",
-                "machine": spec.title,
-                "MACs per cycle": spec.peak_macs_per_cycle,
-                "clock MHz": spec.clock_hz // 10**6,
-                "activation kB": spec.sram.act.bytes // 1024,
-                "weight kB": spec.sram.wgt.bytes // 1024,
-                "accumulator kB": spec.sram.acc.bytes // 1024,
-                "DRAM bytes per cycle": spec.dma.bytes_per_cycle,
-            }
-        )
-    return rows
+def profile_rows(profile: Profile) -> tuple[list[str], list[list[str]], set[str]]:
+    """Headings, cells, and which headings stand over numbers."""
+    numbers = ["cycles", "µs", "MACs", "bytes", "util %"]
+    headings = ["operator", "kind", "device", *numbers, "bound by", "where in the model"]
+    rows = [
+        [
+            row.name,
+            row.op,
+            row.device,
+            f"{row.cycles:,}" if row.device == "npu" else "",
+            f"{row.us:,.1f}",
+            f"{row.macs:,}",
+            f"{row.bytes:,}" if row.device == "npu" else "",
+            f"{100 * row.utilization:.1f}" if row.device == "npu" else "",
+            row.bound,
+            row.layer,
+        ]
+        for row in profile.operators
+    ]
+    return headings, rows, set(numbers)
+
+
+def profile_summary(profile: Profile) -> list[str]:
+    """Totals, and why layers are on the CPU."""
+    lines = [
+        f"{profile.total_cycles:,} NPU cycles, {profile.total_ms:.3f} ms per image; "
+        f"MAC array used {100 * profile.mac_utilization:.1f} % of the NPU's time",
+    ]
+    refused = [row for row in profile.operators if row.device == "cpu" and row.op != "host"]
+    lines += [f"CPU: {row.name} ({row.layer}): {row.reason}" for row in refused]
+    lines += ["NPU time is modelled, CPU time measured on this machine."]
+    return lines

@@ -166,7 +166,7 @@ def main() -> None:
     for node in program.graph.nodes:  # keep source lines, but not where this machine keeps them
         if "stack_trace" in node.meta:
             trace = node.meta["stack_trace"].replace(f"{FOLDER}/", "")
-            node.meta["stack_trace"] = re.sub(r'File ".*/site-packages/', 'File "', trace)
+            node.meta["stack_trace"] = re.sub(r'".*/site-packages/', '"site-packages/', trace)
     torch.export.save(program, FOLDER / "digits.pt2")
     print(f"digits.pt2: {(FOLDER / 'digits.pt2').stat().st_size / 1024:.0f} kB")
     save_images(FOLDER / "digits_calib.npz", images[training[:256]], labels[training[:256]])

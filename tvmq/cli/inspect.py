@@ -1,0 +1,99 @@
+"""`tvmq inspect`: a model before it is built, or an artifact and the IR of its stages."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from targets.errors import InputError
+from tvmq.cli.options import PATH, shared_options
+from tvmq.cli.terminal import Terminal
+
+HEADINGS = ["layer", "kind", "MACs", "device", "where in the model", "reason"]
+
+
+@click.command("inspect")
+@click.argument("subject", metavar="MODEL|ART", type=PATH)
+@click.option("--target", default="npu", show_default=True, help="Machine, for a model.")
+@click.option("--precision", default="w8a8", show_default=True, help="Bits, for a model.")
+@click.option(
+    "--model", "model_factory", metavar="MODULE:FACTORY", help="Makes the network of a state dict."
+)
+@click.option("--trust-pickle", is_flag=True, help="Unpickle MODEL, which runs code in the file.")
+@click.option("--input-shapes", metavar="x:1x3x32x32", help="For models that are not exported.")
+@click.option("--stage", metavar="NAME", help="Print the IR of one stage of an artifact.")
+@shared_options
+@click.pass_obj
+def command(terminal: Terminal, /, subject: Path, stage: str | None, **options: Any) -> None:
+    """Say what will run where and why (MODEL), or what an artifact holds (ART)."""
+    from tvmq.artifact import Artifact
+
+    if not subject.is_dir():
+        if stage is not None:
+            raise InputError(f"{subject}: --stage is for artifacts. Build it first.")
+        _inspect_model(terminal, subject, **options)
+        return
+    artifact = Artifact.load(subject)
+    if stage is None:
+        _inspect_artifact(terminal, artifact)
+    else:
+        text = artifact.stage_text(stage)
+        terminal.print_json({"stage": stage, "text": text}) if terminal.json else terminal.say(text)
+
+
+def _inspect_model(
+    terminal: Terminal, model_file: Path, target: str, precision: str, **options: Any
+) -> None:
+    from tvmq.capture import capture
+    from tvmq.flow import parse_target
+    from tvmq.inspection import forecast
+    from tvmq.scheme import Settings, parse_precision
+
+    settings = Settings(*parse_precision(precision))
+    spec = parse_target(target)
+    model = capture(model_file, **options)
+    layers = forecast(model, spec, settings, terminal.progress())
+    if terminal.json:
+        data = {"model": str(model_file), "kind": model.kind, "target": target}
+        terminal.print_json({**data, "operators": [asdict(layer) for layer in layers]})
+        return
+    terminal.say(f"{model_file}: {model.kind}; forecast for {target}, {settings.precision}")
+    terminal.table(HEADINGS, [_row(asdict(layer)) for layer in layers], right={"MACs"})
+    _totals(terminal, [asdict(layer) for layer in layers])
+
+
+def _inspect_artifact(terminal: Terminal, artifact: Any) -> None:
+    layers = artifact.read_json("layers.json")
+    manifest = artifact.manifest
+    if terminal.json:
+        manifest_json = manifest.model_dump(mode="json")
+        terminal.print_json({"manifest": manifest_json, "operators": layers})
+        return
+    settings = manifest.settings
+    terminal.say(f"{artifact.folder}: {manifest.model['file']} for {manifest.target}")
+    terminal.say(
+        f"  {settings['precision']}, {settings['scales']} steps, symmetric weights per "
+        f"{settings['granularity']}; calibration: {manifest.calibration['source']}; "
+        f"bit-exact: {'yes' if manifest.bit_exact else 'NO'}"
+    )
+    for way, tensors in (("in ", manifest.inputs), ("out", manifest.outputs)):
+        for info in tensors:
+            terminal.say(f"  {way} {info.name}: {info.dtype}[{', '.join(map(str, info.shape))}]")
+    terminal.table(HEADINGS, [_row(layer) for layer in layers], right={"MACs"})
+    _totals(terminal, layers)
+    terminal.say(f"Stages for --stage: {', '.join(artifact.stages())}")
+
+
+def _row(layer: dict[str, Any]) -> list[str]:
+    fields = ("name", "kind", "macs", "device", "source", "reason")
+    return [f"{layer[name]:,}" if name == "macs" else layer[name] for name in fields]
+
+
+def _totals(terminal: Terminal, layers: list[dict[str, Any]]) -> None:
+    for device in ("npu", "cpu"):
+        own = [layer for layer in layers if layer["device"] == device]
+        macs = sum(layer["macs"] for layer in own)
+        terminal.say(f"{device}: {len(own)} operators, {macs:,} MACs per image")
