@@ -1,13 +1,20 @@
-"""The machine as one TVM function: it decodes and executes the very words that the NPU would load.
+"""The machine as one TIR function: decodes the 256-bit words of a program and executes them, compiled by TVM.
 
-Compiled with the rest of a model it needs neither Python nor a C compiler at run time. It executes in program order;
-that the units' tokens make any interleaving equal to that order is for ``tokens`` to derive and ``cycles`` to use.
-Meaning: ``simulator``. Legality: ``check``, the same rules as the compiler's and the simulator's.
+It is what an artifact runs: no Python, the very binary that the NPU would load. ``simulator.py`` says what each
+instruction means; this file and its ``executor_*`` siblings say it again for speed, and tests hold the two together.
+
+    for each image, in parallel
+        while running
+            decode -> unused bits and rules (legality.py) -> pop tokens -> execute -> push tokens
+
+A bad instruction stops its image and leaves a trap code (``TRAPS``) and the instruction's index.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,228 +22,224 @@ import numpy.typing as npt
 import tvm
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
-from tvm.tirx.script import builder as T  # noqa: N812
+from tvm.target import Target
+from tvm.target.codegen import llvm_get_system_cpu
+from tvm.tirx.script import builder as T
 
-from targets.cpu.host import CpuFeatures, host_target
 from targets.errors import InputError, TrapError
-from targets.npu import execute_matrix, execute_requantize, isa
-from targets.npu.check import check, rules
-from targets.npu.execute_base import (
-    Buffer,
+from targets.npu import executor_codes, executor_dma, executor_sums, isa
+from targets.npu.executor_state import (
+    BAD_RECORD,
+    HALTED,
+    ILLEGAL,
+    NO_HALT,
+    NO_TOKEN,
+    NOT_HELD,
+    Areas,
     Expr,
-    Machine,
-    decode_fields,
+    State,
     i32,
     i64,
-    load,
-    memory_bytes,
-    otherwise,
-    pick,
-    store,
+    read_fields,
     unused_bits,
     when,
+    widened,
 )
-from targets.npu.execute_dma import emit_load, emit_store, fill_row
-from targets.npu.execute_vector import emit_add, emit_lut, emit_pool
+from targets.npu.legality import rules
 from targets.npu.program import Program
 from targets.npu.spec import NpuSpec
 
-_PC, _RUNNING, _TRAPPED = range(3)
-_TOKENS = 8
-"""Where the token counts begin in the state: 4 x 4, from unit and to unit."""
-_UNITS = 4
-
-Emit = Callable[[Machine, Any], None]
-_EMIT: dict[type[isa.Instruction], Emit] = {
-    isa.Gemm: execute_matrix.emit_gemm,
-    isa.Load: emit_load,
-    isa.Requantize: lambda m, f: execute_requantize.emit_requantize(m, f, lambda: _trap(m)),
-    isa.Depthwise: execute_matrix.emit_depthwise,
-    isa.Store: emit_store,
-    isa.Add: emit_add,
-    isa.Pool: emit_pool,
-    isa.Lut: emit_lut,
-    isa.Nop: lambda _m, _f: None,
-    isa.Halt: lambda m, _f: _halt(m),
+TRAPS = {
+    ILLEGAL: "illegal instruction",
+    NO_TOKEN: "a token that was never pushed, or tokens left at HALT",
+    BAD_RECORD: "REQ with an illegal parameter record",
+    NOT_HELD: "GEMM on held weights, and the array holds none of these widths",
+    NO_HALT: "the program ends without HALT",
 }
-"""What executes each kind; the order is that of the comparisons."""
+"""Trap code -> what it means; 0 is no trap."""
 
 
-def make_executor(
-    spec: NpuSpec, arena_bytes: int, *, vnni: bool | None = None, name: str = "npu_execute"
-) -> tirx.PrimFunc:
-    """The machine's interpreter.
+def make_executor(spec: NpuSpec, arena_bytes: int) -> tirx.PrimFunc:
+    """The machine's interpreter, as a function that ``relax.call_tir`` can call.
 
     Args:
         spec: the machine.
-        arena_bytes: size of region 1, of which each image has its own.
-        vnni: whether the target has 512-bit byte dot products; None asks the host.
-        name: its global symbol.
+        arena_bytes: size of region 1, at least the program's.
 
     Returns:
         A function of (program int32[n, 8], constants int8[nc], inputs int8[batch, ni], outputs int8[batch, no],
-        trap int32[batch, 2]). ``trap`` becomes (0, instructions executed) or (1, index of the illegal one).
+        trap int32[batch, 2]); the last two are written. A row of ``trap`` is (code, index), zeros where all went well.
     """
-    if vnni is None:
-        vnni = CpuFeatures.of(host_target()).vnni
+    areas = Areas.of(spec, arena_bytes, executor_sums.block_pixels(spec))
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
-            T.func_name(name)
-            T.func_attr({"global_symbol": name, "tirx.noalias": True})
-            handles = [T.arg(p, T.handle()) for p in ("program", "constants", "inputs", "outputs", "trap")]
-            length, constants, batch, ins, outs = (
-                tirx.Var(v, "int64") for v in ("length", "constant_bytes", "batch", "ni", "no")
-            )
-            words = T.match_buffer(handles[0], (length, 8), "int32")
-            blob = T.match_buffer(handles[1], (constants,), "int8")
-            inputs = T.match_buffer(handles[2], (batch, ins), "int8")
-            outputs = T.match_buffer(handles[3], (batch, outs), "int8")
+            T.func_name("npu_execute")
+            names = ("program", "constants", "inputs", "outputs", "trap")
+            handles = [T.arg(name, T.handle()) for name in names]
+            n, nc, batch, ni, no = (tirx.Var(x, "int64") for x in ("n", "nc", "batch", "ni", "no"))
+            program = T.match_buffer(handles[0], (n, 8), "int32")
+            constants = T.match_buffer(handles[1], (nc,), "int8")
+            inputs = T.match_buffer(handles[2], (batch, ni), "int8")
+            outputs = T.match_buffer(handles[3], (batch, no), "int8")
             trap = T.match_buffer(handles[4], (batch, 2), "int32")
-            with T.sblock("root"), T.parallel(0, batch) as image:
-                mem = T.alloc_buffer((memory_bytes(spec) + execute_matrix.scratch_bytes(spec),), "int8")
-                arena = T.alloc_buffer((max(arena_bytes, 1),), "int8")
-                sizes = {**execute_matrix.table_sizes(spec), **execute_requantize.table_sizes(spec)}
-                tables = {n: T.alloc_buffer((size,), "int64") for n, size in sizes.items()}
-                state = T.alloc_buffer((_TOKENS + _UNITS * _UNITS,), "int64")
-                machine = Machine(
+            with T.sblock("root"), T.parallel(0, batch) as b, T.sblock("image"):
+                image = T.axis.spatial(batch, b)
+                T.reads(program[0:n, 0:8], constants[0:nc], inputs[image, 0:ni])
+                T.writes(outputs[image, 0:no], trap[image, 0:2])
+                state = State(
                     spec=spec,
-                    mem=mem,
-                    regions=((blob, ()), (arena, ()), (inputs, (image,)), (outputs, (image,))),
-                    region_bytes=(constants, arena_bytes, ins, outs),
-                    tables=tables,
-                    state=state,
-                    vnni=vnni,
+                    areas=areas,
+                    program=program,
+                    constants=constants,
+                    inputs=inputs,
+                    outputs=outputs,
+                    image=image,
+                    mem=T.sblock_alloc_buffer((areas.size,), "int8"),
+                    acc=T.sblock_alloc_buffer((spec.sram.acc.bytes // 4,), "int32"),
+                    rows=T.sblock_alloc_buffer((spec.acc_rows,), "int32"),
+                    registers=T.sblock_alloc_buffer((4,), "int32"),
+                    tokens=T.sblock_alloc_buffer((16,), "int32"),
                 )
-                fill_row(machine, i64(0), tirx.IntImm("int8", 0), i64(memory_bytes(spec)))
-                with T.serial(i64(0), i64(arena_bytes)) as n:
-                    store(arena, n, tirx.IntImm("int8", 0), 1)
-                with T.serial(i64(0), i64(_TOKENS + _UNITS * _UNITS)) as n:
-                    store(state, n, i64(0), 1)
-                store(state, i64(_RUNNING), i64(1), 1)
-                with T.While(load(state, i64(_RUNNING), "int64", 1) > 0):
-                    _step(machine, words, length)
-                T.buffer_store(trap, tirx.Cast("int32", load(state, i64(_TRAPPED), "int64", 1)), [image, 0])
-                T.buffer_store(trap, tirx.Cast("int32", load(state, i64(_PC), "int64", 1)), [image, 1])
+                _reset(state, no)
+                with T.While(state.code == 0):
+                    _step(state, n, [nc, i64(arena_bytes), ni, no])
+                trapped = state.code > 0
+                T.buffer_store(trap, tirx.Select(trapped, state.code, i32(0)), [image, 0])
+                T.buffer_store(trap, tirx.Select(trapped, state.pc, i32(0)), [image, 1])
         return builder.get()
 
 
-def _step(machine: Machine, program: Buffer, length: Expr) -> None:
-    """One instruction, or the trap of a program that ends without HALT."""
-    pc = T.bind(load(machine.state, i64(_PC), "int64", 1))
-    with T.If(pc >= length):
+def _reset(state: State, output_bytes: Expr) -> None:
+    """Memories, tokens and registers zero."""
+    for buffer in (state.mem, state.acc, state.registers, state.tokens):
+        with T.serial(0, int(buffer.shape[0])) as at:
+            T.buffer_store(buffer, tirx.IntImm(buffer.dtype, 0), [at])
+    with T.serial(0, output_bytes) as at:
+        T.buffer_store(state.outputs, tirx.IntImm("int8", 0), [state.image, at])
+
+
+def _step(state: State, length: Expr, region_bytes: list[Expr]) -> None:
+    """One instruction; where it does not trap, on to the next."""
+    pc = T.bind(state.pc)
+    with T.If(i64(pc) >= length):
         with T.Then():
-            _trap(machine)
-        with otherwise():
-            words = []
-            for n in range(8):
-                word = tirx.Cast("int64", program[pc, n])
-                words.append(T.bind(word & i64(0xFFFFFFFF)))
-            opcode = T.bind(words[0] & 0xFF)
-            _dispatch(machine, words, opcode, list(_EMIT))
-            with when(tirx.EQ(load(machine.state, i64(_TRAPPED), "int64", 1), 0)):
-                store(machine.state, i64(_PC), pc + 1, 1)
+            state.stop(NO_HALT)
+        with T.Else():
+            opcode = T.bind(state.program[pc, 0] & 255)
+            state.set_known(0)
+            for kind in isa.KINDS:
+                with when(opcode == kind.opcode):
+                    state.set_known(1)
+                    _execute(kind, state, pc, region_bytes)
+            with when(state.known == 0):
+                state.stop(ILLEGAL)
+            with when(state.code == 0):
+                state.go_to(pc + 1)
 
 
-def _dispatch(
-    machine: Machine, words: list[Expr], opcode: Expr, kinds: list[type[isa.Instruction]]
+def _execute(
+    kind: type[isa.Instruction], state: State, pc: Expr, region_bytes: list[Expr]
 ) -> None:
-    if not kinds:
-        _trap(machine)
-        return
-    with T.If(tirx.EQ(opcode, kinds[0].opcode)):
-        with T.Then():
-            _execute(machine, words, kinds[0])
-        with otherwise():
-            _dispatch(machine, words, opcode, kinds[1:])
+    fields = read_fields(kind, state, pc)
+    illegal: Expr = unused_bits(kind, state, pc) != 0
+    for _, margin in rules(kind, widened(fields), state.spec, region_bytes):
+        illegal = tirx.any(illegal, margin < 0)
+    with when(illegal):
+        state.stop(ILLEGAL)
+    unit: Any = fields.on if kind is isa.Nop else kind.unit
+    with when(state.code == 0):
+        _pop(state, fields, unit)
+    if kind in _STEPS:
+        with when(state.code == 0):
+            _STEPS[kind](state, fields)
+    with when(state.code == 0):
+        _push(state, fields, unit)
+        if kind is isa.Halt:
+            state.stop(HALTED)
+            with T.serial(0, 16) as pair:
+                with when(state.tokens[pair] != 0):
+                    state.stop(NO_TOKEN)
 
 
-def _execute(machine: Machine, words: list[Expr], kind: type[isa.Instruction]) -> None:
-    f = decode_fields(kind, words)
-    checks = [holds for holds, _ in rules(kind, f, machine.spec, machine.region_bytes, pick)]
-    unit = f.on if kind is isa.Nop else i64(int(kind.unit))  # type: ignore[call-overload]
-    legal = tirx.all(tirx.EQ(unused_bits(kind, words), 0), *checks)
-    with T.If(legal):
-        with T.Then():
-            _tokens(machine, f.pop, f.push, unit, taken=True)
-            with when(tirx.EQ(load(machine.state, i64(_TRAPPED), "int64", 1), 0)):
-                _tokens(machine, f.pop, f.push, unit, taken=False)
-                _EMIT[kind](machine, f)
-        with otherwise():
-            _trap(machine)
+def _pop(state: State, fields: SimpleNamespace, unit: Expr) -> None:
+    for source in range(4):
+        pair = source * 4 + unit
+        with when((fields.pop >> source) & 1 == 1):
+            with when(state.tokens[pair] == 0):
+                state.stop(NO_TOKEN)
+            T.buffer_store(state.tokens, state.tokens[pair] - 1, [pair])
 
 
-def _tokens(machine: Machine, pop: Expr, push: Expr, unit: Expr, *, taken: bool) -> None:
-    """Take the tokens that the instruction pops, trapping where there is none; or add those that it pushes."""
-    for other in range(_UNITS):
-        at = _TOKENS + (other * _UNITS + unit if taken else unit * _UNITS + other)
-        old = load(machine.state, at, "int64", 1)
-        if not taken:
-            store(machine.state, at, old + ((push >> other) & 1), 1)
-            continue
-        store(machine.state, at, old - ((pop >> other) & 1), 1)
-        with when(load(machine.state, at, "int64", 1) < 0):
-            _trap(machine)
+def _push(state: State, fields: SimpleNamespace, unit: Expr) -> None:
+    for target in range(4):
+        pair = unit * 4 + target
+        T.buffer_store(state.tokens, state.tokens[pair] + ((fields.push >> target) & 1), [pair])
 
 
-def _halt(machine: Machine) -> None:
-    store(machine.state, i64(_RUNNING), i64(0), 1)
-    for n in range(_UNITS * _UNITS):
-        with when(load(machine.state, i64(_TOKENS + n), "int64", 1) > 0):
-            _trap(machine)
+_STEPS: dict[type[isa.Instruction], Callable[[State, SimpleNamespace], None]] = {
+    isa.Load: executor_dma.load,
+    isa.Store: executor_dma.store,
+    isa.Gemm: executor_sums.gemm,
+    isa.Depthwise: executor_sums.depthwise,
+    isa.Requantize: executor_codes.requantize,
+    isa.Add: executor_codes.add,
+    isa.Pool: executor_codes.pool,
+    isa.Lut: executor_codes.lookup,
+}
 
 
-def _trap(machine: Machine) -> None:
-    store(machine.state, i64(_RUNNING), i64(0), 1)
-    store(machine.state, i64(_TRAPPED), i64(1), 1)
+def host_target() -> Target:
+    """LLVM for this very processor."""
+    return Target({"kind": "llvm", "mcpu": llvm_get_system_cpu()})
 
 
 class Executor:
-    """A program ready to run on this machine."""
+    """The compiled machine, callable from Python."""
 
-    def __init__(self, spec: NpuSpec, program: Program) -> None:
-        self.program, self.spec = program, spec
-        module = tvm.IRModule({"npu_execute": make_executor(spec, program.arena_bytes)})
-        self._run = tvm.compile(module, target=host_target())["npu_execute"]
-        self._words = tvm.runtime.tensor(np.ascontiguousarray(program.words(), np.int32))
-        self._constants = tvm.runtime.tensor(np.frombuffer(program.constants or bytes(1), np.int8))
+    def __init__(self, spec: NpuSpec, arena_bytes: int = 0) -> None:
+        self.spec, self.arena_bytes = spec, arena_bytes
 
-    def run(self, inputs: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Execute the program on a batch.
+    @cached_property
+    def _function(self) -> Any:
+        return tvm.compile(make_executor(self.spec, self.arena_bytes), target=host_target())
+
+    def run(self, program: Program, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+        """Execute a program on a batch of images.
 
         Args:
-            inputs: uint8 [batch, input_bytes], one row per image.
+            program: compiled for this machine, with no larger arena.
+            inputs: int8 or uint8[batch, input_bytes].
 
         Returns:
-            uint8 [batch, output_bytes].
+            uint8[batch, output_bytes].
 
         Raises:
-            InputError: the input has another shape.
-            TrapError: an instruction is illegal.
+            InputError: another machine's program, or too large an arena.
+            TrapError: with the instruction's index, of the first image that trapped.
         """
-        program = self.program
-        if inputs.ndim != 2 or inputs.shape[1] != program.input_bytes:
-            msg = f"inputs: expected [batch, {program.input_bytes}] bytes, got shape {inputs.shape}"
+        if program.digest != self.spec.digest or program.arena_bytes > self.arena_bytes:
+            msg = (
+                f"the executor is of {self.spec.name} with an arena of {self.arena_bytes} bytes, the program "
+                f"of {program.machine} with {program.arena_bytes}. Make an executor for this program."
+            )
             raise InputError(msg)
-        batch = len(inputs)
-        codes = tvm.runtime.tensor(np.ascontiguousarray(inputs, np.uint8).view(np.int8))
-        outputs = tvm.runtime.tensor(np.zeros((batch, program.output_bytes), np.int8))
-        trap = tvm.runtime.tensor(np.zeros((batch, 2), np.int32))
-        self._run(self._words, self._constants, codes, outputs, trap)
-        for trapped, index in trap.numpy():
-            if trapped:
-                raise TrapError(int(index), self._reason(int(index)))
-        return outputs.numpy().view(np.uint8)
+        constants = np.frombuffer(program.constants or bytes(1), np.int8)
+        return self.run_words(program.words(), constants, inputs, program.output_bytes)
 
-    def _reason(self, index: int) -> str:
-        """Why an instruction trapped; tokens and records are not visible from outside."""
-        program = self.program
-        if index >= len(program.instructions):
-            return "the program ends without HALT"
-        regions = (
-            max(len(program.constants), 1),
-            program.arena_bytes,
-            program.input_bytes,
-            program.output_bytes,
-        )
-        reason = check(program.instructions[index], self.spec, regions)
-        return reason or "a token or a parameter record is illegal"
+    def run_words(
+        self,
+        words: npt.NDArray[np.int32],
+        constants: npt.NDArray[np.int8],
+        inputs: npt.NDArray[np.generic],
+        output_bytes: int,
+    ) -> npt.NDArray[np.uint8]:
+        """The same for encoded instructions, int32[n, 8]."""
+        batch = inputs.shape[0]
+        outputs = tvm.runtime.tensor(np.zeros((batch, output_bytes), np.int8))
+        trap = tvm.runtime.tensor(np.zeros((batch, 2), np.int32))
+        arguments = [tvm.runtime.tensor(x) for x in (words, constants, inputs.view(np.int8))]
+        self._function(*arguments, outputs, trap)
+        for code, index in trap.numpy():
+            if code:
+                raise TrapError(int(index), TRAPS[int(code)])
+        return outputs.numpy().view(np.uint8)
