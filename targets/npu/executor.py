@@ -137,9 +137,7 @@ def _step(state: State, length: Expr, region_bytes: list[Expr]) -> None:
                 state.go_to(pc + 1)
 
 
-def _execute(
-    kind: type[isa.Instruction], state: State, pc: Expr, region_bytes: list[Expr]
-) -> None:
+def _execute(kind: type[isa.Instruction], state: State, pc: Expr, region_bytes: list[Expr]) -> None:
     fields = read_fields(kind, state, pc)
     illegal: Expr = unused_bits(kind, state, pc) != 0
     for _, margin in rules(kind, widened(fields), state.spec, region_bytes):

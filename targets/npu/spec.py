@@ -156,8 +156,10 @@ class NpuSpec(_Part):
     @model_validator(mode="after")
     def _accumulators_hold_rows(self) -> NpuSpec:
         row = 4 * self.array.cols
-        if self.sram.acc.bytes < 2 * row:
-            msg = f"sram.acc.bytes must hold two rows of {self.array.cols} int32 sums ({2 * row} bytes)"
+        if self.sram.acc.bytes < 2 * row or self.sram.acc.bytes % row:
+            msg = (
+                f"sram.acc.bytes must hold two or more whole rows of int32 sums ({row} bytes each)"
+            )
             raise ValueError(msg)
         return self
 
