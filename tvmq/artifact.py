@@ -48,6 +48,11 @@ class TensorInfo(BaseModel):
     shape: tuple[Literal["N"] | int, ...]
     dtype: str
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape without the batch."""
+        return tuple(int(size) for size in self.shape[1:])
+
 
 class Manifest(BaseModel):
     """The contents of manifest.json.

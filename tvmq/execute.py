@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +24,7 @@ def open_for(artifact: Artifact, data: str, given: Preprocessing | None = None) 
         InputError: the data does not fit the network.
     """
     manifest = artifact.manifest
-    inputs = [
-        TensorSpec(info.name, (1, *_image(info.shape)), info.dtype) for info in manifest.inputs
-    ]
+    inputs = [TensorSpec(info.name, (1, *info.image_shape), info.dtype) for info in manifest.inputs]
     how = Preprocessing.from_manifest(manifest.preprocessing or {})
     if given is not None and given != Preprocessing():
         how = given
@@ -55,15 +54,12 @@ def run_file(
             parts.append(session.run(piece.inputs))
             done += len(piece)
             report(done, data.count)
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    joined: dict[str, Any] = {
+        name: np.concatenate([part[name] for part in parts]) for name in parts[0]
+    }
     try:
         with outputs.open("wb") as file:  # savez given a path would add .npz to its name
             np.savez(file, **joined)
     except OSError as error:
         raise InputError(f"{outputs}: can't be written ({error.strerror}).") from error
     return {name: list(array.shape) for name, array in joined.items()}
-
-
-def _image(shape: tuple[str | int, ...]) -> tuple[int, ...]:
-    """Without the batch."""
-    return tuple(int(size) for size in shape[1:])

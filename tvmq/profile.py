@@ -181,7 +181,7 @@ def _measure(artifact: Artifact) -> list[tuple[str, float]]:
 
     machine.set_instrument(listen)
     inputs = [
-        tvm.runtime.tensor(np.zeros((1, *info.shape[1:]), np.float32))
+        tvm.runtime.tensor(np.zeros((1, *info.image_shape), np.float32))
         for info in artifact.manifest.inputs
     ]
     runs = []

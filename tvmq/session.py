@@ -109,9 +109,9 @@ def _float_runner(path: Path) -> Runner:
 
     module = torch.export.load(path).module()
 
-    @torch.no_grad()
     def run(arrays: list[Array]) -> list[Array]:
-        outputs: Sequence[torch.Tensor] = module(*(torch.from_numpy(array) for array in arrays))
+        with torch.no_grad():
+            outputs = module(*(torch.from_numpy(array) for array in arrays))
         return [output.numpy() for output in outputs]
 
     return run
@@ -129,7 +129,7 @@ def _check(artifact: Artifact, inputs: Mapping[str, npt.NDArray[np.generic]]) ->
     arrays = []
     for info in wanted:
         array = inputs[info.name]
-        if array.dtype.kind not in "fiu" or array.shape[1:] != info.shape[1:] or not len(array):
+        if array.dtype.kind not in "fiu" or array.shape[1:] != info.image_shape or not len(array):
             shape = ", ".join(map(str, info.shape[1:]))
             raise InputError(
                 f"Input {info.name}: expected {info.dtype}[N, {shape}], "

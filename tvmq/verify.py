@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,11 +50,9 @@ def verify(folder: Path, model: FloatModel, inputs: dict[str, Array]) -> bool:
     names = [spec.name for spec in model.inputs]
     expected = reference_runner(folder / "integer.json", names)(arrays)
     outputs = {spec.name: y for spec, y in zip(model.outputs, expected, strict=True)}
-    np.savez(
-        folder / "golden.npz",
-        **{f"input.{name}": array for name, array in inputs.items()},
-        **{f"output.{name}": array for name, array in outputs.items()},
-    )
+    golden: dict[str, Any] = {f"input.{name}": array for name, array in inputs.items()}
+    golden |= {f"output.{name}": array for name, array in outputs.items()}
+    np.savez(folder / "golden.npz", **golden)
     return all(
         np.array_equal(one, other)
         for library in ("model.so", "cpu.so")

@@ -110,7 +110,7 @@ def _gemm(instruction: isa.Gemm, spec: NpuSpec) -> int:
 
 
 def _transfer(instruction: isa.Load | isa.Store, spec: NpuSpec) -> int:
-    """Bus cycles; rows that touch each other are one transfer, and a partial burst costs a whole."""
+    """Bus cycles; rows that touch are one transfer, and a partial burst costs a whole one."""
     rows, row_bytes = instruction.y * instruction.z, instruction.x_bytes
     if instruction.y > 1 and instruction.dram_ystride == row_bytes:
         rows, row_bytes = instruction.z, row_bytes * instruction.y

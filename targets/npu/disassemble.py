@@ -44,7 +44,7 @@ def instruction_text(instruction: isa.Instruction) -> str:
         value = getattr(instruction, item.name)
         if item.name in ("pop", "push") or value == item.default:
             continue
-        words.append(_field(item.name, value, is_flag="bit" in item.metadata))
+        words.append(_field(item.name, value, is_flag=item.metadata["width"] == 1))
     return " ".join(words).rstrip()
 
 

@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     terminal = Terminal()
-    warnings.simplefilter("ignore", FutureWarning)  # of torch about itself; nothing a user can do
+    if not sys.warnoptions:  # torch warns about itself; nothing that a user can do
+        warnings.simplefilter("ignore")
     if arguments is None:  # let an interrupted build clean up after itself
         signal.signal(signal.SIGTERM, _interrupt)
     try:
