@@ -22,13 +22,12 @@ import numpy.typing as npt
 import tvm
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
-from tvm.target import Target
-from tvm.target.codegen import llvm_get_system_cpu
 from tvm.tirx.script import builder as T
 
+from targets.cpu.host import CpuFeatures, host_target
 from targets.errors import InputError, TrapError
 from targets.npu import executor_codes, executor_dma, executor_sums, isa
-from targets.npu.executor_state import (
+from targets.npu.executor_memory import (
     BAD_RECORD,
     HALTED,
     ILLEGAL,
@@ -59,17 +58,22 @@ TRAPS = {
 """Trap code -> what it means; 0 is no trap."""
 
 
-def make_executor(spec: NpuSpec, arena_bytes: int) -> tirx.PrimFunc:
+def make_executor(
+    spec: NpuSpec, arena_bytes: int, *, vnni: bool | None = None
+) -> tirx.PrimFunc:
     """The machine's interpreter, as a function that ``relax.call_tir`` can call.
 
     Args:
         spec: the machine.
         arena_bytes: size of region 1, at least the program's.
+        vnni: whether the target has 512-bit dot products of bytes; None asks the host.
 
     Returns:
         A function of (program int32[n, 8], constants int8[nc], inputs int8[batch, ni], outputs int8[batch, no],
         trap int32[batch, 2]); the last two are written. A row of ``trap`` is (code, index), zeros where all went well.
     """
+    if vnni is None:
+        vnni = CpuFeatures.of(host_target()).vnni
     areas = Areas.of(spec, arena_bytes, executor_sums.block_pixels(spec))
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
@@ -94,6 +98,7 @@ def make_executor(spec: NpuSpec, arena_bytes: int) -> tirx.PrimFunc:
                     inputs=inputs,
                     outputs=outputs,
                     image=image,
+                    vnni=vnni,
                     mem=T.sblock_alloc_buffer((areas.size,), "int8"),
                     acc=T.sblock_alloc_buffer((spec.sram.acc.bytes // 4,), "int32"),
                     rows=T.sblock_alloc_buffer((spec.acc_rows,), "int32"),
@@ -184,11 +189,6 @@ _STEPS: dict[type[isa.Instruction], Callable[[State, SimpleNamespace], None]] = 
     isa.Pool: executor_codes.pool,
     isa.Lut: executor_codes.lookup,
 }
-
-
-def host_target() -> Target:
-    """LLVM for this very processor."""
-    return Target({"kind": "llvm", "mcpu": llvm_get_system_cpu()})
 
 
 class Executor:

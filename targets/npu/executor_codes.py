@@ -8,7 +8,7 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from targets.arithmetic import MAX_SHIFT, Rounding
-from targets.npu.executor_state import (
+from targets.npu.executor_memory import (
     BAD_RECORD,
     Buffer,
     Expr,

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from targets.npu.executor_state import Expr, State, each, i32, i64, when
+from targets.npu.executor_memory import Expr, State, each, i32, i64, when
 
 _ACT, _WGT, _ACC, _PAR = range(4)
 _CONSTANTS, _ARENA, _INPUTS, _OUTPUTS = range(4)

@@ -1,18 +1,8 @@
-"""What the compiled executor works on: its memories, its registers, and how it reads an instruction's bits.
-
-All scratchpads of bytes, the arena and three work areas lie in one buffer, so that a byte has one address:
-
-    ACT | WGT | PAR | arena | held tile | wide weights | staged activations | slack
-
-Vector loads may run over the end of an operand by less than a row of the array; the slack keeps them inside.
-"""
+"""What the executor's units work on: memories, regions, and the fields of the instruction at hand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from types import SimpleNamespace
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 from tvm import tirx
@@ -21,193 +11,116 @@ from tvm.tirx.script import builder as T
 from targets.npu import isa
 from targets.npu.spec import NpuSpec
 
-Expr: TypeAlias = Any
-Buffer: TypeAlias = Any
+Expr: TypeAlias = Any  # TVM ships no types
 
-ILLEGAL, NO_TOKEN, BAD_RECORD, NOT_HELD, NO_HALT = range(1, 6)
-HALTED = -1
-_CODE, _PC, _KNOWN, _HELD = range(4)
-_LANES = 32
-"""Bytes that a copy moves at once."""
+_SLACK = 4096
+"""Bytes behind a memory that a masked or zero-weighted lane may read."""
 
 
-@dataclass(frozen=True)
-class Areas:
-    """Where each area begins in the byte memory."""
-
-    wgt: int
-    par: int
-    arena: int
-    held: int
-    wide: int
-    stage: int
-    size: int
-
-    @staticmethod
-    def of(spec: NpuSpec, arena_bytes: int, block: int) -> Areas:
-        """Areas of a machine; ``block`` is how many pixels the sums of are made at once."""
-        sram, tile = spec.sram, 4 * spec.array.rows * spec.array.cols
-        taps = 31 * 31 * spec.array.cols
-        sizes = [
-            *(sram.act.bytes, sram.wgt.bytes, sram.par.bytes, arena_bytes),
-            *(
-                tile,
-                max(4 * sram.wgt.bytes, taps),
-                max(4 * spec.array.rows * block, spec.array.cols),
-            ),
-        ]
-        starts = [0]
-        for size in sizes:
-            starts.append(-(-(starts[-1] + size) // 64) * 64)
-        return Areas(*starts[1:7], size=starts[7] + 64 + 4 * spec.array.cols)
+def i32(value: int) -> Expr:
+    """A 32-bit constant."""
+    return tirx.IntImm("int32", value)
 
 
-@dataclass(frozen=True)
-class State:
-    """Buffers of one image's run.
-
-    Attributes:
-        spec: the machine.
-        areas: layout of ``mem``.
-        program: int32[n, 8].
-        constants: int8[nc].
-        inputs: int8[batch, ni].
-        outputs: int8[batch, no].
-        image: index in the batch.
-        mem: int8, see ``Areas``.
-        acc: int32, rows of C sums.
-        rows: int32, offset of each pixel's activations.
-        registers: trap code (0 running), program counter, whether the opcode was known, the held tile's widths.
-        tokens: int32[16], by source * 4 + target.
-    """
-
-    spec: NpuSpec
-    areas: Areas
-    program: Buffer
-    constants: Buffer
-    inputs: Buffer
-    outputs: Buffer
-    image: Expr
-    mem: Buffer
-    acc: Buffer
-    rows: Buffer
-    registers: Buffer
-    tokens: Buffer
-
-    @property
-    def code(self) -> Expr:
-        """0 while running, HALTED, or why it trapped."""
-        return self.registers[_CODE]
-
-    @property
-    def pc(self) -> Expr:
-        """The current instruction."""
-        return self.registers[_PC]
-
-    @property
-    def known(self) -> Expr:
-        """1 once an opcode matched."""
-        return self.registers[_KNOWN]
-
-    @property
-    def held(self) -> Expr:
-        """0, or 1 + the widths for which the array holds a tile."""
-        return self.registers[_HELD]
-
-    def stop(self, code: int) -> None:
-        """Halt or trap."""
-        T.buffer_store(self.registers, code, [_CODE])
-
-    def go_to(self, pc: Expr) -> None:
-        """Set the program counter."""
-        T.buffer_store(self.registers, pc, [_PC])
-
-    def set_known(self, value: int) -> None:
-        """Remember whether an opcode matched."""
-        T.buffer_store(self.registers, value, [_KNOWN])
-
-    def hold(self, widths: Expr) -> None:
-        """Remember for which widths the array holds a tile."""
-        T.buffer_store(self.registers, widths, [_HELD])
+def i64(value: int) -> Expr:
+    """A 64-bit constant."""
+    return tirx.IntImm("int64", value)
 
 
-@contextmanager
-def when(condition: Expr) -> Iterator[None]:
-    """The statements inside run where the condition holds."""
-    with T.If(condition), T.Then():
-        yield
-
-
-def i32(value: Expr) -> Expr:
-    """As int32."""
-    return tirx.IntImm("int32", value) if isinstance(value, int) else tirx.Cast("int32", value)
-
-
-def i64(value: Expr) -> Expr:
+def wide(value: Expr) -> Expr:
     """As int64."""
-    return tirx.IntImm("int64", value) if isinstance(value, int) else tirx.Cast("int64", value)
+    return tirx.Cast("int64", value)
 
 
-def unused_bits(kind: type[isa.Instruction], state: State, pc: Expr) -> Expr:
-    """Not 0 where a bit that the instruction does not have is set."""
-    used = 0xFF
-    for _, first, width in isa.LAYOUTS[kind]:
-        used |= ((1 << width) - 1) << first
-    found: Expr = i32(0)
-    for word in range(8):
-        mask = ~(used >> (32 * word)) & 0xFFFFFFFF
-        if mask:
-            found = found | (state.program[pc, word] & i32(_as_signed(mask)))
-    return found
+def select(condition: Expr, yes: Expr, no: Expr) -> Expr:
+    """One of two values; both are evaluated."""
+    return tirx.Select(condition, yes, no)
 
 
-def read_fields(kind: type[isa.Instruction], state: State, pc: Expr) -> SimpleNamespace:
-    """The instruction's fields, each bound to a variable: int32, but int64 where 32 bits wide."""
-    return SimpleNamespace(
-        **{n: T.bind(_field(state, pc, first, width)) for n, first, width in isa.LAYOUTS[kind]}
-    )
+def unsigned(code: Expr) -> Expr:
+    """A byte as 0 to 255."""
+    return tirx.Cast("int32", tirx.Cast("uint8", code))
 
 
-def widened(fields: SimpleNamespace) -> SimpleNamespace:
-    """The same fields as int64, for the rules."""
-    return SimpleNamespace(**{name: i64(value) for name, value in vars(fields).items()})
+def code(byte: Expr, is_unsigned: Expr) -> Expr:
+    """A byte as an operand, signed or not."""
+    return select(is_unsigned != 0, unsigned(byte), tirx.Cast("int32", byte))
 
 
-def _field(state: State, pc: Expr, first: int, width: int) -> Expr:
-    word, low = divmod(first, 32)
-    value = i64(state.program[pc, word]) & i64(0xFFFFFFFF)
-    if low + width > 32:
-        value = value | (i64(state.program[pc, word + 1]) << i64(32))
-    value = (value >> i64(low)) & i64((1 << width) - 1)
-    return value if width == 32 else i32(value)
+def byte_field(value: Expr, is_unsigned: Expr) -> Expr:
+    """An 8-bit field as a number, signed or not."""
+    signed = select(value >= 128, value - 256, value)
+    return T.Bind(select(is_unsigned != 0, value, signed))
 
 
-def _as_signed(word: int) -> int:
-    return word - (1 << 32) if word >> 31 else word
+def field(program: Any, index: Expr, first: int, width: int) -> Expr:
+    """Bits [first, first + width) of the instruction at ``index``; width below 32 or aligned."""
+    word, bit = divmod(first, 32)
+    if width == 32 and bit == 0:
+        return program[index, word]
+    low = min(width, 32 - bit)
+    value = (program[index, word] >> bit) & i32((1 << low) - 1)
+    if low < width:
+        value = value | (
+            (program[index, word + 1] & i32((1 << (width - low)) - 1)) << low
+        )
+    return value
 
 
-def byte_value(byte: Expr, unsigned: Expr) -> Expr:
-    """A byte field (0 to 255) read as uint8 or int8."""
-    return byte - 256 * (byte >> 7) * (1 - unsigned)
+class Fields:
+    """The fields of one instruction as bound variables: ``fields.m0``."""
+
+    def __init__(self, program: Any, index: Expr, kind: type[isa.Instruction]) -> None:
+        self._program, self._index = program, index
+        self._layout = {name: (first, width) for name, first, width in isa.LAYOUTS[kind]}
+        self._bound: dict[str, Expr] = {}
+
+    def __getattr__(self, name: str) -> Expr:
+        if name not in self._bound:
+            first, width = self._layout[name]
+            self._bound[name] = T.Bind(field(self._program, self._index, first, width))
+        return self._bound[name]
 
 
-def chunks(count: Expr, lanes: int, body: Callable[[Expr, int], None]) -> None:
-    """Call ``body(begin, width)`` for full vectors of ``lanes``, then for single elements."""
-    full = T.bind(tirx.truncdiv(count, i32(lanes)))
-    with T.serial(0, full) as n:
-        body(n * lanes, lanes)
-    with T.serial(0, count - full * lanes) as n:
-        body(full * lanes + n, 1)
+class Machine:
+    """Memories of one image. ACT, WGT and PAR are bytes in one buffer, ACC holds int32."""
+
+    def __init__(
+        self, spec: NpuSpec, arena_bytes: int, constants: Any, inputs: Any, outputs: Any, image: Expr
+    ) -> None:
+        self.spec = spec
+        self.rows, self.columns = spec.array.rows, spec.array.cols
+        sram = spec.sram
+        self.act = 0
+        self.wgt = sram.act.bytes + _SLACK
+        self.par = self.wgt + sram.wgt.bytes + _SLACK
+        self.bytes = T.sblock_alloc_buffer((self.par + sram.par.bytes + _SLACK,), "int8")
+        self.acc = T.sblock_alloc_buffer((sram.acc.bytes // 4 + _SLACK,), "int32")
+        arena = T.sblock_alloc_buffer((max(arena_bytes, 1),), "int8")
+        self.memory_bytes = (sram.act.bytes, sram.wgt.bytes, sram.acc.bytes, sram.par.bytes)
+        self._regions = ((constants, ()), (arena, ()), (inputs, (image,)), (outputs, (image,)))
+        self.region_bytes = tuple(buffer.shape[-1] for buffer, _ in self._regions)
+
+    def start(self, memory: Expr) -> Expr:
+        """Where a byte memory begins in ``bytes``."""
+        rest = select(memory == 1, i32(self.wgt), i32(self.par))
+        return T.Bind(select(memory == 0, i32(self.act), rest))
+
+    def for_region(self, region: Expr, body: Callable[[Any, Callable[[Expr], list[Expr]]], None]) -> None:
+        """Emit ``body(buffer, index)`` for whichever region is meant; ``index`` maps an offset."""
+        for number, (buffer, prefix) in enumerate(self._regions):
+            with T.If(region == number), T.Then():
+                body(buffer, lambda offset, prefix=prefix: [*prefix, offset])  # type: ignore[misc]
+
+    def word(self, at: Expr) -> Expr:
+        """The little-endian int32 at byte ``at`` of ``bytes``."""
+        return join_bytes(self.bytes[at + n] for n in range(4))
 
 
-def each(count: Expr, store: Callable[[Expr], None]) -> None:
-    """Call ``store(element)`` for each element, in vectors."""
-
-    def body(begin: Expr, width: int) -> None:
-        if width == 1:
-            store(begin)
-            return
-        with T.vectorized(0, width) as lane:
-            store(begin + lane)
-
-    chunks(count, _LANES, body)
+def join_bytes(parts: Iterable[Expr]) -> Expr:
+    """Four bytes, lowest first, as int32."""
+    value = None
+    for n, part in enumerate(parts):
+        shifted = unsigned(part) << (8 * n)
+        value = shifted if value is None else value | shifted
+    return value

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from targets.npu.executor_state import NOT_HELD, Buffer, Expr, State, i32, when
+from targets.npu import executor_dot
+from targets.npu.executor_memory import NOT_HELD, Buffer, Expr, State, i32, when
 from targets.npu.spec import NpuSpec
 
 
@@ -46,14 +47,26 @@ def gemm(state: State, i: SimpleNamespace) -> None:
         factor = T.bind((i32(1) << (i.frac - i.alpha_a)) + second)
         pixels = T.bind(i.m0 * i.m1)
         tile = _Tiles(i, lanes, weights, factor)
-        block = block_pixels(spec)
-        full = T.bind(tirx.truncdiv(pixels, i32(block)))
-        with T.serial(0, full) as n:
-            _block(state, tile, n * block, block)
-        with T.serial(0, pixels - full * block) as n:
-            _block(state, tile, full * block + n, 1)
+        if state.vnni and executor_dot.fits_array(spec):
+            with T.If(i.act_bits == 0):
+                with T.Then():
+                    executor_dot.gemm(state, i, weights, factor, pixels)
+                with T.Else():
+                    _blocks(state, tile, pixels)
+        else:
+            _blocks(state, tile, pixels)
         _hold_tile(state, weights + (tiles - 1) * lanes * columns, lanes)
         state.hold(widths)
+
+
+def _blocks(state: State, tile: _Tiles, pixels: Expr) -> None:
+    """All pixels, many at a time while there are enough."""
+    block = block_pixels(state.spec)
+    full = T.bind(tirx.truncdiv(pixels, i32(block)))
+    with T.serial(0, full) as n:
+        _block(state, tile, n * block, block)
+    with T.serial(0, pixels - full * block) as n:
+        _block(state, tile, full * block + n, 1)
 
 
 @dataclass(frozen=True)
