@@ -1,12 +1,10 @@
 """Decide what runs where, and build the module that does it.
 
-    integer main  -->  main of calls: NPU programs for runs of layers, CPU kernels for what the NPU
-    refuses,
-                       ordinary Relax operators for the rest
+    integer main  -->  main of calls: NPU programs for runs of layers, CPU kernels for what
+                       the NPU refuses, ordinary Relax operators for the rest
 
 Every layer on the CPU of an NPU build carries the constraint it violates, in words. Both sides
-compute the same
-integers; the float operators at the module's ends stay as they are.
+compute the same integers; the float operators at the module's ends stay as they are.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from targets.npu.executor import make_executor
 from tvm import IRModule, relax
 
 from relay_passes.read_layers import AnyLayer, IntegerNetwork, OpaqueLayer
@@ -26,6 +23,7 @@ from targets.cpu.kernels import make_kernel
 from targets.layers import Layer, Value
 from targets.npu.compiler import compile_layers, value_bytes
 from targets.npu.constraints import refusal
+from targets.npu.executor import make_executor
 from targets.npu.host_calls import pack_inputs, unpack_output
 from targets.npu.program import Program
 from targets.npu.spec import NpuSpec
@@ -70,7 +68,7 @@ class PlacedModule:
 
 
 def decide(network: IntegerNetwork, spec: NpuSpec | None) -> list[str | None]:
-    """Per layer None for the NPU, or the reason why the CPU runs it; without ``spec`` all run there."""
+    """Per layer None for the NPU, or why the CPU runs it; without ``spec`` the CPU runs all."""
     reasons: list[str | None] = []
     for layer in network.layers:
         if spec is None:
@@ -153,7 +151,6 @@ class _PlacedBuilder:
         return mod, self.programs
 
     # --- values
-    # ---------------------------------------------------------------------------------------------------
 
     def _read(self, expr: Expr) -> Expr:
         """The new expression for an old one; emits what it needs that is no layer's output."""
@@ -193,10 +190,9 @@ class _PlacedBuilder:
         return relax.call_tir(gvar, args, out[0] if len(out) == 1 else out)
 
     # --- devices
-    # --------------------------------------------------------------------------------------------------
 
     def _emit_on_cpu(self, layer: AnyLayer) -> None:
-        """A kernel of ours where there is one; else the layer stays ordinary Relax, emitted where it is read."""
+        """Emit a kernel of ours, or nothing: the layer stays Relax, emitted where it is read."""
         kernel = None if isinstance(layer, OpaqueLayer) else make_kernel(layer, self.features)
         if kernel is None:
             return

@@ -87,7 +87,7 @@ class Requantize:
 
 @dataclass(frozen=True, eq=False)
 class Conv2d:
-    """Convolution, also depthwise, grouped, dense (1 × 1 on 1 × 1) and average pooling (depthwise, weights one).
+    """Convolution; dense layers (1 × 1 on 1 × 1) and average pooling (depthwise, weights one) too.
 
     Attributes:
         weight: int8[K, R, S, C / groups].
@@ -145,7 +145,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Add:
-    """Sum of two tensors that no accumulator holds: ``clamp(half_up(a + b, shift) + zero_point)``."""
+    """Sum of two tensors outside an accumulator: ``clamp(half_up(a + b, shift) + zero_point)``."""
 
     name: str
     source: str

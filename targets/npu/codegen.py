@@ -33,7 +33,7 @@ from targets.npu.target import lowering
 _ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4}
 _ALIGN = 64
 _ACCUMULATES = {"npu.gemm": 2, "npu.dwconv": 2, "npu.max": 1}
-"""Intrinsics that can start from nothing instead of from what a fill wrote -> their written pointer."""
+"""Intrinsics that can start from nothing instead of a fill -> their written pointer."""
 
 
 def lower(func: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -121,7 +121,7 @@ class _Walker:
             self.emitted += emit_call(leaf, env, self.places, self.spec, initialise=initialise)
 
     def _absorbs_fill(self, leaf: Leaf) -> bool:
-        """Whether the statement accumulates onto the buffer that was just filled: it then starts from nothing."""
+        """Whether it accumulates onto what was just filled: it then starts from nothing."""
         if self._fill is None or leaf.kind not in _ACCUMULATES:
             return False
         filled = self._fill[0].offsets[0].buffer

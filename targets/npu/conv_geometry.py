@@ -1,12 +1,11 @@
-"""The numbers of one convolution on the machine: column tiles, reduction tiles, strides, and its packed weights.
+"""The numbers of one convolution on the machine: tiles, strides, packed weights.
 
 Columns of the array are output channels. Channels of a group are cut into tiles of ``C``; a tile
 never mixes groups.
 
     dense      reduction tiles (ky, kx, k0): R input channels at one kernel position
-    shallow    C_in < R and no dilation: the kernel row's S * C_in bytes are contiguous and are the
-    reduction axis,
-               tiles (ky, 0, k0). ResNet's stem takes 7 * 2 tiles instead of 49.
+    shallow    C_in < R and no dilation: the kernel row's S * C_in bytes are contiguous and are
+               the reduction axis, tiles (ky, 0, k0). ResNet's stem takes 7 * 2 tiles instead of 49.
     depthwise  no reduction across channels: one channel per column, kernel taps (ky, kx)
 """
 
@@ -119,7 +118,7 @@ class ConvGeometry:
 
     @property
     def row_step(self) -> int:
-        """Input rows between the rows that are loaded: a one-row kernel skips what a stride jumps over."""
+        """Input rows between loaded rows: a one-row kernel skips what a stride jumps over."""
         return self.layer.strides[0] if self.kernel[0] == 1 else 1
 
     @property
@@ -177,7 +176,10 @@ class ConvGeometry:
         return np.concatenate(blocks)
 
     def records(self, base_shift: int) -> npt.NDArray[np.int32]:
-        """Parameter records, int32[K * 3]: bias; multiplier; shift above ``base_shift`` and the residual's shift."""
+        """Parameter records, int32[K * 3]: bias; multiplier; shifts.
+
+        The third word holds the shift above ``base_shift`` and, from bit 8 on, the residual's.
+        """
         requantize = self.layer.requantize
         assert requantize is not None
         words = np.zeros((self.out[2], RECORD_WORDS), np.int64)

@@ -91,7 +91,7 @@ def _fill(box: _Box, target: Place, value: int) -> list[Emitted]:
 
 
 def _coalesce(axes: tuple[_Axis, ...]) -> tuple[_Axis, ...]:
-    """Merge axes that continue each other, drop those of extent 1; the last axis runs over single bytes."""
+    """Merge axes that continue each other, drop those of extent 1; the last one counts bytes."""
     merged: list[_Axis] = []
     for axis in reversed(axes):
         if axis.extent == 1 and merged:
@@ -165,7 +165,7 @@ def _span(place: Place, box: _Box, *, target: bool) -> Span:
 
 
 def _inside(leaf: Leaf, env: Env, folded: Folded) -> list[tuple[int, int]]:
-    """Per loop, the range [begin, end) where the conditions hold; each condition reads one loop of the nest at most."""
+    """Per loop, the range [begin, end) where the conditions hold; each reads at most one loop."""
     ranges = [(0, extent) for extent in folded.extents]
     for bound in leaf.bounds:
         mine = [n for n, name in enumerate(folded.names) if name in bound.reads]
@@ -183,7 +183,7 @@ def _inside(leaf: Leaf, env: Env, folded: Folded) -> list[tuple[int, int]]:
 def _bordered(
     box: _Box, ranges: list[tuple[int, int]], source: Place, target: Place, fill: int
 ) -> list[Emitted]:
-    """Load what lies inside, write ``fill`` around it: in one LD where its pad fields can, else after a fill."""
+    """Load what lies inside, ``fill`` around it: one LD with a pad, or a fill and then loads."""
     if any(begin == end for begin, end in ranges):
         return _fill(box, target, fill)
     inner_axes, source_at, target_at = [], box.source, box.target
@@ -204,7 +204,7 @@ def _bordered(
 def _padded(
     box: _Box, inner: _Box, ranges: list[tuple[int, int]], source: Place, target: Place, fill: int
 ) -> Emitted | None:
-    """The whole stripe in one LD, where the nest is (row, column, channel) and the border fits the pad fields."""
+    """The stripe in one LD, where the nest is (row, column, channel) and the border fits it."""
     if len(box.axes) != 4:
         return None
     (row, column, channel, byte), (top, bottom), (left, right) = box.axes, ranges[0], ranges[1]

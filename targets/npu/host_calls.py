@@ -1,4 +1,4 @@
-"""The host's side of a program: gather tensors into the input region, spread the output region into tensors.
+"""The host's side of a program: tensors into the input region, tensors from the output region.
 
 The device executes one image's bytes; these functions sit between it and tensors with a batch.
 """
@@ -6,6 +6,7 @@ The device executes one image's bytes; these functions sit between it and tensor
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from tvm import tirx
@@ -41,7 +42,7 @@ def pack_inputs(values: Sequence[Value]) -> tirx.PrimFunc:
 
 
 def unpack_output(value: Value, offset: int, total: int) -> tirx.PrimFunc:
-    """int8[n, total] from byte ``offset`` on -> [n, H, W, C]; fails if the NPU trapped on any image."""
+    """int8[n, total] from byte ``offset`` on -> [n, H, W, C]; fails if any image trapped."""
     width, channels = value.shape[1:]
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
@@ -52,16 +53,18 @@ def unpack_output(value: Value, offset: int, total: int) -> tirx.PrimFunc:
             trap = T.match_buffer(trap_handle, (batch, 2), "int32")
             out = T.match_buffer(out_handle, (batch, *value.shape), value.dtype)
             with T.sblock("root"):
-                with T.serial(0, batch) as n:
-                    with T.Assert(trap[n, 0] == 0, "the NPU met an illegal instruction"):
-                        T.evaluate(0)
+                with (
+                    T.serial(0, batch) as n,
+                    T.Assert(trap[n, 0] == 0, "the NPU met an illegal instruction"),
+                ):
+                    T.evaluate(0)
                 with T.parallel(0, batch) as n, T.grid(*value.shape) as (h, w, c):
                     at = (h * width + w) * channels + c
                     T.buffer_store(out, _element(packed, n, offset, at, value.dtype), [n, h, w, c])
         return builder.get()
 
 
-def _element(packed: tirx.Buffer, n: tirx.Var, offset: int, at: object, dtype: str) -> object:
+def _element(packed: tirx.Buffer, n: tirx.Var, offset: int, at: Any, dtype: str) -> Any:
     if dtype != "int32":
         return tirx.Cast(dtype, packed[n, offset + at])
     word = None

@@ -103,7 +103,7 @@ class AddFields:
 
 
 def gemm(rows: int, cols: int, dtype: str, fraction: int) -> str:
-    """Register a GEMM tile of ``rows`` activations and ``cols`` output channels; return its name."""
+    """Register a GEMM tile of ``rows`` inputs and ``cols`` output channels; return its name."""
 
     def meaning(act: Buffer, wgt: Buffer, acc: Buffer) -> None:
         with T.serial(0, rows) as r, T.serial(0, cols) as j, T.sblock("gemm"):
@@ -187,7 +187,7 @@ def add(fields: AddFields) -> str:
 
 
 def lut_call(act: Buffer, table: Buffer, out: Buffer, index: Expr) -> None:
-    """Emit the look-up of one code. ``tensorize`` can't match an index that depends on data, so it is called as is."""
+    """Emit the look-up of one code; ``tensorize`` can't match an index that depends on data."""
     pointers = [
         act.access_ptr("r", offset=index),
         table.access_ptr("r"),
@@ -230,7 +230,7 @@ def _register(
 def _half(
     buffers: list[tuple[str, str, int]], body: Callable[..., None], *, updates: bool
 ) -> tirx.PrimFunc:
-    """One half of an intrinsic: match the buffers, declare what is read and written, emit ``body``."""
+    """One half of an intrinsic: matched buffers, what is read and written, ``body``."""
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name("intrinsic")
@@ -256,7 +256,7 @@ def _short(dtype: str) -> str:
 
 
 def _immediate(value: object) -> int:
-    """A field as an integer of the call: a dtype becomes 1 where unsigned, 0 where signed, -1 where absent."""
+    """A field as an integer of the call: uint8 is 1, int8 is 0, no dtype is -1."""
     if isinstance(value, str):
         return {"int8": 0, "uint8": 1, "": -1}[value]
     return int(value)  # type: ignore[call-overload]

@@ -43,7 +43,7 @@ class Offset:
 
 @dataclass(frozen=True)
 class Folded:
-    """A nest of loops as numbers: ``offset[i] = bases[i] + sum(index[n] * strides[n][i])``, in elements."""
+    """A nest of loops in elements: ``offset[i] = bases[i] + sum(index[n] * strides[n][i])``."""
 
     names: tuple[str, ...]
     extents: tuple[int, ...]
@@ -137,9 +137,19 @@ def read_function(func: tirx.PrimFunc) -> tuple[Node, list[Allocation]]:
 
 
 _OPERATORS = {
-    "Add": "+", "Sub": "-", "Mul": "*", "FloorDiv": "//", "FloorMod": "%",
-    "LT": "<", "LE": "<=", "GT": ">", "GE": ">=", "EQ": "==", "NE": "!=",
-    "And": "and", "Or": "or",
+    "Add": "+",
+    "Sub": "-",
+    "Mul": "*",
+    "FloorDiv": "//",
+    "FloorMod": "%",
+    "LT": "<",
+    "LE": "<=",
+    "GT": ">",
+    "GE": ">=",
+    "EQ": "==",
+    "NE": "!=",
+    "And": "and",
+    "Or": "or",
 }
 _LINEAR = {"Add", "Sub"}
 
@@ -190,7 +200,9 @@ class _Reader:
 
     def _store(self, stmt: Any) -> Leaf:
         target = self._offset(stmt.buffer, stmt.indices[0])
-        value, bounds, border = stmt.value, (), ()
+        value = stmt.value
+        bounds: tuple[Number, ...] = ()
+        border: tuple[int, ...] = ()
         if type(value).__name__ == "Call" and value.op.name.endswith("if_then_else"):
             condition, value, other = value.args
             bounds = tuple(self._number(c) for c in _conjuncts(condition))

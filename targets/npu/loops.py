@@ -1,8 +1,8 @@
-"""Write loop nests in TIR: loops whose extents may shrink at the border, and blocks bound to the loops around them.
+"""Write loop nests in TIR: loops that may shrink at the border, blocks bound to the loops around.
 
 A thin layer over TVM's IRBuilder. Extents such as ``min(h, OH - s * h)`` stay expressions: the
-code generator walks the
-outer loops with numbers in hand, so that a border tile needs no code of its own.
+code generator walks the outer loops with numbers in hand, so that a border tile needs no code of
+its own.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class LoopNest:
 
     @contextmanager
     def block(self, name: str, *, reduce: tuple[Any, ...] = ()) -> Iterator[Callable[[Expr], Expr]]:
-        """Open a block bound to all open loops; yields what rewrites an expression in loops to one in its axes."""
+        """Open a block bound to all open loops; yields a function that puts its axes for loops."""
         with T.sblock(name):
             axes = {}
             for var, limit in self._open:

@@ -1,7 +1,7 @@
-"""A program file: instructions, constants, region sizes, and which layer each instruction belongs to.
+"""A program file: instructions, constants, region sizes, and the layer of each instruction.
 
-    magic "TVMQ", version, SHA-256 of the payload, payload length; payload = JSON header,
-    instructions, constants
+    magic "TVMQ", version, SHA-256 of the payload, payload length, payload
+    payload = JSON header, instructions, constants
 
 The header names the machine and its digest, so that a program never runs on a machine it was not
 made for.
@@ -105,7 +105,10 @@ class Program:
             raise InputError(msg)
         _, version, digest, length = _HEAD.unpack_from(data)
         if version != VERSION:
-            msg = f"{origin}: program version {version}, this tvmq reads version {VERSION}. Rebuild it."
+            msg = (
+                f"{origin}: program version {version}, this tvmq reads version {VERSION}. "
+                "Rebuild it."
+            )
             raise InputError(msg)
         payload = data[_HEAD.size :]
         if len(payload) != length or hashlib.sha256(payload).digest() != digest:

@@ -37,9 +37,19 @@ def schedule_add(layer: Add, spec: NpuSpec) -> Scheduled:
     """Lower the sum of two tensors of codes."""
     a, b = layer.a, layer.b
     fields = AddFields(
-        *(a.value.dtype, a.zero_point, a.multiplier, a.shift),
-        *(b.value.dtype, b.zero_point, b.multiplier, b.shift),
-        *(layer.shift, layer.zero_point, layer.low, layer.high, layer.output.dtype),
+        a_dtype=a.value.dtype,
+        a_zero_point=a.zero_point,
+        a_multiplier=a.multiplier,
+        a_shift=a.shift,
+        b_dtype=b.value.dtype,
+        b_zero_point=b.zero_point,
+        b_multiplier=b.multiplier,
+        b_shift=b.shift,
+        shift=layer.shift,
+        zero_point=layer.zero_point,
+        low=layer.low,
+        high=layer.high,
+        dtype=layer.output.dtype,
     )
     with prim_func(layer.name) as builder:
         tensors = _arguments(layer.inputs, layer.output)

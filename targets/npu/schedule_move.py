@@ -1,4 +1,4 @@
-"""Schedule of slices, paddings and concatenations: the DMA gathers an output stripe in ACT and stores it.
+"""Schedule of slices, paddings and concatenations: the DMA gathers output stripes in ACT.
 
 for stripe: fill, where no piece covers it; for piece: load its rows of the stripe; store the stripe
 """

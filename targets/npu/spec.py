@@ -1,8 +1,7 @@
-"""One description of the machine: compiler, simulators, timing, constraints and the tuning key all read it.
+"""One description of the machine: compiler, simulators, timing and tuning key all read it.
 
 A description is a TOML file (``specs/*.toml``); ``load_spec`` takes a preset's name or a path.
-Units are in the names
-or in the docstrings: bytes, cycles, hertz, picojoules.
+Units are in the names or in the docstrings: bytes, cycles, hertz, picojoules.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""The NPU as a TVM target: kind ``ext_dev``, one tag per machine, a TIR pipeline and a code generator.
+"""The NPU as a TVM target: kind ``ext_dev``, a tag per machine, TIR pipeline, code generator.
 
     tvm.target.Target("tvmq/npu-e256")        after ``import tvm``, without importing tvmq
 
 TVM calls ``register`` itself, through the entry point group ``tvm.backends``. A function of the
-NPU carries its
-target; the pipeline "tvmq_npu" lowers it, and ``codegen.generate``, which runs at the pipeline's
-end, makes
-instructions of it. What reaches LLVM is the host's function that executes the encoded program.
+NPU carries its target; the pipeline "tvmq_npu" lowers it, and ``codegen.generate``, which runs at
+the pipeline's end, makes instructions of it. What reaches LLVM is the host's function that
+executes the encoded program.
 """
 
 from __future__ import annotations

@@ -98,8 +98,8 @@ def _weight_block(g: ConvGeometry) -> tuple[int, int]:
     k0 = min(wgt // 2 // _tile_weight_bytes(g, 1), MAX_K0)
     if k0 == 0:
         msg = (
-            f"{g.layer.name}: a {g.kernel[0]}x{g.kernel[1]} kernel needs {_tile_weight_bytes(g, 1)} bytes "
-            f"of weights per tile, half of WGT has {wgt // 2}"
+            f"{g.layer.name}: a {g.kernel[0]}x{g.kernel[1]} kernel needs "
+            f"{_tile_weight_bytes(g, 1)} bytes of weights per tile, half of WGT has {wgt // 2}"
         )
         raise CapacityError(msg)
     return 1, k0
@@ -117,7 +117,7 @@ def act_bytes(g: ConvGeometry, rows: int, tiles: int) -> int:
 
 
 def input_slot_bytes(g: ConvGeometry, rows: int) -> int:
-    """Bytes of one stripe's input; the array reads R bytes even where the last ones have no weight."""
+    """Bytes of one stripe's input; the array reads R bytes even where the last have no weight."""
     return g.rows_in(rows) * g.pitch + max(g.lanes, g.columns)
 
 
@@ -129,7 +129,7 @@ def block_channels(g: ConvGeometry, tiles: int) -> int:
 
 
 def _rows(g: ConvGeometry, tiles: int, most: int) -> int:
-    """The tallest even stripe that fits, but no fewer than MIN_STRIPES of them where there are rows to cut."""
+    """Rows of the tallest even stripe that fits; at least MIN_STRIPES of them if rows allow."""
     oh = g.out[0]
     capacity = g.spec.sram.act.bytes
     for stripes in range(min(oh, max(MIN_STRIPES, ceil_div(oh, most))), oh + 1):
@@ -137,7 +137,7 @@ def _rows(g: ConvGeometry, tiles: int, most: int) -> int:
         if rows <= most and act_bytes(g, rows, tiles) <= capacity:
             return rows
     msg = (
-        f"{g.layer.name}: one output row with its input rows needs {act_bytes(g, 1, tiles)} bytes of ACT, "
-        f"the machine has {capacity}"
+        f"{g.layer.name}: one output row with its input rows needs {act_bytes(g, 1, tiles)} bytes "
+        f"of ACT, the machine has {capacity}"
     )
     raise CapacityError(msg)

@@ -54,7 +54,7 @@ class Waits:
 
 @dataclass(frozen=True)
 class EarlyPop:
-    """A NOP of ``unit`` that takes one token from ``source``, to stand before instruction ``position``."""
+    """A NOP of ``unit`` that takes a token from ``source``, before instruction ``position``."""
 
     position: int
     unit: int
@@ -117,7 +117,7 @@ def _needed(step: Footprint, history: dict[str, list[_Touch]]) -> dict[int, int]
 
 
 def _remember(step: Footprint, index: int, history: dict[str, list[_Touch]]) -> None:
-    """Record what was touched; what a write covers is forgotten, since whoever follows the write follows that too."""
+    """Record what was touched; forget what a write covers: who follows the write follows that."""
     for span in step.writes:
         old = history.get(span.space, [])
         history[span.space] = [t for t in old if not span.covers(t.span)]
@@ -136,7 +136,7 @@ def _remember(step: Footprint, index: int, history: dict[str, list[_Touch]]) -> 
 def _early_pops(
     pairs: dict[tuple[int, int], list[tuple[int, int]]], waits: list[Waits], depth: int
 ) -> list[EarlyPop]:
-    """Where a FIFO would hold more than ``depth`` tokens in program order, pop its oldest before the push."""
+    """Where a FIFO would hold more than ``depth`` tokens, pop its oldest before the push."""
     early = []
     for (source, unit), tokens in pairs.items():
         waiting: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""Schedules: plain TIR equals NumPy, tensorization leaves no arithmetic, capacity is checked in words."""
+"""Schedules: plain TIR equals NumPy, tensorization leaves no arithmetic, capacity is checked."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def leaves(node) -> list[Leaf]:
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_tensorized_function_computes_only_by_intrinsics(name: str) -> None:
-    """Every statement is a copy, a fill or a call: the reader raises on arithmetic that no intrinsic took."""
+    """Every statement is a copy, a fill or a call; the reader raises on other arithmetic."""
     tree, _ = read_function(lower(schedule(LAYERS[name], MACHINES["e256"]).func))
     kinds = {leaf.kind for leaf in leaves(tree)}
     assert kinds <= {

@@ -1,4 +1,4 @@
-"""Tokens: any interleaving of the units that tokens allow respects every hazard, and FIFOs never overflow."""
+"""Tokens: every interleaving that they allow respects every hazard; FIFOs never overflow."""
 
 import numpy as np
 import pytest
@@ -96,7 +96,7 @@ def test_waits_that_others_imply_are_left_out() -> None:
 
 
 def test_a_full_fifo_is_emptied_early() -> None:
-    """Ten loads before their ten readers: with two tokens per FIFO eight have to be taken by NOPs."""
+    """Ten loads before their ten readers: with two tokens per FIFO, NOPs take eight."""
     spans = [Span("mem0", n, n + 1) for n in range(10)]
     program = [Footprint(0, (), (s,)) for s in spans]
     program += [
