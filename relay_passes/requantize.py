@@ -118,6 +118,7 @@ def plan_scale(
     pairs = [dyadic(ratio, f"{name}, channel {k}") for k, ratio in enumerate(ratios)]
     M = np.array([m for m, _ in pairs], dtype=np.int64)
     s = np.array([shift for _, shift in pairs], dtype=np.int64)
+    M, s = _alike(M, s)
     N, n = (1, 0) if residual is None else dyadic(residual[0], f"{name}, residual")
     least = n if residual is not None else 0  # the residual is shifted left by s - n
     missing = np.maximum(np.maximum(least, 0) - s, 0)
@@ -141,6 +142,15 @@ def plan_scale(
         most = most + np.array([(CODE_SPAN * N) << int(shift) for shift in r_shift])
     wide = bool((M != 1).any() or N != 1 or most.max() >= INT32 or s.max() > 30)
     return Scale(fraction, M, s, scale, wide)
+
+
+def _alike(M: Array, s: Array) -> tuple[Array, Array]:
+    """The same ratios with shifts as equal as 16-bit multipliers allow: their spread has 4 bits."""
+    if (M == 1).all():
+        return M, s
+    room = 15 - np.floor(np.log2(M)).astype(np.int64)
+    more = np.minimum(s.max() - s, room)
+    return M << more, s + more
 
 
 def _check_fields(name: str, fraction: int, shift: Array, residual_shift: Array) -> None:
