@@ -8,6 +8,8 @@ import models
 import numpy as np
 import torch
 
+DIGITS = Path(__file__).resolve().parents[1] / "examples" / "digits"
+
 
 def save(name: str, folder: Path) -> Path:
     """Export a network of the zoo into a folder."""

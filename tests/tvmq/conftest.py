@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from model_files import save, save_inputs
+from model_files import DIGITS, save, save_inputs
 
 from tvmq.cli import main
-
-DIGITS = Path(__file__).resolve().parents[2] / "examples" / "digits"
 
 
 @dataclass(frozen=True)
