@@ -43,7 +43,7 @@ def sums_fit_32_bits(layer: Layer, _spec: NpuSpec) -> str | None:
 
 
 def shifts_fit_their_fields(layer: Layer, _spec: NpuSpec) -> str | None:
-    """Right shifts: 0 to 47, at most 15 apart between channels; left shifts: 0 to 31."""
+    """Right shifts lie in [0, 47], at most 15 apart between channels; left shifts in [0, 31]."""
     if isinstance(layer, Add):
         bad = [s for s in (layer.a.shift, layer.b.shift) if not 0 <= s <= MAX_RESIDUAL_SHIFT]
         if not 0 <= layer.shift <= MAX_SHIFT:

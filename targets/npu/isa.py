@@ -1,61 +1,38 @@
-"""The instruction set: 256-bit words, fields declared once, encode and decode from the same table.
+"""The instruction set: 256-bit words, fields declared once; encoding and decoding read them.
 
 Bits 7:0 opcode, 11:8 pop, 15:12 push (bit u: one token from or to unit u; LD 0, MM 1, VU 2, ST 3),
-31:16 flags, then
-the fields of the instruction in the order of its class. Unused bits are zero, and decoding rejects
-others.
+31:16 flags, then the fields of the instruction in the order of its class. Unused bits are zero, and
+decoding rejects others.
 
 A region is 0 constants, 1 arena, 2 inputs, 3 outputs; ``dram_off`` is relative to it, so that
-programs relocate.
-A memory is 0 ACT, 1 WGT, 2 ACC, 3 PAR; ``spm_addr`` is a byte address in it.
+programs relocate. A memory is 0 ACT, 1 WGT, 2 ACC, 3 PAR; ``spm_addr`` is a byte address in it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, TypeAlias
+from dataclasses import dataclass
 
 from targets.errors import InputError
+from targets.npu.encoding import WORD_BYTES as WORD_BYTES
+from targets.npu.encoding import Instruction as Instruction
+from targets.npu.encoding import Layout, bits, flag
+from targets.npu.encoding import encode as encode
+from targets.npu.encoding import fits as fits
 
-WORD_BYTES = 32
 LD, MM, VU, ST = range(4)
 UNIT_NAMES = ("LD", "MM", "VU", "ST")
 FLOOR, HALF_UP, HALF_AWAY, HALF_EVEN, BORDER = range(5)
 WIDTHS = (8, 4, 2)
 """Operand widths in bits by their code in the flags."""
-_FLAGS_AT = 16
-_FIELDS_AT = 32
-
-
-def flag(bit: int, width: int = 1) -> Any:
-    """A field in the flags, at ``bit`` of bits 31:16."""
-    return field(default=0, metadata={"bit": _FLAGS_AT + bit, "width": width, "signed": False})
-
-
-def bits(width: int, *, signed: bool = False, default: int = 0) -> Any:
-    """A field behind the flags, in the order of declaration."""
-    return field(default=default, metadata={"width": width, "signed": signed})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Instruction:
-    """What all instructions have: dependency tokens."""
-
-    opcode: ClassVar[int]
-    mnemonic: ClassVar[str]
-    unit: ClassVar[int]
-    pop: int = field(default=0, metadata={"bit": 8, "width": 4, "signed": False})
-    push: int = field(default=0, metadata={"bit": 12, "width": 4, "signed": False})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load(Instruction):
-    """LD: copy ``z`` planes of ``y`` rows of ``x_bytes`` into a memory, with a border of ``padval``.
+    """LD: copy ``z`` planes of ``y`` rows of ``x_bytes`` into a memory, ``padval`` around them.
 
     ``spm_addr`` is the first byte written, border included. A row is ``pad_x0`` border bytes,
-    ``x_bytes`` copied,
-    ``pad_x1`` border bytes; a plane is ``pad_y0`` border rows, ``y`` rows, ``pad_y1`` border rows.
-    With ``fill`` set DRAM is not read and every byte is ``padval``.
+    ``x_bytes`` copied, ``pad_x1`` border bytes; a plane is ``pad_y0`` border rows, ``y`` rows,
+    ``pad_y1`` border rows. With ``fill`` set DRAM is not read and every byte is ``padval``.
     """
 
     opcode, mnemonic, unit = 0x10, "LD", LD
@@ -98,12 +75,11 @@ class Store(Instruction):
 
 @dataclass(frozen=True, kw_only=True)
 class Gemm(Instruction):
-    """GEMM: sums of products over tiles (k2, k1, k0) for pixels (m1, m0); see ``simulator.Simulator.gemm``.
+    """GEMM: sums of products over tiles (k2, k1, k0) for pixels (m1, m0).
 
-    ``act_bits`` and ``wgt_bits`` are codes of ``WIDTHS``. The product's factor is
-    ``(P << (frac - alpha_a)) ± (P << (frac - alpha_b))``; ``alpha_sign`` 0 leaves the second term
-    out, 1 adds it,
-    2 subtracts it.
+    ``simulator.Simulator.gemm`` is the definition. ``act_bits`` and ``wgt_bits`` are codes
+    of ``WIDTHS``. A product P counts as ``(P << (frac - alpha_a)) ± (P << (frac - alpha_b))``;
+    ``alpha_sign`` 0 leaves the second term out, 1 adds it, 2 subtracts it.
     """
 
     opcode, mnemonic, unit = 0x20, "GEMM", MM
@@ -162,8 +138,7 @@ class Requantize(Instruction):
     """REQ: sums to codes, with the parameter record of each channel; see ``arithmetic.requantize``.
 
     ``par_addr`` counts 4-byte words. ``zp``, ``lo``, ``hi`` are unsigned bytes with
-    ``out_unsigned``, else signed;
-    ``res_zp`` likewise with ``residual_unsigned``.
+    ``out_unsigned``, else signed; ``res_zp`` likewise with ``residual_unsigned``.
     """
 
     opcode, mnemonic, unit = 0x30, "REQ", VU
@@ -194,7 +169,7 @@ class Requantize(Instruction):
 
 @dataclass(frozen=True, kw_only=True)
 class Add(Instruction):
-    """VADD: ``clamp(half_up(((a - za) * ma << sa) + ((b - zb) * mb << sb), shift) + zo, lo, hi)``."""
+    """VADD: ``clamp(half_up(((a-za)*ma << sa) + ((b-zb)*mb << sb), shift) + zo, lo, hi)``."""
 
     opcode, mnemonic, unit = 0x31, "VADD", VU
     a_unsigned: int = flag(0)
@@ -218,7 +193,7 @@ class Add(Instruction):
 
 @dataclass(frozen=True, kw_only=True)
 class Pool(Instruction):
-    """POOL: maximum over windows, or with ``average`` the sum times ``mult`` shifted right, half up."""
+    """POOL: maximum over windows, or with ``average`` half_up(sum * ``mult``, ``shift``)."""
 
     opcode, mnemonic, unit = 0x32, "POOL", VU
     average: int = flag(0)
@@ -275,49 +250,7 @@ KINDS: tuple[type[Instruction], ...] = (
     *(Load, Store, Gemm, Depthwise, Requantize, Add, Pool, Lut, Nop, Halt),
 )
 _BY_OPCODE = {kind.opcode: kind for kind in KINDS}
-Layout: TypeAlias = tuple[tuple[str, int, int], ...]
-
-
-def layout(kind: type[Instruction]) -> Layout:
-    """(name, first bit, width) of each field."""
-    position, table = _FIELDS_AT, []
-    for f in fields(kind):
-        width = f.metadata["width"]
-        first = f.metadata.get("bit")
-        if first is None:
-            first, position = position, position + width
-        table.append((f.name, first, width))
-    if position > 8 * WORD_BYTES:
-        msg = f"{kind.mnemonic} takes {position} bits"
-        raise AssertionError(msg)
-    return tuple(table)
-
-
-LAYOUTS: dict[type[Instruction], Layout] = {kind: layout(kind) for kind in KINDS}
-
-
-def fits(instruction: Instruction) -> bool:
-    """Whether every field's value fits its width."""
-    return all(
-        0 <= getattr(instruction, name) < 1 << width
-        for name, _, width in LAYOUTS[type(instruction)]
-    )
-
-
-def encode(instruction: Instruction) -> bytes:
-    """The 32 bytes of an instruction.
-
-    Raises:
-        InputError: a value does not fit its field.
-    """
-    word = instruction.opcode
-    for name, first, width in LAYOUTS[type(instruction)]:
-        value = int(getattr(instruction, name))
-        if not 0 <= value < 1 << width:
-            msg = f"{instruction.mnemonic}.{name}: expected 0 to {(1 << width) - 1}, got {value}"
-            raise InputError(msg)
-        word |= value << first
-    return word.to_bytes(WORD_BYTES, "little")
+LAYOUTS: dict[type[Instruction], Layout] = {kind: kind.layout() for kind in KINDS}
 
 
 def decode(word: bytes, index: int = 0) -> Instruction:
