@@ -1,0 +1,112 @@
+"""Products as instructions of MM: GEMM and DWC.
+
+An encoder returns None where the loops are not of the shape that the instruction has.
+"""
+
+from __future__ import annotations
+
+from targets.npu import isa
+from targets.npu.call_nest import Call, pad, rows_fit, span
+from targets.npu.emitted import ACC, ACT, WGT, Emitted
+from targets.npu.spec import NpuSpec
+from targets.npu.tokens import Span
+
+
+def encode_gemm(call: Call, spec: NpuSpec) -> Emitted | None:
+    """One GEMM: up to three kernel loops around up to two pixel loops, or None."""
+    act, wgt, acc = range(3)
+    rows, columns = spec.array.rows, spec.array.cols
+    kernel = tuple(a for a in call.axes if a.strides[acc] == 0)
+    pixels = tuple(a for a in call.axes if a.strides[acc] != 0)
+    if call.axes != kernel + pixels or len(kernel) > 3 or len(pixels) > 2:
+        return None
+    k2, k1, k0 = pad(kernel, 3, 3)
+    m1, m0 = pad(pixels, 2, 3)
+    tile = rows * columns
+    expected = 1
+    for axis in (k0, k1, k2):
+        if axis.extent > 1 and axis.strides[wgt] != expected * tile:
+            return None
+        expected *= axis.extent
+    if not rows_fit((m1, m0), acc, columns):
+        return None
+    fraction, unsigned = call.immediates
+    row = columns * 4
+    gemm = isa.Gemm(
+        acc_init=call.initialise,
+        act_unsigned=bool(unsigned),
+        act_addr=call.starts[act],
+        wgt_addr=call.starts[wgt],
+        acc_row=call.starts[acc] // row,
+        m0=m0.extent,
+        m1=m1.extent,
+        as_m0=m0.strides[act],
+        as_m1=m1.strides[act],
+        k0=k0.extent,
+        k1=k1.extent,
+        k2=k2.extent,
+        as_k0=k0.strides[act],
+        as_k1=k1.strides[act],
+        as_k2=k2.strides[act],
+        kvalid=rows,
+        nvalid=columns,
+        frac=fraction,
+    )
+    if not isa.fits(gemm):
+        return None
+    axes = (k2, k1, k0, m1, m0)
+    reads = [
+        span(ACT, call, axes, act, rows),
+        span(WGT, call, axes, wgt, tile),
+    ]
+    return _accumulating(gemm, call, reads, m0.extent * m1.extent * row)
+
+
+def encode_depthwise(call: Call, spec: NpuSpec) -> Emitted | None:
+    """One DWC: up to two kernel loops around up to two pixel loops, or None."""
+    act, wgt, acc = range(3)
+    columns = spec.array.cols
+    kernel = tuple(a for a in call.axes if a.strides[acc] == 0)
+    pixels = tuple(a for a in call.axes if a.strides[acc] != 0)
+    if call.axes != kernel + pixels or len(kernel) > 2 or len(pixels) > 2:
+        return None
+    ky, kx = pad(kernel, 2, 3)
+    m1, m0 = pad(pixels, 2, 3)
+    taps_in_order = (kx.extent == 1 or kx.strides[wgt] == columns) and (
+        ky.extent == 1 or ky.strides[wgt] == kx.extent * columns
+    )
+    if not taps_in_order or not rows_fit((m1, m0), acc, columns):
+        return None
+    fraction, unsigned = call.immediates
+    row = columns * 4
+    instruction = isa.Depthwise(
+        acc_init=call.initialise,
+        act_unsigned=bool(unsigned),
+        act_addr=call.starts[act],
+        wgt_addr=call.starts[wgt],
+        acc_row=call.starts[acc] // row,
+        m0=m0.extent,
+        m1=m1.extent,
+        as_m0=m0.strides[act],
+        as_m1=m1.strides[act],
+        kw=kx.extent,
+        kh=ky.extent,
+        as_kx=kx.strides[act],
+        as_ky=ky.strides[act],
+        nvalid=columns,
+        frac=fraction,
+    )
+    if not isa.fits(instruction):
+        return None
+    axes = (ky, kx, m1, m0)
+    reads = [span(ACT, call, axes, act, columns), span(WGT, call, axes, wgt, columns)]
+    return _accumulating(instruction, call, reads, m0.extent * m1.extent * row)
+
+
+def _accumulating(
+    instruction: isa.Instruction, call: Call, reads: list[Span], acc_bytes: int
+) -> Emitted:
+    sums = Span(f"mem{ACC}", call.starts[2], call.starts[2] + acc_bytes)
+    if not call.initialise:
+        reads = [*reads, sums]
+    return Emitted(instruction, tuple(reads), (sums,))
