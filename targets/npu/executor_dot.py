@@ -41,7 +41,7 @@ def gemm(state: State, i: SimpleNamespace, weights: Expr, factor: Expr, pixels: 
     """
     columns = state.spec.array.cols
     signs = T.bind(tirx.Select(i.act_unsigned == 1, i32(0), i32(_SIGN_BITS)))
-    raised = T.alloc_buffer((columns,), "int32", scope="local")
+    raised = T.alloc_buffer((columns,), "int32")
     _pack_weights(state, i, weights, signs, raised)
     block = max(1, min(8, 256 // columns))
     with T.serial(0, tirx.truncdiv(pixels + (block - 1), i32(block))) as n:
@@ -84,7 +84,7 @@ def _block(
 ) -> list[Buffer]:
     """The sums of some pixels, before the factor."""
     rows, columns = state.spec.array.rows, state.spec.array.cols
-    sums = [T.alloc_buffer((columns,), "int32", scope="local") for _ in pixels]
+    sums = [T.alloc_buffer((columns,), "int32") for _ in pixels]
     starts = [T.bind(state.rows[pixel] + i.act_addr) for pixel in pixels]
     for buffer in sums:
         for column in range(0, columns, _LANES):
