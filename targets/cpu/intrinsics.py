@@ -7,7 +7,7 @@ TVM's own VNNI intrinsic passes ``<16 x i32>`` operands, which LLVM 22 refuses; 
 from __future__ import annotations
 
 from tvm import s_tir
-from tvm.script import tirx as T  # noqa: N812
+from tvm.script import tirx as T
 
 VNNI = "tvmq.cpu.vnni_u8s8"
 

@@ -159,9 +159,8 @@ def _execute(kind: type[isa.Instruction], state: State, pc: Expr, region_bytes: 
         _push(state, fields, unit)
         if kind is isa.Halt:
             state.stop(HALTED)
-            with T.serial(0, 16) as pair:
-                with when(state.tokens[pair] != 0):
-                    state.stop(NO_TOKEN)
+            with T.serial(0, 16) as pair, when(state.tokens[pair] != 0):
+                state.stop(NO_TOKEN)
 
 
 def _pop(state: State, fields: SimpleNamespace, unit: Expr) -> None:

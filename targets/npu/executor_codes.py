@@ -163,9 +163,8 @@ def _store_codes(state: State, i: SimpleNamespace, code: Buffer, start: Expr) ->
     """One row of codes: as bytes, or packed with element 0 in the low bits."""
     columns = state.spec.array.cols
     target = T.bind(start)
-    with when(tirx.all(i.out_bits == 0, i.nvalid == columns)):
-        with T.vectorized(0, columns) as c:
-            T.buffer_store(state.mem, tirx.Cast("int8", code[c]), [target + c])
+    with when(tirx.all(i.out_bits == 0, i.nvalid == columns)), T.vectorized(0, columns) as c:
+        T.buffer_store(state.mem, tirx.Cast("int8", code[c]), [target + c])
     with when(tirx.all(i.out_bits == 0, i.nvalid != columns)), T.serial(0, i.nvalid) as c:
         T.buffer_store(state.mem, tirx.Cast("int8", code[c]), [target + c])
     with when(i.out_bits != 0):

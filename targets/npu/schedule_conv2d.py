@@ -14,7 +14,6 @@ each other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,21 +22,12 @@ from tvm import tirx
 from targets.layers import Conv2d
 from targets.npu import intrinsics
 from targets.npu.conv_geometry import ConvGeometry, ceil_div
-from targets.npu.intrinsics import ACC, ACT, PAR, RECORD_WORDS, WGT, RequantizeFields
-from targets.npu.loops import (
-    Expr,
-    LoopNest,
-    buffer_argument,
-    prim_func,
-    root,
-    scratchpad,
-    smaller,
-    store,
-    when,
-)
+from targets.npu.conv_stages import ConvStages, Position
+from targets.npu.intrinsics import RECORD_WORDS
+from targets.npu.loops import Expr, prim_func, root, smaller, store, when
 from targets.npu.scheduled import Scheduled, tensorize
 from targets.npu.spec import NpuSpec
-from targets.npu.tiling import ConvTiling, acc_rows, block_channels, input_slot_bytes, tile_conv
+from targets.npu.tiling import ConvTiling, tile_conv
 
 
 def schedule_conv2d(layer: Conv2d, spec: NpuSpec, tiling: ConvTiling | None = None) -> Scheduled:
@@ -55,48 +45,8 @@ def schedule_conv2d(layer: Conv2d, spec: NpuSpec, tiling: ConvTiling | None = No
     return _ConvSchedule(geometry, tiling or tile_conv(geometry)).build()
 
 
-def requantize_fields(layer: Conv2d) -> RequantizeFields | None:
-    """The immediates of the layer's REQ instructions; None where the sums are the output."""
-    requantize = layer.requantize
-    if requantize is None:
-        return None
-    residual = requantize.residual
-    return RequantizeFields(
-        shift=int(requantize.shift.min()),
-        multiplier=bool((requantize.multiplier != 1).any()),
-        zero_point=requantize.zero_point,
-        low=requantize.low,
-        high=requantize.high,
-        dtype=layer.output.dtype,
-        residual_dtype=residual.value.dtype if residual else "",
-        residual_zero_point=residual.zero_point if residual else 0,
-        residual_multiplier=residual.multiplier if residual else 1,
-    )
-
-
-@dataclass
-class _Position:
-    """Where the outer loops stand: block and stripe, their slots, and when their data must be loaded."""
-
-    block: Expr
-    stripe: Expr
-    step: Expr
-    new_block: Expr
-    new_stripe: Expr
-
-
-class _ConvSchedule:
-    """One layer's loop nest; a method per stage."""
-
-    def __init__(self, geometry: ConvGeometry, tiling: ConvTiling) -> None:
-        self.g, self.t, self.layer = geometry, tiling, geometry.layer
-        self.fields = requantize_fields(self.layer)
-        self.fraction = self.layer.requantize.fraction if self.layer.requantize else 0
-        self.blocks = ceil_div(geometry.tiles, tiling.tiles)
-        self.stripes = ceil_div(geometry.out[0], tiling.rows)
-        self.k_blocks = ceil_div(geometry.reduction[2], tiling.k0)
-        self.channels = block_channels(geometry, tiling.tiles)
-        self.nest = LoopNest()
+class _ConvSchedule(ConvStages):
+    """One layer's loop nest and its compute."""
 
     def build(self) -> Scheduled:
         g, layer = self.g, self.layer
@@ -104,13 +54,7 @@ class _ConvSchedule:
         weights = g.packed_weights(self.t.tiles, self.t.k0)
         params = g.records(base_shift) if self.fields else self._padded_bias()
         with prim_func(layer.name) as builder:
-            self.X = buffer_argument("input", int(np.prod(layer.input.shape)), layer.input.dtype)
-            if self.fields and self.fields.residual_dtype:
-                elements = int(np.prod(layer.output.shape))
-                self.Z = buffer_argument("residual", elements, self.fields.residual_dtype)
-            self.W = buffer_argument("weights", weights.size, "int8")
-            self.P = buffer_argument("parameters", params.size, "int32")
-            self.Y = buffer_argument("output", int(np.prod(layer.output.shape)), layer.output.dtype)
+            self._declare_arguments(weights.size, params.size)
             with root():
                 self._allocate()
                 self._outer_loops()
@@ -142,27 +86,6 @@ class _ConvSchedule:
                 names["requantize_tail"] = intrinsics.requantize(g.tail, self.fields)
         return names
 
-    def _allocate(self) -> None:
-        g, t, layer = self.g, self.t, self.layer
-        self.x_slot = input_slot_bytes(g, t.rows)
-        self.y_slot = t.rows * g.out[1] * self.channels
-        self.w_slot = t.tiles * g.reduction[0] * g.reduction[1] * t.k0 * g.tile_bytes
-        self.acc_half = acc_rows(g) // 2 * g.columns
-        weight_slots = min(2, self.blocks * self.k_blocks)
-        output_slots = min(2, self.blocks * self.stripes)
-        self.act = scratchpad("act", self.x_slot * min(2, self.stripes), layer.input.dtype, ACT)
-        self.wgt = scratchpad("wgt", self.w_slot * weight_slots, "int8", WGT)
-        self.acc = scratchpad("acc", self.acc_half * 2, "int32", ACC)
-        if self.fields is None:
-            return
-        self.p_slot = self.channels * RECORD_WORDS
-        self.par = scratchpad("par", self.p_slot * min(2, self.blocks), "int32", PAR)
-        self.out = scratchpad("out", self.y_slot * output_slots, layer.output.dtype, ACT)
-        if self.fields.residual_dtype:
-            self.res = scratchpad(
-                "res", self.y_slot * output_slots, self.fields.residual_dtype, ACT
-            )
-
     def _outer_loops(self) -> None:
         outer, inner = (self.blocks, self.stripes)
         if self.t.rows_outer:
@@ -171,9 +94,9 @@ class _ConvSchedule:
             step = o * inner + i
             inner_is_new = o == 0 if inner == 1 else tirx.IntImm("bool", 1)
             if self.t.rows_outer:
-                at = _Position(i, o, step, inner_is_new, i == 0)
+                at = Position(i, o, step, inner_is_new, i == 0)
             else:
-                at = _Position(o, i, step, i == 0, inner_is_new)
+                at = Position(o, i, step, i == 0, inner_is_new)
             self._load_stripe(at)
             if self.k_blocks == 1:
                 with when(at.new_block):
@@ -186,93 +109,7 @@ class _ConvSchedule:
             if self.fields is not None:
                 self._move_output(at, load=False)
 
-    # --- sizes at a position
-    # -------------------------------------------------------------------------------------
-
-    def _rows(self, at: _Position) -> Expr:
-        oh, rows = self.g.out[0], self.t.rows
-        return rows if oh % rows == 0 else smaller(rows, oh - at.stripe * rows)
-
-    def _tiles(self, at: _Position) -> Expr:
-        tiles = self.t.tiles
-        return (
-            tiles if self.g.tiles % tiles == 0 else smaller(tiles, self.g.tiles - at.block * tiles)
-        )
-
-    def _channels(self, at: _Position) -> Expr:
-        k = self.g.out[2]
-        if k % self.channels == 0:
-            return self.channels
-        return smaller(self.channels, k - at.block * self.channels)
-
-    # --- data movement
-    # -------------------------------------------------------------------------------------------
-
-    def _load_stripe(self, at: _Position) -> None:
-        """Input rows of the stripe, with the zero point where the window leaves the image."""
-        g, layer = self.g, self.layer
-        h, w, c = layer.input.shape
-        top, left, _, _ = layer.padding
-        slot = at.stripe % 2 * self.x_slot if self.stripes > 1 else 0
-        rows = g.rows_in(self.t.rows)
-        rows_now = (self._rows(at) - 1) * g.row_stride + rows - (self.t.rows - 1) * g.row_stride
-        with when(at.new_stripe), self.nest.grid((rows_now, rows), g.width_in, c) as (y, x, ch):
-            source_y = at.stripe * (self.t.rows * layer.strides[0]) + y * g.row_step - top
-            source_x = x - left
-            with self.nest.block("load") as b:
-                inside = tirx.all(source_y >= 0, source_y < h, source_x >= 0, source_x < w)
-                value = self.X[b((source_y * w + source_x) * c + ch)]
-                fill = tirx.const(layer.input_zero_point, layer.input.dtype)
-                target = b(slot + (y * g.width_in + x) * c + ch)
-                store(self.act, target, tirx.if_then_else(b(inside), value, fill))
-
-    def _load_weights(self, at: _Position, k_block: Expr) -> None:
-        g, t = self.g, self.t
-        per_k0 = g.reduction[0] * g.reduction[1] * g.tile_bytes
-        k0 = g.reduction[2]
-        k0_now = t.k0 if k0 % t.k0 == 0 else smaller(t.k0, k0 - k_block * t.k0)
-        source = at.block * (t.tiles * k0 * per_k0) + self._tiles(at) * (k_block * t.k0 * per_k0)
-        with self.nest.serial(self._tiles(at) * k0_now * per_k0, self.w_slot) as n:
-            with self.nest.block("load_weights") as b:
-                store(self.wgt, b(self._weight_slot(at, k_block) + n), self.W[b(source + n)])
-
-    def _weight_slot(self, at: _Position, k_block: Expr) -> Expr:
-        if self.k_blocks > 1:
-            return (at.step * self.k_blocks + k_block) % 2 * self.w_slot
-        return at.block % 2 * self.w_slot if self.blocks > 1 else 0
-
-    def _load_parameters(self, at: _Position) -> None:
-        words = self._channels(at) * RECORD_WORDS
-        slot = at.block % 2 * self.p_slot if self.blocks > 1 else 0
-        with self.nest.serial(words, self.p_slot) as n, self.nest.block("load_parameters") as b:
-            store(self.par, b(slot + n), self.P[b(at.block * self.p_slot + n)])
-
-    def _output_slot(self, at: _Position) -> Expr:
-        return at.step % 2 * self.y_slot if self.blocks * self.stripes > 1 else 0
-
-    def _move_output(self, at: _Position, *, load: bool) -> None:
-        """Bring the residual's stripe in, or store the output's."""
-        assert self.fields is not None
-        if load and not self.fields.residual_dtype:
-            return
-        _, ow, k = self.g.out
-        pixels = self._rows(at) * ow
-        with self.nest.grid((pixels, self.t.rows * ow), (self._channels(at), self.channels)) as (
-            p,
-            ch,
-        ):
-            far = (at.stripe * (self.t.rows * ow) + p) * k + at.block * self.channels + ch
-            near = self._output_slot(at) + p * self.channels + ch
-            with self.nest.block("load_residual" if load else "store") as b:
-                if load:
-                    store(self.res, b(near), self.Z[b(far)])
-                else:
-                    store(self.Y, b(far), self.out[b(near)])
-
-    # --- compute
-    # -------------------------------------------------------------------------------------------------
-
-    def _compute(self, at: _Position) -> None:
+    def _compute(self, at: Position) -> None:
         if self.k_blocks > 1:
             with self.nest.serial(self.k_blocks) as k_block:
                 self._load_weights(at, k_block)
@@ -297,7 +134,7 @@ class _ConvSchedule:
             self._multiply(at, tile, cy, cx, 0)
             self._finish(at, tile, cy, cx)
 
-    def _chunk(self, at: _Position, cy: Expr, cx: Expr) -> tuple[Expr, Expr]:
+    def _chunk(self, at: Position, cy: Expr, cx: Expr) -> tuple[Expr, Expr]:
         """Rows and columns of a chunk at this position."""
         t, ow = self.t, self.g.out[1]
         rows = self._rows(at)
@@ -307,7 +144,7 @@ class _ConvSchedule:
             return chunk_rows, t.chunk_columns
         return chunk_rows, smaller(t.chunk_columns, ow - cx * t.chunk_columns)
 
-    def _acc_row(self, at: _Position, tile: Expr, cy: Expr, cx: Expr) -> Expr:
+    def _acc_row(self, at: Position, tile: Expr, cy: Expr, cx: Expr) -> Expr:
         """First accumulator element of a chunk; successive chunks take alternate halves."""
         if self.k_blocks > 1:
             return (at.step + tile) % 2 * self.acc_half
@@ -318,7 +155,7 @@ class _ConvSchedule:
         count = ((at.step * self.t.tiles + tile) * rows + cy) * columns + cx
         return count % 2 * self.acc_half
 
-    def _multiply(self, at: _Position, tile: Expr, cy: Expr, cx: Expr, k_block: Expr) -> None:
+    def _multiply(self, at: Position, tile: Expr, cy: Expr, cx: Expr, k_block: Expr) -> None:
         """Sums of one chunk and column tile over one k block."""
         g, t, layer = self.g, self.t, self.layer
         rows, columns = self._chunk(at, cy, cx)
@@ -353,19 +190,17 @@ class _ConvSchedule:
         value = intrinsics.gemm_value(self.acc[acc], self.act[act], self.wgt[wgt], self.fraction)
         store(self.acc, acc, value)
 
-    def _initialise(
-        self, at: _Position, tile: Expr, first: Expr, rows: Expr, columns: Expr
-    ) -> None:
+    def _initialise(self, at: Position, tile: Expr, first: Expr, rows: Expr, columns: Expr) -> None:
         """Sums start at zero, or at the bias where the sums are the output."""
         t, c = self.t, self.g.columns
-        with self.nest.grid((rows, t.chunk_rows), (columns, t.chunk_columns), c) as (y, x, j):
-            with self.nest.block("initialise") as b:
-                start: Any = tirx.IntImm("int32", 0)
-                if self.fields is None:
-                    start = self.P[b((at.block * t.tiles + tile) * c + j)]
-                store(self.acc, b(first + (y * columns + x) * c + j), start)
+        loops = ((rows, t.chunk_rows), (columns, t.chunk_columns), c)
+        with self.nest.grid(*loops) as (y, x, j), self.nest.block("initialise") as b:
+            start: Any = tirx.IntImm("int32", 0)
+            if self.fields is None:
+                start = self.P[b((at.block * t.tiles + tile) * c + j)]
+            store(self.acc, b(first + (y * columns + x) * c + j), start)
 
-    def _finish(self, at: _Position, tile: Expr, cy: Expr, cx: Expr) -> None:
+    def _finish(self, at: Position, tile: Expr, cy: Expr, cx: Expr) -> None:
         """Requantize a chunk into the output stripe, or store its sums."""
         g = self.g
         if g.tail == g.columns:
@@ -377,7 +212,7 @@ class _ConvSchedule:
         with when(last):
             self._finish_tile(at, tile, cy, cx, g.tail)
 
-    def _finish_tile(self, at: _Position, tile: Expr, cy: Expr, cx: Expr, valid: int) -> None:
+    def _finish_tile(self, at: Position, tile: Expr, cy: Expr, cx: Expr, valid: int) -> None:
         g, t = self.g, self.t
         _, ow, k = g.out
         rows, columns = self._chunk(at, cy, cx)

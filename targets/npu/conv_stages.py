@@ -1,0 +1,174 @@
+"""What a convolution keeps where, and the copies between DRAM and the scratchpads.
+
+ACT, WGT and PAR hold two slots of whatever is loaded more than once, so that the next load runs
+beside the compute; ACC is two halves for the same reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+
+from targets.layers import Conv2d
+from targets.npu.conv_geometry import ConvGeometry, ceil_div
+from targets.npu.intrinsics import ACC, ACT, PAR, RECORD_WORDS, WGT, RequantizeFields
+from targets.npu.loops import Expr, LoopNest, buffer_argument, scratchpad, smaller, store, when
+from targets.npu.tiling import ConvTiling, acc_rows, block_channels, input_slot_bytes
+
+
+def requantize_fields(layer: Conv2d) -> RequantizeFields | None:
+    """The immediates of the layer's REQ instructions; None where the sums are the output."""
+    requantize = layer.requantize
+    if requantize is None:
+        return None
+    residual = requantize.residual
+    return RequantizeFields(
+        shift=int(requantize.shift.min()),
+        multiplier=bool((requantize.multiplier != 1).any()),
+        zero_point=requantize.zero_point,
+        low=requantize.low,
+        high=requantize.high,
+        dtype=layer.output.dtype,
+        residual_dtype=residual.value.dtype if residual else "",
+        residual_zero_point=residual.zero_point if residual else 0,
+        residual_multiplier=residual.multiplier if residual else 1,
+    )
+
+
+@dataclass
+class Position:
+    """Where the outer loops stand: block, stripe, count of both, and whether either is new."""
+
+    block: Expr
+    stripe: Expr
+    step: Expr
+    new_block: Expr
+    new_stripe: Expr
+
+
+class ConvStages:
+    """One layer's buffers, and a method per copy."""
+
+    def __init__(self, geometry: ConvGeometry, tiling: ConvTiling) -> None:
+        self.g, self.t, self.layer = geometry, tiling, geometry.layer
+        self.fields = requantize_fields(self.layer)
+        self.fraction = self.layer.requantize.fraction if self.layer.requantize else 0
+        self.blocks = ceil_div(geometry.tiles, tiling.tiles)
+        self.stripes = ceil_div(geometry.out[0], tiling.rows)
+        self.k_blocks = ceil_div(geometry.reduction[2], tiling.k0)
+        self.channels = block_channels(geometry, tiling.tiles)
+        self.nest = LoopNest()
+
+    def _declare_arguments(self, weights: int, parameters: int) -> None:
+        """The function's buffers; ``weights`` bytes, ``parameters`` words."""
+        layer, elements = self.layer, int(np.prod(self.layer.output.shape))
+        self.X = buffer_argument("input", int(np.prod(layer.input.shape)), layer.input.dtype)
+        if self.fields and self.fields.residual_dtype:
+            self.Z = buffer_argument("residual", elements, self.fields.residual_dtype)
+        self.W = buffer_argument("weights", weights, "int8")
+        self.P = buffer_argument("parameters", parameters, "int32")
+        self.Y = buffer_argument("output", elements, layer.output.dtype)
+
+    def _allocate(self) -> None:
+        g, t, layer = self.g, self.t, self.layer
+        self.x_slot = input_slot_bytes(g, t.rows)
+        self.y_slot = t.rows * g.out[1] * self.channels
+        self.w_slot = t.tiles * g.reduction[0] * g.reduction[1] * t.k0 * g.tile_bytes
+        self.acc_half = acc_rows(g) // 2 * g.columns
+        weight_slots = min(2, self.blocks * self.k_blocks)
+        output_slots = min(2, self.blocks * self.stripes)
+        self.act = scratchpad("act", self.x_slot * min(2, self.stripes), layer.input.dtype, ACT)
+        self.wgt = scratchpad("wgt", self.w_slot * weight_slots, "int8", WGT)
+        self.acc = scratchpad("acc", self.acc_half * 2, "int32", ACC)
+        if self.fields is None:
+            return
+        self.p_slot = self.channels * RECORD_WORDS
+        self.par = scratchpad("par", self.p_slot * min(2, self.blocks), "int32", PAR)
+        self.out = scratchpad("out", self.y_slot * output_slots, layer.output.dtype, ACT)
+        if self.fields.residual_dtype:
+            self.res = scratchpad(
+                "res", self.y_slot * output_slots, self.fields.residual_dtype, ACT
+            )
+
+    # --- sizes at a position
+
+    def _rows(self, at: Position) -> Expr:
+        oh, rows = self.g.out[0], self.t.rows
+        return rows if oh % rows == 0 else smaller(rows, oh - at.stripe * rows)
+
+    def _tiles(self, at: Position) -> Expr:
+        tiles = self.t.tiles
+        return (
+            tiles if self.g.tiles % tiles == 0 else smaller(tiles, self.g.tiles - at.block * tiles)
+        )
+
+    def _channels(self, at: Position) -> Expr:
+        k = self.g.out[2]
+        if k % self.channels == 0:
+            return self.channels
+        return smaller(self.channels, k - at.block * self.channels)
+
+    # --- data movement
+
+    def _load_stripe(self, at: Position) -> None:
+        """Input rows of the stripe, with the zero point where the window leaves the image."""
+        g, layer = self.g, self.layer
+        h, w, c = layer.input.shape
+        top, left, _, _ = layer.padding
+        slot = at.stripe % 2 * self.x_slot if self.stripes > 1 else 0
+        rows = g.rows_in(self.t.rows)
+        rows_now = (self._rows(at) - 1) * g.row_stride + rows - (self.t.rows - 1) * g.row_stride
+        with when(at.new_stripe), self.nest.grid((rows_now, rows), g.width_in, c) as (y, x, ch):
+            source_y = at.stripe * (self.t.rows * layer.strides[0]) + y * g.row_step - top
+            source_x = x - left
+            with self.nest.block("load") as b:
+                inside = tirx.all(source_y >= 0, source_y < h, source_x >= 0, source_x < w)
+                value = self.X[b((source_y * w + source_x) * c + ch)]
+                fill = tirx.const(layer.input_zero_point, layer.input.dtype)
+                target = b(slot + (y * g.width_in + x) * c + ch)
+                store(self.act, target, tirx.if_then_else(b(inside), value, fill))
+
+    def _load_weights(self, at: Position, k_block: Expr) -> None:
+        g, t = self.g, self.t
+        per_k0 = g.reduction[0] * g.reduction[1] * g.tile_bytes
+        k0 = g.reduction[2]
+        k0_now = t.k0 if k0 % t.k0 == 0 else smaller(t.k0, k0 - k_block * t.k0)
+        source = at.block * (t.tiles * k0 * per_k0) + self._tiles(at) * (k_block * t.k0 * per_k0)
+        size = self._tiles(at) * k0_now * per_k0
+        with self.nest.serial(size, self.w_slot) as n, self.nest.block("load_weights") as b:
+            store(self.wgt, b(self._weight_slot(at, k_block) + n), self.W[b(source + n)])
+
+    def _weight_slot(self, at: Position, k_block: Expr) -> Expr:
+        if self.k_blocks > 1:
+            return (at.step * self.k_blocks + k_block) % 2 * self.w_slot
+        return at.block % 2 * self.w_slot if self.blocks > 1 else 0
+
+    def _load_parameters(self, at: Position) -> None:
+        words = self._channels(at) * RECORD_WORDS
+        slot = at.block % 2 * self.p_slot if self.blocks > 1 else 0
+        with self.nest.serial(words, self.p_slot) as n, self.nest.block("load_parameters") as b:
+            store(self.par, b(slot + n), self.P[b(at.block * self.p_slot + n)])
+
+    def _output_slot(self, at: Position) -> Expr:
+        return at.step % 2 * self.y_slot if self.blocks * self.stripes > 1 else 0
+
+    def _move_output(self, at: Position, *, load: bool) -> None:
+        """Bring the residual's stripe in, or store the output's."""
+        assert self.fields is not None
+        if load and not self.fields.residual_dtype:
+            return
+        _, ow, k = self.g.out
+        pixels = self._rows(at) * ow
+        with self.nest.grid((pixels, self.t.rows * ow), (self._channels(at), self.channels)) as (
+            p,
+            ch,
+        ):
+            far = (at.stripe * (self.t.rows * ow) + p) * k + at.block * self.channels + ch
+            near = self._output_slot(at) + p * self.channels + ch
+            with self.nest.block("load_residual" if load else "store") as b:
+                if load:
+                    store(self.res, b(near), self.Z[b(far)])
+                else:
+                    store(self.Y, b(far), self.out[b(near)])

@@ -1,0 +1,80 @@
+"""The promise: what is evaluated is, bit for bit, what runs, on networks of every shape of trouble.
+
+Four answers are compared exactly: the fake-quantized torch forward, the NumPy reference, the CPU
+build, and the build whose layers run on the NPU's executor.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+import tvm
+from models import ZOO, export
+from tvm import relax
+
+from relay_passes.import_torch import import_torch
+from relay_passes.pipeline import lower_to_integer
+from relay_passes.place import PlacedModule, place
+from relay_passes.read_layers import read_layers
+from targets.cpu.host import host_target
+from targets.npu.spec import load_spec
+from tvmq.annotate import annotate
+from tvmq.calibrate import calibrate
+from tvmq.capture import capture_program
+from tvmq.planner import make_plan
+from tvmq.reference import run_reference
+from tvmq.scheme import Settings
+
+SETTINGS = {
+    "pot-tensor": Settings(scales="pot", granularity="tensor"),
+    "pot-channel": Settings(scales="pot", granularity="channel"),
+    "free-tensor": Settings(scales="free", granularity="tensor"),
+    "free-channel": Settings(scales="free", granularity="channel"),
+    "w4a4-pot": Settings(weight_bits=4, activation_bits=4, scales="pot", granularity="channel"),
+}
+IMAGES = 7
+
+
+@functools.cache
+def captured(name: str):
+    module, example = ZOO[name]()
+    return capture_program(export((module, example))), tuple(example.shape[1:])
+
+
+def run(placed: PlacedModule, images: np.ndarray) -> list[np.ndarray]:
+    machine = relax.VirtualMachine(tvm.compile(placed.mod, target=host_target()), tvm.cpu())
+    return [np.asarray(out.numpy()) for out in machine["main"](tvm.runtime.tensor(images))]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("name", ZOO)
+def test_all_answers_are_equal(name: str, settings: str) -> None:
+    model, shape = captured(name)
+    images = np.random.default_rng(0).normal(size=(IMAGES, *shape)).astype(np.float32)
+    calibration = calibrate(model, [torch.from_numpy(images)], samples=IMAGES)
+    program = annotate(model, make_plan(model, calibration, SETTINGS[settings]))
+    integer = lower_to_integer(import_torch(program))
+    network = read_layers(integer)
+
+    want = run_reference(integer, {model.inputs[0].name: images})
+    fake = program.module()(torch.from_numpy(images).double())
+    on_cpu = place(integer, network, None)
+    on_npu = place(integer, network, load_spec("e256"))
+
+    assert [p.reason for p in on_npu.placements if p.device == "cpu"] == []
+    assert all(p.device == "cpu" for p in on_cpu.placements)
+    for answer in (run(on_cpu, images), run(on_npu, images), [t.float().numpy() for t in fake]):
+        for got, expected in zip(answer, want, strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_another_machine_gives_the_same_integers() -> None:
+    model, shape = captured("mobilenet_small")
+    images = np.random.default_rng(1).normal(size=(IMAGES, *shape)).astype(np.float32)
+    calibration = calibrate(model, [torch.from_numpy(images)], samples=IMAGES)
+    integer = lower_to_integer(import_torch(annotate(model, make_plan(model, calibration))))
+    network = read_layers(integer)
+    edge, mobile = (place(integer, network, load_spec(m)) for m in ("e256", "m2048"))
+    assert edge.programs[0].to_bytes() != mobile.programs[0].to_bytes()
+    np.testing.assert_array_equal(run(edge, images)[0], run(mobile, images)[0])

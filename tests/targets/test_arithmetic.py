@@ -1,0 +1,105 @@
+"""The integer arithmetic against exact rational numbers."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from targets.arithmetic import (
+    Rounding,
+    requantize,
+    residual_term,
+    scale_product,
+    shift_border,
+    shift_round,
+)
+from targets.errors import ArithmeticRangeError
+
+sums = st.integers(-(1 << 56), 1 << 56)
+shifts = st.integers(0, 47)
+int32s = st.integers(-(1 << 31), (1 << 31) - 1)
+
+
+def _exact(x: Fraction, rounding: Rounding) -> int:
+    half = Fraction(1, 2)
+    if rounding is Rounding.FLOOR:
+        return math.floor(x)
+    if rounding is Rounding.HALF_UP:
+        return math.floor(x + half)
+    if rounding is Rounding.HALF_AWAY:
+        return math.floor(abs(x) + half) * (1 if x >= 0 else -1)
+    return round(x)
+
+
+@given(sums, shifts, st.sampled_from([r for r in Rounding if r is not Rounding.BORDER]))
+def test_rounding_equals_rational_numbers(t, shift, rounding):
+    assert shift_round(t, shift, rounding) == _exact(Fraction(t, 1 << shift), rounding)
+
+
+@given(st.integers(-40, 40), st.sampled_from([r for r in Rounding if r is not Rounding.BORDER]))
+def test_ties_equal_rational_numbers(halves, rounding):
+    tie = (2 * halves + 1) << 3
+    assert shift_round(tie, 4, rounding) == _exact(Fraction(tie, 16), rounding)
+
+
+@given(sums, shifts)
+def test_border_128_is_half_up(t, shift):
+    table = np.full((1, 15), 128, np.uint8)
+    assert shift_border([t], shift, table, 0) == shift_round([t], shift, Rounding.HALF_UP)
+
+
+@given(st.integers(-(1 << 20), 1 << 20), st.integers(8, 16), st.binary(min_size=3, max_size=3))
+def test_border_is_that_of_the_level(t, shift, borders):
+    table = np.frombuffer(borders, np.uint8)[None]
+    x = Fraction(t, 1 << shift)
+    level = min(max(math.floor(x) + 1, 0), 2)
+    fraction = math.floor((x - math.floor(x)) * 256)
+    assert shift_border([t], shift, table, -1)[0] == math.floor(x) + (fraction >= borders[level])
+
+
+@given(int32s, int32s, st.integers(0, 65535), shifts, st.integers(-128, 127))
+def test_requantize_equals_rational_numbers(acc, bias, multiplier, shift, zero):
+    got = requantize(acc, bias, shift, zero_point=zero, low=-128, high=127, multiplier=multiplier)
+    x = Fraction((acc + bias) * multiplier, 1 << shift)
+    assert got == min(max(_exact(x, Rounding.HALF_UP) + zero, -128), 127)
+
+
+@given(
+    int32s,
+    st.integers(0, 255),
+    st.integers(0, 255),
+    st.integers(1, 65535),
+    st.integers(0, 31),
+    shifts,
+)
+def test_residual_is_added_before_the_one_rounding(acc, code, zero, multiplier, left, shift):
+    residual = residual_term(code, zero, multiplier, left)
+    got = requantize(acc, 0, shift, zero_point=0, low=0, high=255, residual=residual)
+    x = Fraction(acc + (code - zero) * multiplier * 2**left, 1 << shift)
+    assert got == min(max(_exact(x, Rounding.HALF_UP), 0), 255)
+
+
+@given(
+    st.lists(st.integers(-(1 << 20), 1 << 20), max_size=9),
+    st.integers(0, 15),
+    st.integers(0, 15),
+    st.integers(0, 15),
+    st.sampled_from([-1, 0, 1]),
+)
+def test_product_scaling_is_exact_and_distributes_over_tiles(tiles, fraction, a, b, sign):
+    if max(a, b) > fraction:
+        with pytest.raises(ArithmeticRangeError):
+            scale_product(1, fraction, a, b, sign)
+        return
+    factor = (Fraction(1, 1 << a) + sign * Fraction(1, 1 << b)) * 2**fraction
+    assert scale_product(sum(tiles), fraction, a, b, sign) == sum(tiles) * factor
+    assert sum(int(scale_product(p, fraction, a, b, sign)) for p in tiles) == sum(tiles) * factor
+
+
+@pytest.mark.parametrize("shift", [-1, 48])
+def test_a_shift_out_of_range_is_refused(shift):
+    with pytest.raises(ArithmeticRangeError, match="right shift"):
+        shift_round(1, shift, Rounding.FLOOR)
