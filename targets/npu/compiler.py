@@ -16,7 +16,7 @@ import numpy as np
 
 from targets.layers import Layer, Move, Value
 from targets.npu import isa
-from targets.npu.codegen import generate
+from targets.npu.codegen import Scratchpads, generate
 from targets.npu.constraints import schedule
 from targets.npu.emitted import Emitted, Place
 from targets.npu.program import ARENA, CONSTANTS, INPUTS, OUTPUTS, LayerSpan, Program
@@ -45,6 +45,7 @@ def compile_layers(
     """
     places, arena_bytes = _place_tensors(layers, inputs, outputs)
     constants = _Constants()
+    scratchpads = Scratchpads(spec)
     emitted: list[Emitted] = []
     spans = []
     for layer in layers:
@@ -59,7 +60,7 @@ def compile_layers(
             rest = [n for n in names if n not in dram]
             for name, tensor in zip(rest, tensors, strict=True):
                 dram[name] = places[tensor.name]
-            emitted += generate(scheduled.func, dram, spec)
+            emitted += generate(scheduled.func, dram, spec, scratchpads)
         spans.append((begin, len(emitted), layer))
     instructions, moved = _with_tokens(emitted, spec.issue.token_depth)
     return Program(

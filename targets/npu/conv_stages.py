@@ -1,7 +1,7 @@
 """What a convolution keeps where, and the copies between DRAM and the scratchpads.
 
 ACT, WGT and PAR hold two slots of whatever is loaded more than once, so that the next load runs
-beside the compute; ACC is two halves for the same reason.
+beside the compute; ACC holds the sums of two or more chunks for the same reason.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from targets.layers import Conv2d
 from targets.npu.conv_geometry import ConvGeometry, ceil_div
 from targets.npu.intrinsics import ACC, ACT, PAR, RECORD_WORDS, WGT, RequantizeFields
 from targets.npu.loops import Expr, LoopNest, buffer_argument, scratchpad, smaller, store, when
-from targets.npu.tiling import ConvTiling, acc_rows, block_channels, input_slot_bytes
+from targets.npu.tile_cost import ConvTiling, block_channels
+from targets.npu.tiling import acc_rows, input_slot_bytes
 
 
 def requantize_fields(layer: Conv2d) -> RequantizeFields | None:
@@ -35,6 +36,10 @@ def requantize_fields(layer: Conv2d) -> RequantizeFields | None:
         residual_zero_point=residual.zero_point if residual else 0,
         residual_multiplier=residual.multiplier if residual else 1,
     )
+
+
+MAX_ACC_SLOTS = 8
+"""Chunks whose sums may wait for the vector unit, or for their store, at the same time."""
 
 
 @dataclass
@@ -76,12 +81,14 @@ class ConvStages:
         self.x_slot = input_slot_bytes(g, t.rows)
         self.y_slot = t.rows * g.out[1] * self.channels
         self.w_slot = t.tiles * g.reduction[0] * g.reduction[1] * t.k0 * g.tile_bytes
-        self.acc_half = acc_rows(g) // 2 * g.columns
+        pixels = t.chunk_rows * t.chunk_columns
+        self.acc_slots = min(MAX_ACC_SLOTS, acc_rows(g) // pixels)
+        self.acc_slot = pixels * g.columns
         weight_slots = min(2, self.blocks * self.k_blocks)
         output_slots = min(2, self.blocks * self.stripes)
         self.act = scratchpad("act", self.x_slot * min(2, self.stripes), layer.input.dtype, ACT)
         self.wgt = scratchpad("wgt", self.w_slot * weight_slots, "int8", WGT)
-        self.acc = scratchpad("acc", self.acc_half * 2, "int32", ACC)
+        self.acc = scratchpad("acc", self.acc_slot * self.acc_slots, "int32", ACC)
         if self.fields is None:
             return
         self.p_slot = self.channels * RECORD_WORDS

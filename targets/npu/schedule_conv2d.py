@@ -27,7 +27,8 @@ from targets.npu.intrinsics import RECORD_WORDS
 from targets.npu.loops import Expr, prim_func, root, smaller, store, when
 from targets.npu.scheduled import Scheduled, tensorize
 from targets.npu.spec import NpuSpec
-from targets.npu.tiling import ConvTiling, tile_conv
+from targets.npu.tile_cost import ConvTiling
+from targets.npu.tiling import tile_conv
 
 
 def schedule_conv2d(layer: Conv2d, spec: NpuSpec, tiling: ConvTiling | None = None) -> Scheduled:
@@ -97,13 +98,15 @@ class _ConvSchedule(ConvStages):
                 at = Position(i, o, step, inner_is_new, i == 0)
             else:
                 at = Position(o, i, step, i == 0, inner_is_new)
-            self._load_stripe(at)
+            # What does not depend on the layer before comes first: it is loaded under that layer.
             if self.k_blocks == 1:
                 with when(at.new_block):
                     self._load_weights(at, 0)
             if self.fields is not None:
                 with when(at.new_block):
                     self._load_parameters(at)
+            self._load_stripe(at)
+            if self.fields is not None:
                 self._move_output(at, load=True)
             self._compute(at)
             if self.fields is not None:
@@ -145,15 +148,15 @@ class _ConvSchedule(ConvStages):
         return chunk_rows, smaller(t.chunk_columns, ow - cx * t.chunk_columns)
 
     def _acc_row(self, at: Position, tile: Expr, cy: Expr, cx: Expr) -> Expr:
-        """First accumulator element of a chunk; successive chunks take alternate halves."""
+        """First accumulator element of a chunk; successive chunks take successive slots."""
         if self.k_blocks > 1:
-            return (at.step + tile) % 2 * self.acc_half
+            return (at.step + tile) % self.acc_slots * self.acc_slot
         rows, columns = (
             ceil_div(self.t.rows, self.t.chunk_rows),
             ceil_div(self.g.out[1], self.t.chunk_columns),
         )
         count = ((at.step * self.t.tiles + tile) * rows + cy) * columns + cx
-        return count % 2 * self.acc_half
+        return count % self.acc_slots * self.acc_slot
 
     def _multiply(self, at: Position, tile: Expr, cy: Expr, cx: Expr, k_block: Expr) -> None:
         """Sums of one chunk and column tile over one k block."""
