@@ -15,6 +15,7 @@ from targets.layers import Conv2d
 from targets.npu.conv_geometry import ConvGeometry, ceil_div
 from targets.npu.intrinsics import ACC, ACT, PAR, RECORD_WORDS, WGT, RequantizeFields
 from targets.npu.loops import Expr, LoopNest, buffer_argument, scratchpad, smaller, store, when
+from targets.npu.storage import repeated, stored_bytes
 from targets.npu.tile_cost import ConvTiling, block_channels
 from targets.npu.tiling import acc_rows, input_slot_bytes
 
@@ -35,6 +36,7 @@ def requantize_fields(layer: Conv2d) -> RequantizeFields | None:
         residual_dtype=residual.value.dtype if residual else "",
         residual_zero_point=residual.zero_point if residual else 0,
         residual_multiplier=residual.multiplier if residual else 1,
+        bits=layer.output.bits,
     )
 
 
@@ -69,7 +71,8 @@ class ConvStages:
     def _declare_arguments(self, weights: int, parameters: int) -> None:
         """The function's buffers; ``weights`` bytes, ``parameters`` words."""
         layer, elements = self.layer, int(np.prod(self.layer.output.shape))
-        self.X = buffer_argument("input", int(np.prod(layer.input.shape)), layer.input.dtype)
+        elements = elements * layer.output.bits // 8
+        self.X = buffer_argument("input", stored_bytes(layer.input), layer.input.dtype)
         if self.fields and self.fields.residual_dtype:
             self.Z = buffer_argument("residual", elements, self.fields.residual_dtype)
         self.W = buffer_argument("weights", weights, "int8")
@@ -79,7 +82,7 @@ class ConvStages:
     def _allocate(self) -> None:
         g, t, layer = self.g, self.t, self.layer
         self.x_slot = input_slot_bytes(g, t.rows)
-        self.y_slot = t.rows * g.out[1] * self.channels
+        self.y_slot = t.rows * g.out[1] * self.channels * layer.output.bits // 8
         self.w_slot = t.tiles * g.reduction[0] * g.reduction[1] * t.k0 * g.tile_bytes
         pixels = t.chunk_rows * t.chunk_columns
         self.acc_slots = min(MAX_ACC_SLOTS, acc_rows(g) // pixels)
@@ -122,7 +125,8 @@ class ConvStages:
     def _load_stripe(self, at: Position) -> None:
         """Input rows of the stripe, with the zero point where the window leaves the image."""
         g, layer = self.g, self.layer
-        h, w, c = layer.input.shape
+        h, w, _ = layer.input.shape
+        c = g.pixel_bytes
         top, left, _, _ = layer.padding
         slot = at.stripe % 2 * self.x_slot if self.stripes > 1 else 0
         rows = g.rows_in(self.t.rows)
@@ -133,7 +137,7 @@ class ConvStages:
             with self.nest.block("load") as b:
                 inside = tirx.all(source_y >= 0, source_y < h, source_x >= 0, source_x < w)
                 value = self.X[b((source_y * w + source_x) * c + ch)]
-                fill = tirx.const(layer.input_zero_point, layer.input.dtype)
+                fill = tirx.const(repeated(layer.input_zero_point, layer.input), layer.input.dtype)
                 target = b(slot + (y * g.width_in + x) * c + ch)
                 store(self.act, target, tirx.if_then_else(b(inside), value, fill))
 
@@ -167,13 +171,12 @@ class ConvStages:
         if load and not self.fields.residual_dtype:
             return
         _, ow, k = self.g.out
-        pixels = self._rows(at) * ow
-        with self.nest.grid((pixels, self.t.rows * ow), (self._channels(at), self.channels)) as (
-            p,
-            ch,
-        ):
-            far = (at.stripe * (self.t.rows * ow) + p) * k + at.block * self.channels + ch
-            near = self._output_slot(at) + p * self.channels + ch
+        pixels, per_byte = self._rows(at) * ow, 8 // self.fields.bits
+        pixel_bytes, block_bytes = k // per_byte, self.channels // per_byte
+        loops = (pixels, self.t.rows * ow), (self._channels(at) // per_byte, block_bytes)
+        with self.nest.grid(*loops) as (p, ch):
+            far = (at.stripe * (self.t.rows * ow) + p) * pixel_bytes + at.block * block_bytes + ch
+            near = self._output_slot(at) + p * block_bytes + ch
             with self.nest.block("load_residual" if load else "store") as b:
                 if load:
                     store(self.res, b(near), self.Z[b(far)])

@@ -128,7 +128,7 @@ def _requantize(g: ConvGeometry, pixels: int) -> int:
 def _input_bus(g: ConvGeometry, rows: int) -> int:
     """Cycles of loading a stripe's input once."""
     loaded, width = min(g.rows_in(rows), g.layer.input.shape[0]), g.layer.input.shape[1]
-    row = min(g.width_in, width) * g.layer.input.shape[2]
+    row = min(g.width_in, width) * g.pixel_bytes
     contiguous = g.row_step == 1 and g.width_in >= width
     return _bus(g, 1, loaded * row) if contiguous else _bus(g, loaded, row)
 
@@ -136,10 +136,10 @@ def _input_bus(g: ConvGeometry, rows: int) -> int:
 def _output_bus(g: ConvGeometry, t: ConvTiling) -> int:
     """Cycles of moving one block of one stripe of the output, or of the residual."""
     pixels, channels = t.rows * g.out[1], block_channels(g, t.tiles)
-    itemsize = 4 if g.layer.requantize is None else 1
+    bits = 32 if g.layer.requantize is None else g.layer.output.bits
     if channels >= g.out[2]:
-        return _bus(g, 1, pixels * g.out[2] * itemsize)
-    return _bus(g, pixels, channels * itemsize)
+        return _bus(g, 1, pixels * g.out[2] * bits // 8)
+    return _bus(g, pixels, channels * bits // 8)
 
 
 def _bus(g: ConvGeometry, rows: int, row_bytes: int) -> int:

@@ -59,7 +59,8 @@ def act_bytes(g: ConvGeometry, rows: int, tiles: int) -> int:
     if g.layer.requantize is None:
         return inputs
     kinds = 2 if g.layer.requantize.residual is not None else 1
-    return inputs + rows * ow * min(block_channels(g, tiles), k) * kinds * min(2, stripes * blocks)
+    output = rows * ow * min(block_channels(g, tiles), k) * g.layer.output.bits // 8
+    return inputs + output * kinds * min(2, stripes * blocks)
 
 
 def _weight_blocks(g: ConvGeometry) -> Iterator[tuple[int, int]]:
