@@ -67,7 +67,12 @@ def estimate_cycles(g: ConvGeometry, t: ConvTiling) -> int:
         each_outer, each_inner = 0, block_in + (stripe_in if stripes > 1 else 0)
     elif steps == outer:  # what the inner loop would load stays
         each_inner = 0
-    compute = max(_array(g, t), g.tiles * _requantize(g, g.out[0] * g.out[1])) // steps
+    array, instructions = _array(g, t)
+    decode = instructions * g.spec.issue.decode
+    vector = g.tiles * _requantize(g, g.out[0] * g.out[1])
+    compute = (max(array, vector) + decode) // steps
+    # Each GEMM or DWC comes with a REQ, and both come over the bus.
+    moved += _bus(g, 1, 2 * instructions * g.spec.issue.insn_bytes // steps)
     # A step's loads hide under the step before it, and no further: LD works in order.
     at_outer = max(compute, each_outer + each_inner + moved)
     at_inner = max(compute, each_inner + moved)
@@ -86,25 +91,28 @@ def _block_bus(g: ConvGeometry, t: ConvTiling) -> int:
     return k_blocks * _bus(g, 1, weight_bytes(g, t.tiles, t.k0)) + records
 
 
-def _array(g: ConvGeometry, t: ConvTiling) -> int:
-    """Cycles of all GEMMs or DWCs."""
-    array, decode = g.spec.array, g.spec.issue.decode
-    kh, kw, k0 = g.reduction
+def _array(g: ConvGeometry, t: ConvTiling) -> tuple[int, int]:
+    """Cycles of all GEMMs or DWCs without decoding, and how many there are."""
+    k0 = g.reduction[2]
     oh, ow, _ = g.out
-    total = 0
-    stripe_rows = [min(t.rows, oh - y) for y in range(0, oh, t.rows)]
-    for rows in set(stripe_rows):
-        chunks = [min(t.chunk_rows, rows - y) for y in range(0, rows, t.chunk_rows)]
-        widths = [min(t.chunk_columns, ow - x) for x in range(0, ow, t.chunk_columns)]
-        work = 0
-        for pixels in (h * w for h in chunks for w in widths):
-            if g.depthwise:
-                work += decode + pixels * _taps(g)
-            else:
-                work += kh * kw * k0 * max(pixels, array.weight_cycles, array.min_rows)
-                work += decode * ceil_div(k0, t.k0)
-        total += work * stripe_rows.count(rows)
-    return total * g.tiles
+    widths = [min(t.chunk_columns, ow - x) for x in range(0, ow, t.chunk_columns)]
+    work = count = 0
+    for begin in range(0, oh, t.rows):
+        rows = min(t.rows, oh - begin)
+        heights = [min(t.chunk_rows, rows - y) for y in range(0, rows, t.chunk_rows)]
+        for pixels in (h * w for h in heights for w in widths):
+            work += _chunk(g, pixels)
+        count += len(heights) * len(widths) * ceil_div(k0, t.k0)
+    return work * g.tiles, count * g.tiles
+
+
+def _chunk(g: ConvGeometry, pixels: int) -> int:
+    """Cycles of one chunk's sums in one column tile."""
+    if g.depthwise:
+        return pixels * _taps(g)
+    kh, kw, k0 = g.reduction
+    array = g.spec.array
+    return kh * kw * k0 * max(pixels, array.weight_cycles, array.min_rows)
 
 
 def _taps(g: ConvGeometry) -> int:
