@@ -66,6 +66,11 @@ def choose_storage(
     return [_with_bits(layer, bits) for layer in layers]
 
 
+def as_bytes(layer: Layer) -> Layer:
+    """The same layer with every tensor stored as bytes."""
+    return _with_bits(layer, {v.name: 8 for v in (*layer.inputs, layer.output)})
+
+
 def _unpackable(layer: Layer, bits: dict[str, int]) -> list[str]:
     """The tensors that the layer can only work on as bytes."""
     values = [*layer.inputs, layer.output]
@@ -99,6 +104,7 @@ def _with_bits(layer: Layer, bits: dict[str, int]) -> Layer:
     if isinstance(layer, Add):
         a, b = (replace(side, value=stored(side.value)) for side in (layer.a, layer.b))
         return replace(layer, a=a, b=b, output=output)
-    if isinstance(layer, MaxPool2d):
+    if isinstance(layer, MaxPool2d | Lut):
         return replace(layer, input=stored(layer.input), output=output)
-    return layer
+    pieces = tuple(replace(piece, value=stored(piece.value)) for piece in layer.pieces)
+    return replace(layer, pieces=pieces, output=output)
