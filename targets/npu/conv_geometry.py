@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from targets.layers import Conv2d
+from targets.npu.elements import pack
 from targets.npu.intrinsics import RECORD_WORDS
 from targets.npu.spec import NpuSpec
-from targets.npu.storage import pack_elements
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -169,8 +169,8 @@ class ConvGeometry:
     def packed_weights(self, tiles_per_block: int, k0_per_block: int) -> npt.NDArray[np.int8]:
         """Weights in the order the array consumes them, zero where a tile has no channel.
 
-        int8 flat, elements packed; nested as (tile block, k0 block, tile, ky, kx, k0, lane, column);
-        depthwise (tile, ky, kx, column).
+        int8 flat, elements packed; nested as (tile block, k0 block, tile, ky, kx, k0, lane,
+        column); depthwise (tile, ky, kx, column).
         """
         kh, kw = self.kernel
         k, c = self.group_channels_out, self.columns
@@ -180,7 +180,7 @@ class ConvGeometry:
         columns = columns.reshape(self.tiles, c, kh, kw, -1)
         if self.depthwise:
             taps = columns[..., 0].transpose(0, 2, 3, 1).reshape(-1)
-            return pack_elements(taps, self.wgt_bits)
+            return pack(taps, self.wgt_bits).view(np.int8)
         _, k1, k0 = self.reduction
         lanes = np.zeros((self.tiles, c, kh, k1, k0 * self.lanes), np.int8)
         flat = columns.reshape(self.tiles, c, kh, k1, -1)
@@ -191,7 +191,7 @@ class ConvGeometry:
             for t in range(0, self.tiles, tiles_per_block)
             for k in range(0, k0, k0_per_block)
         ]
-        return pack_elements(np.concatenate(blocks), self.wgt_bits)
+        return pack(np.concatenate(blocks), self.wgt_bits).view(np.int8)
 
     def records(self, base_shift: int) -> npt.NDArray[np.int32]:
         """Parameter records, int32[K * 3]: bias; multiplier; shifts.

@@ -13,8 +13,9 @@ from tvm import tirx
 
 from targets.layers import Conv2d
 from targets.npu.conv_geometry import ConvGeometry, ceil_div
-from targets.npu.intrinsics import ACC, ACT, PAR, RECORD_WORDS, WGT, RequantizeFields
+from targets.npu.intrinsics import ACC, ACT, PAR, RECORD_WORDS, WGT
 from targets.npu.loops import Expr, LoopNest, buffer_argument, scratchpad, smaller, store, when
+from targets.npu.meanings import RequantizeFields
 from targets.npu.storage import repeated, stored_bytes
 from targets.npu.tile_cost import ConvTiling, block_channels
 from targets.npu.tiling import acc_rows, input_slot_bytes

@@ -20,7 +20,7 @@ from targets.npu.executor_memory import (
     when,
 )
 from targets.npu.legality import RECORD_BYTES, code_range
-from targets.npu.simulator import MAX_RECORD_SHIFT, MAX_RESIDUAL_SHIFT
+from targets.npu.simulator_codes import MAX_RECORD_SHIFT, MAX_RESIDUAL_SHIFT
 
 _LANES = 16
 
@@ -36,7 +36,7 @@ def requantize(state: State, i: SimpleNamespace) -> None:
 
 
 class _Records:
-    """The channels' parameters and one row's intermediate numbers; channels from nvalid on are zero."""
+    """The channels' parameters and one row's numbers; channels from nvalid on are zero."""
 
     def __init__(self, columns: int) -> None:
         wide = ("bias", "mult", "shift", "half", "res_shl", "t", "code")
@@ -178,7 +178,9 @@ def _packed_code(state: State, start: Expr, n: Expr, bits: Expr, unsigned: Expr)
     """Element ``n`` of packed codes; ``bits`` is the width's code, 1 or 2."""
     width = T.bind(i32(8) >> bits)
     place = n & ((i32(1) << bits) - 1)
-    code = T.bind((i32(state.mem[start + (n >> bits)]) >> (place * width)) & ((i32(1) << width) - 1))
+    code = T.bind(
+        (i32(state.mem[start + (n >> bits)]) >> (place * width)) & ((i32(1) << width) - 1)
+    )
     return T.bind(code - ((code >> (width - 1)) << width) * (1 - unsigned))
 
 
@@ -265,9 +267,7 @@ def pool(state: State, i: SimpleNamespace) -> None:
             _packed_window(state, i, source, target, c)
 
 
-def _packed_window(
-    state: State, i: SimpleNamespace, source: Expr, target: Expr, c: Expr
-) -> None:
+def _packed_window(state: State, i: SimpleNamespace, source: Expr, target: Expr, c: Expr) -> None:
     """One packed channel of one window."""
     best = T.sblock_alloc_buffer((1,), "int32")
     total = T.sblock_alloc_buffer((1,), "int64")

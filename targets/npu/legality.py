@@ -1,11 +1,12 @@
 """What makes an instruction legal, written once for numbers and for TIR expressions.
 
-A rule is a sentence and a margin; the instruction is legal where every margin is at least 0. Margins are sums,
-products and shifts of fields, so the same lines check an instruction in Python (``check``: the compiler, the NumPy
-simulator) and, over decoded bits, in the executor that TVM compiles.
+A rule is a sentence and a margin; the instruction is legal where every margin is at least 0.
+Margins are sums, products and shifts of fields, so the same lines check an instruction in Python
+(``check``: the compiler, the NumPy simulator) and, over decoded bits, in the executor that TVM
+compiles.
 
-A memory operand is the box of bytes between its first and its last one. Boxes that an instruction reads and writes in
-the same memory must not meet.
+A memory operand is the box of bytes between its first and its last one. Boxes that an instruction
+reads and writes in the same memory must not meet.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Number: TypeAlias = Any
 """int, or a TIR expression of type int64."""
 Rule: TypeAlias = tuple[str, Number]
 RECORD_BYTES = 12
-"""Of one channel's parameters: bias int32, multiplier uint16, border table uint16, shift, residual shift, 0, 0."""
+"""One channel's bias int32, multiplier uint16, border uint16, shift, residual shift, 0, 0."""
 TABLE_BYTES = 256
 
 
@@ -72,8 +73,8 @@ def reach(*axes: tuple[Number, Number]) -> Number:
 
 
 def tile_shape(i: Any, spec: NpuSpec) -> tuple[Number, Number, Number]:
-    """A GEMM tile's reduction lanes, the bytes of one read of activations and the bytes of its weights."""
-    # The smaller code is the wider operand, which sets the rate; for codes 0, 1, 2 this is their minimum.
+    """A GEMM tile's reduction lanes, and the bytes of its activations per pixel and its weights."""
+    # The wider operand, whose code is the smaller, sets the rate: the minimum of 0, 1, 2.
     code = (i.act_bits * i.wgt_bits + 1) >> 1
     rows, columns = spec.array.rows, spec.array.cols
     lanes = rows * _power(code)
@@ -115,7 +116,7 @@ def _at_least_one(i: Any, *names: str) -> Iterator[Rule]:
 
 
 def _disjoint(what: str, a: Number, a_bytes: Number, b: Number, b_bytes: Number) -> Rule:
-    # One of the two distances is negative exactly where the boxes are apart; both are where they meet.
+    # One of the two distances is negative where the boxes are apart; both are where they meet.
     return f"{what} overlap", -(b - (a + a_bytes)) * (a - (b + b_bytes))
 
 

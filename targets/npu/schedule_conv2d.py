@@ -15,7 +15,6 @@ each other.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,10 @@ from targets.layers import Conv2d
 from targets.npu import intrinsics
 from targets.npu.conv_geometry import ConvGeometry, ceil_div
 from targets.npu.conv_stages import ConvStages, Position
-from targets.npu.intrinsics import RECORD_WORDS, ProductFields, packed_byte
+from targets.npu.intrinsics import RECORD_WORDS
 from targets.npu.loops import Expr, prim_func, root, smaller, store, when
+from targets.npu.meanings import packed_byte
+from targets.npu.product_variants import Variant, product_variants
 from targets.npu.scheduled import Scheduled, tensorize
 from targets.npu.spec import NpuSpec
 from targets.npu.tile_cost import ConvTiling
@@ -53,6 +54,7 @@ class _ConvSchedule(ConvStages):
 
     def build(self) -> Scheduled:
         g, layer = self.g, self.layer
+        self.variants = product_variants(g, self.k_blocks, self.fraction)
         base_shift = self.fields.shift if self.fields else 0
         weights = g.packed_weights(self.t.tiles, self.t.k0)
         params = g.records(base_shift) if self.fields else self._padded_bias()
@@ -80,47 +82,13 @@ class _ConvSchedule(ConvStages):
         """Block name -> the intrinsic that takes its place, and how many loops that stands for."""
         g = self.g
         names = {
-            name: (intrinsics.product(fields), len(fields.loops()))
-            for name, _, fields in self._variants()
+            v.name: (intrinsics.product(v.fields), len(v.fields.loops())) for v in self.variants
         }
         if self.fields is not None:
             names["requantize"] = (intrinsics.requantize(g.columns, self.fields), 1)
             if g.tail != g.columns:
                 names["requantize_tail"] = (intrinsics.requantize(g.tail, self.fields), 1)
         return names
-
-    def _variants(self) -> list[tuple[str, tuple[bool, bool], ProductFields]]:
-        """Name of the block, (last k block, last tile of its group), fields, of each product.
-
-        What a tile has no weights for is zero and adds nothing; the fields say so, since lanes
-        and columns without work are not counted as work.
-        """
-        g = self.g
-        lasts = [True] if self.k_blocks == 1 else [False, True]
-        tails = [False, True] if g.tail != g.columns and g.tiles_per_group > 1 else [True]
-        if g.depthwise:
-            lasts = [True]
-        whole = ProductFields(
-            lanes=0 if g.depthwise else g.lanes,
-            columns=g.columns,
-            act_bits=g.act_bits,
-            wgt_bits=g.wgt_bits,
-            dtype=self.layer.input.dtype,
-            fraction=self.fraction,
-            kvalid=g.lanes,
-            nvalid=g.columns,
-        )
-        kind = "dwconv" if g.depthwise else "gemm"
-        variants = []
-        for last in lasts:
-            for tail in tails:
-                fields = replace(
-                    whole,
-                    kvalid=g.last_valid if last and not g.depthwise else g.lanes,
-                    nvalid=g.tail if tail else g.columns,
-                )
-                variants.append((f"{kind}_{last:d}{tail:d}", (last, tail), fields))
-        return variants
 
     def _outer_loops(self) -> None:
         outer, inner = (self.blocks, self.stripes)
@@ -202,29 +170,19 @@ class _ConvSchedule(ConvStages):
             self._initialise(at, tile, first, rows, columns)
         last_k = k_block == self.k_blocks - 1
         last_tile = (at.block * t.tiles + tile + 1) % g.tiles_per_group == 0
-        variants = self._variants()
-        for name, (last, tail), fields in variants:
-            conditions = []
-            if len({v[1][0] for v in variants}) > 1:
-                conditions.append(last_k if last else tirx.Not(last_k))
-            if len({v[1][1] for v in variants}) > 1:
-                conditions.append(last_tile if tail else tirx.Not(last_tile))
+        for variant in self.variants:
             with ExitStack() as stack:
-                for condition in conditions:
-                    stack.enter_context(when(condition))
-                self._product(name, fields, at, tile, cy, cx, k_block)
+                if variant.last_k is not None:
+                    stack.enter_context(when(last_k if variant.last_k else tirx.Not(last_k)))
+                if variant.tail is not None:
+                    stack.enter_context(when(last_tile if variant.tail else tirx.Not(last_tile)))
+                self._product(variant, at, tile, cy, cx, k_block)
 
     def _product(
-        self,
-        name: str,
-        fields: ProductFields,
-        at: Position,
-        tile: Expr,
-        cy: Expr,
-        cx: Expr,
-        k_block: Expr,
+        self, variant: Variant, at: Position, tile: Expr, cy: Expr, cx: Expr, k_block: Expr
     ) -> None:
         """The loops of one GEMM or DWC."""
+        name, fields = variant.name, variant.fields
         g, t, layer = self.g, self.t, self.layer
         rows, columns = self._chunk(at, cy, cx)
         first = self._acc_row(at, tile, cy, cx)

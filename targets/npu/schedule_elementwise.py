@@ -13,7 +13,7 @@ from tvm import tirx
 from targets.layers import Add, Lut, Value
 from targets.npu import intrinsics
 from targets.npu.conv_geometry import ceil_div
-from targets.npu.intrinsics import ACT, PAR, AddFields
+from targets.npu.intrinsics import ACT, PAR
 from targets.npu.loops import (
     Expr,
     LoopNest,
@@ -24,6 +24,7 @@ from targets.npu.loops import (
     smaller,
     store,
 )
+from targets.npu.meanings import AddFields
 from targets.npu.scheduled import Scheduled, tensorize
 from targets.npu.spec import NpuSpec
 from targets.npu.storage import stored_bytes

@@ -17,6 +17,7 @@ from targets.npu import intrinsics
 from targets.npu.conv_geometry import ceil_div
 from targets.npu.intrinsics import ACT
 from targets.npu.loops import LoopNest, buffer_argument, prim_func, root, scratchpad, smaller, store
+from targets.npu.meanings import max_byte
 from targets.npu.scheduled import Scheduled, tensorize
 from targets.npu.spec import NpuSpec
 from targets.npu.storage import repeated
@@ -69,7 +70,7 @@ def schedule_max_pool2d(layer: MaxPool2d, spec: NpuSpec) -> Scheduled:
                     with nest.block("max", reduce=(ky, kx)) as b:
                         to = b(y_at + (y * ow + x) * c + ch + one)
                         code = act[b(x_at + pixel * c + ch + one)]
-                        store(out, to, intrinsics.max_byte(out[to], code, dtype, bits))
+                        store(out, to, max_byte(out[to], code, dtype, bits))
                 with nest.serial(now * (ow * c), y_slot) as n, nest.block("store") as b:
                     store(output, b(s * y_slot + n), out[b(y_at + n)])
     return tensorize(builder.get(), {"max": (intrinsics.max_pool(dtype, bits), 1)}, {})

@@ -9,6 +9,7 @@ from typing import Any
 import numpy.typing as npt
 from tvm import s_tir, tirx
 
+
 @dataclass(frozen=True)
 class Scheduled:
     """One layer, lowered to loops around intrinsics.

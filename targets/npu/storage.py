@@ -9,20 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-import numpy.typing as npt
-
 from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d, Move, Value
-
-
-def pack_elements(codes: npt.NDArray[np.int8], bits: int) -> npt.NDArray[np.int8]:
-    """int8[n] codes as int8[n * bits / 8] packed bytes; n fills whole bytes."""
-    if bits == 8:
-        return codes
-    per_byte = 8 // bits
-    fields = codes.view(np.uint8).reshape(-1, per_byte) & ((1 << bits) - 1)
-    shifted = fields << (bits * np.arange(per_byte, dtype=np.uint8))
-    return np.bitwise_or.reduce(shifted, axis=1).astype(np.uint8).view(np.int8)
 
 
 def host_bytes(value: Value) -> int:
@@ -46,7 +33,10 @@ def repeated(code: int, value: Value) -> int:
 
 
 def choose_storage(
-    layers: Sequence[Layer], inputs: Sequence[Value], outputs: Sequence[Value], widths: Sequence[int]
+    layers: Sequence[Layer],
+    inputs: Sequence[Value],
+    outputs: Sequence[Value],
+    widths: Sequence[int],
 ) -> list[Layer]:
     """The same layers, with ``Value.bits`` the width at which each tensor is stored.
 

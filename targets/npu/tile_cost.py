@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from targets.npu.conv_geometry import ConvGeometry, ceil_div
 from targets.npu.intrinsics import RECORD_WORDS
 
-
 INTERFERENCE = 8
 """The part of the bus's cycles that is in the way of something, as its reciprocal."""
 
@@ -79,8 +78,13 @@ def estimate_cycles(g: ConvGeometry, t: ConvTiling) -> int:
     before = 2 * g.spec.dma.read_latency + block_in + stripe_in + (moves if residual else 0)
     after = g.spec.dma.write_latency + moves + _requantize(g, t.chunk_rows * t.chunk_columns)
     bus = outer * each_outer + steps * (each_inner + moved)
-    return before + compute + (outer - 1) * at_outer + (steps - outer) * at_inner + after + (
-        bus // INTERFERENCE
+    return (
+        before
+        + compute
+        + (outer - 1) * at_outer
+        + (steps - outer) * at_inner
+        + after
+        + (bus // INTERFERENCE)
     )
 
 

@@ -34,7 +34,10 @@ def tile_conv(g: ConvGeometry) -> ConvTiling:
     if not blocks:
         raise CapacityError(_why_no_block(g))
     candidates = [
-        tiling for tiles, k0 in blocks for rows in _stripe_rows(g) for tiling in _fit(g, tiles, k0, rows)
+        tiling
+        for tiles, k0 in blocks
+        for rows in _stripe_rows(g)
+        for tiling in _fit(g, tiles, k0, rows)
     ]
     if not candidates:
         raise CapacityError(_why_no_stripe(g, *blocks[-1]))
@@ -119,7 +122,8 @@ def _why_no_block(g: ConvGeometry) -> str:
     wgt, par = g.spec.sram.wgt.bytes, g.spec.sram.par.bytes
     record = g.columns * RECORD_WORDS * 4
     if par // 2 < record:
-        return f"{g.layer.name}: a column tile's records need {record} bytes, half of PAR has {par // 2}"
+        half = par // 2
+        return f"{g.layer.name}: a tile's records need {record} bytes, half of PAR has {half}"
     if g.groups > 1:
         needed = weight_bytes(g, g.tiles_per_group, g.reduction[2])
         return (
@@ -140,4 +144,6 @@ def _why_no_stripe(g: ConvGeometry, tiles: int, k0: int) -> str:
             f"the machine has {capacity}"
         )
     half = acc_rows(g) // 2
-    return f"{g.layer.name}: one output row needs {g.out[1]} accumulator rows, half of ACC has {half}"
+    return (
+        f"{g.layer.name}: one output row needs {g.out[1]} accumulator rows, half of ACC has {half}"
+    )

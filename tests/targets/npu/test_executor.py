@@ -7,10 +7,12 @@ import pytest
 
 from targets.errors import InputError, TrapError
 from targets.npu import isa
+from targets.npu.elements import pack, unpack
 from targets.npu.executor import Executor
 from targets.npu.legality import code_range, rules
 from targets.npu.program import Program
-from targets.npu.simulator import RECORD, Simulator, pack, unpack
+from targets.npu.simulator import Simulator
+from targets.npu.simulator_codes import RECORD
 from targets.npu.spec import load_spec
 
 MACHINES = ("e256", "m2048")
@@ -368,5 +370,5 @@ def test_packing_round_trips(code, unsigned):
     low, high = (0, 2**width) if unsigned else (-(2 ** (width - 1)), 2 ** (width - 1))
     values = np.random.default_rng(code).integers(low, high, (3, 13))
     np.testing.assert_array_equal(
-        unpack(pack(values, code), code, unsigned=unsigned)[:, :13], values
+        unpack(pack(values, width), width, unsigned=unsigned)[:, :13], values
     )

@@ -10,8 +10,8 @@ from targets.errors import CapacityError
 from targets.npu import intrinsics
 from targets.npu.codegen import lower
 from targets.npu.constraints import schedule
-from targets.npu.intrinsics import ProductFields
 from targets.npu.loop_tree import Branch, Leaf, Loop, read_function
+from targets.npu.meanings import ProductFields
 from targets.npu.spec import load_spec, parse_spec
 
 MACHINES = {name: load_spec(name) for name in ("e256", "m2048")}
