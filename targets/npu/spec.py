@@ -24,6 +24,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+MAX_ACC_ROWS = 1 << 13
+"""What the field acc_row of an instruction can name."""
+
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 
@@ -36,8 +39,8 @@ class Array(_Part):
     """The MAC array.
 
     Attributes:
-        rows: reduction lanes (R), at most 128.
-        cols: output channels (C), at most 64.
+        rows: reduction lanes (R), 2 to 128.
+        cols: output channels (C), 2 to 64.
         kind: "systolic" (fill = rows + cols - 2 cycles) or "tree" (fill = ceil(log2 rows) + 3
             cycles).
         weight_buffers: 2 loads the next tile's weights under the current one, 1 does not.
@@ -48,8 +51,8 @@ class Array(_Part):
         dw: cycles per pixel of a depthwise kernel, "stream" (kh * kw) or "window" (kh).
     """
 
-    rows: Annotated[int, Field(gt=0, le=128)]
-    cols: Annotated[int, Field(gt=0, le=64)]
+    rows: Annotated[int, Field(ge=2, le=128)]
+    cols: Annotated[int, Field(ge=2, le=64)]
     kind: Literal["systolic", "tree"]
     weight_buffers: Literal[1, 2]
     weight_rows_per_cycle: Positive
@@ -203,6 +206,9 @@ class NpuSpec(_Part):
             msg = (
                 f"sram.acc.bytes must hold two or more whole rows of int32 sums ({row} bytes each)"
             )
+            raise ValueError(msg)
+        if self.acc_rows > MAX_ACC_ROWS:
+            msg = f"sram.acc.bytes must hold at most {MAX_ACC_ROWS} rows of sums ({row} bytes each)"
             raise ValueError(msg)
         return self
 
