@@ -4,7 +4,7 @@ An intrinsic is a pair. ``desc`` is the meaning in plain TIR: it compiles and ru
 is the pattern that
 ``Schedule.tensorize`` looks for. ``impl`` is the call that takes its place; the code generator
 folds the loops around
-such calls into the hardware loops of one instruction (``fold.py``).
+such calls into the hardware loops of one instruction (``loop_tree.py``).
 
     npu.gemm        acc[j] += (sum_r act[r] * wgt[r, j]) << fraction       R activations, an R x C
     weight tile
