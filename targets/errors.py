@@ -8,6 +8,7 @@ TvmqError                      4  the pipeline can't do this
 ├── MissingDependencyError     5  a package is missing or of a version that doesn't work
 ├── ArithmeticRangeError       4  a number does not fit the field or accumulator it must fit
 ├── CapacityError              4  a tile or tensor does not fit a memory of the machine
+├── TimingError                4  a program on which all units wait for each other
 └── TrapError                  4  the NPU met an illegal instruction; carries its index
 
 Messages are one sentence of what and where, and one of what to do.
@@ -52,6 +53,10 @@ class ArithmeticRangeError(TvmqError):
 
 class CapacityError(TvmqError):
     """A tile or tensor does not fit a memory of the machine."""
+
+
+class TimingError(TvmqError):
+    """A program on which all units wait for each other; the message names what for."""
 
 
 class TrapError(TvmqError):

@@ -34,7 +34,7 @@ def operands_are_bytes(layer: Layer, _spec: NpuSpec) -> str | None:
 
 
 def the_array_multiplies_bytes(layer: Layer, spec: NpuSpec) -> str | None:
-    """Products are of 8-bit operands, which the machine's array must compute with."""
+    """The array multiplies 8-bit operands; codes at the edges of a program lie in bytes."""
     if not isinstance(layer, Conv2d) or 8 in spec.array.precisions:
         return None
     return f"array.precisions is {spec.array.precisions}"

@@ -194,6 +194,7 @@ def _requantize(i: Any, spec: NpuSpec) -> Iterator[Rule]:
     yield from _pixels(i, spec)
     yield "rounding must be 0 to 4", 4 - i.rounding
     yield "out_bits must be 0, 1 or 2", 2 - i.out_bits
+    yield "res_bits must be 0, 1 or 2", 2 - i.res_bits
     yield from _code_limits(i, i.out_bits, i.out_unsigned)
     low, high = (byte_value(x, i.out_unsigned) for x in (i.lo, i.hi))
     yield "rounding by border needs two levels", (i.rounding >> 2) * (high - low - 1)
@@ -201,7 +202,7 @@ def _requantize(i: Any, spec: NpuSpec) -> Iterator[Rule]:
     yield "PAR ends before the records do", spec.sram.par.bytes - end
     size = reach((i.m0, i.ds_m0), (i.m1, i.ds_m1)) + row_bytes(i.nvalid, i.out_bits)
     yield "ACT ends before the output does", spec.sram.act.bytes - (i.dst_addr + size)
-    res_size = reach((i.m0, i.rs_m0), (i.m1, i.rs_m1)) + i.nvalid
+    res_size = reach((i.m0, i.rs_m0), (i.m1, i.rs_m1)) + row_bytes(i.nvalid, i.res_bits)
     room = spec.sram.act.bytes - (i.res_addr + res_size)
     yield "ACT ends before the residual does", room * i.residual
     reason, margin = _disjoint("residual and output", i.res_addr, res_size, i.dst_addr, size)
@@ -219,20 +220,24 @@ def _code_limits(i: Any, bits_code: Number, unsigned: Number) -> Iterator[Rule]:
 def _add(i: Any, spec: NpuSpec) -> Iterator[Rule]:
     yield from _at_least_one(i, "len")
     yield "shift exceeds 47", MAX_SHIFT - i.shift
-    yield from _code_limits(i, 0, i.out_unsigned)
+    yield "elem_bits must be 0, 1 or 2", 2 - i.elem_bits
+    yield from _code_limits(i, i.elem_bits, i.out_unsigned)
+    size = row_bytes(i.len, i.elem_bits)
     for name in ("a_addr", "b_addr", "dst_addr"):
-        yield f"{name}: ACT ends first", spec.sram.act.bytes - (getattr(i, name) + i.len)
-    yield _disjoint("a and the output", i.a_addr, i.len, i.dst_addr, i.len)
-    yield _disjoint("b and the output", i.b_addr, i.len, i.dst_addr, i.len)
+        yield f"{name}: ACT ends first", spec.sram.act.bytes - (getattr(i, name) + size)
+    yield _disjoint("a and the output", i.a_addr, size, i.dst_addr, size)
+    yield _disjoint("b and the output", i.b_addr, size, i.dst_addr, size)
 
 
 def _pool(i: Any, spec: NpuSpec) -> Iterator[Rule]:
     yield from _at_least_one(i, "c", "ox", "oy", "kw", "kh", "stride")
+    yield "elem_bits must be 0, 1 or 2", 2 - i.elem_bits
     yield "shift exceeds 47", MAX_SHIFT - i.shift
     x = (i.ox - 1) * i.stride + i.kw
     y = (i.oy - 1) * i.stride + i.kh
-    source = reach((x, i.ss_x), (y, i.ss_y)) + i.c
-    target = reach((i.ox, i.ds_x), (i.oy, i.ds_y)) + i.c
+    channels = row_bytes(i.c, i.elem_bits)
+    source = reach((x, i.ss_x), (y, i.ss_y)) + channels
+    target = reach((i.ox, i.ds_x), (i.oy, i.ds_y)) + channels
     yield "ACT ends before the input does", spec.sram.act.bytes - (i.src_addr + source)
     yield "ACT ends before the output does", spec.sram.act.bytes - (i.dst_addr + target)
     yield _disjoint("input and output", i.src_addr, source, i.dst_addr, target)

@@ -26,7 +26,15 @@ from targets.arithmetic import (
 )
 from targets.errors import InputError, TrapError
 from targets.npu import isa
-from targets.npu.legality import RECORD_BYTES, TABLE_BYTES, byte_value, check, row_bytes, tile_shape
+from targets.npu.legality import (
+    RECORD_BYTES,
+    TABLE_BYTES,
+    byte_value,
+    check,
+    code_range,
+    row_bytes,
+    tile_shape,
+)
 from targets.npu.program import Program
 from targets.npu.spec import NpuSpec
 
@@ -295,7 +303,10 @@ class Simulator:
         residual: Any = 0
         if i.residual:
             codes = self._codes(
-                self._rows(i.res_addr, i, i.rs_m0, i.rs_m1), i.nvalid, i.residual_unsigned
+                self._rows(i.res_addr, i, i.rs_m0, i.rs_m1),
+                i.nvalid,
+                i.residual_unsigned,
+                i.res_bits,
             )
             res_zero = byte_value(i.res_zp, i.residual_unsigned)
             residual = residual_term(codes, res_zero, i.res_mult, records["res_shl"])
@@ -331,36 +342,39 @@ class Simulator:
     def _rows(self, start: int, i: isa.Requantize, m0: int, m1: int) -> Ints:
         return (start + np.arange(i.m1)[:, None] * m1 + np.arange(i.m0) * m0).reshape(-1)
 
-    def _codes(self, starts: Ints, count: int, unsigned: int) -> Ints:
-        return byte_value(self.act[starts[..., None] + np.arange(count)].astype(np.int64), unsigned)
+    def _codes(self, starts: Ints, count: int, unsigned: int, bits_code: int) -> Ints:
+        packed = self.act[starts[..., None] + np.arange(row_bytes(count, bits_code))]
+        return unpack(packed, bits_code, unsigned=bool(unsigned))[..., :count]
 
     def add(self, i: isa.Add) -> None:
         """VADD: two tensors on a common grid."""
         a, b = (
-            self._codes(np.array(at), i.len, u)
+            self._codes(np.array(at), i.len, u, i.elem_bits)
             for at, u in ((i.a_addr, i.a_unsigned), (i.b_addr, i.b_unsigned))
         )
         t = residual_term(a, byte_value(i.za, i.a_unsigned), i.ma, i.sa)
         t = t + residual_term(b, byte_value(i.zb, i.b_unsigned), i.mb, i.sb)
         low, high, zero = (byte_value(x, i.out_unsigned) for x in (i.lo, i.hi, i.zo))
         codes = saturate(shift_round(t, i.shift, Rounding.HALF_UP) + zero, low, high)
-        self.act[i.dst_addr : i.dst_addr + i.len] = codes.astype(np.uint8)
+        packed = pack(codes, i.elem_bits)
+        self.act[i.dst_addr : i.dst_addr + packed.size] = packed
 
     def pool(self, i: isa.Pool) -> None:
         """POOL: maximum or scaled sum over windows; no padding."""
-        low, high = (0, 255) if i.unsigned else (-128, 127)
+        low, high = code_range(i.elem_bits, i.unsigned)
         zero = byte_value(i.zp, i.unsigned)
         for y, x in np.ndindex(i.oy, i.ox):
             start = i.src_addr + y * i.stride * i.ss_y + x * i.stride * i.ss_x
             taps = start + np.arange(i.kh)[:, None] * i.ss_y + np.arange(i.kw) * i.ss_x
-            window = self._codes(taps.reshape(-1), i.c, i.unsigned)
+            window = self._codes(taps.reshape(-1), i.c, i.unsigned, i.elem_bits)
             if i.average:
                 scaled = shift_round(window.sum(axis=0) * i.mult, i.shift, Rounding.HALF_UP)
                 codes = saturate(scaled + zero, low, high)
             else:
                 codes = window.max(axis=0)
             target = i.dst_addr + y * i.ds_y + x * i.ds_x
-            self.act[target : target + i.c] = codes.astype(np.uint8)
+            packed = pack(codes, i.elem_bits)
+            self.act[target : target + packed.size] = packed
 
     def lookup(self, i: isa.Lut) -> None:
         """LUT: every byte through a table."""
