@@ -99,6 +99,7 @@ def _with_bits(layer: Layer, bits: dict[str, int]) -> Layer:
     if isinstance(layer, Add):
         a, b = (replace(side, value=stored(side.value)) for side in (layer.a, layer.b))
         return replace(layer, a=a, b=b, output=output)
-    if isinstance(layer, MaxPool2d):
+    if isinstance(layer, MaxPool2d | Lut):
         return replace(layer, input=stored(layer.input), output=output)
-    return layer
+    pieces = tuple(replace(piece, value=stored(piece.value)) for piece in layer.pieces)
+    return replace(layer, pieces=pieces, output=output)
