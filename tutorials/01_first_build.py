@@ -102,9 +102,7 @@ assert np.array_equal(logits["cpu"], logits["reference"])
 # The float network is another function, and quantization has its price. Here is that price:
 
 error = np.abs(logits["npu"] - logits["float"])
-print(
-    f"logits of 8 bits differ from float by {error.mean():.4f} on average, {error.max():.4f} at most"
-)
+print(f"8-bit logits are off by {error.mean():.4f} on average, by {error.max():.4f} at most")
 assert 0 < error.mean() < 0.05
 
 # %% One image, by hand

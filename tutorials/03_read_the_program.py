@@ -75,9 +75,9 @@ for index, instruction in enumerate(layer, start=span.begin):
 #   REQ   sums to codes: add bias, shift right, round half up, clamp
 #   ST    the finished rows to DRAM
 #
-# "push VU" on a GEMM gives a token to VU, "pop MM" on the REQ waits for it: read after write. ACC and
-# ACT hold several stripes, so that the next one loads while this one computes; tokens that go the
-# other way, such as a "push LD" on a GEMM, say when a place is free again.
+# "push VU" on a GEMM gives a token to VU, "pop MM" on the REQ waits for it: read after write. ACC
+# and ACT hold several stripes, so that the next one loads while this one computes; tokens that go
+# the other way, such as a "push LD" on a GEMM, say when a place is free again.
 
 gemms = [instruction for instruction in layer if isinstance(instruction, isa.Gemm)]
 pixels = sum(gemm.m0 * gemm.m1 for gemm in gemms)
