@@ -224,7 +224,9 @@ def _check_fallback(placements: tuple[Placement, ...], request: BuildRequest) ->
     percent = 100 * len(refused) / len(placements)
     limit = 0.0 if request.strict else request.max_fallback
     if limit is not None and percent > limit:
-        listed = "; ".join(f"{item.name} ({item.source}): {item.reason}" for item in refused)
+        listed = "; ".join(
+            f"{item.name} ({item.source}): {item.reason.rstrip('.')}" for item in refused
+        )
         flag = "--strict" if request.strict else f"--max-fallback {limit:g}"
         raise GateError(
             f"{flag}: {len(refused)} of {len(placements)} operators ({percent:.0f} %) would run on "

@@ -4,8 +4,6 @@ A *value* is a node of the float graph whose tensor is held in 8-bit codes, a *l
 values into one value with a single rounding: a convolution with the residual that is added to its
 sums and the ReLU behind it is one layer. Operators that only move or select elements (pooling by
 maximum, slices, paddings, reshapes) are neither: their results carry the step of what they read.
-
-Only the shape of the graph decides here; no data and no settings.
 """
 
 from __future__ import annotations
@@ -46,8 +44,7 @@ class Value:
 
     Attributes:
         name: the node behind which it is quantized.
-        low: no element is below this (a ReLU: 0); -inf if nothing bounds it.
-        high: no element is above this (a ReLU6: 6).
+        low: no element is below this (a ReLU: 0); -inf if nothing bounds it. ``high`` likewise.
         layer: the layer that makes it, "" for an input of the network.
     """
 
@@ -84,8 +81,7 @@ class Regions:
         values: by name, in the order of the graph.
         layers: by name, in the order of the graph.
         carried: node name -> the value whose codes it holds, for every node that holds codes.
-        tied: values that one concatenation joins, so that they share step and zero point; every
-            value is in exactly one group, most are alone.
+        tied: values that one concatenation joins share step and zero point; most are alone.
         first: layers with weights that read an input of the network.
         last: layers with weights behind which no other layer with weights comes.
     """

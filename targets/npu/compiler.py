@@ -39,6 +39,7 @@ def compile_layers(
         outputs: tensors that are needed outside; one behind the other in region 3.
         spec: the machine.
     """
+    layers = _copied_where_needed(layers, inputs, outputs)
     layers = choose_storage(layers, inputs, outputs, spec.array.precisions)
     places, arena_bytes = _place_tensors(layers, inputs, outputs)
     constants = _Constants()
@@ -92,6 +93,35 @@ class _Constants:
 
     def bytes(self) -> bytes:
         return bytes(self._data)
+
+
+def _copied_where_needed(
+    layers: Sequence[Layer], inputs: Sequence[Value], outputs: Sequence[Value]
+) -> list[Layer]:
+    """The layers, a reshape turned into a copy where sharing its input's bytes would not do.
+
+    Inputs and outputs of a program have places of their own, so a reshape of one into another has
+    to move bytes.
+    """
+    wanted = {value.name for value in outputs}
+    reshaped = {layer.output.name for layer in layers if isinstance(layer, Move) and layer.reshape}
+    fixed = {value.name for value in inputs} | wanted - reshaped
+    root: dict[str, str] = {}
+    result: list[Layer] = []
+    for layer in layers:
+        name = layer.output.name
+        if name in reshaped and isinstance(layer, Move):
+            (source,) = layer.inputs
+            shared = root.get(source.name, source.name)
+            if name in wanted and shared in fixed:
+                output = replace(layer.output, shape=source.shape)  # the same bytes
+                layer = replace(layer, output=output, reshape=False)
+                shared = name
+            root[name] = shared
+            if name in wanted:
+                fixed.add(shared)
+        result.append(layer)
+    return result
 
 
 def _place_tensors(

@@ -34,6 +34,13 @@ def operands_are_bytes(layer: Layer, _spec: NpuSpec) -> str | None:
     return ", ".join(wide) or None
 
 
+def the_array_multiplies_bytes(layer: Layer, spec: NpuSpec) -> str | None:
+    """The array multiplies 8-bit operands; codes at the edges of a program lie in bytes."""
+    if not isinstance(layer, Conv2d) or 8 in spec.array.precisions:
+        return None
+    return f"array.precisions is {spec.array.precisions}"
+
+
 def sums_fit_32_bits(layer: Layer, _spec: NpuSpec) -> str | None:
     """No sum, shifted left by the layer's fraction bits, exceeds 32 bits."""
     if not isinstance(layer, Conv2d):
@@ -94,6 +101,7 @@ def a_tile_fits_the_scratchpads(layer: Layer, spec: NpuSpec) -> str | None:
 
 CONSTRAINTS: tuple[Callable[[Layer, NpuSpec], str | None], ...] = (
     operands_are_bytes,
+    the_array_multiplies_bytes,
     sums_fit_32_bits,
     shifts_fit_their_fields,
     multipliers_are_16_bits,

@@ -24,6 +24,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+MAX_ACC_ROWS = 1 << 13
+"""What the field acc_row of an instruction can name."""
+
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 
@@ -36,8 +39,8 @@ class Array(_Part):
     """The MAC array.
 
     Attributes:
-        rows: reduction lanes (R), at most 128.
-        cols: output channels (C), at most 64.
+        rows: reduction lanes (R), 2 to 128.
+        cols: output channels (C), 2 to 64.
         kind: "systolic" (fill = rows + cols - 2 cycles) or "tree" (fill = ceil(log2 rows) + 3
             cycles).
         weight_buffers: 2 loads the next tile's weights under the current one, 1 does not.
@@ -45,11 +48,11 @@ class Array(_Part):
         min_rows: least cycles between two writes to one accumulator row.
         precisions: operand widths in bits; a lane takes 8 / max(widths) pairs per cycle.
         acc_bits: accumulator width; 32.
-        dw: depthwise rate, "stream" (kh * kw cycles per row) or "window" (kh * min(kw, stride)).
+        dw: cycles per pixel of a depthwise kernel, "stream" (kh * kw) or "window" (kh).
     """
 
-    rows: Annotated[int, Field(gt=0, le=128)]
-    cols: Annotated[int, Field(gt=0, le=64)]
+    rows: Annotated[int, Field(ge=2, le=128)]
+    cols: Annotated[int, Field(ge=2, le=64)]
     kind: Literal["systolic", "tree"]
     weight_buffers: Literal[1, 2]
     weight_rows_per_cycle: Positive
@@ -72,7 +75,13 @@ class Array(_Part):
 
 
 class Bank(_Part):
-    """A scratchpad in bytes, with the bytes of a line and the number of banks."""
+    """A scratchpad.
+
+    Attributes:
+        bytes: capacity, at most 1 MiB.
+        line: bytes that one access reads or writes.
+        banks: lines that can be accessed at once.
+    """
 
     bytes: Annotated[int, Field(gt=0, le=1 << 20)]
     line: Positive = 16
@@ -80,7 +89,14 @@ class Bank(_Part):
 
 
 class Sram(_Part):
-    """Activations, weights, int32 sums, and parameter records and tables."""
+    """The scratchpads.
+
+    Attributes:
+        act: activations.
+        wgt: weights.
+        acc: int32 sums, in rows of one sum per column of the array.
+        par: parameter records of channels, and look-up tables.
+    """
 
     act: Bank
     wgt: Bank
@@ -109,7 +125,16 @@ class Dma(_Part):
 
 
 class VectorUnit(_Part):
-    """Elements per cycle of each kind of work, and the pipeline's latency in cycles."""
+    """The unit that turns sums into codes, and codes into codes.
+
+    Attributes:
+        shift_lanes: sums requantized per cycle by shift alone.
+        mult_lanes: sums requantized per cycle with a multiplier.
+        elt_lanes: operands of an addition read per cycle.
+        pool_lanes: elements compared or added per cycle.
+        lut_lanes: bytes looked up per cycle.
+        latency: cycles from the last element read to its result.
+    """
 
     shift_lanes: Positive
     mult_lanes: Positive
@@ -120,7 +145,14 @@ class VectorUnit(_Part):
 
 
 class Issue(_Part):
-    """Decode cycles, depth of the instruction queues and token FIFOs, bytes of an instruction."""
+    """How instructions reach the units.
+
+    Attributes:
+        decode: cycles that each instruction costs its unit before it starts.
+        queue_depth: instructions that wait in front of a unit.
+        token_depth: tokens that a FIFO between two units holds.
+        insn_bytes: bytes of an instruction; 32.
+    """
 
     decode: NotNegative
     queue_depth: Positive
@@ -129,7 +161,16 @@ class Issue(_Part):
 
 
 class Energy(_Part):
-    """Relative energy: picojoules per event, from a named table."""
+    """Relative energy, in picojoules.
+
+    Attributes:
+        table: where the numbers are from.
+        mac8_pj: one multiply-accumulate of 8 bits.
+        sram_pj_per_byte: a byte read from or written to a scratchpad.
+        dram_pj_per_byte: a byte read from or written to DRAM.
+        requantize_shift_pj: one sum requantized by shift alone.
+        requantize_mult_pj: one sum requantized with a multiplier.
+    """
 
     table: str
     mac8_pj: float
@@ -140,7 +181,13 @@ class Energy(_Part):
 
 
 class NpuSpec(_Part):
-    """A machine."""
+    """A machine.
+
+    Attributes:
+        name: the preset's, stored in every program.
+        title: a few words for `tvmq targets`.
+        clock_hz: cycles per second; turns cycles into microseconds.
+    """
 
     name: str
     title: str
@@ -159,6 +206,9 @@ class NpuSpec(_Part):
             msg = (
                 f"sram.acc.bytes must hold two or more whole rows of int32 sums ({row} bytes each)"
             )
+            raise ValueError(msg)
+        if self.acc_rows > MAX_ACC_ROWS:
+            msg = f"sram.acc.bytes must hold at most {MAX_ACC_ROWS} rows of sums ({row} bytes each)"
             raise ValueError(msg)
         return self
 

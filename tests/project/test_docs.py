@@ -21,7 +21,8 @@ def test_there_is_a_readme():
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(path):
-    targets = [match[1] for match in LINK.finditer(path.read_text())]
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    targets = [match[1] for match in LINK.finditer(text)]
     local = [
         target for target in targets if "://" not in target and not target.startswith("mailto")
     ]
@@ -43,3 +44,23 @@ def test_every_verb_takes_the_shared_options(verb):
     assert command is not None
     known = {word for parameter in command.params for word in parameter.opts}
     assert {"--json", "--verbose", "--quiet", "--no-color", "--config"} <= known
+
+
+FILE = re.compile(r"`((?:tvmq|relay_passes|targets|tests|docs|benchmarks)/[\w/]+\.py)`")
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
+
+
+def test_architecture_names_every_file():
+    packages = ("tvmq", "relay_passes", "targets")
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for name in packages
+        for path in (ROOT / name).rglob("*.py")
+    }
+    listed = re.findall(r"^\| `([\w/]+\.py)` \|", ARCHITECTURE, re.MULTILINE)
+    assert sorted(listed) == sorted(files)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_files_that_are_named_exist(path):
+    assert [name for name in FILE.findall(path.read_text()) if not (ROOT / name).is_file()] == []

@@ -97,6 +97,9 @@ def test_an_edited_plan_is_built(tvmq, tmp_path, small):
     result = tvmq("build", model, "--plan", tmp_path / "plan.json", "--calib-data", "x.npz")
     assert result.code == 2
     assert "a plan already has its ranges" in result.err
+    result = tvmq("build", model, "--plan", "plan.json", "--precision", "w4a4", "--scales", "free")
+    assert result.code == 2
+    assert "--plan and --precision, --scales: a plan already" in result.err
 
 
 @pytest.mark.parametrize(

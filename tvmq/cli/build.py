@@ -6,10 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from targets.errors import InputError
 from tvmq.cli.options import IMAGE_FLAGS, PATH, images_options, shared_options
 from tvmq.cli.terminal import Terminal
+
+PLANNED = (
+    *("calib_data", "calib_samples", "calib_method", "precision", "scales", "granularity"),
+    *("first_last_bits", "exclude"),
+)
+"""Options that a plan has answered already."""
 
 
 @click.command("build")
@@ -107,6 +114,8 @@ def command(terminal: Terminal, /, model_file: Path, output: Path | None, **opti
     from tvmq.report import build_summary
     from tvmq.scheme import Settings, parse_precision
 
+    if options["plan"] is not None:
+        _refuse_planned()
     weight_bits, activation_bits = parse_precision(options.pop("precision"))
     settings = Settings(
         weight_bits=weight_bits,
@@ -117,8 +126,6 @@ def command(terminal: Terminal, /, model_file: Path, output: Path | None, **opti
         calib_method=options.pop("calib_method"),
         exclude=options.pop("exclude"),
     )
-    if options["plan"] is not None and options["calib_data"] is not None:
-        raise InputError("--plan and --calib-data: a plan already has its ranges. Give one.")
     output = output or Path(f"{model_file.stem}.tvmq")
     how = Preprocessing.from_flags(*(options.pop(name) for name in IMAGE_FLAGS))
     request = BuildRequest(model_file, output, settings=settings, preprocessing=how, **options)
@@ -129,3 +136,18 @@ def command(terminal: Terminal, /, model_file: Path, output: Path | None, **opti
         for line in build_summary(result):
             terminal.say(line)
     result.check_gates()
+
+
+def _refuse_planned() -> None:
+    """Raise where --plan meets an option that would change nothing."""
+    context = click.get_current_context()
+    given = [
+        "--" + name.replace("_", "-")
+        for name in PLANNED
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise InputError(
+            f"--plan and {', '.join(given)}: a plan already has its ranges, bits and steps. "
+            f"Leave {', '.join(given)} out, or edit the plan."
+        )

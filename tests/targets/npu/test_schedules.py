@@ -9,7 +9,7 @@ from tvm.s_tir import TensorIntrin
 from targets.errors import CapacityError
 from targets.npu import intrinsics
 from targets.npu.codegen import lower
-from targets.npu.constraints import schedule
+from targets.npu.constraints import refusal, schedule
 from targets.npu.loop_tree import Branch, Leaf, Loop, read_function
 from targets.npu.meanings import ProductFields
 from targets.npu.spec import load_spec, parse_spec
@@ -105,3 +105,12 @@ def test_a_layer_that_does_not_fit_is_refused_in_words(
 def test_machine_text_names_the_bad_field() -> None:
     with pytest.raises(Exception, match="array"):
         parse_spec("name = 'x'", "mine.toml")
+
+
+def test_a_machine_that_does_not_multiply_bytes_refuses_in_words() -> None:
+    text = MACHINES["e256"].model_dump()
+    text["array"]["precisions"] = [4, 2]
+    narrow = type(MACHINES["e256"]).model_validate(text)
+    layer = conv((6, 6, 8), 8)
+    assert refusal(layer, MACHINES["e256"]) is None
+    assert "Here: array.precisions is [4, 2]." in (refusal(layer, narrow) or "")

@@ -29,7 +29,8 @@ def test_a_path_is_read_and_the_digest_is_of_the_content(tmp_path):
     ("old", "new", "message"),
     [
         ('kind = "systolic"', 'kind = "ring"', "array.kind.*systolic.*tree"),
-        ("rows = 16\n", "rows = 0\n", "array.rows.*greater than 0"),
+        ("rows = 16\n", "rows = 0\n", "array.rows.*greater than or equal to 2"),
+        ("cols = 16\n", "cols = 1\n", "array.cols.*greater than or equal to 2"),
         ("rows = 16\n", 'rows = "16"\n', "array.rows.*integer"),
         ("burst = 64", "burts = 64", "dma.burst.*dma.burts"),
         ("bytes = 65536", "bytes = 65500", "sram.acc.bytes.*whole rows"),
@@ -45,3 +46,10 @@ def test_a_wrong_field_is_named(old, new, message):
 def test_an_unknown_machine_names_the_known_ones():
     with pytest.raises(SpecError, match="e256, m2048"):
         load_spec("e265")
+
+
+def test_accumulator_rows_are_those_that_an_instruction_can_name():
+    narrow = E256.replace("cols = 16\n", "cols = 4\n")
+    assert parse_spec(narrow.replace("bytes = 65536", "bytes = 131072"), "mine").acc_rows == 1 << 13
+    with pytest.raises(SpecError, match="at most 8192 rows"):
+        parse_spec(narrow.replace("bytes = 65536", "bytes = 131088"), "mine")
