@@ -296,4 +296,4 @@ def _doubled(weights: WeightPlan, where: np.ndarray) -> WeightPlan:
     steps = tuple(step * 2 if g else step for step, g in zip(weights.steps, grow, strict=True))
     note = "; doubled where the accumulator could overflow"
     reason = weights.reason if weights.reason.endswith(note) else weights.reason + note
-    return replace(weights, steps=steps, reason=reason)
+    return replace(weights, steps=steps, reason=reason, codes=b"")

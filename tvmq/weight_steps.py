@@ -53,7 +53,10 @@ def choose_weight_steps(weight: torch.Tensor, bits: int, settings: Settings) -> 
 
 
 def weight_codes(weight: torch.Tensor, plan: WeightPlan) -> torch.Tensor:
-    """int64[K, ...]: the codes that ``fake_quantize`` rounds a weight to."""
+    """int64[K, ...]: learned codes, or those that ``fake_quantize`` rounds a weight to."""
+    if plan.codes:
+        learned = torch.frombuffer(bytearray(plan.codes), dtype=torch.int8)
+        return learned.reshape(weight.shape).long()
     limit = weight_limit(plan.bits)
     steps = torch.tensor(plan.steps, dtype=torch.float64).reshape(-1, *[1] * (weight.dim() - 1))
     scaled = weight.detach().double() / steps

@@ -1,0 +1,87 @@
+"""AdaRound: whether each weight is rounded down or up, learned through a soft decision.
+
+    w^ = step * clamp(floor(w / step) + h(alpha), low, high)
+    h(alpha) = clamp(1.2 sigmoid(alpha) - 0.1, 0, 1)
+
+``alpha`` starts where ``w^`` is the float weight. The regularizer ``sum 1 - |2 h - 1|^beta`` draws
+h to 0 or 1, weakly at first (beta 20) and for all in the end (beta 2); ``harden`` then takes the
+side on which each h lies.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tvmq.scheme import learned_range
+
+STRETCH = 1.2
+BETA_FIRST, BETA_LAST = 20.0, 2.0
+
+
+class SoftWeight(nn.Module):
+    """The weight of one layer, in codes that are being decided.
+
+    Attributes:
+        alpha: float32, shape of the weight: above 0 rounds up.
+        steps: float32[K or 1, 1, ...].
+        frozen: float32, what a forward gives while nothing is being learned.
+    """
+
+    frozen: torch.Tensor
+    floor: torch.Tensor
+    steps: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor, steps: torch.Tensor, bits: int) -> None:
+        """Start at the float weight, frozen at its nearest codes.
+
+        Args:
+            weight: float32[K, ...].
+            steps: float64[K] or [1].
+            bits: of a code.
+        """
+        super().__init__()
+        self.low, self.high = learned_range(bits)
+        self.soft = False
+        scaled = weight.double() / steps.reshape(-1, *[1] * (weight.dim() - 1))
+        floor = torch.floor(scaled)
+        part = (scaled - floor).float().clamp(1e-4, 1 - 1e-4)
+        self.alpha = nn.Parameter(-torch.log(STRETCH / (part + 0.1) - 1))
+        self.register_buffer("steps", steps.reshape(-1, *[1] * (weight.dim() - 1)).float())
+        self.register_buffer("floor", floor.float())
+        self.register_buffer("frozen", weight.detach().clone())
+        self.freeze(torch.floor(scaled + 0.5).clamp(self.low, self.high))
+
+    def height(self) -> torch.Tensor:
+        """h(alpha), in [0, 1]."""
+        return (STRETCH * torch.sigmoid(self.alpha) - 0.1).clamp(0.0, 1.0)
+
+    def forward(self) -> torch.Tensor:
+        """The weight with soft decisions, or as it was frozen."""
+        if not self.soft:
+            return self.frozen
+        return (self.floor + self.height()).clamp(self.low, self.high) * self.steps
+
+    def regularizer(self, beta: float) -> torch.Tensor:
+        """How undecided the weights are: 0 where all h are 0 or 1."""
+        return (1 - (2 * self.height() - 1).abs().pow(beta)).sum()
+
+    def hard_codes(self) -> torch.Tensor:
+        """float32: the codes on whose side each decision lies."""
+        up = (self.alpha.detach() >= 0).float()
+        return (self.floor + up).clamp(self.low, self.high)
+
+    def freeze(self, codes: torch.Tensor) -> None:
+        """Hold these codes from now on; ``codes`` gives them back."""
+        self.soft = False
+        self.codes = codes.detach().to(torch.int8)
+        memory = torch.channels_last if codes.dim() == 4 else torch.contiguous_format
+        self.frozen = (self.codes * self.steps).contiguous(memory_format=memory)
+
+
+def annealed_beta(progress: float, warm_up: float) -> float | None:
+    """The regularizer's exponent at ``progress`` in [0, 1]; None while it is switched off."""
+    if progress < warm_up:
+        return None
+    left = 1 - (progress - warm_up) / (1 - warm_up)
+    return BETA_LAST + (BETA_FIRST - BETA_LAST) * left
