@@ -3,7 +3,7 @@
     outputs = Simulator(spec).run(program, inputs)
 
 One image, instructions in program order, memories zero at the start. The executor (``executor.py``) is the same machine
-compiled by TVM; tests hold the two against each other. Nothing of time is here: see ``cycles.py``.
+compiled by TVM; tests hold the two against each other. Nothing of time is here: see ``timing.py``.
 """
 
 from __future__ import annotations

@@ -96,8 +96,8 @@ class Dma(_Part):
         burst: bytes; a partial burst costs a whole one.
         read_latency: cycles from issue to the first byte.
         write_latency: cycles from the last byte to completion.
-        outstanding: transfers in flight.
-        arbiter: "fcfs".
+        outstanding: transfers in flight, of LD, of ST and of the fetch of instructions each.
+        arbiter: "fcfs" (one bus, first come first served) or "private" (each of them its own).
     """
 
     bytes_per_cycle: Positive
@@ -105,7 +105,7 @@ class Dma(_Part):
     read_latency: NotNegative
     write_latency: NotNegative
     outstanding: Positive
-    arbiter: Literal["fcfs"]
+    arbiter: Literal["fcfs", "private"]
 
 
 class VectorUnit(_Part):
@@ -128,15 +128,51 @@ class Issue(_Part):
     insn_bytes: Literal[32]
 
 
+class EnergyTable(_Part):
+    """Picojoules per event.
+
+    Attributes:
+        multiply8: of two 8-bit operands; narrower ones scale with both widths.
+        accumulate: adding a product to a sum.
+        sram_byte: one byte read from or written to a scratchpad.
+        dram_byte: one byte read from or written to DRAM.
+        requantize_shift: one code of the vector unit without a multiplier.
+        requantize_multiply: with one.
+        source: where the numbers come from.
+    """
+
+    multiply8: float
+    accumulate: float
+    sram_byte: float
+    dram_byte: float
+    requantize_shift: float
+    requantize_multiply: float
+    source: str
+
+
 class Energy(_Part):
-    """Relative energy: picojoules per event, from a named table."""
+    """Relative energy: named tables, and which of them is used unless another one is asked for."""
 
     table: str
-    mac8_pj: float
-    sram_pj_per_byte: float
-    dram_pj_per_byte: float
-    requantize_shift_pj: float
-    requantize_mult_pj: float
+    tables: dict[str, EnergyTable]
+
+    @model_validator(mode="after")
+    def _table_exists(self) -> Energy:
+        self.named(self.table)
+        return self
+
+    def named(self, name: str = "") -> EnergyTable:
+        """A table, by default the description's choice.
+
+        Raises:
+            SpecError: there is none of that name.
+        """
+        chosen = name or self.table
+        if chosen not in self.tables:
+            known = ", ".join(self.tables) or "none"
+            msg = f"no energy table {chosen!r}: the description has {known}"
+            raise SpecError(msg)
+        return self.tables[chosen]
 
 
 class NpuSpec(_Part):
