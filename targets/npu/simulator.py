@@ -8,7 +8,7 @@ compiled by TVM; tests hold the two against each other. Nothing of time is here:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -138,7 +138,8 @@ class Simulator:
             msg = f"the program reads {program.input_bytes} input bytes, got {image.size}"
             raise InputError(msg)
         self._reset(program, image)
-        for index, instruction in enumerate(program.instructions):
+        for index in self._order(program):
+            instruction = program.instructions[index]
             self.index = index
             check(instruction, self.spec, index, [region.size for region in self.dram])
             self._pop(instruction)
@@ -149,6 +150,10 @@ class Simulator:
                 self._check_tokens()
                 return self.dram[3]
         raise TrapError(len(program.instructions), "the program ends without HALT")
+
+    def _order(self, program: Program) -> Iterator[int]:
+        """Positions of the instructions, as they are to be executed."""
+        yield from range(len(program.instructions))
 
     def _reset(self, program: Program, image: Bytes) -> None:
         sram = self.spec.sram

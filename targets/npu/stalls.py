@@ -62,6 +62,8 @@ def totals(spans: Iterable[Span]) -> dict[str, int]:
 
 def clip(spans: Sequence[Span], begin: int, end: int) -> list[Span]:
     """The parts of spans, in order and apart, that lie in [begin, end)."""
+    if begin >= end:
+        return []
     first = bisect_right(spans, begin, key=lambda span: span.end)
     last = bisect_left(spans, end, key=lambda span: span.begin)
     return [Span(max(s.begin, begin), min(s.end, end), s.kind) for s in spans[first:last]]

@@ -170,7 +170,7 @@ class _Machine:
         return True
 
     def _may_halt(self) -> bool:
-        if self.left > 1:
+        if self.left > 1 or any(unit.pushes for unit in self.units):
             return False
         if any(self.tokens[s][t] for s in range(UNITS) for t in range(UNITS)):
             raise TimingError("HALT with tokens left: " + ", ".join(self._held_tokens()))
