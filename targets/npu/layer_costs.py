@@ -10,12 +10,12 @@ bytes and energy are those of the layer's own instructions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from targets.npu import isa
-from targets.npu.accesses import accesses, dram_bytes, lanes
+from targets.npu.accesses import dram_bytes, lanes
 from targets.npu.energy import picojoules
 from targets.npu.program import LayerSpan, Program
 from targets.npu.spec import EnergyTable, NpuSpec
@@ -36,8 +36,9 @@ class LayerCost:
         begin: cycle at which its window begins.
         end: cycle at which its window ends.
         units: of LD, MM, VU, ST: class of ``stalls`` -> cycles inside the window.
-        bus_cycles: of the window in which the bus moved data or instructions.
-        macs: products.
+        bus_cycles: of the window in which the bus moved data.
+        fetch_cycles: of the window in which it moved instructions.
+        macs: multiply-accumulates of the layer, without the zeros that fill up tiles.
         dram_bytes: of tensors and constants, and of its instructions.
         utilization: of the array at the layer's operand widths, in [0, 1].
         bound: a word of ``BOUNDS``.
@@ -49,6 +50,7 @@ class LayerCost:
     end: int
     units: tuple[dict[str, int], ...]
     bus_cycles: int
+    fetch_cycles: int
     macs: int
     dram_bytes: int
     utilization: float
@@ -70,7 +72,7 @@ class PricedProgram:
         timeline: when.
         spans: per unit, classes of cycles from 0 to the total.
         layers: costs in order.
-        ideal_cycles: that the array needs for all MACs at their widths with every lane busy.
+        ideal_cycles: that the array needs for all layers' MACs with every lane busy.
     """
 
     program: Program
@@ -95,19 +97,14 @@ def price(program: Program, spec: NpuSpec, energy: str = "") -> PricedProgram:
     table = spec.energy.named(energy)
     timeline = simulate_timing(program.instructions, spec)
     spans = account(timeline, program.instructions)
-    bus = _bus_spans(timeline)
+    bus = [_transfers(run.bus for run in timeline.runs), _transfers(timeline.fetch)]
     windows = layer_windows(program, timeline)
     layers = [
         _layer(program, span, window, spans, bus, spec, table)
         for span, window in zip(program.layers, windows, strict=True)
     ]
-    return PricedProgram(
-        program,
-        timeline,
-        tuple(map(tuple, spans)),
-        tuple(layers),
-        _ideal_cycles(program.instructions, spec),
-    )
+    ideal = sum((_ideal_cycles(program, span, spec) for span in program.layers), Fraction(0))
+    return PricedProgram(program, timeline, tuple(map(tuple, spans)), tuple(layers), ideal)
 
 
 def layer_windows(program: Program, timeline: Timeline) -> list[tuple[int, int]]:
@@ -129,26 +126,27 @@ def _layer(
     span: LayerSpan,
     window: tuple[int, int],
     spans: Sequence[Sequence[Span]],
-    bus: Sequence[Span],
+    bus: Sequence[Sequence[Span]],
     spec: NpuSpec,
     table: EnergyTable,
 ) -> LayerCost:
     instructions = program.instructions[span.begin : span.end]
     cycles = window[1] - window[0]
     units = tuple(totals(clip(unit, *window)) for unit in spans)
-    bus_cycles = sum(s.end - s.begin for s in clip(bus, *window))
-    ideal = _ideal_cycles(instructions, spec)
+    data, fetch = (totals(clip(moves, *window))["work"] for moves in bus)
+    ideal = _ideal_cycles(program, span, spec)
     return LayerCost(
         name=span.name,
         begin=window[0],
         end=window[1],
         units=units,
-        bus_cycles=bus_cycles,
-        macs=sum(accesses(i, spec).macs for i in instructions),
+        bus_cycles=data,
+        fetch_cycles=fetch,
+        macs=span.macs,
         dram_bytes=sum(dram_bytes(i) + spec.issue.insn_bytes for i in instructions),
         # A short layer whose sums were ready before the layer before it ended can be above 1.
         utilization=min(1.0, round(float(ideal / cycles), 4)) if cycles else 0.0,
-        bound=_bound(instructions, units, bus_cycles, cycles) if cycles else "",
+        bound=_bound(instructions, units, (data, fetch), cycles) if cycles else "",
         picojoules=sum(picojoules(i, spec, table) for i in instructions),
     )
 
@@ -156,39 +154,34 @@ def _layer(
 def _bound(
     instructions: Sequence[isa.Instruction],
     units: Sequence[dict[str, int]],
-    bus_cycles: int,
+    bus: tuple[int, int],
     cycles: int,
 ) -> str:
     """The part that is busy longest, if it is busy for half of the window; else what it waits for.
 
-    A unit that decodes or waits for instructions most of its idle time is short of issue; else the
+    A unit that decodes or waits for instructions most of that time is short of issue; else the
     parts wait for each other and for what is on its way: latency.
     """
     vector = any(isinstance(i, isa.Requantize) for i in instructions)
     busy = {
         "MAC array": units[isa.MM]["work"],
-        "DMA": bus_cycles,
+        "DMA" if bus[0] >= bus[1] else "issue": sum(bus),
         "requantize" if vector else "vector unit": units[isa.VU]["work"],
     }
     busiest = max(busy, key=busy.__getitem__)
     if 2 * busy[busiest] >= cycles:
         return busiest
-    unit = max(units, key=lambda classes: classes["decode"] + classes["fetch"])
-    issue = unit["decode"] + unit["fetch"]
+    issue = max(unit["decode"] + unit["fetch"] for unit in units)
     return "issue" if 2 * issue >= cycles - busy[busiest] else "latency"
 
 
-def _ideal_cycles(instructions: Sequence[isa.Instruction], spec: NpuSpec) -> Fraction:
-    """Cycles with every lane of the array busy, at the rate of each instruction's widths."""
-    by_lanes: dict[int, int] = {}
-    for i in instructions:
+def _ideal_cycles(program: Program, span: LayerSpan, spec: NpuSpec) -> Fraction:
+    """Cycles of the array with every lane busy, at the rate of the layer's operand widths."""
+    for i in program.instructions[span.begin : span.end]:
         if isinstance(i, isa.Gemm | isa.Depthwise):
-            width = lanes(i, spec)
-            by_lanes[width] = by_lanes.get(width, 0) + accesses(i, spec).macs
-    return sum((Fraction(n, width * spec.array.cols) for width, n in by_lanes.items()), Fraction(0))
+            return Fraction(span.macs, lanes(i, spec) * spec.array.cols)
+    return Fraction(0)
 
 
-def _bus_spans(timeline: Timeline) -> list[Span]:
-    transfers = [run.bus for run in timeline.runs if run.bus[0] < run.bus[1]]
-    transfers += list(timeline.fetch)
-    return [Span(begin, end, "work") for begin, end in sorted(transfers)]
+def _transfers(moves: Iterable[tuple[int, int]]) -> list[Span]:
+    return [Span(begin, end, "work") for begin, end in sorted(moves) if begin < end]

@@ -96,8 +96,9 @@ class Dma(_Part):
         burst: bytes; a partial burst costs a whole one.
         read_latency: cycles from issue to the first byte.
         write_latency: cycles from the last byte to completion.
-        outstanding: transfers in flight, of LD, of ST and of the fetch of instructions each.
-        arbiter: "fcfs" (one bus, first come first served) or "private" (each of them its own).
+        outstanding: transfers in flight, of LD and of ST each.
+        arbiter: "fcfs" (one bus, first come first served) or "private" (LD, ST and the fetch of
+            instructions have one each).
     """
 
     bytes_per_cycle: Positive
@@ -120,7 +121,14 @@ class VectorUnit(_Part):
 
 
 class Issue(_Part):
-    """Decode cycles, depth of the instruction queues and token FIFOs, bytes of an instruction."""
+    """What comes before an instruction's work.
+
+    Attributes:
+        decode: cycles.
+        queue_depth: instructions that a unit's queue holds, and that are fetched ahead.
+        token_depth: tokens that a FIFO between two units holds.
+        insn_bytes: of an instruction.
+    """
 
     decode: NotNegative
     queue_depth: Positive

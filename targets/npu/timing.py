@@ -4,8 +4,9 @@
 
 Integers only, a function of program and description alone. No values: those are ``simulator.py``'s.
 
-fetch   instructions come over the bus in bursts, and are dealt in program order to the queues of
-        the units, each ``queue_depth`` long; one that finds its queue full holds up those behind it
+fetch   instructions come over the bus in bursts, ``queue_depth`` of them ahead, and are dealt in
+        program order to the queues of the units, each ``queue_depth`` long; one that finds its
+        queue full holds up those behind it
 start   units are in order: an instruction starts once its unit is free, and every token it pops is
         there; LD and ST are free again after decoding, with ``outstanding`` transfers in flight;
         HALT starts when everything else has completed
@@ -75,7 +76,7 @@ class _Machine:
         private = spec.dma.arbiter == "private"
         # bus_free[requester][0]: when its bus is free; the fetcher comes after the units
         self.bus_free = [[0] if private else shared for _ in range(UNITS + 1)]
-        self.requested = self.arrived = self.dealt = self.fetching = 0
+        self.requested = self.arrived = self.dealt = 0
         self.fetch: list[tuple[int, int]] = []
         self.now = 0
         self.events: list[tuple[int, int, Callable[..., None], tuple[int, ...]]] = []
@@ -110,14 +111,10 @@ class _Machine:
 
     def _fetch_more(self) -> None:
         size, dma, issue = self.spec.issue.insn_bytes, self.spec.dma, self.spec.issue
-        while (
-            self.requested < len(self.program)
-            and self.requested - self.dealt < issue.queue_depth
-            and self.fetching < dma.outstanding
-        ):
+        ahead = self.dealt + issue.queue_depth
+        while self.requested < min(ahead, len(self.program)):
             count = min(max(1, dma.burst // size), len(self.program) - self.requested)
             self.requested += count
-            self.fetching += 1
             self._at(self.now + dma.read_latency, self._on_fetch, count)
 
     def _on_fetch(self, count: int) -> None:
@@ -127,7 +124,6 @@ class _Machine:
         self._at(self.fetch[-1][1], self._on_fetched, count)
 
     def _on_fetched(self, count: int) -> None:
-        self.fetching -= 1
         self.arrived += count
 
     def _deal(self) -> bool:

@@ -106,14 +106,19 @@ def test_busy_and_stalls_are_the_total(name, machine, programs):
             for i in programs[name, machine].instructions
             if i.unit == unit
         )
-        assert totals(spans)["work"] == work
+        # A fill of LD may run while data of an earlier load is on the bus: one cycle, not two.
+        fills = unit == isa.LD
+        assert totals(spans)["work"] <= work if fills else totals(spans)["work"] == work
 
 
 @pytest.mark.parametrize(("name", "machine"), CASES)
 def test_macs_and_bytes_are_conserved(name, machine, programs):
     """Against the layer's own counts, byte by byte, and against what the simulator counted."""
     layer, spec, program = LAYERS[name], MACHINES[machine], programs[name, machine]
-    assert sum(macs(i, spec) for i in program.instructions) == layer.macs
+    products = sum(macs(i, spec) for i in program.instructions)
+    assert products >= layer.macs
+    if isinstance(layer, Conv2d) and layer.groups == 1 and fills_tiles(layer, spec):
+        assert products == layer.macs
     written = np.zeros(program.output_bytes, np.int64)
     loaded = {INPUTS: np.zeros(program.input_bytes, bool)}
     loaded[CONSTANTS] = np.zeros(len(program.constants), bool)
@@ -128,8 +133,18 @@ def test_macs_and_bytes_are_conserved(name, machine, programs):
     simulator = Simulator(spec)
     simulator.run(program, b"".join(x.tobytes() for x in random_inputs(layer)))
     counted = simulator.counters
-    assert counted.macs == layer.macs
+    assert counted.macs == products
     assert counted.loaded + counted.stored == sum(dram_bytes(i) for i in program.instructions)
+
+
+def fills_tiles(layer: Conv2d, spec) -> bool:
+    """Whether no tile of the array is filled up with zeros."""
+    return layer.weight.shape[3] % spec.array.rows == layer.weight.shape[0] % spec.array.cols == 0
+
+
+def test_some_layers_fill_their_tiles():
+    convolutions = [layer for layer in LAYERS.values() if isinstance(layer, Conv2d)]
+    assert sum(fills_tiles(layer, MACHINES["e256"]) for layer in convolutions) >= 2
 
 
 def moved(i: isa.Load | isa.Store) -> np.ndarray:
@@ -179,7 +194,15 @@ def test_a_faster_part_never_makes_a_program_slower(part, field, programs):
             outstanding=int(rng.integers(1, 6)),
         )
         spec = varied(
-            spec, "issue", decode=int(rng.integers(0, 20)), queue_depth=int(rng.integers(4, 40))
+            spec, "issue", decode=int(rng.integers(0, 20)), queue_depth=int(rng.integers(1, 9))
+        )
+        lanes = {name: int(rng.integers(1, 9)) for name in FASTER["vu"] if name != "latency"}
+        spec = varied(spec, "vu", **lanes)
+        spec = varied(
+            spec,
+            "array",
+            min_rows=int(rng.integers(4, 200)),
+            weight_rows_per_cycle=int(rng.integers(1, 4)),
         )
         fast = varied(spec, part, **{field: FASTER[part][field](getattr(getattr(spec, part), field))})
         before, after = (
