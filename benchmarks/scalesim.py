@@ -1,4 +1,4 @@
-"""Matrix products as GEMM programs for the machine ``conformance_scalesim``, folded as SCALE-Sim does.
+"""Matrix products as GEMM programs for ``conformance_scalesim``, folded as SCALE-Sim does.
 
 SCALE-Sim's weight-stationary array handles one fold (R rows of the reduction, C output columns)
 after the other: load R rows of weights, stream all M rows, drain. So does a GEMM instruction on

@@ -25,6 +25,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from targets.npu import isa
 from targets.npu.timeline import Run, Timeline
@@ -118,7 +119,7 @@ def _flatten(spans: Iterable[Span], total: int) -> list[Span]:
     active = [0] * len(CLASSES)
     times = sorted(events)
     flat: list[Span] = []
-    for begin, end in zip(times, times[1:], strict=False):
+    for begin, end in pairwise(times):
         for rank, change in events[begin]:
             active[rank] += change
         kind = CLASSES[next(rank for rank, count in enumerate(active) if count)]

@@ -1,11 +1,12 @@
 """SCALE-Sim and ONNXim, exactly: the array's rules against programs that others wrote."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
-from benchmarks.scalesim import Case, gemm_program, machine, read_cases, run
 from machines import varied
 
+from benchmarks.scalesim import Case, gemm_program, machine, read_cases, run
 from targets.npu import isa
 from targets.npu.spec import load_spec
 from targets.npu.timing import simulate_timing
@@ -42,7 +43,8 @@ def test_cycles_and_accesses_equal_scalesim(case):
 def test_programs_are_encodable():
     """The shapes fit the fields of real instructions."""
     for case in STATIONARY_WEIGHTS:
-        for instruction in gemm_program(case.m, case.n, case.k, machine(SPEC, case.rows, case.cols)):
+        spec = machine(SPEC, case.rows, case.cols)
+        for instruction in gemm_program(case.m, case.n, case.k, spec):
             assert isa.decode(isa.encode(instruction)) == instruction
 
 
@@ -56,6 +58,6 @@ def test_chained_tiles_start_as_onnxim_says(pixels, rows):
     timeline = simulate_timing([tile] * 20, spec)
     begins = [run.work[0] for run in timeline.runs]
     spacing = max(pixels, rows, 4)
-    assert [b - a for a, b in zip(begins, begins[1:], strict=False)] == [spacing] * 19
+    assert [b - a for a, b in pairwise(begins)] == [spacing] * 19
     assert timeline.total == begins[-1] + spacing + rows + 16 - 2
     assert simulate_timing([replace(tile, k0=20)], spec).total == timeline.total

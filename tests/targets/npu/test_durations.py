@@ -111,7 +111,8 @@ def test_a_fill_writes_a_line_per_cycle_border_included():
     assert duration(rows, E256).work == 6 * 2
     assert duration(replace(rows, spm_ystride=32), E256).work == 12
     assert duration(replace(rows, x_bytes=17, spm_ystride=25), E256).work == 10  # 150 bytes
-    assert duration(isa.Load(fill=1, mem=2, x_bytes=64), varied(E256, "sram.acc", line=32)).work == 2
+    wide = varied(E256, "sram.acc", line=32)
+    assert duration(isa.Load(fill=1, mem=2, x_bytes=64), wide).work == 2
 
 
 def test_control_takes_only_its_decoding():

@@ -30,10 +30,14 @@ def program(*instructions, layers=None):
         input_bytes=0,
         output_bytes=0,
         layers=tuple(
-            LayerSpan(*span, f"layer{n}", "", "", sum(macs(i, E256) for i in instructions[slice(*span)]))
+            LayerSpan(*span, f"layer{n}", "", "", products(instructions[slice(*span)]))
             for n, span in enumerate(spans)
         ),
     )
+
+
+def products(instructions):
+    return sum(macs(i, E256) for i in instructions)
 
 
 def cost(*instructions, spec=E256):
