@@ -67,7 +67,8 @@ def comparison_summary(first: Profile, second: Profile) -> Iterator[str]:
     for number, profile in enumerate((first, second), 1):
         yield (
             f"{number}: {profile.artifact} ({profile.target}): {profile.total_cycles:,} NPU "
-            f"cycles, {profile.total_ms:.3f} ms, MAC array used {100 * profile.mac_utilization:.1f} %"
+            f"cycles, {profile.total_ms:.3f} ms, "
+            f"MAC array used {100 * profile.mac_utilization:.1f} %"
         )
     if first.total_cycles and second.total_cycles:
         yield f"NPU cycles of 1 over 2: {first.total_cycles / second.total_cycles:.2f}x"

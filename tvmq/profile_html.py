@@ -71,7 +71,8 @@ def to_html(profile: Profile) -> str:
 
 def _page(profile: Profile) -> Iterator[str]:
     title = f"{profile.artifact} for {profile.target}"
-    yield f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+    yield '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+    yield f"<title>{escape(title)}</title>"
     yield f"<style>{_STYLE}</style></head><body>"
     yield f"<h1>{escape(title)}</h1>"
     yield from (f"<p>{escape(line)}</p>" for line in summary(profile))

@@ -45,7 +45,7 @@ def to_csv(profile: Profile) -> str:
     """One line per operator; a column per unit and class of cycles, such as "MM latency"."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    classes = [(unit, kind) for unit in UNIT_NAMES for kind in CLASSES]
+    classes = [(unit, kind) for unit in UNIT_NAMES for kind in CLASSES if kind != unit]
     writer.writerow([*_COLUMNS, *(f"{unit} {kind}" for unit, kind in classes)])
     for row in profile.operators:
         stalls = [row.stalls.get(unit, {}).get(kind, 0) for unit, kind in classes]

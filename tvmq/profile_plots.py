@@ -39,7 +39,8 @@ def roofline(profile: Profile) -> str:
     xs = [row.macs / row.bytes for row in rows]
     ys = [row.macs / row.cycles for row in rows]
     peak = spec.peak_macs_per_cycle * max(8 // bits for bits in spec.array.precisions)
-    x_axis = _Axis([*xs, spec.peak_macs_per_cycle / spec.dma.bytes_per_cycle], LEFT, WIDTH - RIGHT)
+    beyond = 4 * peak / spec.dma.bytes_per_cycle  # so that every roof is seen
+    x_axis = _Axis([*xs, beyond], LEFT, WIDTH - RIGHT)
     y_axis = _Axis([*ys, peak], HEIGHT - BOTTOM, TOP)
     parts = [*_grid(x_axis, y_axis), *_roofs(spec, x_axis, y_axis)]
     parts += (_dot(row, x_axis(x), y_axis(y)) for row, x, y in zip(rows, xs, ys, strict=True))
@@ -53,7 +54,7 @@ def timeline(profile: Profile) -> str:
         return ""
     scale = (WIDTH - LEFT - RIGHT) / total
     height = MARGIN + ROW * len(UNIT_NAMES) + 20
-    parts = []
+    parts: list[str] = []
     begin = 0
     for priced in profile.programs.values():
         parts += _layer_bands(priced, begin, scale, height)
@@ -132,7 +133,8 @@ def _layer_bands(priced: PricedProgram, begin: int, scale: float, height: float)
         about = f"{layer.name}: {layer.cycles:,} cycles, {layer.bound}"
         yield (
             f'<rect x="{x:.2f}" y="10" width="{layer.cycles * scale:.2f}" height="{height - 30}" '
-            f'class="{shade}" data-layer="{escape(layer.name)}"><title>{escape(about)}</title></rect>'
+            f'class="{shade}" data-layer="{escape(layer.name)}">'
+            f"<title>{escape(about)}</title></rect>"
         )
 
 
