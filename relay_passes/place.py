@@ -21,12 +21,13 @@ from relay_passes.relax_nodes import Expr, Graph, Var, constant, is_tuple, is_va
 from targets.cpu.host import CpuFeatures, host_target
 from targets.cpu.kernels import make_kernel
 from targets.layers import Layer, Value
-from targets.npu.compiler import compile_layers, value_bytes
+from targets.npu.compiler import compile_layers
 from targets.npu.constraints import refusal
 from targets.npu.executor import make_executor
 from targets.npu.host_calls import pack_inputs, unpack_output
 from targets.npu.program import Program
 from targets.npu.spec import NpuSpec
+from targets.npu.storage import host_bytes
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ class _PlacedBuilder:
             types = [([batch, *value.shape], value.dtype)]
             call = self._call(unpack, f"{name}_unpack", [bytes_out, trap], types)
             self._define(value, self.builder.emit(call))
-            offset += value_bytes(value)
+            offset += host_bytes(value)
 
     def _boundary(self, layers: list[Layer]) -> tuple[list[Value], list[Value]]:
         """Tensors that a run of layers reads from outside, and those that the outside reads."""

@@ -1,4 +1,4 @@
-"""The integer arithmetic that every layer ends in, once, in NumPy: rounding shifts, requantization, product scaling.
+"""The integer arithmetic that every layer ends in, once, in NumPy.
 
     t = (acc + bias) * multiplier + (((r - r_zero) * r_multiplier) << r_shift)
     y = clamp(round(t / 2^shift) + zero_point, low, high)
@@ -71,7 +71,8 @@ def shift_border(
     Args:
         t: int[..., K], |t| < 2^62.
         shift: broadcast against ``t``, in [0, 47].
-        table: uint8[K, L - 1]; entry i is the border, in 1/256, between the codes i and i + 1 above the lowest.
+        table: uint8[K, L - 1]; entry i is the border, in 1/256, between the codes i and i + 1
+            above the lowest.
         first: what ``t >> shift`` is at the lowest code: low - zero_point.
     """
     t, shift = _int64(t), _checked_shift(shift)
@@ -163,7 +164,8 @@ def scale_product(
         ArithmeticRangeError: a shift would be a right shift.
     """
     if not 0 <= max(a, b) <= fraction <= MAX_FRACTION or min(a, b) < 0:
-        msg = f"product scaling needs 0 <= a, b <= fraction <= {MAX_FRACTION}; got {a}, {b}, {fraction}"
+        limits = f"0 <= a, b <= fraction <= {MAX_FRACTION}"
+        msg = f"product scaling needs {limits}; got {a}, {b}, {fraction}"
         raise ArithmeticRangeError(msg)
     product = _int64(product)
     return (product << (fraction - a)) + sign * (product << (fraction - b))

@@ -34,6 +34,9 @@ def conv(
     multiply=False,
     fraction=0,
     zero_point=0,
+    bits=8,
+    weight_bits=8,
+    out_bits=8,
     seed=0,
 ) -> Conv2d:
     """A convolution of random numbers; ``out`` "int32" leaves the sums as they are."""
@@ -42,20 +45,22 @@ def conv(
     kh, kw = kernel
     oh = (h + padding[0] + padding[2] - (kh - 1) * dilation[0] - 1) // strides[0] + 1
     ow = (w + padding[1] + padding[3] - (kw - 1) * dilation[1] - 1) // strides[1] + 1
-    weight = rng.integers(-127, 128, (channels, kh, kw, c // groups)).astype(np.int8)
-    output = Value("y", (oh, ow, channels), out)
+    most = (1 << (weight_bits - 1)) - 1
+    weight = rng.integers(-most - (most < 127), most + 1, (channels, kh, kw, c // groups))
+    weight = weight.astype(np.int8)
+    output = Value("y", (oh, ow, channels), out, out_bits)
     requantize = None
     if out != "int32":
-        low, high = (0, 255) if out == "uint8" else (-128, 127)
+        low, high = code_limits(output)
         spread = rng.integers(0, 4, channels)
-        shift = spread + (25 if multiply else 9) + fraction
+        narrow = (8 - weight_bits) + (8 - bits) - (8 - out_bits)
+        shift = spread + (25 if multiply else 9) + fraction - min(narrow, 8)
         multiplier = rng.integers(1 << 15, 1 << 16, channels) if multiply else np.ones(channels)
         added = None
         if residual:
             left = spread + (8 if multiply else 1)
-            added = Residual(
-                Value("r", output.shape, residual), 3, 40001 if multiply else 1, _i32(left)
-            )
+            value = Value("r", output.shape, residual, out_bits)
+            added = Residual(value, 3, 40001 if multiply else 1, _i32(left))
         requantize = Requantize(
             fraction, _i32(multiplier), _i32(shift), zero_point, low, high, added
         )
@@ -63,7 +68,7 @@ def conv(
         name="layer",
         source="net.conv",
         kind="conv2d",
-        input=Value("x", shape, dtype),
+        input=Value("x", shape, dtype, bits),
         output=output,
         weight=weight,
         bias=_i32(rng.integers(-5000, 5000, channels)),
@@ -71,10 +76,18 @@ def conv(
         padding=padding,
         dilation=dilation,
         groups=groups,
-        input_zero_point=5,
+        input_zero_point=5 if bits == 8 else 1,
         requantize=requantize,
         max_sum=1 << 24,
+        weight_bits=weight_bits,
     )
+
+
+def code_limits(value: Value) -> tuple[int, int]:
+    """Lowest and highest code of a tensor."""
+    if value.dtype == "uint8":
+        return 0, (1 << value.bits) - 1
+    return -(1 << (value.bits - 1)), (1 << (value.bits - 1)) - 1
 
 
 def _i32(values) -> np.ndarray:
@@ -93,6 +106,9 @@ LAYERS: dict[str, Layer] = {
     "grouped": conv((8, 8, 12), 40, groups=2),
     "grouped_one_tile_each": conv((6, 5, 15), 9, groups=3, out="int8"),
     "weights_in_blocks": conv((14, 14, 256), 320),
+    "weights_of_4_bits": conv((8, 8, 40), 24, weight_bits=4),
+    "weights_of_2_bits": conv((8, 8, 40), 24, weight_bits=2, out="int8"),
+    "depthwise_of_4_bits": conv((10, 10, 20), 20, groups=20, weight_bits=4),
     "residual": conv((8, 8, 16), 20, residual="uint8"),
     "residual_with_multipliers": conv((8, 8, 16), 20, residual="int8", multiply=True),
     "residual_with_fraction": conv((8, 8, 16), 20, residual="uint8", fraction=2, dtype="int8"),
@@ -173,9 +189,11 @@ def random_inputs(layer: Layer, seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     arrays = []
     for value in layer.inputs:
-        codes = rng.integers(0, 256, value.shape).astype(np.uint8)
-        codes.flat[: min(4, codes.size)] = [0, 255, 128, 127][: min(4, codes.size)]
-        arrays.append(codes.view(value.dtype))
+        low, high = code_limits(value)
+        codes = rng.integers(low, high + 1, value.shape).astype(value.dtype)
+        edges = [low, high, 0, (low + high) // 2]
+        codes.flat[: min(4, codes.size)] = edges[: min(4, codes.size)]
+        arrays.append(codes)
     return arrays
 
 

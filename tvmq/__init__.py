@@ -1,3 +1,3 @@
-"""Quantize a trained PyTorch model to integers, compile it with TVM for an NPU, and run exactly what was evaluated."""
+"""Quantize a trained PyTorch model to integers, compile it for an NPU, run what was evaluated."""
 
 __version__ = "0.1.0"

@@ -46,8 +46,8 @@ class Value:
 
     Attributes:
         name: the node behind which it is quantized.
-        low: no element is below this (a ReLU: 0), -inf if nothing bounds it.
-        high: no element is above this (a ReLU6: 6), inf if nothing bounds it.
+        low: no element is below this (a ReLU: 0); -inf if nothing bounds it.
+        high: no element is above this (a ReLU6: 6).
         layer: the layer that makes it, "" for an input of the network.
     """
 

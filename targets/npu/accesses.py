@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from targets.npu import isa
-from targets.npu.legality import RECORD_BYTES
+from targets.npu.legality import RECORD_BYTES, row_bytes
 from targets.npu.spec import NpuSpec
 
 
@@ -49,17 +49,20 @@ def accesses(instruction: isa.Instruction, spec: NpuSpec) -> Accesses:
             return _sums(instruction, taps, taps, kw * kh * channels, passes=1)
         case isa.Requantize(m0=m0, m1=m1, nvalid=channels):
             codes = m0 * m1 * channels
-            written = m0 * m1 * -(-channels * isa.WIDTHS[instruction.out_bits] // 8)
-            read = codes if instruction.residual else 0
+            written = m0 * m1 * row_bytes(channels, instruction.out_bits)
+            residual = m0 * m1 * row_bytes(channels, instruction.res_bits)
+            read = residual if instruction.residual else 0
             return Accesses(
                 spm_bytes=written + read + channels * RECORD_BYTES,
                 acc_bytes=4 * codes,
                 outputs=codes,
             )
         case isa.Add(len=length):
-            return Accesses(spm_bytes=3 * length, outputs=length)
+            packed = row_bytes(length, instruction.elem_bits)
+            return Accesses(spm_bytes=3 * packed, outputs=length)
         case isa.Pool(c=c, ox=ox, oy=oy, kw=kw, kh=kh):
-            return Accesses(spm_bytes=c * ox * oy * (kw * kh + 1), outputs=c * ox * oy)
+            pixel = row_bytes(c, instruction.elem_bits)
+            return Accesses(spm_bytes=pixel * ox * oy * (kw * kh + 1), outputs=c * ox * oy)
         case isa.Lut(len=length):
             return Accesses(spm_bytes=3 * length, outputs=length)
     return Accesses()

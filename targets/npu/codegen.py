@@ -41,42 +41,74 @@ def lower(func: tirx.PrimFunc) -> tirx.PrimFunc:
     return lowering()(tvm.IRModule({"main": func}))["main"]
 
 
-def generate(func: tirx.PrimFunc, dram: Mapping[str, Place], spec: NpuSpec) -> list[Emitted]:
+class Scratchpads:
+    """Hands out the memories' bytes to one layer after the other, each behind the one before.
+
+    Two layers that lie apart may overlap in time: the next one's weights load under this one.
+    """
+
+    def __init__(self, spec: NpuSpec) -> None:
+        sram = spec.sram
+        self._capacity = [m.bytes for m in (sram.act, sram.wgt, sram.acc, sram.par)]
+        self._next = [0] * len(self._capacity)
+
+    def place(self, buffers: list[Allocation]) -> dict[str, Place]:
+        """Places of one layer's buffers.
+
+        Raises:
+            CapacityError: they do not fit a memory; names it.
+        """
+        places = {}
+        for memory, capacity in enumerate(self._capacity):
+            mine = [b for b in buffers if MEMORIES[b.scope] == memory]
+            offsets, size = _pack(mine, capacity)
+            if size > capacity:
+                msg = f"{mine[0].scope} needs {size} bytes, the machine has {capacity}"
+                raise CapacityError(msg)
+            begin = self._next[memory] if self._next[memory] + size <= capacity else 0
+            self._next[memory] = -(-(begin + size) // _ALIGN) * _ALIGN
+            for buffer, offset in zip(mine, offsets, strict=True):
+                itemsize = _ITEMSIZE[buffer.dtype]
+                places[buffer.name] = Place(memory, begin + offset, itemsize, dram=False)
+        return places
+
+
+def _pack(buffers: list[Allocation], capacity: int) -> tuple[list[int], int]:
+    """Offsets of buffers one behind the other, and their size in all."""
+    offsets, end = [], 0
+    for buffer in buffers:
+        itemsize = _ITEMSIZE[buffer.dtype]
+        begin = -(-end // _ALIGN) * _ALIGN
+        if begin + buffer.elements * itemsize > capacity:
+            begin = -(-end // itemsize) * itemsize  # alignment is a convenience, capacity is not
+        offsets.append(begin)
+        end = begin + buffer.elements * itemsize
+    return offsets, end
+
+
+def generate(
+    func: tirx.PrimFunc,
+    dram: Mapping[str, Place],
+    spec: NpuSpec,
+    scratchpads: Scratchpads | None = None,
+) -> list[Emitted]:
     """Emit a layer's instructions.
 
     Args:
         func: tensorized function of one layer.
         dram: place of each of its parameters.
         spec: the machine.
+        scratchpads: what layers before left; a fresh machine if not given.
 
     Raises:
         CapacityError: its scratchpads do not fit the machine's memories; names the memory.
     """
     tree, allocations = read_function(lower(func))
-    walker = _Walker({**dram, **_scratchpads(allocations, spec)}, spec)
+    places = (scratchpads or Scratchpads(spec)).place(allocations)
+    walker = _Walker({**dram, **places}, spec)
     walker.walk(tree, {})
     walker.flush()
     return walker.emitted
-
-
-def _scratchpads(allocations: list[Allocation], spec: NpuSpec) -> dict[str, Place]:
-    capacity = [m.bytes for m in (spec.sram.act, spec.sram.wgt, spec.sram.acc, spec.sram.par)]
-    used = [0] * len(capacity)
-    places = {}
-    for buffer in allocations:
-        memory = MEMORIES[buffer.scope]
-        itemsize = _ITEMSIZE[buffer.dtype]
-        begin = -(-used[memory] // _ALIGN) * _ALIGN
-        if begin + buffer.elements * itemsize > capacity[memory]:
-            begin = (
-                -(-used[memory] // itemsize) * itemsize
-            )  # alignment is a convenience, capacity is not
-        used[memory] = begin + buffer.elements * itemsize
-        if used[memory] > capacity[memory]:
-            msg = f"{buffer.scope} needs {used[memory]} bytes, the machine has {capacity[memory]}"
-            raise CapacityError(msg)
-        places[buffer.name] = Place(memory, begin, itemsize, dram=False)
-    return places
 
 
 class _Walker:

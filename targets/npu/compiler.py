@@ -16,20 +16,16 @@ import numpy as np
 
 from targets.layers import Layer, Move, Value
 from targets.npu import isa
-from targets.npu.codegen import generate
+from targets.npu.codegen import Scratchpads, generate
 from targets.npu.constraints import schedule
 from targets.npu.emitted import Emitted, Place
 from targets.npu.program import ARENA, CONSTANTS, INPUTS, OUTPUTS, LayerSpan, Program
 from targets.npu.spec import NpuSpec
+from targets.npu.storage import choose_storage, host_bytes, stored_bytes
 from targets.npu.tokens import Footprint, derive_tokens
 
 _ALIGN = 64
 _ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4}
-
-
-def value_bytes(value: Value) -> int:
-    """Bytes of a tensor of one image."""
-    return int(np.prod(value.shape)) * _ITEMSIZE[value.dtype]
 
 
 def compile_layers(
@@ -43,8 +39,10 @@ def compile_layers(
         outputs: tensors that are needed outside; one behind the other in region 3.
         spec: the machine.
     """
+    layers = choose_storage(layers, inputs, outputs, spec.array.precisions)
     places, arena_bytes = _place_tensors(layers, inputs, outputs)
     constants = _Constants()
+    scratchpads = Scratchpads(spec)
     emitted: list[Emitted] = []
     spans = []
     for layer in layers:
@@ -59,7 +57,7 @@ def compile_layers(
             rest = [n for n in names if n not in dram]
             for name, tensor in zip(rest, tensors, strict=True):
                 dram[name] = places[tensor.name]
-            emitted += generate(scheduled.func, dram, spec)
+            emitted += generate(scheduled.func, dram, spec, scratchpads)
         spans.append((begin, len(emitted), layer))
     instructions, moved = _with_tokens(emitted, spec.issue.token_depth)
     return Program(
@@ -68,8 +66,8 @@ def compile_layers(
         instructions=(*instructions, isa.Halt()),
         constants=constants.bytes(),
         arena_bytes=arena_bytes,
-        input_bytes=sum(value_bytes(v) for v in inputs),
-        output_bytes=sum(value_bytes(v) for v in outputs),
+        input_bytes=sum(host_bytes(v) for v in inputs),
+        output_bytes=sum(host_bytes(v) for v in outputs),
         layers=tuple(
             LayerSpan(moved[begin], moved[end], layer.name, layer.source, layer.kind, layer.macs)
             for begin, end, layer in spans
@@ -116,7 +114,7 @@ def _place_tensors(
         offset = 0
         for value in values:
             places[storage(value.name)] = Place(region, offset, _ITEMSIZE[value.dtype], dram=True)
-            offset += value_bytes(value)
+            offset += host_bytes(value)
     last_use = {storage(v.name): n for n, layer in enumerate(layers) for v in layer.inputs}
     live: list[tuple[int, int, int]] = []  # begin, end, last use
     size = 0
@@ -124,7 +122,7 @@ def _place_tensors(
         name = storage(layer.output.name)
         live = [block for block in live if block[2] >= n]
         if name not in places:
-            begin, needed = 0, value_bytes(layer.output)
+            begin, needed = 0, stored_bytes(layer.output)
             for taken_begin, taken_end, _ in sorted(live):
                 if begin + needed <= taken_begin:
                     break

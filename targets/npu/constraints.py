@@ -19,6 +19,7 @@ from targets.npu.schedule_move import schedule_move
 from targets.npu.schedule_pool import schedule_max_pool2d
 from targets.npu.scheduled import Scheduled
 from targets.npu.spec import NpuSpec
+from targets.npu.storage import as_bytes
 
 MAX_SHIFT = 47
 MAX_SHIFT_SPREAD = 15
@@ -85,7 +86,7 @@ def multipliers_are_16_bits(layer: Layer, _spec: NpuSpec) -> str | None:
 def a_tile_fits_the_scratchpads(layer: Layer, spec: NpuSpec) -> str | None:
     """One row of output, with the inputs and weights it needs, fits the machine's memories."""
     try:
-        schedule(layer, spec)
+        schedule(as_bytes(layer), spec)  # packed tensors take less
     except CapacityError as error:
         return str(error)
     return None

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from targets.layers import Conv2d
+from targets.npu.elements import pack
 from targets.npu.intrinsics import RECORD_WORDS
 from targets.npu.spec import NpuSpec
 
@@ -35,9 +36,24 @@ class ConvGeometry:
     spec: NpuSpec
 
     @property
+    def act_bits(self) -> int:
+        """Bits that an input code takes in memory."""
+        return self.layer.input.bits
+
+    @property
+    def wgt_bits(self) -> int:
+        """Bits that a weight takes in memory."""
+        return max(self.layer.weight_bits, min(self.spec.array.precisions))
+
+    @property
     def lanes(self) -> int:
-        """R: input channels of a reduction tile."""
-        return self.spec.array.rows
+        """R * 8 / max(operand widths): input channels of a reduction tile."""
+        return self.spec.array.rows * 8 // max(self.act_bits, self.wgt_bits)
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of an input pixel."""
+        return self.layer.input.shape[2] * self.act_bits // 8
 
     @property
     def columns(self) -> int:
@@ -114,7 +130,8 @@ class ConvGeometry:
     @property
     def tile_bytes(self) -> int:
         """Bytes of one (column tile, reduction tile) of weights."""
-        return self.columns if self.depthwise else self.lanes * self.columns
+        elements = self.columns if self.depthwise else self.lanes * self.columns
+        return elements * self.wgt_bits // 8
 
     @property
     def row_step(self) -> int:
@@ -142,7 +159,7 @@ class ConvGeometry:
     @property
     def pitch(self) -> int:
         """Bytes of a loaded row."""
-        return self.width_in * self.layer.input.shape[2]
+        return self.width_in * self.pixel_bytes
 
     def channel(self, tile: int) -> int:
         """First output channel of a column tile."""
@@ -152,8 +169,8 @@ class ConvGeometry:
     def packed_weights(self, tiles_per_block: int, k0_per_block: int) -> npt.NDArray[np.int8]:
         """Weights in the order the array consumes them, zero where a tile has no channel.
 
-        int8 flat; nested as (tile block, k0 block, tile, ky, kx, k0, lane, column); depthwise
-        (tile, ky, kx, column).
+        int8 flat, elements packed; nested as (tile block, k0 block, tile, ky, kx, k0, lane,
+        column); depthwise (tile, ky, kx, column).
         """
         kh, kw = self.kernel
         k, c = self.group_channels_out, self.columns
@@ -162,7 +179,8 @@ class ConvGeometry:
         columns[:, :k] = weight
         columns = columns.reshape(self.tiles, c, kh, kw, -1)
         if self.depthwise:
-            return columns[..., 0].transpose(0, 2, 3, 1).reshape(-1)
+            taps = columns[..., 0].transpose(0, 2, 3, 1).reshape(-1)
+            return pack(taps, self.wgt_bits).view(np.int8)
         _, k1, k0 = self.reduction
         lanes = np.zeros((self.tiles, c, kh, k1, k0 * self.lanes), np.int8)
         flat = columns.reshape(self.tiles, c, kh, k1, -1)
@@ -173,7 +191,7 @@ class ConvGeometry:
             for t in range(0, self.tiles, tiles_per_block)
             for k in range(0, k0, k0_per_block)
         ]
-        return np.concatenate(blocks)
+        return pack(np.concatenate(blocks), self.wgt_bits).view(np.int8)
 
     def records(self, base_shift: int) -> npt.NDArray[np.int32]:
         """Parameter records, int32[K * 3]: bias; multiplier; shifts.

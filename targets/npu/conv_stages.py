@@ -1,7 +1,7 @@
 """What a convolution keeps where, and the copies between DRAM and the scratchpads.
 
 ACT, WGT and PAR hold two slots of whatever is loaded more than once, so that the next load runs
-beside the compute; ACC is two halves for the same reason.
+beside the compute; ACC holds the sums of two or more chunks for the same reason.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from tvm import tirx
 
 from targets.layers import Conv2d
 from targets.npu.conv_geometry import ConvGeometry, ceil_div
-from targets.npu.intrinsics import ACC, ACT, PAR, RECORD_WORDS, WGT, RequantizeFields
+from targets.npu.intrinsics import ACC, ACT, PAR, RECORD_WORDS, WGT
 from targets.npu.loops import Expr, LoopNest, buffer_argument, scratchpad, smaller, store, when
-from targets.npu.tiling import ConvTiling, acc_rows, block_channels, input_slot_bytes
+from targets.npu.meanings import RequantizeFields
+from targets.npu.storage import repeated, stored_bytes
+from targets.npu.tile_cost import ConvTiling, block_channels
+from targets.npu.tiling import acc_rows, input_slot_bytes
 
 
 def requantize_fields(layer: Conv2d) -> RequantizeFields | None:
@@ -34,7 +37,12 @@ def requantize_fields(layer: Conv2d) -> RequantizeFields | None:
         residual_dtype=residual.value.dtype if residual else "",
         residual_zero_point=residual.zero_point if residual else 0,
         residual_multiplier=residual.multiplier if residual else 1,
+        bits=layer.output.bits,
     )
+
+
+MAX_ACC_SLOTS = 8
+"""Chunks whose sums may wait for the vector unit, or for their store, at the same time."""
 
 
 @dataclass
@@ -64,7 +72,8 @@ class ConvStages:
     def _declare_arguments(self, weights: int, parameters: int) -> None:
         """The function's buffers; ``weights`` bytes, ``parameters`` words."""
         layer, elements = self.layer, int(np.prod(self.layer.output.shape))
-        self.X = buffer_argument("input", int(np.prod(layer.input.shape)), layer.input.dtype)
+        elements = elements * layer.output.bits // 8
+        self.X = buffer_argument("input", stored_bytes(layer.input), layer.input.dtype)
         if self.fields and self.fields.residual_dtype:
             self.Z = buffer_argument("residual", elements, self.fields.residual_dtype)
         self.W = buffer_argument("weights", weights, "int8")
@@ -74,14 +83,16 @@ class ConvStages:
     def _allocate(self) -> None:
         g, t, layer = self.g, self.t, self.layer
         self.x_slot = input_slot_bytes(g, t.rows)
-        self.y_slot = t.rows * g.out[1] * self.channels
+        self.y_slot = t.rows * g.out[1] * self.channels * layer.output.bits // 8
         self.w_slot = t.tiles * g.reduction[0] * g.reduction[1] * t.k0 * g.tile_bytes
-        self.acc_half = acc_rows(g) // 2 * g.columns
+        pixels = t.chunk_rows * t.chunk_columns
+        self.acc_slots = min(MAX_ACC_SLOTS, acc_rows(g) // pixels)
+        self.acc_slot = pixels * g.columns
         weight_slots = min(2, self.blocks * self.k_blocks)
         output_slots = min(2, self.blocks * self.stripes)
         self.act = scratchpad("act", self.x_slot * min(2, self.stripes), layer.input.dtype, ACT)
         self.wgt = scratchpad("wgt", self.w_slot * weight_slots, "int8", WGT)
-        self.acc = scratchpad("acc", self.acc_half * 2, "int32", ACC)
+        self.acc = scratchpad("acc", self.acc_slot * self.acc_slots, "int32", ACC)
         if self.fields is None:
             return
         self.p_slot = self.channels * RECORD_WORDS
@@ -115,7 +126,8 @@ class ConvStages:
     def _load_stripe(self, at: Position) -> None:
         """Input rows of the stripe, with the zero point where the window leaves the image."""
         g, layer = self.g, self.layer
-        h, w, c = layer.input.shape
+        h, w, _ = layer.input.shape
+        c = g.pixel_bytes
         top, left, _, _ = layer.padding
         slot = at.stripe % 2 * self.x_slot if self.stripes > 1 else 0
         rows = g.rows_in(self.t.rows)
@@ -126,7 +138,7 @@ class ConvStages:
             with self.nest.block("load") as b:
                 inside = tirx.all(source_y >= 0, source_y < h, source_x >= 0, source_x < w)
                 value = self.X[b((source_y * w + source_x) * c + ch)]
-                fill = tirx.const(layer.input_zero_point, layer.input.dtype)
+                fill = tirx.const(repeated(layer.input_zero_point, layer.input), layer.input.dtype)
                 target = b(slot + (y * g.width_in + x) * c + ch)
                 store(self.act, target, tirx.if_then_else(b(inside), value, fill))
 
@@ -160,13 +172,12 @@ class ConvStages:
         if load and not self.fields.residual_dtype:
             return
         _, ow, k = self.g.out
-        pixels = self._rows(at) * ow
-        with self.nest.grid((pixels, self.t.rows * ow), (self._channels(at), self.channels)) as (
-            p,
-            ch,
-        ):
-            far = (at.stripe * (self.t.rows * ow) + p) * k + at.block * self.channels + ch
-            near = self._output_slot(at) + p * self.channels + ch
+        pixels, per_byte = self._rows(at) * ow, 8 // self.fields.bits
+        pixel_bytes, block_bytes = k // per_byte, self.channels // per_byte
+        loops = (pixels, self.t.rows * ow), (self._channels(at) // per_byte, block_bytes)
+        with self.nest.grid(*loops) as (p, ch):
+            far = (at.stripe * (self.t.rows * ow) + p) * pixel_bytes + at.block * block_bytes + ch
+            near = self._output_slot(at) + p * block_bytes + ch
             with self.nest.block("load_residual" if load else "store") as b:
                 if load:
                     store(self.res, b(near), self.Z[b(far)])

@@ -15,14 +15,14 @@ from targets.npu.tokens import Span
 def encode_gemm(call: Call, spec: NpuSpec) -> Emitted | None:
     """One GEMM: up to three kernel loops around up to two pixel loops, or None."""
     act, wgt, acc = range(3)
-    rows, columns = spec.array.rows, spec.array.cols
+    lanes, columns, act_bits, wgt_bits, unsigned, fraction, kvalid, nvalid = call.immediates
     kernel = tuple(a for a in call.axes if a.strides[acc] == 0)
     pixels = tuple(a for a in call.axes if a.strides[acc] != 0)
     if call.axes != kernel + pixels or len(kernel) > 3 or len(pixels) > 2:
         return None
     k2, k1, k0 = pad(kernel, 3, 3)
     m1, m0 = pad(pixels, 2, 3)
-    tile = rows * columns
+    tile = lanes * columns * wgt_bits // 8
     expected = 1
     for axis in (k0, k1, k2):
         if axis.extent > 1 and axis.strides[wgt] != expected * tile:
@@ -30,11 +30,12 @@ def encode_gemm(call: Call, spec: NpuSpec) -> Emitted | None:
         expected *= axis.extent
     if not rows_fit((m1, m0), acc, columns):
         return None
-    fraction, unsigned = call.immediates
     row = columns * 4
     gemm = isa.Gemm(
         acc_init=call.initialise,
         act_unsigned=bool(unsigned),
+        act_bits=isa.WIDTHS.index(act_bits),
+        wgt_bits=isa.WIDTHS.index(wgt_bits),
         act_addr=call.starts[act],
         wgt_addr=call.starts[wgt],
         acc_row=call.starts[acc] // row,
@@ -48,15 +49,15 @@ def encode_gemm(call: Call, spec: NpuSpec) -> Emitted | None:
         as_k0=k0.strides[act],
         as_k1=k1.strides[act],
         as_k2=k2.strides[act],
-        kvalid=rows,
-        nvalid=columns,
+        kvalid=kvalid,
+        nvalid=nvalid,
         frac=fraction,
     )
     if not isa.fits(gemm):
         return None
     axes = (k2, k1, k0, m1, m0)
     reads = [
-        span(ACT, call, axes, act, rows),
+        span(ACT, call, axes, act, lanes * act_bits // 8),
         span(WGT, call, axes, wgt, tile),
     ]
     return _accumulating(gemm, call, reads, m0.extent * m1.extent * row)
@@ -65,23 +66,25 @@ def encode_gemm(call: Call, spec: NpuSpec) -> Emitted | None:
 def encode_depthwise(call: Call, spec: NpuSpec) -> Emitted | None:
     """One DWC: up to two kernel loops around up to two pixel loops, or None."""
     act, wgt, acc = range(3)
-    columns = spec.array.cols
+    _, columns, act_bits, wgt_bits, unsigned, fraction, _, nvalid = call.immediates
     kernel = tuple(a for a in call.axes if a.strides[acc] == 0)
     pixels = tuple(a for a in call.axes if a.strides[acc] != 0)
     if call.axes != kernel + pixels or len(kernel) > 2 or len(pixels) > 2:
         return None
     ky, kx = pad(kernel, 2, 3)
     m1, m0 = pad(pixels, 2, 3)
-    taps_in_order = (kx.extent == 1 or kx.strides[wgt] == columns) and (
-        ky.extent == 1 or ky.strides[wgt] == kx.extent * columns
+    tap = columns * wgt_bits // 8
+    taps_in_order = (kx.extent == 1 or kx.strides[wgt] == tap) and (
+        ky.extent == 1 or ky.strides[wgt] == kx.extent * tap
     )
     if not taps_in_order or not rows_fit((m1, m0), acc, columns):
         return None
-    fraction, unsigned = call.immediates
     row = columns * 4
     instruction = isa.Depthwise(
         acc_init=call.initialise,
         act_unsigned=bool(unsigned),
+        act_bits=isa.WIDTHS.index(act_bits),
+        wgt_bits=isa.WIDTHS.index(wgt_bits),
         act_addr=call.starts[act],
         wgt_addr=call.starts[wgt],
         acc_row=call.starts[acc] // row,
@@ -93,13 +96,16 @@ def encode_depthwise(call: Call, spec: NpuSpec) -> Emitted | None:
         kh=ky.extent,
         as_kx=kx.strides[act],
         as_ky=ky.strides[act],
-        nvalid=columns,
+        nvalid=nvalid,
         frac=fraction,
     )
     if not isa.fits(instruction):
         return None
     axes = (ky, kx, m1, m0)
-    reads = [span(ACT, call, axes, act, columns), span(WGT, call, axes, wgt, columns)]
+    reads = [
+        span(ACT, call, axes, act, columns * act_bits // 8),
+        span(WGT, call, axes, wgt, tap),
+    ]
     return _accumulating(instruction, call, reads, m0.extent * m1.extent * row)
 
 

@@ -26,6 +26,7 @@ def encode_requantize(call: Call, spec: NpuSpec) -> Emitted | None:
         res_unsigned,
         res_zero,
         res_multiplier,
+        bits,
     ) = call.immediates
     residual = res_unsigned >= 0
     acc, par, res, out = 0, 1, 2, 2 + residual
@@ -41,6 +42,8 @@ def encode_requantize(call: Call, spec: NpuSpec) -> Emitted | None:
         residual=residual,
         residual_unsigned=res_unsigned == 1,
         out_unsigned=bool(unsigned),
+        out_bits=isa.WIDTHS.index(bits),
+        res_bits=isa.WIDTHS.index(bits) if residual else 0,
         acc_row=call.starts[acc] // (columns * 4),
         m0=m0.extent,
         m1=m1.extent,
@@ -68,8 +71,8 @@ def encode_requantize(call: Call, spec: NpuSpec) -> Emitted | None:
         Span(f"mem{PAR}", call.starts[par], call.starts[par] + channels * RECORD_WORDS * 4),
     ]
     if residual:
-        reads.append(span(ACT, call, axes, res, channels))
-    return Emitted(instruction, tuple(reads), (span(ACT, call, axes, out, channels),))
+        reads.append(span(ACT, call, axes, res, channels * bits // 8))
+    return Emitted(instruction, tuple(reads), (span(ACT, call, axes, out, channels * bits // 8),))
 
 
 def encode_pool(call: Call, _spec: NpuSpec) -> Emitted | None:
@@ -86,12 +89,13 @@ def encode_pool(call: Call, _spec: NpuSpec) -> Emitted | None:
     if steps is None:
         return None
     stride, ss_y, ss_x = steps
-    (unsigned,) = call.immediates
+    unsigned, bits = call.immediates
     pool = isa.Pool(
         unsigned=bool(unsigned),
+        elem_bits=isa.WIDTHS.index(bits),
         src_addr=call.starts[src],
         dst_addr=call.starts[dst],
-        c=channels,
+        c=channels * 8 // bits,
         ox=x.extent,
         oy=y.extent,
         ss_x=ss_x,
@@ -127,7 +131,7 @@ def _pool_steps(ky: Axis, kx: Axis, y: Axis, x: Axis) -> tuple[int, int, int] | 
 
 def encode_add(call: Call, _spec: NpuSpec) -> Emitted | None:
     """One VADD: a dense run, or None."""
-    a_unsigned, za, ma, sa, b_unsigned, zb, mb, sb, shift, zero, low, high, unsigned = (
+    a_unsigned, za, ma, sa, b_unsigned, zb, mb, sb, shift, zero, low, high, unsigned, bits = (
         call.immediates
     )
     length = _run_length(call)
@@ -137,10 +141,11 @@ def encode_add(call: Call, _spec: NpuSpec) -> Emitted | None:
         a_unsigned=bool(a_unsigned),
         b_unsigned=bool(b_unsigned),
         out_unsigned=bool(unsigned),
+        elem_bits=isa.WIDTHS.index(bits),
         a_addr=call.starts[0],
         b_addr=call.starts[1],
         dst_addr=call.starts[2],
-        len=length,
+        len=length * 8 // bits,
         za=za & 0xFF,
         zb=zb & 0xFF,
         zo=zero & 0xFF,

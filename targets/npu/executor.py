@@ -1,7 +1,8 @@
-"""The machine as one TIR function: decodes the 256-bit words of a program and executes them, compiled by TVM.
+"""The machine as one TIR function that decodes and executes the words of a program.
 
-It is what an artifact runs: no Python, the very binary that the NPU would load. ``simulator.py`` says what each
-instruction means; this file and its ``executor_*`` siblings say it again for speed, and tests hold the two together.
+Compiled by TVM it is what an artifact runs: no Python, the very binary that the NPU would load.
+``simulator.py`` says what each instruction means; this file and its ``executor_*`` siblings say it
+again for speed, and tests hold the two together.
 
     for each image, in parallel
         while running
@@ -58,9 +59,7 @@ TRAPS = {
 """Trap code -> what it means; 0 is no trap."""
 
 
-def make_executor(
-    spec: NpuSpec, arena_bytes: int, *, vnni: bool | None = None
-) -> tirx.PrimFunc:
+def make_executor(spec: NpuSpec, arena_bytes: int, *, vnni: bool | None = None) -> tirx.PrimFunc:
     """The machine's interpreter, as a function that ``relax.call_tir`` can call.
 
     Args:
@@ -69,8 +68,9 @@ def make_executor(
         vnni: whether the target has 512-bit dot products of bytes; None asks the host.
 
     Returns:
-        A function of (program int32[n, 8], constants int8[nc], inputs int8[batch, ni], outputs int8[batch, no],
-        trap int32[batch, 2]); the last two are written. A row of ``trap`` is (code, index), zeros where all went well.
+        A function of (program int32[n, 8], constants int8[nc], inputs int8[batch, ni], outputs
+        int8[batch, no], trap int32[batch, 2]); the last two are written. A row of ``trap`` is
+        (code, index), zeros where all went well.
     """
     if vnni is None:
         vnni = CpuFeatures.of(host_target()).vnni
@@ -216,8 +216,8 @@ class Executor:
         """
         if program.digest != self.spec.digest or program.arena_bytes > self.arena_bytes:
             msg = (
-                f"the executor is of {self.spec.name} with an arena of {self.arena_bytes} bytes, the program "
-                f"of {program.machine} with {program.arena_bytes}. Make an executor for this program."
+                f"the executor is of {self.spec.name} with {self.arena_bytes} bytes of arena, the "
+                f"program of {program.machine} with {program.arena_bytes}. Make one for it."
             )
             raise InputError(msg)
         constants = np.frombuffer(program.constants or bytes(1), np.int8)

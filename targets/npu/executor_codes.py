@@ -19,11 +19,10 @@ from targets.npu.executor_memory import (
     i64,
     when,
 )
-from targets.npu.legality import RECORD_BYTES
-from targets.npu.simulator import MAX_RECORD_SHIFT, MAX_RESIDUAL_SHIFT
+from targets.npu.legality import RECORD_BYTES, code_range
+from targets.npu.simulator_codes import MAX_RECORD_SHIFT, MAX_RESIDUAL_SHIFT
 
 _LANES = 16
-_INT8 = (-128, 127)
 
 
 def requantize(state: State, i: SimpleNamespace) -> None:
@@ -37,7 +36,7 @@ def requantize(state: State, i: SimpleNamespace) -> None:
 
 
 class _Records:
-    """The channels' parameters and one row's intermediate numbers; channels from nvalid on are zero."""
+    """The channels' parameters and one row's numbers; channels from nvalid on are zero."""
 
     def __init__(self, columns: int) -> None:
         wide = ("bias", "mult", "shift", "half", "res_shl", "t", "code")
@@ -110,8 +109,12 @@ def _row(
         start = T.bind(i.res_addr + m1 * i.rs_m1 + m0 * i.rs_m0)
         mask = T.bind(tirx.Select(i.residual_unsigned == 1, i32(255), i32(-1)))
         zero = T.bind(byte_value(i.res_zp, i.residual_unsigned))
-        with T.vectorized(0, columns) as c:
+        with when(i.res_bits == 0), T.vectorized(0, columns) as c:
             centred = i64((i32(state.mem[start + c]) & mask) - zero) * i64(i.res_mult)
+            T.buffer_store(t, t[c] + (centred << records["res_shl"][c]), [c])
+        with when(i.res_bits != 0), T.serial(0, i.nvalid) as c:
+            added = _packed_code(state, start, c, i.res_bits, i.residual_unsigned)
+            centred = i64(added - zero) * i64(i.res_mult)
             T.buffer_store(t, t[c] + (centred << records["res_shl"][c]), [c])
     for rounding in Rounding:
         with when(i.rounding == int(rounding)):
@@ -167,14 +170,28 @@ def _store_codes(state: State, i: SimpleNamespace, code: Buffer, start: Expr) ->
         T.buffer_store(state.mem, tirx.Cast("int8", code[c]), [target + c])
     with when(tirx.all(i.out_bits == 0, i.nvalid != columns)), T.serial(0, i.nvalid) as c:
         T.buffer_store(state.mem, tirx.Cast("int8", code[c]), [target + c])
-    with when(i.out_bits != 0):
-        per_byte, width = T.bind(i32(1) << i.out_bits), T.bind(i32(8) >> i.out_bits)
-        with T.serial(0, i.nvalid) as c:
-            at = T.bind(target + (c >> i.out_bits))
-            place = c & (per_byte - 1)
-            field = (i32(code[c]) & ((i32(1) << width) - 1)) << (place * width)
-            before = tirx.Select(place == 0, i32(0), i32(state.mem[at]))
-            T.buffer_store(state.mem, tirx.Cast("int8", before | field), [at])
+    with when(i.out_bits != 0), T.serial(0, i.nvalid) as c:
+        _store_packed(state, target, c, i.out_bits, code[c])
+
+
+def _packed_code(state: State, start: Expr, n: Expr, bits: Expr, unsigned: Expr) -> Expr:
+    """Element ``n`` of packed codes; ``bits`` is the width's code, 1 or 2."""
+    width = T.bind(i32(8) >> bits)
+    place = n & ((i32(1) << bits) - 1)
+    code = T.bind(
+        (i32(state.mem[start + (n >> bits)]) >> (place * width)) & ((i32(1) << width) - 1)
+    )
+    return T.bind(code - ((code >> (width - 1)) << width) * (1 - unsigned))
+
+
+def _store_packed(state: State, start: Expr, n: Expr, bits: Expr, code: Expr) -> None:
+    """Write element ``n``, in ascending order: the first of a byte clears the others."""
+    width = T.bind(i32(8) >> bits)
+    at = T.bind(start + (n >> bits))
+    place = n & ((i32(1) << bits) - 1)
+    field = (i32(code) & ((i32(1) << width) - 1)) << (place * width)
+    before = tirx.Select(place == 0, i32(0), i32(state.mem[at]))
+    T.buffer_store(state.mem, tirx.Cast("int8", before | field), [at])
 
 
 def add(state: State, i: SimpleNamespace) -> None:
@@ -188,18 +205,26 @@ def add(state: State, i: SimpleNamespace) -> None:
     ):
         mask = T.bind(tirx.Select(unsigned == 1, i32(255), i32(-1)))
         factor = T.bind(i64(mult) << i64(left))
-        sides.append((at, mask, T.bind(byte_value(zp, unsigned)), factor))
+        sides.append((at, unsigned, mask, T.bind(byte_value(zp, unsigned)), factor))
 
-    def term(side: tuple[Expr, Expr, Expr, Expr], n: Expr) -> Expr:
-        at, mask, zp, factor = side
-        return i64((i32(state.mem[at + n]) & mask) - zp) * factor
+    def code(terms: list[Expr]) -> Expr:
+        total = (terms[0] + terms[1] + half) >> i64(i.shift)
+        return tirx.max(tirx.min(total + zero, high), low)
 
     def store(n: Expr) -> None:
-        total = (term(sides[0], n) + term(sides[1], n) + half) >> i64(i.shift)
-        code = tirx.max(tirx.min(total + zero, high), low)
-        T.buffer_store(state.mem, tirx.Cast("int8", code), [i.dst_addr + n])
+        terms = [
+            i64((i32(state.mem[at + n]) & mask) - zp) * factor for at, _, mask, zp, factor in sides
+        ]
+        T.buffer_store(state.mem, tirx.Cast("int8", code(terms)), [i.dst_addr + n])
 
-    _vectors(i.len, store)
+    with when(i.elem_bits == 0):
+        _vectors(i.len, store)
+    with when(i.elem_bits != 0), T.serial(0, i.len) as n:
+        terms = [
+            i64(_packed_code(state, at, n, i.elem_bits, unsigned) - zp) * factor
+            for at, unsigned, _, zp, factor in sides
+        ]
+        _store_packed(state, i.dst_addr, n, i.elem_bits, code(terms))
 
 
 def _vectors(count: Expr, store: object) -> None:
@@ -236,14 +261,31 @@ def pool(state: State, i: SimpleNamespace) -> None:
                 code = tirx.Select(i.average == 1, _average(i, total[c]), i64(best[c]))
                 T.buffer_store(state.mem, tirx.Cast("int8", code), [target + begin + c])
 
-        chunks(i.c, _LANES, window)
+        with when(i.elem_bits == 0):
+            chunks(i.c, _LANES, window)
+        with when(i.elem_bits != 0), T.serial(0, i.c) as c:
+            _packed_window(state, i, source, target, c)
+
+
+def _packed_window(state: State, i: SimpleNamespace, source: Expr, target: Expr, c: Expr) -> None:
+    """One packed channel of one window."""
+    best = T.sblock_alloc_buffer((1,), "int32")
+    total = T.sblock_alloc_buffer((1,), "int64")
+    T.buffer_store(best, -(1 << 30), [0])
+    T.buffer_store(total, i64(0), [0])
+    with T.serial(0, i.kh) as ky, T.serial(0, i.kw) as kx:
+        start = T.bind(source + ky * i.ss_y + kx * i.ss_x)
+        code = _packed_code(state, start, c, i.elem_bits, i.unsigned)
+        T.buffer_store(best, tirx.max(best[0], code), [0])
+        T.buffer_store(total, total[0] + i64(code), [0])
+    code = tirx.Select(i.average == 1, _average(i, total[0]), i64(best[0]))
+    _store_packed(state, target, c, i.elem_bits, code)
 
 
 def _average(i: SimpleNamespace, total: Expr) -> Expr:
     half = (i64(1) << i64(i.shift)) >> i64(1)
     code = ((total * i64(i.mult) + half) >> i64(i.shift)) + i64(byte_value(i.zp, i.unsigned))
-    low = tirx.Select(i.unsigned == 1, i64(0), i64(_INT8[0]))
-    high = tirx.Select(i.unsigned == 1, i64(255), i64(_INT8[1]))
+    low, high = (i64(limit) for limit in code_range(i.elem_bits, i.unsigned))
     return tirx.max(tirx.min(code, high), low)
 
 

@@ -18,46 +18,60 @@ _Get = Callable[[Expr], Expr]
 
 def load(state: State, i: SimpleNamespace) -> None:
     """LD: rows with their borders, one after the other."""
-    readers = _readers(state)
-    pad = T.bind(tirx.Cast("int8", i.padval))
-    width = T.bind(i.pad_x0 + i.x_bytes + i.pad_x1)
     base = T.bind(_base(state, i.mem))
     for is_acc, put in ((0, _put_byte(state, base)), (1, _put_acc(state))):
-        with when(tirx.Cast("int32", i.mem == _ACC) == is_acc):
-            with T.serial(0, i.z) as plane, T.serial(0, i.pad_y0 + i.y + i.pad_y1) as row:
-                target = T.bind(i.spm_addr + plane * i.spm_zstride + row * i.spm_ystride)
-                y = T.bind(row - i.pad_y0)
-                outside = tirx.any(i.fill == 1, y < 0, y >= i.y)
-                with T.If(outside):
-                    with T.Then():
-                        _run(is_acc, width, lambda n: put(target + n, pad))
-                    with T.Else():
-                        _run(is_acc, i.pad_x0, lambda n: put(target + n, pad))
-                        begin = T.bind(target + i.pad_x0)
-                        source = T.bind(_dram(i, plane, y))
-                        for region, get in enumerate(readers):
-                            with when(i.region == region):
-                                _run(
-                                    is_acc,
-                                    i.x_bytes,
-                                    lambda n, get=get: put(begin + n, get(source + n)),
-                                )
-                        end = T.bind(begin + i.x_bytes)
-                        _run(is_acc, i.pad_x1, lambda n: put(end + n, pad))
+        with (
+            when(tirx.Cast("int32", i.mem == _ACC) == is_acc),
+            T.serial(0, i.z) as plane,
+            T.serial(0, i.pad_y0 + i.y + i.pad_y1) as row,
+        ):
+            _load_row(state, i, is_acc, put, plane, row)
+
+
+def _load_row(
+    state: State, i: SimpleNamespace, is_acc: int, put: _Put, plane: Expr, row: Expr
+) -> None:
+    pad = T.bind(tirx.Cast("int8", i.padval))
+    target = T.bind(i.spm_addr + plane * i.spm_zstride + row * i.spm_ystride)
+    y = T.bind(row - i.pad_y0)
+
+    def border(count: Expr, start: Expr) -> None:
+        _run(is_acc, count, lambda n: put(start + n, pad))
+
+    def copy(get: _Get, start: Expr, source: Expr) -> None:
+        _run(is_acc, i.x_bytes, lambda n: put(start + n, get(source + n)))
+
+    with T.If(tirx.any(i.fill == 1, y < 0, y >= i.y)):
+        with T.Then():
+            border(i.pad_x0 + i.x_bytes + i.pad_x1, target)
+        with T.Else():
+            border(i.pad_x0, target)
+            begin = T.bind(target + i.pad_x0)
+            source = T.bind(_dram(i, plane, y))
+            for region, get in enumerate(_readers(state)):
+                with when(i.region == region):
+                    copy(get, begin, source)
+            border(i.pad_x1, T.bind(begin + i.x_bytes))
 
 
 def store(state: State, i: SimpleNamespace) -> None:
     """ST: rows from a memory to DRAM."""
     base = T.bind(_base(state, i.mem))
-    for is_acc, get in ((0, lambda at: state.mem[base + at]), (1, _get_acc(state))):
+
+    def from_bytes(at: Expr) -> Expr:
+        return state.mem[base + at]
+
+    for is_acc, get in ((0, from_bytes), (1, _get_acc(state))):
         for region, put in ((_ARENA, _put_arena(state)), (_OUTPUTS, _put_output(state))):
             chosen = tirx.all(tirx.Cast("int32", i.mem == _ACC) == is_acc, i.region == region)
             with when(chosen), T.serial(0, i.z) as plane, T.serial(0, i.y) as y:
-                source = T.bind(i.spm_addr + plane * i.spm_zstride + y * i.spm_ystride)
-                target = T.bind(_dram(i, plane, y))
-                _run(
-                    is_acc, i.x_bytes, lambda n, put=put, get=get: put(target + n, get(source + n))
-                )
+                _store_row(i, is_acc, get, put, plane, y)
+
+
+def _store_row(i: SimpleNamespace, is_acc: int, get: _Get, put: _Put, plane: Expr, y: Expr) -> None:
+    source = T.bind(i.spm_addr + plane * i.spm_zstride + y * i.spm_ystride)
+    target = T.bind(_dram(i, plane, y))
+    _run(is_acc, i.x_bytes, lambda n: put(target + n, get(source + n)))
 
 
 def _run(is_acc: int, count: Expr, body: Callable[[Expr], None]) -> None:

@@ -1,4 +1,4 @@
-"""GEMM of 8-bit activations on 512-bit dot products of bytes, five times as fast as ``executor_sums``.
+"""GEMM of 8-bit activations on 512-bit dot products of bytes, faster than ``executor_sums``.
 
 One instruction of the host multiplies four lanes of sixteen columns. Sums wrap at 32 bits, so the
 order of additions does not matter: a block of pixels stays in vector registers over all tiles, and
@@ -46,7 +46,9 @@ def gemm(state: State, i: SimpleNamespace, weights: Expr, factor: Expr, pixels: 
     block = max(1, min(8, 256 // columns))
     with T.serial(0, tirx.truncdiv(pixels + (block - 1), i32(block))) as n:
         first = T.bind(n * block)
-        sums = _block(state, i, [tirx.min(first + j, pixels - 1) for j in range(block)], signs, raised)
+        sums = _block(
+            state, i, [tirx.min(first + j, pixels - 1) for j in range(block)], signs, raised
+        )
         for j, buffer in enumerate(sums):
             with when(first + j < pixels):
                 _accumulate(state, i, buffer, i.acc_row + first + j, factor)
@@ -55,7 +57,7 @@ def gemm(state: State, i: SimpleNamespace, weights: Expr, factor: Expr, pixels: 
 def _pack_weights(
     state: State, i: SimpleNamespace, weights: Expr, signs: Expr, raised: Buffer
 ) -> None:
-    """Weights as [tile][quad][column][lane of the quad], zero beyond ``kvalid`` of the last k0 tile."""
+    """Weights as [tile][quad][column][lane of the quad], zero beyond the last tile's ``kvalid``."""
     rows, columns = state.spec.array.rows, state.spec.array.cols
     for column in range(0, columns, _LANES):
         _store(raised, column, tirx.Broadcast(i32(0), _LANES))
@@ -101,7 +103,9 @@ def _block(
                     quad = _load(state.mem, start + q * _QUAD, "int8", _QUAD)
                     word = tirx.Broadcast(tirx.reinterpret("int32", quad), _LANES)
                     acts = word ^ tirx.Broadcast(signs, _LANES)
-                    _store(buffer, column, _dot(_load(buffer, column, "int32", _LANES), acts, weights))
+                    _store(
+                        buffer, column, _dot(_load(buffer, column, "int32", _LANES), acts, weights)
+                    )
     return sums
 
 
@@ -111,7 +115,7 @@ def _quad_start(state: State, t: Expr, q: Expr, column: int) -> Expr:
 
 
 def _dot(acc: Expr, acts: Expr, weights: Expr) -> Expr:
-    """Each int32 plus four products; ``acts`` is int32x16 of unsigned bytes, ``weights`` int8x64."""
+    """Each int32 plus four products; ``acts``: int32x16 of unsigned bytes, ``weights``: int8x64."""
     acts = tirx.reinterpret("uint8x64", acts)
     name = T.llvm_lookup_intrinsic_id(_DOT)
     return T.call_llvm_pure_intrin(f"int32x{_LANES}", name, acc, acts, weights)

@@ -1,10 +1,12 @@
-"""What the compiled executor works on: its memories, its registers, and how it reads an instruction's bits.
+"""What the compiled executor works on: memories, registers, and the bits of an instruction.
 
-All scratchpads of bytes, the arena and four work areas lie in one buffer, so that a byte has one address:
+All scratchpads of bytes, the arena and four work areas lie in one buffer: a byte has one address.
 
-    ACT | WGT | PAR | arena | held tile | wide weights | weights in quads | staged activations | slack
+    ACT | WGT | PAR | arena | held tile | wide weights | weights in quads | staged activations
+    | slack
 
-Vector loads may run over the end of an operand by less than a row of the array; the slack keeps them inside.
+Vector loads may run over the end of an operand by less than a row of the array; the slack keeps
+them inside.
 """
 
 from __future__ import annotations
@@ -61,7 +63,9 @@ class Areas:
         starts = [0]
         for size in sizes:
             starts.append(-(-(starts[-1] + size) // 64) * 64)
-        return Areas(*starts[1:8], size=starts[8] + 64 + 4 * spec.array.cols)
+        wgt, par, arena, held, wide, quads, stage, end = starts[1:]
+        size = end + 64 + 4 * spec.array.cols
+        return Areas(wgt, par, arena, held, wide, quads, stage, size)
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ class State:
         mem: int8, see ``Areas``.
         acc: int32, rows of C sums.
         rows: int32, offset of each pixel's activations.
-        registers: trap code (0 running), program counter, whether the opcode was known, the held tile's widths.
+        registers: trap code (0 running), program counter, whether the opcode was known, the held
+            tile's widths.
         tokens: int32[16], by source * 4 + target.
     """
 

@@ -1,8 +1,8 @@
 """GEMM and DWC in the compiled executor.
 
-Operands of 8 bits are read where they lie. Packed weights are widened to bytes once per instruction, packed
-activations as they are read, so that there is one inner loop. It keeps the sums of ``block_pixels`` pixels in vector
-registers over all tiles of the instruction.
+Operands of 8 bits are read where they lie. Packed weights are widened to bytes once per
+instruction, packed activations as they are read, so that there is one inner loop. It keeps the sums
+of ``block_pixels`` pixels in vector registers over all tiles of the instruction.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def block_pixels(spec: NpuSpec) -> int:
 
 
 def gemm(state: State, i: SimpleNamespace) -> None:
-    """GEMM: the products of every pixel with all tiles, then the sum's factor, then the accumulator."""
+    """GEMM: products of every pixel with all tiles, then the sum's factor, then the accumulator."""
     spec, areas = state.spec, state.areas
     columns = spec.array.cols
     widest = T.bind((i.act_bits * i.wgt_bits + 1) >> 1)
@@ -71,7 +71,7 @@ def _blocks(state: State, tile: _Tiles, pixels: Expr) -> None:
 
 @dataclass(frozen=True)
 class _Tiles:
-    """What the inner loop reads of a GEMM: fields, lanes of a tile, address of byte weights, the factor."""
+    """What GEMM's inner loop reads: fields, lanes of a tile, address of byte weights, factor."""
 
     i: SimpleNamespace
     lanes: Expr

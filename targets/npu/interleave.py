@@ -1,6 +1,6 @@
 """The machine with its units out of step: any order that tokens allow, to look for races.
 
-    InterleavedSimulator(spec, adversary).run(program, inputs)
+    Simulator(spec).run(program, inputs, interleaved(youngest))
 
 Units are in order and each instruction happens at once, when it completes. Which unit is next, of
 those that may go on, a ``Choice`` says. With the tokens right every choice leaves the same bytes
@@ -18,8 +18,8 @@ import numpy as np
 from targets.errors import TrapError
 from targets.npu import isa
 from targets.npu.program import Program
-from targets.npu.simulator import Bytes, Simulator
-from targets.npu.spec import NpuSpec
+from targets.npu.simulator import Order
+from targets.npu.simulator_state import Machine
 
 Choice: TypeAlias = Callable[[Sequence[int]], int]
 """Of the heads of the units that may go on (positions in the program), the one that does."""
@@ -42,41 +42,35 @@ def by_priority(units: Sequence[int], program: Program) -> Choice:
     return lambda heads: min(heads, key=lambda head: rank[program.instructions[head].unit])
 
 
-class InterleavedSimulator(Simulator):
-    """The machine, with a choice of which unit goes on."""
+def interleaved(choose: Choice) -> Order:
+    """An order for the simulator: of the units that may go on, the one that is chosen."""
 
-    def __init__(self, spec: NpuSpec, choose: Choice) -> None:
-        super().__init__(spec)
-        self.choose = choose
-
-    def image(self) -> list[Bytes]:
-        """Copies of all that was written: DRAM regions, then scratchpads."""
-        return [memory.copy() for memory in (*self.dram, *self.memories)]
-
-    def _order(self, program: Program) -> Iterator[int]:
+    def order(program: Program, machine: Machine) -> Iterator[int]:
         queues = [deque[int]() for _ in isa.UNIT_NAMES]
         for index, instruction in enumerate(program.instructions):
             queues[instruction.unit].append(index)
-        left = len(program.instructions)
-        while left:
+        for left in range(len(program.instructions), 0, -1):
             heads = [
                 queue[0]
                 for queue in queues
-                if queue and self._may_run(program.instructions[queue[0]], left)
+                if queue and _may_run(program.instructions[queue[0]], machine, left)
             ]
             if not heads:
                 waiting = [queue[0] for queue in queues if queue]
                 raise TrapError(min(waiting), f"deadlock: no unit can go on, heads {waiting}")
-            chosen = self.choose(heads)
+            chosen = choose(heads)
             queues[program.instructions[chosen].unit].popleft()
-            left -= 1
             yield chosen
 
-    def _may_run(self, i: isa.Instruction, left: int) -> bool:
-        if isinstance(i, isa.Halt):
-            return left == 1
-        depth = self.spec.issue.token_depth
-        units = range(len(isa.UNIT_NAMES))
-        popped = all(self.tokens[unit, i.unit] for unit in units if i.pop >> unit & 1)
-        room = all(self.tokens[i.unit, unit] < depth for unit in units if i.push >> unit & 1)
-        return popped and room
+    return order
+
+
+def _may_run(i: isa.Instruction, machine: Machine, left: int) -> bool:
+    """Whether its tokens are there and its pushes find room; HALT comes last."""
+    if isinstance(i, isa.Halt):
+        return left == 1
+    tokens, depth = machine.tokens, machine.spec.issue.token_depth
+    units = range(len(isa.UNIT_NAMES))
+    popped = all(tokens[unit, i.unit] for unit in units if i.pop >> unit & 1)
+    room = all(tokens[i.unit, unit] < depth for unit in units if i.push >> unit & 1)
+    return popped and room

@@ -1,37 +1,40 @@
 """Tensor intrinsics: what one row of each compute instruction means, and the call it becomes.
 
 An intrinsic is a pair. ``desc`` is the meaning in plain TIR: it compiles and runs on a CPU, and it
-is the pattern that
-``Schedule.tensorize`` looks for. ``impl`` is the call that takes its place; the code generator
-folds the loops around
-such calls into the hardware loops of one instruction (``fold.py``).
+is the pattern that ``Schedule.tensorize`` looks for. ``impl`` is the call that takes its place; the
+code generator folds the loops around such calls into the hardware loops of one instruction.
 
-    npu.gemm        acc[j] += (sum_r act[r] * wgt[r, j]) << fraction       R activations, an R x C
-    weight tile
-    npu.dwconv      acc[j] += (act[j] * wgt[j]) << fraction                one kernel tap of C
-    channels
-    npu.requantize  out[j] = clamp(half_up(t[j], shift) + zero)            C or fewer channels
-    (arithmetic.py)
-    npu.max         out = max(out, act)                                    one tap of one channel's
-    window
-    npu.add         out = clamp(half_up(a + b, shift) + zero)              one element
-    npu.lut         out = table[byte of act]                               one element
+    npu.gemm        acc[j] += (sum_r act[r] * wgt[r, j]) << fraction    a tile of lanes x columns
+    npu.dwconv      acc[j] += (act[j] * wgt[j]) << fraction             one kernel tap of C channels
+    npu.requantize  out[j] = clamp(half_up(t[j], shift) + zero)         C or fewer channels
+    npu.max         out = max(out, act)                                 one tap of one byte's codes
+    npu.add         out = clamp(half_up(a + b, shift) + zero)           one byte's codes
+    npu.lut         out = table[byte of act]                            one byte
 
-Immediates such as a shift are constants of the pattern, so each combination is an intrinsic of its
-own, registered
-the first time it is asked for.
+Elements of 4 or 2 bits are packed in bytes, the first in the low bits. Immediates such as a shift
+are constants of the pattern, so each combination is an intrinsic of its own, registered the first
+time it is asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from contextlib import ExitStack
+from dataclasses import astuple
 from typing import Any, TypeAlias
 
 from tvm import tirx
 from tvm.s_tir import TensorIntrin
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
+
+from targets.npu.meanings import (
+    AddFields,
+    ProductFields,
+    RequantizeFields,
+    max_byte,
+    packed_byte,
+)
 
 ACT, WGT, ACC, PAR = "global.act", "global.wgt", "global.acc", "global.par"
 RECORD_WORDS = 3
@@ -41,136 +44,72 @@ Buffer: TypeAlias = Any  # tirx.Buffer and tvm.ir.Expr: TVM ships no types
 Expr: TypeAlias = Any
 
 
-@dataclass(frozen=True)
-class RequantizeFields:
-    """The immediates of REQ that the meaning depends on; see ``arithmetic.requantize``."""
-
-    shift: int
-    multiplier: bool
-    zero_point: int
-    low: int
-    high: int
-    dtype: str
-    residual_dtype: str = ""
-    residual_zero_point: int = 0
-    residual_multiplier: int = 1
-
-    def value(self, acc: Expr, record: tuple[Expr, Expr, Expr], residual: Expr | None) -> Expr:
-        """One output code from one int32 sum, its record and the residual's code."""
-        bias, scale, shifts = record
-        t = tirx.Cast("int64", acc) + tirx.Cast("int64", bias)
-        if self.multiplier:
-            t = t * tirx.Cast("int64", scale & tirx.IntImm("int32", 0xFFFF))
-        if residual is not None:
-            centred = tirx.Cast("int64", residual) - _i64(self.residual_zero_point)
-            left = tirx.Cast("int64", (shifts >> 8) & tirx.IntImm("int32", 0xFF))
-            t = t + ((centred * _i64(self.residual_multiplier)) << left)
-        right = _i64(self.shift) + tirx.Cast("int64", shifts & tirx.IntImm("int32", 0xFF))
-        half = (_i64(1) << right) >> 1
-        code = ((t + half) >> right) + _i64(self.zero_point)
-        return tirx.Cast(self.dtype, tirx.max(tirx.min(code, _i64(self.high)), _i64(self.low)))
-
-
-@dataclass(frozen=True)
-class AddFields:
-    """The immediates of VADD."""
-
-    a_dtype: str
-    a_zero_point: int
-    a_multiplier: int
-    a_shift: int
-    b_dtype: str
-    b_zero_point: int
-    b_multiplier: int
-    b_shift: int
-    shift: int
-    zero_point: int
-    low: int
-    high: int
-    dtype: str
-
-    def value(self, a: Expr, b: Expr) -> Expr:
-        """One output code from the two codes."""
-        left = (tirx.Cast("int64", a) - _i64(self.a_zero_point)) * _i64(
-            self.a_multiplier << self.a_shift
-        )
-        right = (tirx.Cast("int64", b) - _i64(self.b_zero_point)) * _i64(
-            self.b_multiplier << self.b_shift
-        )
-        half = (1 << self.shift) >> 1
-        code = ((left + right + _i64(half)) >> _i64(self.shift)) + _i64(self.zero_point)
-        return tirx.Cast(self.dtype, tirx.max(tirx.min(code, _i64(self.high)), _i64(self.low)))
-
-
-def gemm(rows: int, cols: int, dtype: str, fraction: int) -> str:
-    """Register a GEMM tile of ``rows`` inputs and ``cols`` output channels; return its name."""
+def product(fields: ProductFields) -> str:
+    """Register a GEMM tile, or one kernel tap of DWC; return its name."""
+    call = "npu.gemm" if fields.lanes else "npu.dwconv"
+    rows = fields.lanes or fields.columns
+    tile = fields.columns * (fields.lanes or 1)
 
     def meaning(act: Buffer, wgt: Buffer, acc: Buffer) -> None:
-        with T.serial(0, rows) as r, T.serial(0, cols) as j, T.sblock("gemm"):
-            vr, vj = T.axis.reduce((0, rows), r), T.axis.spatial((0, cols), j)
-            T.buffer_store(acc, gemm_value(acc[vj], act[vr], wgt[vr * cols + vj], fraction), [vj])
+        reduction = fields.reduction_loops
+        with ExitStack() as stack:
+            loops = [stack.enter_context(T.serial(0, n)) for n in fields.loops()]
+            stack.enter_context(T.sblock(call[4:]))
+            axes = [
+                (T.axis.reduce if place < reduction else T.axis.spatial)((0, n), loop)
+                for place, (n, loop) in enumerate(zip(fields.loops(), loops, strict=True))
+            ]
+            column, a, ae, w, we = fields.offsets(axes)
+            T.buffer_store(acc, fields.value(acc[column], act[a], ae, wgt[w], we), [column])
 
-    name = f"npu.gemm_{rows}x{cols}_{_short(dtype)}i8i32" + (f"_f{fraction}" if fraction else "")
-    buffers = [(ACT, dtype, rows), (WGT, "int8", rows * cols), (ACC, "int32", cols)]
-    immediates = (fraction, _immediate(dtype))
-    return _register(name, "npu.gemm", buffers, meaning, updates=True, immediates=immediates)
-
-
-def gemm_value(acc: Expr, act: Expr, weight: Expr, fraction: int) -> Expr:
-    """The sum after one more product."""
-    product = tirx.Cast("int32", act) * tirx.Cast("int32", weight)
-    return acc + (product << fraction if fraction else product)
-
-
-def depthwise(cols: int, dtype: str, fraction: int) -> str:
-    """Register one kernel tap of ``cols`` channels; return its name."""
-
-    def meaning(act: Buffer, wgt: Buffer, acc: Buffer) -> None:
-        with T.serial(0, cols) as j, T.sblock("dwconv"):
-            vj = T.axis.spatial((0, cols), j)
-            T.buffer_store(acc, gemm_value(acc[vj], act[vj], wgt[vj], fraction), [vj])
-
-    name = f"npu.dwconv_{cols}_{_short(dtype)}i8i32" + (f"_f{fraction}" if fraction else "")
-    buffers = [(ACT, dtype, cols), (WGT, "int8", cols), (ACC, "int32", cols)]
-    immediates = (fraction, _immediate(dtype))
-    return _register(name, "npu.dwconv", buffers, meaning, updates=True, immediates=immediates)
+    buffers = [
+        (ACT, fields.dtype, rows * fields.act_bits // 8),
+        (WGT, "int8", tile * fields.wgt_bits // 8),
+        (ACC, "int32", fields.columns),
+    ]
+    name = call + "_" + "_".join(str(x) for x in astuple(fields))
+    immediates = tuple(_immediate(x) for x in astuple(fields))
+    return _register(name, call, buffers, meaning, updates=True, immediates=immediates)
 
 
 def requantize(channels: int, fields: RequantizeFields) -> str:
     """Register the requantization of ``channels`` sums; return its name."""
     residual = bool(fields.residual_dtype)
+    per_byte = 8 // fields.bits
 
     def meaning(*buffers: Buffer) -> None:
         acc, par, *rest = buffers
-        with T.serial(0, channels) as j, T.sblock("requantize"):
-            vj: Any = (
-                T.axis.spatial((0, channels), j) if channels > 1 else 0
-            )  # TVM drops axes of one
-            record = tuple(par[vj * RECORD_WORDS + word] for word in range(RECORD_WORDS))
-            value = fields.value(acc[vj], record, rest[0][vj] if residual else None)
-            T.buffer_store(rest[-1], value, [vj])
+        with T.serial(0, channels // per_byte) as n, T.sblock("requantize"):
+            # TVM drops axes of one.
+            at: Any = T.axis.spatial((0, channels // per_byte), n) if channels > per_byte else 0
+            codes = []
+            for place in range(per_byte):
+                channel = at * per_byte + place
+                record = tuple(par[channel * RECORD_WORDS + word] for word in range(RECORD_WORDS))
+                added = rest[0][at] if residual else None
+                codes.append(fields.value(acc[channel], record, added, place))
+            T.buffer_store(rest[-1], packed_byte(codes, fields.bits, fields.dtype), [at])
 
     buffers = [(ACC, "int32", channels), (PAR, "int32", channels * RECORD_WORDS)]
     if residual:
-        buffers.append((ACT, fields.residual_dtype, channels))
-    buffers.append((ACT, fields.dtype, channels))
+        buffers.append((ACT, fields.residual_dtype, channels // per_byte))
+    buffers.append((ACT, fields.dtype, channels // per_byte))
     immediates = (channels, *(_immediate(x) for x in astuple(fields)))
     name = "npu.requantize_" + "_".join(str(x) for x in (channels, *astuple(fields)))
     return _register(name, "npu.requantize", buffers, meaning, immediates=immediates)
 
 
-def max_pool(dtype: str) -> str:
-    """Register one tap of a maximum; return its name."""
+def max_pool(dtype: str, bits: int) -> str:
+    """Register one tap of a maximum over the codes of one byte; return its name."""
 
     def meaning(act: Buffer, out: Buffer) -> None:
         with T.serial(0, 1), T.sblock("max"):
-            T.buffer_store(out, tirx.max(out[0], act[0]), [0])
+            T.buffer_store(out, max_byte(out[0], act[0], dtype, bits), [0])
 
-    name = f"npu.max_{_short(dtype)}"
+    name = f"npu.max_{_short(dtype)}_{bits}"
     buffers = [(ACT, dtype, 1), (ACT, dtype, 1)]
-    return _register(
-        name, "npu.max", buffers, meaning, updates=True, immediates=(_immediate(dtype),)
-    )
+    immediates = (_immediate(dtype), bits)
+    return _register(name, "npu.max", buffers, meaning, updates=True, immediates=immediates)
 
 
 def add(fields: AddFields) -> str:
@@ -178,7 +117,7 @@ def add(fields: AddFields) -> str:
 
     def meaning(a: Buffer, b: Buffer, out: Buffer) -> None:
         with T.serial(0, 1), T.sblock("add"):
-            T.buffer_store(out, fields.value(a[0], b[0]), [0])
+            T.buffer_store(out, fields.byte(a[0], b[0]), [0])
 
     dtypes = (fields.a_dtype, fields.b_dtype, fields.dtype)
     name = "npu.add_" + "_".join(str(x) for x in astuple(fields))
@@ -245,10 +184,6 @@ def _half(
                 T.writes(written)
                 body(*matched)
         return builder.get()
-
-
-def _i64(value: int) -> Expr:
-    return tirx.IntImm("int64", value)
 
 
 def _short(dtype: str) -> str:

@@ -148,6 +148,7 @@ class Requantize(Instruction):
     residual_unsigned: int = flag(5)
     out_unsigned: int = flag(6)
     out_bits: int = flag(7, 2)
+    res_bits: int = flag(9, 2)
     acc_row: int = bits(13)
     m0: int = bits(10, default=1)
     m1: int = bits(10, default=1)
@@ -175,6 +176,7 @@ class Add(Instruction):
     a_unsigned: int = flag(0)
     b_unsigned: int = flag(1)
     out_unsigned: int = flag(2)
+    elem_bits: int = flag(3, 2)
     a_addr: int = bits(20)
     b_addr: int = bits(20)
     dst_addr: int = bits(20)
@@ -198,6 +200,7 @@ class Pool(Instruction):
     opcode, mnemonic, unit = 0x32, "POOL", VU
     average: int = flag(0)
     unsigned: int = flag(1)
+    elem_bits: int = flag(2, 2)
     src_addr: int = bits(20)
     dst_addr: int = bits(20)
     c: int = bits(12, default=1)

@@ -1,11 +1,12 @@
 """What makes an instruction legal, written once for numbers and for TIR expressions.
 
-A rule is a sentence and a margin; the instruction is legal where every margin is at least 0. Margins are sums,
-products and shifts of fields, so the same lines check an instruction in Python (``check``: the compiler, the NumPy
-simulator) and, over decoded bits, in the executor that TVM compiles.
+A rule is a sentence and a margin; the instruction is legal where every margin is at least 0.
+Margins are sums, products and shifts of fields, so the same lines check an instruction in Python
+(``check``: the compiler, the NumPy simulator) and, over decoded bits, in the executor that TVM
+compiles.
 
-A memory operand is the box of bytes between its first and its last one. Boxes that an instruction reads and writes in
-the same memory must not meet.
+A memory operand is the box of bytes between its first and its last one. Boxes that an instruction
+reads and writes in the same memory must not meet.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Number: TypeAlias = Any
 """int, or a TIR expression of type int64."""
 Rule: TypeAlias = tuple[str, Number]
 RECORD_BYTES = 12
-"""Of one channel's parameters: bias int32, multiplier uint16, border table uint16, shift, residual shift, 0, 0."""
+"""One channel's bias int32, multiplier uint16, border uint16, shift, residual shift, 0, 0."""
 TABLE_BYTES = 256
 
 
@@ -72,8 +73,8 @@ def reach(*axes: tuple[Number, Number]) -> Number:
 
 
 def tile_shape(i: Any, spec: NpuSpec) -> tuple[Number, Number, Number]:
-    """A GEMM tile's reduction lanes, the bytes of one read of activations and the bytes of its weights."""
-    # The smaller code is the wider operand, which sets the rate; for codes 0, 1, 2 this is their minimum.
+    """A GEMM tile's reduction lanes, and the bytes of its activations per pixel and its weights."""
+    # The wider operand, whose code is the smaller, sets the rate: the minimum of 0, 1, 2.
     code = (i.act_bits * i.wgt_bits + 1) >> 1
     rows, columns = spec.array.rows, spec.array.cols
     lanes = rows * _power(code)
@@ -115,7 +116,7 @@ def _at_least_one(i: Any, *names: str) -> Iterator[Rule]:
 
 
 def _disjoint(what: str, a: Number, a_bytes: Number, b: Number, b_bytes: Number) -> Rule:
-    # One of the two distances is negative exactly where the boxes are apart; both are where they meet.
+    # One of the two distances is negative where the boxes are apart; both are where they meet.
     return f"{what} overlap", -(b - (a + a_bytes)) * (a - (b + b_bytes))
 
 
@@ -194,6 +195,7 @@ def _requantize(i: Any, spec: NpuSpec) -> Iterator[Rule]:
     yield from _pixels(i, spec)
     yield "rounding must be 0 to 4", 4 - i.rounding
     yield "out_bits must be 0, 1 or 2", 2 - i.out_bits
+    yield "res_bits must be 0, 1 or 2", 2 - i.res_bits
     yield from _code_limits(i, i.out_bits, i.out_unsigned)
     low, high = (byte_value(x, i.out_unsigned) for x in (i.lo, i.hi))
     yield "rounding by border needs two levels", (i.rounding >> 2) * (high - low - 1)
@@ -201,7 +203,7 @@ def _requantize(i: Any, spec: NpuSpec) -> Iterator[Rule]:
     yield "PAR ends before the records do", spec.sram.par.bytes - end
     size = reach((i.m0, i.ds_m0), (i.m1, i.ds_m1)) + row_bytes(i.nvalid, i.out_bits)
     yield "ACT ends before the output does", spec.sram.act.bytes - (i.dst_addr + size)
-    res_size = reach((i.m0, i.rs_m0), (i.m1, i.rs_m1)) + i.nvalid
+    res_size = reach((i.m0, i.rs_m0), (i.m1, i.rs_m1)) + row_bytes(i.nvalid, i.res_bits)
     room = spec.sram.act.bytes - (i.res_addr + res_size)
     yield "ACT ends before the residual does", room * i.residual
     reason, margin = _disjoint("residual and output", i.res_addr, res_size, i.dst_addr, size)
@@ -219,20 +221,24 @@ def _code_limits(i: Any, bits_code: Number, unsigned: Number) -> Iterator[Rule]:
 def _add(i: Any, spec: NpuSpec) -> Iterator[Rule]:
     yield from _at_least_one(i, "len")
     yield "shift exceeds 47", MAX_SHIFT - i.shift
-    yield from _code_limits(i, 0, i.out_unsigned)
+    yield "elem_bits must be 0, 1 or 2", 2 - i.elem_bits
+    yield from _code_limits(i, i.elem_bits, i.out_unsigned)
+    size = row_bytes(i.len, i.elem_bits)
     for name in ("a_addr", "b_addr", "dst_addr"):
-        yield f"{name}: ACT ends first", spec.sram.act.bytes - (getattr(i, name) + i.len)
-    yield _disjoint("a and the output", i.a_addr, i.len, i.dst_addr, i.len)
-    yield _disjoint("b and the output", i.b_addr, i.len, i.dst_addr, i.len)
+        yield f"{name}: ACT ends first", spec.sram.act.bytes - (getattr(i, name) + size)
+    yield _disjoint("a and the output", i.a_addr, size, i.dst_addr, size)
+    yield _disjoint("b and the output", i.b_addr, size, i.dst_addr, size)
 
 
 def _pool(i: Any, spec: NpuSpec) -> Iterator[Rule]:
     yield from _at_least_one(i, "c", "ox", "oy", "kw", "kh", "stride")
+    yield "elem_bits must be 0, 1 or 2", 2 - i.elem_bits
     yield "shift exceeds 47", MAX_SHIFT - i.shift
     x = (i.ox - 1) * i.stride + i.kw
     y = (i.oy - 1) * i.stride + i.kh
-    source = reach((x, i.ss_x), (y, i.ss_y)) + i.c
-    target = reach((i.ox, i.ds_x), (i.oy, i.ds_y)) + i.c
+    channels = row_bytes(i.c, i.elem_bits)
+    source = reach((x, i.ss_x), (y, i.ss_y)) + channels
+    target = reach((i.ox, i.ds_x), (i.oy, i.ds_y)) + channels
     yield "ACT ends before the input does", spec.sram.act.bytes - (i.src_addr + source)
     yield "ACT ends before the output does", spec.sram.act.bytes - (i.dst_addr + target)
     yield _disjoint("input and output", i.src_addr, source, i.dst_addr, target)

@@ -14,6 +14,7 @@ each other.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,12 @@ from targets.npu.conv_geometry import ConvGeometry, ceil_div
 from targets.npu.conv_stages import ConvStages, Position
 from targets.npu.intrinsics import RECORD_WORDS
 from targets.npu.loops import Expr, prim_func, root, smaller, store, when
+from targets.npu.meanings import packed_byte
+from targets.npu.product_variants import Variant, product_variants
 from targets.npu.scheduled import Scheduled, tensorize
 from targets.npu.spec import NpuSpec
-from targets.npu.tiling import ConvTiling, tile_conv
+from targets.npu.tile_cost import ConvTiling
+from targets.npu.tiling import tile_conv
 
 
 def schedule_conv2d(layer: Conv2d, spec: NpuSpec, tiling: ConvTiling | None = None) -> Scheduled:
@@ -50,6 +54,7 @@ class _ConvSchedule(ConvStages):
 
     def build(self) -> Scheduled:
         g, layer = self.g, self.layer
+        self.variants = product_variants(g, self.k_blocks, self.fraction)
         base_shift = self.fields.shift if self.fields else 0
         weights = g.packed_weights(self.t.tiles, self.t.k0)
         params = g.records(base_shift) if self.fields else self._padded_bias()
@@ -73,17 +78,16 @@ class _ConvSchedule(ConvStages):
             ]
         return padded
 
-    def _intrinsics(self) -> dict[str, str]:
-        """Block name -> the intrinsic that takes its place."""
-        g, dtype = self.g, self.layer.input.dtype
-        if g.depthwise:
-            names = {"dwconv": intrinsics.depthwise(g.columns, dtype, self.fraction)}
-        else:
-            names = {"gemm": intrinsics.gemm(g.lanes, g.columns, dtype, self.fraction)}
+    def _intrinsics(self) -> dict[str, tuple[str, int]]:
+        """Block name -> the intrinsic that takes its place, and how many loops that stands for."""
+        g = self.g
+        names = {
+            v.name: (intrinsics.product(v.fields), len(v.fields.loops())) for v in self.variants
+        }
         if self.fields is not None:
-            names["requantize"] = intrinsics.requantize(g.columns, self.fields)
+            names["requantize"] = (intrinsics.requantize(g.columns, self.fields), 1)
             if g.tail != g.columns:
-                names["requantize_tail"] = intrinsics.requantize(g.tail, self.fields)
+                names["requantize_tail"] = (intrinsics.requantize(g.tail, self.fields), 1)
         return names
 
     def _outer_loops(self) -> None:
@@ -97,13 +101,15 @@ class _ConvSchedule(ConvStages):
                 at = Position(i, o, step, inner_is_new, i == 0)
             else:
                 at = Position(o, i, step, i == 0, inner_is_new)
-            self._load_stripe(at)
+            # What does not depend on the layer before comes first: it is loaded under that layer.
             if self.k_blocks == 1:
                 with when(at.new_block):
                     self._load_weights(at, 0)
             if self.fields is not None:
                 with when(at.new_block):
                     self._load_parameters(at)
+            self._load_stripe(at)
+            if self.fields is not None:
                 self._move_output(at, load=True)
             self._compute(at)
             if self.fields is not None:
@@ -145,50 +151,70 @@ class _ConvSchedule(ConvStages):
         return chunk_rows, smaller(t.chunk_columns, ow - cx * t.chunk_columns)
 
     def _acc_row(self, at: Position, tile: Expr, cy: Expr, cx: Expr) -> Expr:
-        """First accumulator element of a chunk; successive chunks take alternate halves."""
+        """First accumulator element of a chunk; successive chunks take successive slots."""
         if self.k_blocks > 1:
-            return (at.step + tile) % 2 * self.acc_half
+            return (at.step + tile) % self.acc_slots * self.acc_slot
         rows, columns = (
             ceil_div(self.t.rows, self.t.chunk_rows),
             ceil_div(self.g.out[1], self.t.chunk_columns),
         )
         count = ((at.step * self.t.tiles + tile) * rows + cy) * columns + cx
-        return count % 2 * self.acc_half
+        return count % self.acc_slots * self.acc_slot
 
     def _multiply(self, at: Position, tile: Expr, cy: Expr, cx: Expr, k_block: Expr) -> None:
         """Sums of one chunk and column tile over one k block."""
-        g, t, layer = self.g, self.t, self.layer
+        g, t = self.g, self.t
         rows, columns = self._chunk(at, cy, cx)
         first = self._acc_row(at, tile, cy, cx)
         with when(k_block == 0):
             self._initialise(at, tile, first, rows, columns)
+        last_k = k_block == self.k_blocks - 1
+        last_tile = (at.block * t.tiles + tile + 1) % g.tiles_per_group == 0
+        for variant in self.variants:
+            with ExitStack() as stack:
+                if variant.last_k is not None:
+                    stack.enter_context(when(last_k if variant.last_k else tirx.Not(last_k)))
+                if variant.tail is not None:
+                    stack.enter_context(when(last_tile if variant.tail else tirx.Not(last_tile)))
+                self._product(variant, at, tile, cy, cx, k_block)
+
+    def _product(
+        self, variant: Variant, at: Position, tile: Expr, cy: Expr, cx: Expr, k_block: Expr
+    ) -> None:
+        """The loops of one GEMM or DWC."""
+        name, fields = variant.name, variant.fields
+        g, t, layer = self.g, self.t, self.layer
+        rows, columns = self._chunk(at, cy, cx)
+        first = self._acc_row(at, tile, cy, cx)
         kh, kw, k0 = g.reduction
         k0_now = t.k0 if k0 % t.k0 == 0 else smaller(t.k0, k0 - k_block * t.k0)
         global_tile = at.block * t.tiles + tile
-        group_offset = global_tile // g.tiles_per_group * g.group_channels_in if g.groups > 1 else 0
-        c = layer.input.shape[2]
+        group = global_tile // g.tiles_per_group if g.groups > 1 else 0
         slot = at.stripe % 2 * self.x_slot if self.stripes > 1 else 0
-        lanes = (g.columns,) if g.depthwise else (g.lanes, g.columns)
-        loops = (kh, kw, (k0_now, t.k0), (rows, t.chunk_rows), (columns, t.chunk_columns), *lanes)
-        with self.nest.grid(*loops) as (ky, kx, k, y, x, *lane):
+        loops = (kh, kw, (k0_now, t.k0), (rows, t.chunk_rows), (columns, t.chunk_columns))
+        with self.nest.grid(*loops, *fields.loops()) as (ky, kx, k, y, x, *lane):
             act = slot + ((cy * t.chunk_rows + y) * g.row_stride + ky * layer.dilation[0]) * g.pitch
             column = (cx * t.chunk_columns + x) * layer.strides[1] + kx * layer.dilation[1]
-            act = act + column * c + (k_block * t.k0 + k) * g.lanes + group_offset
+            act = act + column * g.pixel_bytes + group * (g.group_channels_in * g.act_bits // 8)
+            if g.depthwise:
+                act = act + global_tile * (g.columns * g.act_bits // 8)
+            else:
+                act = act + (k_block * t.k0 + k) * (g.lanes * g.act_bits // 8)
             wgt = self._weight_slot(at, k_block)
             wgt = wgt + (((tile * kh + ky) * kw + kx) * k0_now + k) * g.tile_bytes
             acc = first + (y * columns + x) * g.columns
-            if g.depthwise:
-                (j,) = lane
-                with self.nest.block("dwconv", reduce=(ky, kx)) as b:
-                    self._accumulate(b(acc + j), b(act + global_tile * g.columns + j), b(wgt + j))
-            else:
-                r, j = lane
-                with self.nest.block("gemm", reduce=(ky, kx, k, r)) as b:
-                    self._accumulate(b(acc + j), b(act + r), b(wgt + r * g.columns + j))
-
-    def _accumulate(self, acc: Expr, act: Expr, wgt: Expr) -> None:
-        value = intrinsics.gemm_value(self.acc[acc], self.act[act], self.wgt[wgt], self.fraction)
-        store(self.acc, acc, value)
+            sums = () if g.depthwise else (k, *lane[: fields.reduction_loops])
+            with self.nest.block(name, reduce=(ky, kx, *sums)) as b:
+                j, a, a_place, w, w_place = fields.offsets(lane)
+                at_acc = b(acc + j)
+                value = fields.value(
+                    self.acc[at_acc],
+                    self.act[b(act + a)],
+                    b(a_place),
+                    self.wgt[b(wgt + w)],
+                    b(w_place),
+                )
+                store(self.acc, at_acc, value)
 
     def _initialise(self, at: Position, tile: Expr, first: Expr, rows: Expr, columns: Expr) -> None:
         """Sums start at zero, or at the bias where the sums are the output."""
@@ -221,24 +247,32 @@ class _ConvSchedule(ConvStages):
             tile // g.tiles_per_group * g.group_channels_out + tile % g.tiles_per_group * g.columns
         )
         par_slot = at.block % 2 * self.p_slot if self.fields and self.blocks > 1 else 0
-        with self.nest.grid((rows, t.chunk_rows), (columns, t.chunk_columns), valid) as (y, x, j):
-            pixel = (cy * t.chunk_rows + y) * ow + cx * t.chunk_columns + x
-            acc = first + (y * columns + x) * g.columns + j
-            if self.fields is None:
+        if self.fields is None:
+            with self.nest.grid((rows, t.chunk_rows), (columns, t.chunk_columns), valid) as (
+                y,
+                x,
+                j,
+            ):
+                pixel = (cy * t.chunk_rows + y) * ow + cx * t.chunk_columns + x
+                far = (at.stripe * (t.rows * ow) + pixel) * k
+                far = far + at.block * self.channels + channel + j
                 with self.nest.block("store_sums") as b:
-                    far = (
-                        (at.stripe * (t.rows * ow) + pixel) * k
-                        + at.block * self.channels
-                        + channel
-                        + j
-                    )
+                    acc = first + (y * columns + x) * g.columns + j
                     store(self.Y, b(far), self.acc[b(acc)])
-                return
-            near = self._output_slot(at) + pixel * self.channels + channel + j
+            return
+        per_byte = 8 // self.fields.bits
+        loops = ((rows, t.chunk_rows), (columns, t.chunk_columns), valid // per_byte)
+        with self.nest.grid(*loops) as (y, x, n):
+            pixel = (cy * t.chunk_rows + y) * ow + cx * t.chunk_columns + x
+            acc = first + (y * columns + x) * g.columns + n * per_byte
+            near = self._output_slot(at) + (pixel * self.channels + channel) // per_byte + n
             with self.nest.block("requantize" if valid == g.columns else "requantize_tail") as b:
-                words = tuple(
-                    self.par[b(par_slot + (channel + j) * RECORD_WORDS + n)]
-                    for n in range(RECORD_WORDS)
-                )
-                residual = self.res[b(near)] if self.fields.residual_dtype else None
-                store(self.out, b(near), self.fields.value(self.acc[b(acc)], words, residual))
+                codes = []
+                for place in range(per_byte):
+                    record = par_slot + (channel + n * per_byte + place) * RECORD_WORDS
+                    words = tuple(self.par[b(record + w)] for w in range(RECORD_WORDS))
+                    residual = self.res[b(near)] if self.fields.residual_dtype else None
+                    codes.append(
+                        self.fields.value(self.acc[b(acc + place)], words, residual, place)
+                    )
+                store(self.out, b(near), packed_byte(codes, self.fields.bits, self.fields.dtype))

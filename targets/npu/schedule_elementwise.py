@@ -13,7 +13,7 @@ from tvm import tirx
 from targets.layers import Add, Lut, Value
 from targets.npu import intrinsics
 from targets.npu.conv_geometry import ceil_div
-from targets.npu.intrinsics import ACT, PAR, AddFields
+from targets.npu.intrinsics import ACT, PAR
 from targets.npu.loops import (
     Expr,
     LoopNest,
@@ -24,8 +24,10 @@ from targets.npu.loops import (
     smaller,
     store,
 )
+from targets.npu.meanings import AddFields
 from targets.npu.scheduled import Scheduled, tensorize
 from targets.npu.spec import NpuSpec
+from targets.npu.storage import stored_bytes
 
 RUNS = 4
 """Runs that a tensor is cut into at least, so that loads hide under compute."""
@@ -50,6 +52,7 @@ def schedule_add(layer: Add, spec: NpuSpec) -> Scheduled:
         low=layer.low,
         high=layer.high,
         dtype=layer.output.dtype,
+        bits=layer.output.bits,
     )
     with prim_func(layer.name) as builder:
         tensors = _arguments(layer.inputs, layer.output)
@@ -58,9 +61,9 @@ def schedule_add(layer: Add, spec: NpuSpec) -> Scheduled:
                 tensors,
                 spec,
                 "add",
-                lambda at, x, y, out: store(out, at, fields.value(x[at], y[at])),
+                lambda at, x, y, out: store(out, at, fields.byte(x[at], y[at])),
             )
-    return tensorize(builder.get(), {"add": intrinsics.add(fields)}, {})
+    return tensorize(builder.get(), {"add": (intrinsics.add(fields), 1)}, {})
 
 
 def schedule_lut(layer: Lut, spec: NpuSpec) -> Scheduled:
@@ -73,9 +76,9 @@ def _lut(layer: Lut, spec: NpuSpec, *, call: bool) -> tirx.PrimFunc:
     """The layer with look-ups written out, or as calls of ``npu.lut``."""
     nest = LoopNest()
     with prim_func(layer.name) as builder:
-        source = buffer_argument("input", _elements(layer.input), layer.input.dtype)
+        source = buffer_argument("input", stored_bytes(layer.input), layer.input.dtype)
         constant = buffer_argument("table", 256, "uint8")
-        output = buffer_argument("output", _elements(layer.output), layer.output.dtype)
+        output = buffer_argument("output", stored_bytes(layer.output), layer.output.dtype)
         with root():
             par = scratchpad("par", 256, "uint8", PAR)
             with nest.serial(256) as n, nest.block("load_table") as b:
@@ -91,19 +94,15 @@ def _lut(layer: Lut, spec: NpuSpec, *, call: bool) -> tirx.PrimFunc:
     return builder.get()
 
 
-def _elements(value: Value) -> int:
-    return int(np.prod(value.shape))
-
-
 def _arguments(inputs: tuple[Value, ...], output: Value) -> list[tirx.Buffer]:
-    sources = [buffer_argument(f"input{n}", _elements(v), v.dtype) for n, v in enumerate(inputs)]
-    return [*sources, buffer_argument("output", _elements(output), output.dtype)]
+    sources = [buffer_argument(f"input{n}", stored_bytes(v), v.dtype) for n, v in enumerate(inputs)]
+    return [*sources, buffer_argument("output", stored_bytes(output), output.dtype)]
 
 
 def _runs(tensors: list[tirx.Buffer], spec: NpuSpec, name: str, body: Callable[..., None]) -> None:
     """Load, compute and store run by run, in two slots per tensor; the last tensor is the output.
 
-    ``body(index, *near_tensors)`` writes the block of one element.
+    ``body(index, *near_tensors)`` writes the block of one byte.
     """
     *sources, output = tensors
     elements = int(output.shape[0])

@@ -17,8 +17,10 @@ from targets.npu import intrinsics
 from targets.npu.conv_geometry import ceil_div
 from targets.npu.intrinsics import ACT
 from targets.npu.loops import LoopNest, buffer_argument, prim_func, root, scratchpad, smaller, store
+from targets.npu.meanings import max_byte
 from targets.npu.scheduled import Scheduled, tensorize
 from targets.npu.spec import NpuSpec
+from targets.npu.storage import repeated
 from targets.npu.tiling import MIN_STRIPES
 
 
@@ -28,8 +30,10 @@ def schedule_max_pool2d(layer: MaxPool2d, spec: NpuSpec) -> Scheduled:
     Raises:
         CapacityError: not even one output row fits ACT.
     """
-    h, w, c = layer.input.shape
+    bits = layer.output.bits
+    h, w, _ = layer.input.shape
     oh, ow, _ = layer.output.shape
+    c = layer.output.shape[2] * bits // 8
     (kh, kw), (sy, sx), (top, left, _, _) = layer.kernel, layer.strides, layer.padding
     dy, dx = layer.dilation
     width = (ow - 1) * sx + (kw - 1) * dx + 1
@@ -39,7 +43,8 @@ def schedule_max_pool2d(layer: MaxPool2d, spec: NpuSpec) -> Scheduled:
     rows_in = (rows - 1) * sy + (kh - 1) * dy + 1
     x_slot, y_slot = rows_in * width * c, rows * ow * c
     dtype = layer.output.dtype
-    lowest = tirx.const(0 if dtype == "uint8" else -128, dtype)
+    lowest_code = 0 if dtype == "uint8" else -(1 << (bits - 1))
+    lowest = tirx.const(repeated(lowest_code, layer.output), dtype)
     nest = LoopNest()
     with prim_func(layer.name) as builder:
         source = buffer_argument("input", h * w * c, dtype)
@@ -65,15 +70,16 @@ def schedule_max_pool2d(layer: MaxPool2d, spec: NpuSpec) -> Scheduled:
                     with nest.block("max", reduce=(ky, kx)) as b:
                         to = b(y_at + (y * ow + x) * c + ch + one)
                         code = act[b(x_at + pixel * c + ch + one)]
-                        store(out, to, tirx.max(out[to], code))
+                        store(out, to, max_byte(out[to], code, dtype, bits))
                 with nest.serial(now * (ow * c), y_slot) as n, nest.block("store") as b:
                     store(output, b(s * y_slot + n), out[b(y_at + n)])
-    return tensorize(builder.get(), {"max": intrinsics.max_pool(dtype)}, {})
+    return tensorize(builder.get(), {"max": (intrinsics.max_pool(dtype, bits), 1)}, {})
 
 
 def _stripe_rows(layer: MaxPool2d, spec: NpuSpec, width: int) -> int:
     """The tallest stripe that fits twice."""
     oh, ow, c = layer.output.shape
+    c = c * layer.output.bits // 8
     for stripes in range(min(oh, MIN_STRIPES), oh + 1):
         rows = ceil_div(oh, stripes)
         rows_in = (rows - 1) * layer.strides[0] + (layer.kernel[0] - 1) * layer.dilation[0] + 1

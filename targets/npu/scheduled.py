@@ -9,9 +9,6 @@ from typing import Any
 import numpy.typing as npt
 from tvm import s_tir, tirx
 
-_LOOPS_OF = {"gemm": 2}
-"""Innermost loops that an intrinsic stands for; one where not listed."""
-
 
 @dataclass(frozen=True)
 class Scheduled:
@@ -29,12 +26,13 @@ class Scheduled:
 
 
 def tensorize(
-    plain: tirx.PrimFunc, intrinsics: Mapping[str, str], constants: Mapping[str, npt.NDArray[Any]]
+    plain: tirx.PrimFunc,
+    intrinsics: Mapping[str, tuple[str, int]],
+    constants: Mapping[str, npt.NDArray[Any]],
 ) -> Scheduled:
-    """Replace each block named in ``intrinsics`` by the intrinsic of that name."""
+    """Replace each named block, with so many loops around it, by the intrinsic of that name."""
     schedule = s_tir.Schedule(plain)
-    for block_name, intrinsic in intrinsics.items():
+    for block_name, (intrinsic, count) in intrinsics.items():
         block = schedule.get_sblock(block_name)
-        loops = schedule.get_loops(block)
-        schedule.tensorize(loops[-_LOOPS_OF.get(block_name, 1)], intrinsic)
+        schedule.tensorize(schedule.get_loops(block)[-count], intrinsic)
     return Scheduled(plain, schedule.mod["main"], constants)

@@ -120,10 +120,9 @@ def test_csv_has_the_numbers_of_the_json(files, data):
     for line, row in zip(rows, data["operators"], strict=True):
         assert int(line["cycles"]) == row["cycles"]
         assert int(line["MM work"]) == row["stalls"].get("MM", {}).get("work", 0)
-        units = [
-            sum(int(n) for k, n in line.items() if k.startswith(f"{u} ")) for u in ("LD", "VU")
-        ]
-        assert units == [row["cycles"]] * 2
+        for unit in ("LD", "MM", "VU", "ST"):
+            cells = [int(n) for column, n in line.items() if column.startswith(f"{unit} ")]
+            assert sum(cells) == row["cycles"]
 
 
 def test_trace_has_a_slice_per_instruction(files, small, data):
@@ -133,9 +132,8 @@ def test_trace_has_a_slice_per_instruction(files, small, data):
     assert names == {0: "LD", 1: "MM", 2: "VU", 3: "ST", 4: "bus"}
     slices = [event for event in events if event["ph"] == "X"]
     units = [event for event in slices if event["tid"] < 4]
-    assert sorted(event["args"]["index"] for event in units) == list(
-        range(len(program.instructions))
-    )
+    indices = sorted(event["args"]["index"] for event in units)
+    assert indices == list(range(len(program.instructions)))
     layers = {event["args"]["layer"] for event in units} - {""}
     npu = {r["name"] for r in data["operators"] if r["device"] == "npu" and r["cycles"]}
     assert layers == npu

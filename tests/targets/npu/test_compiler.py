@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from npu_layers import LAYERS, conv, meaning, random_inputs
+from npu_layers import LAYERS, code_limits, conv, meaning, random_inputs
 
-from targets.layers import Add, Layer, Operand, Value
+from targets.layers import Add, Layer, MaxPool2d, Operand, Value
+from targets.npu import isa
 from targets.npu.compiler import compile_layers
 from targets.npu.executor import Executor
 from targets.npu.program import Program
@@ -73,6 +74,77 @@ def test_layers_of_a_program_pass_tensors_on() -> None:
         want.append(meaning(layers[2], [x, end]))
     got = executor("e256").run(program, packed)
     np.testing.assert_array_equal(unpack(got, layers[-1].output), np.stack(want))
+
+
+def narrow_block(bits: int, weight_bits: int, channels: int, dtype: str) -> list[Layer]:
+    """Convolutions of all kinds, a residual, a sum and a pooling, on codes of few bits."""
+
+    def value(name: str, channels: int = channels, size: int = 10) -> Value:
+        return Value(name, (size, size, channels), dtype, bits)
+
+    kind = {
+        "dtype": dtype,
+        "out": dtype,
+        "bits": bits,
+        "out_bits": bits,
+        "weight_bits": weight_bits,
+    }
+    stem = conv((10, 10, 3), channels, **{**kind, "dtype": "uint8", "bits": 8}, seed=1)
+    square = conv((10, 10, channels), channels, **kind, residual=dtype, seed=2)
+    single = conv((10, 10, channels), channels, **kind, groups=channels, seed=3)
+    point = conv((10, 10, channels), 2 * channels, (1, 1), padding=(0,) * 4, **kind, seed=4)
+    groups = 2 if channels % 2 == 0 else 7
+    grouped = conv((10, 10, 2 * channels), channels, **kind, groups=groups, seed=5)
+    last = conv((5, 5, channels), 7, **{**kind, "out": "int32", "out_bits": 8}, seed=6)
+    low, high = code_limits(value("x"))
+    requantize = replace(
+        square.requantize, residual=replace(square.requantize.residual, value=value("a"))
+    )
+    return [
+        replace(stem, output=value("a")),
+        replace(square, input=value("a"), output=value("b"), requantize=requantize),
+        replace(single, input=value("b"), output=value("c")),
+        replace(point, input=value("c"), output=value("d", 2 * channels)),
+        replace(grouped, input=value("d", 2 * channels), output=value("e")),
+        Add(
+            "add",
+            "",
+            Operand(value("a"), 1, 3, 0),
+            Operand(value("e"), 0, 1, 1),
+            value("f"),
+            2,
+            0,
+            low,
+            high,
+        ),
+        MaxPool2d("pool", "", value("f"), value("g", size=5), (3, 3), (2, 2), (1, 1, 0, 0)),
+        replace(last, input=value("g", size=5)),
+    ]
+
+
+@pytest.mark.parametrize("machine", ["e256", "m2048"])
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize(
+    "bits", [(4, 4, 32), (2, 2, 32), (4, 2, 20), (2, 4, 24), (4, 8, 6), (8, 4, 7)]
+)
+def test_layers_of_few_bits(bits: tuple[int, int, int], dtype: str, machine: str) -> None:
+    layers = narrow_block(*bits, dtype)
+    spec = load_spec(machine)
+    program = compile_layers(layers, [layers[0].inputs[0]], [layers[-1].output], spec)
+    inputs, packed = images(layers[0])
+    want = []
+    for (x,) in inputs:
+        known = {layers[0].inputs[0].name: x}
+        for layer in layers:
+            result = meaning(layer, [known[v.name] for v in layer.inputs])
+            known[layer.output.name] = result.astype(layer.output.dtype)
+        want.append(known[layers[-1].output.name])
+    got = executor(machine).run(program, packed)
+    np.testing.assert_array_equal(unpack(got, layers[-1].output), np.stack(want))
+    np.testing.assert_array_equal(Simulator(spec).run(program, packed[0]), got[0])
+    packs = bits[0] < 8 and bits[2] * bits[0] % 8 == 0
+    widths = {i.act_bits for i in program.instructions if isinstance(i, isa.Gemm)}
+    assert (isa.WIDTHS.index(bits[0]) in widths) == (packs or bits[0] == 8)
 
 
 def test_arena_is_reused_once_nobody_reads_a_tensor() -> None:

@@ -9,8 +9,8 @@ from npu_layers import LAYERS, conv, random_inputs
 
 from targets.errors import TrapError
 from targets.npu.compiler import compile_layers
-from targets.npu.interleave import InterleavedSimulator, at_random, by_priority, youngest
-from targets.npu.simulator import Simulator
+from targets.npu.interleave import at_random, by_priority, interleaved, youngest
+from targets.npu.simulator import Order, Simulator, program_order
 from targets.npu.spec import NpuSpec, load_spec
 
 E256, M2048 = load_spec("e256"), load_spec("m2048")
@@ -24,9 +24,14 @@ def compiled(layer, spec):
 
 
 def image(spec: NpuSpec, program, data: bytes, choose) -> list[bytes]:
-    simulator = InterleavedSimulator(spec, choose)
-    simulator.run(program, data)
-    return [memory.tobytes() for memory in simulator.image()]
+    return memories(spec, program, data, interleaved(choose))
+
+
+def memories(spec: NpuSpec, program, data: bytes, order: Order) -> list[bytes]:
+    """All bytes at the end: DRAM regions, then scratchpads."""
+    simulator = Simulator(spec)
+    simulator.run(program, data, order)
+    return [memory.tobytes() for memory in (*simulator.machine.dram, *simulator.machine.memories)]
 
 
 def adversaries(program):
@@ -39,9 +44,7 @@ def adversaries(program):
 
 
 def in_order(spec, program, data) -> list[bytes]:
-    simulator = Simulator(spec)
-    simulator.run(program, data)
-    return [memory.tobytes() for memory in (*simulator.dram, *simulator.memories)]
+    return memories(spec, program, data, program_order)
 
 
 @pytest.mark.parametrize("spec", [E256, M2048], ids=lambda spec: spec.name)

@@ -41,7 +41,7 @@ def test_every_unused_bit_is_refused_with_the_index(kind):
         used |= ((1 << width) - 1) << first
     for bit in range(256):
         if not used >> bit & 1:
-            with pytest.raises(InputError, match="instruction 17: .*unused"):
+            with pytest.raises(InputError, match=r"instruction 17: .*unused"):
                 isa.decode((word | 1 << bit).to_bytes(32, "little"), 17)
 
 

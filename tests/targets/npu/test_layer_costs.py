@@ -120,9 +120,13 @@ def test_accesses_of_others():
     assert accesses(replace(load, fill=1), E256).dram_bytes == 0
     req = isa.Requantize(m0=9, nvalid=16, residual=1, out_bits=1)
     assert accesses(req, E256).spm_bytes == 9 * 8 + 9 * 16 + 16 * 12
+    four = replace(req, res_bits=1, nvalid=15)
+    assert accesses(four, E256).spm_bytes == 9 * 8 + 9 * 8 + 15 * 12
     assert accesses(req, E256).acc_bytes == 4 * 9 * 16
     pool = isa.Pool(c=8, ox=3, oy=3, kw=2, kh=2)
     assert accesses(pool, E256).spm_bytes == 8 * 9 * 5
+    assert accesses(replace(pool, elem_bits=1, c=9), E256).spm_bytes == 5 * 9 * 5
+    assert accesses(isa.Add(len=9, elem_bits=2), E256).spm_bytes == 3 * 3
 
 
 def test_energy_by_hand():

@@ -1,0 +1,200 @@
+"""What the compute instructions compute, as TIR expressions over the bytes they read.
+
+Schedules write them into loops, intrinsics into their patterns: the two must be the same
+expressions, or ``tensorize`` finds nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from tvm import tirx
+
+Expr: TypeAlias = Any  # tvm.ir.Expr: TVM ships no types
+
+
+@dataclass(frozen=True)
+class RequantizeFields:
+    """The immediates of REQ that the meaning depends on; see ``arithmetic.requantize``."""
+
+    shift: int
+    multiplier: bool
+    zero_point: int
+    low: int
+    high: int
+    dtype: str
+    residual_dtype: str = ""
+    residual_zero_point: int = 0
+    residual_multiplier: int = 1
+    bits: int = 8
+
+    def value(
+        self,
+        acc: Expr,
+        record: tuple[Expr, Expr, Expr],
+        residual: Expr | None,
+        place: Expr = 0,
+    ) -> Expr:
+        """One output code from one int32 sum, its record and the residual's byte at ``place``."""
+        bias, scale, shifts = record
+        t = tirx.Cast("int64", acc) + tirx.Cast("int64", bias)
+        if self.multiplier:
+            t = t * tirx.Cast("int64", scale & tirx.IntImm("int32", 0xFFFF))
+        if residual is not None:
+            code = element(residual, place, self.bits, signed=self.residual_dtype == "int8")
+            centred = tirx.Cast("int64", code) - _i64(self.residual_zero_point)
+            left = tirx.Cast("int64", (shifts >> 8) & tirx.IntImm("int32", 0xFF))
+            t = t + ((centred * _i64(self.residual_multiplier)) << left)
+        right = _i64(self.shift) + tirx.Cast("int64", shifts & tirx.IntImm("int32", 0xFF))
+        half = (_i64(1) << right) >> 1
+        code = ((t + half) >> right) + _i64(self.zero_point)
+        return tirx.Cast(self.dtype, tirx.max(tirx.min(code, _i64(self.high)), _i64(self.low)))
+
+
+@dataclass(frozen=True)
+class AddFields:
+    """The immediates of VADD."""
+
+    a_dtype: str
+    a_zero_point: int
+    a_multiplier: int
+    a_shift: int
+    b_dtype: str
+    b_zero_point: int
+    b_multiplier: int
+    b_shift: int
+    shift: int
+    zero_point: int
+    low: int
+    high: int
+    dtype: str
+    bits: int = 8
+
+    def byte(self, a: Expr, b: Expr) -> Expr:
+        """One output byte from two."""
+        codes = [self._code(a, b, place) for place in range(8 // self.bits)]
+        return packed_byte(codes, self.bits, self.dtype)
+
+    def _code(self, a: Expr, b: Expr, place: int) -> Expr:
+        a = element(a, place, self.bits, signed=self.a_dtype == "int8")
+        b = element(b, place, self.bits, signed=self.b_dtype == "int8")
+        left = (tirx.Cast("int64", a) - _i64(self.a_zero_point)) * _i64(
+            self.a_multiplier << self.a_shift
+        )
+        right = (tirx.Cast("int64", b) - _i64(self.b_zero_point)) * _i64(
+            self.b_multiplier << self.b_shift
+        )
+        half = (1 << self.shift) >> 1
+        code = ((left + right + _i64(half)) >> _i64(self.shift)) + _i64(self.zero_point)
+        return tirx.Cast(self.dtype, tirx.max(tirx.min(code, _i64(self.high)), _i64(self.low)))
+
+
+@dataclass(frozen=True)
+class ProductFields:
+    """What GEMM and DWC depend on besides addresses.
+
+    Attributes:
+        lanes: reduction lanes of a tile, in elements; 0 for DWC.
+        columns: output channels of a tile.
+        act_bits: width of activations in memory.
+        wgt_bits: width of weights in memory.
+        dtype: how an activation is read.
+        fraction: left shift of every product.
+        kvalid: lanes of the last k0 tile that have weights.
+        nvalid: columns that have weights.
+    """
+
+    lanes: int
+    columns: int
+    act_bits: int
+    wgt_bits: int
+    dtype: str
+    fraction: int
+    kvalid: int
+    nvalid: int
+
+    def loops(self) -> tuple[int, ...]:
+        """(bytes of lanes, lanes in a byte, bytes of columns, columns in a byte); without ones."""
+        act, wgt = 8 // self.act_bits, 8 // self.wgt_bits
+        loops: tuple[int, ...]
+        if self.lanes:
+            loops = (self.lanes // act, act, self.columns // wgt, wgt)
+        elif act >= wgt:
+            loops = (self.columns // act, act // wgt, wgt)
+        else:
+            loops = (self.columns // wgt, wgt // act, act)
+        return tuple(n for n in loops if n > 1)
+
+    @property
+    def reduction_loops(self) -> int:
+        """How many of the loops are sums."""
+        act = 8 // self.act_bits
+        return sum(n > 1 for n in (self.lanes // act, act)) if self.lanes else 0
+
+    def offsets(self, loops: Sequence[Expr]) -> tuple[Expr, Expr, Expr, Expr, Expr]:
+        """(column, byte of act, place in it, byte of wgt, place in it) at these loops."""
+        act, wgt = 8 // self.act_bits, 8 // self.wgt_bits
+        left = iter(loops)
+
+        def take(extent: int) -> Expr:
+            return next(left) if extent > 1 else 0
+
+        if self.lanes:
+            ab, ae = take(self.lanes // act), take(act)
+            wb, we = take(self.columns // wgt), take(wgt)
+            row = (ab * act + ae) * (self.columns // wgt)
+            return wb * wgt + we, ab, ae, row + wb, we
+        wide, narrow = max(act, wgt), min(act, wgt)
+        outer, middle, inner = take(self.columns // wide), take(wide // narrow), take(narrow)
+        column = outer * wide + middle * narrow + inner
+        coarse = (outer, middle * narrow + inner)
+        fine = (outer * (wide // narrow) + middle, inner)
+        (a, ae), (w, we) = (coarse, fine) if act >= wgt else (fine, coarse)
+        return column, a, ae, w, we
+
+    def value(self, acc: Expr, act: Expr, act_at: Expr, wgt: Expr, wgt_at: Expr) -> Expr:
+        """The sum after one more product, of bytes that hold several elements each."""
+        a = element(act, act_at, self.act_bits, signed=self.dtype == "int8")
+        w = element(wgt, wgt_at, self.wgt_bits, signed=True)
+        return acc + ((a * w) << self.fraction if self.fraction else a * w)
+
+
+def element(byte: Expr, place: Expr, bits: int, *, signed: bool) -> Expr:
+    """Element ``place`` of a byte as int32."""
+    word = tirx.Cast("int32", byte)
+    if bits == 8:
+        return word
+    sign = 1 << (bits - 1)
+    code = (word >> (place * bits)) & ((1 << bits) - 1)
+    return (code ^ sign) - sign if signed else code
+
+
+def packed_byte(codes: Sequence[Expr], bits: int, dtype: str) -> Expr:
+    """One byte of ``8 / bits`` codes, the first in the low bits."""
+    if bits == 8:
+        return codes[0]
+    mask = (1 << bits) - 1
+    fields = [
+        (tirx.Cast("int32", code) & mask) << (bits * place) for place, code in enumerate(codes)
+    ]
+    return tirx.Cast(dtype, functools.reduce(lambda a, b: a | b, fields))
+
+
+def max_byte(a: Expr, b: Expr, dtype: str, bits: int) -> Expr:
+    """The larger code at each place of two bytes."""
+    if bits == 8:
+        return tirx.max(a, b)
+    signed = dtype == "int8"
+    places = range(8 // bits)
+    codes = [
+        tirx.max(element(a, n, bits, signed=signed), element(b, n, bits, signed=signed))
+        for n in places
+    ]
+    return packed_byte(codes, bits, dtype)
+
+
+def _i64(value: int) -> Expr:
+    return tirx.IntImm("int64", value)
