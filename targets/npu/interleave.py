@@ -66,11 +66,13 @@ def interleaved(choose: Choice) -> Order:
 
 
 def _may_run(i: isa.Instruction, machine: Machine, left: int) -> bool:
-    """Whether its tokens are there and its pushes find room; HALT comes last."""
+    """Whether its tokens are there and those of its unit have found room; HALT comes last.
+
+    An instruction whose token finds its FIFO full is done all the same; its unit waits then.
+    """
     if isinstance(i, isa.Halt):
         return left == 1
     tokens, depth = machine.tokens, machine.spec.issue.token_depth
     units = range(len(isa.UNIT_NAMES))
     popped = all(tokens[unit, i.unit] for unit in units if i.pop >> unit & 1)
-    room = all(tokens[i.unit, unit] < depth for unit in units if i.push >> unit & 1)
-    return popped and room
+    return popped and all(tokens[i.unit, unit] <= depth for unit in units)

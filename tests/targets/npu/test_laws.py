@@ -47,11 +47,11 @@ def touched(layer) -> dict[int, int]:
             )
         if isinstance(layer, Move):
             continue
-        bytes_in += h * w * c
+        bytes_in += h * w * c * value.bits // 8
     if isinstance(layer, Move):
         bytes_in = sum(math.prod(piece.size) for piece in layer.pieces)
     itemsize = 4 if layer.output.dtype == "int32" else 1
-    weights = layer.weight.size if isinstance(layer, Conv2d) else 0
+    weights = layer.weight.size * layer.weight_bits // 8 if isinstance(layer, Conv2d) else 0
     return {
         INPUTS: bytes_in,
         OUTPUTS: math.prod(layer.output.shape) * itemsize,
@@ -72,7 +72,8 @@ def test_no_bound_is_beaten(name, machine, programs):
     layer, spec, program = LAYERS[name], MACHINES[machine], programs[name, machine]
     priced = price(program, spec)
     total = priced.timeline.total
-    assert total * spec.peak_macs_per_cycle >= layer.macs
+    widest = max(layer.input.bits, layer.weight_bits) if isinstance(layer, Conv2d) else 8
+    assert total * spec.peak_macs_per_cycle * 8 // widest >= layer.macs
     fewest = sum(touched(layer).values()) + len(program.instructions) * spec.issue.insn_bytes
     assert total * spec.dma.bytes_per_cycle >= fewest
     requantizes = [i for i in program.instructions if isinstance(i, isa.Requantize)]
