@@ -40,6 +40,7 @@ class Settings:
         exclude: globs of layer or module names that keep 8-bit weights.
         method: names in METHODS, applied in this order.
         iterations: steps of the optimizer per unit, for methods that learn.
+        kappa: in [0, 1], how far "rapq" may move the exponent of a unit's loss above 1.
     """
 
     weight_bits: int = 8
@@ -53,6 +54,7 @@ class Settings:
     exclude: tuple[str, ...] = ()
     method: tuple[str, ...] = ("rtn",)
     iterations: int = 2000
+    kappa: float = 0.9
 
     def __post_init__(self) -> None:
         for name in ("weight_bits", "activation_bits", "first_last_bits"):
@@ -72,6 +74,8 @@ class Settings:
             )
         if self.iterations < 1:
             raise InputError(f"iterations is {self.iterations}; give a positive number.")
+        if not 0 <= self.kappa <= 1:
+            raise InputError(f"kappa is {self.kappa}; give a number in [0, 1].")
         if not 50 < self.percentile <= 100:
             raise InputError(f"percentile is {self.percentile}; give a number in (50, 100].")
 

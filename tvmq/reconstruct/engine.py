@@ -2,28 +2,214 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
-from tvmq.bias_correction import correct_biases, run_with_stops
 from tvmq.calibrate import Calibration
 from tvmq.float_model import FloatModel
-from tvmq.plan import BiasPlan, Plan, ValuePlan, WeightPlan
+from tvmq.plan import BiasPlan, Plan
 from tvmq.planner import complete_plan
-from tvmq.reconstruct.methods import Method
+from tvmq.reconstruct.methods import LEARNED, Method, loss_power
 from tvmq.reconstruct.training import Training, reconstruction_loss, train_unit
+from tvmq.reconstruct.unit_bias import correct_unit_biases
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit, float_unit, network_steps
-from tvmq.reconstruct.units import Unit, find_units
-from tvmq.regions import find_regions
+from tvmq.reconstruct.unit_state import (
+    Checkpoints,
+    UnitResult,
+    UnitState,
+    apply_state,
+    state_of,
+)
+from tvmq.reconstruct.units import find_units
 
 HELD_OUT = 8
 """One of so many calibration images is not trained on and decides what is accepted."""
 
-CORRECTION_IMAGES = 256
-"""Images from which a unit's mean errors are taken."""
+LEAST_IMAGES = 2
 
 Report = Callable[[int, int, str], None]
 """Called with the iterations done, those in all, and a few words."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A network with learned weights and steps.
+
+    Attributes:
+        plan: complete.
+        units: what was done for each unit, in order.
+    """
+
+    plan: Plan
+    units: tuple[UnitResult, ...]
+
+
+def reconstruct(
+    model: FloatModel,
+    calibration: Calibration,
+    start: Plan,
+    *,
+    seed: int = 0,
+    checkpoints: Path | None = None,
+    report: Report | None = None,
+) -> Reconstruction:
+    """Learn what ``start.settings.method`` says.
+
+    Args:
+        model: the float network.
+        calibration: with images.
+        start: a complete plan that rounds to nearest; its bias corrections are made anew.
+        seed: of images and masks.
+        checkpoints: folder in which finished units are kept, and found again.
+        report: told about progress.
+
+    Raises:
+        InputError: too few images.
+        ArithmeticRangeError: learned steps lead to integers that do not fit.
+    """
+    job = _Job(model, calibration, start, seed, report)
+    try:
+        files = None if checkpoints is None else Checkpoints(checkpoints, start, seed)
+        for index in range(len(job.units)):
+            job.run(index, files)
+    finally:
+        job.cache.close()
+    return Reconstruction(job.plan(), tuple(job.results))
+
+
+class _Job:
+    """One reconstruction: the network, its units and how far they are."""
+
+    def __init__(
+        self,
+        model: FloatModel,
+        calibration: Calibration,
+        start: Plan,
+        seed: int,
+        report: Report | None,
+    ) -> None:
+        self.model, self.start, self.seed, self.report = model, start, seed, report
+        (name,) = [name for name in start.settings.method if name in LEARNED]
+        self.method: Method = LEARNED[name]
+        self.units = find_units(model, whole_blocks=self.method.whole_blocks)
+        self.steps = network_steps(model, start)
+        self.cache = UnitCache(model, self.units, calibration, self.steps)
+        self.held_out = max(1, self.cache.count // HELD_OUT)
+        self.images = self.cache.count - self.held_out
+        self.states: list[UnitState] = []
+        self.results: list[UnitResult] = []
+        self.iterations = sum(
+            round(start.settings.iterations * phase.share) for phase in self.method.phases
+        )
+
+    def run(self, index: int, files: Checkpoints | None) -> None:
+        """Reconstruct a unit, or find it among the files, and go on behind it."""
+        unit = QuantizedUnit(self.model, self.start, self.units[index], self.steps)
+        exact = float_unit(self.model, self.units[index])
+        self.cache.float_outputs(index, exact)
+        found = None if files is None else files.load(index)
+        if found is None:
+            found = self._learn(index, unit, exact)
+            if files is not None:
+                files.save(index, *found)
+        state, result = found
+        apply_state(unit, state)
+        self.cache.advance(index, unit)
+        self.states.append(state)
+        self.results.append(result)
+
+    def plan(self) -> Plan:
+        """The start with everything that was decided, complete."""
+        values, weights = dict(self.start.values), dict(self.start.weights)
+        biases: dict[str, BiasPlan] = {}
+        for result, state in zip(self.results, self.states, strict=True):
+            verdict = "learned" if result.accepted else "nearest, learning did not help"
+            numbers = f"held-out loss {result.nearest_loss:.4g} -> {result.learned_loss:.4g}"
+            for name, codes in state.codes.items():
+                weights[name] = replace(
+                    weights[name],
+                    steps=tuple(state.weight_steps[name].tolist()),
+                    codes=codes.numpy().tobytes() if state.learned else b"",
+                    reason=f"{weights[name].reason}; {verdict} in {result.unit}: {numbers}",
+                )
+            for name, correction in state.corrections.items():
+                used = tuple(correction.double().tolist()) if bool(correction.any()) else ()
+                biases[name] = BiasPlan(used, f"{verdict} in {result.unit}: {numbers}")
+        for name, value in values.items():
+            step = self.steps[name].exact
+            if step != value.step:
+                reason = f"{value.reason}; learned, from {value.step:.6g}"
+                values[name] = replace(value, step=step, reason=reason)
+        return complete_plan(
+            self.model, self.start.settings, self.start.calibration, values, weights, biases
+        )
+
+    def _learn(
+        self, index: int, unit: QuantizedUnit, exact: torch.fx.GraphModule
+    ) -> tuple[UnitState, UnitResult]:
+        began = time.perf_counter()
+        power = loss_power(self.model, self.units[index], self.method, self.start.settings.kappa)
+        before = state_of(unit, learned=False)
+        nearest = self._loss(index, unit, power)
+        if self.start.settings.bias_correction:
+            correct_unit_biases(self.cache, unit, exact, self.images)
+            corrected = self._loss(index, unit, power)
+            if corrected < nearest:
+                nearest, before = corrected, state_of(unit, learned=False)
+            else:
+                apply_state(unit, before)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        training = Training(
+            self.start.settings.iterations,
+            power=power,
+            correct_biases=self.start.settings.bias_correction,
+        )
+        done = 0
+        for phase in self.method.phases:
+            train_unit(
+                unit, self.cache, phase, training, self.images, generator, self._told(index, done)
+            )
+            done += round(training.iterations * phase.share)
+        learned = self._loss(index, unit, power)
+        accepted = learned <= nearest
+        state = state_of(unit, learned=True) if accepted else before
+        result = UnitResult(
+            unit.unit.name,
+            unit.unit.layers,
+            accepted,
+            nearest,
+            learned,
+            power,
+            done,
+            round(time.perf_counter() - began, 2),
+        )
+        return state, result
+
+    def _loss(self, index: int, unit: QuantizedUnit, power: float) -> float:
+        """Of a unit as it is, on held-out images."""
+        rows = slice(self.images, self.cache.count)
+        outputs = self.cache.quantized_outputs(index, unit, rows)
+        errors = [
+            output - self.cache.exact.rows(name, rows)
+            for name, output in zip(unit.unit.outputs, outputs, strict=True)
+        ]
+        return float(torch.stack([reconstruction_loss(error, power) for error in errors]).sum())
+
+    def _told(self, index: int, before: int) -> Callable[[int, float], None]:
+        def told(done: int, loss: float) -> None:
+            if self.report is not None:
+                total = self.iterations * len(self.units)
+                words = f"unit {index + 1}/{len(self.units)}, loss {loss:.4g}"
+                self.report(self.iterations * index + before + done, total, words)
+
+        return told
+
+
+def learned_methods(names: tuple[str, ...]) -> Mapping[str, Method]:
+    """Those of ``--method`` that reconstruct."""
+    return {name: LEARNED[name] for name in names if name in LEARNED}

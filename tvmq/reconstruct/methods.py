@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from tvmq.float_model import FloatModel
+from tvmq.reconstruct.units import Unit
 
 
 @dataclass(frozen=True)
@@ -58,3 +62,17 @@ LEARNED: dict[str, Method] = {
     ),
 }
 """By the names of ``--method``."""
+
+
+def loss_power(model: FloatModel, unit: Unit, method: Method, kappa: float) -> float:
+    """The exponent of a unit's loss, from the scales of its last batch norm.
+
+    ``1 + kappa * sigmoid((sum(gamma) - 1) / channels)``, to one decimal, as in RAPQ; 2 for methods
+    that do not ask for it, for single layers and for units without batch norm.
+    """
+    norms = [model.batch_norms[name] for name in unit.nodes if name in model.batch_norms]
+    if not method.batch_norm_power or len(unit.layers) < 2 or not norms:
+        return 2.0
+    gamma = norms[-1].gamma
+    mean = (float(gamma.double().sum()) - 1) / len(gamma)
+    return round(1 + kappa / (1 + math.exp(-mean)), 1)

@@ -13,7 +13,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from tvmq.plan import WeightPlan
 from tvmq.scheme import learned_range
+from tvmq.weight_steps import weight_codes
 
 STRETCH = 1.2
 BETA_FIRST, BETA_LAST = 20.0, 2.0
@@ -31,26 +33,39 @@ class SoftWeight(nn.Module):
     frozen: torch.Tensor
     floor: torch.Tensor
     steps: torch.Tensor
+    weight: torch.Tensor
 
-    def __init__(self, weight: torch.Tensor, steps: torch.Tensor, bits: int) -> None:
-        """Start at the float weight, frozen at its nearest codes.
+    def __init__(self, weight: torch.Tensor, plan: WeightPlan) -> None:
+        """Start at the float weight, frozen at the codes of a plan.
 
         Args:
             weight: float32[K, ...].
-            steps: float64[K] or [1].
-            bits: of a code.
+            plan: its steps, bits and codes.
         """
         super().__init__()
-        self.low, self.high = learned_range(bits)
+        self.bits = plan.bits
+        self.low, self.high = learned_range(plan.bits)
         self.soft = False
-        scaled = weight.double() / steps.reshape(-1, *[1] * (weight.dim() - 1))
+        self.register_buffer("weight", weight.detach().clone())
+        self.register_buffer("frozen", weight.detach().clone())
+        self.use_steps(torch.tensor(plan.steps, dtype=torch.float64))
+        self.freeze(weight_codes(weight, plan))
+
+    def use_steps(self, steps: torch.Tensor) -> None:
+        """Take other steps, float64[K] or [1], and start again at the float weight."""
+        self.exact_steps = steps
+        column = steps.reshape(-1, *[1] * (self.weight.dim() - 1))
+        scaled = self.weight.double() / column
         floor = torch.floor(scaled)
         part = (scaled - floor).float().clamp(1e-4, 1 - 1e-4)
         self.alpha = nn.Parameter(-torch.log(STRETCH / (part + 0.1) - 1))
-        self.register_buffer("steps", steps.reshape(-1, *[1] * (weight.dim() - 1)).float())
+        self.register_buffer("steps", column.float())
         self.register_buffer("floor", floor.float())
-        self.register_buffer("frozen", weight.detach().clone())
-        self.freeze(torch.floor(scaled + 0.5).clamp(self.low, self.high))
+
+    def nearest_codes(self) -> torch.Tensor:
+        """float64: the weight in the present steps, rounded half up."""
+        scaled = self.weight.double() / self.exact_steps.reshape(self.steps.shape)
+        return torch.floor(scaled + 0.5).clamp(self.low, self.high)
 
     def height(self) -> torch.Tensor:
         """h(alpha), in [0, 1]."""

@@ -33,6 +33,7 @@ class Training:
         bias_rate: of what is added to biases.
         step_rate: of log2 of activation steps; decays to 0 as a cosine.
         regularization: weight of the rounding regularizer.
+        correct_biases: whether biases may change.
     """
 
     iterations: int
@@ -42,6 +43,7 @@ class Training:
     bias_rate: float = 1e-3
     step_rate: float = 1e-3
     regularization: float = 0.01
+    correct_biases: bool = True
 
 
 def reconstruction_loss(error: torch.Tensor, power: float) -> torch.Tensor:
@@ -124,9 +126,10 @@ def _prepare(
         weight.soft = phase.weights
     if phase.weights:
         alphas = [weight.alpha for weight in unit.weights.values()]
-        corrections = [bias.correction.requires_grad_(True) for bias in unit.biases.values()]
         groups.append({"params": alphas, "lr": training.weight_rate})
-        groups.append({"params": corrections, "lr": training.bias_rate})
+        if training.correct_biases:
+            corrections = [bias.correction.requires_grad_(True) for bias in unit.biases.values()]
+            groups.append({"params": corrections, "lr": training.bias_rate})
     groups = [group for group in groups if group["params"]] or [
         {"params": [torch.zeros(1, requires_grad=True)], "lr": 0.0}
     ]

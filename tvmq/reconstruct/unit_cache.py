@@ -20,7 +20,7 @@ from tvmq.float_model import FloatModel
 from tvmq.reconstruct.learned_steps import LearnedStep
 from tvmq.reconstruct.unit_graph import QuantizedUnit
 from tvmq.reconstruct.units import Unit
-from tvmq.regions import Regions
+from tvmq.regions import find_regions
 
 IN_MEMORY = 2**29
 """Bytes above which a tensor of all images lies in a file."""
@@ -93,7 +93,6 @@ class UnitCache:
     def __init__(
         self,
         model: FloatModel,
-        regions: Regions,
         units: Sequence[Unit],
         calibration: Calibration,
         steps: Mapping[str, LearnedStep],
@@ -104,7 +103,7 @@ class UnitCache:
         (folder / "exact").mkdir()
         (folder / "quantized").mkdir()
         self.exact, self.quantized = Stream(folder / "exact"), Stream(folder / "quantized")
-        self.units, self.regions, self.steps = units, regions, steps
+        self.units, self.regions, self.steps = units, find_regions(model), steps
         parts: list[Inputs] = list(calibration.batches())
         self.count = sum(len(part[0]) for part in parts)
         names = [spec.name for spec in model.inputs]

@@ -64,9 +64,7 @@ class QuantizedUnit:
         for node in model.graph_module.graph.nodes:
             if node.name in unit.layers:
                 weight, layer = model.weight_of(node), plan.weights[node.name]
-                self.weights[node.name] = SoftWeight(
-                    weight, torch.tensor(layer.steps, dtype=torch.float64), layer.bits
-                )
+                self.weights[node.name] = SoftWeight(weight, layer)
                 self.biases[node.name] = LayerBias(model.bias_of(node), len(weight))
         modules: dict[str, nn.Module] = {f"{n}_codes": m for n, m in self.steps.items()}
         modules |= {f"{n}_weight": m for n, m in self.weights.items()}
