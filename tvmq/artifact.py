@@ -67,6 +67,7 @@ class Manifest(BaseModel):
         preprocessing: what turns images into the input, repeated by `run` and `eval`; or None.
         placement: operators on each device.
         bit_exact: whether reference, CPU and NPU gave identical outputs for golden.npz.
+        reconstruction: of each unit that was learned: held-out losses, and whether it was accepted.
         seconds: of each stage.
         files: sha256 of every other file.
     """
@@ -84,6 +85,7 @@ class Manifest(BaseModel):
     outputs: tuple[TensorInfo, ...]
     placement: dict[str, int]
     bit_exact: bool
+    reconstruction: tuple[dict[str, Any], ...] = ()
     seconds: dict[str, float]
     files: dict[str, str] = {}
 

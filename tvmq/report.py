@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # so that printing does not import torch
     from tvmq.flow import BuildResult
@@ -20,6 +21,7 @@ def build_summary(result: BuildResult) -> list[str]:
         f"steps, symmetric weights per {settings['granularity']}, activations per tensor, first "
         f"and last layer {settings['first_last_bits']} bits",
         f"  calibration: {manifest.calibration['source']}",
+        *_reconstruction_lines(manifest.reconstruction),
         f"  operators: {manifest.placement['npu']} on the NPU, {manifest.placement['cpu']} on "
         f"the CPU",
     ]
@@ -34,3 +36,15 @@ def build_summary(result: BuildResult) -> list[str]:
         f"Next: tvmq eval {result.artifact} --data D, tvmq profile {result.artifact}",
     ]
     return lines
+
+
+def _reconstruction_lines(units: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not units:
+        return []
+    kept = [unit for unit in units if unit["accepted"]]
+    refused = [unit["unit"] for unit in units if not unit["accepted"]]
+    note = f"; rounded to nearest, since learning did not help: {', '.join(refused)}"
+    return [
+        f"  reconstruction: {len(kept)} of {len(units)} units closer to the float network on "
+        f"held-out images{note if refused else ''}"
+    ]

@@ -14,7 +14,7 @@ from tvmq.cli.terminal import Terminal
 
 PLANNED = (
     *("calib_data", "calib_samples", "calib_method", "precision", "scales", "granularity"),
-    *("first_last_bits", "exclude"),
+    *("first_last_bits", "exclude", "method", "iters", "kappa"),
 )
 """Options that a plan has answered already."""
 
@@ -33,7 +33,7 @@ PLANNED = (
 @click.option(
     "--calib-samples",
     type=click.IntRange(1),
-    help="Images used [default: 256, or all where there are fewer].",
+    help="Images used [default: 256, or 1024 to learn from; all where there are fewer].",
 )
 @click.option(
     "--calib-method",
@@ -75,6 +75,28 @@ PLANNED = (
     metavar="GLOB",
     help="Keep 8-bit weights in layers or modules of this name; may be repeated.",
 )
+@click.option(
+    "--method",
+    default="rtn",
+    show_default=True,
+    metavar="rtn|adaround|brecq|qdrop|rapq",
+    help="How weights are rounded: to nearest, or as learned from --calib-data, layer by layer "
+    "(adaround) or block by block (the others); rapq searches the exponents of powers of two too.",
+)
+@click.option(
+    "--iters",
+    type=click.IntRange(1),
+    default=2000,
+    show_default=True,
+    help="Training steps per block, for methods that learn.",
+)
+@click.option(
+    "--kappa",
+    type=click.FloatRange(0, 1),
+    default=0.9,
+    show_default=True,
+    help="rapq: a block's loss is |error|^p, p at most 1 + kappa, from its last batch norm.",
+)
 @click.option("--plan", type=PATH, help="An edited plan.json to build from; replaces calibration.")
 @click.option(
     "--model",
@@ -112,7 +134,7 @@ def command(terminal: Terminal, /, model_file: Path, output: Path | None, **opti
     from tvmq.flow import build
     from tvmq.preprocessing import Preprocessing
     from tvmq.report import build_summary
-    from tvmq.scheme import Settings, parse_precision
+    from tvmq.scheme import Settings, parse_methods, parse_precision
 
     if options["plan"] is not None:
         _refuse_planned()
@@ -125,6 +147,9 @@ def command(terminal: Terminal, /, model_file: Path, output: Path | None, **opti
         first_last_bits=options.pop("first_last_bits"),
         calib_method=options.pop("calib_method"),
         exclude=options.pop("exclude"),
+        method=parse_methods(options.pop("method")),
+        iterations=options.pop("iters"),
+        kappa=options.pop("kappa"),
     )
     output = output or Path(f"{model_file.stem}.tvmq")
     how = Preprocessing.from_flags(*(options.pop(name) for name in IMAGE_FLAGS))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,8 +29,6 @@ from tvmq.reconstruct.units import find_units
 
 HELD_OUT = 8
 """One of so many calibration images is not trained on and decides what is accepted."""
-
-LEAST_IMAGES = 2
 
 Report = Callable[[int, int, str], None]
 """Called with the iterations done, those in all, and a few words."""
@@ -94,8 +92,7 @@ class _Job:
         report: Report | None,
     ) -> None:
         self.model, self.start, self.seed, self.report = model, start, seed, report
-        (name,) = [name for name in start.settings.method if name in LEARNED]
-        self.method: Method = LEARNED[name]
+        self.method: Method = LEARNED[start.settings.learned_method]
         self.units = find_units(model, whole_blocks=self.method.whole_blocks)
         self.steps = network_steps(model, start)
         self.cache = UnitCache(model, self.units, calibration, self.steps)
@@ -208,8 +205,3 @@ class _Job:
                 self.report(self.iterations * index + before + done, total, words)
 
         return told
-
-
-def learned_methods(names: tuple[str, ...]) -> Mapping[str, Method]:
-    """Those of ``--method`` that reconstruct."""
-    return {name: LEARNED[name] for name in names if name in LEARNED}

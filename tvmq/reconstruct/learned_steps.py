@@ -62,7 +62,7 @@ class FakeQuantize(torch.autograd.Function):  # type: ignore[misc]  # torch is n
         return grad * inside, step_grad, None, None, None
 
 
-class LearnedStep(nn.Module):
+class LearnedStep(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
     """The codes of one value: fake quantization with a step that may be learned.
 
     Attributes:

@@ -21,7 +21,7 @@ STRETCH = 1.2
 BETA_FIRST, BETA_LAST = 20.0, 2.0
 
 
-class SoftWeight(nn.Module):
+class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
     """The weight of one layer, in codes that are being decided.
 
     Attributes:

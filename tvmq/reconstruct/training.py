@@ -95,7 +95,7 @@ def train_unit(
             undecided = torch.stack([w.regularizer(beta) for w in unit.weights.values()]).sum()
             loss = loss + training.regularization * undecided
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
         if (i + 1) % CHECK_EVERY == 0 or i + 1 == iterations:

@@ -16,7 +16,7 @@ from tvmq.reconstruct.units import Unit
 from tvmq.regions import find_regions
 
 
-class LayerBias(nn.Module):
+class LayerBias(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
     """A layer's float bias and what is added to it.
 
     Attributes:
@@ -85,7 +85,7 @@ class QuantizedUnit:
 
 def network_steps(model: FloatModel, plan: Plan) -> dict[str, LearnedStep]:
     """A step for each value of the network; tied values share the object."""
-    steps = {}
+    steps: dict[str, LearnedStep] = {}
     for names in find_regions(model).tied:
         shared = LearnedStep(plan.values[names[0]], pot=plan.settings.pot)
         steps |= dict.fromkeys(names, shared)

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,6 +86,11 @@ def apply_state(unit: QuantizedUnit, state: UnitState) -> None:
         step.fix(state.steps[name])
 
 
+def checkpoints_of(output: Path) -> Path:
+    """The folder beside an artifact-to-be that holds finished units until it is built."""
+    return output.absolute().with_name(f"{output.name}.units")
+
+
 class Checkpoints:
     """A folder with a file per finished unit, and of which job they are.
 
@@ -121,7 +127,7 @@ class Checkpoints:
     def save(self, index: int, state: UnitState, result: UnitResult) -> None:
         """Write a finished unit; a file that is there is whole."""
         facts = {"steps": dict(state.steps), "learned": state.learned, "result": asdict(result)}
-        arrays = {"facts": np.array(json.dumps(facts))}
+        arrays: dict[str, Any] = {"facts": np.array(json.dumps(facts))}
         arrays |= {f"codes:{name}": tensor.numpy() for name, tensor in state.codes.items()}
         arrays |= {f"weight:{name}": tensor.numpy() for name, tensor in state.weight_steps.items()}
         arrays |= {f"bias:{name}": tensor.numpy() for name, tensor in state.corrections.items()}
