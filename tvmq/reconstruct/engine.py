@@ -14,7 +14,12 @@ from tvmq.float_model import FloatModel
 from tvmq.plan import BiasPlan, Plan
 from tvmq.planner import complete_plan
 from tvmq.reconstruct.methods import LEARNED, Method, loss_power
-from tvmq.reconstruct.training import Training, reconstruction_loss, train_unit
+from tvmq.reconstruct.step_search import (
+    search_activation_steps,
+    search_weight_steps,
+    unit_loss,
+)
+from tvmq.reconstruct.training import Training, train_unit
 from tvmq.reconstruct.unit_bias import correct_unit_biases
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit, float_unit, network_steps
@@ -131,7 +136,7 @@ class _Job:
                 weights[name] = replace(
                     weights[name],
                     steps=tuple(state.weight_steps[name].tolist()),
-                    codes=codes.numpy().tobytes() if state.learned else b"",
+                    codes=codes.numpy().tobytes(),
                     reason=f"{weights[name].reason}; {verdict} in {result.unit}: {numbers}",
                 )
             for name, correction in state.corrections.items():
@@ -151,15 +156,19 @@ class _Job:
     ) -> tuple[UnitState, UnitResult]:
         began = time.perf_counter()
         power = loss_power(self.model, self.units[index], self.method, self.start.settings.kappa)
-        before = state_of(unit, learned=False)
-        nearest = self._loss(index, unit, power)
+        held_out = slice(self.images, self.cache.count)
+        before = state_of(unit)
+        nearest = unit_loss(unit, self.cache, power, held_out)
         if self.start.settings.bias_correction:
             correct_unit_biases(self.cache, unit, exact, self.images)
-            corrected = self._loss(index, unit, power)
+            corrected = unit_loss(unit, self.cache, power, held_out)
             if corrected < nearest:
-                nearest, before = corrected, state_of(unit, learned=False)
+                nearest, before = corrected, state_of(unit)
             else:
                 apply_state(unit, before)
+        if self.method.exponents:
+            search_weight_steps(unit, self.cache, self.images)
+            search_activation_steps(unit, self.cache, power, self.images)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         training = Training(
             self.start.settings.iterations,
@@ -172,9 +181,9 @@ class _Job:
                 unit, self.cache, phase, training, self.images, generator, self._told(index, done)
             )
             done += round(training.iterations * phase.share)
-        learned = self._loss(index, unit, power)
+        learned = unit_loss(unit, self.cache, power, held_out)
         accepted = learned <= nearest
-        state = state_of(unit, learned=True) if accepted else before
+        state = state_of(unit) if accepted else before
         result = UnitResult(
             unit.unit.name,
             unit.unit.layers,
@@ -186,16 +195,6 @@ class _Job:
             round(time.perf_counter() - began, 2),
         )
         return state, result
-
-    def _loss(self, index: int, unit: QuantizedUnit, power: float) -> float:
-        """Of a unit as it is, on held-out images."""
-        rows = slice(self.images, self.cache.count)
-        outputs = self.cache.quantized_outputs(index, unit, rows)
-        errors = [
-            output - self.cache.exact.rows(name, rows)
-            for name, output in zip(unit.unit.outputs, outputs, strict=True)
-        ]
-        return float(torch.stack([reconstruction_loss(error, power) for error in errors]).sum())
 
     def _told(self, index: int, before: int) -> Callable[[int, float], None]:
         def told(done: int, loss: float) -> None:

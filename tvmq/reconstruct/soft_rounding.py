@@ -15,7 +15,6 @@ from torch import nn
 
 from tvmq.plan import WeightPlan
 from tvmq.scheme import learned_range
-from tvmq.weight_steps import weight_codes
 
 STRETCH = 1.2
 BETA_FIRST, BETA_LAST = 20.0, 2.0
@@ -36,11 +35,11 @@ class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by m
     weight: torch.Tensor
 
     def __init__(self, weight: torch.Tensor, plan: WeightPlan) -> None:
-        """Start at the float weight, frozen at the codes of a plan.
+        """Start at the float weight, frozen at its nearest codes.
 
         Args:
             weight: float32[K, ...].
-            plan: its steps, bits and codes.
+            plan: its steps and bits.
         """
         super().__init__()
         self.bits = plan.bits
@@ -49,7 +48,7 @@ class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by m
         self.register_buffer("weight", weight.detach().clone())
         self.register_buffer("frozen", weight.detach().clone())
         self.use_steps(torch.tensor(plan.steps, dtype=torch.float64))
-        self.freeze(weight_codes(weight, plan))
+        self.freeze(self.nearest_codes())
 
     def use_steps(self, steps: torch.Tensor) -> None:
         """Take other steps, float64[K] or [1], and start again at the float weight."""

@@ -81,7 +81,8 @@ def train_unit(
     masks = DropMasks(phase.drop, generator) if 0 < phase.drop < 1 else None
     optimizer, schedule = _prepare(unit, cache, phase, training, masks, iterations)
     names, outputs = unit.unit.inputs, unit.unit.outputs
-    losses: list[torch.Tensor] = []
+    losses = torch.zeros(iterations)  # one tensor: scalars kept apart would fragment the heap
+    last = iterations - 1
     for i in range(iterations):
         which = torch.randint(images, (training.batch,), generator=generator)
         inputs = [_mixed(cache, name, which, masks) for name in names]
@@ -89,7 +90,7 @@ def train_unit(
         for name, output in zip(outputs, unit(*inputs), strict=True):
             error = output - cache.exact.rows(name, which)
             loss = loss + reconstruction_loss(error, training.power)
-        losses.append(loss.detach())
+        losses[i] = loss.detach()
         beta = annealed_beta(i / iterations, WARM_UP) if phase.weights else None
         if beta is not None:
             undecided = torch.stack([w.regularizer(beta) for w in unit.weights.values()]).sum()
@@ -100,11 +101,12 @@ def train_unit(
         schedule.step()
         if (i + 1) % CHECK_EVERY == 0 or i + 1 == iterations:
             if report is not None:
-                report(i + 1, float(losses[-1]))
+                report(i + 1, float(losses[i]))
             if beta is not None and not phase.steps and float(undecided) == 0.0:
+                last = i
                 break  # every decision is at its end, where its gradient is zero
     _harden(unit, phase)
-    return float(torch.stack(losses[-CHECK_EVERY:]).mean())
+    return float(losses[max(0, last + 1 - CHECK_EVERY) : last + 1].mean())
 
 
 def _prepare(

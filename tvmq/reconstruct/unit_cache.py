@@ -129,9 +129,9 @@ class UnitCache:
         for stream in (self.exact, self.quantized):
             stream.drop([name for name in stream.tensors if name not in needed])
 
-    def quantized_outputs(self, index: int, unit: QuantizedUnit, rows: slice) -> list[torch.Tensor]:
+    def quantized_outputs(self, unit: QuantizedUnit, rows: slice) -> list[torch.Tensor]:
         """What the quantized unit gives for some images; nothing is stored."""
-        names = self.units[index].inputs
+        names = unit.unit.inputs
         parts = []
         with torch.no_grad():
             for first in range(rows.start, rows.stop, BATCH):

@@ -53,24 +53,21 @@ class UnitState:
         weight_steps: float64[K or 1], by layer.
         corrections: float32[K], by layer.
         steps: by value.
-        learned: whether the codes differ from the weights rounded to nearest.
     """
 
     codes: Mapping[str, torch.Tensor]
     weight_steps: Mapping[str, torch.Tensor]
     corrections: Mapping[str, torch.Tensor]
     steps: Mapping[str, float]
-    learned: bool
 
 
-def state_of(unit: QuantizedUnit, *, learned: bool) -> UnitState:
+def state_of(unit: QuantizedUnit) -> UnitState:
     """A copy of what a unit holds now."""
     return UnitState(
         {name: weight.codes.clone() for name, weight in unit.weights.items()},
         {name: weight.exact_steps.clone() for name, weight in unit.weights.items()},
         {name: bias.correction.detach().clone() for name, bias in unit.biases.items()},
         {name: step.exact for name, step in unit.steps.items()},
-        learned,
     )
 
 
@@ -119,14 +116,12 @@ class Checkpoints:
             kind, layer = name.split(":", 1)
             parts[kind][layer] = torch.from_numpy(array)
         facts["result"]["layers"] = tuple(facts["result"]["layers"])
-        state = UnitState(
-            parts["codes"], parts["weight"], parts["bias"], facts["steps"], facts["learned"]
-        )
+        state = UnitState(parts["codes"], parts["weight"], parts["bias"], facts["steps"])
         return state, UnitResult(**facts["result"])
 
     def save(self, index: int, state: UnitState, result: UnitResult) -> None:
         """Write a finished unit; a file that is there is whole."""
-        facts = {"steps": dict(state.steps), "learned": state.learned, "result": asdict(result)}
+        facts = {"steps": dict(state.steps), "result": asdict(result)}
         arrays: dict[str, Any] = {"facts": np.array(json.dumps(facts))}
         arrays |= {f"codes:{name}": tensor.numpy() for name, tensor in state.codes.items()}
         arrays |= {f"weight:{name}": tensor.numpy() for name, tensor in state.weight_steps.items()}
