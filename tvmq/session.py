@@ -8,6 +8,7 @@ float      float.pt2 in torch: what the network was before quantization
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -81,15 +82,14 @@ def load_library(path: Path) -> Any:
     """The ``relax.VirtualMachine`` of a compiled library.
 
     A library that is loaded is found again by its path, even if the file has been replaced since,
-    as by a second build; so each is loaded under a name of its own.
+    as by a second build; so what is loaded is a copy with a path of its own.
     """
     import tvm
     from tvm import relax
 
     with tempfile.TemporaryDirectory() as folder:
-        link = Path(folder) / path.name
-        link.symlink_to(path.resolve())
-        return relax.VirtualMachine(tvm.runtime.load_module(str(link)), tvm.cpu())
+        copy = shutil.copy(path, folder)
+        return relax.VirtualMachine(tvm.runtime.load_module(copy), tvm.cpu())
 
 
 def library_runner(path: Path) -> Runner:
