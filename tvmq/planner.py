@@ -81,16 +81,18 @@ def complete_plan(
         ArithmeticRangeError: an accumulator or shift can't be made to fit.
     """
     draft = _Draft(model, settings, values, weights, biases)
+    last = ""
     for _ in range(MAX_DOUBLINGS):
         try:
             draft.derive()
             break
         except _CoarserError as request:
             draft.coarsen(request)
+            last = request.why
     else:
         raise ArithmeticRangeError(
-            "no steps were found at which all shifts fit their fields; use --granularity tensor "
-            "or more bits."
+            f"no steps were found at which all shifts fit their fields; the last that did not: "
+            f"{last}. Use more bits for weights and activations, or --exclude the layer."
         )
     return Plan(
         settings,
