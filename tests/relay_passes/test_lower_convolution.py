@@ -24,9 +24,7 @@ def test_powers_of_two_with_zero_points_and_padding():
     @I.ir_module
     class Before:
         @R.function
-        def main(x: R.Tensor(("n", 6, 5, 3), "uint8")) -> R.Tuple(
-            R.Tensor(("n", 3, 6, 4), "int8")
-        ):
+        def main(x: R.Tensor(("n", 6, 5, 3), "uint8")) -> R.Tuple(R.Tensor(("n", 3, 6, 4), "int8")):
             with R.dataflow():
                 centred = R.subtract(R.astype(x, "float64"), R.const(5, "float64"))
                 real = R.multiply(centred, R.const(0.25, "float64"))
@@ -52,9 +50,7 @@ def test_powers_of_two_with_zero_points_and_padding():
     @I.ir_module
     class Expected:
         @R.function
-        def main(x: R.Tensor(("n", 6, 5, 3), "uint8")) -> R.Tuple(
-            R.Tensor(("n", 3, 6, 4), "int8")
-        ):
+        def main(x: R.Tensor(("n", 6, 5, 3), "uint8")) -> R.Tuple(R.Tensor(("n", 3, 6, 4), "int8")):
             with R.dataflow():
                 padded = R.nn.pad(x, [0, 0, 1, 0, 0, 2, 0, 0], pad_value=5)
                 products = R.nn.conv2d(
@@ -86,9 +82,9 @@ def test_a_residual_finer_than_the_sums(first):
     @I.ir_module
     class Before:
         @R.function
-        def main(
-            x: R.Tensor((2, 5, 6, 3), "uint8"), r: R.Tensor((2, 5, 6, 2), "int8")
-        ) -> R.Tuple(R.Tensor((2, 5, 6, 2), "uint8")):
+        def main(x: R.Tensor((2, 5, 6, 3), "uint8"), r: R.Tensor((2, 5, 6, 2), "int8")) -> R.Tuple(
+            R.Tensor((2, 5, 6, 2), "uint8")
+        ):
             with R.dataflow():
                 x_centred = R.subtract(R.astype(x, "float64"), R.const(128, "float64"))
                 x_real = R.multiply(x_centred, R.const(0.25, "float64"))
@@ -96,9 +92,7 @@ def test_a_residual_finer_than_the_sums(first):
                 r_real = R.multiply(r_centred, R.const(2.0**-7, "float64"))
                 kernel = R.astype(R.const(weight, "int8"), "float64")
                 w_real = R.multiply(kernel, R.const(steps.reshape(2, 1, 1, 1), "float64"))
-                products = R.nn.conv2d(
-                    x_real, w_real, data_layout="NHWC", kernel_layout="OHWI"
-                )
+                products = R.nn.conv2d(x_real, w_real, data_layout="NHWC", kernel_layout="OHWI")
                 sums = R.add(products, R.const(np.array([7, -9]) * steps * 0.25, "float64"))
                 total = R.add(r_real, sums) if first else R.add(sums, r_real)
                 ratio = R.divide(total, R.const(2.0, "float64"))
@@ -112,9 +106,9 @@ def test_a_residual_finer_than_the_sums(first):
     @I.ir_module
     class Expected:
         @R.function
-        def main(
-            x: R.Tensor((2, 5, 6, 3), "uint8"), r: R.Tensor((2, 5, 6, 2), "int8")
-        ) -> R.Tuple(R.Tensor((2, 5, 6, 2), "uint8")):
+        def main(x: R.Tensor((2, 5, 6, 3), "uint8"), r: R.Tensor((2, 5, 6, 2), "int8")) -> R.Tuple(
+            R.Tensor((2, 5, 6, 2), "uint8")
+        ):
             with R.dataflow():
                 products = R.nn.conv2d(
                     x,
@@ -176,9 +170,7 @@ def test_free_steps_multiply_in_int64():
             with R.dataflow():
                 products = R.matmul(x, R.const(weight.T, "int8"), out_dtype="int32")
                 sums = R.add(products, R.const([0, 0], "int32"))
-                scaled = R.multiply(
-                    R.astype(sums, "int64"), R.const([40961, 3 << 14], "int64")
-                )
+                scaled = R.multiply(R.astype(sums, "int64"), R.const([40961, 3 << 14], "int64"))
                 five = R.multiply(R.astype(r, "int64"), R.const(5, "int64"))
                 residual = R.left_shift(five, R.const([19, 19], "int64"))
                 total = R.add(scaled, residual)
