@@ -125,5 +125,5 @@ def test_a_window_of_nine_has_a_multiplier():
 
 
 def test_ties_on_both_sides_of_zero_have_no_multiplier():
-    with pytest.raises(ArithmeticRangeError, match="mean: no 16-bit multiplier .* the sum -171"):
+    with pytest.raises(ArithmeticRangeError, match=r"mean: no 16-bit multiplier .* the sum -171"):
         LowerAveragePool()(_mean_of_nine(30))
