@@ -58,9 +58,21 @@ class Array(_Part):
     weight_buffers: Literal[1, 2]
     weight_rows_per_cycle: Positive
     min_rows: Positive
-    precisions: list[Literal[2, 4, 8]]
+    precisions: Annotated[list[Literal[2, 4, 8]], Field(min_length=1)]
     acc_bits: Literal[32]
     dw: Literal["stream", "window"]
+
+    @model_validator(mode="after")
+    def _packed_codes_fill_bytes(self) -> Array:
+        per_byte = 8 // min(self.precisions)
+        for name, lanes in (("rows", self.rows), ("cols", self.cols)):
+            if lanes % per_byte:
+                msg = (
+                    f"array.{name} must be a multiple of {per_byte}, the codes in a byte at "
+                    f"{min(self.precisions)} bits, which array.precisions lists"
+                )
+                raise ValueError(msg)
+        return self
 
     @property
     def fill_cycles(self) -> int:
