@@ -26,7 +26,7 @@ LARGEST_RESIDUAL_SHIFT = 31
 LARGEST_FRACTION = 15
 INT32 = 2**31
 CODE_SPAN = 255
-"""Largest |code - zero point|."""
+"""Largest |code - zero point|, and above every |zero point|."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +136,7 @@ def plan_scale(
             "holds. Use a coarser step for the residual or fewer bits."
         )
     scale = None
-    most = (bound << fraction) * M + _half(s)
+    most = (bound << fraction) * M + _half(s) + CODE_SPAN  # the output's zero point
     if residual is not None:
         scale = ResidualScale(residual[1], N, r_shift)
         most = most + np.array([(CODE_SPAN * N) << int(shift) for shift in r_shift])

@@ -69,8 +69,8 @@ class Requantize:
     """From int32 sums to codes.
 
     Attributes:
-        fraction: left shift of ``acc + bias`` that makes room for a residual finer than the sums,
-            in [0, 15].
+        fraction: left shift of ``acc + bias``, in [0, 15]: room for a residual or an output that is
+            finer than the sums.
         multiplier: int32[K] in [1, 65535].
         shift: int32[K] in [0, 47], right, rounding half up.
         zero_point: added after the shift.

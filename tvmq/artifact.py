@@ -22,7 +22,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +70,7 @@ class Manifest(BaseModel):
         reconstruction: of each unit that was learned: held-out losses, and whether it was accepted.
         seconds: of each stage.
         files: sha256 of every other file.
+        sha256: of all fields above.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -88,6 +89,7 @@ class Manifest(BaseModel):
     reconstruction: tuple[dict[str, Any], ...] = ()
     seconds: dict[str, float]
     files: dict[str, str] = {}
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,7 @@ class Artifact:
             if not path.is_file():
                 raise InputError(f"{path}: missing from the artifact. Build it again.")
             if _sha256(path) != digest:
-                raise InputError(
-                    f"{path}: changed since it was built (sha256 differs). Build it again."
-                )
+                raise _changed(path)
         return cls(folder, manifest)
 
     def path(self, name: str) -> Path:
@@ -231,11 +231,12 @@ def writing(destination: Path) -> Iterator[Path]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write manifest.json with the digest of every file that is in the folder now."""
+    """Write manifest.json with its own digest and that of every file that is in the folder now."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {path.relative_to(folder).as_posix(): _sha256(path) for path in paths}
-    complete = manifest.model_copy(update={"files": files})
-    (folder / MANIFEST).write_text(complete.model_dump_json(indent=2) + "\n")
+    fields = manifest.model_dump(mode="json") | {"files": files}
+    complete = fields | {"sha256": _sha256_of_fields(fields)}
+    (folder / MANIFEST).write_text(json.dumps(complete, indent=2) + "\n")
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -250,11 +251,24 @@ def _read_manifest(path: Path) -> Manifest:
             f"Build it again, or use the tvmq that built it."
         )
     try:
-        return Manifest.model_validate(data)
+        manifest = Manifest.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{path}: {where}: {first['msg']}. Build it again.") from error
+    if manifest.sha256 != _sha256_of_fields(data):
+        raise _changed(path)
+    return manifest
+
+
+def _changed(path: Path) -> InputError:
+    return InputError(f"{path}: changed since it was built (sha256 differs). Build it again.")
+
+
+def _sha256_of_fields(fields: Mapping[str, Any]) -> str:
+    """Of the fields of a manifest, its own digest left out."""
+    others = {name: value for name, value in fields.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

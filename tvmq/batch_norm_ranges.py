@@ -30,9 +30,14 @@ aten = torch.ops.aten
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+INPUT_KNOWN = "the bounds that mean and std give"
+INPUT_ASSUMED = "assumed images normalised as for ImageNet (give --mean and --std if they are not)"
 
 SPREADS = 6.0
 """Standard deviations beyond which a normal value is taken not to occur."""
+
+NAMED = 3
+"""Values that a message names."""
 
 POINTS = torch.linspace(-SPREADS, SPREADS, 241, dtype=torch.float64)
 WEIGHTS = torch.softmax(-(POINTS**2) / 2, 0)
@@ -81,47 +86,59 @@ def ranges_from_batch_norm(
             normalisation of ImageNet is assumed, and the reason of the input says so.
 
     Raises:
-        InputError: a value that no batch norm describes; it is named.
+        InputError: the network has no batch norm, or values that none describes; they are named.
     """
+    if not model.batch_norms:
+        raise InputError(
+            "the network has no batch norms, which would say how large its values get; "
+            "give images with --calib-data."
+        )
     regions = find_regions(model)
+    input_note = INPUT_KNOWN if _is_known(preprocessing) else INPUT_ASSUMED
     spreads: dict[Node, Spread] = {}
     histograms = {}
     for node in model.graph_module.graph.nodes:
         if node.op in ("get_attr", "output"):
             continue
-        if node.op == "placeholder":
-            spreads[node], note = _input_spread(shape_of(node), preprocessing)
-        else:
-            spread = _propagate(model, node, spreads)
-            note = "batch-norm statistics"
-            if spread is not None:
-                spreads[node] = spread
-        if node.name not in regions.values:
-            continue
-        if node not in spreads:
-            raise InputError(
-                f"nothing says how large {node.name} ({model.origins.get(node.name, 'input')}) "
-                "gets: no batch norm stands in front of it; give images with --calib-data."
-            )
-        histograms[node.name] = _histogram(spreads[node], note, uniform=node.op == "placeholder")
-    return Calibration(histograms, "batch-norm statistics of the network, no data")
+        is_input = node.op == "placeholder"
+        if is_input:
+            spreads[node] = _input_spread(shape_of(node), preprocessing)
+        elif (spread := _propagate(model, node, spreads)) is not None:
+            spreads[node] = spread
+        if node.name in regions.values and node in spreads:
+            note = input_note if is_input else "batch-norm statistics"
+            histograms[node.name] = _histogram(spreads[node], note, uniform=is_input)
+    _refuse_unknown(model, [name for name in regions.values if name not in histograms])
+    source = f"batch norms of the network (data-free); range of the input: {input_note}"
+    return Calibration(histograms, source)
 
 
-def _input_spread(
-    shape: tuple[int, ...], preprocessing: Preprocessing | None
-) -> tuple[Spread, str]:
+def _refuse_unknown(model: FloatModel, names: list[str]) -> None:
+    if names:
+        listed = ", ".join(f"{name} ({model.origins[name]})" for name in names[:NAMED])
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        raise InputError(
+            f"nothing says how large {listed}{more} get: no batch norm stands in front; "
+            "give images with --calib-data."
+        )
+
+
+def _is_known(preprocessing: Preprocessing | None) -> bool:
+    return preprocessing is not None and preprocessing.mean is not None
+
+
+def _input_spread(shape: tuple[int, ...], preprocessing: Preprocessing | None) -> Spread:
     """Exact bounds of normalised images with values in [0, 1]."""
     channels = shape[1]
     if preprocessing is not None and preprocessing.mean is not None and preprocessing.std:
         mean, std = _doubles(preprocessing.mean), _doubles(preprocessing.std)
-        low, high, note = -mean / std, (1 - mean) / std, "the bounds that mean and std give"
+        low, high = -mean / std, (1 - mean) / std
     else:
         mean, std = _doubles(IMAGENET_MEAN), _doubles(IMAGENET_STD)
         low, high = (-mean / std).amin(), ((1 - mean) / std).amax()
-        note = "assumed images normalised as for ImageNet (give --mean and --std if they are not)"
     per_channel = [x.expand(channels).reshape(1, -1, *[1] * (len(shape) - 2)) for x in (low, high)]
     low, high = (x.expand(1, *shape[1:]) for x in per_channel)
-    return Spread(torch.zeros_like(low), torch.ones_like(low), low, high), note
+    return Spread(torch.zeros_like(low), torch.ones_like(low), low, high)
 
 
 def _doubles(numbers: tuple[float, ...]) -> torch.Tensor:

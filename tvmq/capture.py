@@ -13,8 +13,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from targets.errors import UnsupportedError
-from tvmq.canonicalize import canonicalize
+from targets.errors import InputError, UnsupportedError
+from tvmq.canonicalize import CanonicalProgram, canonicalize
 from tvmq.float_model import BatchNormStats, FloatModel, Origin, TensorSpec
 from tvmq.fold_batch_norm import fold_batch_norm
 from tvmq.load_model import load_model
@@ -56,9 +56,11 @@ def capture_program(
     """Rewrite an exported program in the canonical operators, with batch norms folded.
 
     Raises:
+        InputError: a weight is NaN or infinite.
         UnsupportedError: as ``capture``; also if the result is not the same function.
     """
     canonical = canonicalize(program)
+    _verify_finite(canonical)
     graph_module, batch_norms, origins = fold_batch_norm(canonical.graph_module, canonical.origins)
     # The target is the name the exporter gave; torch.fx renames nodes such as "input".
     inputs = tuple(
@@ -93,6 +95,19 @@ def fingerprint_of(graph_module: GraphModule) -> str:
         if node.op == "get_attr":
             digest.update(getattr(graph_module, str(node.target)).cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _verify_finite(canonical: CanonicalProgram) -> None:
+    damaged = [
+        f"{node.target} ({canonical.origins[next(iter(node.users)).name]})"
+        for node in canonical.graph_module.graph.find_nodes(op="get_attr")
+        if not getattr(canonical.graph_module, str(node.target)).isfinite().all()
+    ]
+    if damaged:
+        raise InputError(
+            f"NaN or infinite values in {', '.join(damaged)}; did the training diverge? "
+            "Export a network whose weights are finite"
+        )
 
 
 def _verify_same_function(

@@ -80,13 +80,18 @@ class NpzSource(DataSource):
         return count
 
     def _check_types(self) -> None:
-        for member in self.members.values():
+        for name, member in self.members.items():
             where = f"{self.spec}: {member.key!r}"
             if member.dtype == np.uint8:
                 if len(member.shape) not in (3, 4):
                     raise InputError(f"{where} has shape {list(member.shape)}; wanted (N, H, W, C)")
                 channels = member.shape[3] if len(member.shape) == 4 else 1
                 self.preprocessing.check_given(self.spec, channels)
+            elif member.key != name:
+                raise InputError(
+                    f"{where} is {member.dtype}; wanted uint8 images (N, H, W, C), or float32 "
+                    f"arrays under the name of the input, {name!r}"
+                )
             elif not np.issubdtype(member.dtype, np.floating):
                 raise InputError(f"{where} is {member.dtype}; wanted float32, or uint8 for images")
             elif self.preprocessing != Preprocessing():

@@ -189,12 +189,13 @@ def _calibrate(
     if request.plan is not None:
         return Calibration({}, f"plan {request.plan}")
     if data is None:
-        progress.note(
-            "note: no calibration data: activation ranges come from the network's own batch "
-            "norms (data-free). --calib-data is usually more accurate."
-        )
         known = None if request.preprocessing.mean is None else request.preprocessing
-        return ranges_from_batch_norm(model, known)
+        calibration = ranges_from_batch_norm(model, known)
+        progress.note(
+            f"note: no calibration data, so ranges come from the {calibration.source}. "
+            "--calib-data is usually more accurate."
+        )
+        return calibration
     samples = _Samples(data, request)
     with progress.bar("calibrate") as report:
         return calibrate(model, samples, samples.count, progress=report)

@@ -25,7 +25,9 @@ _PLAIN_EXPRESSION = (
 )  # fmt: skip
 # fmt: off
 _FUNCTIONS = frozenset({
-    "Symbol", "Integer", "Max", "Min", "Mod", "FloorDiv", "CleanDiv", "CeilDiv", "PythonMod",
+    "Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "floor", "ceiling", "Abs",
+    "Not", "And", "Or", "Equality", "Unequality", "LessThan", "StrictLessThan", "GreaterThan",
+    "StrictGreaterThan", "Max", "Min", "Mod", "FloorDiv", "CleanDiv", "CeilDiv", "PythonMod",
     "ModularIndexing", "Where", "IntTrueDiv", "FloatTrueDiv", "FloatPow", "PowByNatural",
     "CeilToInt", "FloorToInt", "RoundToInt", "TruncToInt", "ToFloat", "Identity", "Eq", "Ne",
 })

@@ -23,7 +23,7 @@ MAX_SHIFT_SPREAD = 15
 
 
 class TooFineError(ArithmeticRangeError):
-    """A step is so fine that a shift would be negative or a fraction too long.
+    """A step is so fine that the sums would have to be shifted left too far.
 
     Attributes:
         which: "output" or "residual", the value whose step must be coarser.
@@ -81,16 +81,16 @@ def requantize(
     """
     pairs = [as_multiplier(Fraction(source) * Fraction(w) / Fraction(output)) for w in weights]
     shifts = [shift for _, shift in pairs]
-    fraction, n, q = 0, 1, 0
+    missing = max(0, -min(shifts))  # sums coarser than the output are shifted left first
+    fraction, n, q = missing, 1, 0
     if residual is not None:
         n, q = as_multiplier(Fraction(residual) / Fraction(output))
-        fraction = max(0, q - min(shifts))
+        fraction = max(missing, q - min(shifts))
+    if fraction > MAX_FRACTION:
+        which: Literal["output", "residual"] = "output" if missing == fraction else "residual"
+        raise TooFineError(which, f"fraction {fraction} is above {MAX_FRACTION}")
     shifts = [shift + fraction for shift in shifts]
     residual_shifts = tuple(shift - q for shift in shifts) if residual is not None else ()
-    if fraction > MAX_FRACTION:
-        raise TooFineError("residual", f"fraction {fraction} is above {MAX_FRACTION}")
-    if min(shifts) < 0:
-        raise TooFineError("output", f"shift {min(shifts)} is negative")
     if max(shifts) > MAX_SHIFT or max(residual_shifts, default=0) > MAX_RESIDUAL_SHIFT:
         raise ArithmeticRangeError(
             f"right shift {max(shifts)} is above {MAX_SHIFT} or left shift "

@@ -129,7 +129,7 @@ def _calibration(request: BuildRequest, data: DataSource | None, plan: Plan) -> 
         source = f"plan {request.plan.name}: {plan.calibration}"
         return {"source": source, "fingerprint": sha256_of_file(request.plan)}
     if data is None:
-        return {"source": DATA_FREE, "samples": 0}
+        return {"source": DATA_FREE, "samples": 0, "ranges": plan.calibration}
     return {
         "source": Path(data.spec).name,
         "fingerprint": data.fingerprint(),

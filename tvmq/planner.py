@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from functools import reduce
 
 import numpy as np
@@ -31,7 +30,7 @@ from tvmq.regions import Layer, Regions, find_regions, shape_of, window_of
 from tvmq.rounded_bias import node_of, rounded_bias
 from tvmq.scheme import Settings, code_range
 from tvmq.snap import snap_steps
-from tvmq.weight_steps import choose_weight_steps, weight_codes
+from tvmq.weight_steps import choose_weight_steps, excluded_layers, weight_codes
 
 MAX_DOUBLINGS = 64
 
@@ -52,6 +51,7 @@ def make_plan(
 
     Raises:
         ArithmeticRangeError: an accumulator or shift can't be made to fit.
+        InputError: a glob of ``settings.exclude`` that fits no layer.
     """
     settings = settings or Settings()
     regions = find_regions(model)
@@ -81,16 +81,18 @@ def complete_plan(
         ArithmeticRangeError: an accumulator or shift can't be made to fit.
     """
     draft = _Draft(model, settings, values, weights, biases)
+    last = ""
     for _ in range(MAX_DOUBLINGS):
         try:
             draft.derive()
             break
         except _CoarserError as request:
             draft.coarsen(request)
+            last = request.why
     else:
         raise ArithmeticRangeError(
-            "no steps were found at which all shifts fit their fields; use --granularity tensor "
-            "or more bits."
+            f"no steps were found at which all shifts fit their fields; the last that did not: "
+            f"{last}. Use more bits for weights and activations, or --exclude the layer."
         )
     return Plan(
         settings,
@@ -148,17 +150,18 @@ def _choose_weights(
     model: FloatModel, regions: Regions, settings: Settings
 ) -> dict[str, WeightPlan]:
     plans = {}
+    products = [n for n, layer in regions.layers.items() if layer.kind in ("conv", "linear")]
+    excluded = excluded_layers({n: model.origins[n].module for n in products}, settings.exclude)
     for layer in regions.layers.values():
         node = node_of(model, layer.name)
         if layer.kind == "pool":
             divisor = window_of(node).divisor
             plans[layer.name] = WeightPlan((1 / divisor,), 8, f"average over {divisor}")
-        elif layer.kind in ("conv", "linear"):
+        elif layer.name in products:
             bits, why = settings.weight_bits, ""
             if layer.name in regions.first | regions.last and settings.first_last_bits > bits:
                 bits, why = settings.first_last_bits, ", first or last layer"
-            module = model.origins[layer.name].module if layer.name in model.origins else ""
-            if any(fnmatch(n, glob) for n in (layer.name, module) for glob in settings.exclude):
+            if layer.name in excluded:
                 bits, why = 8, ", excluded from fewer bits"
             plan = choose_weight_steps(model.weight_of(node), bits, settings)
             plans[layer.name] = replace(plan, reason=plan.reason + why)

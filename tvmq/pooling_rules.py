@@ -36,11 +36,16 @@ def _avg_pool(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     stride, padding = pair(a["stride"] or kernel), pair(a["padding"])
     x = _image(a["self"])
     ceil_mode = _keep_ceil_mode(a, shape_of(x), kernel, stride, padding, [1, 1])
-    counted = bool(a["count_include_pad"]) or padding == [0, 0]
     divisor = a["divisor_override"]
+    counted = bool(a["count_include_pad"]) or padding == [0, 0] or divisor is not None
+    if ceil_mode or not counted:
+        raise Refusal(
+            "windows at the border are divided by fewer elements; use ceil_mode=False and "
+            "count_include_pad=True, or pad before pooling"
+        )
     if divisor == kernel[0] * kernel[1]:
         divisor = None
-    return g.call(aten.avg_pool2d.default, x, kernel, stride, padding, ceil_mode, counted, divisor)
+    return g.call(aten.avg_pool2d.default, x, kernel, stride, padding, False, True, divisor)
 
 
 def _keep_ceil_mode(

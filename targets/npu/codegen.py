@@ -73,12 +73,16 @@ class Scratchpads:
 
 def _pack(buffers: list[Allocation], capacity: int) -> tuple[list[int], int]:
     """Offsets of buffers one behind the other, and their size in all."""
+    offsets, end = _packed(buffers, _ALIGN)
+    return (offsets, end) if end <= capacity else _packed(buffers, 1)
+
+
+def _packed(buffers: list[Allocation], alignment: int) -> tuple[list[int], int]:
     offsets, end = [], 0
     for buffer in buffers:
         itemsize = _ITEMSIZE[buffer.dtype]
-        begin = -(-end // _ALIGN) * _ALIGN
-        if begin + buffer.elements * itemsize > capacity:
-            begin = -(-end // itemsize) * itemsize  # alignment is a convenience, capacity is not
+        unit = max(alignment, itemsize)
+        begin = -(-end // unit) * unit
         offsets.append(begin)
         end = begin + buffer.elements * itemsize
     return offsets, end

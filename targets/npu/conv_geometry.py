@@ -43,8 +43,8 @@ class ConvGeometry:
 
     @property
     def wgt_bits(self) -> int:
-        """Bits that a weight takes in memory."""
-        return max(self.layer.weight_bits, min(self.spec.array.precisions))
+        """Bits that a weight takes in memory: the least that the machine multiplies."""
+        return min(p for p in self.spec.array.precisions if p >= self.layer.weight_bits)
 
     @property
     def lanes(self) -> int:

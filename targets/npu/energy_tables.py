@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from targets.errors import SpecError
+
+Picojoules = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class EnergyTable(BaseModel):
@@ -22,12 +26,12 @@ class EnergyTable(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    multiply8: float
-    accumulate: float
-    sram_byte: float
-    dram_byte: float
-    requantize_shift: float
-    requantize_multiply: float
+    multiply8: Picojoules
+    accumulate: Picojoules
+    sram_byte: Picojoules
+    dram_byte: Picojoules
+    requantize_shift: Picojoules
+    requantize_multiply: Picojoules
     source: str
 
 
@@ -46,7 +50,9 @@ class Energy(BaseModel):
 
     @model_validator(mode="after")
     def _table_exists(self) -> Energy:
-        self.named(self.table)
+        if self.table not in self.tables:
+            known = ", ".join(self.tables) or "none"
+            raise ValueError(f"energy.table is {self.table!r}, energy.tables has {known}")
         return self
 
     def named(self, name: str = "") -> EnergyTable:

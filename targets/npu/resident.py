@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from targets.errors import CapacityError
-from targets.layers import Conv2d, Layer, MaxPool2d, Move, Value
+from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d, Move, Value
 from targets.npu.conv_geometry import ConvGeometry
 from targets.npu.emit_dma import fill_rows
 from targets.npu.emitted import ACT, Emitted, Place
+from targets.npu.schedule_elementwise import run_bytes
+from targets.npu.schedule_move import move_rows
 from targets.npu.schedule_pool import stripe_rows
 from targets.npu.spec import NpuSpec
 from targets.npu.storage import bordered_bytes, map_values, pixel_bytes, repeated, row_bytes
@@ -178,4 +180,8 @@ def _cycles(layer: Layer, spec: NpuSpec) -> int:
         return estimate_cycles(geometry, tile_conv(geometry))
     if isinstance(layer, MaxPool2d):
         stripe_rows(layer, spec)
+    elif isinstance(layer, Add | Lut):
+        run_bytes(layer, spec)
+    elif isinstance(layer, Move) and not layer.reshape:
+        move_rows(layer, spec)
     return 0

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from tvm import tirx
 
+from targets.errors import CapacityError
 from targets.layers import Add, Lut, Value
 from targets.npu import intrinsics
 from targets.npu.conv_geometry import ceil_div
@@ -33,10 +34,15 @@ RUNS = 4
 """Runs that a tensor is cut into at least, so that loads hide under compute."""
 LONGEST_RUN = 1 << 16
 """Elements that the length field of VADD, LUT and one DMA row can all count."""
+TABLE_BYTES = 256
 
 
 def schedule_add(layer: Add, spec: NpuSpec) -> Scheduled:
-    """Lower the sum of two tensors of codes."""
+    """Lower the sum of two tensors of codes.
+
+    Raises:
+        CapacityError: not even one byte of each tensor fits ACT twice.
+    """
     a, b = layer.a, layer.b
     fields = AddFields(
         a_dtype=a.value.dtype,
@@ -59,7 +65,7 @@ def schedule_add(layer: Add, spec: NpuSpec) -> Scheduled:
         with root():
             _runs(
                 tensors,
-                spec,
+                run_bytes(layer, spec),
                 "add",
                 lambda at, x, y, out: store(out, at, fields.byte(x[at], y[at])),
             )
@@ -67,7 +73,11 @@ def schedule_add(layer: Add, spec: NpuSpec) -> Scheduled:
 
 
 def schedule_lut(layer: Lut, spec: NpuSpec) -> Scheduled:
-    """Lower a table of 256 bytes applied to every element."""
+    """Lower a table of 256 bytes applied to every element.
+
+    Raises:
+        CapacityError: not even one byte of each tensor fits ACT twice, or the table PAR.
+    """
     table = np.frombuffer(layer.table, np.uint8)
     return Scheduled(_lut(layer, spec, call=False), _lut(layer, spec, call=True), {"table": table})
 
@@ -77,11 +87,11 @@ def _lut(layer: Lut, spec: NpuSpec, *, call: bool) -> tirx.PrimFunc:
     nest = LoopNest()
     with prim_func(layer.name) as builder:
         source = buffer_argument("input", stored_bytes(layer.input), layer.input.dtype)
-        constant = buffer_argument("table", 256, "uint8")
+        constant = buffer_argument("table", TABLE_BYTES, "uint8")
         output = buffer_argument("output", stored_bytes(layer.output), layer.output.dtype)
         with root():
-            par = scratchpad("par", 256, "uint8", PAR)
-            with nest.serial(256) as n, nest.block("load_table") as b:
+            par = scratchpad("par", TABLE_BYTES, "uint8", PAR)
+            with nest.serial(TABLE_BYTES) as n, nest.block("load_table") as b:
                 store(par, b(n), constant[b(n)])
 
             def look_up(at: Expr, act: tirx.Buffer, out: tirx.Buffer) -> None:
@@ -90,8 +100,29 @@ def _lut(layer: Lut, spec: NpuSpec, *, call: bool) -> tirx.PrimFunc:
                 else:
                     store(out, at, intrinsics.lut_value(act[at], par, layer.output.dtype))
 
-            _runs([source, output], spec, "lut", look_up)
+            _runs([source, output], run_bytes(layer, spec), "lut", look_up)
     return builder.get()
+
+
+def run_bytes(layer: Add | Lut, spec: NpuSpec) -> int:
+    """Bytes of each tensor that are in ACT at a time, twice where there are more.
+
+    Raises:
+        CapacityError: there is no room for one, or PAR has none for the table.
+    """
+    if isinstance(layer, Lut) and spec.sram.par.bytes < TABLE_BYTES:
+        msg = f"{layer.name}: a table needs {TABLE_BYTES} bytes of PAR, the machine has "
+        raise CapacityError(f"{msg}{spec.sram.par.bytes}")
+    tensors = len(layer.inputs) + 1
+    longest = min(spec.sram.act.bytes // (2 * tensors), LONGEST_RUN - 1)
+    if longest == 0:
+        msg = (
+            f"{layer.name}: two bytes of each of {tensors} tensors exceed ACT "
+            f"({spec.sram.act.bytes} bytes)"
+        )
+        raise CapacityError(msg)
+    elements = stored_bytes(layer.output)
+    return ceil_div(elements, max(min(RUNS, elements), ceil_div(elements, longest)))
 
 
 def _arguments(inputs: tuple[Value, ...], output: Value) -> list[tirx.Buffer]:
@@ -99,15 +130,13 @@ def _arguments(inputs: tuple[Value, ...], output: Value) -> list[tirx.Buffer]:
     return [*sources, buffer_argument("output", stored_bytes(output), output.dtype)]
 
 
-def _runs(tensors: list[tirx.Buffer], spec: NpuSpec, name: str, body: Callable[..., None]) -> None:
+def _runs(tensors: list[tirx.Buffer], run: int, name: str, body: Callable[..., None]) -> None:
     """Load, compute and store run by run, in two slots per tensor; the last tensor is the output.
 
     ``body(index, *near_tensors)`` writes the block of one byte.
     """
     *sources, output = tensors
     elements = int(output.shape[0])
-    longest = min(spec.sram.act.bytes // (2 * len(tensors)), LONGEST_RUN - 1)
-    run = ceil_div(elements, max(min(RUNS, elements), ceil_div(elements, longest)))
     count = ceil_div(elements, run)
     slots = min(2, count)
     near = [scratchpad(f"act{n}", run * slots, t.dtype, ACT) for n, t in enumerate(sources)]

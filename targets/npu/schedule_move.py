@@ -34,11 +34,7 @@ def schedule_move(layer: Move, spec: NpuSpec) -> Scheduled:
         CapacityError: not even one output row fits ACT.
     """
     oh, ow, k = layer.output.shape
-    most = spec.sram.act.bytes // (2 * ow * k)
-    if most == 0:
-        msg = f"{layer.name}: two rows of {ow * k} bytes exceed ACT ({spec.sram.act.bytes} bytes)"
-        raise CapacityError(msg)
-    rows = ceil_div(oh, max(min(MIN_STRIPES, oh), ceil_div(oh, most)))
+    rows = move_rows(layer, spec)
     stripes = ceil_div(oh, rows)
     slot_bytes = rows * ow * k
     dtype = layer.output.dtype
@@ -63,6 +59,25 @@ def schedule_move(layer: Move, spec: NpuSpec) -> Scheduled:
                 with nest.serial(now * (ow * k), slot_bytes) as n, nest.block("store") as b:
                     store(output, b(s * slot_bytes + n), act[b(slot + n)])
     return tensorize(builder.get(), {}, {})
+
+
+def move_rows(layer: Move, spec: NpuSpec) -> int:
+    """Output rows of the tallest stripe that fits ACT twice.
+
+    Raises:
+        CapacityError: there is none.
+    """
+    oh, ow, k = layer.output.shape
+    for stripes in range(min(oh, MIN_STRIPES), oh + 1):
+        rows = ceil_div(oh, stripes)
+        needed = min(2, ceil_div(oh, rows)) * rows * ow * k
+        if needed <= spec.sram.act.bytes:
+            return rows
+    msg = (
+        f"{layer.name}: moving one row at a time needs {needed} bytes of ACT, "
+        f"the machine has {spec.sram.act.bytes}"
+    )
+    raise CapacityError(msg)
 
 
 def _load_piece(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from targets.errors import SpecError
 from targets.npu.energy_tables import Energy
@@ -58,9 +59,21 @@ class Array(_Part):
     weight_buffers: Literal[1, 2]
     weight_rows_per_cycle: Positive
     min_rows: Positive
-    precisions: list[Literal[2, 4, 8]]
+    precisions: Annotated[list[Literal[2, 4, 8]], Field(min_length=1)]
     acc_bits: Literal[32]
     dw: Literal["stream", "window"]
+
+    @model_validator(mode="after")
+    def _packed_codes_fill_bytes(self) -> Array:
+        per_byte = 8 // min(self.precisions)
+        for name, lanes in (("rows", self.rows), ("cols", self.cols)):
+            if lanes % per_byte:
+                msg = (
+                    f"array.{name} must be a multiple of {per_byte}, the codes in a byte at "
+                    f"{min(self.precisions)} bits, which array.precisions lists"
+                )
+                raise ValueError(msg)
+        return self
 
     @property
     def fill_cycles(self) -> int:
@@ -238,7 +251,10 @@ def load_spec(name: str) -> NpuSpec:
             raise SpecError(
                 f"no machine {name!r}: expected one of {known}, or the path of a TOML file"
             )
-        text = path.read_text()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError(f"{name}: not a readable TOML file: {error}") from error
     return parse_spec(text, name)
 
 
@@ -252,8 +268,13 @@ def parse_spec(text: str, origin: str) -> NpuSpec:
     try:
         return NpuSpec.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(p) for p in e['loc']) or 'machine'}: {e['msg']}" for e in error.errors()
-        )
+        problems = "; ".join(_problem(e) for e in error.errors())
         msg = f"{origin}: {problems}. The fields are described in targets/npu/spec.py."
         raise SpecError(msg) from error
+
+
+def _problem(error: ErrorDetails) -> str:
+    """One broken rule: the field and what is wrong with it; a rule between fields names them."""
+    if error["type"] == "value_error":
+        return error["msg"].removeprefix("Value error, ")
+    return f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}"

@@ -31,6 +31,7 @@ SETTINGS = {
     "pot-channel": Settings(scales="pot", granularity="channel"),
     "free-tensor": Settings(scales="free", granularity="tensor"),
     "free-channel": Settings(scales="free", granularity="channel"),
+    "w2a2-pot": Settings(weight_bits=2, activation_bits=2, first_last_bits=2),
     "w4a4-pot": Settings(weight_bits=4, activation_bits=4, scales="pot", granularity="channel"),
 }
 IMAGES = 7

@@ -130,8 +130,10 @@ def test_missing_file(tmp_path):
     [
         ({"format": FORMAT + 1}, f"has format {FORMAT + 1}, this tvmq reads format {FORMAT}"),
         ({"placement": "all"}, "placement: Input should be a valid dictionary"),
+        ({"preprocessing": {"mean": [0.5]}}, r"manifest.json: changed since it was built"),
+        ({"files": {}}, r"manifest.json: changed since it was built"),
     ],
-    ids=["format", "field"],
+    ids=["format", "field", "edited", "no files"],
 )
 def test_wrong_manifest(tmp_path, change, message):
     folder = make(tmp_path / "a")

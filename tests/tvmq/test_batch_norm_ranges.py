@@ -2,12 +2,14 @@
 
 import math
 
+import models
 import pytest
 import torch
 from quantization_cases import calibration, float_model
 
 from targets.errors import InputError
 from tvmq.batch_norm_ranges import Spread, ranges_from_batch_norm
+from tvmq.capture import capture_program
 from tvmq.preprocessing import Preprocessing
 
 NORMALISED = Preprocessing((0.5, 0.5, 0.5), (0.25, 0.25, 0.5))
@@ -66,5 +68,17 @@ def test_input_range_is_assumed_and_said_otherwise(preprocessing):
 
 
 def test_network_without_batch_norm_is_refused():
-    with pytest.raises(InputError, match=r"large relu .*--calib-data"):
+    with pytest.raises(InputError, match=r"no batch norms.*--calib-data"):
         ranges_from_batch_norm(float_model("mlp"))
+
+
+def test_every_value_behind_no_batch_norm_is_named():
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
+        torch.nn.Conv2d(4, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3), torch.nn.ReLU(),
+        torch.nn.Conv2d(4, 4, 3),
+    ).eval()  # fmt: skip
+    model = capture_program(models.export((network, torch.randn(2, 3, 12, 12))))
+    said = r"large relu_1 \(module 4\), relu_2 \(module 6\) get: no batch norm.*--calib-data"
+    with pytest.raises(InputError, match=said):
+        ranges_from_batch_norm(model)

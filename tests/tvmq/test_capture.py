@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from targets.errors import UnsupportedError
+from targets.errors import InputError, UnsupportedError
 from tvmq.capture import capture, capture_program
 
 aten = torch.ops.aten
@@ -166,7 +166,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "shared": Shared,
     "unary": lambda: nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.Hardswish(inplace=True), nn.GELU("tanh"), nn.GELU(),
-        nn.AdaptiveAvgPool2d((2, 7)), nn.AvgPool2d(2, 1, 1, count_include_pad=False),
+        nn.AdaptiveAvgPool2d((2, 7)), nn.AvgPool2d(2, 1, 1),
     ),
 }  # fmt: skip
 
@@ -304,6 +304,11 @@ REFUSED: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
     "reflect": (lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), "mode 'reflect'"),
     "pad with one": (lambda x: F.pad(x, (1, 1), value=1.0), "value 1"),
     "uneven pool": (lambda x: F.adaptive_avg_pool2d(x, 5), "different sizes"),
+    "uncounted padding": (
+        lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+        r"avg_pool2d.*test_capture.py:\d+.*divided by fewer.*count_include_pad=True",
+    ),
+    "ceil mode": (lambda x: F.avg_pool2d(x, 3, 2, ceil_mode=True), "ceil_mode=False"),
     "one-sided clamp": (lambda x: x.clamp(min=-1), "both bounds"),
     "indices": (lambda x: F.max_pool2d(x, 2, return_indices=True)[1] * 1.0, "indices"),
 }
@@ -323,6 +328,15 @@ def test_what_cannot_be_expressed_is_refused_with_a_reason(name):
     function, reason = REFUSED[name]
     with pytest.raises(UnsupportedError, match=reason):
         capture_program(export(Applied(function).eval(), shape=(4, 16, 16)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(value):
+    network = nn.Sequential(conv_bn(3, 4), conv_bn(4, 4)).eval()
+    with torch.no_grad():
+        network[1][1].running_mean[2] = value
+    with pytest.raises(InputError, match=r"NaN or infinite.*1_1_running_mean \(module 1\.1\)"):
+        capture_program(export(network))
 
 
 def test_training_mode_is_refused():

@@ -113,9 +113,13 @@ def test_config_gives_defaults_and_the_command_line_wins(tvmq, tmp_path):
     [
         ("a = ", "not TOML"),
         ("[build]\nprecisoin = 'w8a8'\n", "[build] has 'precisoin', which is no option"),
+        ("[eval]\nstrict = true\n", "[eval] has 'strict', which is no option of `tvmq eval`"),
+        ("calib-date = 'c.npz'\n", "'calib-date' is no option of any verb"),
+        ("build = 3\n", "'build' is no option of any verb"),
+        ("[biuld]\nstrict = true\n", "[biuld] is no verb; sections are build, run"),
         (None, "can't be read"),
     ],
-    ids=["syntax", "typo", "missing"],
+    ids=["syntax", "typo", "other verb", "common typo", "no section", "verb typo", "missing"],
 )
 def test_wrong_config(tvmq, tmp_path, content, message):
     if content is not None:

@@ -62,6 +62,8 @@ def test_json_is_alone_on_stdout(tvmq, tmp_path):
     assert data["seconds"]["compile"] > 0
     assert data["calibration"]["source"].startswith("data-free")
     assert "no calibration data" in result.err
+    assert "assumed images normalised as for ImageNet" in result.err
+    assert "assumed images" in data["calibration"]["ranges"]
 
 
 def test_default_output_and_words(tvmq, tmp_path, monkeypatch):
@@ -81,6 +83,7 @@ def test_without_data_or_batch_norm_the_flag_is_named(tvmq, tmp_path):
     result = tvmq("build", save("mlp", tmp_path), "-o", tmp_path / "a")
     assert result.code == 2
     assert "--calib-data" in result.err
+    assert "note:" not in result.err
     assert not (tmp_path / "a").exists()
 
 

@@ -199,6 +199,10 @@ def test_wrong_npz(tmp_path):
     refuse("int64", save(path, x=FLOATS.astype(np.int64)))
     refuse("taken as it is", save(path, x=FLOATS), HOW)
     refuse("give the --mean and --std", save(path, images=IMAGES))
+    refuse(
+        "images. is float64; wanted uint8 .* name of the input, .x.",
+        save(path, images=IMAGES / 1.0),
+    )
     refuse("have 2 values", save(path, images=IMAGES), Preprocessing((0.0, 0.0), (1.0, 1.0)))
     refuse("labels have shape", save(path, x=FLOATS, labels=LABELS[:5]))
     refuse("class numbers", save(path, x=FLOATS, labels=LABELS * 1.0))

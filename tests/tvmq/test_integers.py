@@ -66,9 +66,18 @@ def test_fraction_where_the_residual_is_finer_than_the_sums():
     assert (plan.fraction, plan.shift, plan.residual_shift) == (3, (5,), (0,))
 
 
+def test_fraction_where_the_output_is_finer_than_the_sums():
+    """Coarse weights, as 2-bit ones are: a left shift of the sums stands for a negative one."""
+    plan = requantize(1.0, [1.0, 2.0], 2.0**-5)
+    assert (plan.fraction, plan.shift) == (6, (1, 0))
+    with_residual = requantize(1.0, [1.0], 2.0**-5, 2.0**-3)
+    assert (with_residual.fraction, with_residual.shift) == (5, (0,))
+    assert with_residual.residual_shift == (2,)
+
+
 def test_steps_that_are_too_fine_name_the_value():
     with pytest.raises(TooFineError) as error:
-        requantize(1.0, [1.0], 0.25)
+        requantize(1.0, [1.0], 2.0**-16)
     assert error.value.which == "output"
     with pytest.raises(TooFineError) as error:
         requantize(1.0, [1.0], 1.0, 2.0**-16)

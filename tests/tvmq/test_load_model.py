@@ -261,6 +261,19 @@ def test_dynamic_program_is_inert(folder):
     assert load_model(folder / "dynamic.pt2").kind == "ExportedProgram archive"
 
 
+def test_program_that_multiplies_the_batch_is_inert(folder):
+    class Tokens(torch.nn.Module):  # as in attention and recurrence
+        def forward(self, x):
+            return x.reshape(-1, 4).reshape(x.shape[0], -1)
+
+    batch = {0: torch.export.Dim("n")}
+    program = torch.export.export(Tokens(), (torch.randn(2, 3, 4),), dynamic_shapes=(batch,))
+    torch.export.save(program, folder / "product.pt2")
+    with zipfile.ZipFile(folder / "product.pt2") as archive:
+        assert b"Mul(Integer(3)" in archive.read("product/models/model.json")
+    assert load_model(folder / "product.pt2").kind == "ExportedProgram archive"
+
+
 def test_input_shapes_forms():
     assert parse_input_shapes("x:1x3x32x32") == {"x": (1, 3, 32, 32)}
     assert parse_input_shapes("x:[1,3,32,32]") == {"x": (1, 3, 32, 32)}

@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 from quantization_cases import float_model, plan
 
+from targets.errors import InputError
 from tvmq.integers import as_multiplier
 from tvmq.regions import find_regions
 from tvmq.scheme import Settings
@@ -78,6 +79,11 @@ def test_bits_of_first_and_last_layer():
     assert bits == {"x": 8, "avg_pool2d": 8, "relu": 4, **{f"relu_{i}": 4 for i in (1, 2, 3, 4)}}
     assert quantized.values["relu_1"].high == 15
     assert _plan("resnet_small", weight_bits=2, first_last_bits=4).weights["conv2d"].bits == 4
+
+
+def test_a_glob_that_fits_no_layer_is_an_error():
+    with pytest.raises(InputError, match=r"--exclude layer9\.\*: no layer"):
+        _plan("resnet_small", exclude=("layer1.*", "layer9.*"))
 
 
 def test_excluded_layers_keep_eight_bits():

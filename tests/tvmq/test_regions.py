@@ -2,11 +2,9 @@
 
 import math
 
-import pytest
 import torch
 from quantization_cases import float_model
 
-from targets.errors import UnsupportedError
 from tvmq.capture import capture_program
 from tvmq.regions import find_regions
 
@@ -85,12 +83,3 @@ def test_bounds_of_clamps():
     regions = find_regions(float_model("mobilenet_small"))
     bounds = {(value.low, value.high) for value in regions.values.values()}
     assert bounds == {(0.0, 6.0), (-math.inf, math.inf)}
-
-
-def test_pooling_with_uneven_windows_is_refused():
-    def forward(net, x):
-        pool = torch.nn.functional.avg_pool2d
-        return net.a(pool(x, 3, 2, 1, count_include_pad=False))
-
-    with pytest.raises(UnsupportedError, match=r"avg_pool2d|average pool"):
-        find_regions(_capture(forward))

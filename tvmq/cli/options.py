@@ -108,21 +108,42 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
         raise click.BadParameter(f"{path}: can't be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise click.BadParameter(f"{path}: not TOML ({error})") from error
+    verb = str(context.info_name)
+    _check_config(path, data, context)
+    known = _options(context.command)
     chosen = {key: value for key, value in data.items() if not isinstance(value, dict)}
-    own = data.get(str(context.info_name), {})
-    known = {
-        option.lstrip("-"): parameter.name
-        for parameter in context.command.params
-        for option in parameter.opts
-    }
-    unknown = sorted(set(own) - set(known))
-    if unknown:
-        raise click.BadParameter(
-            f"{path}: [{context.info_name}] has {unknown[0]!r}, which is no option of "
-            f"`tvmq {context.info_name}`"
-        )
-    merged = {**chosen, **own}
     context.default_map = {
-        **(context.default_map or {}),
-        **{str(known[key]): value for key, value in merged.items() if key in known},
+        known[key]: value for key, value in {**chosen, **data.get(verb, {})}.items() if key in known
+    }
+
+
+def _check_config(path: Path, data: dict[str, Any], context: click.Context) -> None:
+    """Raise where a key is no option, of the verb of its section or, outside of one, of any."""
+    group = context.find_root().command
+    assert isinstance(group, click.Group)
+    verbs = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    options = {name: _options(verb) for name, verb in verbs.items() if verb is not None}
+    for key, value in data.items():
+        if not isinstance(value, dict):
+            if not any(key in known for known in options.values()):
+                raise click.BadParameter(f"{path}: {key!r} is no option of any verb")
+        elif key not in options:
+            raise click.BadParameter(
+                f"{path}: [{key}] is no verb; sections are {', '.join(options)}"
+            )
+        else:
+            unknown = sorted(set(value) - set(options[key]))
+            if unknown:
+                raise click.BadParameter(
+                    f"{path}: [{key}] has {unknown[0]!r}, which is no option of `tvmq {key}`"
+                )
+
+
+def _options(verb: click.Command) -> dict[str, str]:
+    """Option as typed, without dashes -> name of its parameter."""
+    return {
+        word.lstrip("-"): str(option.name)
+        for option in verb.params
+        if isinstance(option, click.Option)
+        for word in option.opts
     }
