@@ -15,8 +15,9 @@ from tvmq.plan import BiasPlan, Plan
 from tvmq.planner import complete_plan
 from tvmq.reconstruct.methods import LEARNED, Method, loss_power
 from tvmq.reconstruct.step_search import (
+    WEIGHT_EXPONENTS,
+    compensate_weights,
     search_activation_steps,
-    search_weight_steps,
     unit_loss,
 )
 from tvmq.reconstruct.training import Training, train_unit
@@ -34,6 +35,9 @@ from tvmq.reconstruct.units import find_units
 
 HELD_OUT = 8
 """One of so many calibration images is not trained on and decides what is accepted."""
+
+COMPENSATION = 0.5
+"""How far from the float weight to compensating codes learning starts."""
 
 Report = Callable[[int, int, str], None]
 """Called with the iterations done, those in all, and a few words."""
@@ -57,6 +61,7 @@ def reconstruct(
     calibration: Calibration,
     start: Plan,
     *,
+    method: Method | None = None,
     seed: int = 0,
     checkpoints: Path | None = None,
     report: Report | None = None,
@@ -67,6 +72,7 @@ def reconstruct(
         model: the float network.
         calibration: with images.
         start: a complete plan that rounds to nearest; its bias corrections are made anew.
+        method: something else than ``start.settings.method`` stands for, to compare with.
         seed: of images and masks.
         checkpoints: folder in which finished units are kept, and found again.
         report: told about progress.
@@ -75,7 +81,8 @@ def reconstruct(
         InputError: too few images.
         ArithmeticRangeError: learned steps lead to integers that do not fit.
     """
-    job = _Job(model, calibration, start, seed, report)
+    method = method or LEARNED[start.settings.learned_method]
+    job = _Job(model, calibration, start, method, seed, report)
     try:
         files = None if checkpoints is None else Checkpoints(checkpoints, start, seed)
         for index in range(len(job.units)):
@@ -93,11 +100,12 @@ class _Job:
         model: FloatModel,
         calibration: Calibration,
         start: Plan,
+        method: Method,
         seed: int,
         report: Report | None,
     ) -> None:
         self.model, self.start, self.seed, self.report = model, start, seed, report
-        self.method: Method = LEARNED[start.settings.learned_method]
+        self.method = method
         self.units = find_units(model, whole_blocks=self.method.whole_blocks)
         self.steps = network_steps(model, start)
         self.cache = UnitCache(model, self.units, calibration, self.steps)
@@ -130,8 +138,8 @@ class _Job:
         values, weights = dict(self.start.values), dict(self.start.weights)
         biases: dict[str, BiasPlan] = {}
         for result, state in zip(self.results, self.states, strict=True):
-            verdict = "learned" if result.accepted else "nearest, learning did not help"
-            numbers = f"held-out loss {result.nearest_loss:.4g} -> {result.learned_loss:.4g}"
+            verdict = result.kept if result.accepted else "nearest, nothing else was better"
+            numbers = f"held-out loss {result.nearest_loss:.4g} -> {result.held_out_loss:.4g}"
             for name, codes in state.codes.items():
                 weights[name] = replace(
                     weights[name],
@@ -155,46 +163,57 @@ class _Job:
         self, index: int, unit: QuantizedUnit, exact: torch.fx.GraphModule
     ) -> tuple[UnitState, UnitResult]:
         began = time.perf_counter()
-        power = loss_power(self.model, self.units[index], self.method, self.start.settings.kappa)
+        settings, method = self.start.settings, self.method
+        power = loss_power(self.model, self.units[index], method, settings.kappa)
         held_out = slice(self.images, self.cache.count)
-        before = state_of(unit)
-        nearest = unit_loss(unit, self.cache, power, held_out)
-        if self.start.settings.bias_correction:
-            correct_unit_biases(self.cache, unit, exact, self.images)
-            corrected = unit_loss(unit, self.cache, power, held_out)
-            if corrected < nearest:
-                nearest, before = corrected, state_of(unit)
-            else:
-                apply_state(unit, before)
-        if self.method.exponents:
-            search_weight_steps(unit, self.cache, self.images)
-            search_activation_steps(unit, self.cache, power, self.images)
+        candidates: dict[str, tuple[float, UnitState]] = {}
+
+        def keep(name: str) -> None:
+            loss = unit_loss(unit, self.cache, power, held_out)
+            if name not in candidates or loss < candidates[name][0]:
+                candidates[name] = loss, state_of(unit)
+
+        def correct(name: str) -> None:
+            if settings.bias_correction:
+                correct_unit_biases(self.cache, unit, exact, self.images)
+                keep(name)
+                apply_state(unit, candidates[name][1])
+
+        keep("nearest")
+        correct("nearest")
+        if method.compensated:
+            exponents = WEIGHT_EXPONENTS if method.exponents else (0,)
+            compensate_weights(unit, self.cache, self.images, exponents)
+            if method.exponents:
+                search_activation_steps(unit, self.cache, power, self.images)
+            keep("compensated")
+            correct("compensated")
+            for weight in unit.weights.values():
+                weight.start_from(weight.codes, COMPENSATION)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         training = Training(
-            self.start.settings.iterations,
-            power=power,
-            correct_biases=self.start.settings.bias_correction,
+            settings.iterations, power=power, correct_biases=settings.bias_correction
         )
         done = 0
-        for phase in self.method.phases:
+        for phase in method.phases:
             train_unit(
                 unit, self.cache, phase, training, self.images, generator, self._told(index, done)
             )
             done += round(training.iterations * phase.share)
-        learned = unit_loss(unit, self.cache, power, held_out)
-        accepted = learned <= nearest
-        state = state_of(unit) if accepted else before
+        keep("learned")
+        kept = min(candidates, key=lambda name: candidates[name][0])
         result = UnitResult(
             unit.unit.name,
             unit.unit.layers,
-            accepted,
-            nearest,
-            learned,
+            kept,
+            candidates["nearest"][0],
+            candidates["compensated"][0] if method.compensated else None,
+            candidates["learned"][0],
             power,
             done,
             round(time.perf_counter() - began, 2),
         )
-        return state, result
+        return candidates[kept][1], result
 
     def _told(self, index: int, before: int) -> Callable[[int, float], None]:
         def told(done: int, loss: float) -> None:

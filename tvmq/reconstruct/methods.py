@@ -33,13 +33,15 @@ class Method:
     Attributes:
         whole_blocks: units are blocks; otherwise single layers.
         phases: in order.
-        exponents: with power-of-two steps, exponents of weights and activations are searched for
-            by what they do to the unit, and activation exponents once more over the whole network.
+        compensated: learning starts from codes whose rounding errors compensate each other.
+        exponents: exponents of weights and activations are searched for by what they do to the
+            unit, and activation exponents once more over the whole network.
         batch_norm_power: the exponent of a unit's loss follows from its last batch norm.
     """
 
     whole_blocks: bool
     phases: tuple[Phase, ...]
+    compensated: bool = False
     exponents: bool = False
     batch_norm_power: bool = False
 
@@ -57,6 +59,7 @@ LEARNED: dict[str, Method] = {
     "rapq": Method(
         True,
         (Phase(weights=True, steps=True, drop=0.5),),
+        compensated=True,
         exponents=True,
         batch_norm_power=True,
     ),

@@ -54,11 +54,22 @@ class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by m
         """Take other steps, float64[K] or [1], and start again at the float weight."""
         self.exact_steps = steps
         column = steps.reshape(-1, *[1] * (self.weight.dim() - 1))
-        scaled = self.weight.double() / column
-        floor = torch.floor(scaled)
-        part = (scaled - floor).float().clamp(1e-4, 1 - 1e-4)
-        self.alpha = nn.Parameter(-torch.log(STRETCH / (part + 0.1) - 1))
         self.register_buffer("steps", column.float())
+        self.start_from(torch.floor(self.weight.double() / column), 0.0)
+
+    def start_from(self, codes: torch.Tensor, share: float) -> None:
+        """Let each weight be decided between a code and the one beside it, towards the float weight.
+
+        Args:
+            codes: the shape of the weight.
+            share: how far from the float weight to the code the soft weight starts, in [0, 1].
+        """
+        scaled = self.weight.double() / self.exact_steps.reshape(self.steps.shape)
+        codes = codes.double()
+        floor = torch.where(scaled >= codes, codes, codes - 1)
+        part = (scaled - floor).clamp(0, 1)
+        part = torch.lerp(part, codes - floor, share).float().clamp(1e-4, 1 - 1e-4)
+        self.alpha = nn.Parameter(-torch.log(STRETCH / (part + 0.1) - 1))
         self.register_buffer("floor", floor.float())
 
     def nearest_codes(self) -> torch.Tensor:

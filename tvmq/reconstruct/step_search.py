@@ -1,11 +1,13 @@
-"""Exponents of a unit's weights and activations, searched by what they do to its output.
+"""Codes and exponents of a unit, searched by what they do to its output.
+
+What counts is not the rounding error ``e`` of a weight but what remains of it in the layer's output
+once the roundings of a channel compensate each other and the bias takes the mean: ``e^T C e`` with
+``C`` the covariance of what the layer reads. Codes that compensate are found column by column, each
+error spread over the columns to come (OPTQ, arXiv 2210.17323), and then by coordinate descent.
 
 A step that may only be a power of two has a handful of candidates, so nothing has to be relaxed:
-each is tried. For weights, what counts is not the rounding error of the weight but what remains of
-it in the layer's output once all roundings of a channel are made to compensate each other. That is
-``e^T H e`` with ``H`` the second moments of what the layer reads; codes that compensate are found
-column by column, each error spread over the columns to come (OPTQ, arXiv 2210.17323). The output
-channels of a layer are independent of each other, so each takes the candidate that is best for it.
+each is tried. The output channels of a layer are independent of each other, so each takes the
+exponent that is best for it; exponents of activations are tried one after the other.
 """
 
 from __future__ import annotations
@@ -29,22 +31,29 @@ SEARCH_IMAGES = 256
 PATCH_BYTES = 2**26
 DAMPING = 0.01
 BLOCK = 128
+SWEEPS = 8
 
 
-def search_weight_steps(unit: QuantizedUnit, cache: UnitCache, images: int) -> None:
-    """Choose the exponents of all layers of a unit, in order, and leave compensating codes.
+def compensate_weights(
+    unit: QuantizedUnit,
+    cache: UnitCache,
+    images: int,
+    exponents: tuple[int, ...] = WEIGHT_EXPONENTS,
+) -> None:
+    """Give all layers of a unit, in order, compensating codes and the best of some exponents.
 
     Args:
         unit: changed in place; with one step per layer, the layer's channels decide together.
         cache: with the unit's inputs.
         images: the first of the cache may be looked at.
+        exponents: tried, relative to those of the weights' present steps; 0 first.
     """
     for name, weight in unit.weights.items():
-        moments = _second_moments(unit, cache, name, min(images, SEARCH_IMAGES))
+        moments = _covariance(unit, cache, name, min(images, SEARCH_IMAGES))
         start = weight.exact_steps
         rows = start.expand(len(weight.weight))
         codes, errors = [], []
-        for exponent in WEIGHT_EXPONENTS:
+        for exponent in exponents:
             found = compensated_codes(weight, rows * 2.0**exponent, moments)
             codes.append(found[0])
             errors.append(found[1])
@@ -52,7 +61,7 @@ def search_weight_steps(unit: QuantizedUnit, cache: UnitCache, images: int) -> N
         if len(start) == 1:
             table = table.sum(dim=1, keepdim=True).expand(-1, len(rows))
         best = table.argmin(dim=0)
-        steps = rows * torch.exp2(torch.tensor(WEIGHT_EXPONENTS, dtype=torch.float64))[best]
+        steps = rows * torch.exp2(torch.tensor(exponents, dtype=torch.float64))[best]
         least = steps.max() * 2.0**-MAX_SHIFT_SPREAD
         weight.use_steps(steps[:1] if len(start) == 1 else torch.maximum(steps, least))
         picked = torch.stack(codes)[best, torch.arange(len(rows))]
@@ -119,19 +128,31 @@ def compensated_codes(
             left[:, :, j:last] -= error[:, :, None] * upper[:, None, j, j:last]
             errors[:, :, j - first] = error
         left[:, :, last:] -= errors @ upper[:, first:last, last:]
-    difference = exact - codes * column[:, :, None]
-    remains = ((difference @ damped) * difference).sum(dim=2)
+    # Coordinate descent: each code in turn takes its best value given all others.
+    slope = (codes * column[:, :, None] - exact) @ moments
+    for _ in range(SWEEPS):
+        before = codes.clone()
+        for j in range(columns):
+            curvature = moments[:, j, j, None].clamp_min(1e-12) * column
+            code = torch.floor(codes[:, :, j] - slope[:, :, j] / curvature + 0.5)
+            change = code.clamp_(weight.low, weight.high) - codes[:, :, j]
+            codes[:, :, j] += change
+            slope += (change * column)[:, :, None] * moments[:, None, j]
+        if torch.equal(codes, before):
+            break
+    difference = codes * column[:, :, None] - exact
+    remains = ((difference @ moments) * difference).sum(dim=2)
     return codes.reshape(-1, columns).float(), remains.reshape(-1)
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def _second_moments(unit: QuantizedUnit, cache: UnitCache, layer: str, images: int) -> torch.Tensor:
-    """float64[G, D, D]: mean products of what the weights of a layer are multiplied with."""
+def _covariance(unit: QuantizedUnit, cache: UnitCache, layer: str, images: int) -> torch.Tensor:
+    """float64[G, D, D]: covariance of what the weights of a layer are multiplied with."""
     (node,) = (n for n in unit.graph_module.graph.nodes if n.name == layer)
     source = node.args[0].name
     kernel = unit.weights[layer].weight
     per_image = 0
-    total, count, first = torch.zeros(()), 0, 0
+    total, mean, count, first = torch.zeros(()), torch.zeros(()), 0, 0
     while first < images:
         chunk = min(images, first + (max(1, PATCH_BYTES // per_image) if per_image else 1))
         rows = slice(first, chunk)
@@ -148,7 +169,9 @@ def _second_moments(unit: QuantizedUnit, cache: UnitCache, layer: str, images: i
         else:
             patches = x.reshape(1, -1, x.shape[-1])
         total = total + (patches.transpose(1, 2) @ patches).double()
+        mean = mean + patches.sum(dim=1).double()
         count += patches.shape[1]
         per_image = max(1, patches.numel() * patches.element_size() // (chunk - first))
         first = chunk
-    return total / count
+    mean = mean / count
+    return total / count - mean[:, :, None] * mean[:, None, :]

@@ -37,5 +37,5 @@ def correct_unit_biases(
         # Channels are axis 1 of images and the last one of what a linear layer makes.
         axis = 1 if unit.weights[name].weight.dim() == 4 else -1
         correction = (target - output).movedim(axis, -1).flatten(0, -2).mean(dim=0)
-        unit.biases[name].correction.data.copy_(correction)
+        unit.biases[name].correction.data.add_(correction)
         replacement = (output.movedim(axis, -1) + correction).movedim(-1, axis)

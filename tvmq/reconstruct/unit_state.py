@@ -26,8 +26,10 @@ class UnitResult:
     Attributes:
         unit: its name.
         layers: its layers with weights.
-        accepted: whether what was learned is used.
+        kept: "nearest", "compensated" or "learned", whichever has the smallest held-out loss.
         nearest_loss: on held-out images, weights rounded to nearest and biases corrected.
+        compensated_loss: on the same images, with compensating codes and searched exponents, before
+            anything is learned; None for methods that don't search.
         learned_loss: on the same images, as learned.
         power: of the loss.
         iterations: of the optimizer.
@@ -36,12 +38,30 @@ class UnitResult:
 
     unit: str
     layers: tuple[str, ...]
-    accepted: bool
+    kept: str
     nearest_loss: float
+    compensated_loss: float | None
     learned_loss: float
     power: float
     iterations: int
     seconds: float
+
+    @property
+    def accepted(self) -> bool:
+        """Whether anything but rounding to nearest is used."""
+        return self.kept != "nearest"
+
+    @property
+    def held_out_loss(self) -> float:
+        """Of what is used."""
+        losses = {
+            "nearest": self.nearest_loss,
+            "compensated": self.compensated_loss,
+            "learned": self.learned_loss,
+        }
+        loss = losses[self.kept]
+        assert loss is not None
+        return loss
 
 
 @dataclass(frozen=True)
