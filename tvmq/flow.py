@@ -39,8 +39,8 @@ from tvmq.plan import Plan
 from tvmq.plan_file import read_plan, write_plan
 from tvmq.planner import make_plan
 from tvmq.progress import Progress
-from tvmq.reconstruct.engine import reconstruct
-from tvmq.reconstruct.unit_state import UnitResult, checkpoints_of
+from tvmq.reconstruct.engine import Reconstruction, reconstruct
+from tvmq.reconstruct.unit_state import checkpoints_of
 from tvmq.verify import golden_inputs, verify
 
 DEFAULT_SAMPLES = 256
@@ -134,10 +134,11 @@ def _build_into(
         calibration = _calibrate(model, data, request, progress)
     with progress.stage("plan"):
         plan = _plan(model, calibration, request, progress)
-    units: tuple[UnitResult, ...] = ()
+    learned: Reconstruction | None = None
     if plan.settings.learned_method and request.plan is None:
         with progress.stage("reconstruct"):
-            plan, units = _reconstruct(model, calibration, plan, request, progress)
+            learned = _reconstruct(model, calibration, plan, request, progress)
+            plan = learned.plan
     write_plan(plan, folder / "plan.json")
     with progress.stage("annotate"):
         program = annotate(model, plan)
@@ -161,7 +162,8 @@ def _build_into(
     with progress.stage("verify"):
         golden = golden_inputs(model, calibration, request.seed)
         bit_exact = verify(folder, model, golden)
-    manifest = make_manifest(request, model, data, plan, placed, bit_exact, progress.seconds, units)
+    facts = {} if learned is None else learned.as_json()
+    manifest = make_manifest(request, model, data, plan, placed, bit_exact, progress.seconds, facts)
     return manifest, placed
 
 
@@ -216,17 +218,16 @@ def _reconstruct(
     start: Plan,
     request: BuildRequest,
     progress: Progress,
-) -> tuple[Plan, tuple[UnitResult, ...]]:
+) -> Reconstruction:
     folder = checkpoints_of(request.output)
     try:
         with progress.bar("reconstruct") as report:
-            result = reconstruct(
+            return reconstruct(
                 model, calibration, start, seed=request.seed, checkpoints=folder, report=report
             )
     except KeyboardInterrupt:
         progress.note(f"finished units are kept in {folder}; the same command goes on from there.")
         raise
-    return result.plan, result.units
 
 
 class _Samples:

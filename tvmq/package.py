@@ -26,7 +26,6 @@ from tvmq.build_request import BuildRequest
 from tvmq.data_source import DataSource, sha256_of_file
 from tvmq.float_model import FloatModel, TensorSpec
 from tvmq.plan import Plan
-from tvmq.reconstruct.unit_state import UnitResult
 
 DATA_FREE = "data-free: batch-norm statistics of the network"
 
@@ -86,7 +85,7 @@ def make_manifest(
     placed: PlacedModule,
     bit_exact: bool,
     seconds: dict[str, float],
-    units: tuple[UnitResult, ...] = (),
+    reconstruction: dict[str, Any],
 ) -> Manifest:
     """Say what was built from what, how, and with which result."""
     devices = [placement.device for placement in placed.placements]
@@ -119,7 +118,7 @@ def make_manifest(
         outputs=tuple(_tensor(spec) for spec in model.outputs),
         placement={device: devices.count(device) for device in ("npu", "cpu")},
         bit_exact=bit_exact,
-        reconstruction=tuple(asdict(unit) for unit in units),
+        reconstruction=reconstruction,
         seconds=seconds,
     )
 

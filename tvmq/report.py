@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # so that printing does not import torch
@@ -38,13 +38,19 @@ def build_summary(result: BuildResult) -> list[str]:
     return lines
 
 
-def _reconstruction_lines(units: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not units:
+def _reconstruction_lines(facts: Mapping[str, Any]) -> list[str]:
+    if not facts:
         return []
-    kept = [unit for unit in units if unit["accepted"]]
-    refused = [unit["unit"] for unit in units if not unit["accepted"]]
-    note = f"; rounded to nearest, since learning did not help: {', '.join(refused)}"
-    return [
-        f"  reconstruction: {len(kept)} of {len(units)} units closer to the float network on "
-        f"held-out images{note if refused else ''}"
+    units, network = facts["units"], facts["network"]
+    refused = [unit["unit"] for unit in units if unit["kept"] == "nearest"]
+    note = f"; rounded to nearest, since nothing else helped: {', '.join(refused)}"
+    lines = [
+        f"  reconstruction: {len(units) - len(refused)} of {len(units)} units closer to the float "
+        f"network on held-out images{note if refused else ''}"
     ]
+    if network is not None:
+        lines.append(
+            f"  exponents moved for the network's outputs: {len(network['moves'])}, squared error "
+            f"{network['loss_before']:.4g} -> {network['loss_after']:.4g}"
+        )
+    return lines

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,8 @@ from tvmq.float_model import FloatModel
 from tvmq.plan import BiasPlan, Plan
 from tvmq.planner import complete_plan
 from tvmq.reconstruct.methods import LEARNED, Method, loss_power
+from tvmq.reconstruct.network_pass import NetworkPass, search_network
+from tvmq.reconstruct.step_cost import StepCost, step_costs
 from tvmq.reconstruct.step_search import (
     WEIGHT_EXPONENTS,
     compensate_weights,
@@ -50,10 +53,22 @@ class Reconstruction:
     Attributes:
         plan: complete.
         units: what was done for each unit, in order.
+        network: what the pass over the whole network did; None if there was none.
+        costs: of power-of-two steps, by layer; empty with free ones.
     """
 
     plan: Plan
     units: tuple[UnitResult, ...]
+    network: NetworkPass | None
+    costs: tuple[StepCost, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "units": [asdict(unit) for unit in self.units],
+            "network": None if self.network is None else asdict(self.network),
+            "power_of_two_cost": [asdict(cost) for cost in self.costs],
+        }
 
 
 def reconstruct(
@@ -89,7 +104,10 @@ def reconstruct(
             job.run(index, files)
     finally:
         job.cache.close()
-    return Reconstruction(job.plan(), tuple(job.results))
+    network = job.search_network() if method.exponents and start.settings.pot else None
+    plan = job.plan()
+    costs = step_costs(model, calibration, plan)
+    return Reconstruction(plan, tuple(job.results), network, costs)
 
 
 class _Job:
@@ -104,13 +122,15 @@ class _Job:
         seed: int,
         report: Report | None,
     ) -> None:
-        self.model, self.start, self.seed, self.report = model, start, seed, report
+        self.model, self.calibration, self.start = model, calibration, start
+        self.seed, self.report = seed, report
         self.method = method
         self.units = find_units(model, whole_blocks=self.method.whole_blocks)
         self.steps = network_steps(model, start)
         self.cache = UnitCache(model, self.units, calibration, self.steps)
         self.held_out = max(1, self.cache.count // HELD_OUT)
         self.images = self.cache.count - self.held_out
+        self.finished: list[QuantizedUnit] = []
         self.states: list[UnitState] = []
         self.results: list[UnitResult] = []
         self.iterations = sum(
@@ -130,8 +150,15 @@ class _Job:
         state, result = found
         apply_state(unit, state)
         self.cache.advance(index, unit)
+        self.finished.append(unit)
         self.states.append(state)
         self.results.append(result)
+
+    def search_network(self) -> NetworkPass:
+        """Move exponents of activations by what they do to the network's outputs."""
+        return search_network(
+            self.model, self.calibration, self.finished, self.steps, self.images, self.report
+        )
 
     def plan(self) -> Plan:
         """The start with everything that was decided, complete."""

@@ -58,7 +58,7 @@ class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by m
         self.start_from(torch.floor(self.weight.double() / column), 0.0)
 
     def start_from(self, codes: torch.Tensor, share: float) -> None:
-        """Let each weight be decided between a code and the one beside it, towards the float weight.
+        """Decide anew, between a code and the one beside it on the side of the float weight.
 
         Args:
             codes: the shape of the weight.

@@ -13,7 +13,7 @@ exponent that is best for it; exponents of activations are tried one after the o
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
+from torch.nn.functional import unfold
 
 from tvmq.bias_correction import run_with_stops
 from tvmq.integers import MAX_SHIFT_SPREAD
@@ -162,7 +162,7 @@ def _covariance(unit: QuantizedUnit, cache: UnitCache, layer: str, images: int) 
             given = [*node.args[3:], *[None] * 4]
             strides, padding, dilation, groups = given[:4]
             groups = groups or 1
-            patches = F.unfold(x, kernel.shape[2:], dilation or 1, padding or 0, strides or 1)
+            patches = unfold(x, kernel.shape[2:], dilation or 1, padding or 0, strides or 1)
             # [N, C * R * S, P] with C outermost, so that groups are stretches of rows.
             patches = patches.reshape(len(x), groups, -1, patches.shape[2])
             patches = patches.permute(1, 0, 3, 2).flatten(1, 2)
