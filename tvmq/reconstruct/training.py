@@ -102,7 +102,7 @@ def train_unit(
         if (i + 1) % CHECK_EVERY == 0 or i + 1 == iterations:
             if report is not None:
                 report(i + 1, float(losses[i]))
-            if beta is not None and not phase.steps and float(undecided) == 0.0:
+            if beta is not None and not phase.steps and float(undecided.detach()) == 0.0:
                 last = i
                 break  # every decision is at its end, where its gradient is zero
     _harden(unit, phase)
