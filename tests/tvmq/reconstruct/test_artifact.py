@@ -1,4 +1,4 @@
-"""What RAPQ promises, checked on the files of an artifact: powers of two, few codes, only shifts."""
+"""What RAPQ promises, checked on the files of an artifact: powers of two, few codes, shifts."""
 
 import math
 
