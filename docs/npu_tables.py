@@ -41,8 +41,20 @@ def _fields(prefix: str, parts: list[Any]) -> Iterator[str]:
         if isinstance(values[0], BaseModel):
             yield from _fields(f"{prefix}{name}.", values)
             continue
+        if isinstance(values[0], dict):
+            values = [", ".join(value) for value in values]
         shown = [f"{value:,}" if isinstance(value, int) else str(value) for value in values]
         yield f"| `{prefix}{name}` | {' | '.join(shown)} | {meanings[name]} |"
+
+
+def energy() -> Iterator[str]:
+    """Every energy table of the presets, in picojoules."""
+    tables = {
+        name: t for spec in map(load_spec, presets()) for name, t in spec.energy.tables.items()
+    }
+    yield f"| picojoules | {' | '.join(tables)} | of |"
+    yield "|---" * (2 + len(tables)) + "|"
+    yield from _fields("", list(tables.values()))
 
 
 def _attributes(part: type[BaseModel]) -> dict[str, str]:
@@ -94,7 +106,8 @@ def constraints() -> Iterator[str]:
 
 
 TABLES: dict[str, Callable[[], Iterator[str]]] = {
-    function.__name__: function for function in (description, instructions, encoding, constraints)
+    function.__name__: function
+    for function in (description, instructions, encoding, constraints, energy)
 }
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from targets.npu import isa
-from targets.npu.cycles import instruction_cycles, layer_cycles
 from targets.npu.disassemble import instruction_text
+from targets.npu.layer_costs import price
 from targets.npu.simulator import Simulator
 from targets.npu.spec import load_spec
 from tvmq.artifact import Artifact
@@ -127,15 +127,16 @@ assert np.array_equal(sums * np.float32(step), logits[0])
 
 # %% What it costs
 #
-# Each instruction occupies its unit for a number of cycles that follows from its fields and the
-# machine's description. A layer costs what its busiest unit is occupied.
+# The timing model runs the program against the clock: four units, their queues, tokens, and a bus.
+# Every cycle of every unit has a class, and the classes of a unit add up to the total.
 
-for unit, name in enumerate(isa.UNIT_NAMES):
-    own = [instruction for instruction in layer if instruction.unit == unit]
-    print(f"{name}: {sum(instruction_cycles(instruction, spec) for instruction in own):5} cycles")
-(cost,) = (cost for cost in layer_cycles(program, spec) if cost.name == "conv2d_1")
-assert cost.cycles == max(cost.unit_cycles)
-print(f"{cost.cycles} cycles, bound by the {cost.bound}")
+priced = price(program, spec)
+(cost,) = (cost for cost in priced.layers if cost.name == "conv2d_1")
+for name, classes in zip(isa.UNIT_NAMES, cost.units, strict=True):
+    shown = ", ".join(f"{kind} {cycles}" for kind, cycles in classes.items() if cycles)
+    print(f"{name}: {shown}")
+    assert sum(classes.values()) == cost.cycles
+print(f"{cost.cycles} cycles of {priced.timeline.total}, bound by the {cost.bound}")
 
 # %%
 #

@@ -1,24 +1,22 @@
 """Where the time of one image goes: NPU layers in modelled cycles, CPU kernels as measured.
 
-An operator on the NPU costs what ``targets/npu/cycles.py`` says of its instructions; one on the CPU
-is measured on this machine, the smallest of several runs. Host work that no layer describes (the
-float ends of the network) has rows of its own. Packing for the simulator is left out: a real host
-would hand over pointers.
+An operator on the NPU costs what the timing model says of its window (``targets/npu/layer_costs``);
+one on the CPU is measured on this machine, the smallest of several runs. What passes between NPU
+and CPU has rows of its own: it lies in DRAM that both see, and is counted as once over the
+machine's bus. So has host work that no layer describes, the float ends of the network.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from targets.npu.cycles import layer_cycles
+from targets.npu.isa import UNIT_NAMES
+from targets.npu.layer_costs import LayerCost, PricedProgram, price
 from targets.npu.spec import NpuSpec, load_spec
 from tvmq.artifact import Artifact
-
-REPEATS = 20
+from tvmq.profile_cpu import measure_cpu
 
 
 @dataclass(frozen=True)
@@ -26,17 +24,19 @@ class OperatorProfile:
     """One row, for one image.
 
     Attributes:
-        name: of the layer, or of the host function.
+        name: of the layer, of the host function, or of the program whose tensors are handed over.
         layer: module path and source line.
-        op: "conv2d", "add", ..., or "host".
-        device: "npu" or "cpu".
-        cycles: of the NPU; 0 on the CPU.
-        us: microseconds, modelled on the NPU, measured on the CPU.
+        op: "conv2d", "add", ..., "host", or "transfer".
+        device: "npu", "cpu", or "bus".
+        cycles: of the NPU; 0 elsewhere.
+        us: microseconds, modelled on NPU and bus, measured on the CPU.
         macs: multiply-accumulates.
-        bytes: DRAM traffic of the NPU; 0 on the CPU.
-        utilization: of the NPU's MAC array in this operator, in [0, 1].
-        bound: the unit that is busiest, or "host".
+        bytes: DRAM traffic of the NPU, instructions included, or bytes handed over; 0 on the CPU.
+        utilization: of the NPU's MAC array at the layer's operand widths, in [0, 1].
+        bound: a word of ``layer_costs.BOUNDS``, "host" or "handover".
         reason: why it isn't on the NPU; "" where it is.
+        energy_pj: relative energy; 0 where nothing is modelled.
+        stalls: unit -> class of ``stalls`` -> cycles of the layer's window; only what isn't 0.
     """
 
     name: str
@@ -50,93 +50,103 @@ class OperatorProfile:
     utilization: float
     bound: str
     reason: str
+    energy_pj: float = 0.0
+    stalls: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """All operators of one image, in order.
+    """All operators of one image: layers in order, then transfers, then host work.
 
     Attributes:
+        artifact: its folder.
+        target: what it was built for.
         total_cycles: of the NPU.
-        total_ms: NPU cycles at the machine's clock, and CPU time.
+        total_ms: NPU cycles at the machine's clock, transfers, and CPU time.
         mac_utilization: of the NPU's MAC array while the NPU works, in [0, 1].
+        energy_table: name of the table, "" without an NPU.
         operators: the rows.
+        spec: the machine, or None.
+        programs: what the rows of the NPU were made from, by file name.
     """
 
+    artifact: str
+    target: str
     total_cycles: int
     total_ms: float
     mac_utilization: float
+    energy_table: str
     operators: tuple[OperatorProfile, ...]
+    spec: NpuSpec | None
+    programs: dict[str, PricedProgram]
 
 
-def profile(artifact: Artifact) -> Profile:
-    """Price the NPU part of an artifact and measure its CPU part."""
+def profile(artifact: Artifact, energy: str = "") -> Profile:
+    """Price the NPU part of an artifact and measure its CPU part.
+
+    Args:
+        artifact: to profile.
+        energy: a table of the machine's description; "" takes its choice.
+
+    Raises:
+        SpecError: no such energy table.
+    """
     layers = artifact.read_json("layers.json")
     spec = load_spec(str(artifact.path("npu.toml"))) if artifact.has("npu.toml") else None
-    on_npu = _npu_rows(artifact, spec, layers) if spec is not None else {}
-    on_cpu, host = _cpu_rows(artifact, layers)
-    rows = [on_npu.get(layer["name"]) or on_cpu[layer["name"]] for layer in layers] + host
-    cycles = sum(row.cycles for row in rows)
-    macs = sum(row.macs for row in rows if row.device == "npu")
-    peak = spec.peak_macs_per_cycle if spec is not None else 1
+    priced = {} if spec is None else price_programs(artifact, spec, energy)
+    sources = {layer["name"]: layer for layer in layers}
+    rows = {
+        cost.name: _npu_row(cost, sources[cost.name], spec)
+        for program in priced.values()
+        for cost in program.layers
+        if spec is not None
+    }
+    measured = measure_cpu(artifact, layers)
+    rows |= {name: _cpu_row(sources[name], us) for name, us in measured.layers.items()}
+    operators = [rows[layer["name"]] for layer in layers]
+    if spec is not None:
+        byte_pj = spec.energy.named(energy).dram_byte
+        operators += [row for item in priced.items() for row in _transfers(*item, spec, byte_pj)]
+    operators += [_cpu_row(_host_layer(symbol), us) for symbol, us in measured.host.items()]
+    cycles = sum(program.timeline.total for program in priced.values())
+    ideal = float(sum(program.ideal_cycles for program in priced.values()))
     return Profile(
+        artifact=str(artifact.folder),
+        target=artifact.manifest.target,
         total_cycles=cycles,
-        total_ms=round(sum(row.us for row in rows) / 1000, 6),
-        mac_utilization=round(macs / (cycles * peak), 4) if cycles else 0.0,
-        operators=tuple(rows),
+        total_ms=round(sum(row.us for row in operators) / 1000, 6),
+        mac_utilization=round(ideal / cycles, 4) if cycles else 0.0,
+        energy_table="" if spec is None else energy or spec.energy.table,
+        operators=tuple(operators),
+        spec=spec,
+        programs=priced,
     )
 
 
-def _npu_rows(
-    artifact: Artifact, spec: NpuSpec, layers: list[dict[str, Any]]
-) -> dict[str, OperatorProfile]:
-    sources = {layer["name"]: layer for layer in layers}
-    rows = {}
-    for program in artifact.programs().values():
-        for cost in layer_cycles(program, spec):
-            layer = sources[cost.name]
-            capacity = cost.cycles * spec.peak_macs_per_cycle
-            rows[cost.name] = OperatorProfile(
-                name=cost.name,
-                layer=layer["source"],
-                op=layer["kind"],
-                device="npu",
-                cycles=cost.cycles,
-                us=round(cost.cycles / spec.clock_hz * 1e6, 3),
-                macs=layer["macs"],
-                bytes=cost.dram_bytes,
-                utilization=round(layer["macs"] / capacity, 4) if capacity else 0.0,
-                bound=cost.bound,
-                reason="",
-            )
-    return rows
+def price_programs(artifact: Artifact, spec: NpuSpec, energy: str) -> dict[str, PricedProgram]:
+    """The NPU programs of an artifact with their timelines, by file name."""
+    return {name: price(each, spec, energy) for name, each in artifact.programs().items()}
 
 
-def _cpu_rows(
-    artifact: Artifact, layers: list[dict[str, Any]]
-) -> tuple[dict[str, OperatorProfile], list[OperatorProfile]]:
-    """Rows of the layers on the CPU, by name, and rows of host work that belongs to no layer.
-
-    Kernels are called in the order of their layers and named after their kinds, so the calls of
-    one kind are the layers of that kind. Layers without a kernel (moves) are ordinary operators;
-    their time is with the host's.
-    """
-    waiting: dict[str, list[str]] = {}
-    rows = {}
-    for layer in layers:
-        if layer["device"] == "cpu":
-            waiting.setdefault(layer["kind"], []).append(layer["name"])
-            rows[layer["name"]] = _cpu_row(layer, 0.0)
-    by_name = {layer["name"]: layer for layer in layers}
-    host: dict[str, float] = {}
-    for symbol, us in _measure(artifact):
-        kind = symbol.removeprefix("cpu_").rstrip("0123456789")  # TVM numbers equal names
-        if symbol.startswith("cpu_") and waiting.get(kind):
-            name = waiting[kind].pop(0)
-            rows[name] = _cpu_row(by_name[name], us)
-        elif not symbol.startswith("npu_program_"):
-            host[symbol] = host.get(symbol, 0.0) + us
-    return rows, [_cpu_row(_host_layer(symbol), us) for symbol, us in host.items()]
+def _npu_row(cost: LayerCost, layer: dict[str, Any], spec: NpuSpec) -> OperatorProfile:
+    return OperatorProfile(
+        name=cost.name,
+        layer=layer["source"],
+        op=layer["kind"],
+        device="npu",
+        cycles=cost.cycles,
+        us=_microseconds(cost.cycles, spec),
+        macs=layer["macs"],
+        bytes=cost.dram_bytes,
+        utilization=cost.utilization,
+        bound=cost.bound,
+        reason="",
+        energy_pj=round(cost.picojoules, 1),
+        stalls={
+            unit: {name: cycles for name, cycles in classes.items() if cycles}
+            for unit, classes in zip(UNIT_NAMES, cost.units, strict=True)
+        },
+    )
 
 
 def _cpu_row(layer: dict[str, Any], us: float) -> OperatorProfile:
@@ -155,38 +165,36 @@ def _cpu_row(layer: dict[str, Any], us: float) -> OperatorProfile:
     )
 
 
+def _transfers(
+    name: str, priced: PricedProgram, spec: NpuSpec, byte_pj: float
+) -> Iterator[OperatorProfile]:
+    program, dma = priced.program, spec.dma
+    for size, latency, what in (
+        (program.input_bytes, dma.write_latency, "inputs"),
+        (program.output_bytes, dma.read_latency, "outputs"),
+    ):
+        bursts = -(-size // dma.burst) * dma.burst
+        cycles = -(-bursts // dma.bytes_per_cycle) + latency
+        yield OperatorProfile(
+            name=f"{name} {what}",
+            layer="",
+            op="transfer",
+            device="bus",
+            cycles=0,
+            us=_microseconds(cycles, spec),
+            macs=0,
+            bytes=size,
+            utilization=0.0,
+            bound="handover",
+            reason=f"{what} of the NPU program pass through DRAM between CPU and NPU",
+            energy_pj=round(size * byte_pj, 1),
+        )
+
+
+def _microseconds(cycles: int, spec: NpuSpec) -> float:
+    return round(cycles / spec.clock_hz * 1e6, 3)
+
+
 def _host_layer(symbol: str) -> dict[str, Any]:
     reason = "float input or output of the network, or data movement between kernels"
     return {"name": symbol, "source": "", "kind": "host", "macs": 0, "reason": reason}
-
-
-def _measure(artifact: Artifact) -> list[tuple[str, float]]:
-    """Compiled functions that model.so calls for one image, in order, with their microseconds."""
-    import tvm
-    from tvm import relax
-
-    machine = relax.VirtualMachine(
-        tvm.runtime.load_module(str(artifact.path("model.so"))), tvm.cpu()
-    )
-    calls: list[tuple[str, float]] = []
-    began = 0.0
-
-    def listen(_: Any, symbol: str, before: bool, *__: Any) -> int:
-        nonlocal began
-        if before:
-            began = time.perf_counter()
-        elif not symbol.startswith("vm.builtin") and symbol != "shape_func":
-            calls.append((symbol, (time.perf_counter() - began) * 1e6))
-        return 0
-
-    machine.set_instrument(listen)
-    inputs = [
-        tvm.runtime.tensor(np.zeros((1, *info.image_shape), np.float32))
-        for info in artifact.manifest.inputs
-    ]
-    runs = []
-    for _ in range(REPEATS):
-        calls.clear()
-        machine["main"](*inputs)
-        runs.append(list(calls))
-    return [(same[0][0], min(us for _, us in same)) for same in zip(*runs, strict=True)]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # so that printing a profile does not import torch
+if TYPE_CHECKING:  # so that printing does not import torch
     from tvmq.flow import BuildResult
-    from tvmq.profile import Profile
 
 
 def build_summary(result: BuildResult) -> list[str]:
@@ -34,38 +33,4 @@ def build_summary(result: BuildResult) -> list[str]:
         f"  {sum(manifest.seconds.values()):.1f} s ({stages})",
         f"Next: tvmq eval {result.artifact} --data D, tvmq profile {result.artifact}",
     ]
-    return lines
-
-
-def profile_rows(profile: Profile) -> tuple[list[str], list[list[str]], set[str]]:
-    """Headings, cells, and which headings stand over numbers."""
-    numbers = ["cycles", "µs", "MACs", "bytes", "util %"]
-    headings = ["operator", "kind", "device", *numbers, "bound by", "where in the model"]
-    rows = [
-        [
-            row.name,
-            row.op,
-            row.device,
-            f"{row.cycles:,}" if row.device == "npu" else "",
-            f"{row.us:,.1f}",
-            f"{row.macs:,}",
-            f"{row.bytes:,}" if row.device == "npu" else "",
-            f"{100 * row.utilization:.1f}" if row.device == "npu" else "",
-            row.bound,
-            row.layer,
-        ]
-        for row in profile.operators
-    ]
-    return headings, rows, set(numbers)
-
-
-def profile_summary(profile: Profile) -> list[str]:
-    """Totals, and why layers are on the CPU."""
-    lines = [
-        f"{profile.total_cycles:,} NPU cycles, {profile.total_ms:.3f} ms per image; "
-        f"MAC array used {100 * profile.mac_utilization:.1f} % of the NPU's time",
-    ]
-    refused = [row for row in profile.operators if row.device == "cpu" and row.op != "host"]
-    lines += [f"CPU: {row.name} ({row.layer}): {row.reason}" for row in refused]
-    lines += ["NPU time is modelled, CPU time measured on this machine."]
     return lines

@@ -9,8 +9,8 @@ machine compiled by TVM; tests hold the two against each other. Nothing of time 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,24 +24,40 @@ from targets.npu.simulator_state import Bytes, Counters, Machine
 from targets.npu.simulator_sums import depthwise, gemm
 from targets.npu.spec import NpuSpec
 
+Order: TypeAlias = Callable[[Program, Machine], Iterable[int]]
+"""Positions of a program's instructions as they are to be executed; looks at the state as it is."""
+
+
+def program_order(program: Program, _: Machine) -> Iterable[int]:
+    """One after the other, as compiled; ``interleave.py`` has others."""
+    return range(len(program.instructions))
+
 
 class Simulator:
     """The machine of a description.
 
     Attributes:
         counters: of the last run.
+        machine: state at the end of the last run; None before the first.
     """
 
     def __init__(self, spec: NpuSpec) -> None:
         self.spec = spec
         self.counters = Counters()
+        self.machine: Machine | None = None
 
-    def run(self, program: Program, inputs: bytes | npt.NDArray[np.generic]) -> Bytes:
+    def run(
+        self,
+        program: Program,
+        inputs: bytes | npt.NDArray[np.generic],
+        order: Order = program_order,
+    ) -> Bytes:
         """Execute a program on one image.
 
         Args:
             program: compiled for this machine.
             inputs: the bytes of region 2.
+            order: of the instructions.
 
         Returns:
             The bytes of region 3.
@@ -61,8 +77,9 @@ class Simulator:
             msg = f"the program reads {program.input_bytes} input bytes, got {image.size}"
             raise InputError(msg)
         machine = Machine.start(self.spec, program, image)
-        self.counters = machine.counters
-        for index, instruction in enumerate(program.instructions):
+        self.machine, self.counters = machine, machine.counters
+        for index in order(program, machine):
+            instruction = program.instructions[index]
             machine.index = index
             check(instruction, self.spec, index, [region.size for region in machine.dram])
             _pop(machine, instruction)

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from targets.errors import SpecError
+from targets.npu.energy_tables import Energy
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -112,8 +113,9 @@ class Dma(_Part):
         burst: bytes; a partial burst costs a whole one.
         read_latency: cycles from issue to the first byte.
         write_latency: cycles from the last byte to completion.
-        outstanding: transfers in flight.
-        arbiter: "fcfs".
+        outstanding: transfers in flight, of LD and of ST each.
+        arbiter: "fcfs" (one bus, first come first served) or "private" (LD, ST and the fetch of
+            instructions have one each).
     """
 
     bytes_per_cycle: Positive
@@ -121,7 +123,7 @@ class Dma(_Part):
     read_latency: NotNegative
     write_latency: NotNegative
     outstanding: Positive
-    arbiter: Literal["fcfs"]
+    arbiter: Literal["fcfs", "private"]
 
 
 class VectorUnit(_Part):
@@ -145,11 +147,11 @@ class VectorUnit(_Part):
 
 
 class Issue(_Part):
-    """How instructions reach the units.
+    """What comes before an instruction's work.
 
     Attributes:
         decode: cycles that each instruction costs its unit before it starts.
-        queue_depth: instructions that wait in front of a unit.
+        queue_depth: instructions that a unit's queue holds, and that are fetched ahead.
         token_depth: tokens that a FIFO between two units holds.
         insn_bytes: bytes of an instruction; 32.
     """
@@ -158,26 +160,6 @@ class Issue(_Part):
     queue_depth: Positive
     token_depth: Positive
     insn_bytes: Literal[32]
-
-
-class Energy(_Part):
-    """Relative energy, in picojoules.
-
-    Attributes:
-        table: where the numbers are from.
-        mac8_pj: one multiply-accumulate of 8 bits.
-        sram_pj_per_byte: a byte read from or written to a scratchpad.
-        dram_pj_per_byte: a byte read from or written to DRAM.
-        requantize_shift_pj: one sum requantized by shift alone.
-        requantize_mult_pj: one sum requantized with a multiplier.
-    """
-
-    table: str
-    mac8_pj: float
-    sram_pj_per_byte: float
-    dram_pj_per_byte: float
-    requantize_shift_pj: float
-    requantize_mult_pj: float
 
 
 class NpuSpec(_Part):
@@ -202,13 +184,8 @@ class NpuSpec(_Part):
     @model_validator(mode="after")
     def _accumulators_hold_rows(self) -> NpuSpec:
         row = 4 * self.array.cols
-        if self.sram.acc.bytes < 2 * row or self.sram.acc.bytes % row:
-            msg = (
-                f"sram.acc.bytes must hold two or more whole rows of int32 sums ({row} bytes each)"
-            )
-            raise ValueError(msg)
-        if self.acc_rows > MAX_ACC_ROWS:
-            msg = f"sram.acc.bytes must hold at most {MAX_ACC_ROWS} rows of sums ({row} bytes each)"
+        if self.sram.acc.bytes % row or not 2 <= self.acc_rows <= MAX_ACC_ROWS:
+            msg = f"sram.acc.bytes must hold 2 to {MAX_ACC_ROWS} whole rows of sums ({row} bytes)"
             raise ValueError(msg)
         return self
 
@@ -253,8 +230,9 @@ def load_spec(name: str) -> NpuSpec:
         path = Path(name)
         if not path.is_file():
             known = ", ".join(presets())
-            msg = f"no machine {name!r}: expected one of {known}, or the path of a TOML file"
-            raise SpecError(msg)
+            raise SpecError(
+                f"no machine {name!r}: expected one of {known}, or the path of a TOML file"
+            )
         text = path.read_text()
     return parse_spec(text, name)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from targets.npu.spec import NpuSpec, load_spec
 from tvmq import doctor
 from tvmq.cli import VERBS
 from tvmq.doctor import Check
@@ -72,6 +73,10 @@ def test_targets(tvmq):
     rows = {row["target"]: row for row in data["targets"]}
     assert rows["npu:e256"]["MACs per cycle"] == 256
     assert rows["npu:m2048"]["MACs per cycle"] == 2048
+    assert rows["npu:m2048"]["TOPS at 8 bit"] == 4.096
+    assert rows["npu:m2048"]["MACs per cycle by width"] == "8 bit 2048, 4 bit 4096, 2 bit 8192"
+    assert rows["npu:e256"]["MACs per DRAM byte at balance"] == 32
+    assert NpuSpec.model_validate(rows["npu:e256"]["description"]) == load_spec("e256")
     assert "npu:m2048" in tvmq("targets").out
 
 

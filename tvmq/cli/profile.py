@@ -2,31 +2,99 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tvmq.cli.options import PATH, shared_options
 from tvmq.cli.terminal import Terminal
 
+if TYPE_CHECKING:
+    from tvmq.profile import Profile
+    from tvmq.profile_table import Table
+
 
 @click.command("profile")
 @click.argument("artifact", metavar="ART", type=PATH)
+@click.argument("other", metavar="[ART]", type=PATH, required=False)
+@click.option("--energy", default="", metavar="TABLE", help="Energy table of the machine.")
+@click.option("--csv", "csv_file", type=PATH, metavar="FILE", help="Also write the rows as CSV.")
+@click.option(
+    "--trace", type=PATH, metavar="FILE", help="Also write a Chrome trace of the NPU (Perfetto)."
+)
+@click.option(
+    "--html",
+    type=PATH,
+    metavar="FILE",
+    help="Also write a page with a roofline plot and a timeline; it needs no network.",
+)
 @shared_options
 @click.pass_obj
-def command(terminal: Terminal, artifact: Path) -> None:
-    """Say where the time of one image goes, operator by operator."""
+def command(
+    terminal: Terminal,
+    artifact: Path,
+    other: Path | None,
+    energy: str,
+    csv_file: Path | None,
+    trace: Path | None,
+    html: Path | None,
+) -> None:
+    """Say where the time of one image goes, operator by operator.
+
+    A second artifact is put beside the first, row by row.
+    """
     from tvmq.artifact import Artifact
     from tvmq.profile import profile
-    from tvmq.report import profile_rows, profile_summary
+    from tvmq.profile_html import to_html
+    from tvmq.profile_json import to_csv, to_json
+    from tvmq.profile_table import operator_table, summary
+    from tvmq.profile_trace import to_trace
+
+    if other is not None:
+        if csv_file or trace or html:
+            raise click.UsageError("--csv, --trace and --html are of one artifact: give them one.")
+        _compare(terminal, artifact, other, energy)
+        return
+    with terminal.progress().stage("profile"):
+        result = profile(Artifact.load(artifact), energy)
+    for path, render in ((csv_file, to_csv), (trace, to_trace), (html, to_html)):
+        if path is not None:
+            _write(terminal, path, render, result)
+    if terminal.json:
+        terminal.print_json(to_json(result))
+    else:
+        _show(terminal, operator_table(result), summary(result))
+
+
+def _compare(terminal: Terminal, artifact: Path, other: Path, energy: str) -> None:
+    from tvmq.artifact import Artifact
+    from tvmq.profile import profile
+    from tvmq.profile_compare import comparison_json, comparison_summary, comparison_table
 
     with terminal.progress().stage("profile"):
-        result = profile(Artifact.load(artifact))
+        first, second = (profile(Artifact.load(path), energy) for path in (artifact, other))
     if terminal.json:
-        terminal.print_json(asdict(result))
-        return
-    headings, rows, numbers = profile_rows(result)
-    terminal.table(headings, rows, right=numbers)
-    for line in profile_summary(result):
+        terminal.print_json(comparison_json(first, second))
+    else:
+        _show(terminal, comparison_table(first, second), comparison_summary(first, second))
+
+
+def _show(terminal: Terminal, table: Table, lines: Iterable[str]) -> None:
+    terminal.table(table.headings, table.rows, right=table.numbers)
+    for line in lines:
         terminal.say(line)
+
+
+def _write(
+    terminal: Terminal, path: Path, render: Callable[[Profile], str], result: Profile
+) -> None:
+    from targets.errors import InputError
+
+    try:
+        path.write_text(render(result), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: can't be written ({error.strerror}).") from error
+    if not terminal.quiet:
+        terminal.stderr.print(f"wrote {path}", markup=False)

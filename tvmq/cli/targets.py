@@ -1,13 +1,16 @@
-"""`tvmq targets`: the machines that a model can be built for."""
+"""`tvmq targets`: the machines that a model can be built for, and what their descriptions say."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tvmq.cli.options import shared_options
 from tvmq.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from targets.npu.spec import NpuSpec
 
 
 @click.command("targets")
@@ -15,32 +18,48 @@ from tvmq.cli.terminal import Terminal
 @click.pass_obj
 def command(terminal: Terminal) -> None:
     """List the machines; your own is a TOML file: --target npu:path/to/mine.toml."""
-    rows = _rows()
-    if terminal.json:
-        terminal.print_json({"targets": rows})
-    else:
-        headings = list(rows[0])
-        cells = [[str(row[heading]) for heading in headings] for row in rows]
-        terminal.table(headings, cells, right=set(headings[2:]))
-
-
-def _rows() -> list[dict[str, Any]]:
-    """One row per preset."""
     from targets.npu.spec import load_spec, presets
 
-    rows: list[dict[str, Any]] = []
-    for name in presets():
-        spec = load_spec(name)
-        rows.append(
-            {
-                "target": f"npu:{name}",
-                "machine": spec.title,
-                "MACs per cycle": spec.peak_macs_per_cycle,
-                "clock MHz": spec.clock_hz // 10**6,
-                "activation kB": spec.sram.act.bytes // 1024,
-                "weight kB": spec.sram.wgt.bytes // 1024,
-                "accumulator kB": spec.sram.acc.bytes // 1024,
-                "DRAM bytes per cycle": spec.dma.bytes_per_cycle,
-            }
-        )
-    return rows
+    machines = [load_spec(name) for name in presets()]
+    rows = [_row(spec) for spec in machines]
+    if terminal.json:
+        described = zip(rows, machines, strict=True)
+        targets = [{**row, "description": spec.model_dump()} for row, spec in described]
+        terminal.print_json({"targets": targets})
+        return
+    # One machine per column: a description is longer than machines are many.
+    headings = ["", *(str(row["target"]) for row in rows)]
+    names = [name for name in rows[0] if name != "target"]
+    cells = [[name, *(str(row[name]) for row in rows)] for name in names]
+    terminal.table(headings, cells, right=set())
+
+
+def _row(spec: NpuSpec) -> dict[str, Any]:
+    """What a description says and what follows from it; rates are peaks."""
+    array, dma, vu = spec.array, spec.dma, spec.vu
+    peak, giga = spec.peak_macs_per_cycle, spec.clock_hz / 1e9
+    rates = [f"{bits} bit {peak * 8 // bits}" for bits in array.precisions]
+    buffers = "2 weight buffers" if array.weight_buffers == 2 else "1 weight buffer"
+    return {
+        "target": f"npu:{spec.name}",
+        "machine": spec.title,
+        "MACs per cycle": peak,
+        "MACs per cycle by width": ", ".join(rates),
+        "clock MHz": spec.clock_hz // 10**6,
+        "TOPS at 8 bit": round(2 * peak * giga / 1000, 3),
+        "array": f"{array.rows} x {array.cols} {array.kind}, {buffers}",
+        "depthwise": array.dw,
+        "outputs per cycle by shift, multiplier": f"{vu.shift_lanes}, {vu.mult_lanes}",
+        "added, pooled, looked up per cycle": f"{vu.elt_lanes}, {vu.pool_lanes}, {vu.lut_lanes}",
+        "activation kB": spec.sram.act.bytes // 1024,
+        "weight kB": spec.sram.wgt.bytes // 1024,
+        "accumulator kB": spec.sram.acc.bytes // 1024,
+        "parameter kB": spec.sram.par.bytes // 1024,
+        "DRAM bytes per cycle": dma.bytes_per_cycle,
+        "DRAM GB/s": round(dma.bytes_per_cycle * giga, 3),
+        "MACs per DRAM byte at balance": float(f"{peak / dma.bytes_per_cycle:.3g}"),
+        "DRAM burst bytes": dma.burst,
+        "DRAM latencies": f"{dma.read_latency} to read, {dma.write_latency} to write",
+        "decode cycles": spec.issue.decode,
+        "energy tables": ", ".join(spec.energy.tables),
+    }

@@ -51,5 +51,5 @@ def test_an_unknown_machine_names_the_known_ones():
 def test_accumulator_rows_are_those_that_an_instruction_can_name():
     narrow = E256.replace("cols = 16\n", "cols = 4\n")
     assert parse_spec(narrow.replace("bytes = 65536", "bytes = 131072"), "mine").acc_rows == 1 << 13
-    with pytest.raises(SpecError, match="at most 8192 rows"):
+    with pytest.raises(SpecError, match="2 to 8192 whole rows"):
         parse_spec(narrow.replace("bytes = 65536", "bytes = 131088"), "mine")
