@@ -52,9 +52,7 @@ class MobileNetV2(nn.Module):
         inputs = 32
         for expansion, outputs, blocks, stride in STAGES:
             for block in range(blocks):
-                layers.append(
-                    InvertedResidual(inputs, outputs, 1 if block else stride, expansion)
-                )
+                layers.append(InvertedResidual(inputs, outputs, 1 if block else stride, expansion))
                 inputs = outputs
         layers += [*_conv(inputs, 1280, 1), nn.ReLU6()]
         self.features = nn.Sequential(*layers)

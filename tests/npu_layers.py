@@ -264,6 +264,8 @@ def _pool(layer: MaxPool2d, inputs):
 
 
 def _move(layer: Move, inputs):
+    if layer.reshape:
+        return inputs[0].reshape(layer.output.shape)
     out = np.full(layer.output.shape, layer.fill, np.int64)
     for piece, x in zip(layer.pieces, inputs, strict=True):
         box = tuple(

@@ -138,7 +138,8 @@ def _as_inputs(model: FloatModel, batch: InputBatch) -> Inputs:
             f"a calibration batch has {len(batch)} tensors, the network reads {len(names)}: "
             f"{', '.join(names)}."
         )
-    inputs = tuple(torch.as_tensor(array).float() for array in batch)
+    tensors = (a if isinstance(a, torch.Tensor) else torch.from_numpy(np.array(a)) for a in batch)
+    inputs = tuple(tensor.float() for tensor in tensors)
     for spec, tensor in zip(model.inputs, inputs, strict=True):
         if tuple(tensor.shape[1:]) != spec.shape[1:]:
             raise InputError(

@@ -111,7 +111,7 @@ def _float_runner(path: Path) -> Runner:
 
     def run(arrays: list[Array]) -> list[Array]:
         with torch.no_grad():
-            outputs = module(*(torch.from_numpy(array) for array in arrays))
+            outputs = module(*(torch.tensor(array) for array in arrays))
         return [output.numpy() for output in outputs]
 
     return run

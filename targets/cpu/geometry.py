@@ -102,8 +102,7 @@ class Geometry:
         if (r, s) == (1, 1) and layer.strides == (1, 1) and not any(layer.padding):
             if height * width == 1:
                 view, height, width = "batch", 1, 0
-            # Overhanging codes are copied out by pixel, so that a flattened row must not overhang.
-            elif full and height * width % _tile(height * width, tile_blocks)[0] == 0:
+            elif full and _flattens(height, width, _tile(height * width, tile_blocks)[0]):
                 view, height, width = "row", 1, height * width
         pixels, vectors = _tile(width or 4, tile_blocks)
 
@@ -165,6 +164,15 @@ def _tile(width: int, blocks: int) -> tuple[int, int]:
         if pixels * vectors <= REGISTERS
     ]
     return min(tiles, key=cycles)
+
+
+def _flattens(height: int, width: int, pixels: int) -> bool:
+    """Whether an image can be one row: its tiles fill it, and hold whole rows or parts of one.
+
+    Overhanging codes are copied out by pixel. A tile that begins in one row and ends in the next
+    reads no box of the input that TVM could describe.
+    """
+    return height * width % pixels == 0 and (pixels % width == 0 or width % pixels == 0)
 
 
 def _rows(layer: Conv2d, height: int, tasks: int) -> int:

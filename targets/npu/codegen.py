@@ -2,8 +2,7 @@
 
 The walk runs the outer loops with numbers in hand and emits one or a few instructions per
 statement. Buffers get
-addresses here: scratchpads one behind the other in their memory, DRAM tensors where the caller put
-them.
+addresses here: scratchpads one behind the other in their memory, tensors where the caller put them.
 """
 
 from __future__ import annotations
@@ -47,25 +46,24 @@ class Scratchpads:
     Two layers that lie apart may overlap in time: the next one's weights load under this one.
     """
 
-    def __init__(self, spec: NpuSpec) -> None:
-        sram = spec.sram
-        self._capacity = [m.bytes for m in (sram.act, sram.wgt, sram.acc, sram.par)]
-        self._next = [0] * len(self._capacity)
+    def __init__(self) -> None:
+        self._next = [0] * len(MEMORIES)
 
-    def place(self, buffers: list[Allocation]) -> dict[str, Place]:
-        """Places of one layer's buffers.
+    def place(self, buffers: list[Allocation], spec: NpuSpec) -> dict[str, Place]:
+        """Places of one layer's buffers, in the memories as the layer finds them.
 
         Raises:
             CapacityError: they do not fit a memory; names it.
         """
         places = {}
-        for memory, capacity in enumerate(self._capacity):
+        sram = spec.sram
+        for memory, bank in enumerate((sram.act, sram.wgt, sram.acc, sram.par)):
             mine = [b for b in buffers if MEMORIES[b.scope] == memory]
-            offsets, size = _pack(mine, capacity)
-            if size > capacity:
-                msg = f"{mine[0].scope} needs {size} bytes, the machine has {capacity}"
+            offsets, size = _pack(mine, bank.bytes)
+            if size > bank.bytes:
+                msg = f"{mine[0].scope} needs {size} bytes, the machine has {bank.bytes}"
                 raise CapacityError(msg)
-            begin = self._next[memory] if self._next[memory] + size <= capacity else 0
+            begin = self._next[memory] if self._next[memory] + size <= bank.bytes else 0
             self._next[memory] = -(-(begin + size) // _ALIGN) * _ALIGN
             for buffer, offset in zip(mine, offsets, strict=True):
                 itemsize = _ITEMSIZE[buffer.dtype]
@@ -88,7 +86,7 @@ def _pack(buffers: list[Allocation], capacity: int) -> tuple[list[int], int]:
 
 def generate(
     func: tirx.PrimFunc,
-    dram: Mapping[str, Place],
+    parameters: Mapping[str, Place],
     spec: NpuSpec,
     scratchpads: Scratchpads | None = None,
 ) -> list[Emitted]:
@@ -96,7 +94,7 @@ def generate(
 
     Args:
         func: tensorized function of one layer.
-        dram: place of each of its parameters.
+        parameters: place of each of its parameters.
         spec: the machine.
         scratchpads: what layers before left; a fresh machine if not given.
 
@@ -104,8 +102,8 @@ def generate(
         CapacityError: its scratchpads do not fit the machine's memories; names the memory.
     """
     tree, allocations = read_function(lower(func))
-    places = (scratchpads or Scratchpads(spec)).place(allocations)
-    walker = _Walker({**dram, **places}, spec)
+    places = (scratchpads or Scratchpads()).place(allocations, spec)
+    walker = _Walker({**parameters, **places}, spec)
     walker.walk(tree, {})
     walker.flush()
     return walker.emitted

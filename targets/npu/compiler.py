@@ -1,15 +1,15 @@
 """From a run of layers to one program.
 
-    schedule each layer -> generate its instructions -> place tensors in DRAM -> tokens from
-    hazards -> HALT
+    choose the tensors that stay in ACT -> place the others in DRAM -> schedule each layer ->
+    generate its instructions -> tokens from hazards -> HALT
 
-Tensors between the layers live in the arena, a region of DRAM whose bytes are reused once nobody
+What does not stay in ACT lives in the arena, a region of DRAM whose bytes are reused once nobody
 reads them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from targets.npu.codegen import Scratchpads, generate
 from targets.npu.constraints import schedule
 from targets.npu.emitted import Emitted, Place
 from targets.npu.program import ARENA, CONSTANTS, INPUTS, OUTPUTS, LayerSpan, Program
+from targets.npu.resident import act_left, choose_residents
 from targets.npu.spec import NpuSpec
 from targets.npu.storage import choose_storage, host_bytes, stored_bytes
 from targets.npu.tokens import Footprint, derive_tokens
@@ -41,24 +42,29 @@ def compile_layers(
     """
     layers = _copied_where_needed(layers, inputs, outputs)
     layers = choose_storage(layers, inputs, outputs, spec.array.precisions)
-    places, arena_bytes = _place_tensors(layers, inputs, outputs)
+    layers, residents = choose_residents(layers, inputs, outputs, spec)
+    near = {name: resident.place for resident in residents for name in resident.names}
+    places, arena_bytes = _place_tensors(layers, inputs, outputs, near)
     constants = _Constants()
-    scratchpads = Scratchpads(spec)
+    scratchpads = Scratchpads()
     emitted: list[Emitted] = []
     spans = []
-    for layer in layers:
+    for index, layer in enumerate(layers):
         begin = len(emitted)
         if not (isinstance(layer, Move) and layer.reshape):
-            scheduled = schedule(layer, spec)
+            free = act_left(index, residents, spec)
+            scheduled = schedule(layer, free)
             tensors = [*layer.inputs, layer.output]
             names = [b.name for b in scheduled.func.params]
-            dram = {
+            where = {
                 n: constants.add(scheduled.constants[n]) for n in names if n in scheduled.constants
             }
-            rest = [n for n in names if n not in dram]
+            rest = [n for n in names if n not in where]
             for name, tensor in zip(rest, tensors, strict=True):
-                dram[name] = places[tensor.name]
-            emitted += generate(scheduled.func, dram, spec, scratchpads)
+                where[name] = places[tensor.name]
+            made = generate(scheduled.func, where, free, scratchpads)
+            fills = [load for r in residents if r.first == index for load in r.border_fills()]
+            emitted += _with_fills(made, fills)
         spans.append((begin, len(emitted), layer))
     instructions, moved = _with_tokens(emitted, spec.issue.token_depth)
     return Program(
@@ -124,10 +130,19 @@ def _copied_where_needed(
     return result
 
 
+def _with_fills(made: list[Emitted], fills: list[Emitted]) -> list[Emitted]:
+    """A layer's instructions, its output's border written before anything is computed."""
+    first = next((n for n, e in enumerate(made) if e.instruction.unit != isa.LD), len(made))
+    return [*made[:first], *fills, *made[first:]]
+
+
 def _place_tensors(
-    layers: Sequence[Layer], inputs: Sequence[Value], outputs: Sequence[Value]
+    layers: Sequence[Layer],
+    inputs: Sequence[Value],
+    outputs: Sequence[Value],
+    near: Mapping[str, Place],
 ) -> tuple[dict[str, Place], int]:
-    """DRAM places of all tensors by name, and the arena's size."""
+    """Places of all tensors by name, those in ``near`` given, and the arena's size."""
     root = {
         layer.output.name: layer.inputs[0].name
         for layer in layers
@@ -139,7 +154,7 @@ def _place_tensors(
             name = root[name]
         return name
 
-    places: dict[str, Place] = {}
+    places = dict(near)
     for region, values in ((INPUTS, inputs), (OUTPUTS, outputs)):
         offset = 0
         for value in values:

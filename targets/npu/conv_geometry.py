@@ -21,6 +21,7 @@ from targets.layers import Conv2d
 from targets.npu.elements import pack
 from targets.npu.intrinsics import RECORD_WORDS
 from targets.npu.spec import NpuSpec
+from targets.npu.storage import pixel_bytes, pixel_offset, row_bytes
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -53,7 +54,7 @@ class ConvGeometry:
     @property
     def pixel_bytes(self) -> int:
         """Bytes of an input pixel."""
-        return self.layer.input.shape[2] * self.act_bits // 8
+        return pixel_bytes(self.layer.input)
 
     @property
     def columns(self) -> int:
@@ -136,12 +137,26 @@ class ConvGeometry:
     @property
     def row_step(self) -> int:
         """Input rows between loaded rows: a one-row kernel skips what a stride jumps over."""
-        return self.layer.strides[0] if self.kernel[0] == 1 else 1
+        loads = self.layer.input.border is None
+        return self.layer.strides[0] if loads and self.kernel[0] == 1 else 1
 
     @property
     def row_stride(self) -> int:
         """Loaded rows between two output rows."""
         return self.layer.strides[0] // self.row_step
+
+    @property
+    def column_step(self) -> int:
+        """Input columns between loaded columns: as with rows, where it means fewer bursts."""
+        stride, burst = self.layer.strides[1], self.spec.dma.burst
+        loads = self.layer.input.border is None and self.kernel[1] == 1
+        fewer = ceil_div(self.pixel_bytes, burst) * burst < stride * self.pixel_bytes
+        return stride if loads and fewer else 1
+
+    @property
+    def column_stride(self) -> int:
+        """Loaded columns between two output columns."""
+        return self.layer.strides[1] // self.column_step
 
     def rows_in(self, rows: int) -> int:
         """Loaded rows that ``rows`` output rows need."""
@@ -149,17 +164,27 @@ class ConvGeometry:
 
     @property
     def width_in(self) -> int:
-        """Padded input columns that an output row needs."""
+        """Loaded columns that an output row needs, padding included."""
         return (
-            (self.out[1] - 1) * self.layer.strides[1]
+            (self.out[1] - 1) * self.column_stride
             + (self.kernel[1] - 1) * self.layer.dilation[1]
             + 1
         )
 
     @property
     def pitch(self) -> int:
-        """Bytes of a loaded row."""
+        """Bytes from one row in ACT to the next."""
+        if self.layer.input.border is not None:
+            return row_bytes(self.layer.input)
         return self.width_in * self.pixel_bytes
+
+    @property
+    def first_pixel(self) -> int:
+        """Where in ACT the first window begins."""
+        if self.layer.input.border is None:
+            return 0
+        top, left, _, _ = self.layer.padding
+        return pixel_offset(self.layer.input, -top, -left)
 
     def channel(self, tile: int) -> int:
         """First output channel of a column tile."""

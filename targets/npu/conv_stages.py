@@ -8,15 +8,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 from tvm import tirx
 
-from targets.layers import Conv2d
+from targets.layers import Conv2d, Value
 from targets.npu.conv_geometry import ConvGeometry, ceil_div
 from targets.npu.intrinsics import ACC, ACT, PAR, RECORD_WORDS, WGT
-from targets.npu.loops import Expr, LoopNest, buffer_argument, scratchpad, smaller, store, when
+from targets.npu.loops import (
+    Expr,
+    LoopNest,
+    buffer_argument,
+    scratchpad,
+    smaller,
+    store,
+    tensor_argument,
+    when,
+)
 from targets.npu.meanings import RequantizeFields
-from targets.npu.storage import repeated, stored_bytes
+from targets.npu.storage import pixel_offset, repeated
 from targets.npu.tile_cost import ConvTiling, block_channels
 from targets.npu.tiling import acc_rows, input_slot_bytes
 
@@ -62,6 +70,8 @@ class ConvStages:
     def __init__(self, geometry: ConvGeometry, tiling: ConvTiling) -> None:
         self.g, self.t, self.layer = geometry, tiling, geometry.layer
         self.fields = requantize_fields(self.layer)
+        residual = self.layer.requantize.residual if self.layer.requantize else None
+        self.residual = residual.value if residual else None
         self.fraction = self.layer.requantize.fraction if self.layer.requantize else 0
         self.blocks = ceil_div(geometry.tiles, tiling.tiles)
         self.stripes = ceil_div(geometry.out[0], tiling.rows)
@@ -71,14 +81,13 @@ class ConvStages:
 
     def _declare_arguments(self, weights: int, parameters: int) -> None:
         """The function's buffers; ``weights`` bytes, ``parameters`` words."""
-        layer, elements = self.layer, int(np.prod(self.layer.output.shape))
-        elements = elements * layer.output.bits // 8
-        self.X = buffer_argument("input", stored_bytes(layer.input), layer.input.dtype)
-        if self.fields and self.fields.residual_dtype:
-            self.Z = buffer_argument("residual", elements, self.fields.residual_dtype)
+        layer = self.layer
+        self.X = tensor_argument("input", layer.input, self.g.spec)
+        if self.residual is not None:
+            self.Z = tensor_argument("residual", self.residual, self.g.spec)
         self.W = buffer_argument("weights", weights, "int8")
         self.P = buffer_argument("parameters", parameters, "int32")
-        self.Y = buffer_argument("output", elements, layer.output.dtype)
+        self.Y = tensor_argument("output", layer.output, self.g.spec)
 
     def _allocate(self) -> None:
         g, t, layer = self.g, self.t, self.layer
@@ -90,18 +99,23 @@ class ConvStages:
         self.acc_slot = pixels * g.columns
         weight_slots = min(2, self.blocks * self.k_blocks)
         output_slots = min(2, self.blocks * self.stripes)
-        self.act = scratchpad("act", self.x_slot * min(2, self.stripes), layer.input.dtype, ACT)
+        self.act = self.X
+        if layer.input.border is None:
+            slots = min(2, self.stripes)
+            self.act = scratchpad("act", self.x_slot * slots, layer.input.dtype, ACT)
         self.wgt = scratchpad("wgt", self.w_slot * weight_slots, "int8", WGT)
         self.acc = scratchpad("acc", self.acc_slot * self.acc_slots, "int32", ACC)
         if self.fields is None:
             return
         self.p_slot = self.channels * RECORD_WORDS
         self.par = scratchpad("par", self.p_slot * min(2, self.blocks), "int32", PAR)
-        self.out = scratchpad("out", self.y_slot * output_slots, layer.output.dtype, ACT)
-        if self.fields.residual_dtype:
-            self.res = scratchpad(
-                "res", self.y_slot * output_slots, self.fields.residual_dtype, ACT
-            )
+        self.out = self.Y
+        if layer.output.border is None:
+            self.out = scratchpad("out", self.y_slot * output_slots, layer.output.dtype, ACT)
+        if self.residual is not None:
+            self.res = self.Z
+            if self.residual.border is None:
+                self.res = scratchpad("res", self.y_slot * output_slots, self.residual.dtype, ACT)
 
     # --- sizes at a position
 
@@ -126,15 +140,17 @@ class ConvStages:
     def _load_stripe(self, at: Position) -> None:
         """Input rows of the stripe, with the zero point where the window leaves the image."""
         g, layer = self.g, self.layer
+        if layer.input.border is not None:
+            return
         h, w, _ = layer.input.shape
         c = g.pixel_bytes
         top, left, _, _ = layer.padding
-        slot = at.stripe % 2 * self.x_slot if self.stripes > 1 else 0
+        slot = self._input_slot(at)
         rows = g.rows_in(self.t.rows)
         rows_now = (self._rows(at) - 1) * g.row_stride + rows - (self.t.rows - 1) * g.row_stride
         with when(at.new_stripe), self.nest.grid((rows_now, rows), g.width_in, c) as (y, x, ch):
             source_y = at.stripe * (self.t.rows * layer.strides[0]) + y * g.row_step - top
-            source_x = x - left
+            source_x = x * g.column_step - left
             with self.nest.block("load") as b:
                 inside = tirx.all(source_y >= 0, source_y < h, source_x >= 0, source_x < w)
                 value = self.X[b((source_y * w + source_x) * c + ch)]
@@ -163,13 +179,29 @@ class ConvStages:
         with self.nest.serial(words, self.p_slot) as n, self.nest.block("load_parameters") as b:
             store(self.par, b(slot + n), self.P[b(at.block * self.p_slot + n)])
 
+    def _input_slot(self, at: Position) -> Expr:
+        """Byte of ACT at which the stripe's first window begins."""
+        g = self.g
+        if self.layer.input.border is not None:
+            return g.first_pixel + at.stripe * (self.t.rows * g.row_stride * g.pitch)
+        return at.stripe % 2 * self.x_slot if self.stripes > 1 else 0
+
     def _output_slot(self, at: Position) -> Expr:
         return at.step % 2 * self.y_slot if self.blocks * self.stripes > 1 else 0
 
+    def _output_byte(self, value: Value, at: Position, row: Expr, column: Expr) -> Expr:
+        """Byte of ACT of a stripe's pixel and the block's first channel; output or residual."""
+        per_byte = 8 // value.bits
+        if value.border is not None:
+            channel = at.block * (self.channels // per_byte)
+            return pixel_offset(value, at.stripe * self.t.rows + row, column) + channel
+        pixel = row * self.g.out[1] + column
+        return self._output_slot(at) + pixel * (self.channels // per_byte)
+
     def _move_output(self, at: Position, *, load: bool) -> None:
         """Bring the residual's stripe in, or store the output's."""
-        assert self.fields is not None
-        if load and not self.fields.residual_dtype:
+        moved = self.residual if load else self.layer.output
+        if self.fields is None or moved is None or moved.border is not None:
             return
         _, ow, k = self.g.out
         pixels, per_byte = self._rows(at) * ow, 8 // self.fields.bits

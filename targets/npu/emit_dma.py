@@ -70,6 +70,14 @@ def emit_fill(leaf: Leaf, env: Env, places: dict[str, Place]) -> list[Emitted]:
     return _fill(_Box(0, start, (*axes, _Axis(target.itemsize, 0, 1))), target, leaf.immediates[0])
 
 
+def fill_rows(
+    target: Place, at: int, rows: int, length: int, pitch: int, value: int
+) -> list[Emitted]:
+    """Fill-only LD instructions of ``rows`` runs of ``length`` bytes, ``pitch`` bytes apart."""
+    box = _Box(0, target.address + at, (_Axis(rows, 0, pitch), _Axis(length, 0, 1)))
+    return _fill(box, target, value) if rows * length else []
+
+
 def _fill(box: _Box, target: Place, value: int) -> list[Emitted]:
     box = replace(box, axes=tuple(replace(a, source=0) for a in box.axes))
     emitted = []

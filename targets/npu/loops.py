@@ -17,6 +17,11 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from targets.layers import Value
+from targets.npu.intrinsics import ACT
+from targets.npu.spec import NpuSpec
+from targets.npu.storage import bordered_bytes, elements
+
 Expr = Any
 """A TIR expression or a Python int; TVM ships no types."""
 
@@ -82,9 +87,16 @@ def prim_func(name: str) -> Iterator[IRBuilder]:
         yield builder
 
 
-def buffer_argument(name: str, elements: int, dtype: str) -> tirx.Buffer:
-    """Add a flat buffer in DRAM to the function's parameters."""
-    return T.arg(name, T.Buffer((elements,), dtype))
+def buffer_argument(name: str, elements: int, dtype: str, scope: str = "global") -> tirx.Buffer:
+    """Add a flat buffer to the function's parameters; it lies in DRAM, or in a memory."""
+    return T.arg(name, T.Buffer((elements,), dtype, scope=scope))
+
+
+def tensor_argument(name: str, value: Value, spec: NpuSpec) -> tirx.Buffer:
+    """Add a tensor to the function's parameters: in DRAM, or in ACT if it stays there."""
+    if value.border is None:
+        return buffer_argument(name, elements(value), value.dtype)
+    return buffer_argument(name, bordered_bytes(value) + spec.array.overrun, value.dtype, ACT)
 
 
 def scratchpad(name: str, elements: int, dtype: str, scope: str) -> tirx.Buffer:

@@ -190,11 +190,11 @@ class _ConvSchedule(ConvStages):
         k0_now = t.k0 if k0 % t.k0 == 0 else smaller(t.k0, k0 - k_block * t.k0)
         global_tile = at.block * t.tiles + tile
         group = global_tile // g.tiles_per_group if g.groups > 1 else 0
-        slot = at.stripe % 2 * self.x_slot if self.stripes > 1 else 0
+        slot = self._input_slot(at)
         loops = (kh, kw, (k0_now, t.k0), (rows, t.chunk_rows), (columns, t.chunk_columns))
         with self.nest.grid(*loops, *fields.loops()) as (ky, kx, k, y, x, *lane):
             act = slot + ((cy * t.chunk_rows + y) * g.row_stride + ky * layer.dilation[0]) * g.pitch
-            column = (cx * t.chunk_columns + x) * layer.strides[1] + kx * layer.dilation[1]
+            column = (cx * t.chunk_columns + x) * g.column_stride + kx * layer.dilation[1]
             act = act + column * g.pixel_bytes + group * (g.group_channels_in * g.act_bits // 8)
             if g.depthwise:
                 act = act + global_tile * (g.columns * g.act_bits // 8)
@@ -263,15 +263,18 @@ class _ConvSchedule(ConvStages):
         per_byte = 8 // self.fields.bits
         loops = ((rows, t.chunk_rows), (columns, t.chunk_columns), valid // per_byte)
         with self.nest.grid(*loops) as (y, x, n):
-            pixel = (cy * t.chunk_rows + y) * ow + cx * t.chunk_columns + x
+            pixel = (at, cy * t.chunk_rows + y, cx * t.chunk_columns + x)
             acc = first + (y * columns + x) * g.columns + n * per_byte
-            near = self._output_slot(at) + (pixel * self.channels + channel) // per_byte + n
+            near = self._output_byte(self.layer.output, *pixel) + channel // per_byte + n
             with self.nest.block("requantize" if valid == g.columns else "requantize_tail") as b:
                 codes = []
                 for place in range(per_byte):
                     record = par_slot + (channel + n * per_byte + place) * RECORD_WORDS
                     words = tuple(self.par[b(record + w)] for w in range(RECORD_WORDS))
-                    residual = self.res[b(near)] if self.fields.residual_dtype else None
+                    residual = None
+                    if self.residual is not None:
+                        beside = self._output_byte(self.residual, *pixel) + channel // per_byte + n
+                        residual = self.res[b(beside)]
                     codes.append(
                         self.fields.value(self.acc[b(acc + place)], words, residual, place)
                     )

@@ -74,6 +74,11 @@ class Array(_Part):
         """Cycles that loading one tile's weights takes."""
         return -(-self.rows // self.weight_rows_per_cycle)
 
+    @property
+    def overrun(self) -> int:
+        """Bytes that it may read behind a tensor: whole rows, even where it has no weights."""
+        return max(self.rows, self.cols)
+
 
 class Bank(_Part):
     """A scratchpad.

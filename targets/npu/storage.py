@@ -6,8 +6,10 @@ the host or go to it are bytes, and so are those that a table or a move reads or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d, Move, Value
 
@@ -22,6 +24,34 @@ def stored_bytes(value: Value) -> int:
     height, width, channels = value.shape
     itemsize = 4 if value.dtype == "int32" else 1
     return height * width * channels * itemsize * value.bits // 8
+
+
+def elements(value: Value) -> int:
+    """Length of the flat buffer that holds a tensor: its bytes, or its int32 sums."""
+    return math.prod(value.shape) * value.bits // 8
+
+
+def pixel_bytes(value: Value) -> int:
+    """Bytes of all channels of a pixel."""
+    return value.shape[2] * value.bits // 8
+
+
+def row_bytes(value: Value) -> int:
+    """Bytes from one row to the next, the border of a tensor that stays in ACT included."""
+    _, left, _, right = value.border or (0, 0, 0, 0)
+    return (value.shape[1] + left + right) * pixel_bytes(value)
+
+
+def pixel_offset(value: Value, row: Any, column: Any) -> Any:
+    """Byte at which a pixel begins; ints or expressions, negative inside the border."""
+    top, left, _, _ = value.border or (0, 0, 0, 0)
+    return (row + top) * row_bytes(value) + (column + left) * pixel_bytes(value)
+
+
+def bordered_bytes(value: Value) -> int:
+    """Bytes of a tensor that stays in ACT, border included."""
+    top, _, bottom, _ = value.border or (0, 0, 0, 0)
+    return (value.shape[0] + top + bottom) * row_bytes(value)
 
 
 def repeated(code: int, value: Value) -> int:
@@ -53,12 +83,12 @@ def choose_storage(
         name for layer in layers for name in _unpackable(layer, bits) if bits[name] != 8
     }:
         bits |= dict.fromkeys(bytewise, 8)
-    return [_with_bits(layer, bits) for layer in layers]
+    return [map_values(layer, lambda v: replace(v, bits=bits[v.name])) for layer in layers]
 
 
 def as_bytes(layer: Layer) -> Layer:
     """The same layer with every tensor stored as bytes."""
-    return _with_bits(layer, {v.name: 8 for v in (*layer.inputs, layer.output)})
+    return map_values(layer, lambda v: replace(v, bits=8))
 
 
 def _unpackable(layer: Layer, bits: dict[str, int]) -> list[str]:
@@ -80,21 +110,19 @@ def _unpackable(layer: Layer, bits: dict[str, int]) -> list[str]:
     return ragged
 
 
-def _with_bits(layer: Layer, bits: dict[str, int]) -> Layer:
-    def stored(value: Value) -> Value:
-        return replace(value, bits=bits[value.name])
-
-    output = stored(layer.output)
+def map_values(layer: Layer, change: Callable[[Value], Value]) -> Layer:
+    """The same layer with every tensor that it reads or writes put through ``change``."""
+    output = change(layer.output)
     if isinstance(layer, Conv2d):
         requantize = layer.requantize
         if requantize is not None and requantize.residual is not None:
-            residual = replace(requantize.residual, value=stored(requantize.residual.value))
+            residual = replace(requantize.residual, value=change(requantize.residual.value))
             requantize = replace(requantize, residual=residual)
-        return replace(layer, input=stored(layer.input), output=output, requantize=requantize)
+        return replace(layer, input=change(layer.input), output=output, requantize=requantize)
     if isinstance(layer, Add):
-        a, b = (replace(side, value=stored(side.value)) for side in (layer.a, layer.b))
+        a, b = (replace(side, value=change(side.value)) for side in (layer.a, layer.b))
         return replace(layer, a=a, b=b, output=output)
     if isinstance(layer, MaxPool2d | Lut):
-        return replace(layer, input=stored(layer.input), output=output)
-    pieces = tuple(replace(piece, value=stored(piece.value)) for piece in layer.pieces)
+        return replace(layer, input=change(layer.input), output=output)
+    pieces = tuple(replace(piece, value=change(piece.value)) for piece in layer.pieces)
     return replace(layer, pieces=pieces, output=output)

@@ -57,8 +57,10 @@ def estimate_cycles(g: ConvGeometry, t: ConvTiling) -> int:
     stripe_in = _input_bus(g, t.rows)
     block_in = _block_bus(g, t)
     moves = _output_bus(g, t)
-    residual = g.layer.requantize is not None and g.layer.requantize.residual is not None
-    moved = 2 * moves if residual else moves
+    residual = g.layer.requantize.residual if g.layer.requantize else None
+    loads = moves if residual is not None and residual.value.border is None else 0
+    stores = moves if g.layer.output.border is None else 0
+    moved = loads + stores
     outer, each_outer, each_inner = (
         (stripes, stripe_in, block_in) if t.rows_outer else (blocks, block_in, stripe_in)
     )
@@ -75,8 +77,9 @@ def estimate_cycles(g: ConvGeometry, t: ConvTiling) -> int:
     # A step's loads hide under the step before it, and no further: LD works in order.
     at_outer = max(compute, each_outer + each_inner + moved)
     at_inner = max(compute, each_inner + moved)
-    before = 2 * g.spec.dma.read_latency + block_in + stripe_in + (moves if residual else 0)
-    after = g.spec.dma.write_latency + moves + _requantize(g, t.chunk_rows * t.chunk_columns)
+    before = 2 * g.spec.dma.read_latency + block_in + stripe_in + loads
+    latency = g.spec.dma.write_latency if stores else 0
+    after = latency + stores + _requantize(g, t.chunk_rows * t.chunk_columns)
     bus = outer * each_outer + steps * (each_inner + moved)
     return (
         before
@@ -139,7 +142,11 @@ def _requantize(g: ConvGeometry, pixels: int) -> int:
 
 def _input_bus(g: ConvGeometry, rows: int) -> int:
     """Cycles of loading a stripe's input once."""
+    if g.layer.input.border is not None:
+        return 0
     loaded, width = min(g.rows_in(rows), g.layer.input.shape[0]), g.layer.input.shape[1]
+    if g.column_step > 1:
+        return _bus(g, loaded * min(g.width_in, width), g.pixel_bytes)
     row = min(g.width_in, width) * g.pixel_bytes
     contiguous = g.row_step == 1 and g.width_in >= width
     return _bus(g, 1, loaded * row) if contiguous else _bus(g, loaded, row)

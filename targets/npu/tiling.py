@@ -50,8 +50,10 @@ def acc_rows(g: ConvGeometry) -> int:
 
 
 def input_slot_bytes(g: ConvGeometry, rows: int) -> int:
-    """Bytes of one stripe's input; the array reads R bytes even where the last have no weight."""
-    return g.rows_in(rows) * g.pitch + max(g.lanes, g.columns)
+    """Bytes of one stripe's input, and what the array reads behind it."""
+    if g.layer.input.border is not None:
+        return 0
+    return g.rows_in(rows) * g.pitch + g.spec.array.overrun
 
 
 def act_bytes(g: ConvGeometry, rows: int, tiles: int) -> int:
@@ -59,9 +61,11 @@ def act_bytes(g: ConvGeometry, rows: int, tiles: int) -> int:
     oh, ow, k = g.out
     stripes, blocks = ceil_div(oh, rows), ceil_div(g.tiles, tiles)
     inputs = input_slot_bytes(g, rows) * min(2, stripes)
-    if g.layer.requantize is None:
+    requantize = g.layer.requantize
+    if requantize is None:
         return inputs
-    kinds = 2 if g.layer.requantize.residual is not None else 1
+    kinds = int(g.layer.output.border is None)
+    kinds += requantize.residual is not None and requantize.residual.value.border is None
     output = rows * ow * min(block_channels(g, tiles), k) * g.layer.output.bits // 8
     return inputs + output * kinds * min(2, stripes * blocks)
 

@@ -1,5 +1,7 @@
 """Streaming images through the float graph."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -62,3 +64,12 @@ def test_batches_by_name_and_as_arrays():
 def test_refuses(batches, message):
     with pytest.raises(InputError, match=message):
         calibrate(float_model(NAME), batches)
+
+
+def test_images_that_cannot_be_written_to_are_taken_without_a_warning():
+    """Arrays of an .npz file are mapped, not read."""
+    array = images(NAME)[:4].numpy().copy()
+    array.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert calibrate(float_model(NAME), [array]).samples == 4

@@ -167,6 +167,9 @@ CONVS = {
     "pointwise unsigned": {
         "shape": (7, 7, 64), "k": 64, "kernel": (1, 1), "padding": (0,) * 4, "dtype": "uint8",
     },
+    "pointwise, rows of no whole tiles": {
+        "shape": (14, 14, 192), "k": 64, "kernel": (1, 1), "padding": (0,) * 4, "dtype": "uint8",
+    },
     "unpadded unsigned": {"shape": (9, 9, 16), "k": 32, "padding": (0,) * 4, "dtype": "uint8"},
     "tall": {"shape": (64, 3, 16), "k": 16},
     "deep": {"shape": (7, 7, 128), "k": 256},
