@@ -144,9 +144,8 @@ def _balance(graph_module: GraphModule, pair: Pair) -> torch.Tensor:
     first = _weight(graph_module, pair.first).flatten(1).abs().amax(dim=1).double()
     second = torch.stack([w.abs().max() for w in _readers(graph_module, pair.second)]).double()
     both = (first > 0) & (second > 0)
-    # Toward zero: a pair that is within a factor of four stays, so that sweeps come to an end.
     ratio = torch.where(both, first, 1.0) / torch.where(both, second, 1.0)
-    return torch.trunc(torch.log2(ratio) / 2).long()
+    return torch.round(torch.log2(ratio) / 2).long()
 
 
 def _scale(graph_module: GraphModule, pair: Pair, shift: torch.Tensor) -> None:
