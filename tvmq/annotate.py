@@ -22,7 +22,8 @@ from tvmq.float_model import FloatModel
 from tvmq.plan import Plan
 from tvmq.regions import Regions, find_regions, shape_of, window_of
 from tvmq.rounded_bias import rounded_bias
-from tvmq.scheme import weight_limit
+from tvmq.scheme import learned_range, weight_limit
+from tvmq.weight_steps import weight_codes
 
 aten = torch.ops.aten
 
@@ -110,11 +111,16 @@ class _Annotator:
 
     def _weight(self, layer: str, weight: Any) -> Node:
         plan = self.plan.weights[layer]
-        limit = weight_limit(plan.bits)
+        low, high = -weight_limit(plan.bits), weight_limit(plan.bits)
         steps = torch.tensor(plan.steps, dtype=torch.float64)
         axis = 0 if len(plan.steps) > 1 else -1
+        if plan.codes:
+            codes = weight_codes(weight.meta["val"], plan)
+            exact = codes * steps.reshape(-1, *[1] * (codes.dim() - 1))
+            weight = self._constant(f"{layer}_weight_learned", exact)
+            low, high = learned_range(plan.bits)
         step = self._constant(f"{layer}_weight_step", steps)
-        arguments = (weight, step, 0, -limit, limit, axis, "int8")
+        arguments = (weight, step, 0, low, high, axis, "int8")
         return self._call(torch.ops.tvmq.fake_quantize.default, arguments, f"{layer}_weight_q")
 
     def _bias(self, layer: str) -> Node:

@@ -33,7 +33,7 @@ def correct_biases(
 
     Args:
         model: the float network.
-        plan: complete, without corrections.
+        plan: complete; corrections that it has already are part of those returned.
         calibration: with images.
         progress: told the layers done and the layers in all.
 
@@ -47,8 +47,8 @@ def correct_biases(
     if half == 0:
         return {name: BiasPlan((), "one image is too few for a correction") for name in layers}
     names = [node.name for node in model.graph_module.graph.nodes if node.name in layers]
-    exact = _run(model.graph_module, inputs, set(names))
-    quantized = _run(annotated_graph(model, plan, torch.float32), inputs, set(names))
+    exact = run_with_stops(model.graph_module, inputs, set(names))
+    quantized = run_with_stops(annotated_graph(model, plan, torch.float32), inputs, set(names))
     biases = {}
     replacement: torch.Tensor | None = None
     for done, name in enumerate(names, start=1):
@@ -61,11 +61,13 @@ def correct_biases(
         before = float(error[half:].square().mean())
         after = float((error[half:] - correction).square().mean())
         numbers = f"squared error {before:.4g} -> {after:.4g} on {count - half} held-out images"
+        known = plan.biases.get(name, BiasPlan((), ""))
         if after < before:
-            biases[name] = BiasPlan(tuple(correction.double().tolist()), f"kept: {numbers}")
+            total = correction.double() + torch.tensor(known.correction or 0.0, dtype=torch.float64)
+            biases[name] = BiasPlan(tuple(total.tolist()), f"kept: {numbers}")
             replacement = (output.movedim(axis, -1) + correction).movedim(-1, axis)
         else:
-            biases[name] = BiasPlan((), f"left out: {numbers}")
+            biases[name] = BiasPlan(known.correction, f"left out: {numbers}")
             replacement = output
         if progress is not None:
             progress(done, len(names))
@@ -86,7 +88,7 @@ def _images(model: FloatModel, calibration: Calibration) -> Inputs:
     return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
 
-def _run(
+def run_with_stops(
     graph_module: GraphModule, inputs: Inputs, stops: set[str]
 ) -> Generator[torch.Tensor, torch.Tensor | None, None]:
     """Execute node by node, freeing what is used up; yield at stops and take a replacement."""

@@ -48,13 +48,15 @@ class WeightPlan:
     Attributes:
         steps: one, or one per output channel; adjusted by less than 2**-16 where free steps must
             give an exact multiplier.
-        bits: codes are in [-(2**(bits-1) - 1), 2**(bits-1) - 1].
+        bits: codes are in [-(2**(bits-1) - 1), 2**(bits-1) - 1]; learned ones may be one lower.
         reason: why these steps, in one line.
+        codes: learned codes, int8 in the order of the weight; empty: the weight, rounded.
     """
 
     steps: tuple[float, ...]
     bits: int
     reason: str
+    codes: bytes = b""
 
 
 @dataclass(frozen=True)

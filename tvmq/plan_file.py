@@ -6,20 +6,25 @@ them when the file was written and is worked out anew when it is read, proofs in
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import numpy as np
 
 from targets.errors import InputError
 from tvmq.float_model import FloatModel
 from tvmq.plan import BiasPlan, Plan, ValuePlan, WeightPlan
 from tvmq.planner import complete_plan
 from tvmq.regions import Regions, find_regions
-from tvmq.scheme import Settings, code_range
+from tvmq.rounded_bias import node_of
+from tvmq.scheme import Settings, code_range, learned_range
 
 FORMAT = "tvmq-plan-1"
 
@@ -36,11 +41,13 @@ def read_plan(path: Path, model: FloatModel) -> Plan:
         InputError: not a plan, not of this network, or an entry is wrong; it is named.
         ArithmeticRangeError: the steps do not lead to integers that fit.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"plan {path} can't be read ({error}); give a file that exists.") from None
-    return plan_from_json(text, model, str(path))
+    return plan_from_json(_read_text(path), model, str(path))
+
+
+def planned_settings(path: Path) -> Settings:
+    """The settings of a plan file, for what comes before it is read; raises as ``read_plan``."""
+    nothing = Regions({}, {}, {}, (), frozenset(), frozenset())
+    return _Reader(str(path), _read_document(_read_text(path), str(path)), nothing).settings()
 
 
 def plan_to_json(plan: Plan) -> str:
@@ -81,18 +88,18 @@ def plan_to_json(plan: Plan) -> str:
         "values": values,
         "layers": layers,
         "additions": {name: asdict(addition) for name, addition in plan.additions.items()},
+        "learned_codes": {
+            name: base64.b64encode(zlib.compress(weight.codes)).decode("ascii")
+            for name, weight in plan.weights.items()
+            if weight.codes
+        },
     }
     return _one_line_lists(json.dumps(document, indent=2))
 
 
 def plan_from_json(text: str, model: FloatModel, where: str = "plan") -> Plan:
     """The inverse of ``plan_to_json``; raises as ``read_plan``."""
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not JSON ({error}); `tvmq build` writes plans.") from None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise InputError(f"{where} is not a {FORMAT} file; `tvmq build` writes them.")
+    document = _read_document(text, where)
     reader = _Reader(where, document, find_regions(model))
     if document.get("model") != model.fingerprint:
         raise InputError(
@@ -110,6 +117,23 @@ def plan_from_json(text: str, model: FloatModel, where: str = "plan") -> Plan:
     )
 
 
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"plan {path} can't be read ({error}); give a file that exists.") from None
+
+
+def _read_document(text: str, where: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is not JSON ({error}); `tvmq build` writes plans.") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise InputError(f"{where} is not a {FORMAT} file; `tvmq build` writes them.")
+    return document
+
+
 class _Reader:
     """Checks one document; every complaint names the file and the entry."""
 
@@ -119,7 +143,8 @@ class _Reader:
     def settings(self) -> Settings:
         given = self._section("settings")
         self._same_names("settings", given, [field.name for field in fields(Settings)])
-        return Settings(**{**given, "exclude": tuple(given["exclude"])})
+        lists = {name: tuple(given[name]) for name in ("exclude", "method")}
+        return Settings(**{**given, **lists})
 
     def values(self, settings: Settings) -> dict[str, ValuePlan]:
         section = self._section("values")
@@ -173,8 +198,26 @@ class _Reader:
                 ),
                 self._whole(entry, place, "weight_bits", 2, 8),
                 str(entry.get("reason", "")),
+                self._codes(model, name, entry["weight_bits"]),
             )
         return plans
+
+    def _codes(self, model: FloatModel, name: str, bits: int) -> bytes:
+        """Learned codes of a layer, as WeightPlan holds them; empty if it has none."""
+        text = self.document.get("learned_codes", {}).get(name)
+        if text is None:
+            return b""
+        place, count = f"learned_codes.{name}", model.weight_of(node_of(model, name)).numel()
+        wanted = f"{count} codes of {bits} bits (int8, zlib, base64)"
+        try:
+            codes = zlib.decompress(base64.b64decode(text, validate=True))
+        except (TypeError, ValueError, zlib.error):
+            self._complain(place, "unreadable", wanted)
+        low, high = learned_range(bits)
+        numbers = np.frombuffer(codes, np.int8)
+        if len(numbers) != count or numbers.min() < low or numbers.max() > high:
+            self._complain(place, f"{len(numbers)} other codes", wanted)
+        return codes
 
     def biases(self, model: FloatModel) -> dict[str, BiasPlan]:
         plans = {}
@@ -193,7 +236,7 @@ class _Reader:
         section = self.document.get(name)
         if not isinstance(section, dict):
             self._complain(name, section, "an object")
-        return section  # type: ignore[return-value]
+        return section
 
     def _same_names(self, section: str, given: Iterable[str], known: Iterable[str]) -> None:
         given, known = set(given), set(known)
@@ -235,7 +278,7 @@ class _Reader:
             self._complain(place, given, "a power of two, since the settings say scales: pot")
         return float(step)
 
-    def _complain(self, place: str, given: object, wanted: str) -> None:
+    def _complain(self, place: str, given: object, wanted: str) -> NoReturn:
         raise InputError(f"{self.where}: {place} is {given!r}; expected {wanted}.")
 
 

@@ -15,6 +15,7 @@ from tvmq.calibrate import Calibration, Progress
 from tvmq.fake_quantize import HALF
 from tvmq.float_model import FloatModel
 from tvmq.integers import TooFineError, addition, requantize, snap_weight_step
+from tvmq.layer_weights import choose_weights
 from tvmq.observers import Histogram, choose_codes
 from tvmq.overflow import LIMIT, SumBounds, bound_sums, prove_accumulator, total_bound
 from tvmq.plan import (
@@ -30,7 +31,7 @@ from tvmq.regions import Layer, Regions, find_regions, shape_of, window_of
 from tvmq.rounded_bias import node_of, rounded_bias
 from tvmq.scheme import Settings, code_range
 from tvmq.snap import snap_steps
-from tvmq.weight_steps import choose_weight_steps, excluded_layers, weight_codes
+from tvmq.weight_steps import weight_codes
 
 MAX_DOUBLINGS = 64
 
@@ -56,7 +57,7 @@ def make_plan(
     settings = settings or Settings()
     regions = find_regions(model)
     values = _choose_values(model, regions, calibration, settings)
-    weights = _choose_weights(model, regions, settings)
+    weights = choose_weights(model, regions, values, settings)
     plan = complete_plan(model, settings, calibration.source, values, weights, {})
     if settings.bias_correction and calibration.samples:
         biases = correct_biases(model, plan, calibration, progress)
@@ -144,28 +145,6 @@ def _precise_values(model: FloatModel, regions: Regions) -> set[str]:
         regions.carried[n.name] for n in output.all_input_nodes if n.name in regions.carried
     }
     return precise
-
-
-def _choose_weights(
-    model: FloatModel, regions: Regions, settings: Settings
-) -> dict[str, WeightPlan]:
-    plans = {}
-    products = [n for n, layer in regions.layers.items() if layer.kind in ("conv", "linear")]
-    excluded = excluded_layers({n: model.origins[n].module for n in products}, settings.exclude)
-    for layer in regions.layers.values():
-        node = node_of(model, layer.name)
-        if layer.kind == "pool":
-            divisor = window_of(node).divisor
-            plans[layer.name] = WeightPlan((1 / divisor,), 8, f"average over {divisor}")
-        elif layer.name in products:
-            bits, why = settings.weight_bits, ""
-            if layer.name in regions.first | regions.last and settings.first_last_bits > bits:
-                bits, why = settings.first_last_bits, ", first or last layer"
-            if layer.name in excluded:
-                bits, why = 8, ", excluded from fewer bits"
-            plan = choose_weight_steps(model.weight_of(node), bits, settings)
-            plans[layer.name] = replace(plan, reason=plan.reason + why)
-    return plans
 
 
 @dataclass
@@ -299,4 +278,4 @@ def _doubled(weights: WeightPlan, where: np.ndarray) -> WeightPlan:
     steps = tuple(step * 2 if g else step for step, g in zip(weights.steps, grow, strict=True))
     note = "; doubled where the accumulator could overflow"
     reason = weights.reason if weights.reason.endswith(note) else weights.reason + note
-    return replace(weights, steps=steps, reason=reason)
+    return replace(weights, steps=steps, reason=reason, codes=b"")

@@ -18,6 +18,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "calib_method": ("minmax", "percentile", "mse", "lp"),
 }
 
+METHODS = ("rtn", "adaround", "brecq", "qdrop", "rapq", "wess", "equalize")
+"""What ``--method`` knows: rounding to nearest, what learns something on top of it, shifts per
+channel of weights, and channels of the float network made equally large."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -35,6 +39,9 @@ class Settings:
         percentile: of |x|, in (50, 100], for "percentile".
         bias_correction: subtract the mean error that quantization adds to each channel.
         exclude: globs of layer or module names that keep 8-bit weights.
+        method: names in METHODS, applied in this order.
+        iterations: steps of the optimizer per unit, for methods that learn.
+        kappa: in [0, 1], how far "rapq" may move the exponent of a unit's loss above 1.
     """
 
     weight_bits: int = 8
@@ -46,6 +53,9 @@ class Settings:
     percentile: float = 99.99
     bias_correction: bool = True
     exclude: tuple[str, ...] = ()
+    method: tuple[str, ...] = ("rtn",)
+    iterations: int = 2000
+    kappa: float = 0.9
 
     def __post_init__(self) -> None:
         for name in ("weight_bits", "activation_bits", "first_last_bits"):
@@ -57,6 +67,26 @@ class Settings:
                 raise InputError(
                     f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}."
                 )
+        unknown = [name for name in self.method if name not in METHODS]
+        if unknown or not self.method:
+            raise InputError(
+                f"method {', '.join(unknown) or 'is empty'}: not known; choose from "
+                f"{', '.join(METHODS)}."
+            )
+        if "wess" in self.method and self.granularity != "tensor":
+            raise InputError(
+                "method wess is one step per layer and a shift per channel; use --granularity "
+                "tensor. Steps per channel have no need of it."
+            )
+        if "equalize" in self.method[1:]:
+            raise InputError(
+                "method equalize changes the float network before anything is quantized; name it "
+                "first."
+            )
+        if self.iterations < 1:
+            raise InputError(f"iterations is {self.iterations}; give a positive number.")
+        if not 0 <= self.kappa <= 1:
+            raise InputError(f"kappa is {self.kappa}; give a number in [0, 1].")
         if not 50 < self.percentile <= 100:
             raise InputError(f"percentile is {self.percentile}; give a number in (50, 100].")
 
@@ -72,10 +102,17 @@ class Settings:
 
     def __str__(self) -> str:
         steps = "power-of-two" if self.pot else "free"
+        shifts = ", shifted per channel" if "wess" in self.method else ""
         return (
-            f"{self.precision}, {steps} steps, symmetric weights per {self.granularity}, "
+            f"{self.precision}, {steps} steps, symmetric weights per {self.granularity}"
+            f"{shifts}, "
             f"activations per tensor, first and last layer {self.first_last_bits} bits"
         )
+
+
+def parse_methods(text: str) -> tuple[str, ...]:
+    """The names in a comma list such as ``wess,rapq``; Settings refuses those it does not know."""
+    return tuple(name for name in (part.strip().lower() for part in text.split(",")) if name)
 
 
 def parse_precision(text: str) -> tuple[int, int]:
@@ -96,6 +133,11 @@ def parse_precision(text: str) -> tuple[int, int]:
 def weight_limit(bits: int) -> int:
     """Largest weight code; codes are in [-limit, limit], so that -w is a code where w is."""
     return 2 ** (bits - 1) - 1
+
+
+def learned_range(bits: int) -> tuple[int, int]:
+    """Lowest and highest code of a learned weight: all that the bits can hold."""
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
 
 
 def code_range(bits: int, signed: bool) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from tvmq.cli.terminal import Terminal
 
 PLANNED = (
     *("calib_data", "calib_samples", "calib_method", "precision", "scales", "granularity"),
-    *("first_last_bits", "exclude"),
+    *("first_last_bits", "exclude", "method"),
 )
 """Options that a plan has answered already."""
 
@@ -75,6 +75,15 @@ PLANNED = (
     metavar="GLOB",
     help="Keep 8-bit weights in layers or modules of this name; may be repeated.",
 )
+@click.option(
+    "--method",
+    default="rtn",
+    show_default=True,
+    metavar="rtn|wess|equalize",
+    help="A comma list. rtn: round to nearest. wess: one weight step per layer and a 4-bit shift "
+    "per output channel, free on the NPU. equalize: scale channels of consecutive layers by powers "
+    "of two first, which leaves the float network the same.",
+)
 @click.option("--plan", type=PATH, help="An edited plan.json to build from; replaces calibration.")
 @click.option(
     "--model",
@@ -112,7 +121,7 @@ def command(terminal: Terminal, /, model_file: Path, output: Path | None, **opti
     from tvmq.flow import build
     from tvmq.preprocessing import Preprocessing
     from tvmq.report import build_summary
-    from tvmq.scheme import Settings, parse_precision
+    from tvmq.scheme import Settings, parse_methods, parse_precision
 
     if options["plan"] is not None:
         _refuse_planned()
@@ -125,6 +134,7 @@ def command(terminal: Terminal, /, model_file: Path, output: Path | None, **opti
         first_last_bits=options.pop("first_last_bits"),
         calib_method=options.pop("calib_method"),
         exclude=options.pop("exclude"),
+        method=parse_methods(options.pop("method")),
     )
     output = output or Path(f"{model_file.stem}.tvmq")
     how = Preprocessing.from_flags(*(options.pop(name) for name in IMAGE_FLAGS))
