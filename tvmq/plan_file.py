@@ -19,9 +19,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from targets.errors import InputError
+from tvmq.complete_plan import complete_plan
 from tvmq.float_model import FloatModel
 from tvmq.plan import BiasPlan, Plan, ValuePlan, WeightPlan
-from tvmq.planner import complete_plan
 from tvmq.regions import Regions, find_regions
 from tvmq.rounded_bias import node_of
 from tvmq.scheme import Settings, code_range, learned_range
