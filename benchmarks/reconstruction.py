@@ -39,10 +39,11 @@ from tvmq import __version__
 from tvmq.annotate import annotated_graph
 from tvmq.calibrate import Calibration, calibrate
 from tvmq.capture import capture
+from tvmq.complete_plan import complete_plan
 from tvmq.data import open_data
 from tvmq.float_model import FloatModel
 from tvmq.plan import Plan
-from tvmq.planner import complete_plan, make_plan
+from tvmq.planner import make_plan
 from tvmq.preprocessing import Preprocessing
 from tvmq.reconstruct.engine import reconstruct
 from tvmq.reconstruct.methods import LEARNED

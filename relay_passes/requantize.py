@@ -122,6 +122,8 @@ def plan_scale(
     N, n = (1, 0) if residual is None else dyadic(residual[0], f"{name}, residual")
     least = n if residual is not None else 0  # the residual is shifted left by s - n
     missing = np.maximum(np.maximum(least, 0) - s, 0)
+    if (M[0] == M).all():
+        missing[:] = missing.max()  # one multiplier stays one
     fraction = 0
     if (M == 1).all() or (M << missing).max() > LARGEST_MULTIPLIER:
         fraction = int(missing.max())
@@ -146,8 +148,8 @@ def plan_scale(
 
 def _alike(M: Array, s: Array) -> tuple[Array, Array]:
     """The same ratios with shifts as equal as 16-bit multipliers allow: their spread has 4 bits."""
-    if (M == 1).all():
-        return M, s
+    if (M[0] == M).all():
+        return M, s  # shifts of one multiplier differ as those of its steps, which the plan checked
     room = 15 - np.floor(np.log2(M)).astype(np.int64)
     more = np.minimum(s.max() - s, room)
     return M << more, s + more

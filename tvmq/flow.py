@@ -27,6 +27,7 @@ from tvmq.calibrate import Calibration, calibrate
 from tvmq.capture import FloatModel, capture
 from tvmq.data import open_data
 from tvmq.data_source import DataSource
+from tvmq.equalize import equalize
 from tvmq.package import (
     compile_library,
     make_manifest,
@@ -36,7 +37,7 @@ from tvmq.package import (
     save_placement,
 )
 from tvmq.plan import Plan
-from tvmq.plan_file import read_plan, write_plan
+from tvmq.plan_file import planned_settings, read_plan, write_plan
 from tvmq.planner import make_plan
 from tvmq.progress import Progress
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
@@ -174,6 +175,9 @@ def _capture(request: BuildRequest, progress: Progress) -> FloatModel:
         trust_pickle=request.trust_pickle,
         input_shapes=request.input_shapes,
     )
+    settings = planned_settings(request.plan) if request.plan else request.settings
+    if "equalize" in settings.method:
+        model = equalize(model)
     for note in model.notes:
         progress.note(f"note: {note}")
     return model

@@ -2,7 +2,7 @@
 
 A plan is complete: with the float network it determines each bit of the result. What a person
 may change are the steps, zero points and bias corrections (``plan_file.py``); multipliers, shifts
-and proofs follow from them (``planner.py``).
+and proofs follow from them (``complete_plan.py``).
 """
 
 from __future__ import annotations

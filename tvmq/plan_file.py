@@ -19,9 +19,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from targets.errors import InputError
+from tvmq.complete_plan import complete_plan
 from tvmq.float_model import FloatModel
 from tvmq.plan import BiasPlan, Plan, ValuePlan, WeightPlan
-from tvmq.planner import complete_plan
 from tvmq.regions import Regions, find_regions
 from tvmq.rounded_bias import node_of
 from tvmq.scheme import Settings, code_range, learned_range
@@ -41,11 +41,13 @@ def read_plan(path: Path, model: FloatModel) -> Plan:
         InputError: not a plan, not of this network, or an entry is wrong; it is named.
         ArithmeticRangeError: the steps do not lead to integers that fit.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"plan {path} can't be read ({error}); give a file that exists.") from None
-    return plan_from_json(text, model, str(path))
+    return plan_from_json(_read_text(path), model, str(path))
+
+
+def planned_settings(path: Path) -> Settings:
+    """The settings of a plan file, for what comes before it is read; raises as ``read_plan``."""
+    nothing = Regions({}, {}, {}, (), frozenset(), frozenset())
+    return _Reader(str(path), _read_document(_read_text(path), str(path)), nothing).settings()
 
 
 def plan_to_json(plan: Plan) -> str:
@@ -97,12 +99,7 @@ def plan_to_json(plan: Plan) -> str:
 
 def plan_from_json(text: str, model: FloatModel, where: str = "plan") -> Plan:
     """The inverse of ``plan_to_json``; raises as ``read_plan``."""
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not JSON ({error}); `tvmq build` writes plans.") from None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise InputError(f"{where} is not a {FORMAT} file; `tvmq build` writes them.")
+    document = _read_document(text, where)
     reader = _Reader(where, document, find_regions(model))
     if document.get("model") != model.fingerprint:
         raise InputError(
@@ -118,6 +115,23 @@ def plan_from_json(text: str, model: FloatModel, where: str = "plan") -> Plan:
         reader.weights(model, settings),
         reader.biases(model),
     )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"plan {path} can't be read ({error}); give a file that exists.") from None
+
+
+def _read_document(text: str, where: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is not JSON ({error}); `tvmq build` writes plans.") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise InputError(f"{where} is not a {FORMAT} file; `tvmq build` writes them.")
+    return document
 
 
 class _Reader:

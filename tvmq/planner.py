@@ -1,38 +1,18 @@
-"""From a calibration to a complete plan: choose steps, derive the integers, prove them."""
+"""From a calibration to a complete plan: choose all steps, then derive the rest."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from functools import reduce
 
-import numpy as np
-
-from targets.errors import ArithmeticRangeError
 from tvmq.bias_correction import correct_biases
 from tvmq.calibrate import Calibration, Progress
-from tvmq.fake_quantize import HALF
+from tvmq.complete_plan import complete_plan
 from tvmq.float_model import FloatModel
-from tvmq.integers import TooFineError, addition, requantize, snap_weight_step
+from tvmq.layer_weights import choose_weights
 from tvmq.observers import Histogram, choose_codes
-from tvmq.overflow import LIMIT, SumBounds, bound_sums, prove_accumulator, total_bound
-from tvmq.plan import (
-    AccumulatorProof,
-    AddPlan,
-    BiasPlan,
-    Plan,
-    RequantizePlan,
-    ValuePlan,
-    WeightPlan,
-)
-from tvmq.regions import Layer, Regions, find_regions, shape_of, window_of
-from tvmq.rounded_bias import node_of, rounded_bias
+from tvmq.plan import Plan, ValuePlan
+from tvmq.regions import Regions, find_regions
 from tvmq.scheme import Settings, code_range
-from tvmq.snap import snap_steps
-from tvmq.weight_steps import choose_weight_steps, excluded_layers, weight_codes
-
-MAX_DOUBLINGS = 64
 
 
 def make_plan(
@@ -56,63 +36,12 @@ def make_plan(
     settings = settings or Settings()
     regions = find_regions(model)
     values = _choose_values(model, regions, calibration, settings)
-    weights = _choose_weights(model, regions, settings)
+    weights = choose_weights(model, regions, values, settings)
     plan = complete_plan(model, settings, calibration.source, values, weights, {})
     if settings.bias_correction and calibration.samples and not settings.learned_method:
         biases = correct_biases(model, plan, calibration, progress)
         plan = complete_plan(model, settings, calibration.source, values, weights, biases)
     return plan
-
-
-def complete_plan(
-    model: FloatModel,
-    settings: Settings,
-    calibration: str,
-    values: Mapping[str, ValuePlan],
-    weights: Mapping[str, WeightPlan],
-    biases: Mapping[str, BiasPlan],
-) -> Plan:
-    """Derive everything that steps and corrections determine, and prove it.
-
-    Steps are changed only where no integer could express them: free ones minutely, others doubled,
-    and then the reason says so. A complete plan comes out as it went in.
-
-    Raises:
-        ArithmeticRangeError: an accumulator or shift can't be made to fit.
-    """
-    draft = _Draft(model, settings, values, weights, biases)
-    last = ""
-    for _ in range(MAX_DOUBLINGS):
-        try:
-            draft.derive()
-            break
-        except _CoarserError as request:
-            draft.coarsen(request)
-            last = request.why
-    else:
-        raise ArithmeticRangeError(
-            f"no steps were found at which all shifts fit their fields; the last that did not: "
-            f"{last}. Use more bits for weights and activations, or --exclude the layer."
-        )
-    return Plan(
-        settings,
-        model.fingerprint,
-        calibration,
-        draft.values,
-        draft.weights,
-        dict(biases),
-        draft.requantize,
-        draft.additions,
-        draft.proofs,
-    )
-
-
-def source_codes(regions: Regions, values: Mapping[str, ValuePlan], name: str) -> ValuePlan:
-    """The codes that a reader of ``name`` can meet: those of all values joined with it."""
-    (group,) = (names for names in regions.tied if name in names)
-    plans = [values[member] for member in group]
-    low, high = min(p.low for p in plans), max(p.high for p in plans)
-    return replace(values[name], low=low, high=high)
 
 
 def _choose_values(
@@ -144,159 +73,3 @@ def _precise_values(model: FloatModel, regions: Regions) -> set[str]:
         regions.carried[n.name] for n in output.all_input_nodes if n.name in regions.carried
     }
     return precise
-
-
-def _choose_weights(
-    model: FloatModel, regions: Regions, settings: Settings
-) -> dict[str, WeightPlan]:
-    plans = {}
-    products = [n for n, layer in regions.layers.items() if layer.kind in ("conv", "linear")]
-    excluded = excluded_layers({n: model.origins[n].module for n in products}, settings.exclude)
-    for layer in regions.layers.values():
-        node = node_of(model, layer.name)
-        if layer.kind == "pool":
-            divisor = window_of(node).divisor
-            plans[layer.name] = WeightPlan((1 / divisor,), 8, f"average over {divisor}")
-        elif layer.name in products:
-            bits, why = settings.weight_bits, ""
-            if layer.name in regions.first | regions.last and settings.first_last_bits > bits:
-                bits, why = settings.first_last_bits, ", first or last layer"
-            if layer.name in excluded:
-                bits, why = 8, ", excluded from fewer bits"
-            plan = choose_weight_steps(model.weight_of(node), bits, settings)
-            plans[layer.name] = replace(plan, reason=plan.reason + why)
-    return plans
-
-
-@dataclass
-class _CoarserError(Exception):
-    """A value's step must be doubled, and why."""
-
-    value: str
-    why: str
-
-
-class _Draft:
-    """A plan in the making: steps given, integers derived from them."""
-
-    def __init__(
-        self,
-        model: FloatModel,
-        settings: Settings,
-        values: Mapping[str, ValuePlan],
-        weights: Mapping[str, WeightPlan],
-        biases: Mapping[str, BiasPlan],
-    ) -> None:
-        self.model, self.settings, self.biases = model, settings, biases
-        self.regions = find_regions(model)
-        self.values, self.weights = dict(values), dict(weights)
-        self.requantize: dict[str, RequantizePlan] = {}
-        self.additions: dict[str, AddPlan] = {}
-        self.proofs: dict[str, AccumulatorProof] = {}
-
-    def derive(self) -> None:
-        """Snap steps and fill in integers and proofs.
-
-        Raises:
-            _CoarserError: a value's step is too fine for any integers.
-        """
-        if not self.settings.pot:
-            self._snap()
-        for name in self.values:
-            self._cut_codes(name)
-        for layer in self.regions.layers.values():
-            try:
-                if layer.kind == "add":
-                    steps = [self.values[name].step for name in (*layer.inputs * 2, layer.output)]
-                    self.additions[layer.name] = addition(steps[0], steps[1], steps[-1])
-                elif layer.kind != "function":
-                    self._derive_layer(layer)
-            except TooFineError as error:
-                value = layer.output if error.which == "output" else layer.residual
-                raise _CoarserError(value, f"{layer.name}: {error}") from None
-            except ArithmeticRangeError as error:
-                place = self.model.origins.get(layer.name, "unknown place")
-                raise ArithmeticRangeError(f"layer {layer.name} ({place}): {error}") from None
-
-    def coarsen(self, request: _CoarserError) -> None:
-        """Double the step of a value and of those tied to it."""
-        (group,) = (names for names in self.regions.tied if request.value in names)
-        for name in group:
-            plan = self.values[name]
-            self.values[name] = replace(
-                plan, step=2 * plan.step, reason=f"{plan.reason}; doubled for {request.why}"
-            )
-
-    def _snap(self) -> None:
-        steps = [self.values[names[0]].step for names in self.regions.tied]
-        snapped, coarse = snap_steps(self.regions, steps)
-        for i, names in enumerate(self.regions.tied):
-            for name in names:
-                plan = self.values[name]
-                note = "; a power of two times another, since additions form a cycle"
-                reason = plan.reason + (note if i in coarse and note not in plan.reason else "")
-                self.values[name] = replace(plan, step=snapped[i], reason=reason)
-
-    def _cut_codes(self, name: str) -> None:
-        """Lowest and highest code: those of the bits, cut to what a ReLU or clamp leaves."""
-        plan, value = self.values[name], self.regions.values[name]
-        low, high = code_range(plan.bits, plan.signed)
-        if math.isfinite(value.low):
-            low = max(low, min(math.floor(value.low / plan.step + HALF) + plan.zero_point, high))
-        if math.isfinite(value.high):
-            high = min(high, max(math.floor(value.high / plan.step + HALF) + plan.zero_point, low))
-        self.values[name] = replace(plan, low=low, high=high)
-
-    def _derive_layer(self, layer: Layer) -> None:
-        source = source_codes(self.regions, self.values, layer.inputs[0])
-        residual = self._residual(layer)
-        for _ in range(MAX_DOUBLINGS):
-            weights = self._snapped_weights(layer, source.step)
-            integers = None
-            if layer.output:
-                output = self.values[layer.output].step
-                integers = requantize(
-                    source.step, weights.steps, output, residual.step if residual else None
-                )
-            bounds = self._bounds(layer, source, weights)
-            total = total_bound(bounds, integers, residual)
-            if int(total.max()) <= LIMIT:
-                break
-            self.weights[layer.name] = _doubled(weights, total > LIMIT)
-        self.proofs[layer.name] = prove_accumulator(layer.name, bounds, integers, residual)
-        if integers is not None:
-            self.requantize[layer.name] = integers
-
-    def _snapped_weights(self, layer: Layer, source: float) -> WeightPlan:
-        plan = self.weights[layer.name]
-        if layer.output and (layer.kind == "pool" or not self.settings.pot):
-            output = self.values[layer.output].step
-            steps = tuple(snap_weight_step(step, source, output) for step in plan.steps)
-            plan = self.weights[layer.name] = replace(plan, steps=steps)
-        return plan
-
-    def _residual(self, layer: Layer) -> ValuePlan | None:
-        if not layer.residual:
-            return None
-        return source_codes(self.regions, self.values, layer.residual)
-
-    def _bounds(self, layer: Layer, source: ValuePlan, weights: WeightPlan) -> SumBounds:
-        node = node_of(self.model, layer.name)
-        if layer.kind == "pool":
-            window = window_of(node)
-            ones = np.ones((shape_of(node)[1], math.prod(window.kernel)), np.int64)
-            return bound_sums(ones, np.zeros(len(ones), np.int64), source)
-        codes = weight_codes(self.model.weight_of(node), weights).numpy()
-        bias = rounded_bias(
-            self.model, layer.name, source.step, weights.steps, self.biases.get(layer.name)
-        )
-        return bound_sums(codes, bias.numpy(), source)
-
-
-def _doubled(weights: WeightPlan, where: np.ndarray) -> WeightPlan:
-    """Coarser steps for the channels that overflow."""
-    grow = where if len(weights.steps) > 1 else [bool(where.any())]
-    steps = tuple(step * 2 if g else step for step, g in zip(weights.steps, grow, strict=True))
-    note = "; doubled where the accumulator could overflow"
-    reason = weights.reason if weights.reason.endswith(note) else weights.reason + note
-    return replace(weights, steps=steps, reason=reason, codes=b"")

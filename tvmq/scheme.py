@@ -18,8 +18,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "calib_method": ("minmax", "percentile", "mse", "lp"),
 }
 
-METHODS = ("rtn", "adaround", "brecq", "qdrop", "rapq")
-"""What ``--method`` knows: rounding to nearest, and what learns something on top of it."""
+METHODS = ("rtn", "adaround", "brecq", "qdrop", "rapq", "wess", "equalize")
+"""What ``--method`` knows: rounding to nearest, what learns something on top of it, shifts per
+channel of weights, and channels of the float network made equally large."""
 
 LEARNED_METHODS = ("adaround", "brecq", "qdrop", "rapq")
 """Those that learn from images how weights are rounded; one at a time (``tvmq/reconstruct``)."""
@@ -84,6 +85,16 @@ class Settings:
             raise InputError(
                 "method rapq is about power-of-two steps; use --scales pot, or qdrop for free ones."
             )
+        if "wess" in self.method and self.granularity != "tensor":
+            raise InputError(
+                "method wess is one step per layer and a shift per channel; use --granularity "
+                "tensor. Steps per channel have no need of it."
+            )
+        if "equalize" in self.method[1:]:
+            raise InputError(
+                "method equalize changes the float network before anything is quantized; name it "
+                "first."
+            )
         if self.iterations < 1:
             raise InputError(f"iterations is {self.iterations}; give a positive number.")
         if not 0 <= self.kappa <= 1:
@@ -108,8 +119,10 @@ class Settings:
 
     def __str__(self) -> str:
         steps = "power-of-two" if self.pot else "free"
+        shifts = ", shifted per channel" if "wess" in self.method else ""
         return (
-            f"{self.precision}, {steps} steps, symmetric weights per {self.granularity}, "
+            f"{self.precision}, {steps} steps, symmetric weights per {self.granularity}"
+            f"{shifts}, "
             f"activations per tensor, first and last layer {self.first_last_bits} bits"
         )
 

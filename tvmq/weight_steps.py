@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from fnmatch import fnmatch
 
 import torch
 
-from targets.errors import InputError
 from tvmq.fake_quantize import HALF
 from tvmq.integers import MAX_SHIFT_SPREAD
 from tvmq.observers import EXPONENTS, FRACTIONS
@@ -17,28 +14,6 @@ from tvmq.scheme import Settings, learned_range, weight_limit
 
 EMPTY_STEP = 2.0**-7
 """For a layer whose weights are all zero: any step does, this one keeps the bias precise."""
-
-
-def excluded_layers(modules: Mapping[str, str], globs: Iterable[str]) -> set[str]:
-    """Layers whose own name or whose module fits a glob.
-
-    Args:
-        modules: layer -> module, of all layers with weights.
-        globs: such as ``layer1.*``.
-
-    Raises:
-        InputError: a glob fits none, so it is a slip of the pen.
-    """
-    excluded = set()
-    for glob in globs:
-        fitting = {n for n, module in modules.items() if fnmatch(n, glob) or fnmatch(module, glob)}
-        if not fitting:
-            raise InputError(
-                f"--exclude {glob}: no layer with weights and no module of one has such a name. "
-                "`tvmq inspect MODEL` lists both."
-            )
-        excluded |= fitting
-    return excluded
 
 
 def choose_weight_steps(weight: torch.Tensor, bits: int, settings: Settings) -> WeightPlan:
@@ -56,14 +31,11 @@ def choose_weight_steps(weight: torch.Tensor, bits: int, settings: Settings) -> 
     rows = weight.detach().double().reshape(len(weight), -1)
     if settings.granularity == "tensor":
         rows = rows.reshape(1, -1)
-    peaks = rows.abs().amax(dim=1)
-    if float(peaks.max()) == 0.0:
+    extremes = rows.abs().amax(dim=1)
+    if float(extremes.max()) == 0.0:
         return WeightPlan((EMPTY_STEP,) * len(rows), bits, "all weights are 0")
-    alive = peaks > peaks.max() * 2.0**-MAX_SHIFT_SPREAD
-    if settings.calib_method == "percentile":
-        rank = max(1, math.ceil(rows.shape[1] * settings.percentile / 100))
-        ranked = rows.abs().kthvalue(rank, dim=1).values
-        peaks = torch.where(ranked > 0, ranked, peaks)
+    alive = extremes > extremes.max() * 2.0**-MAX_SHIFT_SPREAD
+    peaks = peaks_of(rows, settings)
     full = torch.where(alive, peaks, peaks.max()) / limit
     low = learned_range(bits)[0] if settings.learned_method else -limit
     steps = _search(rows, full, (low, limit), settings)
@@ -76,6 +48,16 @@ def choose_weight_steps(weight: torch.Tensor, bits: int, settings: Settings) -> 
     if dead:
         reason += f", {dead} of {len(rows)} channels are dead and get the coarsest step"
     return WeightPlan(tuple(float(step) for step in steps), bits, reason)
+
+
+def peaks_of(rows: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """float64[rows]: the largest magnitude of each row, or the percentile that was asked for."""
+    peaks = rows.abs().amax(dim=1)
+    if settings.calib_method != "percentile":
+        return peaks
+    rank = max(1, math.ceil(rows.shape[1] * settings.percentile / 100))
+    ranked = rows.abs().kthvalue(rank, dim=1).values
+    return torch.where(ranked > 0, ranked, peaks)
 
 
 def weight_codes(weight: torch.Tensor, plan: WeightPlan) -> torch.Tensor:

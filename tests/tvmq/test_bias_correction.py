@@ -7,7 +7,8 @@ from quantization_cases import calibration, float_model, images
 
 from tvmq.annotate import annotated_graph
 from tvmq.bias_correction import correct_biases
-from tvmq.planner import complete_plan, make_plan
+from tvmq.complete_plan import complete_plan
+from tvmq.planner import make_plan
 from tvmq.scheme import Settings
 
 NAME = "resnet_small"

@@ -79,9 +79,12 @@ PLANNED = (
     "--method",
     default="rtn",
     show_default=True,
-    metavar="rtn|adaround|brecq|qdrop|rapq",
-    help="How weights are rounded: to nearest, or as learned from --calib-data, layer by layer "
-    "(adaround) or block by block (the others); rapq searches the exponents of powers of two too.",
+    metavar="rtn|adaround|brecq|qdrop|rapq|wess|equalize",
+    help="A comma list. rtn: round to nearest. Learned from --calib-data: adaround, layer by "
+    "layer; brecq, qdrop and rapq, block by block; rapq searches exponents of powers of two too. "
+    "wess: one weight step per layer and a 4-bit shift per output channel, free on the NPU. "
+    "equalize: scale channels of consecutive layers by powers of two first, which leaves the float "
+    "network the same.",
 )
 @click.option(
     "--iters",

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from tvmq.calibrate import Calibration
+from tvmq.complete_plan import complete_plan
 from tvmq.float_model import FloatModel
 from tvmq.plan import BiasPlan, Plan
-from tvmq.planner import complete_plan
 from tvmq.reconstruct.methods import LEARNED, Method, loss_power
 from tvmq.reconstruct.network_pass import NetworkPass, search_network
 from tvmq.reconstruct.step_cost import StepCost, step_costs
