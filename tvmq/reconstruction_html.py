@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 _UNITS = ("unit", "kept", "nearest", "compensated", "learned", "p of the loss", "iterations", "s")
-_MOVES = ("values", "log2 of the step, before", "after", "squared error of the outputs")
+_MOVES = ("values", "log2 of the step, before", "after", "distance of the outputs")
 _COSTS = (
     *("layer", "weights, free step %", "weights, power of two %"),
     *("value made", "value, free step %", "value, power of two %"),
@@ -34,7 +34,8 @@ def reconstruction_section(facts: Mapping[str, Any]) -> Iterator[str]:
     network = facts["network"]
     if network is not None:
         yield (
-            f"<p>Pass over the network: squared error of the outputs "
+            f"<p>Pass over the network: distance of the outputs from the float "
+            f"ones "
             f"{network['loss_before']:.4g} -&gt; {network['loss_after']:.4g}.</p>"
         )
         yield from _table(

@@ -50,7 +50,7 @@ def _reconstruction_lines(facts: Mapping[str, Any]) -> list[str]:
     ]
     if network is not None:
         lines.append(
-            f"  exponents moved for the network's outputs: {len(network['moves'])}, squared error "
+            f"  exponents moved for the network's outputs: {len(network['moves'])}, distance "
             f"{network['loss_before']:.4g} -> {network['loss_after']:.4g}"
         )
     return lines

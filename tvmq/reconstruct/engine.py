@@ -18,7 +18,7 @@ from tvmq.reconstruct.methods import LEARNED, Method, loss_power
 from tvmq.reconstruct.network_pass import NetworkPass, search_network
 from tvmq.reconstruct.step_cost import StepCost, step_costs
 from tvmq.reconstruct.step_search import (
-    WEIGHT_EXPONENTS,
+    compensate_unit,
     compensate_weights,
     search_activation_steps,
     unit_loss,
@@ -209,9 +209,10 @@ class _Job:
         keep("nearest")
         correct("nearest")
         if method.compensated:
-            exponents = WEIGHT_EXPONENTS if method.exponents else (0,)
-            compensate_weights(unit, self.cache, self.images, exponents)
-            if method.exponents:
+            if not method.exponents:
+                compensate_weights(unit, self.cache, self.images, (0,))
+            else:
+                compensate_unit(unit, self.cache, power, self.images, settings)
                 search_activation_steps(unit, self.cache, power, self.images)
             keep("compensated")
             correct("compensated")

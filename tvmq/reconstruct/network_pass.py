@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import kl_div
 
 from tvmq.calibrate import Calibration, Inputs
 from tvmq.float_model import FloatModel
@@ -41,7 +42,7 @@ class ExponentMove:
         values: whose step it is.
         before: log2 of the step.
         after: log2 of the new step.
-        loss: mean squared error of the network's outputs on held-out images, after the move.
+        loss: distance of the network's outputs on held-out images, after the move.
     """
 
     values: tuple[str, ...]
@@ -55,7 +56,7 @@ class NetworkPass:
     """What the pass over the network did.
 
     Attributes:
-        loss_before: mean squared error of the network's outputs on held-out images.
+        loss_before: distance of the network's outputs from the float ones on held-out images.
         loss_after: the same, at its end.
         moves: in the order in which they were made.
     """
@@ -108,8 +109,21 @@ def search_network(
         else:
             step.fix(start)
         if report is not None:
-            report(done + 1, len(groups), f"outputs' squared error {losses[1]:.4g}")
+            report(done + 1, len(groups), f"distance of the outputs {losses[1]:.4g}")
     return NetworkPass(before, losses[1], tuple(moves))
+
+
+def distance(output: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    """How far an output is from the float one.
+
+    A matrix [N, C] with C > 1 is taken for logits: the mean Kullback-Leibler divergence of the
+    class probabilities, since a squared error would weigh what no decision depends on. Anything
+    else: the mean squared error.
+    """
+    if exact.dim() == 2 and exact.shape[1] > 1:
+        logs = (output.log_softmax(-1), exact.log_softmax(-1))
+        return kl_div(*logs, reduction="batchmean", log_target=True)
+    return (output - exact).square().mean()
 
 
 def _movable(
@@ -177,16 +191,16 @@ class _Outputs:
             self.prefix = {n: t for n, t in self.prefix.items() if n in needed}
 
     def loss(self, first: int) -> float:
-        """Mean squared error of the outputs, run from a unit that was reached."""
+        """Distance of the outputs from the float ones, run from a unit that was reached."""
         self.reach(first)
         tensors = dict(self.prefix)
         for index in range(first, len(self.units)):
             self._run(index, tensors)
-        errors = [
-            (tensors[name] - exact).square().mean()
+        distances = [
+            distance(tensors[name], exact)
             for name, exact in zip(self.names, self.exact, strict=True)
         ]
-        return float(torch.stack(errors).sum())
+        return float(torch.stack(distances).sum())
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _run(self, index: int, tensors: dict[str, torch.Tensor]) -> None:

@@ -12,6 +12,8 @@ exponent that is best for it; exponents of activations are tried one after the o
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch.nn.functional import unfold
 
@@ -21,6 +23,9 @@ from tvmq.reconstruct.soft_rounding import SoftWeight
 from tvmq.reconstruct.training import reconstruction_loss
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit
+from tvmq.reconstruct.unit_state import UnitState, apply_state, state_of
+from tvmq.scheme import Settings
+from tvmq.weight_steps import choose_weight_steps
 
 WEIGHT_EXPONENTS = (0, -1, 1)
 """Tried for weights, relative to the exponent with the least rounding error; equals stay there."""
@@ -68,6 +73,45 @@ def compensate_weights(
         weight.freeze(
             torch.where((steps < least)[:, None], 0.0, picked).reshape(weight.floor.shape)
         )
+
+
+def compensate_unit(
+    unit: QuantizedUnit, cache: UnitCache, power: float, images: int, settings: Settings
+) -> None:
+    """Of three starts take the one with the smallest unit loss, with compensating codes each.
+
+    The exponents are those of the least rounding error, those nearest to the best free steps, or
+    searched around these. None is best everywhere: a search that sees one layer at a time can
+    harm the block.
+    """
+    rows = slice(0, min(images, SEARCH_IMAGES))
+    before = state_of(unit)
+    nearest = {
+        name: nearest_exponents(weight.weight, weight.bits, settings)
+        for name, weight in unit.weights.items()
+    }
+    found: list[tuple[float, UnitState]] = []
+    for steps, exponents in (({}, (0,)), (nearest, (0,)), (nearest, WEIGHT_EXPONENTS)):
+        apply_state(unit, before)
+        for name, given in steps.items():
+            unit.weights[name].use_steps(given)
+        compensate_weights(unit, cache, images, exponents)
+        found.append((unit_loss(unit, cache, power, rows), state_of(unit)))
+    apply_state(unit, min(found, key=lambda item: item[0])[1])
+
+
+def nearest_exponents(weight: torch.Tensor, bits: int, settings: Settings) -> torch.Tensor:
+    """float64[K or 1]: the powers of two nearest to the best free steps of a layer.
+
+    Args:
+        weight: float32[K, ...].
+        bits: of a code.
+        settings: of the plan; its steps are powers of two.
+    """
+    methods = tuple("qdrop" if name == "rapq" else name for name in settings.method)
+    free = choose_weight_steps(weight, bits, replace(settings, scales="free", method=methods))
+    steps = torch.exp2(torch.round(torch.log2(torch.tensor(free.steps, dtype=torch.float64))))
+    return torch.maximum(steps, steps.max() * 2.0**-MAX_SHIFT_SPREAD)
 
 
 def search_activation_steps(
@@ -129,19 +173,19 @@ def compensated_codes(
             errors[:, :, j - first] = error
         left[:, :, last:] -= errors @ upper[:, first:last, last:]
     # Coordinate descent: each code in turn takes its best value given all others.
-    slope = (codes * column[:, :, None] - exact) @ moments
+    slope = (codes * column[:, :, None] - exact) @ damped
     for _ in range(SWEEPS):
         before = codes.clone()
         for j in range(columns):
-            curvature = moments[:, j, j, None].clamp_min(1e-12) * column
+            curvature = damped[:, j, j, None] * column
             code = torch.floor(codes[:, :, j] - slope[:, :, j] / curvature + 0.5)
             change = code.clamp_(weight.low, weight.high) - codes[:, :, j]
             codes[:, :, j] += change
-            slope += (change * column)[:, :, None] * moments[:, None, j]
+            slope += (change * column)[:, :, None] * damped[:, None, j]
         if torch.equal(codes, before):
             break
     difference = codes * column[:, :, None] - exact
-    remains = ((difference @ moments) * difference).sum(dim=2)
+    remains = ((difference @ damped) * difference).sum(dim=2)
     return codes.reshape(-1, columns).float(), remains.reshape(-1)
 
 

@@ -5,7 +5,7 @@ import torch
 from quantization_cases import calibration, float_model
 
 from tvmq.planner import make_plan
-from tvmq.reconstruct.network_pass import search_network
+from tvmq.reconstruct.network_pass import distance, search_network
 from tvmq.reconstruct.unit_graph import QuantizedUnit, network_steps
 from tvmq.reconstruct.units import find_units
 from tvmq.scheme import Settings
@@ -51,8 +51,8 @@ def test_losses_are_those_of_the_whole_network(name):
             outputs = unit(*(tensors[n] for n in unit.unit.inputs))
             tensors |= dict(zip(unit.unit.outputs, outputs, strict=True))
         exact = model.graph_module(images)[0]
-    error = float((tensors[units[-1].unit.outputs[-1]] - exact).square().mean())
-    assert error == pytest.approx(done.loss_after, rel=1e-4)
+    found = tensors[units[-1].unit.outputs[-1]]
+    assert float(distance(found, exact)) == pytest.approx(again.loss_after, rel=1e-4)
 
 
 def test_the_input_of_the_network_stays():
@@ -60,3 +60,12 @@ def test_the_input_of_the_network_stays():
     done = search_network(model, calibration(NAME), units, steps, 24)
     inputs = {spec.name for spec in model.inputs}
     assert not inputs.intersection(name for move in done.moves for name in move.values)
+
+
+def test_logits_are_compared_by_their_probabilities():
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.1, 0.0]])
+    p, q = logits.softmax(1), (2 * logits).softmax(1)
+    by_hand = (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(distance(2 * logits, logits), by_hand)
+    assert float(distance(logits + 3, logits)) == pytest.approx(0, abs=1e-6)
+    assert float(distance(logits[:, :1] + 3, logits[:, :1])) == pytest.approx(9)

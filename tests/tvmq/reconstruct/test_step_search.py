@@ -8,6 +8,7 @@ from tvmq.plan import WeightPlan
 from tvmq.planner import make_plan
 from tvmq.reconstruct.soft_rounding import SoftWeight
 from tvmq.reconstruct.step_search import (
+    DAMPING,
     WEIGHT_EXPONENTS,
     compensate_weights,
     compensated_codes,
@@ -28,7 +29,8 @@ def _correlated(columns: int) -> torch.Tensor:
 
 def _output_error(weight: SoftWeight, codes: torch.Tensor, moments: torch.Tensor) -> torch.Tensor:
     error = codes.double() * weight.exact_steps[:, None] - weight.weight.double()
-    return ((error @ moments[0]) * error).sum(dim=1)
+    damped = moments[0] + DAMPING * moments[0].diagonal().mean() * torch.eye(len(moments[0]))
+    return ((error @ damped) * error).sum(dim=1)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
