@@ -10,6 +10,8 @@ side on which each h lies.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -20,11 +22,46 @@ STRETCH = 1.2
 BETA_FIRST, BETA_LAST = 20.0, 2.0
 
 
+class _Height(torch.autograd.Function):  # type: ignore[misc]  # torch is not followed by mypy
+    """h(alpha) in few passes over the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, alpha: torch.Tensor) -> torch.Tensor:
+        share = torch.sigmoid(alpha)
+        height = (STRETCH * share).sub_(0.1).clamp_(0.0, 1.0)
+        ctx.save_for_backward(share, height)
+        return height
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        share, height = ctx.saved_tensors
+        slope = torch.addcmul(share, share, share, value=-1).mul_(STRETCH)
+        return slope.mul_((height > 0) & (height < 1)).mul_(grad)
+
+
+class _Undecided(torch.autograd.Function):  # type: ignore[misc]  # torch is not followed by mypy
+    """``sum(1 - |2 h - 1|**beta)`` with a single power for value and gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, height: torch.Tensor, beta: float) -> torch.Tensor:
+        side = (2 * height).sub_(1)
+        lower = side.abs().pow_(beta - 1)
+        ctx.save_for_backward(torch.copysign(lower, side))
+        ctx.beta = beta
+        return height.numel() - lower.mul_(side.abs_()).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return slope * (-2 * ctx.beta * grad), None
+
+
 class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
     """The weight of one layer, in codes that are being decided.
 
     Attributes:
         alpha: float32, shape of the weight: above 0 rounds up.
+        decisions: h(alpha) of the last forward while it is learned.
         steps: float32[K or 1, 1, ...].
         frozen: float32, what a forward gives while nothing is being learned.
     """
@@ -45,6 +82,7 @@ class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by m
         self.bits = plan.bits
         self.low, self.high = learned_range(plan.bits)
         self.soft = False
+        self.decisions = torch.zeros(0)
         self.register_buffer("weight", weight.detach().clone())
         self.register_buffer("frozen", weight.detach().clone())
         self.use_steps(torch.tensor(plan.steps, dtype=torch.float64))
@@ -79,17 +117,20 @@ class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by m
 
     def height(self) -> torch.Tensor:
         """h(alpha), in [0, 1]."""
-        return (STRETCH * torch.sigmoid(self.alpha) - 0.1).clamp(0.0, 1.0)
+        height: torch.Tensor = _Height.apply(self.alpha)
+        return height
 
     def forward(self) -> torch.Tensor:
         """The weight with soft decisions, or as it was frozen."""
         if not self.soft:
             return self.frozen
-        return (self.floor + self.height()).clamp(self.low, self.high) * self.steps
+        self.decisions = self.height()
+        return (self.floor + self.decisions).clamp(self.low, self.high) * self.steps
 
     def regularizer(self, beta: float) -> torch.Tensor:
-        """How undecided the weights are: 0 where all h are 0 or 1."""
-        return (1 - (2 * self.height() - 1).abs().pow(beta)).sum()
+        """How undecided the weights of the last forward are: 0 where all h are 0 or 1."""
+        undecided: torch.Tensor = _Undecided.apply(self.decisions, beta)
+        return undecided
 
     def hard_codes(self) -> torch.Tensor:
         """float32: the codes on whose side each decision lies."""
@@ -99,6 +140,7 @@ class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by m
     def freeze(self, codes: torch.Tensor) -> None:
         """Hold these codes from now on; ``codes`` gives them back."""
         self.soft = False
+        self.decisions = torch.zeros(0)
         self.codes = codes.detach().to(torch.int8)
         memory = torch.channels_last if codes.dim() == 4 else torch.contiguous_format
         self.frozen = (self.codes * self.steps).contiguous(memory_format=memory)

@@ -135,7 +135,7 @@ def _prepare(
     groups = [group for group in groups if group["params"]] or [
         {"params": [torch.zeros(1, requires_grad=True)], "lr": 0.0}
     ]
-    optimizer = torch.optim.Adam(groups, foreach=True)
+    optimizer = torch.optim.Adam(groups, fused=True)
     decays = [
         (lambda i: (1 + math.cos(math.pi * i / iterations)) / 2)
         if own and group is groups[0]

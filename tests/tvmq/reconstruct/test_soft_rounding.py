@@ -64,3 +64,23 @@ def test_beta_falls_behind_the_warm_up():
     assert annealed_beta(0.2, 0.2) == BETA_FIRST
     assert annealed_beta(1.0, 0.2) == BETA_LAST
     assert annealed_beta(0.6, 0.2) == pytest.approx((BETA_FIRST + BETA_LAST) / 2)
+
+
+def test_gradients_are_those_of_the_formulas(soft):
+    alpha = torch.linspace(-4, 4, 12).reshape(3, 4)
+    gradients = []
+    for written_out in (False, True):
+        with torch.no_grad():
+            soft.alpha.copy_(alpha)
+        soft.soft, soft.alpha.grad = True, None
+        weight = soft()
+        if written_out:
+            h = (1.2 * torch.sigmoid(soft.alpha) - 0.1).clamp(0, 1)
+            weight = (soft.floor + h).clamp(soft.low, soft.high) * soft.steps
+            undecided = (1 - (2 * h - 1).abs() ** 3.5).sum()
+        else:
+            undecided = soft.regularizer(3.5)
+        (weight.square().sum() + 0.1 * undecided).backward()
+        gradients.append((undecided.detach(), soft.alpha.grad))
+    torch.testing.assert_close(gradients[0], gradients[1])
+    assert float(gradients[0][1].abs().max()) > 0.01
