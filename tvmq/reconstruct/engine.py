@@ -18,9 +18,8 @@ from tvmq.reconstruct.methods import LEARNED, Method, loss_power
 from tvmq.reconstruct.network_pass import NetworkPass, search_network
 from tvmq.reconstruct.step_cost import StepCost, step_costs
 from tvmq.reconstruct.step_search import (
-    compensate_unit,
     compensate_weights,
-    search_activation_steps,
+    search_unit,
     unit_loss,
 )
 from tvmq.reconstruct.training import Training, train_unit
@@ -209,11 +208,10 @@ class _Job:
         keep("nearest")
         correct("nearest")
         if method.compensated:
-            if not method.exponents:
-                compensate_weights(unit, self.cache, self.images, (0,))
+            if method.exponents:
+                search_unit(unit, exact, self.cache, power, self.images, settings)
             else:
-                compensate_unit(unit, self.cache, power, self.images, settings)
-                search_activation_steps(unit, self.cache, power, self.images)
+                compensate_weights(unit, self.cache, self.images, (0,))
             keep("compensated")
             correct("compensated")
             for weight in unit.weights.values():

@@ -15,12 +15,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch.fx import GraphModule
 from torch.nn.functional import unfold
 
 from tvmq.bias_correction import run_with_stops
 from tvmq.integers import MAX_SHIFT_SPREAD
 from tvmq.reconstruct.soft_rounding import SoftWeight
 from tvmq.reconstruct.training import reconstruction_loss
+from tvmq.reconstruct.unit_bias import correct_unit_biases
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit
 from tvmq.reconstruct.unit_state import UnitState, apply_state, state_of
@@ -75,14 +77,20 @@ def compensate_weights(
         )
 
 
-def compensate_unit(
-    unit: QuantizedUnit, cache: UnitCache, power: float, images: int, settings: Settings
+def search_unit(
+    unit: QuantizedUnit,
+    exact: GraphModule,
+    cache: UnitCache,
+    power: float,
+    images: int,
+    settings: Settings,
 ) -> None:
     """Of three starts take the one with the smallest unit loss, with compensating codes each.
 
     The exponents are those of the least rounding error, those nearest to the best free steps, or
     searched around these. None is best everywhere: a search that sees one layer at a time can
-    harm the block.
+    harm the block. Biases are corrected before anything is compared: with those of other codes
+    the mean errors would hide what codes and exponents do.
     """
     rows = slice(0, min(images, SEARCH_IMAGES))
     before = state_of(unit)
@@ -96,8 +104,11 @@ def compensate_unit(
         for name, given in steps.items():
             unit.weights[name].use_steps(given)
         compensate_weights(unit, cache, images, exponents)
+        if settings.bias_correction:
+            correct_unit_biases(cache, unit, exact, images)
         found.append((unit_loss(unit, cache, power, rows), state_of(unit)))
     apply_state(unit, min(found, key=lambda item: item[0])[1])
+    search_activation_steps(unit, cache, power, images)
 
 
 def nearest_exponents(weight: torch.Tensor, bits: int, settings: Settings) -> torch.Tensor:
