@@ -13,7 +13,9 @@ Accuracy is that of the annotated network in float32 torch, which equals the int
 two and is within rounding ties of them with free steps. Weights are symmetric per channel, first
 and last layer 8 bits. The seed draws the calibration images and everything random after that.
 ``nearest`` is RAPQ's reconstruction with every exponent fixed to the one nearest to the best free
-step, ``2 ** round(log2(step))``: what the search of exponents has to beat.
+step, ``2 ** round(log2(step))``: what the search of exponents has to beat. ``asymmetric`` is QDrop
+with a zero point for each channel of weights, in fake quantization only: what the public code does,
+and what symmetric weights give up.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -47,13 +50,14 @@ from tvmq.planner import make_plan
 from tvmq.preprocessing import Preprocessing
 from tvmq.reconstruct.engine import reconstruct
 from tvmq.reconstruct.methods import LEARNED
+from tvmq.reconstruct.unit_graph import QuantizedUnit
 from tvmq.scheme import Settings, parse_precision
 
 IMAGES = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SAMPLES, BATCH = 1024, 64
 PRECISIONS = ("w4a8", "w4a4", "w3a3", "w2a4", "w2a2")
 POT_METHODS = ("rtn", "nearest", "adaround", "brecq", "qdrop", "rapq")
-FREE_METHODS = ("rtn", "adaround", "brecq", "qdrop")
+FREE_METHODS = ("rtn", "adaround", "brecq", "qdrop", "asymmetric")
 FIRST = (
     *("w2a4-pot-rapq", "w2a4-pot-nearest", "w4a4-pot-rapq", "w4a4-free-qdrop", "w2a4-free-qdrop"),
     *("w2a2-free-qdrop", "w2a2-pot-rapq", "w4a4-pot-nearest", "w2a2-pot-nearest"),
@@ -97,7 +101,7 @@ def main() -> int:
             return _in_processes(missing, options)
         for name, seed in missing:
             run(name, seed, options.iters, Path(options.data), options.results)
-    print("\n".join(table(read(options.results))))
+    print("\n".join(table(read(options.results), options.iters)))
     return 0
 
 
@@ -109,7 +113,7 @@ def run(name: str, seed: int, iterations: int, data: Path, results: Path) -> Non
     source = open_data(str(data / "cifar10_calib.npz"), model.inputs, IMAGES)
     batches = [batch.inputs for batch in source.samples(SAMPLES, BATCH, seed=seed)]
     calibration = calibrate(model, batches, SAMPLES)
-    known = "rapq" if method == "nearest" else method
+    known = {"nearest": "rapq", "asymmetric": "qdrop"}.get(method, method)
     settings = Settings(
         *parse_precision(precision), scales, "channel", method=(known,), iterations=iterations
     )
@@ -150,10 +154,18 @@ def quantized(
     if method == "nearest":
         start, how = nearest_exponents(model, calibration, start), replace(how, exponents=False)
     folder = results.with_name(f"{results.stem}.units") / f"{name}-{seed}"
-    done = reconstruct(model, calibration, start, method=how, seed=seed, checkpoints=folder)
+    prepare = (lambda unit: use_zero_points(unit, settings)) if method == "asymmetric" else None
+    done = reconstruct(
+        model, calibration, start, method=how, prepare=prepare, seed=seed, checkpoints=folder
+    )
     kept = [unit.kept for unit in done.units]
     moves = len(done.network.moves) if done.network else 0
-    return done.plan, {"kept": {kind: kept.count(kind) for kind in set(kept)}, "moves": moves}
+    shutil.rmtree(folder, ignore_errors=True)
+    plan = done.plan
+    if method == "asymmetric":  # codes of few bits about a zero point fit a byte, not their bits
+        wide = {name: replace(weight, bits=8) for name, weight in plan.weights.items()}
+        plan = replace(plan, weights=wide)
+    return plan, {"kept": {kind: kept.count(kind) for kind in set(kept)}, "moves": moves}
 
 
 def nearest_exponents(model: FloatModel, calibration: Calibration, plan: Plan) -> Plan:
@@ -174,6 +186,31 @@ def nearest_exponents(model: FloatModel, calibration: Calibration, plan: Plan) -
             least = max(steps) * 2.0**-15  # the shifts of a layer's channels are that far apart
             weights[name] = replace(weight, steps=tuple(max(step, least) for step in steps))
     return complete_plan(model, plan.settings, plan.calibration, values, weights, {})
+
+
+def use_zero_points(unit: QuantizedUnit, settings: Settings) -> None:
+    """Give each channel of a unit's weights a range of codes of its own, with the least error."""
+    for weight in unit.weights.values():
+        if weight.bits != settings.weight_bits:
+            continue
+        rows = weight.weight.double().flatten(1)
+        low, high = rows.amin(1).clamp_max(0)[:, None], rows.amax(1).clamp_min(0)[:, None]
+        last = 2**weight.bits - 1
+        best, steps, zeros = torch.full((len(rows),), torch.inf).double(), high[:, 0], high[:, 0]
+        for percent in range(30, 101, 2):
+            step = percent / 100 * (high - low).clamp_min(1e-9) / last
+            zero = torch.round(percent / 100 * -low / step).clamp(0, last)
+            codes = torch.floor(rows / step + 0.5).clamp(-zero, last - zero)
+            error = (codes * step - rows).square().sum(1)
+            better = error < best
+            best = torch.where(better, error, best)
+            steps = torch.where(better, step[:, 0], steps)
+            zeros = torch.where(better, zero[:, 0], zeros)
+        steps = torch.maximum(steps, steps.max() * 2.0**-14)
+        column = zeros.float().reshape(-1, *[1] * (weight.weight.dim() - 1))
+        weight.low, weight.high = -column, last - column
+        weight.use_steps(steps)
+        weight.freeze(weight.nearest_codes())
 
 
 def accuracy(model: FloatModel, plan: Plan, data: Path) -> float:
@@ -203,8 +240,9 @@ def write(results: Path, facts: list[dict[str, Any]]) -> None:
     partial.rename(results)
 
 
-def table(facts: list[dict[str, Any]]) -> Iterator[str]:
+def table(every: list[dict[str, Any]], iterations: int) -> Iterator[str]:
     """Markdown: a line per method and kind of step, a column per precision."""
+    facts = [fact for fact in every if fact["iterations"] in (0, iterations)]
     yield f"| method | steps | {' | '.join(PRECISIONS)} |"
     yield "|---|---|" + "---|" * len(PRECISIONS)
     for scales, methods in (("free", FREE_METHODS), ("pot", POT_METHODS)):
@@ -247,7 +285,7 @@ def _in_processes(missing: list[tuple[str, int]], options: argparse.Namespace) -
                 own.unlink()
             else:
                 print(f"{own.stem}: failed with {process.returncode}", file=sys.stderr, flush=True)
-    print("\n".join(table(read(options.results))))
+    print("\n".join(table(read(options.results), options.iters)))
     return 0
 
 

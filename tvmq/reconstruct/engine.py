@@ -76,6 +76,7 @@ def reconstruct(
     start: Plan,
     *,
     method: Method | None = None,
+    prepare: Callable[[QuantizedUnit], None] | None = None,
     seed: int = 0,
     checkpoints: Path | None = None,
     report: Report | None = None,
@@ -87,6 +88,7 @@ def reconstruct(
         calibration: with images.
         start: a complete plan that rounds to nearest; its bias corrections are made anew.
         method: something else than ``start.settings.method`` stands for, to compare with.
+        prepare: changes each unit before anything is decided about it, to compare with.
         seed: of images and masks.
         checkpoints: folder in which finished units are kept, and found again.
         report: told about progress.
@@ -97,6 +99,7 @@ def reconstruct(
     """
     method = method or LEARNED[start.settings.learned_method]
     job = _Job(model, calibration, start, method, seed, report)
+    job.prepare = prepare
     try:
         files = None if checkpoints is None else Checkpoints(checkpoints, start, seed)
         for index in range(len(job.units)):
@@ -124,6 +127,7 @@ class _Job:
         self.model, self.calibration, self.start = model, calibration, start
         self.seed, self.report = seed, report
         self.method = method
+        self.prepare: Callable[[QuantizedUnit], None] | None = None
         self.units = find_units(model, whole_blocks=self.method.whole_blocks)
         self.steps = network_steps(model, start)
         self.cache = UnitCache(model, self.units, calibration, self.steps)
@@ -139,6 +143,8 @@ class _Job:
     def run(self, index: int, files: Checkpoints | None) -> None:
         """Reconstruct a unit, or find it among the files, and go on behind it."""
         unit = QuantizedUnit(self.model, self.start, self.units[index], self.steps)
+        if self.prepare is not None:
+            self.prepare(unit)
         exact = float_unit(self.model, self.units[index])
         self.cache.float_outputs(index, exact)
         found = None if files is None else files.load(index)

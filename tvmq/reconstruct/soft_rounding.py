@@ -61,6 +61,7 @@ class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by m
 
     Attributes:
         alpha: float32, shape of the weight: above 0 rounds up.
+        low, high: range of the codes; tensors where it is another one for each channel.
         decisions: h(alpha) of the last forward while it is learned.
         steps: float32[K or 1, 1, ...].
         frozen: float32, what a forward gives while nothing is being learned.
@@ -80,6 +81,8 @@ class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by m
         """
         super().__init__()
         self.bits = plan.bits
+        self.low: int | torch.Tensor
+        self.high: int | torch.Tensor
         self.low, self.high = learned_range(plan.bits)
         self.soft = False
         self.decisions = torch.zeros(0)

@@ -84,3 +84,11 @@ def test_gradients_are_those_of_the_formulas(soft):
         gradients.append((undecided.detach(), soft.alpha.grad))
     torch.testing.assert_close(gradients[0], gradients[1])
     assert float(gradients[0][1].abs().max()) > 0.01
+
+
+def test_channels_may_have_ranges_of_their_own(soft):
+    soft.low, soft.high = torch.tensor([[-1.0], [0.0], [-8.0]]), torch.tensor([[0.0], [2.0], [7.0]])
+    codes = soft.nearest_codes()
+    assert torch.equal(codes[2], torch.floor(soft.weight[2].double() / STEPS[2] + 0.5))
+    assert torch.all((codes[:2] >= soft.low[:2]) & (codes[:2] <= soft.high[:2]))
+    assert torch.all((soft.hard_codes() >= soft.low) & (soft.hard_codes() <= soft.high))
