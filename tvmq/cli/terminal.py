@@ -14,10 +14,10 @@ from rich.table import Table as RichTable
 
 from tvmq.progress import Progress
 
-PIPE_WIDTH = 160
+PIPE_WIDTH = 200
 """Columns of a table that no terminal shows; files and pagers take longer lines than 80."""
 
-LAST_COLUMN = 26
+LAST_COLUMN = 36
 """Characters that the last column gets at least; what is longer goes on in the next line."""
 
 
