@@ -1,9 +1,11 @@
 """Weights of MobileNetV2 per tensor, with WESS, equalized and per channel: accuracy and NPU cost.
 
     python -m benchmarks.wess_mobilenetv2 [--data FOLDER] [--samples N] [--check N] [--only PART]
+                                          [--out FOLDER]
 
-The folder (default: the environment variable TVMQ_DATA) holds mobilenetv2.pt2,
-mobilenetv2_rescaled.pt2, cifar10_calib.npz and cifar10_eval.npz. Prints Markdown tables:
+The folder of the data (default: the environment variable TVMQ_DATA) holds mobilenetv2.pt2,
+mobilenetv2_rescaled.pt2, cifar10_calib.npz and cifar10_eval.npz. With --out, artifacts and rows are
+kept, and a second run only adds what is missing. Prints Markdown tables:
 
     mobilenetv2, mobilenetv2_rescaled    a row per method; accuracy of the CPU build, after NPU,
                                          CPU and reference gave equal logits on the first images
@@ -86,7 +88,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default=os.environ.get("TVMQ_DATA"), help="folder of the data")
     parser.add_argument("--samples", type=int, help="evaluate only the first images")
-    parser.add_argument("--check", type=int, default=300, help="images that devices agree on")
+    parser.add_argument("--check", type=int, default=100, help="images that devices agree on")
+    parser.add_argument("--out", help="folder that keeps what is finished")
     parser.add_argument("--only", choices=[*NETWORKS, "224"], help="one part alone")
     options = parser.parse_args()
     parts = [options.only] if options.only else [*NETWORKS, "224"]
@@ -101,45 +104,68 @@ def main() -> int:
         f"{features.cores} cores, {time.strftime('%Y-%m-%d')}; w8a8, seed {SEED}, 256 calibration "
         f"images, symmetric weights, activations per tensor, first and last layer 8 bits, {MACHINE}"
     )
-    for part in parts:
-        if part == "224":
-            at_224()
-        else:
-            accuracies(data, part, options.samples, options.check)
+    with tempfile.TemporaryDirectory() as room:
+        for part in parts:
+            if part == "224":
+                at_224()
+            else:
+                table(data, part, Path(options.out or room), options.samples, options.check)
     return 0
 
 
-def accuracies(data: Path, network: str, samples: int | None, check: int) -> None:
-    """The table of one network."""
+def table(data: Path, network: str, out: Path, samples: int | None, check: int) -> None:
+    """Print the table of one network."""
     float_model = capture(data / f"{network}.pt2")
     print(
         f"\n{network}\n\n| weights, steps | top-1 | without bias correction "
         "| only weights quantized | multipliers of a layer | cycles | program bytes | build s |"
         "\n|---|---|---|---|---|---|---|---|"
     )
-    programs, exact = {}, 0.0
     for name, settings in METHODS.items():
-        with tempfile.TemporaryDirectory() as room:
-            artifact, seconds = built(data, network, Path(room), settings)
-            model = equalize(float_model) if "equalize" in settings.method else float_model
-            plan = read_plan(artifact.path("plan.json"), model)
-            agree(artifact, data, check)
-            top1 = accuracy(Session(artifact, "cpu"), artifact, data, samples)
-            exact = exact or accuracy(Session(artifact, "float"), artifact, data, samples)
-            rough = accuracy(FakeSession(model, plan), artifact, data, samples)
-            (programs[name],) = artifact.programs().values()
-            plain = replace(settings, bias_correction=False)
-            other, _ = built(data, network, Path(room), plain, "cpu")
-            uncorrected = accuracy(Session(other, "cpu"), other, data, samples)
-        cycles = price(programs[name], load_spec(MACHINE)).timeline.total
-        print(
-            f"| {name} | {top1:.4f} | {uncorrected:.4f} | {rough:.4f} | {multipliers(plan)} "
-            f"| {cycles:,} | {len(programs[name].to_bytes()):,} | {seconds:.0f} |",
-            flush=True,
-        )
+        kept = folder_of(out, network, name) / "row.txt"
+        if not kept.is_file():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            cells = row(data, network, kept.parent, settings, float_model, samples, check)
+            kept.write_text(f"| {name} | {cells} |")
+        print(kept.read_text(), flush=True)
+    artifacts = [Artifact.load(folder_of(out, network, name) / "npu") for name in (SAME, SHIFTED)]
+    exact = accuracy(Session(artifacts[0], "float"), artifacts[0], data, samples)
     print(f"| float | {exact:.4f} | | | | | | |")
-    assert_equal_but_for_shifts(programs[SAME], programs[SHIFTED])
+    one, other = (next(iter(artifact.programs().values())) for artifact in artifacts)
+    assert_equal_but_for_shifts(one, other)
     print(f"\nPrograms of '{SAME}' and '{SHIFTED}' are equal but for shifts and constants.")
+
+
+def folder_of(out: Path, network: str, name: str) -> Path:
+    """Where the artifacts of a row and the row itself are kept."""
+    return out / network / name.replace(", ", "_").replace(" ", "_")
+
+
+def row(
+    data: Path,
+    network: str,
+    room: Path,
+    settings: Settings,
+    model: FloatModel,
+    samples: int | None,
+    check: int,
+) -> str:
+    """The cells of a row of ``table``, behind the first."""
+    artifact, seconds = built(data, network, room, settings)
+    agree(artifact, data, check)
+    top1 = accuracy(Session(artifact, "cpu"), artifact, data, samples)
+    other, _ = built(data, network, room, replace(settings, bias_correction=False), "cpu")
+    uncorrected = accuracy(Session(other, "cpu"), other, data, samples)
+    if "equalize" in settings.method:
+        model = equalize(model)
+    plan = read_plan(artifact.path("plan.json"), model)
+    rough = accuracy(FakeSession(model, plan), artifact, data, samples)
+    (program,) = artifact.programs().values()
+    cycles = price(program, load_spec(MACHINE)).timeline.total
+    return (
+        f"{top1:.4f} | {uncorrected:.4f} | {rough:.4f} | {multipliers(plan)} "
+        f"| {cycles:,} | {len(program.to_bytes()):,} | {seconds:.0f}"
+    )
 
 
 def built(

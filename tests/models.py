@@ -48,7 +48,19 @@ def vgg_small() -> Network:
 
 def mobilenet_small() -> Network:
     """Depthwise separable, ReLU6, one inverted residual with a linear bottleneck."""
-    return _finish(lambda: _MobileNet(), (3, 12, 12))
+    return _finish(lambda: _MobileNet(nn.ReLU6), (3, 12, 12))
+
+
+def mobilenet_rescaled() -> Network:
+    """The same with ReLU and hidden channels of sizes 2^-6 to 1, which the next layer undoes."""
+    module, example = _finish(lambda: _MobileNet(nn.ReLU), (3, 12, 12))
+    with torch.no_grad():
+        for block in module.blocks:
+            size = torch.exp2(-(torch.arange(len(block.expand[1].weight)) % 7).float())
+            block.expand[1].weight.mul_(size)
+            block.expand[1].bias.mul_(size)
+            block.depthwise[0].weight.div_(size.reshape(-1, 1, 1, 1))
+    return module, example
 
 
 def grouped() -> Network:
@@ -125,7 +137,7 @@ def preact() -> Network:
 
 
 _FUNCTIONS = (resnet_small, resnet_projection, vgg_small, mobilenet_small, grouped, densenet_small)
-_FUNCTIONS += (odd_channels, strides_dilation_padding, mlp, silu_net, preact)
+_FUNCTIONS += (odd_channels, strides_dilation_padding, mlp, silu_net, preact, mobilenet_rescaled)
 ZOO: dict[str, Callable[[], Network]] = {function.__name__: function for function in _FUNCTIONS}
 
 
@@ -215,12 +227,14 @@ class _ResNet(nn.Module):
 
 
 class _InvertedResidual(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, activation: Callable[[], nn.Module]
+    ) -> None:
         super().__init__()
         hidden = 2 * inputs
-        self.expand = nn.Sequential(*_conv(inputs, hidden, 1, activation=nn.ReLU6()))
+        self.expand = nn.Sequential(*_conv(inputs, hidden, 1, activation=activation()))
         self.depthwise = nn.Sequential(
-            *_conv(hidden, hidden, 3, stride, groups=hidden, activation=nn.ReLU6())
+            *_conv(hidden, hidden, 3, stride, groups=hidden, activation=activation())
         )
         self.project = nn.Sequential(*_conv(hidden, outputs, 1)[:2])
         self.residual = stride == 1 and inputs == outputs
@@ -231,11 +245,13 @@ class _InvertedResidual(nn.Module):
 
 
 class _MobileNet(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, activation: Callable[[], nn.Module]) -> None:
         super().__init__()
-        self.stem = nn.Sequential(*_conv(3, 16, 3, stride=2, activation=nn.ReLU6()))
-        self.blocks = nn.Sequential(_InvertedResidual(16, 16, 1), _InvertedResidual(16, 24, 2))
-        self.head = nn.Sequential(*_conv(24, 32, 1, activation=nn.ReLU6()))
+        self.stem = nn.Sequential(*_conv(3, 16, 3, stride=2, activation=activation()))
+        self.blocks = nn.Sequential(
+            _InvertedResidual(16, 16, 1, activation), _InvertedResidual(16, 24, 2, activation)
+        )
+        self.head = nn.Sequential(*_conv(24, 32, 1, activation=activation()))
         self.classifier = nn.Linear(32, 10)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -140,7 +140,11 @@ def _settle(graph_module: GraphModule, pairs: list[Pair]) -> dict[Pair, torch.Te
 
 
 def _balance(graph_module: GraphModule, pair: Pair) -> torch.Tensor:
-    """int64[C]: k with 2**-k * first and 2**k * second nearest to each other; 0 where one is 0."""
+    """int64[C]: k with 2**-k * first and 2**k * second nearest to each other; 0 where one is 0.
+
+    Where k is not 0 the largest weight at the channel becomes smaller, and those elsewhere stay.
+    So, sorted, the weights of the network decrease, and no sweep can undo what others did.
+    """
     first = _weight(graph_module, pair.first).flatten(1).abs().amax(dim=1).double()
     second = torch.stack([w.abs().max() for w in _readers(graph_module, pair.second)]).double()
     both = (first > 0) & (second > 0)

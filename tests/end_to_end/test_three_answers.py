@@ -31,6 +31,8 @@ SETTINGS = {
     "pot-channel": Settings(scales="pot", granularity="channel"),
     "free-tensor": Settings(scales="free", granularity="tensor"),
     "free-channel": Settings(scales="free", granularity="channel"),
+    "wess-free": Settings(scales="free", method=("wess",)),
+    "wess-pot": Settings(scales="pot", method=("wess",)),
     "w2a2-pot": Settings(weight_bits=2, activation_bits=2, first_last_bits=2),
     "w4a4-pot": Settings(weight_bits=4, activation_bits=4, scales="pot", granularity="channel"),
 }
@@ -49,10 +51,11 @@ def run(placed: PlacedModule, images: np.ndarray) -> list[np.ndarray]:
 
 
 def cases() -> list[object]:
-    """Every network with every setting; two settings each in the quick tests, the rest slow."""
+    """Every network with every setting; a few in the quick tests, the rest slow."""
     *usual, last = SETTINGS
     quick = {(name, last) for name in ZOO}
     quick |= {(name, usual[n % len(usual)]) for n, name in enumerate(ZOO)}
+    quick |= {("mobilenet_rescaled", "wess-free"), ("mobilenet_rescaled", "wess-pot")}
     return [
         pytest.param(*case, marks=() if case in quick else pytest.mark.slow)
         for case in ((name, settings) for name in ZOO for settings in SETTINGS)

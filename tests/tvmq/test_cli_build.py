@@ -112,11 +112,17 @@ def test_an_edited_plan_is_built(tvmq, tmp_path, small):
         (["--target", "npu:e1"], "no machine 'e1'"),
         (["--precision", "int8"], "not of the form w8a8"),
         (["--scales", "cubic"], "'cubic' is not one of"),
+        (["--method", "wess", "--granularity", "channel"], "wess is one step per layer"),
+        (["--method", "wess,equalize"], "method equalize changes the float network"),
+        (["--method", "wes"], "method wes: not known; choose from rtn"),
         (["--mean", "0.5"], "--mean and --std belong together"),
         (["--calib-data", "none.npz"], "none.npz: no such file or folder"),
         (["--calib-samples", "99"], "has 8 images, 99 are wanted"),
     ],
-    ids=["target", "preset", "precision", "scales", "mean", "data", "samples"],
+    ids=[
+        *("target", "preset", "precision", "scales", "wess-channel", "order", "method", "mean"),
+        *("data", "samples"),
+    ],
 )
 def test_wrong_flags_are_usage_errors(tvmq, tmp_path, small, words, message):
     model, data = small.parent / "resnet_small.pt2", small.parent / "resnet_small.npz"

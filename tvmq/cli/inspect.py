@@ -24,6 +24,12 @@ HEADINGS = ["layer", "kind", "MACs", "device", "where in the model", "reason"]
 )
 @click.option("--trust-pickle", is_flag=True, help="Unpickle MODEL, which runs code in the file.")
 @click.option("--input-shapes", metavar="x:1x3x32x32", help="For models that are not exported.")
+@click.option(
+    "--ranges",
+    type=PATH,
+    metavar="FILE.svg",
+    help="Plot the ranges of the weights per channel, batch norms folded, of a model.",
+)
 @click.option("--stage", metavar="NAME", help="Print the IR of one stage of an artifact.")
 @shared_options
 @click.pass_obj
@@ -36,6 +42,8 @@ def command(terminal: Terminal, /, subject: Path, stage: str | None, **options: 
             raise InputError(f"{subject}: --stage is for artifacts. Build it first.")
         _inspect_model(terminal, subject, **options)
         return
+    if options["ranges"] is not None:
+        raise InputError(f"{subject}: --ranges is for model files. Give it the one built from.")
     artifact = Artifact.load(subject)
     if stage is None:
         _inspect_artifact(terminal, artifact)
@@ -45,16 +53,24 @@ def command(terminal: Terminal, /, subject: Path, stage: str | None, **options: 
 
 
 def _inspect_model(
-    terminal: Terminal, model_file: Path, target: str, precision: str, **options: Any
+    terminal: Terminal,
+    model_file: Path,
+    target: str,
+    precision: str,
+    ranges: Path | None,
+    **options: Any,
 ) -> None:
     from tvmq.capture import capture
     from tvmq.flow import parse_target
     from tvmq.inspection import forecast
+    from tvmq.range_plot import channel_ranges, write_range_plot
     from tvmq.scheme import Settings, parse_precision
 
     settings = Settings(*parse_precision(precision))
     spec = parse_target(target)
     model = capture(model_file, **options)
+    if ranges is not None:
+        write_range_plot(channel_ranges(model), ranges)
     layers = forecast(model, spec, settings, terminal.progress())
     if terminal.json:
         data = {"model": str(model_file), "kind": model.kind, "target": target}
