@@ -12,14 +12,11 @@ if TYPE_CHECKING:  # so that printing does not import torch
 def build_summary(result: BuildResult) -> list[str]:
     """What `tvmq build` says at its end."""
     manifest = result.manifest
-    settings = manifest.settings
     cpu = [placement for placement in result.placements if placement.device == "cpu"]
     lines = [
         f"{result.artifact}: {manifest.model['file']} ({manifest.model['kind']}) "
         f"for {manifest.target}",
-        f"  {settings['precision']}, {'power-of-two' if settings['scales'] == 'pot' else 'free'} "
-        f"steps, symmetric weights per {settings['granularity']}, activations per tensor, first "
-        f"and last layer {settings['first_last_bits']} bits",
+        f"  {settings_text(manifest.settings)}",
         f"  calibration: {manifest.calibration['source']}",
         *_reconstruction_lines(manifest.reconstruction),
         f"  operators: {manifest.placement['npu']} on the NPU, {manifest.placement['cpu']} on "
@@ -36,6 +33,18 @@ def build_summary(result: BuildResult) -> list[str]:
         f"Next: tvmq eval {result.artifact} --data D, tvmq profile {result.artifact}",
     ]
     return lines
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """The settings of a manifest in one line."""
+    methods = [name for name in settings["method"] if name != "rtn"]
+    steps = "power-of-two steps" if settings["scales"] == "pot" else "free steps"
+    shifts = " with a shift per channel" if "wess" in methods else ""
+    return (
+        f"{', '.join([settings['precision'], *methods, steps])}, symmetric weights per "
+        f"{settings['granularity']}{shifts}, activations per tensor, first and last layer "
+        f"{settings['first_last_bits']} bits"
+    )
 
 
 def _reconstruction_lines(facts: Mapping[str, Any]) -> list[str]:

@@ -117,15 +117,6 @@ class Settings:
         """Such as ``w4a8``."""
         return f"w{self.weight_bits}a{self.activation_bits}"
 
-    def __str__(self) -> str:
-        steps = "power-of-two" if self.pot else "free"
-        shifts = ", shifted per channel" if "wess" in self.method else ""
-        return (
-            f"{self.precision}, {steps} steps, symmetric weights per {self.granularity}"
-            f"{shifts}, "
-            f"activations per tensor, first and last layer {self.first_last_bits} bits"
-        )
-
 
 def parse_methods(text: str) -> tuple[str, ...]:
     """The names in a comma list such as ``wess,rapq``; Settings refuses those it does not know."""

@@ -11,6 +11,7 @@ import click
 from targets.errors import InputError
 from tvmq.cli.options import PATH, shared_options
 from tvmq.cli.terminal import Terminal
+from tvmq.report import settings_text
 
 HEADINGS = ["layer", "kind", "MACs", "device", "where in the model", "reason"]
 
@@ -88,11 +89,9 @@ def _inspect_artifact(terminal: Terminal, artifact: Any) -> None:
         manifest_json = manifest.model_dump(mode="json")
         terminal.print_json({"manifest": manifest_json, "operators": layers})
         return
-    settings = manifest.settings
     terminal.say(f"{artifact.folder}: {manifest.model['file']} for {manifest.target}")
     terminal.say(
-        f"  {settings['precision']}, {settings['scales']} steps, symmetric weights per "
-        f"{settings['granularity']}; calibration: {manifest.calibration['source']}; "
+        f"  {settings_text(manifest.settings)}; calibration: {manifest.calibration['source']}; "
         f"bit-exact: {'yes' if manifest.bit_exact else 'NO'}"
     )
     for way, tensors in (("in ", manifest.inputs), ("out", manifest.outputs)):
