@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from targets.errors import InputError
 from tvmq.preprocessing import Preprocessing
 from tvmq.scheme import Settings
 
@@ -19,7 +20,8 @@ class BuildRequest:
         target: "npu", "npu:PRESET", "npu:FILE.toml" or "cpu".
         settings: of the quantization.
         calib_data: one of the forms of ``tvmq/data.py``; None: batch-norm statistics.
-        calib_samples: images to use; None: 256, or all where there are fewer.
+        calib_samples: images to use; None: 256 (1,024 for a method that learns), or all
+            where there are fewer.
         preprocessing: of images.
         plan: an edited plan file; replaces calibration and planning.
         model_factory: for state dicts.
@@ -46,3 +48,11 @@ class BuildRequest:
     seed: int = 0
     strict: bool = False
     max_fallback: float | None = None
+
+    def __post_init__(self) -> None:
+        method = self.settings.learned_method
+        if method and self.calib_data is None and self.plan is None:
+            raise InputError(
+                f"--method {method} learns from images; give some with --calib-data, or leave the "
+                "option out to round to nearest."
+            )

@@ -19,11 +19,13 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from targets.errors import UnsupportedError
+from tvmq.attention_rules import ATTENTION_RULES
 from tvmq.canonical_graph import CanonicalGraph, Refusal, is_constant
 from tvmq.float_model import Origin
 from tvmq.layout_rules import LAYOUT_RULES
 from tvmq.operator_rules import HINTS, OPERATOR_RULES
 from tvmq.pooling_rules import POOLING_RULES
+from tvmq.rule_table import Rule
 
 RULES = OPERATOR_RULES | POOLING_RULES | LAYOUT_RULES
 
@@ -42,18 +44,20 @@ class CanonicalProgram:
     notes: tuple[str, ...]
 
 
-def canonicalize(program: ExportedProgram) -> CanonicalProgram:
+def canonicalize(program: ExportedProgram, *, attention: bool = False) -> CanonicalProgram:
     """Write the program anew in the canonical operators.
 
     Args:
         program: exported in evaluation mode; the first axis of every input is the batch, which may
             be static or dynamic.
+        attention: let operators through that can be quantized in torch only.
 
     Raises:
         UnsupportedError: lists every operator that can't be expressed, with module and line.
     """
     _refuse_training_mode(program)
-    return _Writer(program.run_decompositions({})).write()
+    rules = RULES | ATTENTION_RULES if attention else RULES
+    return _Writer(program.run_decompositions({}), rules).write()
 
 
 def origin_of(node: Node) -> Origin:
@@ -96,8 +100,8 @@ _TRAINING_FORMS = frozenset(
 class _Writer:
     """Reads one program, writes one canonical graph."""
 
-    def __init__(self, program: ExportedProgram) -> None:
-        self.program = program
+    def __init__(self, program: ExportedProgram, rules: dict[str, Rule]) -> None:
+        self.program, self.rules = program, rules
         self.values: dict[Node, Any] = {}  # what stands for a node: Node, list of Nodes or number
         self.lost: set[Node] = set()  # values behind a refused operator
         self.refused: list[str] = []
@@ -182,7 +186,7 @@ class _Writer:
         lost = any(source in self.lost for source in node.all_input_nodes)
         try:
             if lost:
-                if name not in RULES:
+                if name not in self.rules:
                     raise Refusal(HINTS.get(name, ""))
                 self.lost.add(node)
             else:
@@ -202,12 +206,12 @@ class _Writer:
             )
             if isinstance(value, torch.Tensor):
                 return self.graph.constant(node.name, value)
-        if name not in RULES:
+        if name not in self.rules:
             raise Refusal(HINTS.get(name, ""))
         if hasattr(node.target, "_schema"):
             named = _name_arguments(node.target, args, kwargs)
-            return RULES[name](self.graph, node, named)
-        return RULES[name](self.graph, node, {"values": args[0], "index": args[1]})
+            return self.rules[name](self.graph, node, named)
+        return self.rules[name](self.graph, node, {"values": args[0], "index": args[1]})
 
     def _stands_for(self, node: Node) -> Any:
         # Sizes of the batch have no counterpart: the canonical graph never asks for them.

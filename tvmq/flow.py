@@ -40,9 +40,12 @@ from tvmq.plan import Plan
 from tvmq.plan_file import planned_settings, read_plan, write_plan
 from tvmq.planner import make_plan
 from tvmq.progress import Progress
+from tvmq.reconstruct.engine import Reconstruction, reconstruct
+from tvmq.reconstruct.unit_state import checkpoints_of
 from tvmq.verify import golden_inputs, verify
 
 DEFAULT_SAMPLES = 256
+LEARNING_SAMPLES = 1024
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class BuildResult:
             "cpu_operators": manifest.placement["cpu"],
             "bit_exact": manifest.bit_exact,
             "calibration": manifest.calibration,
+            "reconstruction": manifest.reconstruction,
             "settings": manifest.settings,
             "seconds": manifest.seconds,
         }
@@ -95,6 +99,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
     with writing(request.output) as folder:
         manifest, placed = _build_into(folder, request, progress or Progress())
         write_manifest(folder, manifest)
+    shutil.rmtree(checkpoints_of(request.output), ignore_errors=True)
     return BuildResult(request.output, manifest, placed.placements)
 
 
@@ -130,7 +135,12 @@ def _build_into(
         calibration = _calibrate(model, data, request, progress)
     with progress.stage("plan"):
         plan = _plan(model, calibration, request, progress)
-        write_plan(plan, folder / "plan.json")
+    learned: Reconstruction | None = None
+    if plan.settings.learned_method and request.plan is None:
+        with progress.stage("reconstruct"):
+            learned = _reconstruct(model, calibration, plan, request, progress)
+            plan = learned.plan
+    write_plan(plan, folder / "plan.json")
     with progress.stage("annotate"):
         program = annotate(model, plan)
         save_annotated(folder, program)
@@ -153,7 +163,8 @@ def _build_into(
     with progress.stage("verify"):
         golden = golden_inputs(model, calibration, request.seed)
         bit_exact = verify(folder, model, golden)
-    manifest = make_manifest(request, model, data, plan, placed, bit_exact, progress.seconds)
+    facts = {} if learned is None else learned.as_json()
+    manifest = make_manifest(request, model, data, plan, placed, bit_exact, progress.seconds, facts)
     return manifest, placed
 
 
@@ -205,12 +216,31 @@ def _plan(
         return make_plan(model, calibration, request.settings, progress=report)
 
 
+def _reconstruct(
+    model: FloatModel,
+    calibration: Calibration,
+    start: Plan,
+    request: BuildRequest,
+    progress: Progress,
+) -> Reconstruction:
+    folder = checkpoints_of(request.output)
+    try:
+        with progress.bar("reconstruct") as report:
+            return reconstruct(
+                model, calibration, start, seed=request.seed, checkpoints=folder, report=report
+            )
+    except KeyboardInterrupt:
+        progress.note(f"finished units are kept in {folder}; the same command goes on from there.")
+        raise
+
+
 class _Samples:
     """Calibration batches that can be read again and again."""
 
     def __init__(self, data: DataSource, request: BuildRequest) -> None:
         self.data, self.batch, self.seed = data, request.batch, request.seed
-        known = DEFAULT_SAMPLES if data.count is None else min(DEFAULT_SAMPLES, data.count)
+        wanted = LEARNING_SAMPLES if request.settings.learned_method else DEFAULT_SAMPLES
+        known = wanted if data.count is None else min(wanted, data.count)
         self.asked = request.calib_samples is not None
         self.count = request.calib_samples or known
 

@@ -152,6 +152,16 @@ def choose_codes(histogram: Histogram, bits: int, settings: Settings) -> Codes:
     return Codes(step, zero, signed, reason)
 
 
+def relative_error(
+    histogram: Histogram, step: float, zero_point: int, bits: int, signed: bool
+) -> float:
+    """Squared error of rounding a tensor to codes, relative to its squares; 0 for a zero tensor."""
+    centres, counts = histogram.occupied()
+    whole = float(counts @ centres**2)
+    codes = code_range(bits, signed)
+    return _error(centres, counts, step, zero_point, codes, 2.0) / whole if whole else 0.0
+
+
 def _candidates(
     histogram: Histogram, bits: int, signed: bool, settings: Settings
 ) -> list[tuple[float, int]]:

@@ -85,6 +85,7 @@ def make_manifest(
     placed: PlacedModule,
     bit_exact: bool,
     seconds: dict[str, float],
+    reconstruction: dict[str, Any],
 ) -> Manifest:
     """Say what was built from what, how, and with which result."""
     devices = [placement.device for placement in placed.placements]
@@ -117,6 +118,7 @@ def make_manifest(
         outputs=tuple(_tensor(spec) for spec in model.outputs),
         placement={device: devices.count(device) for device in ("npu", "cpu")},
         bit_exact=bit_exact,
+        reconstruction=reconstruction,
         seconds=seconds,
     )
 

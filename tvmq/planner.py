@@ -38,7 +38,7 @@ def make_plan(
     values = _choose_values(model, regions, calibration, settings)
     weights = choose_weights(model, regions, values, settings)
     plan = complete_plan(model, settings, calibration.source, values, weights, {})
-    if settings.bias_correction and calibration.samples:
+    if settings.bias_correction and calibration.samples and not settings.learned_method:
         biases = correct_biases(model, plan, calibration, progress)
         plan = complete_plan(model, settings, calibration.source, values, weights, biases)
     return plan

@@ -68,6 +68,7 @@ class Profile:
         operators: the rows.
         spec: the machine, or None.
         programs: what the rows of the NPU were made from, by file name.
+        reconstruction: what the manifest says of it.
     """
 
     artifact: str
@@ -79,6 +80,7 @@ class Profile:
     operators: tuple[OperatorProfile, ...]
     spec: NpuSpec | None
     programs: dict[str, PricedProgram]
+    reconstruction: dict[str, Any] = field(default_factory=dict)
 
 
 def profile(artifact: Artifact, energy: str = "") -> Profile:
@@ -120,6 +122,7 @@ def profile(artifact: Artifact, energy: str = "") -> Profile:
         operators=tuple(operators),
         spec=spec,
         programs=priced,
+        reconstruction=artifact.manifest.reconstruction,
     )
 
 

@@ -9,6 +9,7 @@ from targets.npu.stalls import CLASSES
 from tvmq.profile import OperatorProfile, Profile
 from tvmq.profile_plots import BOUND_COLOURS, roofline, timeline
 from tvmq.profile_table import operator_table, summary
+from tvmq.reconstruction_html import reconstruction_section
 
 CLASS_COLOURS = dict(
     zip(
@@ -46,10 +47,11 @@ for (const item of document.querySelectorAll("[data-layer]")) {
   item.addEventListener("mouseenter", () => mark(true));
   item.addEventListener("mouseleave", () => mark(false));
 }
-document.querySelectorAll("th").forEach((head, column) => {
+document.querySelectorAll("th").forEach(head => {
+  const column = head.cellIndex;
   let down = false;
   head.addEventListener("click", () => {
-    const body = document.querySelector("tbody");
+    const body = head.closest("table").tBodies[0];
     const key = row => {
       const text = row.cells[column].dataset.key ?? row.cells[column].textContent;
       const number = parseFloat(text.replaceAll(",", ""));
@@ -91,6 +93,7 @@ def _page(profile: Profile) -> Iterator[str]:
     if run:
         yield f"<p>Cycles of the MAC array: {_key(CLASS_COLOURS)}</p>"
     yield from _table(profile)
+    yield from reconstruction_section(profile.reconstruction)
     yield f"<script>{_SCRIPT}</script></body></html>"
 
 

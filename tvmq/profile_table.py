@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvmq.profile import OperatorProfile, Profile
 
 
 @dataclass(frozen=True)
 class Table:
-    """Headings, cells, and which headings stand over numbers."""
+    """Headings, cells, which headings stand over numbers, and which a narrow terminal can miss."""
 
     headings: list[str]
     rows: list[list[str]]
     numbers: set[str]
+    dispensable: tuple[str, ...]
 
 
 def operator_table(profile: Profile) -> Table:
@@ -41,7 +42,23 @@ def operator_table(profile: Profile) -> Table:
         ]
         for row in profile.operators
     ]
-    return Table(headings, rows, set(numbers))
+    dispensable = ("energy µJ", "array waits for", "kind", "µs", "bytes", "MACs", "device")
+    return Table(headings, rows, set(numbers), dispensable)
+
+
+def with_host_as_one(profile: Profile) -> Profile:
+    """The same profile with one row for all work of the host, which is no layer of the network."""
+    host = [row for row in profile.operators if row.op == "host"]
+    if not host:
+        return profile
+    one = replace(
+        host[0],
+        name=f"{len(host)} on the host",
+        layer="input to codes, sums to floats",
+        us=sum(row.us for row in host),
+    )
+    rows = [row for row in profile.operators if row.op != "host"]
+    return replace(profile, operators=(*rows, one))
 
 
 def array_waits(row: OperatorProfile, most: int = 2) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -19,6 +20,16 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 from rich.status import Status
+
+LINE_EVERY = 20.0
+"""Seconds between the lines of a long job where no terminal shows a bar."""
+
+
+class Bar(Protocol):
+    """What is done, what there is in all (None: unknown), and a few words about it."""
+
+    def __call__(self, done: int, total: int | None, words: str = "") -> None:
+        """Show it."""
 
 
 class Progress:
@@ -50,10 +61,13 @@ class Progress:
             self._say(f"{name}: {self.seconds[name]:.2f} s")
 
     @contextmanager
-    def bar(self, what: str) -> Iterator[Callable[[int, int | None], None]]:
-        """A function to call with what is done and what there is in all (None: unknown)."""
-        if self._console is None or not self._console.is_terminal:
-            yield lambda done, total: None
+    def bar(self, what: str) -> Iterator[Bar]:
+        """A function to call now and then: a bar on terminals, otherwise a line at times."""
+        if self._console is None:
+            yield lambda done, total, words="": None
+            return
+        if not self._console.is_terminal:
+            yield _Lines(what, self.note)
             return
         if self._status is not None:  # a terminal shows one thing that moves at a time
             self._status.stop()
@@ -65,7 +79,12 @@ class Progress:
         )
         with Bars(*columns, console=self._console, transient=True) as bars:
             task = bars.add_task(what, total=None)
-            yield lambda done, total: bars.update(task, completed=done, total=total)
+
+            def show(done: int, total: int | None, words: str = "") -> None:
+                text = f"{what} {words}".rstrip()
+                bars.update(task, completed=done, total=total, description=text)
+
+            yield show
         if self._status is not None:
             self._status.start()
 
@@ -76,3 +95,25 @@ class Progress:
     def _say(self, text: str) -> None:
         if self._console is not None:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class _Lines:
+    """A bar for logs: a line every ``LINE_EVERY`` seconds, so nothing about short jobs."""
+
+    def __init__(self, what: str, say: Callable[[str], None]) -> None:
+        self.what, self.say = what, say
+        self.began = self.said = time.perf_counter()
+        self.first: int | None = None
+
+    def __call__(self, done: int, total: int | None, words: str = "") -> None:
+        now = time.perf_counter()
+        if self.first is None:  # what an earlier run has done says nothing about the speed
+            self.first, self.began = done, now
+        if now - self.said < LINE_EVERY:
+            return
+        self.said = now
+        left = ""
+        if total and done > self.first:
+            seconds = (now - self.began) / (done - self.first) * (total - done)
+            left = f" of {total}, {seconds:.0f} s left"
+        self.say(f"{self.what}: {done}{left}" + (f"; {words}" if words else ""))

@@ -33,6 +33,9 @@ FUNCTIONS = (
     aten.leaky_relu,
     aten.elu,
 )
+ATTENTION = (aten.layer_norm, aten.softmax, aten.matmul, aten.scaled_dot_product_attention)
+"""Functions of whole tensors, in torch only (``attention_rules.py``)."""
+
 MOVES = (aten.max_pool2d, aten.slice, aten.constant_pad_nd, aten.reshape, aten.permute)
 
 Kind: TypeAlias = Literal["conv", "linear", "pool", "add", "function"]
@@ -178,6 +181,9 @@ class _Finder:
                 self._add_layer(node, "pool", node, [node])
             elif op in BOUNDS or op in FUNCTIONS:
                 self._add_layer(node, "function", node, [node], fuse=False)
+            elif op in ATTENTION:
+                read = [a for a in node.all_input_nodes if a.name in self.carried]
+                self._add_layer(node, "function", node, read, fuse=False)
             elif op in MOVES:
                 self.carried[node.name] = self.carried[node.all_input_nodes[0].name]
             elif op is aten.cat:
@@ -227,7 +233,8 @@ class _Finder:
         fuse: bool = True,
     ) -> None:
         """Record the layer that computes at ``node`` and, with its additions, ends at ``end``."""
-        sources = readers if kind == "add" else [r.all_input_nodes[0] for r in readers]
+        direct = kind == "add" or op_of(node) in ATTENTION
+        sources = readers if direct else [r.all_input_nodes[0] for r in readers]
         inputs = tuple(self.carried[source.name] for source in sources)
         bound = next(iter(end.users)) if fuse and len(end.users) == 1 else None
         output = ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # so that printing does not import torch
     from tvmq.flow import BuildResult
@@ -20,6 +21,7 @@ def build_summary(result: BuildResult) -> list[str]:
         f"steps, symmetric weights per {settings['granularity']}, activations per tensor, first "
         f"and last layer {settings['first_last_bits']} bits",
         f"  calibration: {manifest.calibration['source']}",
+        *_reconstruction_lines(manifest.reconstruction),
         f"  operators: {manifest.placement['npu']} on the NPU, {manifest.placement['cpu']} on "
         f"the CPU",
     ]
@@ -33,4 +35,22 @@ def build_summary(result: BuildResult) -> list[str]:
         f"  {sum(manifest.seconds.values()):.1f} s ({stages})",
         f"Next: tvmq eval {result.artifact} --data D, tvmq profile {result.artifact}",
     ]
+    return lines
+
+
+def _reconstruction_lines(facts: Mapping[str, Any]) -> list[str]:
+    if not facts:
+        return []
+    units, network = facts["units"], facts["network"]
+    refused = [unit["unit"] for unit in units if unit["kept"] == "nearest"]
+    note = f"; rounded to nearest, since nothing else helped: {', '.join(refused)}"
+    lines = [
+        f"  reconstruction: {len(units) - len(refused)} of {len(units)} units closer to the float "
+        f"network on held-out images{note if refused else ''}"
+    ]
+    if network is not None:
+        lines.append(
+            f"  exponents moved for the network's outputs: {len(network['moves'])}, distance "
+            f"{network['loss_before']:.4g} -> {network['loss_after']:.4g}"
+        )
     return lines

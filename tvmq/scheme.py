@@ -22,6 +22,9 @@ METHODS = ("rtn", "adaround", "brecq", "qdrop", "rapq", "wess", "equalize")
 """What ``--method`` knows: rounding to nearest, what learns something on top of it, shifts per
 channel of weights, and channels of the float network made equally large."""
 
+LEARNED_METHODS = ("adaround", "brecq", "qdrop", "rapq")
+"""Those that learn from images how weights are rounded; one at a time (``tvmq/reconstruct``)."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -73,6 +76,15 @@ class Settings:
                 f"method {', '.join(unknown) or 'is empty'}: not known; choose from "
                 f"{', '.join(METHODS)}."
             )
+        learned = [name for name in self.method if name in LEARNED_METHODS]
+        if len(learned) > 1:
+            raise InputError(
+                f"method {', '.join(learned)}: all of these learn the same weights; choose one."
+            )
+        if "rapq" in self.method and not self.pot:
+            raise InputError(
+                "method rapq is about power-of-two steps; use --scales pot, or qdrop for free ones."
+            )
         if "wess" in self.method and self.granularity != "tensor":
             raise InputError(
                 "method wess is one step per layer and a shift per channel; use --granularity "
@@ -89,6 +101,11 @@ class Settings:
             raise InputError(f"kappa is {self.kappa}; give a number in [0, 1].")
         if not 50 < self.percentile <= 100:
             raise InputError(f"percentile is {self.percentile}; give a number in (50, 100].")
+
+    @property
+    def learned_method(self) -> str:
+        """The one of LEARNED_METHODS that was asked for, or ""."""
+        return next((name for name in self.method if name in LEARNED_METHODS), "")
 
     @property
     def pot(self) -> bool:

@@ -10,7 +10,7 @@ from tvmq.fake_quantize import HALF
 from tvmq.integers import MAX_SHIFT_SPREAD
 from tvmq.observers import EXPONENTS, FRACTIONS
 from tvmq.plan import WeightPlan
-from tvmq.scheme import Settings, weight_limit
+from tvmq.scheme import Settings, learned_range, weight_limit
 
 EMPTY_STEP = 2.0**-7
 """For a layer whose weights are all zero: any step does, this one keeps the bias precise."""
@@ -37,7 +37,8 @@ def choose_weight_steps(weight: torch.Tensor, bits: int, settings: Settings) -> 
     alive = extremes > extremes.max() * 2.0**-MAX_SHIFT_SPREAD
     peaks = peaks_of(rows, settings)
     full = torch.where(alive, peaks, peaks.max()) / limit
-    steps = _search(rows, full, limit, settings)
+    low = learned_range(bits)[0] if settings.learned_method else -limit
+    steps = _search(rows, full, (low, limit), settings)
     # Shifts are a 4-bit field around the layer's; free steps may straddle one more exponent.
     spread = MAX_SHIFT_SPREAD if settings.pot else MAX_SHIFT_SPREAD - 1
     steps = torch.maximum(steps, steps.max() * 2.0**-spread)
@@ -70,7 +71,9 @@ def weight_codes(weight: torch.Tensor, plan: WeightPlan) -> torch.Tensor:
     return torch.floor(scaled + HALF).clamp(-limit, limit).long()
 
 
-def _search(rows: torch.Tensor, full: torch.Tensor, limit: int, settings: Settings) -> torch.Tensor:
+def _search(
+    rows: torch.Tensor, full: torch.Tensor, codes: tuple[int, int], settings: Settings
+) -> torch.Tensor:
     """float64[rows]: for each row the best of the candidate steps."""
     search = settings.calib_method in ("mse", "lp")
     if settings.pot:
@@ -82,7 +85,7 @@ def _search(rows: torch.Tensor, full: torch.Tensor, limit: int, settings: Settin
     best, least = candidates[0], torch.full_like(full, torch.inf)
     for candidate in candidates:
         steps = candidate[:, None]
-        rounded = steps * torch.floor(rows / steps + 0.5).clamp(-limit, limit)
+        rounded = steps * torch.floor(rows / steps + 0.5).clamp(*codes)
         errors = (rows - rounded).abs().pow(power).sum(dim=1)
         better = errors < least
         best = torch.where(better, candidate, best)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from targets.errors import ArithmeticRangeError
 from targets.npu.call_nest import Axis, Call
-from targets.npu.emit_matrix import encode_depthwise, encode_gemm
+from targets.npu.emit_matrix import before_the_last, encode_depthwise, encode_gemm
 from targets.npu.emit_vector import encode_add, encode_lut, encode_pool, encode_requantize
 from targets.npu.emitted import Emitted, Place
 from targets.npu.loop_tree import Env, Leaf
@@ -64,5 +64,8 @@ def _unroll(
         )
         reduction = axis.strides[written] == 0
         first = call.initialise and (i == 0 or not reduction)
-        emitted += _unroll(encode, Call(starts, rest, call.immediates, first), itemsizes, spec)
+        part = Call(starts, rest, call.immediates, first)
+        if encode is encode_gemm and reduction and i + 1 < axis.extent:
+            part = before_the_last(part)
+        emitted += _unroll(encode, part, itemsizes, spec)
     return emitted

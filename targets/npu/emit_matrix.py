@@ -5,6 +5,8 @@ An encoder returns None where the loops are not of the shape that the instructio
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from targets.npu import isa
 from targets.npu.call_nest import Call, pad, rows_fit, span
 from targets.npu.emitted import ACC, ACT, WGT, Emitted
@@ -61,6 +63,15 @@ def encode_gemm(call: Call, spec: NpuSpec) -> Emitted | None:
         span(WGT, call, axes, wgt, tile),
     ]
     return _accumulating(gemm, call, reads, m0.extent * m1.extent * row)
+
+
+def before_the_last(call: Call) -> Call:
+    """A GEMM of which an unrolled kernel loop has more to come: if that was k0, all lanes count."""
+    if any(axis.strides[2] == 0 for axis in call.axes):
+        return call  # a loop further in is k0
+    lanes, *rest = call.immediates
+    rest[5] = lanes
+    return replace(call, immediates=(lanes, *rest))
 
 
 def encode_depthwise(call: Call, spec: NpuSpec) -> Emitted | None:

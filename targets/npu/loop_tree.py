@@ -25,12 +25,14 @@ class Number:
     Attributes:
         at: its value at given loop indices.
         reads: the loops it depends on.
-        nonlinear: those it depends on in another way than by a constant stride.
+        nonlinear: those it depends on in another way than by a stride.
+        products: pairs of loops, each of which has a stride that the other one sets.
     """
 
     at: Callable[[Env], int]
     reads: frozenset[str]
     nonlinear: frozenset[str]
+    products: frozenset[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,11 @@ class Leaf:
 
     def can_fold(self, name: str) -> bool:
         """Whether a loop moves every offset by a constant and changes no extent."""
-        return all(name not in offset.value.nonlinear for offset in self.offsets) and all(
-            name not in extent.reads for _, extent in self.loops
-        )
+        pairs = {(name, inner) for inner, _ in self.loops}
+        return all(
+            name not in offset.value.nonlinear and not pairs & offset.value.products
+            for offset in self.offsets
+        ) and all(name not in extent.reads for _, extent in self.loops)
 
 
 @dataclass(frozen=True)
@@ -224,31 +228,36 @@ class _Reader:
         return Offset(self._buffers[buffer], self._number(index))
 
     def _number(self, expr: Any) -> Number:
-        source, reads, nonlinear = self._translate(expr)
+        source, reads, nonlinear, products = self._translate(expr)
         at = eval(f"lambda v: {source}", {"min": min, "max": max})
-        return Number(at, frozenset(reads), frozenset(nonlinear))
+        return Number(at, frozenset(reads), frozenset(nonlinear), frozenset(products))
 
-    def _translate(self, expr: Any) -> tuple[str, set[str], set[str]]:
-        """Python source, loops read, loops read nonlinearly."""
+    def _translate(self, expr: Any) -> tuple[str, set[str], set[str], set[tuple[str, str]]]:
+        """Python source, loops read, loops read nonlinearly, and pairs (both ways) of products."""
         kind = type(expr).__name__
         if kind == "IntImm":
-            return str(int(expr.value)), set(), set()
+            return str(int(expr.value)), set(), set(), set()
         if kind == "Var":
             name = self._loops[expr]
-            return f"v[{name!r}]", {name}, set()
-        if kind in ("Cast", "Not"):
-            source, reads, nonlinear = self._translate(expr.value if kind == "Cast" else expr.a)
-            return (
-                (source, reads, nonlinear) if kind == "Cast" else (f"not ({source})", reads, reads)
-            )
-        left, reads_a, nonlinear_a = self._translate(expr.a)
-        right, reads_b, nonlinear_b = self._translate(expr.b)
+            return f"v[{name!r}]", {name}, set(), set()
+        if kind == "Cast":
+            return self._translate(expr.value)
+        if kind == "Not":
+            source, reads, _, _ = self._translate(expr.a)
+            return f"not ({source})", reads, reads, set()
+        left, reads_a, nonlinear_a, products_a = self._translate(expr.a)
+        right, reads_b, nonlinear_b, products_b = self._translate(expr.b)
         reads = reads_a | reads_b
-        scaled = kind == "Mul" and not (reads_a and reads_b)
-        nonlinear = nonlinear_a | nonlinear_b if kind in _LINEAR or scaled else reads
+        nonlinear, products = nonlinear_a | nonlinear_b, products_a | products_b
+        if kind == "Mul":
+            nonlinear |= reads_a & reads_b
+            crossed = {(a, b) for a in reads_a for b in reads_b}
+            products |= crossed | {(b, a) for a, b in crossed}
+        elif kind not in _LINEAR:
+            nonlinear = reads
         if kind in ("Min", "Max"):
-            return f"{kind.lower()}({left}, {right})", reads, nonlinear
-        return f"({left} {_OPERATORS[kind]} {right})", reads, nonlinear
+            return f"{kind.lower()}({left}, {right})", reads, nonlinear, products
+        return f"({left} {_OPERATORS[kind]} {right})", reads, nonlinear, products
 
 
 def _conjuncts(condition: Any) -> list[Any]:

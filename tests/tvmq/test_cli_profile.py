@@ -114,6 +114,22 @@ def test_in_words(tvmq, small):
     assert "NPU time is modelled, CPU time measured on this machine." in result.out
 
 
+def test_a_narrow_terminal_gets_the_columns_that_matter(tvmq, small, monkeypatch):
+    from tvmq.cli import terminal
+
+    monkeypatch.setattr(terminal, "PIPE_WIDTH", 80)
+    lines = tvmq("profile", small).out.splitlines()
+    heading = next(line for line in lines if "operator" in line)
+    for column in ("operator", "cycles", "util %", "bound by", "where in the model"):
+        assert column in heading
+    assert "energy" not in heading
+    (stem,) = (line for line in lines if "module stem" in line)
+    assert stem.split()[0] == "conv2d"
+    assert "models.py" in stem
+    assert max(map(len, lines[: lines.index(heading) + 12])) <= 80
+    assert any("too narrow for energy µJ" in line for line in lines)
+
+
 def test_csv_has_the_numbers_of_the_json(files, data):
     rows = list(csv.DictReader(io.StringIO(files["csv"])))
     assert [row["name"] for row in rows] == [row["name"] for row in data["operators"]]

@@ -14,7 +14,7 @@ from tvmq.cli.terminal import Terminal
 
 PLANNED = (
     *("calib_data", "calib_samples", "calib_method", "precision", "scales", "granularity"),
-    *("first_last_bits", "exclude", "method"),
+    *("first_last_bits", "exclude", "method", "iters", "kappa"),
 )
 """Options that a plan has answered already."""
 
@@ -33,7 +33,7 @@ PLANNED = (
 @click.option(
     "--calib-samples",
     type=click.IntRange(1),
-    help="Images used [default: 256, or all where there are fewer].",
+    help="Images used [default: 256, or 1024 to learn from; all where there are fewer].",
 )
 @click.option(
     "--calib-method",
@@ -79,10 +79,26 @@ PLANNED = (
     "--method",
     default="rtn",
     show_default=True,
-    metavar="rtn|wess|equalize",
-    help="A comma list. rtn: round to nearest. wess: one weight step per layer and a 4-bit shift "
-    "per output channel, free on the NPU. equalize: scale channels of consecutive layers by powers "
-    "of two first, which leaves the float network the same.",
+    metavar="rtn|adaround|brecq|qdrop|rapq|wess|equalize",
+    help="A comma list. rtn: round to nearest. Learned from --calib-data: adaround, layer by "
+    "layer; brecq, qdrop and rapq, block by block; rapq searches exponents of powers of two too. "
+    "wess: one weight step per layer and a 4-bit shift per output channel, free on the NPU. "
+    "equalize: scale channels of consecutive layers by powers of two first, which leaves the float "
+    "network the same.",
+)
+@click.option(
+    "--iters",
+    type=click.IntRange(1),
+    default=2000,
+    show_default=True,
+    help="Training steps per block, for methods that learn.",
+)
+@click.option(
+    "--kappa",
+    type=click.FloatRange(0, 1),
+    default=0.9,
+    show_default=True,
+    help="rapq: a block's loss is |error|^p, p at most 1 + kappa, from its last batch norm.",
 )
 @click.option("--plan", type=PATH, help="An edited plan.json to build from; replaces calibration.")
 @click.option(
@@ -135,6 +151,8 @@ def command(terminal: Terminal, /, model_file: Path, output: Path | None, **opti
         calib_method=options.pop("calib_method"),
         exclude=options.pop("exclude"),
         method=parse_methods(options.pop("method")),
+        iterations=options.pop("iters"),
+        kappa=options.pop("kappa"),
     )
     output = output or Path(f"{model_file.stem}.tvmq")
     how = Preprocessing.from_flags(*(options.pop(name) for name in IMAGE_FLAGS))

@@ -49,7 +49,7 @@ def command(
     from tvmq.profile import profile
     from tvmq.profile_html import to_html
     from tvmq.profile_json import to_csv, to_json
-    from tvmq.profile_table import operator_table, summary
+    from tvmq.profile_table import operator_table, summary, with_host_as_one
     from tvmq.profile_trace import to_trace
 
     if other is not None:
@@ -65,7 +65,7 @@ def command(
     if terminal.json:
         terminal.print_json(to_json(result))
     else:
-        _show(terminal, operator_table(result), summary(result))
+        _show(terminal, operator_table(with_host_as_one(result)), summary(result))
 
 
 def _compare(terminal: Terminal, artifact: Path, other: Path, energy: str) -> None:
@@ -82,7 +82,7 @@ def _compare(terminal: Terminal, artifact: Path, other: Path, energy: str) -> No
 
 
 def _show(terminal: Terminal, table: Table, lines: Iterable[str]) -> None:
-    terminal.table(table.headings, table.rows, right=table.numbers)
+    terminal.table(table.headings, table.rows, table.numbers, table.dispensable)
     for line in lines:
         terminal.say(line)
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import rich.box
 from rich.console import Console
-from rich.table import Table
+from rich.measure import Measurement
+from rich.table import Table as RichTable
 
 from tvmq.progress import Progress
 
-PIPE_WIDTH = 160
+PIPE_WIDTH = 200
 """Columns of a table that no terminal shows; files and pagers take longer lines than 80."""
+
+LAST_COLUMN = 36
+"""Characters that the last column gets at least; what is longer goes on in the next line."""
 
 
 @dataclass
@@ -62,16 +66,47 @@ class Terminal:
         """The whole machine output of a verb."""
         print(json.dumps(data, indent=2))
 
-    def table(self, headings: list[str], rows: list[list[str]], right: set[str]) -> None:
-        """A table of the result; columns named in ``right`` are numbers."""
-        table = Table(box=rich.box.SIMPLE_HEAD)
-        for heading in headings:
-            table.add_column(
-                heading, justify="right" if heading in right else "left", overflow="fold"
-            )
-        for row in rows:
-            table.add_row(*(_escape(cell) for cell in row))
-        self.stdout.print(table)
+    def table(
+        self,
+        headings: list[str],
+        rows: list[list[str]],
+        right: set[str],
+        dispensable: tuple[str, ...] = (),
+    ) -> None:
+        """A table of the result.
+
+        Args:
+            headings: of the columns.
+            rows: cells.
+            right: columns of numbers.
+            dispensable: columns to leave out, the first first, until a narrow terminal holds the
+                table with all cells but those of its last column on one line; a line below says
+                which.
+        """
+        kept, left_out, console = list(headings), [], self.stdout
+        unlimited = console.options.update(max_width=10_000)
+        for heading in dispensable:
+            others = Measurement.get(console, unlimited, _table(headings, rows, right, kept[:-1]))
+            if others.maximum + LAST_COLUMN <= console.width:
+                break
+            kept.remove(heading)
+            left_out.append(heading)
+        console.print(_table(headings, rows, right, kept))
+        if left_out:
+            self.say(f"This terminal is too narrow for {', '.join(left_out)}; --json has them.")
+
+
+def _table(
+    headings: list[str], rows: list[list[str]], right: set[str], kept: list[str]
+) -> RichTable:
+    table = RichTable(box=rich.box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in kept:
+        justify: Literal["left", "right"] = "right" if heading in right else "left"
+        table.add_column(heading, justify=justify, overflow="fold")
+    for row in rows:
+        cells = dict(zip(headings, row, strict=True))
+        table.add_row(*(_escape(cells[heading]) for heading in kept))
+    return table
 
 
 def _escape(text: str) -> str:

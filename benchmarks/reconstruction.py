@@ -1,0 +1,293 @@
+"""ResNet-20 on CIFAR-10 by every method, precision and kind of step: accuracy, mean and spread.
+
+    python benchmarks/reconstruction.py --results FILE [--data FOLDER] [--only PATTERN ...]
+                                        [--seeds 0,1,2] [--iters N] [--jobs N] [--table]
+
+The folder (default: the environment variable TVMQ_DATA) holds resnet20.pt2, cifar10_calib.npz and
+cifar10_eval.npz. A run is named such as ``w2a4-pot-rapq``; ``--only`` takes such names or globs of
+them, and all are run without it, those that matter most first. Each finished run is added to the
+results, and an interrupted one goes on where it was, so the table may grow over days. ``--table``
+only prints it.
+
+Accuracy is that of the annotated network in float32 torch, which equals the integers with powers of
+two and is within rounding ties of them with free steps. Weights are symmetric per channel, first
+and last layer 8 bits. The seed draws the calibration images and everything random after that.
+``nearest`` is RAPQ's reconstruction with every exponent fixed to the one nearest to the best free
+step, ``2 ** round(log2(step))``: what the search of exponents has to beat. ``asymmetric`` is QDrop
+with a zero point for each channel of weights, in fake quantization only: what the public code does,
+and what symmetric weights give up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tvmq import __version__
+from tvmq.annotate import annotated_graph
+from tvmq.calibrate import Calibration, calibrate
+from tvmq.capture import capture
+from tvmq.complete_plan import complete_plan
+from tvmq.data import open_data
+from tvmq.float_model import FloatModel
+from tvmq.plan import Plan
+from tvmq.planner import make_plan
+from tvmq.preprocessing import Preprocessing
+from tvmq.reconstruct.engine import reconstruct
+from tvmq.reconstruct.methods import LEARNED
+from tvmq.reconstruct.unit_graph import QuantizedUnit
+from tvmq.scheme import Settings, parse_precision
+
+IMAGES = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+SAMPLES, BATCH = 1024, 64
+PRECISIONS = ("w4a8", "w4a4", "w3a3", "w2a4", "w2a2")
+POT_METHODS = ("rtn", "nearest", "adaround", "brecq", "qdrop", "rapq")
+FREE_METHODS = ("rtn", "adaround", "brecq", "qdrop", "asymmetric")
+FIRST = (
+    *("w2a4-pot-rapq", "w2a4-pot-nearest", "w4a4-pot-rapq", "w4a4-free-qdrop", "w2a4-free-qdrop"),
+    *("w2a2-free-qdrop", "w2a2-pot-rapq", "w4a4-pot-nearest", "w2a2-pot-nearest"),
+)
+"""The runs that matter most, in order."""
+
+
+def names() -> list[str]:
+    """All runs: rounding to nearest costs nothing and comes first, then those of ``FIRST``."""
+    every = [f"{bits}-pot-{method}" for bits in PRECISIONS for method in POT_METHODS]
+    every += [f"{bits}-free-{method}" for bits in PRECISIONS for method in FREE_METHODS]
+    cheap = [name for name in every if name.endswith("-rtn")]
+    return list(dict.fromkeys([*cheap, *FIRST, *every]))
+
+
+def main() -> int:
+    """Run what is missing; 2 if the data isn't there."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default=os.environ.get("TVMQ_DATA"), help="folder of the data")
+    parser.add_argument("--results", type=Path, required=True, help="JSON file that grows")
+    parser.add_argument("--only", nargs="*", default=["*"], help="names or globs of runs")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--iters", type=int, default=2000)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    parser.add_argument("--table", action="store_true", help="print the table and stop")
+    options = parser.parse_args()
+    if not options.table:
+        if not options.data or not (Path(options.data) / "resnet20.pt2").is_file():
+            print(f"{options.data}: no resnet20.pt2; give --data or TVMQ_DATA.", file=sys.stderr)
+            return 2
+        seeds = [int(seed) for seed in options.seeds.split(",")]
+        # All names of one seed before the next, so that a table of few seeds is soon whole.
+        missing = [
+            (name, seed)
+            for seed in seeds
+            for name in names()
+            if any(fnmatch(name, glob) for glob in options.only)
+            and not _find(read(options.results), name, seed, options.iters)
+        ]
+        if options.jobs > 1 and len(missing) > 1:
+            return _in_processes(missing, options)
+        for name, seed in missing:
+            run(name, seed, options.iters, Path(options.data), options.results)
+    print("\n".join(table(read(options.results), options.iters)))
+    return 0
+
+
+def run(name: str, seed: int, iterations: int, data: Path, results: Path) -> None:
+    """Quantize, evaluate, add to the results."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    precision, scales, method = name.split("-")
+    model = capture(data / "resnet20.pt2")
+    source = open_data(str(data / "cifar10_calib.npz"), model.inputs, IMAGES)
+    batches = [batch.inputs for batch in source.samples(SAMPLES, BATCH, seed=seed)]
+    calibration = calibrate(model, batches, SAMPLES)
+    known = {"nearest": "rapq", "asymmetric": "qdrop"}.get(method, method)
+    settings = Settings(
+        *parse_precision(precision), scales, "channel", method=(known,), iterations=iterations
+    )
+    began, cpu = time.perf_counter(), time.process_time()
+    plan, facts = quantized(model, calibration, settings, method, seed, results, name)
+    fact = {
+        "name": name,
+        "seed": seed,
+        "iterations": 0 if method == "rtn" else iterations,
+        "top1": accuracy(model, plan, data),
+        "seconds": round(time.perf_counter() - began, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "threads": torch.get_num_threads(),
+        "tvmq": __version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "data": f"{data.name}: {SAMPLES} images to learn from, all of cifar10_eval.npz",
+        **facts,
+    }
+    write(results, [*read(results), fact])
+    print(f"{name} seed {seed}: {100 * fact['top1']:.2f} % in {fact['seconds']:.0f} s", flush=True)
+
+
+def quantized(
+    model: FloatModel,
+    calibration: Calibration,
+    settings: Settings,
+    method: str,
+    seed: int,
+    results: Path,
+    name: str,
+) -> tuple[Plan, dict[str, Any]]:
+    """A plan by one method, and what its reconstruction says of itself."""
+    start = make_plan(model, calibration, settings)
+    if method == "rtn":
+        return start, {}
+    how = LEARNED[settings.learned_method]
+    if method == "nearest":
+        start, how = nearest_exponents(model, calibration, start), replace(how, exponents=False)
+    folder = results.with_name(f"{results.stem}.units") / f"{name}-{seed}"
+    prepare = (lambda unit: use_zero_points(unit, settings)) if method == "asymmetric" else None
+    done = reconstruct(
+        model, calibration, start, method=how, prepare=prepare, seed=seed, checkpoints=folder
+    )
+    kept = [unit.kept for unit in done.units]
+    moves = len(done.network.moves) if done.network else 0
+    shutil.rmtree(folder, ignore_errors=True)
+    plan = done.plan
+    if method == "asymmetric":  # codes of few bits about a zero point fit a byte, not their bits
+        wide = {name: replace(weight, bits=8) for name, weight in plan.weights.items()}
+        plan = replace(plan, weights=wide)
+    return plan, {"kept": {kind: kept.count(kind) for kind in set(kept)}, "moves": moves}
+
+
+def nearest_exponents(model: FloatModel, calibration: Calibration, plan: Plan) -> Plan:
+    """The same plan with each step the power of two nearest to the best free one."""
+    free = make_plan(model, calibration, replace(plan.settings, scales="free", method=("qdrop",)))
+
+    def nearest(step: float) -> float:
+        return 2.0 ** round(float(torch.log2(torch.tensor(step, dtype=torch.float64))))
+
+    values = {
+        name: replace(value, step=nearest(free.values[name].step))
+        for name, value in plan.values.items()
+    }
+    weights = dict(plan.weights)
+    for name, weight in plan.weights.items():
+        if len(weight.steps) > 1:
+            steps = [nearest(step) for step in free.weights[name].steps]
+            least = max(steps) * 2.0**-15  # the shifts of a layer's channels are that far apart
+            weights[name] = replace(weight, steps=tuple(max(step, least) for step in steps))
+    return complete_plan(model, plan.settings, plan.calibration, values, weights, {})
+
+
+def use_zero_points(unit: QuantizedUnit, settings: Settings) -> None:
+    """Give each channel of a unit's weights a range of codes of its own, with the least error."""
+    for weight in unit.weights.values():
+        if weight.bits != settings.weight_bits:
+            continue
+        rows = weight.weight.double().flatten(1)
+        low, high = rows.amin(1).clamp_max(0)[:, None], rows.amax(1).clamp_min(0)[:, None]
+        last = 2**weight.bits - 1
+        best, steps, zeros = torch.full((len(rows),), torch.inf).double(), high[:, 0], high[:, 0]
+        for percent in range(30, 101, 2):
+            step = percent / 100 * (high - low).clamp_min(1e-9) / last
+            zero = torch.round(percent / 100 * -low / step).clamp(0, last)
+            codes = torch.floor(rows / step + 0.5).clamp(-zero, last - zero)
+            error = (codes * step - rows).square().sum(1)
+            better = error < best
+            best = torch.where(better, error, best)
+            steps = torch.where(better, step[:, 0], steps)
+            zeros = torch.where(better, zero[:, 0], zeros)
+        steps = torch.maximum(steps, steps.max() * 2.0**-14)
+        column = zeros.float().reshape(-1, *[1] * (weight.weight.dim() - 1))
+        weight.low, weight.high = -column, last - column
+        weight.use_steps(steps)
+        weight.freeze(weight.nearest_codes())
+
+
+def accuracy(model: FloatModel, plan: Plan, data: Path) -> float:
+    """Top-1 of the annotated network on all images of cifar10_eval.npz."""
+    graph_module = annotated_graph(model, plan, torch.float32)
+    source = open_data(str(data / "cifar10_eval.npz"), model.inputs, IMAGES)
+    right = count = 0
+    with torch.no_grad():
+        for batch in source.batches(250):
+            (images,) = batch.inputs.values()
+            (logits,) = graph_module(torch.as_tensor(images))
+            right += int((logits.argmax(1) == torch.as_tensor(batch.labels)).sum())
+            count += len(logits)
+    return right / count
+
+
+def read(results: Path) -> list[dict[str, Any]]:
+    """What was measured so far."""
+    return list(json.loads(results.read_text())) if results.is_file() else []
+
+
+def write(results: Path, facts: list[dict[str, Any]]) -> None:
+    """Replace the results; a reader never sees half a file."""
+    results.parent.mkdir(parents=True, exist_ok=True)
+    partial = results.with_suffix(".partial")
+    partial.write_text(json.dumps(facts, indent=1) + "\n")
+    partial.rename(results)
+
+
+def table(every: list[dict[str, Any]], iterations: int) -> Iterator[str]:
+    """Markdown: a line per method and kind of step, a column per precision."""
+    facts = [fact for fact in every if fact["iterations"] in (0, iterations)]
+    yield f"| method | steps | {' | '.join(PRECISIONS)} |"
+    yield "|---|---|" + "---|" * len(PRECISIONS)
+    for scales, methods in (("free", FREE_METHODS), ("pot", POT_METHODS)):
+        for method in methods:
+            cells = [_cell(facts, f"{bits}-{scales}-{method}") for bits in PRECISIONS]
+            yield f"| {method} | {scales} | {' | '.join(cells)} |"
+
+
+def _cell(facts: list[dict[str, Any]], name: str) -> str:
+    """Mean and sample standard deviation, with the number of seeds where it isn't three."""
+    top1 = [100 * fact["top1"] for fact in facts if fact["name"] == name]
+    if not top1:
+        return ""
+    spread = f" ± {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
+    return f"{statistics.mean(top1):.2f}{spread}" + (f" ({len(top1)})" if len(top1) != 3 else "")
+
+
+def _find(facts: list[dict[str, Any]], name: str, seed: int, iterations: int) -> bool:
+    wanted = (name, seed, 0 if name.endswith("-rtn") else iterations)
+    return any((fact["name"], fact["seed"], fact["iterations"]) == wanted for fact in facts)
+
+
+def _in_processes(missing: list[tuple[str, int]], options: argparse.Namespace) -> int:
+    """Some runs at a time; each writes results of its own, which are joined when it ends."""
+    left, running = list(missing), []
+    folder = options.results.with_name(f"{options.results.stem}.jobs")
+    while left or running:
+        while left and len(running) < options.jobs:
+            name, seed = left.pop(0)
+            own = folder / f"{name}-{seed}.json"
+            words = [sys.executable, __file__, "--data", options.data, "--results", str(own)]
+            words += ["--only", name, "--seeds", str(seed), "--iters", str(options.iters)]
+            print(f"{name} seed {seed}: started", flush=True)
+            running.append((subprocess.Popen(words, stdout=subprocess.DEVNULL), own))
+        time.sleep(1)
+        for process, own in [item for item in running if item[0].poll() is not None]:
+            running.remove((process, own))
+            if process.returncode == 0:
+                write(options.results, [*read(options.results), *read(own)])
+                own.unlink()
+            else:
+                print(f"{own.stem}: failed with {process.returncode}", file=sys.stderr, flush=True)
+    print("\n".join(table(read(options.results), options.iters)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""Random layers, networks and machines, all of them legal, for the NPU's tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from npu_layers import FLAT, code_limits, conv, meaning
+
+from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d, Move, Operand, Piece, Value
+from targets.npu.constraints import refusal
+from targets.npu.spec import NpuSpec, load_spec
+
+MOST_LAYERS = 8
+MOST_NUMBERS = 6000
+"""Of a tensor: the NumPy simulator computes them one instruction after the other."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Layers in order, what they read, and what is read of them."""
+
+    layers: list[Layer]
+    input: Value
+    outputs: list[Value]
+
+    def meaning(self, x: np.ndarray) -> np.ndarray:
+        """The bytes of all outputs for an input, layer by layer in plain NumPy."""
+        known = {self.input.name: x}
+        for layer in self.layers:
+            operands = [known[v.name].reshape(v.shape) for v in layer.inputs]
+            output = layer.output
+            known[output.name] = meaning(layer, operands).astype(output.dtype)
+        arrays = [np.ascontiguousarray(known[v.name]).reshape(-1) for v in self.outputs]
+        return np.concatenate([array.view(np.uint8) for array in arrays])
+
+
+def pick(rng: np.random.Generator, *options):
+    """One of the options."""
+    return options[int(rng.integers(len(options)))]
+
+
+def chance(rng: np.random.Generator, probability: float) -> bool:
+    """True with that probability."""
+    return bool(rng.random() < probability)
+
+
+def machine(rng: np.random.Generator) -> NpuSpec:
+    """Any array, memories from a few hundred bytes on, any latencies and queues."""
+    content = load_spec(pick(rng, "e256", "m2048")).model_dump()
+    array, memories = content["array"], content["sram"]
+    precisions = pick(rng, [8], [8, 4], [8, 4, 2], [8, 2])
+    per_byte = 8 // min(precisions)
+    rows, columns = pick(rng, 2, 3, 5, 8, 16, 24, 64, 128), pick(rng, 2, 3, 7, 8, 16, 32, 64)
+    array |= {
+        "rows": -(-rows // per_byte) * per_byte,
+        "cols": -(-columns // per_byte) * per_byte,
+        "kind": pick(rng, "systolic", "tree"),
+        "weight_buffers": pick(rng, 1, 2),
+        "weight_rows_per_cycle": pick(rng, 1, 2, 7, 200),
+        "min_rows": pick(rng, 1, 4, 9),
+        "precisions": precisions,
+        "dw": pick(rng, "stream", "window"),
+    }
+    row = 4 * array["cols"]
+    memories["acc"]["bytes"] = min(pick(rng, 2, 3, 16, 57, 256, 1000), (1 << 20) // row) * row
+    memories["act"]["bytes"] = pick(rng, int(rng.integers(300, 20000)), 65536, 1 << 20)
+    memories["wgt"]["bytes"] = pick(rng, int(rng.integers(2000, 100000)), 1 << 20)
+    memories["par"]["bytes"] = int(rng.integers(1600, 9000))
+    content["dma"] |= {
+        "bytes_per_cycle": pick(rng, 1, 3, 8, 100),
+        "burst": pick(rng, 1, 7, 64, 256),
+        "outstanding": pick(rng, 1, 2, 8),
+        "arbiter": pick(rng, "fcfs", "private"),
+    }
+    content["issue"] |= {"queue_depth": pick(rng, 1, 2, 32), "token_depth": pick(rng, 1, 2, 8)}
+    return NpuSpec.model_validate(content)
+
+
+def network(rng: np.random.Generator, spec: NpuSpec) -> Network:
+    """Layers that read each other's tensors in any order; what the machine refuses is left out."""
+    shape = tuple(int(n) for n in rng.integers(1, (16, 16, 20)))
+    values = [Value("input", shape, pick(rng, "uint8", "int8"), pick(rng, 8, 8, 8, 4, 2))]
+    layers: list[Layer] = []
+    while len(layers) < MOST_LAYERS:
+        value = values[-1] if chance(rng, 0.75) else pick(rng, *values)
+        make = pick(rng, _conv, _conv, _residual, _conv, _pool, _move, _add, _lut)
+        layer = make(rng, f"layer_{len(layers)}", value, values)
+        if layer is None or refusal(layer, spec):
+            if chance(rng, 0.1):
+                break  # so that a machine that refuses nearly all ends too
+            continue
+        layers.append(layer)
+        values.append(layer.output)
+    read = {value.name for layer in layers for value in layer.inputs}
+    outputs = [v for v in values[1:] if v.name not in read or chance(rng, 0.1)]
+    return Network(layers, values[0], outputs)
+
+
+def _conv(rng, name, value, values) -> Conv2d | None:
+    h, w, c = value.shape
+    kernel = pick(rng, (1, 1), tuple(int(n) for n in rng.integers(1, 5, 2)))
+    dilation = tuple(int(n) for n in rng.integers(1, 4, 2)) if chance(rng, 0.3) else (1, 1)
+    strides = tuple(int(n) for n in rng.integers(1, 4, 2)) if chance(rng, 0.4) else (1, 1)
+    padding = tuple(int(n) for n in rng.integers(0, 4, 4)) if chance(rng, 0.8) else FLAT
+    groups = pick(rng, 1, 1, c, pick(rng, *[d for d in range(1, c + 1) if c % d == 0]))
+    channels = c if groups == c else groups * int(rng.integers(1, max(2, 40 // groups)))
+    if h + padding[0] + padding[2] <= (kernel[0] - 1) * dilation[0]:
+        return None
+    if w + padding[1] + padding[3] <= (kernel[1] - 1) * dilation[1]:
+        return None
+    return _random_conv(
+        rng, name, value, channels, kernel,
+        strides=strides, padding=padding, dilation=dilation, groups=groups,
+        out_bits=pick(rng, value.bits, value.bits, 8, 4, 2),
+    )  # fmt: skip
+
+
+def _residual(rng, name, value, values) -> Conv2d | None:
+    """A convolution whose padding makes its output as large as the tensor that it adds."""
+    h, w, _ = value.shape
+    added = pick(rng, *values)
+    kernel = tuple(int(n) for n in rng.integers(1, 4, 2))
+    more = (added.shape[0] - h + kernel[0] - 1, added.shape[1] - w + kernel[1] - 1)
+    if not all(0 <= n <= 8 for n in more):
+        return None
+    top, left = (int(rng.integers(0, n + 1)) for n in more)
+    layer = _random_conv(
+        rng, name, value, added.shape[2], kernel,
+        padding=(top, left, more[0] - top, more[1] - left),
+        out_bits=pick(rng, added.bits, 8), residual=added.dtype, fraction=pick(rng, 0, 0, 2),
+    )  # fmt: skip
+    if layer is None:
+        return None
+    residual = replace(layer.requantize.residual, value=added)
+    return replace(layer, requantize=replace(layer.requantize, residual=residual))
+
+
+def _random_conv(rng, name, value, channels, kernel, **options) -> Conv2d | None:
+    layer = conv(
+        value.shape, channels, kernel,
+        dtype=value.dtype, bits=value.bits, weight_bits=pick(rng, 8, 8, 4, 2),
+        out=pick(rng, "uint8", "int8"), multiply=chance(rng, 0.3), zero_point=pick(rng, 0, 1),
+        seed=int(rng.integers(1 << 30)), **options,
+    )  # fmt: skip
+    if np.prod(layer.output.shape) > MOST_NUMBERS:
+        return None
+    zero_point = pick(rng, 0, layer.input_zero_point)
+    output = replace(layer.output, name=name)
+    return replace(layer, name=name, input=value, output=output, input_zero_point=zero_point)
+
+
+def _pool(rng, name, value, values) -> MaxPool2d | None:
+    h, w, c = value.shape
+    kernel = tuple(int(n) for n in rng.integers(1, 4, 2))
+    dilation = pick(rng, (1, 1), (1, 1), (2, 1))
+    strides = tuple(int(n) for n in rng.integers(1, 4, 2))
+    pad = [int(rng.integers(0, kernel[i % 2] // 2 + 1)) for i in range(4)]
+    padding = tuple(pad) if chance(rng, 0.6) else FLAT
+    oh = (h + padding[0] + padding[2] - (kernel[0] - 1) * dilation[0] - 1) // strides[0] + 1
+    ow = (w + padding[1] + padding[3] - (kernel[1] - 1) * dilation[1] - 1) // strides[1] + 1
+    if min(oh, ow) < 1:
+        return None
+    output = Value(name, (oh, ow, c), value.dtype, value.bits)
+    return MaxPool2d(name, "", value, output, kernel, strides, padding, dilation)
+
+
+def _move(rng, name, value, values) -> Move:
+    h, w, c = value.shape
+    origin, ones = (0, 0, 0), (1, 1, 1)
+    if chance(rng, 0.5):
+        shape = pick(rng, (1, 1, h * w * c), (h * w, 1, c), (w, h, c), (1, h, w * c))
+        whole = (Piece(value, origin, ones, value.shape, origin),)
+        output = Value(name, shape, value.dtype, value.bits)
+        return Move(name, "", whole, output, 0, reshape=True)
+    size = tuple(int(rng.integers(1, n + 1)) for n in value.shape)
+    start = tuple(int(rng.integers(0, n - s + 1)) for n, s in zip(value.shape, size, strict=True))
+    at = tuple(int(n) for n in rng.integers(0, 3, 3))
+    shape = tuple(a + s + int(rng.integers(0, 2)) for a, s in zip(at, size, strict=True))
+    low, high = code_limits(value)
+    output = Value(name, shape, value.dtype, value.bits)
+    fill = int(rng.integers(low, high + 1))
+    return Move(name, "", (Piece(value, start, ones, size, at),), output, fill)
+
+
+def _add(rng, name, value, values) -> Add:
+    other = pick(rng, *[v for v in values if v.shape == value.shape])
+    output = Value(name, value.shape, pick(rng, "uint8", "int8"), pick(rng, value.bits, 8))
+    first = Operand(value, int(rng.integers(0, 2)), 1, int(rng.integers(0, 4)))
+    second = Operand(other, 1, pick(rng, 1, 40001), int(rng.integers(0, 3)))
+    return Add(name, "", first, second, output, int(rng.integers(0, 8)), 1, *code_limits(output))
+
+
+def _lut(rng, name, value, values) -> Lut:
+    output = Value(name, value.shape, pick(rng, "uint8", "int8"), 8)
+    return Lut(name, "", value, output, rng.integers(0, 256, 256).astype(np.uint8).tobytes())

@@ -1,0 +1,40 @@
+"""Any network on any machine: the program computes the network, in any order of the units."""
+
+import numpy as np
+import pytest
+from npu_layers import code_limits
+from random_networks import machine, network
+
+from targets.npu.compiler import compile_layers
+from targets.npu.interleave import at_random, by_priority, interleaved, youngest
+from targets.npu.simulator import Simulator
+
+QUICK = [*range(10), 320]
+"""320: chunks of unequal width beside a partly filled reduction tile."""
+ALL = 400
+
+
+@pytest.mark.parametrize(
+    "seed", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in range(ALL)]
+)
+def test_the_program_computes_the_network(seed):
+    rng = np.random.default_rng(seed)
+    spec = machine(rng)
+    drawn = network(rng, spec)
+    if not drawn.layers:
+        pytest.skip("the machine refuses every layer that was drawn")
+    low, high = code_limits(drawn.input)
+    x = rng.integers(low, high + 1, drawn.input.shape).astype(drawn.input.dtype)
+    program = compile_layers(drawn.layers, [drawn.input], drawn.outputs, spec)
+    data = np.frombuffer(x.tobytes(), np.uint8)
+    got = Simulator(spec).run(program, data)
+    np.testing.assert_array_equal(got, drawn.meaning(x))
+    for choose in (youngest, at_random(seed), by_priority((3, 2, 1, 0), program)):
+        other = Simulator(spec).run(program, data, interleaved(choose))
+        np.testing.assert_array_equal(other, got)
+
+
+def test_few_draws_are_empty():
+    drawn = [np.random.default_rng(seed) for seed in QUICK]
+    counts = [len(network(rng, machine(rng)).layers) for rng in drawn]
+    assert sum(counts) > 4 * len(QUICK)

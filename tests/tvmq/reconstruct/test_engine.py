@@ -1,0 +1,131 @@
+"""The engine: every method runs, seeds decide, an interrupt changes nothing, gates hold."""
+
+from functools import cache
+
+import pytest
+import torch
+from quantization_cases import calibration, float_model, images
+
+from tvmq.annotate import annotated_graph
+from tvmq.plan_file import plan_to_json
+from tvmq.planner import make_plan
+from tvmq.reconstruct import engine
+from tvmq.reconstruct.engine import Reconstruction, reconstruct
+from tvmq.reconstruct.unit_state import Checkpoints
+from tvmq.scheme import Settings
+
+NAME = "resnet_small"
+
+
+def _settings(method: str, scales: str = "pot", **other) -> Settings:
+    given = {"weight_bits": 2, "activation_bits": 4, "granularity": "channel", "iterations": 20}
+    return Settings(scales=scales, method=(method,), **(given | other))
+
+
+def _run(method: str, scales: str = "pot", *, seed: int = 0, name: str = NAME, **other):
+    start = make_plan(float_model(name), calibration(name), _settings(method, scales))
+    return reconstruct(float_model(name), calibration(name), start, seed=seed, **other)
+
+
+@cache
+def _rapq() -> Reconstruction:
+    return _run("rapq")
+
+
+def _squared_error(plan, name: str = NAME) -> float:
+    with torch.no_grad():
+        exact = float_model(name).graph_module(images(name))[0]
+        quantized = annotated_graph(float_model(name), plan)(images(name).double())[0]
+    return float((quantized - exact).square().mean())
+
+
+@pytest.mark.parametrize(
+    ("method", "scales"),
+    [("adaround", "free"), ("brecq", "pot"), ("brecq", "free"), ("qdrop", "pot"), ("rapq", "pot")],
+)
+def test_every_method_comes_closer_than_rounding_to_nearest(method, scales):
+    rtn = make_plan(float_model(NAME), calibration(NAME), _settings("rtn", scales))
+    learned = _rapq() if method == "rapq" else _run(method, scales)
+    assert _squared_error(learned.plan) < _squared_error(rtn)
+    assert all(weight.codes for n, weight in learned.plan.weights.items() if "pool" not in n)
+
+
+def test_what_is_kept_has_the_smallest_held_out_loss():
+    for unit in _rapq().units:
+        losses = [unit.nearest_loss, unit.compensated_loss, unit.learned_loss]
+        assert unit.held_out_loss == min(losses)
+
+
+def test_learning_that_harms_is_refused(monkeypatch):
+    def harm(unit, *_):
+        for weight in unit.weights.values():
+            weight.freeze(torch.full_like(weight.weight, weight.low))
+
+    monkeypatch.setattr(engine, "train_unit", harm)
+    result = _run("qdrop")
+    assert {unit.kept for unit in result.units} == {"nearest"}
+    assert not any(unit.accepted for unit in result.units)
+    assert "nothing else was better" in result.plan.weights["conv2d_1"].reason
+
+
+def test_a_seed_decides_everything():
+    assert plan_to_json(_run("rapq").plan) == plan_to_json(_rapq().plan)
+    assert plan_to_json(_run("rapq", seed=1).plan) != plan_to_json(_rapq().plan)
+
+
+def test_an_interrupted_job_goes_on_to_the_same_result(tmp_path, monkeypatch):
+    save, finished = Checkpoints.save, []
+
+    def save_two(self, index, *what):
+        save(self, index, *what)
+        finished.append(index)
+        if len(finished) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "save", save_two)
+    with pytest.raises(KeyboardInterrupt):
+        _run("rapq", checkpoints=tmp_path)
+    resumed = _run("rapq", checkpoints=tmp_path)
+    assert finished == [0, 1, 2, 3]  # the first two were not learned again
+    assert plan_to_json(resumed.plan) == plan_to_json(_rapq().plan)
+
+
+def test_checkpoints_of_another_job_are_emptied(tmp_path):
+    start = make_plan(float_model(NAME), calibration(NAME), _settings("rapq"))
+    Checkpoints(tmp_path, start, 0)
+    (tmp_path / "unit_0.npz").write_bytes(b"")
+    Checkpoints(tmp_path, start, 0)
+    assert (tmp_path / "unit_0.npz").exists()
+    Checkpoints(tmp_path, start, 1)
+    assert not (tmp_path / "unit_0.npz").exists()
+
+
+def test_a_damaged_checkpoint_is_learned_anew(tmp_path):
+    start = make_plan(float_model(NAME), calibration(NAME), _settings("rapq"))
+    files = Checkpoints(tmp_path, start, 0)
+    (tmp_path / "unit_0.npz").write_bytes(b"PK damaged")
+    assert files.load(0) is None
+
+
+def test_progress_ends_at_its_total():
+    told = []
+    _run("qdrop", report=lambda *args: told.append(args))
+    assert told[-1][0] == told[-1][1] == 4 * 20
+    assert [done for done, _, _ in told] == sorted(done for done, _, _ in told)
+    assert "loss" in told[0][2]
+
+
+def test_the_network_pass_never_moves_away_from_the_float_outputs():
+    network = _rapq().network
+    losses = [network.loss_before, *(move.loss for move in network.moves)]
+    assert losses == sorted(losses, reverse=True)
+    assert network.loss_after == losses[-1]
+    assert _run("qdrop").network is None
+
+
+def test_cost_of_powers_of_two_is_per_layer():
+    costs = {cost.layer: cost for cost in _rapq().costs}
+    assert list(costs) == ["conv2d", "conv2d_1", "conv2d_2", "conv2d_3", "conv2d_4", "linear"]
+    assert all(cost.weights_used >= 0.99 * cost.weights_free > 0 for cost in costs.values())
+    assert costs["linear"].output == ""
+    assert _run("qdrop", "free").costs == ()

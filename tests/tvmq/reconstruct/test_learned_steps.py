@@ -1,0 +1,71 @@
+"""Learned steps: LSQ and TQT gradients by hand, powers of two that are, dropping elements."""
+
+import math
+
+import pytest
+import torch
+
+from tvmq.plan import ValuePlan
+from tvmq.reconstruct.learned_steps import DropMasks, LearnedStep
+
+
+def _step(step: float, *, pot: bool, signed: bool = True) -> LearnedStep:
+    return LearnedStep(ValuePlan(step, 0, -8, 7, signed, 4, ""), pot=pot)
+
+
+def _theta_gradient(x: torch.Tensor, step: float, *, pot: bool) -> float:
+    learned = _step(step, pot=pot)
+    learned.learn()
+    learned(x).sum().backward()
+    return float(learned.theta.grad)
+
+
+def test_gradient_of_a_free_step_is_that_of_lsq():
+    x = torch.tensor([0.1, 0.33, -0.6, 5.0, -7.0])
+    step = 0.25
+    slopes = [0 - 0.4, 1 - 1.32, -2 + 2.4, 7, -8]  # code - x / step inside, code outside
+    scale = 1 / math.sqrt(len(x) * 7)
+    expected = sum(slopes) * scale * step * math.log(2)  # theta is log2 of the step
+    assert _theta_gradient(x, step, pot=False) == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradient_of_a_power_of_two_is_that_of_tqt():
+    x = torch.tensor([0.1, 0.33, -0.6, 5.0, -7.0])
+    assert _theta_gradient(x, 0.25, pot=True) == pytest.approx(
+        _theta_gradient(x, 0.25, pot=False), rel=1e-6
+    )
+
+
+def test_power_of_two_is_one_at_every_moment():
+    learned = _step(0.25, pot=True)
+    learned.learn()
+    for theta in (-2.4, -1.6, -1.5, 0.2):
+        learned.theta.data.fill_(theta)
+        assert math.log2(float(learned.step().detach())) == math.floor(theta + 0.5)
+    assert learned.harden() == 1.0
+
+
+def test_a_free_step_hardens_where_it_is():
+    learned = _step(0.25, pot=False)
+    learned.learn()
+    learned.theta.data.fill_(-1.6)
+    assert learned.harden() == pytest.approx(2**-1.6, rel=1e-6)
+    assert not learned.theta.requires_grad
+
+
+def test_dropped_elements_stay_float():
+    learned = _step(1.0, pot=False)
+    learned.drop = DropMasks(0.5, torch.Generator().manual_seed(0))
+    x = torch.full((100, 100), 0.3)
+    y = learned(x)
+    kept = (y == 0.3).float().mean()
+    assert 0.47 < float(kept) < 0.53
+    assert torch.equal(y[y != 0.3], torch.zeros_like(y[y != 0.3]))
+
+
+def test_masks_of_a_seed_are_the_same():
+    first, second = (DropMasks(0.5, torch.Generator().manual_seed(3)) for _ in range(2))
+    x = torch.zeros(7, 5)
+    masks = first.take(x)
+    assert torch.equal(masks, second.take(x))
+    assert not torch.equal(masks, first.take(x))

@@ -1,0 +1,71 @@
+"""The pass over the network finds a wrong exponent, and leaves right ones alone."""
+
+import pytest
+import torch
+from quantization_cases import calibration, float_model
+
+from tvmq.planner import make_plan
+from tvmq.reconstruct.network_pass import distance, search_network
+from tvmq.reconstruct.unit_graph import QuantizedUnit, network_steps
+from tvmq.reconstruct.units import find_units
+from tvmq.scheme import Settings
+
+NAME = "resnet_small"
+SETTINGS = Settings(8, 4, "pot", "channel", method=("rapq",))
+
+
+def _network(name: str = NAME):
+    model = float_model(name)
+    plan = make_plan(model, calibration(name), SETTINGS)
+    steps = network_steps(model, plan)
+    units = [QuantizedUnit(model, plan, unit, steps) for unit in find_units(model)]
+    return model, units, steps
+
+
+def test_a_wrong_exponent_is_found():
+    model, units, steps = _network()
+    right = steps["relu_1"].exact
+    steps["relu_1"].fix(right / 2)  # codes that clip half of the range
+    done = search_network(model, calibration(NAME), units, steps, 24)
+    assert steps["relu_1"].exact == right
+    (move,) = [move for move in done.moves if "relu_1" in move.values]
+    assert move.after == move.before + 1
+    assert done.loss_after < done.loss_before
+
+
+@pytest.mark.parametrize("name", [NAME, "densenet_small", "silu_net"])
+def test_losses_are_those_of_the_whole_network(name):
+    """Running from a unit on, behind a remembered prefix, is running the network."""
+    model, units, steps = _network(name)
+    done = search_network(model, calibration(name), units, steps, 24)
+    again = search_network(model, calibration(name), units, steps, 24)
+    assert again.loss_before == done.loss_after
+    images = torch.cat([batch[0] for batch in calibration(name).batches()])[24:]
+    tensors = {"x": images} | {
+        node.name: steps[node.name](images)
+        for node in model.graph_module.graph.nodes
+        if node.op == "placeholder"
+    }
+    with torch.no_grad():
+        for unit in units:
+            outputs = unit(*(tensors[n] for n in unit.unit.inputs))
+            tensors |= dict(zip(unit.unit.outputs, outputs, strict=True))
+        exact = model.graph_module(images)[0]
+    found = tensors[units[-1].unit.outputs[-1]]
+    assert float(distance(found, exact)) == pytest.approx(again.loss_after, rel=1e-4)
+
+
+def test_the_input_of_the_network_stays():
+    model, units, steps = _network()
+    done = search_network(model, calibration(NAME), units, steps, 24)
+    inputs = {spec.name for spec in model.inputs}
+    assert not inputs.intersection(name for move in done.moves for name in move.values)
+
+
+def test_logits_are_compared_by_their_probabilities():
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.1, 0.0]])
+    p, q = logits.softmax(1), (2 * logits).softmax(1)
+    by_hand = (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(distance(2 * logits, logits), by_hand)
+    assert float(distance(logits + 3, logits)) == pytest.approx(0, abs=1e-6)
+    assert float(distance(logits[:, :1] + 3, logits[:, :1])) == pytest.approx(9)

@@ -1,0 +1,108 @@
+"""Networks of every shape reconstruct, whatever batch they were exported with."""
+
+from dataclasses import replace
+
+import models
+import pytest
+import torch
+from quantization_cases import calibration, float_model, images
+from torch import nn
+
+from targets.errors import UnsupportedError
+from tvmq.annotate import annotated_graph
+from tvmq.calibrate import calibrate
+from tvmq.capture import capture_program
+from tvmq.planner import make_plan
+from tvmq.reconstruct.engine import Reconstruction, reconstruct
+from tvmq.scheme import Settings
+
+SETTINGS = Settings(4, 4, "pot", "channel", method=("rapq",), iterations=3)
+
+
+def _rapq(model, data, settings=SETTINGS) -> Reconstruction:
+    return reconstruct(model, data, make_plan(model, data, settings))
+
+
+@pytest.mark.parametrize("name", [name for name in models.ZOO if name != "resnet_small"])
+def test_reconstructs(name):
+    done = _rapq(float_model(name), calibration(name))
+    assert all(unit.iterations == 3 for unit in done.units)
+    learned = {layer for unit in done.units for layer in unit.layers}
+    weights = {layer for layer, weight in done.plan.weights.items() if weight.codes}
+    assert learned == weights
+
+
+class _Block(nn.Module):
+    """Attention and a small perceptron, each behind a layer norm and beside a residual."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(2)])
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, tokens, width = x.shape
+        split = self.qkv(self.norms[0](x)).reshape(n, tokens, 3, self.heads, width // self.heads)
+        q, k, v = (split[:, :, i].transpose(1, 2) for i in range(3))
+        scores = (q @ k.transpose(-2, -1)).softmax(-1)
+        x = x + self.out((scores @ v).transpose(1, 2).reshape(n, tokens, width))
+        return x + self.mlp(self.norms[1](x))
+
+
+class _VisionTransformer(nn.Module):
+    """Patches of 4 by 4, six blocks, the mean of all tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, 4)
+        self.blocks = nn.Sequential(*(_Block(16, 2) for _ in range(6)))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        patches = self.patches(x)
+        tokens = self.blocks(patches.flatten(2).transpose(1, 2))
+        return self.head(tokens.transpose(1, 2).reshape(patches.shape).mean([2, 3]))
+
+
+def _transformer() -> torch.export.ExportedProgram:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        return torch.export.export(_VisionTransformer().eval(), (torch.randn(1, 3, 16, 16),))
+
+
+def test_a_vision_transformer_reconstructs_in_fake_quantization():
+    """Its units are the halves of its blocks; no integers follow from it, and capture says so."""
+    program = _transformer()
+    model = capture_program(program, attention=True)
+    x = torch.randn(48, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    data = calibrate(model, [x])
+    settings = replace(SETTINGS, weight_bits=2, activation_bits=8)
+    done = _rapq(model, data, settings)
+    assert [len(unit.layers) for unit in done.units] == [1, *[2, 2] * 6, 1]
+    nearest = make_plan(model, data, replace(settings, method=("rtn",)))
+    with torch.no_grad():
+        exact = model.graph_module(x)[0]
+        errors = [
+            float((annotated_graph(model, plan, torch.float32)(x)[0] - exact).square().mean())
+            for plan in (done.plan, nearest)
+        ]
+    assert errors[0] < errors[1]
+    with pytest.raises(UnsupportedError, match="layer_norm"):
+        capture_program(program)
+
+
+def test_a_batch_of_1_is_no_special_case():
+    """The usual export has a fixed batch of 1; training takes its own batch size all the same."""
+    module, example = models.ZOO["resnet_small"]()
+    with torch.no_grad():
+        fixed = torch.export.export(module, (example[:1],))
+    model = capture_program(fixed)
+    done = _rapq(model, calibrate(model, list(images("resnet_small").split(16))))
+    dynamic = _rapq(float_model("resnet_small"), calibration("resnet_small"))
+    for name, weight in dynamic.plan.weights.items():
+        assert done.plan.weights[name].codes == weight.codes
+        assert done.plan.weights[name].steps == weight.steps

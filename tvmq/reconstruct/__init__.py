@@ -1,0 +1,1 @@
+"""Learned quantization: weights and steps trained unit by unit against the float network."""

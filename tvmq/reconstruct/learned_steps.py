@@ -1,0 +1,143 @@
+"""Activation steps that are learned, and the fake quantization that they are learned through.
+
+The gradient of a step is LSQ's: ``code - x / step`` inside the range, ``code`` outside (codes
+without zero point). The parameter is ``theta = log2(step)``, so that a free step stays positive
+and a power of two is ``2**round(theta)``: by the chain rule its gradient is TQT's. QDrop leaves
+elements unquantized at random while training.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from tvmq.plan import ValuePlan
+from tvmq.scheme import code_range
+
+
+class FakeQuantize(torch.autograd.Function):  # type: ignore[misc]  # torch is not followed by mypy
+    """Round half up to codes, with straight-through and LSQ gradients, in few passes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        step: torch.Tensor,
+        low: int,
+        high: int,
+        keep: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """``low`` and ``high`` are without the zero point; ``keep`` marks what stays float."""
+        scaled = x / step
+        code = (scaled + 0.5).floor_()
+        inside = (code >= low) & (code <= high)
+        code = code.clamp_(low, high)
+        y = code * step
+        if ctx.needs_input_grad[1]:
+            # LSQ: code outside the range, code - x / step inside it, nothing where x is kept.
+            slope = torch.addcmul(code, scaled, inside.to(scaled.dtype), value=-1)
+            if keep is not None:
+                slope.masked_fill_(keep, 0.0)
+            ctx.count = x.numel()
+        else:
+            slope = None
+        if keep is not None:
+            y = torch.where(keep, x, y)
+            inside = inside | keep
+        ctx.save_for_backward(inside, slope)
+        ctx.high = max(high, 1)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of x and step; that of the step is scaled by 1 / sqrt(N * high) as in LSQ."""
+        inside, slope = ctx.saved_tensors
+        step_grad = None
+        if slope is not None:
+            scale = 1 / math.sqrt(ctx.count * ctx.high)
+            step_grad = torch.sum(grad * slope).reshape(1) * scale
+        return grad * inside, step_grad, None, None, None
+
+
+class LearnedStep(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+    """The codes of one value: fake quantization with a step that may be learned.
+
+    Attributes:
+        theta: log2 of the step, float32[1].
+        drop: masks of what stays float; None outside of training.
+        off: nothing is quantized at all.
+    """
+
+    def __init__(self, plan: ValuePlan, *, pot: bool) -> None:
+        """Start at the step of a plan; ``pot``: only powers of two are ever used."""
+        super().__init__()
+        self.pot = pot
+        low, high = code_range(plan.bits, plan.signed)
+        self.low, self.high = low - plan.zero_point, high - plan.zero_point
+        self.theta = nn.Parameter(torch.tensor([math.log2(plan.step)]), requires_grad=False)
+        self.exact = plan.step
+        self.drop: DropMasks | None = None
+        self.off = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Quantize and dequantize."""
+        if self.off:
+            return x
+        keep = None if self.drop is None else self.drop.take(x)
+        result: torch.Tensor = FakeQuantize.apply(x, self.step(), self.low, self.high, keep)
+        return result
+
+    def step(self) -> torch.Tensor:
+        """float32[1], with the gradient that leads to theta."""
+        if not self.theta.requires_grad:
+            return torch.tensor([self.exact], dtype=torch.float32)
+        theta = self.theta
+        if self.pot:
+            theta = theta + (torch.floor(theta + 0.5) - theta).detach()
+        return torch.exp2(theta)
+
+    def learn(self) -> None:
+        """Let the step follow its gradient."""
+        self.theta.requires_grad_(True)
+
+    def harden(self) -> float:
+        """Fix the step where learning left it; exactly a power of two if it must be one."""
+        if self.theta.requires_grad:
+            theta = float(self.theta.detach())
+            self.exact = math.ldexp(1.0, math.floor(theta + 0.5)) if self.pot else 2.0**theta
+            self.theta.requires_grad_(False)
+        return self.exact
+
+    def fix(self, step: float) -> None:
+        """Use this step."""
+        self.exact = step
+        self.theta.data.fill_(math.log2(step))
+
+
+class DropMasks:
+    """Random masks at the price of a copy: windows of one long random sequence of bits.
+
+    Attributes:
+        rate: share of elements that are True.
+    """
+
+    def __init__(self, rate: float, generator: torch.Generator, length: int = 2**22) -> None:
+        self.rate, self.generator = rate, generator
+        self.bits = torch.rand(length, generator=generator) < rate
+
+    def take(self, x: torch.Tensor) -> torch.Tensor:
+        """bool, the shape and memory order of ``x``."""
+        count = x.numel()
+        while len(self.bits) < 2 * count:
+            more = torch.rand(len(self.bits), generator=self.generator) < self.rate
+            self.bits = torch.cat([self.bits, more])
+        most = len(self.bits) - count
+        start = int(torch.randint(most + 1, (1,), generator=self.generator))
+        window = self.bits[start : start + count]
+        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            n, c, h, w = x.shape
+            return window.reshape(n, h, w, c).permute(0, 3, 1, 2)
+        return window.reshape(x.shape)

@@ -1,0 +1,166 @@
+"""The training loop of one unit, the same for all methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from tvmq.reconstruct.learned_steps import DropMasks
+from tvmq.reconstruct.methods import Phase
+from tvmq.reconstruct.soft_rounding import annealed_beta
+from tvmq.reconstruct.unit_cache import UnitCache
+from tvmq.reconstruct.unit_graph import QuantizedUnit
+
+WARM_UP = 0.2
+CHECK_EVERY = 100
+
+Report = Callable[[int, float], None]
+"""Called with the iterations done and the current loss."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """Numbers of the loop.
+
+    Attributes:
+        iterations: of the optimizer.
+        batch: images per iteration.
+        power: of the reconstruction loss, in [1, 2.4].
+        weight_rate: Adam's learning rate of the rounding decisions.
+        bias_rate: of what is added to biases.
+        step_rate: of log2 of activation steps; decays to 0 as a cosine.
+        regularization: weight of the rounding regularizer.
+        correct_biases: whether biases may change.
+    """
+
+    iterations: int
+    batch: int = 32
+    power: float = 2.0
+    weight_rate: float = 1e-2
+    bias_rate: float = 1e-3
+    step_rate: float = 1e-3
+    regularization: float = 0.01
+    correct_biases: bool = True
+
+
+def reconstruction_loss(error: torch.Tensor, power: float) -> torch.Tensor:
+    """Mean over images and places of the sum over channels of ``|error|**power``."""
+    magnitude = error.abs()
+    raised = magnitude.square() if power == 2.0 else magnitude.pow(power)
+    channels = error.shape[1] if error.dim() == 4 else error.shape[-1]
+    return raised.mean() * channels
+
+
+def train_unit(
+    unit: QuantizedUnit,
+    cache: UnitCache,
+    phase: Phase,
+    training: Training,
+    images: int,
+    generator: torch.Generator,
+    report: Report | None = None,
+) -> float:
+    """Learn what a phase says and harden it.
+
+    Args:
+        unit: changed in place.
+        cache: with the unit's inputs in both streams and its outputs in the float one.
+        phase: what is learned.
+        training: how.
+        images: the first of the cache are trained on.
+        generator: of images and masks.
+        report: told now and then.
+
+    Returns:
+        The mean loss of the last iterations, the regularizer left out.
+    """
+    iterations = max(1, round(training.iterations * phase.share))
+    masks = DropMasks(phase.drop, generator) if 0 < phase.drop < 1 else None
+    optimizer, schedule = _prepare(unit, cache, phase, training, masks, iterations)
+    names, outputs = unit.unit.inputs, unit.unit.outputs
+    losses = torch.zeros(iterations)  # one tensor: scalars kept apart would fragment the heap
+    last = iterations - 1
+    for i in range(iterations):
+        which = torch.randint(images, (training.batch,), generator=generator)
+        inputs = [_mixed(cache, name, which, masks) for name in names]
+        loss = torch.zeros(())
+        for name, output in zip(outputs, unit(*inputs), strict=True):
+            error = output - cache.exact.rows(name, which)
+            loss = loss + reconstruction_loss(error, training.power)
+        losses[i] = loss.detach()
+        beta = annealed_beta(i / iterations, WARM_UP) if phase.weights else None
+        if beta is not None:
+            undecided = torch.stack([w.regularizer(beta) for w in unit.weights.values()]).sum()
+            loss = loss + training.regularization * undecided
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if (i + 1) % CHECK_EVERY == 0 or i + 1 == iterations:
+            if report is not None:
+                report(i + 1, float(losses[i]))
+            if beta is not None and not phase.steps and float(undecided.detach()) == 0.0:
+                last = i
+                break  # every decision is at its end, where its gradient is zero
+    _harden(unit, phase)
+    return float(losses[max(0, last + 1 - CHECK_EVERY) : last + 1].mean())
+
+
+def _prepare(
+    unit: QuantizedUnit,
+    cache: UnitCache,
+    phase: Phase,
+    training: Training,
+    masks: DropMasks | None,
+    iterations: int,
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Switch on what is learned, and its optimizer."""
+    own = unit.own_steps(cache.regions.tied) if phase.steps else []
+    for step in unit.steps.values():
+        step.drop, step.off = masks, phase.drop == 1.0
+    for step in own:
+        step.learn()
+    groups = [{"params": [step.theta for step in own], "lr": training.step_rate}]
+    for weight in unit.weights.values():
+        weight.soft = phase.weights
+    if phase.weights:
+        alphas = [weight.alpha for weight in unit.weights.values()]
+        groups.append({"params": alphas, "lr": training.weight_rate})
+        if training.correct_biases:
+            corrections = [bias.correction.requires_grad_(True) for bias in unit.biases.values()]
+            groups.append({"params": corrections, "lr": training.bias_rate})
+    groups = [group for group in groups if group["params"]] or [
+        {"params": [torch.zeros(1, requires_grad=True)], "lr": 0.0}
+    ]
+    optimizer = torch.optim.Adam(groups, fused=True)
+    decays = [
+        (lambda i: (1 + math.cos(math.pi * i / iterations)) / 2)
+        if own and group is groups[0]
+        else (lambda i: 1.0)
+        for group in groups
+    ]
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, decays)
+
+
+def _mixed(
+    cache: UnitCache, name: str, which: torch.Tensor, masks: DropMasks | None
+) -> torch.Tensor:
+    """A unit's input: quantized, with some elements from the float network."""
+    quantized = cache.quantized.rows(name, which)
+    if masks is None:
+        return quantized
+    return torch.where(masks.take(quantized), cache.exact.rows(name, which), quantized)
+
+
+def _harden(unit: QuantizedUnit, phase: Phase) -> None:
+    for step in unit.steps.values():
+        step.drop, step.off = None, False
+        step.harden()
+    if phase.weights:
+        for weight in unit.weights.values():
+            weight.freeze(weight.hard_codes())
+        for bias in unit.biases.values():
+            bias.correction.requires_grad_(False)

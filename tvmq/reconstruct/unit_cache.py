@@ -1,0 +1,164 @@
+"""What units read, for all calibration images: from the float network and from the quantized one.
+
+Both are carried forward unit by unit, so no prefix is ever run twice; what no later unit reads is
+dropped. Codes take a byte each, float tensors four. Images are held as N H W C, the order in which
+torch convolves fastest. Large tensors lie in memory-mapped files instead of memory.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.fx import GraphModule
+
+from tvmq.calibrate import Calibration, Inputs
+from tvmq.float_model import FloatModel
+from tvmq.reconstruct.learned_steps import LearnedStep
+from tvmq.reconstruct.unit_graph import QuantizedUnit
+from tvmq.reconstruct.units import Unit
+from tvmq.regions import find_regions
+
+IN_MEMORY = 2**29
+"""Bytes above which a tensor of all images lies in a file."""
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Codes of a value: what they stand for is ``step * (stored + offset)``.
+
+    Attributes:
+        step: positive.
+        offset: of the lowest code, without zero point.
+    """
+
+    step: float
+    offset: int
+
+
+class Stream:
+    """Tensors of all images by name of node; floats, or codes in a byte each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.codes: dict[str, Codes] = {}
+
+    def put(self, name: str, first: int, count: int, part: torch.Tensor) -> None:
+        """Store the rows from ``first`` on, of ``count`` in all."""
+        if name in self.codes:
+            meaning = self.codes[name]
+            part = torch.round(part / meaning.step - meaning.offset).to(torch.uint8)
+        part = part.permute(0, 2, 3, 1) if part.dim() == 4 else part
+        if name not in self.tensors:
+            self.tensors[name] = self._allocate(name, (count, *part.shape[1:]), part.dtype)
+        self.tensors[name][first : first + len(part)] = part
+
+    def rows(self, name: str, which: torch.Tensor | slice) -> torch.Tensor:
+        """float32 rows; images as N C H W in channels-last order."""
+        part = self.tensors[name][which]
+        if name in self.codes:
+            meaning = self.codes[name]
+            part = (part.float() + meaning.offset) * meaning.step
+        return part.permute(0, 3, 1, 2) if part.dim() == 4 else part
+
+    def drop(self, names: Sequence[str]) -> None:
+        """Forget tensors."""
+        for name in names:
+            self.tensors.pop(name, None)
+            (self.folder / f"{name}.bin").unlink(missing_ok=True)
+
+    def _allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        count = torch.Size(shape).numel()
+        if count * dtype.itemsize <= IN_MEMORY:
+            return torch.empty(shape, dtype=dtype)
+        path = str(self.folder / f"{name}.bin")
+        return torch.from_file(path, shared=True, size=count, dtype=dtype).reshape(shape)
+
+
+class UnitCache:
+    """Both streams, and the place in the network that they have reached.
+
+    Attributes:
+        count: images.
+        exact: of the float network.
+        quantized: of the quantized one.
+    """
+
+    def __init__(
+        self,
+        model: FloatModel,
+        units: Sequence[Unit],
+        calibration: Calibration,
+        steps: Mapping[str, LearnedStep],
+    ) -> None:
+        """Read the calibration images into both streams."""
+        self._temporary = tempfile.TemporaryDirectory(prefix="tvmq-units-")
+        folder = Path(self._temporary.name)
+        (folder / "exact").mkdir()
+        (folder / "quantized").mkdir()
+        self.exact, self.quantized = Stream(folder / "exact"), Stream(folder / "quantized")
+        self.units, self.regions, self.steps = units, find_regions(model), steps
+        parts: list[Inputs] = list(calibration.batches())
+        self.count = sum(len(part[0]) for part in parts)
+        names = [spec.name for spec in model.inputs]
+        nodes = [n.name for n in model.graph_module.graph.nodes if n.op == "placeholder"]
+        assert len(names) == len(nodes)
+        with torch.no_grad():
+            self._fill_inputs(nodes, parts)
+
+    def close(self) -> None:
+        """Remove the files."""
+        self._temporary.cleanup()
+
+    def float_outputs(self, index: int, unit: GraphModule) -> None:
+        """Run the float unit; its outputs join the float stream."""
+        self._run(self.exact, self.units[index], unit)
+
+    def advance(self, index: int, unit: QuantizedUnit) -> None:
+        """Run the quantized unit as it is now and forget what no later unit reads."""
+        for name in self.units[index].outputs:
+            self._declare(name)
+        self._run(self.quantized, self.units[index], unit.graph_module)
+        needed = {name for later in self.units[index + 1 :] for name in later.inputs}
+        for stream in (self.exact, self.quantized):
+            stream.drop([name for name in stream.tensors if name not in needed])
+
+    def quantized_outputs(self, unit: QuantizedUnit, rows: slice) -> list[torch.Tensor]:
+        """What the quantized unit gives for some images; nothing is stored."""
+        names = unit.unit.inputs
+        parts = []
+        with torch.no_grad():
+            for first in range(rows.start, rows.stop, BATCH):
+                some = slice(first, min(first + BATCH, rows.stop))
+                parts.append(unit(*(self.quantized.rows(name, some) for name in names)))
+        return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+
+    def _fill_inputs(self, nodes: Sequence[str], parts: Sequence[Inputs]) -> None:
+        for name in nodes:
+            self._declare(name)
+        first = 0
+        for part in parts:
+            for name, tensor in zip(nodes, part, strict=True):
+                self.exact.put(name, first, self.count, tensor)
+                self.quantized.put(name, first, self.count, self.steps[name](tensor))
+            first += len(part[0])
+
+    def _declare(self, name: str) -> None:
+        """Store a node's codes as codes; an output of the network may have none."""
+        if name in self.regions.carried:
+            step = self.steps[self.regions.carried[name]]
+            self.quantized.codes[name] = Codes(step.exact, step.low)
+
+    def _run(self, stream: Stream, unit: Unit, module: GraphModule) -> None:
+        with torch.no_grad():
+            for first in range(0, self.count, BATCH):
+                some = slice(first, min(first + BATCH, self.count))
+                outputs = module(*(stream.rows(name, some) for name in unit.inputs))
+                for name, tensor in zip(unit.outputs, outputs, strict=True):
+                    stream.put(name, first, self.count, tensor)

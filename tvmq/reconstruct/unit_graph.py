@@ -1,0 +1,132 @@
+"""One unit as a torch module of its own: in float, or with weights and steps that are learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.fx import Graph, GraphModule, Node
+
+from tvmq.float_model import FloatModel, constant_of
+from tvmq.plan import Plan
+from tvmq.reconstruct.learned_steps import LearnedStep
+from tvmq.reconstruct.soft_rounding import SoftWeight
+from tvmq.reconstruct.units import Unit
+from tvmq.regions import find_regions
+
+
+class LayerBias(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+    """A layer's float bias and what is added to it.
+
+    Attributes:
+        correction: float32[K].
+    """
+
+    bias: torch.Tensor
+
+    def __init__(self, bias: torch.Tensor | None, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("bias", torch.zeros(channels) if bias is None else bias.clone())
+        self.correction = nn.Parameter(torch.zeros(channels), requires_grad=False)
+
+    def forward(self) -> torch.Tensor:
+        """float32[K]."""
+        return self.bias + self.correction
+
+
+class QuantizedUnit:
+    """A unit whose layers read learned weights and whose values are held in learned steps.
+
+    Attributes:
+        unit: what it is made of.
+        graph_module: reads ``unit.inputs``, returns the tuple of ``unit.outputs``.
+        weights: by layer.
+        biases: by layer.
+        steps: by value; values that are tied share one.
+    """
+
+    def __init__(
+        self, model: FloatModel, plan: Plan, unit: Unit, steps: Mapping[str, LearnedStep]
+    ) -> None:
+        """Start from a plan.
+
+        Args:
+            model: the float network.
+            plan: whose steps are the start.
+            unit: of this network.
+            steps: of all values of the network (``network_steps``).
+        """
+        self.unit = unit
+        self.weights: dict[str, SoftWeight] = {}
+        self.biases: dict[str, LayerBias] = {}
+        self.steps = {name: steps[name] for name in unit.values}
+        for node in model.graph_module.graph.nodes:
+            if node.name in unit.layers:
+                weight, layer = model.weight_of(node), plan.weights[node.name]
+                self.weights[node.name] = SoftWeight(weight, layer)
+                self.biases[node.name] = LayerBias(model.bias_of(node), len(weight))
+        modules: dict[str, nn.Module] = {f"{n}_codes": m for n, m in self.steps.items()}
+        modules |= {f"{n}_weight": m for n, m in self.weights.items()}
+        modules |= {f"{n}_bias": m for n, m in self.biases.items()}
+        self.graph_module = _extract(model, unit, modules)
+
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Outputs for inputs, float32."""
+        result: tuple[torch.Tensor, ...] = self.graph_module(*inputs)
+        return result
+
+    def own_steps(self, tied: tuple[tuple[str, ...], ...]) -> list[LearnedStep]:
+        """Steps of values that no other unit shares, in order."""
+        inside = set(self.unit.values)
+        groups = [names for names in tied if inside.issuperset(names)]
+        return [self.steps[names[0]] for names in groups]
+
+
+def network_steps(model: FloatModel, plan: Plan) -> dict[str, LearnedStep]:
+    """A step for each value of the network; tied values share the object."""
+    steps: dict[str, LearnedStep] = {}
+    for names in find_regions(model).tied:
+        shared = LearnedStep(plan.values[names[0]], pot=plan.settings.pot)
+        steps |= dict.fromkeys(names, shared)
+    return steps
+
+
+def float_unit(model: FloatModel, unit: Unit) -> GraphModule:
+    """The unit of the float network."""
+    return _extract(model, unit, {})
+
+
+def _extract(model: FloatModel, unit: Unit, modules: Mapping[str, nn.Module]) -> GraphModule:
+    """Copy the nodes of a unit; those with a module read their weight, bias or codes from it."""
+    root, graph = nn.Module(), Graph()
+    for name, module in modules.items():
+        root.add_module(name, module)
+    source = {node.name: node for node in model.graph_module.graph.nodes}
+    copies: dict[Node, Node] = {source[name]: graph.placeholder(name) for name in unit.inputs}
+
+    def copied(node: Node) -> Node:
+        if node not in copies:  # a constant
+            value = constant_of(model.graph_module, node)
+            if value.dim() == 4:
+                value = value.contiguous(memory_format=torch.channels_last)
+            root.register_buffer(str(node.target), value)
+            copies[node] = graph.get_attr(str(node.target))
+        return copies[node]
+
+    for name in unit.nodes:
+        node = source[name]
+        if f"{name}_weight" in modules:
+            data = copied(node.args[0])
+            weight, bias = (graph.call_module(f"{name}_{part}") for part in ("weight", "bias"))
+            copy = graph.create_node(
+                "call_function", node.target, (data, weight, bias, *node.args[3:]), {}, name=name
+            )
+        else:
+            copy = graph.node_copy(node, copied)
+        if f"{name}_codes" in modules:
+            copy = graph.call_module(f"{name}_codes", (copy,))
+        copies[node] = copy
+    graph.output(tuple(copies[source[name]] for name in unit.outputs))
+    graph.lint()
+    return GraphModule(root, graph)
