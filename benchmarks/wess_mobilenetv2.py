@@ -5,7 +5,8 @@
 
 The folder of the data (default: the environment variable TVMQ_DATA) holds mobilenetv2.pt2,
 mobilenetv2_rescaled.pt2, cifar10_calib.npz and cifar10_eval.npz. With --out, artifacts and rows are
-kept, and a second run only adds what is missing. Prints Markdown tables:
+kept, and a second run only adds what is missing. Ranges are by MSE unless the row says otherwise.
+Prints Markdown tables:
 
     mobilenetv2, mobilenetv2_rescaled    a row per method; accuracy of the CPU build, after NPU,
                                          CPU and reference gave equal logits on the first images
@@ -79,6 +80,10 @@ METHODS = {
         ("equalize and WESS", EQUALIZE + WESS, "tensor"),
         ("per channel", PLAIN, "channel"),
     )
+}
+METHODS |= {
+    f"WESS, free, ranges by {ranges}": Settings(scales="free", method=WESS, calib_method=ranges)
+    for ranges in ("lp", "minmax")
 }
 SAME, SHIFTED = "per tensor, power of two", "WESS, power of two"
 

@@ -8,7 +8,7 @@ from tvmq.regions import find_regions
 from tvmq.rounded_bias import node_of
 from tvmq.scheme import Settings
 from tvmq.weight_steps import choose_weight_steps
-from tvmq.wess import Surroundings, choose_shifted_steps
+from tvmq.wess import choose_shifted_steps
 
 NAME = "resnet_small"
 WESS = Settings(weight_bits=4, scales="free", method=("wess",))
@@ -50,24 +50,30 @@ def test_without_wess_it_is_the_plain_rule():
         assert plans[name] == choose_weight_steps(weight, 4, settings)
 
 
-def test_shifts_know_what_a_layer_reads_makes_and_adds():
-    model = float_model(NAME)
+def test_shifts_know_what_a_layer_reads_makes_and_adds(monkeypatch):
+    seen = []
+
+    def record(weight, bits, settings, around):
+        seen.append(around)
+        return choose_shifted_steps(weight, bits, settings, around)
+
+    monkeypatch.setattr("tvmq.layer_weights.choose_shifted_steps", record)
     values, plans = _chosen(WESS)
-    layers = find_regions(model).layers
-    kinds = set()
-    for name in ("conv2d_1", "conv2d_2", "linear"):
-        layer, node = layers[name], node_of(model, name)
-        bits = plans[name].bits
-        kinds.add((bool(layer.output), bool(layer.residual)))
-        around = Surroundings(
-            values[layer.inputs[0]].step,
-            values[layer.output].step if layer.output else None,
-            values[layer.residual].step if layer.residual else None,
-            model.bias_of(node).double(),
+    layers = find_regions(float_model(NAME)).layers
+    names = [name for name in plans if layers[name].kind != "pool"]
+    for name, around in zip(names, seen[-len(names) :], strict=True):
+        layer = layers[name]
+        assert around.source == values[layer.inputs[0]].step
+        assert around.output == (values[layer.output].step if layer.output else None)
+        assert around.residual == (values[layer.residual].step if layer.residual else None)
+        assert torch.equal(
+            around.bias, float_model(NAME).bias_of(node_of(float_model(NAME), name)).double()
         )
-        want = choose_shifted_steps(model.weight_of(node), bits, WESS, around)
-        assert plans[name].steps == want.steps
-    assert kinds == {(True, False), (True, True), (False, False)}
+    assert {(a.output is None, a.residual is None) for a in seen} == {
+        (False, True),
+        (False, False),
+        (True, True),
+    }
 
 
 def test_a_layer_without_bias_is_not_held_back():
