@@ -66,18 +66,21 @@ for index, instruction in enumerate(layer, start=span.begin):
 
 # %%
 #
-# The compiler cut the image into stripes of a few rows. Per stripe:
+# The compiler cut the image into stripes of a few rows:
 #
-#   LD    rows of the input into ACT, one row more above and below because the kernel is 3 high;
-#         pad_x0, pad_x1, pad_y0, pad_y1 write the border of zero-point codes
+#   LD    the layer's weights and records; "fill" writes the border of zero-point codes around the
+#         tensor that the layer makes, for the 3 x 3 layer that reads it next
 #   GEMM  k1 x k0 = 3 x 3 tiles, one per kernel position, each 16 input channels by 16 outputs,
 #         for m1 x m0 pixels; sums stay in ACC
 #   REQ   sums to codes: add bias, shift right, round half up, clamp
-#   ST    the finished rows to DRAM
+#
+# No LD brings the input and no ST takes the output away: both tensors are small enough to stay in
+# ACT between the layers. Where they are not, an LD per stripe loads its rows of the input (pad_x0,
+# pad_x1, pad_y0 and pad_y1 are the border then) and an ST stores the finished rows.
 #
 # "push VU" on a GEMM gives a token to VU, "pop MM" on the REQ waits for it: read after write. ACC
-# and ACT hold several stripes, so that the next one loads while this one computes; tokens that go
-# the other way, such as a "push LD" on a GEMM, say when a place is free again.
+# holds several stripes, so that the array computes one while VU works on the one before; tokens
+# that go the other way, "push MM" on the REQ, say when a place is free again.
 
 gemms = [instruction for instruction in layer if isinstance(instruction, isa.Gemm)]
 pixels = sum(gemm.m0 * gemm.m1 for gemm in gemms)
