@@ -239,6 +239,8 @@ class _Job:
         )
         done = 0
         for phase in method.phases:
+            if not phase.weights and not unit.own_steps(self.cache.regions.tied):
+                continue  # sums that leave the network have no step that could be learned
             train_unit(
                 unit, self.cache, phase, training, self.images, generator, self._told(index, done)
             )

@@ -148,6 +148,11 @@ def test_a_damaged_checkpoint_is_learned_anew(tmp_path):
     assert files.load(0) is None
 
 
+def test_a_last_layer_has_no_step_to_learn():
+    result = _run("brecq", name="mlp")
+    assert [unit.iterations for unit in result.units] == [25, 25, 20]
+
+
 def test_one_image_is_too_few():
     few = replace(calibration(NAME), samples=1, batches=lambda: iter([(images(NAME)[:1],)]))
     start = make_plan(float_model(NAME), calibration(NAME), _settings("rapq"))
