@@ -148,6 +148,15 @@ def test_a_damaged_checkpoint_is_learned_anew(tmp_path):
     assert files.load(0) is None
 
 
+def test_the_search_keeps_the_shifts_of_wess():
+    name = "mobilenet_rescaled"
+    settings = Settings(method=("wess", "rapq"), iterations=1, weight_bits=3)
+    start = make_plan(float_model(name), calibration(name), settings)
+    plan = reconstruct(float_model(name), calibration(name), start).plan
+    for layer, weights in start.weights.items():
+        assert len(plan.weights[layer].steps) == len(weights.steps)
+
+
 def test_a_last_layer_has_no_step_to_learn():
     result = _run("brecq", name="mlp")
     assert [unit.iterations for unit in result.units] == [25, 25, 20]
