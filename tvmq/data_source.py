@@ -165,7 +165,7 @@ class DataSource(abc.ABC):
             if not finite.all():
                 raise InputError(
                     f"{self.spec}: input {wanted.name!r} of image {first + int(finite.argmin())} "
-                    "has a NaN or infinite value"
+                    "has a NaN or infinite value. Remove it, or mend the preprocessing."
                 )
         if batch.labels is not None:
             self._check_labels(batch.labels, first)

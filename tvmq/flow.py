@@ -41,7 +41,7 @@ from tvmq.plan_file import planned_settings, read_plan, write_plan
 from tvmq.planner import make_plan
 from tvmq.progress import Progress
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
-from tvmq.reconstruct.unit_state import checkpoints_of
+from tvmq.reconstruct.unit_state import checkpoints_of, forget_checkpoints
 from tvmq.verify import golden_inputs, verify
 
 DEFAULT_SAMPLES = 256
@@ -99,7 +99,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
     with writing(request.output) as folder:
         manifest, placed = _build_into(folder, request, progress or Progress())
         write_manifest(folder, manifest)
-    shutil.rmtree(checkpoints_of(request.output), ignore_errors=True)
+    forget_checkpoints(checkpoints_of(request.output))
     return BuildResult(request.output, manifest, placed.placements)
 
 

@@ -24,7 +24,7 @@ from tvmq.float_model import FloatModel
 from tvmq.plan import BiasPlan, Plan, ValuePlan, WeightPlan
 from tvmq.regions import Regions, find_regions
 from tvmq.rounded_bias import node_of
-from tvmq.scheme import Settings, code_range, learned_range
+from tvmq.scheme import Settings, code_range, learned_range, settings_from_json
 
 FORMAT = "tvmq-plan-1"
 
@@ -143,8 +143,10 @@ class _Reader:
     def settings(self) -> Settings:
         given = self._section("settings")
         self._same_names("settings", given, [field.name for field in fields(Settings)])
-        lists = {name: tuple(given[name]) for name in ("exclude", "method")}
-        return Settings(**{**given, **lists})
+        try:
+            return settings_from_json(given)
+        except InputError as error:
+            raise InputError(f"{self.where}: settings: {error}") from None
 
     def values(self, settings: Settings) -> dict[str, ValuePlan]:
         section = self._section("values")
@@ -187,6 +189,8 @@ class _Reader:
             for node in model.graph_module.graph.nodes
             if node.name in layers and layers[node.name].kind != "pool"
         }
+        learned = self._section("learned_codes", {})
+        self._same_names("learned_codes", {*channels, *learned}, channels)
         plans = {}
         for name, layer in layers.items():
             entry, place = section[name], f"layers.{name}"
@@ -198,13 +202,12 @@ class _Reader:
                 ),
                 self._whole(entry, place, "weight_bits", 2, 8),
                 str(entry.get("reason", "")),
-                self._codes(model, name, entry["weight_bits"]),
+                self._codes(model, name, entry["weight_bits"], learned.get(name)),
             )
         return plans
 
-    def _codes(self, model: FloatModel, name: str, bits: int) -> bytes:
+    def _codes(self, model: FloatModel, name: str, bits: int, text: Any) -> bytes:
         """Learned codes of a layer, as WeightPlan holds them; empty if it has none."""
-        text = self.document.get("learned_codes", {}).get(name)
         if text is None:
             return b""
         place, count = f"learned_codes.{name}", model.weight_of(node_of(model, name)).numel()
@@ -232,8 +235,8 @@ class _Reader:
             plans[node.name] = BiasPlan(tuple(map(float, numbers)), str(entry.get("reason", "")))
         return plans
 
-    def _section(self, name: str) -> Mapping[str, Any]:
-        section = self.document.get(name)
+    def _section(self, name: str, default: object = None) -> Mapping[str, Any]:
+        section = self.document.get(name, default)
         if not isinstance(section, dict):
             self._complain(name, section, "an object")
         return section

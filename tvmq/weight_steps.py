@@ -39,6 +39,7 @@ def choose_weight_steps(weight: torch.Tensor, bits: int, settings: Settings) -> 
     full = torch.where(alive, peaks, peaks.max()) / limit
     low = learned_range(bits)[0] if settings.learned_method else -limit
     steps = _search(rows, full, (low, limit), settings)
+    steps = torch.where(alive, steps, steps.max())  # all steps fit a dead channel equally well
     # Shifts are a 4-bit field around the layer's; free steps may straddle one more exponent.
     spread = MAX_SHIFT_SPREAD if settings.pot else MAX_SHIFT_SPREAD - 1
     steps = torch.maximum(steps, steps.max() * 2.0**-spread)

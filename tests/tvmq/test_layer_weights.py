@@ -85,3 +85,11 @@ def test_a_layer_without_bias_is_not_held_back():
     assert any(model.bias_of(node_of(model, name)) is None for name in bare)
     assert all("held back" not in plans[name].reason for name in bare)
     assert all(torch.tensor(plans[name].steps).min() > 0 for name in bare)
+
+
+def test_a_dead_channel_gets_the_coarsest_step():
+    weight = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    weight[1], weight[2] = 0.0, weight[2] * 1e-6
+    for scales in ("pot", "free"):
+        steps = choose_weight_steps(weight, 8, Settings(scales=scales, granularity="channel")).steps
+        assert steps[1] == steps[2] == max(steps[0], steps[3])

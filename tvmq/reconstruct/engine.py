@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from targets.errors import InputError
 from tvmq.calibrate import Calibration
 from tvmq.complete_plan import complete_plan
 from tvmq.float_model import FloatModel
@@ -98,15 +99,21 @@ def reconstruct(
         ArithmeticRangeError: learned steps lead to integers that do not fit.
     """
     method = method or LEARNED[start.settings.learned_method]
+    if calibration.samples < 2:
+        raise InputError(
+            f"method {', '.join(start.settings.method)} has {calibration.samples} calibration "
+            "images, but learns from some and decides by others. Give two or more; 1,024 are good."
+        )
     job = _Job(model, calibration, start, method, seed, report)
     job.prepare = prepare
     try:
-        files = None if checkpoints is None else Checkpoints(checkpoints, start, seed)
+        files = None if checkpoints is None else job.checkpoints(checkpoints)
         for index in range(len(job.units)):
             job.run(index, files)
     finally:
         job.cache.close()
-    network = job.search_network() if method.exponents and start.settings.pot else None
+    whole = method.exponents and start.settings.pot and job.units
+    network = job.search_network() if whole else None
     plan = job.plan()
     costs = step_costs(model, calibration, plan)
     return Reconstruction(plan, tuple(job.results), network, costs)
@@ -158,6 +165,10 @@ class _Job:
         self.finished.append(unit)
         self.states.append(state)
         self.results.append(result)
+
+    def checkpoints(self, folder: Path) -> Checkpoints:
+        """The files of this job; asked for before its first unit."""
+        return Checkpoints(folder, self.start, self.seed, self.cache.digest())
 
     def search_network(self) -> NetworkPass:
         """Move exponents of activations by what they do to the network's outputs."""
@@ -228,6 +239,8 @@ class _Job:
         )
         done = 0
         for phase in method.phases:
+            if not phase.weights and not unit.own_steps(self.cache.regions.tied):
+                continue  # sums that leave the network have no step that could be learned
             train_unit(
                 unit, self.cache, phase, training, self.images, generator, self._told(index, done)
             )

@@ -119,8 +119,10 @@ def nearest_exponents(weight: torch.Tensor, bits: int, settings: Settings) -> to
         bits: of a code.
         settings: of the plan; its steps are powers of two.
     """
-    methods = tuple("qdrop" if name == "rapq" else name for name in settings.method)
-    free = choose_weight_steps(weight, bits, replace(settings, scales="free", method=methods))
+    # With powers of two, WESS is a step per channel.
+    granularity = "channel" if "wess" in settings.method else settings.granularity
+    settings = replace(settings, scales="free", method=("qdrop",), granularity=granularity)
+    free = choose_weight_steps(weight, bits, settings)
     steps = torch.exp2(torch.round(torch.log2(torch.tensor(free.steps, dtype=torch.float64))))
     return torch.maximum(steps, steps.max() * 2.0**-MAX_SHIFT_SPREAD)
 

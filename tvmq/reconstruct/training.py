@@ -132,9 +132,7 @@ def _prepare(
         if training.correct_biases:
             corrections = [bias.correction.requires_grad_(True) for bias in unit.biases.values()]
             groups.append({"params": corrections, "lr": training.bias_rate})
-    groups = [group for group in groups if group["params"]] or [
-        {"params": [torch.zeros(1, requires_grad=True)], "lr": 0.0}
-    ]
+    groups = [group for group in groups if group["params"]]
     optimizer = torch.optim.Adam(groups, fused=True)
     decays = [
         (lambda i: (1 + math.cos(math.pi * i / iterations)) / 2)

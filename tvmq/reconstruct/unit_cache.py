@@ -7,6 +7,7 @@ torch convolves fastest. Large tensors lie in memory-mapped files instead of mem
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -111,6 +112,13 @@ class UnitCache:
         assert len(names) == len(nodes)
         with torch.no_grad():
             self._fill_inputs(nodes, parts)
+
+    def digest(self) -> str:
+        """Of all that the streams hold: at the start, of the calibration images."""
+        digest = hashlib.sha256()
+        for tensor in self.exact.tensors.values():
+            digest.update(tensor.numpy().data)
+        return digest.hexdigest()
 
     def close(self) -> None:
         """Remove the files."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from targets.errors import InputError
 from tvmq.plan import Plan
 from tvmq.plan_file import plan_to_json
 from tvmq.reconstruct.unit_graph import QuantizedUnit
@@ -108,29 +111,60 @@ def checkpoints_of(output: Path) -> Path:
     return output.absolute().with_name(f"{output.name}.units")
 
 
-class Checkpoints:
-    """A folder with a file per finished unit, and of which job they are.
+def forget_checkpoints(folder: Path) -> None:
+    """Remove a folder of finished units; one that holds anything else is not ours and stays."""
+    if folder.is_dir() and not _others(folder):
+        shutil.rmtree(folder, ignore_errors=True)
 
-    A folder of another job (network, settings, images, seed) is emptied.
+
+def _others(folder: Path) -> list[str]:
+    """Names in a folder that Checkpoints did not write."""
+    ours = re.compile(r"unit_\d+\.npz|\d+\.partial\.npz")
+    return sorted(path.name for path in folder.iterdir() if not ours.fullmatch(path.name))
+
+
+class Checkpoints:
+    """A folder with a file per finished unit; each says of which job it is.
+
+    What another job (network, settings, images, seed) left is as good as nothing.
     """
 
-    def __init__(self, folder: Path, start: Plan, seed: int) -> None:
+    def __init__(self, folder: Path, start: Plan, seed: int, images: str) -> None:
+        """Use a folder, which is made if there is none.
+
+        Args:
+            folder: for nothing else.
+            start: the plan that is learned from.
+            seed: of the job.
+            images: a digest of them: two sets can lead to the same plan.
+
+        Raises:
+            InputError: the folder holds something else, or is a file.
+        """
         self.folder = folder
-        key = hashlib.sha256(f"{seed}\n{plan_to_json(start)}".encode()).hexdigest()
-        marker = folder / "job.json"
-        if not marker.is_file() or json.loads(marker.read_text()).get("key") != key:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            marker.write_text(json.dumps({"key": key, "model": start.fingerprint}) + "\n")
+        self.job = hashlib.sha256(f"{seed} {images}\n{plan_to_json(start)}".encode()).hexdigest()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            others = ["it is a file"]
+        else:
+            others = _others(folder)
+        if others:
+            raise InputError(
+                f"{folder}: finished units would be kept here, but there is something else "
+                f"({others[0]}). Move it away, or choose another --output."
+            )
 
     def load(self, index: int) -> tuple[UnitState, UnitResult] | None:
-        """What was decided about a unit; None if it was not finished."""
+        """What was decided about a unit; None if this job has not finished it."""
         try:
             with np.load(self._path(index)) as file:
                 arrays = {name: file[name] for name in file.files}
         except (OSError, ValueError, zipfile.BadZipFile, EOFError):
             return None
         facts = json.loads(str(arrays.pop("facts")))
+        if facts.get("job") != self.job:
+            return None
         parts: dict[str, dict[str, torch.Tensor]] = {"codes": {}, "weight": {}, "bias": {}}
         for name, array in arrays.items():
             kind, layer = name.split(":", 1)
@@ -141,12 +175,14 @@ class Checkpoints:
 
     def save(self, index: int, state: UnitState, result: UnitResult) -> None:
         """Write a finished unit; a file that is there is whole."""
-        facts = {"steps": dict(state.steps), "result": asdict(result)}
+        facts = {"job": self.job, "steps": dict(state.steps), "result": asdict(result)}
         arrays: dict[str, Any] = {"facts": np.array(json.dumps(facts))}
         arrays |= {f"codes:{name}": tensor.numpy() for name, tensor in state.codes.items()}
         arrays |= {f"weight:{name}": tensor.numpy() for name, tensor in state.weight_steps.items()}
         arrays |= {f"bias:{name}": tensor.numpy() for name, tensor in state.corrections.items()}
-        partial = self.folder / "partial.npz"
+        # Another build of the same output may work beside this one, or have just ended.
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / f"{os.getpid()}.partial.npz"
         np.savez(partial, **arrays)
         partial.rename(self._path(index))
 

@@ -1,17 +1,26 @@
 """The engine: every method runs, seeds decide, an interrupt changes nothing, gates hold."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 from quantization_cases import calibration, float_model, images
 
+from targets.errors import InputError
 from tvmq.annotate import annotated_graph
+from tvmq.calibrate import calibrate
+from tvmq.capture import capture_program
 from tvmq.plan_file import plan_to_json
 from tvmq.planner import make_plan
 from tvmq.reconstruct import engine
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
-from tvmq.reconstruct.unit_state import Checkpoints
+from tvmq.reconstruct.unit_state import (
+    Checkpoints,
+    UnitResult,
+    UnitState,
+    forget_checkpoints,
+)
 from tvmq.scheme import Settings
 
 NAME = "resnet_small"
@@ -90,21 +99,83 @@ def test_an_interrupted_job_goes_on_to_the_same_result(tmp_path, monkeypatch):
     assert plan_to_json(resumed.plan) == plan_to_json(_rapq().plan)
 
 
-def test_checkpoints_of_another_job_are_emptied(tmp_path):
+def _checkpoints(folder, seed: int = 0, images: str = "of these") -> Checkpoints:
     start = make_plan(float_model(NAME), calibration(NAME), _settings("rapq"))
-    Checkpoints(tmp_path, start, 0)
-    (tmp_path / "unit_0.npz").write_bytes(b"")
-    Checkpoints(tmp_path, start, 0)
-    assert (tmp_path / "unit_0.npz").exists()
-    Checkpoints(tmp_path, start, 1)
-    assert not (tmp_path / "unit_0.npz").exists()
+    return Checkpoints(folder, start, seed, images)
+
+
+def test_checkpoints_of_another_job_are_not_used(tmp_path):
+    result = UnitResult("conv2d", ("conv2d",), "learned", 2.0, None, 1.0, 2.0, 5, 0.1)
+    _checkpoints(tmp_path).save(0, UnitState({}, {}, {}, {"x": 0.5}), result)
+    assert _checkpoints(tmp_path).load(0) == (UnitState({}, {}, {}, {"x": 0.5}), result)
+    assert _checkpoints(tmp_path, seed=1).load(0) is None
+    assert _checkpoints(tmp_path, images="of others").load(0) is None
+
+
+def test_other_images_are_another_job(tmp_path, monkeypatch):
+    keys = []
+    monkeypatch.setattr(Checkpoints, "load", lambda self, index: keys.append(self.job))
+    start = make_plan(float_model(NAME), calibration(NAME), _settings("qdrop", iterations=1))
+    for order in (slice(None), [*range(1, len(images(NAME))), 0]):
+        seen = replace(
+            calibration(NAME), batches=lambda order=order: iter([(images(NAME)[order],)])
+        )
+        reconstruct(float_model(NAME), seen, start, checkpoints=tmp_path)
+    assert len(set(keys)) == 2
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
+    _checkpoints(tmp_path)
+    (tmp_path / "thesis.txt").write_text("all of it")
+    with pytest.raises(InputError, match=r"thesis\.txt"):
+        _checkpoints(tmp_path)
+    forget_checkpoints(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "all of it"
+    with pytest.raises(InputError, match="it is a file"):
+        _checkpoints(tmp_path / "thesis.txt")
+
+
+def test_checkpoints_are_forgotten(tmp_path):
+    (tmp_path / "a.units").mkdir()
+    (tmp_path / "a.units" / "unit_0.npz").write_bytes(b"")
+    forget_checkpoints(tmp_path / "a.units")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_checkpoint_is_learned_anew(tmp_path):
-    start = make_plan(float_model(NAME), calibration(NAME), _settings("rapq"))
-    files = Checkpoints(tmp_path, start, 0)
+    files = _checkpoints(tmp_path)
     (tmp_path / "unit_0.npz").write_bytes(b"PK damaged")
     assert files.load(0) is None
+
+
+def test_the_search_keeps_the_shifts_of_wess():
+    name = "mobilenet_rescaled"
+    settings = Settings(method=("wess", "rapq"), iterations=1, weight_bits=3)
+    start = make_plan(float_model(name), calibration(name), settings)
+    plan = reconstruct(float_model(name), calibration(name), start).plan
+    for layer, weights in start.weights.items():
+        assert len(plan.weights[layer].steps) == len(weights.steps)
+
+
+def test_a_last_layer_has_no_step_to_learn():
+    result = _run("brecq", name="mlp")
+    assert [unit.iterations for unit in result.units] == [25, 25, 20]
+
+
+def test_one_image_is_too_few():
+    few = replace(calibration(NAME), samples=1, batches=lambda: iter([(images(NAME)[:1],)]))
+    start = make_plan(float_model(NAME), calibration(NAME), _settings("rapq"))
+    with pytest.raises(InputError, match=r"1 calibration images.*two or more"):
+        reconstruct(float_model(NAME), few, start)
+
+
+def test_a_network_without_weights_has_nothing_to_learn():
+    program = torch.export.export(torch.nn.MaxPool2d(2), (torch.randn(2, 3, 8, 8),))
+    model = capture_program(program)
+    seen = calibrate(model, [torch.randn(4, 3, 8, 8)])
+    result = reconstruct(model, seen, make_plan(model, seen, _settings("rapq")))
+    assert result.units == ()
+    assert result.network is None
 
 
 def test_progress_ends_at_its_total():
