@@ -19,7 +19,11 @@ from tvmq.scheme import code_range
 
 
 class FakeQuantize(torch.autograd.Function):  # type: ignore[misc]  # torch is not followed by mypy
-    """Round half up to codes, with straight-through and LSQ gradients, in few passes."""
+    """Round half up to codes, with straight-through and LSQ gradients, in few passes.
+
+    Masks are floats of 0 and 1: where a pass of arithmetic takes 0.1 ms, one that selects by random
+    booleans takes 2.
+    """
 
     @staticmethod
     def forward(
@@ -30,23 +34,23 @@ class FakeQuantize(torch.autograd.Function):  # type: ignore[misc]  # torch is n
         high: int,
         keep: torch.Tensor | None,
     ) -> torch.Tensor:
-        """``low`` and ``high`` are without the zero point; ``keep`` marks what stays float."""
+        """``low`` and ``high`` are without the zero point; ``keep`` is 1 for what stays float."""
         scaled = x / step
-        code = (scaled + 0.5).floor_()
-        inside = (code >= low) & (code <= high)
-        code = code.clamp_(low, high)
+        rounded = (scaled + 0.5).floor_()
+        code = rounded.clamp(low, high)
+        inside = rounded.eq_(code)
         y = code * step
         if ctx.needs_input_grad[1]:
             # LSQ: code outside the range, code - x / step inside it, nothing where x is kept.
-            slope = torch.addcmul(code, scaled, inside.to(scaled.dtype), value=-1)
+            slope = code.addcmul_(scaled, inside, value=-1)
             if keep is not None:
-                slope.masked_fill_(keep, 0.0)
+                slope.addcmul_(slope, keep, value=-1)
             ctx.count = x.numel()
         else:
             slope = None
         if keep is not None:
-            y = torch.where(keep, x, y)
-            inside = inside | keep
+            y = y.lerp_(x, keep)
+            inside = torch.maximum(inside, keep)
         ctx.save_for_backward(inside, slope)
         ctx.high = max(high, 1)
         return y
@@ -118,26 +122,28 @@ class LearnedStep(nn.Module):  # type: ignore[misc]  # torch is not followed by 
 
 
 class DropMasks:
-    """Random masks at the price of a copy: windows of one long random sequence of bits.
+    """Random masks at no price: windows of one long random sequence of 0 and 1.
 
     Attributes:
-        rate: share of elements that are True.
+        rate: share of elements that are 1.
     """
 
     def __init__(self, rate: float, generator: torch.Generator, length: int = 2**22) -> None:
         self.rate, self.generator = rate, generator
-        self.bits = torch.rand(length, generator=generator) < rate
+        self.ones = self._draw(length)
 
     def take(self, x: torch.Tensor) -> torch.Tensor:
-        """bool, the shape and memory order of ``x``."""
+        """float32 of 0 and 1, the shape and memory order of ``x``."""
         count = x.numel()
-        while len(self.bits) < 2 * count:
-            more = torch.rand(len(self.bits), generator=self.generator) < self.rate
-            self.bits = torch.cat([self.bits, more])
-        most = len(self.bits) - count
+        while len(self.ones) < 2 * count:
+            self.ones = torch.cat([self.ones, self._draw(len(self.ones))])
+        most = len(self.ones) - count
         start = int(torch.randint(most + 1, (1,), generator=self.generator))
-        window = self.bits[start : start + count]
+        window = self.ones[start : start + count]
         if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
             n, c, h, w = x.shape
             return window.reshape(n, h, w, c).permute(0, 3, 1, 2)
         return window.reshape(x.shape)
+
+    def _draw(self, count: int) -> torch.Tensor:
+        return (torch.rand(count, generator=self.generator) < self.rate).float()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -48,10 +49,27 @@ class Training:
 
 def reconstruction_loss(error: torch.Tensor, power: float) -> torch.Tensor:
     """Mean over images and places of the sum over channels of ``|error|**power``."""
-    magnitude = error.abs()
-    raised = magnitude.square() if power == 2.0 else magnitude.pow(power)
-    channels = error.shape[1] if error.dim() == 4 else error.shape[-1]
-    return raised.mean() * channels
+    # As they lie in memory: the gradient of a mean is laid out by the order of axes alone.
+    error = error.permute(0, 2, 3, 1) if error.dim() == 4 else error
+    raised: torch.Tensor = error.square() if power == 2.0 else _Power.apply(error, power)
+    return raised.mean() * error.shape[-1]
+
+
+class _Power(torch.autograd.Function):  # type: ignore[misc]  # torch is not followed by mypy
+    """``|x|**power`` with a single power for value and gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, power: float) -> torch.Tensor:
+        magnitude = x.abs()
+        lower = magnitude.pow(power - 1)
+        ctx.save_for_backward(torch.copysign(lower, x))
+        ctx.power = power
+        return magnitude.mul_(lower)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (slope,) = ctx.saved_tensors
+        return slope * grad * ctx.power, None
 
 
 def train_unit(
@@ -150,7 +168,7 @@ def _mixed(
     quantized = cache.quantized.rows(name, which)
     if masks is None:
         return quantized
-    return torch.where(masks.take(quantized), cache.exact.rows(name, which), quantized)
+    return torch.lerp(quantized, cache.exact.rows(name, which), masks.take(quantized))
 
 
 def _harden(unit: QuantizedUnit, phase: Phase) -> None:

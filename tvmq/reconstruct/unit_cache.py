@@ -62,10 +62,12 @@ class Stream:
 
     def rows(self, name: str, which: torch.Tensor | slice) -> torch.Tensor:
         """float32 rows; images as N C H W in channels-last order."""
-        part = self.tensors[name][which]
+        tensor = self.tensors[name]
+        # Indexing would go element by element, this copies whole rows.
+        part = tensor[which] if isinstance(which, slice) else tensor.index_select(0, which)
         if name in self.codes:
             meaning = self.codes[name]
-            part = (part.float() + meaning.offset) * meaning.step
+            part = part.float().add_(meaning.offset).mul_(meaning.step)
         return part.permute(0, 3, 1, 2) if part.dim() == 4 else part
 
     def drop(self, names: Sequence[str]) -> None:
