@@ -7,7 +7,7 @@ The folder (default: the environment variable TVMQ_DATA) holds resnet20.pt2, cif
 cifar10_eval.npz. A run is named such as ``w2a4-pot-rapq``; ``--only`` takes such names or globs of
 them, and all are run without it, those that matter most first. Each finished run is added to the
 results, and an interrupted one goes on where it was, so the table may grow over days. ``--table``
-only prints it.
+only prints that of ``--iters``.
 
 Accuracy is that of the annotated network in float32 torch, which equals the integers with powers of
 two and is within rounding ties of them with free steps. Weights are symmetric per channel, first
@@ -22,17 +22,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
-import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,53 +89,64 @@ def main() -> int:
         if not options.data or not (Path(options.data) / "resnet20.pt2").is_file():
             print(f"{options.data}: no resnet20.pt2; give --data or TVMQ_DATA.", file=sys.stderr)
             return 2
-        seeds = [int(seed) for seed in options.seeds.split(",")]
         # All names of one seed before the next, so that a table of few seeds is soon whole.
         missing = [
-            (name, seed)
-            for seed in seeds
+            (name, int(seed))
+            for seed in options.seeds.split(",")
             for name in names()
             if any(fnmatch(name, glob) for glob in options.only)
-            and not _find(read(options.results), name, seed, options.iters)
+            and not _find(read(options.results), name, int(seed), options.iters)
         ]
-        if options.jobs > 1 and len(missing) > 1:
-            return _in_processes(missing, options)
-        for name, seed in missing:
-            run(name, seed, options.iters, Path(options.data), options.results)
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(options.jobs, spawn) as workers:
+            runs = [
+                workers.submit(run, *item, options.iters, Path(options.data), options.results)
+                for item in missing
+            ]
+            for done in as_completed(runs):
+                fact = done.result()
+                write(options.results, [*read(options.results), fact])
+                print(
+                    f"{fact['name']} seed {fact['seed']}: {100 * fact['top1']:.2f} % in "
+                    f"{fact['cpu_seconds']:.0f} CPU s",
+                    flush=True,
+                )
     print("\n".join(table(read(options.results), options.iters)))
     return 0
 
 
-def run(name: str, seed: int, iterations: int, data: Path, results: Path) -> None:
-    """Quantize, evaluate, add to the results."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+def run(name: str, seed: int, iterations: int, data: Path, results: Path) -> dict[str, Any]:
+    """Quantize and evaluate, in a process that does this for one run after the other."""
+    torch.set_num_threads(1)
     precision, scales, method = name.split("-")
-    model = capture(data / "resnet20.pt2")
-    source = open_data(str(data / "cifar10_calib.npz"), model.inputs, IMAGES)
-    batches = [batch.inputs for batch in source.samples(SAMPLES, BATCH, seed=seed)]
-    calibration = calibrate(model, batches, SAMPLES)
+    model, calibration = calibrated(data, seed)
     known = {"nearest": "rapq", "asymmetric": "qdrop"}.get(method, method)
     settings = Settings(
         *parse_precision(precision), scales, "channel", method=(known,), iterations=iterations
     )
     began, cpu = time.perf_counter(), time.process_time()
     plan, facts = quantized(model, calibration, settings, method, seed, results, name)
-    fact = {
+    return {
         "name": name,
         "seed": seed,
         "iterations": 0 if method == "rtn" else iterations,
         "top1": accuracy(model, plan, data),
         "seconds": round(time.perf_counter() - began, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "threads": torch.get_num_threads(),
         "tvmq": __version__,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
         "data": f"{data.name}: {SAMPLES} images to learn from, all of cifar10_eval.npz",
         **facts,
     }
-    write(results, [*read(results), fact])
-    print(f"{name} seed {seed}: {100 * fact['top1']:.2f} % in {fact['seconds']:.0f} s", flush=True)
+
+
+@cache
+def calibrated(data: Path, seed: int) -> tuple[FloatModel, Calibration]:
+    """The network and what a seed calibrates it with, made once in a process."""
+    model = capture(data / "resnet20.pt2")
+    source = open_data(str(data / "cifar10_calib.npz"), model.inputs, IMAGES)
+    batches = [batch.inputs for batch in source.samples(SAMPLES, BATCH, seed=seed)]
+    return model, calibrate(model, batches, SAMPLES)
 
 
 def quantized(
@@ -153,7 +165,7 @@ def quantized(
     how = LEARNED[settings.learned_method]
     if method == "nearest":
         start, how = nearest_exponents(model, calibration, start), replace(how, exponents=False)
-    folder = results.with_name(f"{results.stem}.units") / f"{name}-{seed}"
+    folder = results.with_name(f"{results.stem}.units") / f"{name}-{seed}-{settings.iterations}"
     prepare = (lambda unit: use_zero_points(unit, settings)) if method == "asymmetric" else None
     done = reconstruct(
         model, calibration, start, method=how, prepare=prepare, seed=seed, checkpoints=folder
@@ -263,30 +275,6 @@ def _cell(facts: list[dict[str, Any]], name: str) -> str:
 def _find(facts: list[dict[str, Any]], name: str, seed: int, iterations: int) -> bool:
     wanted = (name, seed, 0 if name.endswith("-rtn") else iterations)
     return any((fact["name"], fact["seed"], fact["iterations"]) == wanted for fact in facts)
-
-
-def _in_processes(missing: list[tuple[str, int]], options: argparse.Namespace) -> int:
-    """Some runs at a time; each writes results of its own, which are joined when it ends."""
-    left, running = list(missing), []
-    folder = options.results.with_name(f"{options.results.stem}.jobs")
-    while left or running:
-        while left and len(running) < options.jobs:
-            name, seed = left.pop(0)
-            own = folder / f"{name}-{seed}.json"
-            words = [sys.executable, __file__, "--data", options.data, "--results", str(own)]
-            words += ["--only", name, "--seeds", str(seed), "--iters", str(options.iters)]
-            print(f"{name} seed {seed}: started", flush=True)
-            running.append((subprocess.Popen(words, stdout=subprocess.DEVNULL), own))
-        time.sleep(1)
-        for process, own in [item for item in running if item[0].poll() is not None]:
-            running.remove((process, own))
-            if process.returncode == 0:
-                write(options.results, [*read(options.results), *read(own)])
-                own.unlink()
-            else:
-                print(f"{own.stem}: failed with {process.returncode}", file=sys.stderr, flush=True)
-    print("\n".join(table(read(options.results), options.iters)))
-    return 0
 
 
 if __name__ == "__main__":
