@@ -15,7 +15,8 @@ and last layer 8 bits. The seed draws the calibration images and everything rand
 ``nearest`` is RAPQ's reconstruction with every exponent fixed to the one nearest to the best free
 step, ``2 ** round(log2(step))``: what the search of exponents has to beat. ``asymmetric`` is QDrop
 with a zero point for each channel of weights, in fake quantization only: what the public code does,
-and what symmetric weights give up.
+and what symmetric weights give up. A run of RAPQ also has its accuracy before the pass over the
+whole network.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ from tvmq.float_model import FloatModel
 from tvmq.plan import Plan
 from tvmq.planner import make_plan
 from tvmq.preprocessing import Preprocessing
-from tvmq.reconstruct.engine import reconstruct
+from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.methods import LEARNED
+from tvmq.reconstruct.network_pass import NetworkPass
 from tvmq.reconstruct.unit_graph import QuantizedUnit
 from tvmq.scheme import Settings, parse_precision
 
@@ -125,7 +127,17 @@ def run(name: str, seed: int, iterations: int, data: Path, results: Path) -> dic
         *parse_precision(precision), scales, "channel", method=(known,), iterations=iterations
     )
     began, cpu = time.perf_counter(), time.process_time()
-    plan, facts = quantized(model, calibration, settings, method, seed, results, name)
+    folder = results.with_name(f"{results.stem}.units") / f"{name}-{seed}-{iterations}"
+    plan, done = quantized(model, calibration, settings, method, seed, folder)
+    facts: dict[str, Any] = {}
+    if done is not None:
+        kept = [unit.kept for unit in done.units]
+        facts["kept"] = {kind: kept.count(kind) for kind in set(kept)}
+    if done is not None and done.network is not None:
+        before = without_moves(model, plan, done.network)
+        facts["moves"] = len(done.network.moves)
+        facts["top1_before_moves"] = accuracy(model, before, data)
+    shutil.rmtree(folder, ignore_errors=True)
     return {
         "name": name,
         "seed": seed,
@@ -155,29 +167,33 @@ def quantized(
     settings: Settings,
     method: str,
     seed: int,
-    results: Path,
-    name: str,
-) -> tuple[Plan, dict[str, Any]]:
-    """A plan by one method, and what its reconstruction says of itself."""
+    folder: Path,
+) -> tuple[Plan, Reconstruction | None]:
+    """A plan by one method, and its reconstruction; finished units are kept in the folder."""
     start = make_plan(model, calibration, settings)
     if method == "rtn":
-        return start, {}
+        return start, None
     how = LEARNED[settings.learned_method]
     if method == "nearest":
         start, how = nearest_exponents(model, calibration, start), replace(how, exponents=False)
-    folder = results.with_name(f"{results.stem}.units") / f"{name}-{seed}-{settings.iterations}"
     prepare = (lambda unit: use_zero_points(unit, settings)) if method == "asymmetric" else None
     done = reconstruct(
         model, calibration, start, method=how, prepare=prepare, seed=seed, checkpoints=folder
     )
-    kept = [unit.kept for unit in done.units]
-    moves = len(done.network.moves) if done.network else 0
-    shutil.rmtree(folder, ignore_errors=True)
     plan = done.plan
     if method == "asymmetric":  # codes of few bits about a zero point fit a byte, not their bits
         wide = {name: replace(weight, bits=8) for name, weight in plan.weights.items()}
         plan = replace(plan, weights=wide)
-    return plan, {"kept": {kind: kept.count(kind) for kind in set(kept)}, "moves": moves}
+    return plan, done
+
+
+def without_moves(model: FloatModel, plan: Plan, network: NetworkPass) -> Plan:
+    """The same plan before the pass over the whole network."""
+    values = dict(plan.values)
+    for move in network.moves:
+        for name in move.values:
+            values[name] = replace(values[name], step=2.0**move.before)
+    return complete_plan(model, plan.settings, plan.calibration, values, plan.weights, plan.biases)
 
 
 def nearest_exponents(model: FloatModel, calibration: Calibration, plan: Plan) -> Plan:
