@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from targets.errors import InputError
 from targets.npu.program import Program
+from targets.schema_errors import in_words
 
 FORMAT = 1
 """Version of the folder's layout; raised by any change that an older tvmq would misread."""
@@ -255,9 +256,7 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path}: {where}: {first['msg']}. Build it again.") from error
+        raise InputError(f"{path}: {in_words(error.errors()[0])}. Build it again.") from error
     if manifest.sha256 != _sha256_of_fields(data):
         raise _changed(path)
     return manifest

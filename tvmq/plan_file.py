@@ -11,22 +11,22 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Iterable, Sized
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from targets.errors import InputError
+from targets.schema_errors import in_words
 from tvmq.complete_plan import complete_plan
 from tvmq.float_model import FloatModel
 from tvmq.plan import BiasPlan, Plan, ValuePlan, WeightPlan
-from tvmq.regions import Regions, find_regions
-from tvmq.rounded_bias import node_of
-from tvmq.scheme import Settings, code_range, learned_range, settings_from_json
-
-FORMAT = "tvmq-plan-1"
+from tvmq.plan_schema import FORMAT, PlanFile
+from tvmq.regions import find_regions
+from tvmq.scheme import Settings, learned_range
 
 
 def write_plan(plan: Plan, path: Path) -> None:
@@ -46,8 +46,7 @@ def read_plan(path: Path, model: FloatModel) -> Plan:
 
 def planned_settings(path: Path) -> Settings:
     """The settings of a plan file, for what comes before it is read; raises as ``read_plan``."""
-    nothing = Regions({}, {}, {}, (), frozenset(), frozenset())
-    return _Reader(str(path), _read_document(_read_text(path), str(path)), nothing).settings()
+    return _read_file(_read_text(path), str(path)).settings
 
 
 def plan_to_json(plan: Plan) -> str:
@@ -99,21 +98,15 @@ def plan_to_json(plan: Plan) -> str:
 
 def plan_from_json(text: str, model: FloatModel, where: str = "plan") -> Plan:
     """The inverse of ``plan_to_json``; raises as ``read_plan``."""
-    document = _read_document(text, where)
-    reader = _Reader(where, document, find_regions(model))
-    if document.get("model") != model.fingerprint:
+    file = _read_file(text, where)
+    if file.model != model.fingerprint:
         raise InputError(
-            f"{where} was made for another network (its fingerprint is {document.get('model')!r}); "
+            f"{where} was made for another network (its fingerprint is {file.model!r}); "
             "build without --plan to make one for this network."
         )
-    settings = reader.settings()
+    reader = _Reader(where, file, model)
     return complete_plan(
-        model,
-        settings,
-        str(document.get("calibration", "")),
-        reader.values(settings),
-        reader.weights(model, settings),
-        reader.biases(model),
+        model, file.settings, file.calibration, reader.values(), reader.weights(), reader.biases()
     )
 
 
@@ -124,170 +117,128 @@ def _read_text(path: Path) -> str:
         raise InputError(f"plan {path} can't be read ({error}); give a file that exists.") from None
 
 
-def _read_document(text: str, where: str) -> dict[str, Any]:
+def _read_file(text: str, where: str) -> PlanFile:
     try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not JSON ({error}); `tvmq build` writes plans.") from None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise InputError(f"{where} is not a {FORMAT} file; `tvmq build` writes them.")
-    return document
+        return PlanFile.model_validate_json(text)
+    except InputError as error:  # Settings that contradict each other
+        raise InputError(f"{where}: settings: {error}") from None
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False)
+        if any(problem["loc"] in ((), ("format",)) for problem in problems):
+            raise InputError(
+                f"{where} is not a {FORMAT} file ({in_words(problems[0])}); `tvmq build` writes "
+                "them."
+            ) from None
+        words = "; ".join(in_words(problem) for problem in problems[:3])
+        raise InputError(f"{where}: {words}. docs/quantization.md describes the entries.") from None
 
 
 class _Reader:
-    """Checks one document; every complaint names the file and the entry."""
+    """Compares a file with the network; every complaint names the file and the entry."""
 
-    def __init__(self, where: str, document: Mapping[str, Any], regions: Regions) -> None:
-        self.where, self.document, self.regions = where, document, regions
+    def __init__(self, where: str, file: PlanFile, model: FloatModel) -> None:
+        self.where, self.file, self.model = where, file, model
+        self.regions = find_regions(model)
 
-    def settings(self) -> Settings:
-        given = self._section("settings")
-        self._same_names("settings", given, [field.name for field in fields(Settings)])
-        try:
-            return settings_from_json(given)
-        except InputError as error:
-            raise InputError(f"{self.where}: settings: {error}") from None
-
-    def values(self, settings: Settings) -> dict[str, ValuePlan]:
-        section = self._section("values")
-        self._same_names("values", section, self.regions.values)
+    def values(self) -> dict[str, ValuePlan]:
+        self._same_names("values", self.file.values, self.regions.values)
         plans = {}
         for name in self.regions.values:
-            entry, place = section[name], f"values.{name}"
-            bits = self._whole(entry, place, "bits", 2, 8)
-            kind = self._get(entry, place, "type")
-            if kind not in ("int8", "uint8"):
-                self._complain(f"{place}.type", kind, "int8 or uint8")
-            low, high = code_range(bits, kind == "int8")
-            zero = self._whole(entry, place, "zero_point", low, high)
-            step = self._step(self._get(entry, place, "step"), f"{place}.step", settings)
-            reason = str(entry.get("reason", ""))
-            plans[name] = ValuePlan(step, zero, low, high, kind == "int8", bits, reason)
+            entry = self.file.values[name]
+            self._check_step(entry.step, f"values.{name}.step")
+            plans[name] = ValuePlan(
+                entry.step,
+                entry.zero_point,
+                *entry.codes,
+                entry.type == "int8",
+                entry.bits,
+                entry.reason,
+            )
         for names in self.regions.tied:
             for name in names[1:]:
                 first, other = plans[names[0]], plans[name]
                 if (first.step, first.zero_point, first.dtype, first.bits) != (
                     other.step, other.zero_point, other.dtype, other.bits
                 ):  # fmt: skip
-                    self._complain(
-                        f"values.{name}",
-                        "another step, zero point, type or bits",
-                        f"those of {names[0]}, with which it is concatenated",
+                    raise InputError(
+                        f"{self.where}: values.{name} has another step, zero point, type or bits "
+                        f"than {names[0]}, with which it is concatenated; give both the same."
                     )
         return plans
 
-    def weights(self, model: FloatModel, settings: Settings) -> dict[str, WeightPlan]:
-        section = self._section("layers")
+    def weights(self) -> dict[str, WeightPlan]:
+        section, learned = self.file.layers, self.file.learned_codes
         layers = {
             n: layer
             for n, layer in self.regions.layers.items()
             if layer.kind not in ("add", "function")
         }
         self._same_names("layers", section, layers)
-        channels = {
-            node.name: model.weight_of(node).shape[0]
-            for node in model.graph_module.graph.nodes
+        shapes = {
+            node.name: self.model.weight_of(node).shape
+            for node in self.model.graph_module.graph.nodes
             if node.name in layers and layers[node.name].kind != "pool"
         }
-        learned = self._section("learned_codes", {})
-        self._same_names("learned_codes", {*channels, *learned}, channels)
+        self._same_names("learned_codes", {*shapes, *learned}, shapes)
         plans = {}
         for name, layer in layers.items():
             entry, place = section[name], f"layers.{name}"
-            steps = self._list(entry, place, "weight_steps", {1, channels.get(name, 1)})
-            pot = Settings() if settings.pot and layer.kind != "pool" else Settings(scales="free")
+            channels = shapes[name][0] if name in shapes else 1
+            self._check_length(entry.weight_steps, {1, channels}, f"{place}.weight_steps")
+            if layer.kind != "pool":
+                for k, step in enumerate(entry.weight_steps):
+                    self._check_step(step, f"{place}.weight_steps[{k}]")
+            if name in learned:
+                self._check_codes(
+                    learned[name], shapes[name].numel(), entry.weight_bits, f"learned_codes.{name}"
+                )
             plans[name] = WeightPlan(
-                tuple(
-                    self._step(s, f"{place}.weight_steps[{k}]", pot) for k, s in enumerate(steps)
-                ),
-                self._whole(entry, place, "weight_bits", 2, 8),
-                str(entry.get("reason", "")),
-                self._codes(model, name, entry["weight_bits"], learned.get(name)),
+                entry.weight_steps, entry.weight_bits, entry.reason, learned.get(name, b"")
             )
         return plans
 
-    def _codes(self, model: FloatModel, name: str, bits: int, text: Any) -> bytes:
-        """Learned codes of a layer, as WeightPlan holds them; empty if it has none."""
-        if text is None:
-            return b""
-        place, count = f"learned_codes.{name}", model.weight_of(node_of(model, name)).numel()
-        wanted = f"{count} codes of {bits} bits (int8, zlib, base64)"
-        try:
-            codes = zlib.decompress(base64.b64decode(text, validate=True))
-        except (TypeError, ValueError, zlib.error):
-            self._complain(place, "unreadable", wanted)
+    def biases(self) -> dict[str, BiasPlan]:
+        plans = {}
+        for node in self.model.graph_module.graph.nodes:
+            entry = self.file.layers.get(node.name)
+            if entry is None or entry.bias_correction is None:
+                continue
+            correction, place = entry.bias_correction, f"layers.{node.name}.bias_correction.add"
+            self._check_length(correction.add, {0, len(self.model.weight_of(node))}, place)
+            plans[node.name] = BiasPlan(correction.add, correction.reason)
+        return plans
+
+    def _same_names(self, section: str, given: Iterable[str], known: Iterable[str]) -> None:
+        unknown, missing = sorted({*given} - {*known}), sorted({*known} - {*given})
+        if unknown:
+            raise InputError(
+                f"{self.where}: {section}.{unknown[0]} is not in the network; the names are "
+                f"{', '.join(sorted(known)[:8])} …"
+            )
+        if missing:
+            raise InputError(f"{self.where}: {section}.{missing[0]} is missing; add an entry.")
+
+    def _check_length(self, items: Sized, lengths: set[int], place: str) -> None:
+        if len(items) not in lengths:
+            sizes = " or ".join(map(str, sorted(lengths)))
+            raise InputError(f"{self.where}: {place} has {len(items)} numbers; give {sizes}.")
+
+    def _check_step(self, step: float, place: str) -> None:
+        if self.file.settings.pot and math.frexp(step)[0] != 0.5:
+            raise InputError(
+                f"{self.where}: {place} is {step}; give a power of two such as "
+                f'"{_write_step(2.0 ** round(math.log2(step)), pot=True)}", or set '
+                "settings.scales to free."
+            )
+
+    def _check_codes(self, codes: bytes, count: int, bits: int, place: str) -> None:
         low, high = learned_range(bits)
         numbers = np.frombuffer(codes, np.int8)
         if len(numbers) != count or numbers.min() < low or numbers.max() > high:
-            self._complain(place, f"{len(numbers)} other codes", wanted)
-        return codes
-
-    def biases(self, model: FloatModel) -> dict[str, BiasPlan]:
-        plans = {}
-        for node in model.graph_module.graph.nodes:
-            entry = self.document["layers"].get(node.name, {}).get("bias_correction")
-            if entry is None:
-                continue
-            place = f"layers.{node.name}.bias_correction"
-            numbers = self._list(entry, place, "add", {0, model.weight_of(node).shape[0]})
-            if not all(_is_number(number) for number in numbers):
-                self._complain(f"{place}.add", numbers, "finite numbers")
-            plans[node.name] = BiasPlan(tuple(map(float, numbers)), str(entry.get("reason", "")))
-        return plans
-
-    def _section(self, name: str, default: object = None) -> Mapping[str, Any]:
-        section = self.document.get(name, default)
-        if not isinstance(section, dict):
-            self._complain(name, section, "an object")
-        return section
-
-    def _same_names(self, section: str, given: Iterable[str], known: Iterable[str]) -> None:
-        given, known = set(given), set(known)
-        if given - known:
-            name = min(given - known)
-            self._complain(f"{section}.{name}", "an unknown name", f"one of {sorted(known)[:8]} …")
-        if known - given:
-            self._complain(f"{section}.{min(known - given)}", "missing", "an entry for each")
-
-    def _get(self, entry: Any, place: str, key: str) -> Any:
-        if not isinstance(entry, dict) or key not in entry:
-            self._complain(f"{place}.{key}", "missing", "a value")
-        return entry[key]
-
-    def _whole(self, entry: Any, place: str, key: str, low: int, high: int) -> int:
-        number = self._get(entry, place, key)
-        if not isinstance(number, int) or isinstance(number, bool) or not low <= number <= high:
-            self._complain(f"{place}.{key}", number, f"a whole number in [{low}, {high}]")
-        return int(number)
-
-    def _list(self, entry: Any, place: str, key: str, lengths: set[int]) -> list[Any]:
-        items = self._get(entry, place, key)
-        if not isinstance(items, list) or len(items) not in lengths:
-            sizes = " or ".join(map(str, sorted(lengths)))
-            self._complain(f"{place}.{key}", items, f"a list of {sizes} numbers")
-        return list(items)
-
-    def _step(self, given: Any, place: str, settings: Settings) -> float:
-        """A positive number, or a text such as ``2^-5``."""
-        step = given
-        if isinstance(given, str) and given.startswith("2^"):
-            try:
-                step = math.ldexp(1.0, int(given[2:]))
-            except (ValueError, OverflowError):
-                self._complain(place, given, 'a power of two such as "2^-5"')
-        if not _is_number(step) or step <= 0:
-            self._complain(place, given, "a positive number")
-        if settings.pot and math.frexp(step)[0] != 0.5:
-            self._complain(place, given, "a power of two, since the settings say scales: pot")
-        return float(step)
-
-    def _complain(self, place: str, given: object, wanted: str) -> NoReturn:
-        raise InputError(f"{self.where}: {place} is {given!r}; expected {wanted}.")
-
-
-def _is_number(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)  # type: ignore[arg-type]
+            raise InputError(
+                f"{self.where}: {place} holds {len(numbers)} codes, the layer takes "
+                f"{count} of {bits} bits; remove the entry to round the weights to nearest."
+            )
 
 
 def _write_step(step: float, pot: bool) -> str | float:

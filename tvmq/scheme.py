@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from targets.errors import InputError
 
@@ -117,26 +116,6 @@ class Settings:
     def precision(self) -> str:
         """Such as ``w4a8``."""
         return f"w{self.weight_bits}a{self.activation_bits}"
-
-
-def settings_from_json(given: Mapping[str, Any]) -> Settings:
-    """Settings from an object with an entry for each of them, as ``asdict`` and JSON make it.
-
-    Raises:
-        InputError: an entry is of another type, or Settings refuses it.
-    """
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    for field in fields(Settings):
-        value, wanted = given[field.name], type(field.default)
-        if wanted is tuple:
-            fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
-        else:
-            fits = type(value) is wanted or (wanted is float and type(value) is int)
-        if not fits:
-            expected = words.get(wanted, "a list of texts")
-            raise InputError(f"{field.name} is {value!r}; give {expected}.")
-    lists: dict[str, Any] = {k: tuple(v) for k, v in given.items() if isinstance(v, list)}
-    return Settings(**{**given, **lists})
 
 
 def parse_methods(text: str) -> tuple[str, ...]:

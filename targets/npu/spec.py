@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from targets.errors import SpecError
 from targets.npu.energy_tables import Energy
+from targets.schema_errors import in_words
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -268,13 +268,6 @@ def parse_spec(text: str, origin: str) -> NpuSpec:
     try:
         return NpuSpec.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(_problem(e) for e in error.errors())
+        problems = "; ".join(in_words(e) for e in error.errors())
         msg = f"{origin}: {problems}. The fields are described in targets/npu/spec.py."
         raise SpecError(msg) from error
-
-
-def _problem(error: ErrorDetails) -> str:
-    """One broken rule: the field and what is wrong with it; a rule between fields names them."""
-    if error["type"] == "value_error":
-        return error["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}"

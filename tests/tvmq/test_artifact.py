@@ -129,7 +129,7 @@ def test_missing_file(tmp_path):
     ("change", "message"),
     [
         ({"format": FORMAT + 1}, f"has format {FORMAT + 1}, this tvmq reads format {FORMAT}"),
-        ({"placement": "all"}, "placement: Input should be a valid dictionary"),
+        ({"placement": "all"}, "placement is 'all': Input should be a valid dictionary"),
         ({"preprocessing": {"mean": [0.5]}}, r"manifest.json: changed since it was built"),
         ({"files": {}}, r"manifest.json: changed since it was built"),
     ],

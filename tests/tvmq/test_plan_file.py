@@ -11,6 +11,9 @@ from tvmq.planner import make_plan
 from tvmq.scheme import Settings
 
 NAME = "resnet_small"
+VALUE = {"step": 1.0, "zero_point": 0, "type": "int8", "bits": 8}
+NO_CODES = "eJwDAAAAAAE="
+LAYER = {"weight_steps": [1.0], "weight_bits": 8}
 
 
 @pytest.fixture(scope="module")
@@ -58,30 +61,55 @@ def _edit(text, path, value):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("values", "relu_1", "step"), 0.03, "values.relu_1.step is 0.03.*power of two"),
-        (("values", "relu_1", "step"), "2^x", "values.relu_1.step"),
-        (("values", "relu_1", "step"), -1, "positive"),
-        (("values", "relu_1", "zero_point"), 300, r"values.relu_1.zero_point is 300.*\[0, 255\]"),
-        (("values", "relu_1", "bits"), 9, "values.relu_1.bits"),
-        (("values", "relu_1", "type"), "int4", "int8 or uint8"),
-        (("values", "relu_9"), {}, "values.relu_9 is 'an unknown name'"),
-        (("values", "relu_1"), None, "values.relu_1 is 'missing'"),
-        (("layers", "conv2d", "weight_steps"), [1, 2], "layers.conv2d.weight_steps.*1 or 16"),
+        (
+            ("values", "relu_1", "step"),
+            0.03,
+            r'values.relu_1.step is 0.03; give a power of two such as "2\^-5"',
+        ),
+        (("values", "relu_1", "step"), "2^x", "values.relu_1.step: .*no step"),
+        (("values", "relu_1", "step"), -1, "values.relu_1.step is -1: .*greater than 0"),
+        (("values", "relu_1", "zero_point"), 300, r"values.relu_1: zero_point is 300.*\[0, 255\]"),
+        (("values", "relu_1", "bits"), 9, "values.relu_1.bits is 9: .*less than or equal to 8"),
+        (("values", "relu_1", "type"), "int4", "values.relu_1.type is 'int4': .*'int8' or 'uint8'"),
+        (("values", "relu_9"), VALUE, "values.relu_9 is not in the network"),
+        (("values", "relu_1"), None, "values.relu_1 is missing"),
+        (
+            ("layers", "conv2d", "weight_steps"),
+            [1, 2],
+            "layers.conv2d.weight_steps has 2 numbers; give 1 or 16",
+        ),
         (("layers", "conv2d", "weight_steps"), [0.3], r"weight_steps\[0\].*power of two"),
-        (("layers", "conv2d", "bias_correction"), {"add": [1]}, "bias_correction.add"),
-        (("layers", "conv9"), {}, "layers.conv9"),
-        (("settings", "scales"), "logarithmic", "choose one of pot, free"),
-        (("settings", "scale"), 1, "settings.scale is 'an unknown name'"),
-        (("settings", "method"), "rapq", r"plan: settings: method is 'rapq'; give a list"),
-        (("settings", "method"), [None], r"settings: method is \[None\]; give a list"),
-        (("settings", "exclude"), 1, "settings: exclude is 1; give a list"),
-        (("settings", "iterations"), "x", "settings: iterations is 'x'; give a whole number"),
-        (("settings", "weight_bits"), True, "settings: weight_bits is True; give a whole number"),
-        (("settings", "kappa"), "x", "settings: kappa is 'x'; give a number"),
-        (("settings", "bias_correction"), "no", "settings: bias_correction is 'no'; give true"),
-        (("learned_codes",), [], r"learned_codes is \[\]; expected an object"),
-        (("learned_codes", "conv9"), "", "learned_codes.conv9 is 'an unknown name'"),
-        (("learned_codes", "avg_pool2d"), "", "learned_codes.avg_pool2d is 'an unknown name'"),
+        (
+            ("layers", "conv2d", "bias_correction"),
+            {"add": [1]},
+            "bias_correction.add has 1 numbers",
+        ),
+        (("layers", "conv9"), LAYER, "layers.conv9 is not in the network"),
+        (
+            ("settings", "scales"),
+            "logarithmic",
+            "settings.scales is 'logarithmic': .*'pot' or 'free'",
+        ),
+        (("settings", "scale"), 1, "settings.scale is 1: Unexpected"),
+        (("settings", "method"), "rapq", "plan: settings.method is 'rapq': .*array"),
+        (("settings", "method"), [None], "settings.method.0 is None: .*string"),
+        (("settings", "exclude"), 1, "settings.exclude is 1: .*array"),
+        (("settings", "iterations"), "x", "settings.iterations is 'x': .*integer"),
+        (("settings", "weight_bits"), True, "settings.weight_bits is True: .*integer"),
+        (("settings", "kappa"), "x", "settings.kappa is 'x': .*number"),
+        (("settings", "bias_correction"), "no", "settings.bias_correction is 'no': .*boolean"),
+        (("learned_codes",), [], r"learned_codes is \[\]: .*object"),
+        (("learned_codes", "conv9"), NO_CODES, "learned_codes.conv9 is not in the network"),
+        (
+            ("learned_codes", "avg_pool2d"),
+            NO_CODES,
+            "learned_codes.avg_pool2d is not in the network",
+        ),
+        (("settings", "kappa"), 5, r"plan: settings: kappa is 5.0; give a number in \[0, 1\]"),
+        (("values", "relu_1", "step"), 1e999, "values.relu_1.step"),
+        (("values", "relu_1", "scale"), 1, "values.relu_1.scale is 1: Extra inputs"),
+        (("learned_codes", "conv2d"), "AAAA", "learned_codes.conv2d: not zlib in base64"),
+        (("learned_codes", "conv2d"), NO_CODES, "learned_codes.conv2d holds 0 codes"),
         (("model",), "0", "another network"),
         (("format",), "x", "not a tvmq-plan"),
     ],
@@ -94,7 +122,9 @@ def test_wrong_entries_are_named(text, path, value, message):
 def test_tied_values_must_stay_equal():
     name = "densenet_small"
     text = plan_to_json(make_plan(float_model(name), calibration(name)))
-    with pytest.raises(InputError, match=r"values.relu_1 .*those of relu, with which"):
+    with pytest.raises(
+        InputError, match=r"values.relu_1 has another step, .* than relu, with which"
+    ):
         plan_from_json(_edit(text, ("values", "relu_1", "step"), 8.0), float_model(name))
 
 
