@@ -35,6 +35,10 @@ WEIGHT_EXPONENTS = (0, -1, 1)
 ACTIVATION_EXPONENTS = (0, -1, 1, 2)
 
 SEARCH_IMAGES = 256
+PATCHES = 2**16
+"""Rows that a covariance is made of: enough for any layer, so fewer images where they are large."""
+
+LEAST_IMAGES = 32
 PATCH_BYTES = 2**26
 DAMPING = 0.01
 BLOCK = 128
@@ -58,20 +62,17 @@ def compensate_weights(
     for name, weight in unit.weights.items():
         moments = _covariance(unit, cache, name, min(images, SEARCH_IMAGES))
         start = weight.exact_steps
-        rows = start.expand(len(weight.weight))
-        codes, errors = [], []
-        for exponent in exponents:
-            found = compensated_codes(weight, rows * 2.0**exponent, moments)
-            codes.append(found[0])
-            errors.append(found[1])
-        table = torch.stack(errors)
+        rows = torch.arange(len(weight.weight))
+        factors = torch.exp2(torch.tensor(exponents, dtype=torch.float64))
+        tried = factors[:, None] * start.expand(len(rows))
+        codes, errors = compensated_codes(weight, tried, moments)
         if len(start) == 1:
-            table = table.sum(dim=1, keepdim=True).expand(-1, len(rows))
-        best = table.argmin(dim=0)
-        steps = rows * torch.exp2(torch.tensor(exponents, dtype=torch.float64))[best]
+            errors = errors.sum(dim=1, keepdim=True).expand(-1, len(rows))
+        best = errors.argmin(dim=0)
+        steps = tried[best, rows]
         least = steps.max() * 2.0**-MAX_SHIFT_SPREAD
         weight.use_steps(steps[:1] if len(start) == 1 else torch.maximum(steps, least))
-        picked = torch.stack(codes)[best, torch.arange(len(rows))]
+        picked = codes[best, rows]
         weight.freeze(
             torch.where((steps < least)[:, None], 0.0, picked).reshape(weight.floor.shape)
         )
@@ -157,15 +158,17 @@ def compensated_codes(
 
     Args:
         weight: of the layer, [K, ...].
-        steps: float64[K].
+        steps: float64[E, K]: so many times over, with other steps.
         moments: float64[G, D, D], of what each of G groups of channels reads.
 
     Returns:
-        float32[K, D] codes, and the output error of each channel, float64[K].
+        float32[E, K, D] codes, and the output error of each channel, float64[E, K].
     """
     groups, columns = moments.shape[0], moments.shape[1]
-    exact = weight.weight.double().reshape(groups, -1, columns)
-    column = steps.reshape(groups, -1)
+    times = len(steps)
+    # All steps of a group's channels side by side: they share its moments.
+    exact = weight.weight.double().reshape(groups, -1, columns).repeat(1, times, 1)
+    column = steps.reshape(times, groups, -1).movedim(0, 1).reshape(groups, -1)
     damped = moments + DAMPING * torch.diag_embed(
         moments.diagonal(dim1=1, dim2=2)
         .mean(dim=1, keepdim=True)
@@ -199,7 +202,8 @@ def compensated_codes(
             break
     difference = codes * column[:, :, None] - exact
     remains = ((difference @ damped) * difference).sum(dim=2)
-    return codes.reshape(-1, columns).float(), remains.reshape(-1)
+    codes = codes.reshape(groups, times, -1, columns).movedim(1, 0).reshape(times, -1, columns)
+    return codes.float(), remains.reshape(groups, times, -1).movedim(1, 0).reshape(times, -1)
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -210,7 +214,7 @@ def _covariance(unit: QuantizedUnit, cache: UnitCache, layer: str, images: int) 
     kernel = unit.weights[layer].weight
     per_image = 0
     total, mean, count, first = torch.zeros(()), torch.zeros(()), 0, 0
-    while first < images:
+    while first < images and (count < PATCHES or first < LEAST_IMAGES):
         chunk = min(images, first + (max(1, PATCH_BYTES // per_image) if per_image else 1))
         rows = slice(first, chunk)
         inputs = tuple(cache.quantized.rows(name, rows) for name in unit.unit.inputs)

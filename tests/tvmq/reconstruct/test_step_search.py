@@ -33,12 +33,17 @@ def _output_error(weight: SoftWeight, codes: torch.Tensor, moments: torch.Tensor
     return ((error @ damped) * error).sum(dim=1)
 
 
+def _compensated(weight: SoftWeight, moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    codes, errors = compensated_codes(weight, weight.exact_steps[None], moments)
+    return codes[0], errors[0]
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_compensation_lowers_the_output_error_of_every_channel(bits):
     weight = torch.randn(6, 18, generator=torch.Generator().manual_seed(1)) * 0.3
     soft = SoftWeight(weight, WeightPlan((2.0**-bits,) * 6, bits, ""))
     moments = _correlated(18)
-    codes, errors = compensated_codes(soft, soft.exact_steps, moments)
+    codes, errors = _compensated(soft, moments)
     nearest = _output_error(soft, soft.nearest_codes(), moments)
     assert torch.all(errors < nearest)
     torch.testing.assert_close(errors, _output_error(soft, codes, moments))
@@ -51,12 +56,24 @@ def test_no_single_code_could_be_better():
     weight = torch.randn(3, 7, generator=torch.Generator().manual_seed(2)) * 0.5
     soft = SoftWeight(weight, WeightPlan((0.25,) * 3, 3, ""))
     moments = _correlated(7)
-    codes, errors = compensated_codes(soft, soft.exact_steps, moments)
+    codes, errors = _compensated(soft, moments)
     for column in range(7):
         for change in (-1, 1):
             other = codes.clone()
             other[:, column] = (other[:, column] + change).clamp(soft.low, soft.high)
             assert torch.all(_output_error(soft, other, moments) >= errors - 1e-9)
+
+
+def test_several_steps_at_once_are_as_one_after_the_other():
+    weight = torch.randn(6, 7, generator=torch.Generator().manual_seed(3)) * 0.5
+    soft = SoftWeight(weight, WeightPlan((0.25,) * 6, 3, ""))
+    moments = torch.cat([_correlated(7), torch.eye(7)[None].double()])  # two groups of 3 channels
+    steps = torch.rand(4, 6, generator=torch.Generator().manual_seed(4)).double() + 0.1
+    codes, errors = compensated_codes(soft, steps, moments)
+    for row, one in enumerate(steps):
+        alone = compensated_codes(soft, one[None], moments)
+        assert torch.equal(codes[row], alone[0][0])
+        torch.testing.assert_close(errors[row], alone[1][0])
 
 
 @pytest.mark.parametrize("granularity", ["channel", "tensor"])
