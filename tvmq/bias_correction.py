@@ -9,7 +9,7 @@ network. Layers behind it then see its corrected output.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 
 import torch
 from torch.fx import GraphModule, Interpreter
@@ -46,31 +46,32 @@ def correct_biases(
     layers = {layer.name: layer for layer in find_regions(model).weighted}
     if half == 0:
         return {name: BiasPlan((), "one image is too few for a correction") for name in layers}
-    names = [node.name for node in model.graph_module.graph.nodes if node.name in layers]
-    exact = run_with_stops(model.graph_module, inputs, set(names))
-    quantized = run_with_stops(annotated_graph(model, plan, torch.float32), inputs, set(names))
-    biases = {}
-    replacement: torch.Tensor | None = None
-    for done, name in enumerate(names, start=1):
-        target = next(exact)
-        output = next(quantized) if done == 1 else quantized.send(replacement)
+    axes = {
         # Channels are axis 1 of images and the last one of what a linear layer makes.
-        axis = -1 if layers[name].kind == "linear" else 1
-        error = (target - output).movedim(axis, -1)
+        node.name: -1 if layers[node.name].kind == "linear" else 1
+        for node in model.graph_module.graph.nodes
+        if node.name in layers
+    }
+    biases: dict[str, BiasPlan] = {}
+
+    def decide(name: str, error: torch.Tensor) -> torch.Tensor | None:
         correction = error[:half].flatten(0, -2).mean(dim=0)
         before = float(error[half:].square().mean())
         after = float((error[half:] - correction).square().mean())
         numbers = f"squared error {before:.4g} -> {after:.4g} on {count - half} held-out images"
         known = plan.biases.get(name, BiasPlan((), ""))
-        if after < before:
+        helps = after < before
+        if helps:
             total = correction.double() + torch.tensor(known.correction or 0.0, dtype=torch.float64)
             biases[name] = BiasPlan(tuple(total.tolist()), f"kept: {numbers}")
-            replacement = (output.movedim(axis, -1) + correction).movedim(-1, axis)
         else:
             biases[name] = BiasPlan(known.correction, f"left out: {numbers}")
-            replacement = output
         if progress is not None:
-            progress(done, len(names))
+            progress(len(biases), len(axes))
+        return correction if helps else None
+
+    quantized = annotated_graph(model, plan, torch.float32)
+    correct_side_by_side((model.graph_module, inputs), (quantized, inputs), axes, decide)
     return biases
 
 
@@ -86,6 +87,30 @@ def _images(model: FloatModel, calibration: Calibration) -> Inputs:
         if count <= 0:
             break
     return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+
+
+def correct_side_by_side(
+    exact: tuple[GraphModule, Inputs],
+    quantized: tuple[GraphModule, Inputs],
+    axes: Mapping[str, int],
+    decide: Callable[[str, torch.Tensor], torch.Tensor | None],
+) -> None:
+    """Run two versions of a graph, layer by layer; what is added at one, the next ones see.
+
+    Args:
+        exact: a graph and its inputs.
+        quantized: another one with the same layers.
+        axes: where each layer's output has its channels; layers in the order of the graphs.
+        decide: given a layer and its errors, [..., K], says what to add to its outputs, or None.
+    """
+    targets, outputs = (run_with_stops(*pair, set(axes)) for pair in (exact, quantized))
+    replacement: torch.Tensor | None = None
+    for name, axis in axes.items():
+        target, output = next(targets), outputs.send(replacement)
+        correction = decide(name, (target - output).movedim(axis, -1))
+        replacement = None
+        if correction is not None:
+            replacement = (output.movedim(axis, -1) + correction).movedim(-1, axis)
 
 
 def run_with_stops(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule
 
-from tvmq.bias_correction import run_with_stops
+from tvmq.bias_correction import correct_side_by_side
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit
 
@@ -25,17 +25,15 @@ def correct_unit_biases(
         images: the first of the cache may be looked at.
     """
     rows = slice(0, min(images, CORRECTION_IMAGES))
-    names, stops = unit.unit.inputs, set(unit.unit.layers)
-    floats = run_with_stops(exact, tuple(cache.exact.rows(n, rows) for n in names), stops)
-    codes = run_with_stops(
-        unit.graph_module, tuple(cache.quantized.rows(n, rows) for n in names), stops
-    )
-    replacement: torch.Tensor | None = None
-    for done, name in enumerate(unit.unit.layers):
-        target = next(floats)
-        output = next(codes) if done == 0 else codes.send(replacement)
-        # Channels are axis 1 of images and the last one of what a linear layer makes.
-        axis = 1 if unit.weights[name].weight.dim() == 4 else -1
-        correction = (target - output).movedim(axis, -1).flatten(0, -2).mean(dim=0)
+    names = unit.unit.inputs
+    exact_inputs = tuple(cache.exact.rows(name, rows) for name in names)
+    quantized_inputs = tuple(cache.quantized.rows(name, rows) for name in names)
+
+    def decide(name: str, error: torch.Tensor) -> torch.Tensor:
+        correction = error.flatten(0, -2).mean(dim=0)
         unit.biases[name].correction.data.add_(correction)
-        replacement = (output.movedim(axis, -1) + correction).movedim(-1, axis)
+        return correction
+
+    # Channels are axis 1 of images and the last one of what a linear layer makes.
+    axes = {n: 1 if unit.weights[n].weight.dim() == 4 else -1 for n in unit.unit.layers}
+    correct_side_by_side((exact, exact_inputs), (unit.graph_module, quantized_inputs), axes, decide)
