@@ -1,0 +1,31 @@
+"""Runs a CPU kernel on arrays, and what its arithmetic should give."""
+
+import numpy as np
+import tvm
+
+from targets.cpu.host import host_target
+from targets.cpu.kernels import Kernel
+from targets.layers import Layer, Value
+
+TARGET = host_target()
+RANGE = {"int8": (-128, 127), "uint8": (0, 255)}
+
+
+def run(kernel: Kernel, layer: Layer, inputs: list[np.ndarray]) -> np.ndarray:
+    n = inputs[0].shape[0]
+    built = tvm.compile(kernel.func.with_attr("global_symbol", "main"), target=TARGET)
+    # Poisoned, so that an element that is never written shows.
+    out = np.full((n, *layer.output.shape), 77, layer.output.dtype)
+    args = [tvm.runtime.tensor(a) for a in (*inputs, *kernel.constants, out)]
+    built(*args)
+    return args[-1].numpy()
+
+
+def codes(rng: np.random.Generator, n: int, value: Value) -> np.ndarray:
+    low, high = RANGE[value.dtype]
+    return rng.integers(low, high + 1, (n, *value.shape)).astype(value.dtype)
+
+
+def half_up(t: np.ndarray, shift: np.ndarray | int) -> np.ndarray:
+    shift = np.asarray(shift, np.int64)
+    return (t + np.where(shift > 0, np.int64(1) << np.maximum(shift - 1, 0), 0)) >> shift
