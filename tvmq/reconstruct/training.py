@@ -62,7 +62,7 @@ class _Power(torch.autograd.Function):  # type: ignore[misc]  # torch is not fol
     def forward(ctx: Any, x: torch.Tensor, power: float) -> torch.Tensor:
         magnitude = x.abs()
         lower = magnitude.pow(power - 1)
-        ctx.save_for_backward(torch.copysign(lower, x))
+        ctx.save_for_backward(torch.sign(x).mul_(lower))  # 0 for 0, also where lower is 0**0
         ctx.power = power
         return magnitude.mul_(lower)
 

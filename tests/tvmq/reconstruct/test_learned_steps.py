@@ -63,6 +63,26 @@ def test_dropped_elements_stay_float():
     assert torch.equal(y[y != 0.3], torch.zeros_like(y[y != 0.3]))
 
 
+def test_gradient_passes_inside_the_range_and_where_an_element_is_dropped():
+    x = torch.tensor([0.1, 3.6, 9.0, -9.0] * 500, requires_grad=True)
+    learned = _step(0.5, pot=False)  # codes of -8..7: the values in [-4, 3.5] are inside
+    learned.drop = DropMasks(0.5, torch.Generator().manual_seed(0))
+    y = learned(x)
+    y.sum().backward()
+    dropped = (y == x).detach()
+    inside = torch.tensor([True, True, False, False] * 500)  # 3.6 rounds to the highest code
+    assert torch.equal(x.grad.bool(), inside | dropped)
+    assert 0.45 < float(dropped.float().mean()) < 0.55
+
+
+def test_dropped_elements_have_no_say_in_the_step():
+    learned = _step(0.25, pot=False)
+    learned.learn()
+    learned.drop = DropMasks(1.0, torch.Generator().manual_seed(0))
+    learned(torch.tensor([0.1, 0.33, 5.0])).sum().backward()
+    assert float(learned.theta.grad) == 0.0
+
+
 def test_masks_of_a_seed_are_the_same():
     first, second = (DropMasks(0.5, torch.Generator().manual_seed(3)) for _ in range(2))
     x = torch.zeros(7, 5)

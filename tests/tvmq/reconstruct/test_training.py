@@ -1,0 +1,35 @@
+"""The loss of a unit: its value, its gradient, and the order in which its gradient lies."""
+
+import pytest
+import torch
+
+from tvmq.reconstruct.training import reconstruction_loss
+
+
+@pytest.mark.parametrize("power", [1.0, 1.7, 2.0, 2.4])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 7, 3), (4, 3)])
+def test_value_and_gradient_are_those_of_the_formula(power, shape):
+    error = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    error.requires_grad_(True)
+    loss = reconstruction_loss(error, power)
+    channels = shape[1] if len(shape) == 4 else shape[-1]
+    expected = error.abs().pow(power).mean() * channels
+    torch.testing.assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss, error)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, error)[0])
+
+
+@pytest.mark.parametrize("power", [1.0, 1.7, 2.0])
+def test_no_error_has_no_gradient(power):
+    error = torch.zeros(2, 3, 4, 5, requires_grad=True)
+    reconstruction_loss(error, power).backward()
+    assert torch.equal(error.grad, torch.zeros_like(error))
+
+
+def test_gradient_lies_as_the_images_do():
+    """Passes over tensors that lie in different orders take many times as long."""
+    error = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last).requires_grad_(True)
+    found = []
+    error.register_hook(lambda gradient: found.append(gradient))
+    reconstruction_loss(error * 1, 1.7).backward()
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
