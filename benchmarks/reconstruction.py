@@ -1,13 +1,13 @@
 """ResNet-20 on CIFAR-10 by every method, precision and kind of step: accuracy, mean and spread.
 
     python benchmarks/reconstruction.py --results FILE [--data FOLDER] [--only PATTERN ...]
-                                        [--seeds 0,1,2] [--iters N] [--jobs N] [--table]
+                                        [--seeds 0,1,2] [--iters N] [--jobs N]
 
 The folder (default: the environment variable TVMQ_DATA) holds resnet20.pt2, cifar10_calib.npz and
 cifar10_eval.npz. A run is named such as ``w2a4-pot-rapq``; ``--only`` takes such names or globs of
 them, and all are run without it, those that matter most first. Each finished run is added to the
-results, and an interrupted one goes on where it was, so the table may grow over days. ``--table``
-only prints that of ``--iters``.
+results, and an interrupted one goes on where it was, so the table may grow over days;
+``benchmarks/reconstruction_table.py`` prints it.
 
 Accuracy is that of the annotated network in float32 torch, which equals the integers with powers of
 two and is within rounding ties of them with free steps. Weights are symmetric per channel, first
@@ -22,15 +22,12 @@ whole network.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import platform
 import shutil
-import statistics
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -39,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from reconstruction_table import FREE_METHODS, POT_METHODS, PRECISIONS, find, read, table, write
 
 from tvmq import __version__
 from tvmq.annotate import annotated_graph
@@ -58,9 +56,6 @@ from tvmq.scheme import Settings, parse_precision
 
 IMAGES = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SAMPLES, BATCH = 1024, 64
-PRECISIONS = ("w4a8", "w4a4", "w3a3", "w2a4", "w2a2")
-POT_METHODS = ("rtn", "nearest", "adaround", "brecq", "qdrop", "rapq")
-FREE_METHODS = ("rtn", "adaround", "brecq", "qdrop", "asymmetric")
 FIRST = (
     *("w2a4-pot-rapq", "w2a4-pot-nearest", "w4a4-pot-rapq", "w4a4-free-qdrop", "w2a4-free-qdrop"),
     *("w2a2-free-qdrop", "w2a2-pot-rapq", "w4a4-pot-nearest", "w2a2-pot-nearest"),
@@ -85,34 +80,32 @@ def main() -> int:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--iters", type=int, default=2000)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
-    parser.add_argument("--table", action="store_true", help="print the table and stop")
     options = parser.parse_args()
-    if not options.table:
-        if not options.data or not (Path(options.data) / "resnet20.pt2").is_file():
-            print(f"{options.data}: no resnet20.pt2; give --data or TVMQ_DATA.", file=sys.stderr)
-            return 2
-        # All names of one seed before the next, so that a table of few seeds is soon whole.
-        missing = [
-            (name, int(seed))
-            for seed in options.seeds.split(",")
-            for name in names()
-            if any(fnmatch(name, glob) for glob in options.only)
-            and not _find(read(options.results), name, int(seed), options.iters)
+    if not options.data or not (Path(options.data) / "resnet20.pt2").is_file():
+        print(f"{options.data}: no resnet20.pt2; give --data or TVMQ_DATA.", file=sys.stderr)
+        return 2
+    # All names of one seed before the next, so that a table of few seeds is soon whole.
+    missing = [
+        (name, int(seed))
+        for seed in options.seeds.split(",")
+        for name in names()
+        if any(fnmatch(name, glob) for glob in options.only)
+        and not find(read(options.results), name, int(seed), options.iters)
+    ]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, spawn) as workers:
+        runs = [
+            workers.submit(run, *item, options.iters, Path(options.data), options.results)
+            for item in missing
         ]
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(options.jobs, spawn) as workers:
-            runs = [
-                workers.submit(run, *item, options.iters, Path(options.data), options.results)
-                for item in missing
-            ]
-            for done in as_completed(runs):
-                fact = done.result()
-                write(options.results, [*read(options.results), fact])
-                print(
-                    f"{fact['name']} seed {fact['seed']}: {100 * fact['top1']:.2f} % in "
-                    f"{fact['cpu_seconds']:.0f} CPU s",
-                    flush=True,
-                )
+        for done in as_completed(runs):
+            fact = done.result()
+            write(options.results, [*read(options.results), fact])
+            print(
+                f"{fact['name']} seed {fact['seed']}: {100 * fact['top1']:.2f} % in "
+                f"{fact['cpu_seconds']:.0f} CPU s",
+                flush=True,
+            )
     print("\n".join(table(read(options.results), options.iters)))
     return 0
 
@@ -253,44 +246,6 @@ def accuracy(model: FloatModel, plan: Plan, data: Path) -> float:
             right += int((logits.argmax(1) == torch.as_tensor(batch.labels)).sum())
             count += len(logits)
     return right / count
-
-
-def read(results: Path) -> list[dict[str, Any]]:
-    """What was measured so far."""
-    return list(json.loads(results.read_text())) if results.is_file() else []
-
-
-def write(results: Path, facts: list[dict[str, Any]]) -> None:
-    """Replace the results; a reader never sees half a file."""
-    results.parent.mkdir(parents=True, exist_ok=True)
-    partial = results.with_suffix(".partial")
-    partial.write_text(json.dumps(facts, indent=1) + "\n")
-    partial.rename(results)
-
-
-def table(every: list[dict[str, Any]], iterations: int) -> Iterator[str]:
-    """Markdown: a line per method and kind of step, a column per precision."""
-    facts = [fact for fact in every if fact["iterations"] in (0, iterations)]
-    yield f"| method | steps | {' | '.join(PRECISIONS)} |"
-    yield "|---|---|" + "---|" * len(PRECISIONS)
-    for scales, methods in (("free", FREE_METHODS), ("pot", POT_METHODS)):
-        for method in methods:
-            cells = [_cell(facts, f"{bits}-{scales}-{method}") for bits in PRECISIONS]
-            yield f"| {method} | {scales} | {' | '.join(cells)} |"
-
-
-def _cell(facts: list[dict[str, Any]], name: str) -> str:
-    """Mean and sample standard deviation, with the number of seeds where it isn't three."""
-    top1 = [100 * fact["top1"] for fact in facts if fact["name"] == name]
-    if not top1:
-        return ""
-    spread = f" ± {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
-    return f"{statistics.mean(top1):.2f}{spread}" + (f" ({len(top1)})" if len(top1) != 3 else "")
-
-
-def _find(facts: list[dict[str, Any]], name: str, seed: int, iterations: int) -> bool:
-    wanted = (name, seed, 0 if name.endswith("-rtn") else iterations)
-    return any((fact["name"], fact["seed"], fact["iterations"]) == wanted for fact in facts)
 
 
 if __name__ == "__main__":
