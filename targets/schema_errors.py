@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import reprlib
+
 from pydantic_core import ErrorDetails
 
 
@@ -11,6 +13,6 @@ def in_words(error: ErrorDetails) -> str:
     if error["type"] == "value_error":  # a rule of ours: it names what it is about
         what = what.removeprefix("Value error, ")
         return f"{where}: {what}" if where else what
-    if isinstance(error["input"], dict):
-        return f"{where}: {what}"
-    return f"{where} is {error['input']!r}: {what}"
+    if not where or isinstance(error["input"], dict):
+        return f"{where}: {what}" if where else what
+    return f"{where} is {reprlib.repr(error['input'])}: {what}"

@@ -12,7 +12,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterable, Sized
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def _read_text(path: Path) -> str:
 
 def _read_file(text: str, where: str) -> PlanFile:
     try:
-        return PlanFile.model_validate_json(text)
+        file = PlanFile.model_validate_json(text)
     except InputError as error:  # Settings that contradict each other
         raise InputError(f"{where}: settings: {error}") from None
     except ValidationError as error:
@@ -131,6 +131,10 @@ def _read_file(text: str, where: str) -> PlanFile:
             ) from None
         words = "; ".join(in_words(problem) for problem in problems[:3])
         raise InputError(f"{where}: {words}. docs/quantization.md describes the entries.") from None
+    missing = {field.name for field in fields(Settings)} - json.loads(text)["settings"].keys()
+    if missing:  # with a default in its place it would quietly be another plan
+        raise InputError(f"{where}: settings.{min(missing)} is missing; add it.")
+    return file
 
 
 class _Reader:
@@ -203,8 +207,10 @@ class _Reader:
             entry = self.file.layers.get(node.name)
             if entry is None or entry.bias_correction is None:
                 continue
-            correction, place = entry.bias_correction, f"layers.{node.name}.bias_correction.add"
-            self._check_length(correction.add, {0, len(self.model.weight_of(node))}, place)
+            correction, place = entry.bias_correction, f"layers.{node.name}.bias_correction"
+            if self.regions.layers[node.name].kind == "pool":
+                raise InputError(f"{self.where}: {place}: a pooling has no bias; remove it.")
+            self._check_length(correction.add, {0, len(self.model.weight_of(node))}, f"{place}.add")
             plans[node.name] = BiasPlan(correction.add, correction.reason)
         return plans
 
@@ -234,11 +240,17 @@ class _Reader:
     def _check_codes(self, codes: bytes, count: int, bits: int, place: str) -> None:
         low, high = learned_range(bits)
         numbers = np.frombuffer(codes, np.int8)
-        if len(numbers) != count or numbers.min() < low or numbers.max() > high:
-            raise InputError(
-                f"{self.where}: {place} holds {len(numbers)} codes, the layer takes "
-                f"{count} of {bits} bits; remove the entry to round the weights to nearest."
-            )
+        if len(numbers) != count:
+            found, wanted = f"{len(numbers)} codes", str(count)
+        elif numbers.min() < low or numbers.max() > high:
+            found = f"codes in [{numbers.min()}, {numbers.max()}]"
+            wanted = f"[{low}, {high}] with {bits} bits"
+        else:
+            return
+        raise InputError(
+            f"{self.where}: {place} holds {found}, the layer takes {wanted}; remove the entry to "
+            "round the weights to nearest."
+        )
 
 
 def _write_step(step: float, pot: bool) -> str | float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import zlib
 from typing import Annotated, Any, Literal
@@ -21,15 +20,20 @@ from tvmq.scheme import Settings, code_range
 
 FORMAT = "tvmq-plan-1"
 
+SMALLEST, LARGEST = -126, 127
+"""Exponents of a step: those of a float32."""
 
-def _step(given: Any) -> Any:
+
+def _number(given: Any) -> Any:
     """A number, also where it is written as a power of two such as ``2^-5``."""
-    if not isinstance(given, str):
-        return given
-    match = re.fullmatch(r"2\^(-?\d{1,3})", given)
-    if match is None:
-        raise ValueError(f'{given!r} is no step; give a number or a power of two such as "2^-5"')
-    return math.ldexp(1.0, int(match[1]))
+    power = re.fullmatch(r"2\^([+-]?\d{1,4})", given) if isinstance(given, str) else None
+    return 2.0 ** min(int(power[1]), LARGEST + 1) if power else given
+
+
+def _in_range(step: float) -> float:
+    if not 2.0**SMALLEST <= step <= 2.0**LARGEST:
+        raise ValueError(f"{step:.6g} is no step; give one from 2^{SMALLEST} to 2^{LARGEST}")
+    return step
 
 
 def _inflated(packed: bytes) -> bytes:
@@ -40,7 +44,7 @@ def _inflated(packed: bytes) -> bytes:
 
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Step = Annotated[Number, Field(gt=0), BeforeValidator(_step)]
+Step = Annotated[Number, BeforeValidator(_number), AfterValidator(_in_range)]
 Bits = Annotated[int, Field(ge=2, le=8)]
 Codes = Annotated[Base64Bytes, AfterValidator(_inflated)]
 

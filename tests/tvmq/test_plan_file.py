@@ -1,13 +1,16 @@
 """Plans as JSON: there and back, edited, and wrong."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from quantization_cases import calibration, float_model
 
 from targets.errors import InputError
 from tvmq.plan_file import plan_from_json, plan_to_json, read_plan, write_plan
 from tvmq.planner import make_plan
+from tvmq.rounded_bias import node_of
 from tvmq.scheme import Settings
 
 NAME = "resnet_small"
@@ -66,8 +69,8 @@ def _edit(text, path, value):
             0.03,
             r'values.relu_1.step is 0.03; give a power of two such as "2\^-5"',
         ),
-        (("values", "relu_1", "step"), "2^x", "values.relu_1.step: .*no step"),
-        (("values", "relu_1", "step"), -1, "values.relu_1.step is -1: .*greater than 0"),
+        (("values", "relu_1", "step"), "2^x", r"values.relu_1.step is '2\^x': .*valid number"),
+        (("values", "relu_1", "step"), -1, "values.relu_1.step: -1 is no step"),
         (("values", "relu_1", "zero_point"), 300, r"values.relu_1: zero_point is 300.*\[0, 255\]"),
         (("values", "relu_1", "bits"), 9, "values.relu_1.bits is 9: .*less than or equal to 8"),
         (("values", "relu_1", "type"), "int4", "values.relu_1.type is 'int4': .*'int8' or 'uint8'"),
@@ -107,6 +110,11 @@ def _edit(text, path, value):
         ),
         (("settings", "kappa"), 5, r"plan: settings: kappa is 5.0; give a number in \[0, 1\]"),
         (("values", "relu_1", "step"), 1e999, "values.relu_1.step"),
+        (("values", "relu_1", "step"), 1.7e308, r"1.7e\+308 is no step; give one from 2\^-126"),
+        (("values", "relu_1", "step"), 5e-324, "is no step"),
+        (("values", "relu_1", "step"), "2^128", "is no step"),
+        (("settings", "method"), None, "settings.method is missing"),
+        (("layers", "avg_pool2d", "bias_correction"), {"add": []}, "a pooling has no bias"),
         (("values", "relu_1", "scale"), 1, "values.relu_1.scale is 1: Extra inputs"),
         (("learned_codes", "conv2d"), "AAAA", "learned_codes.conv2d: not zlib in base64"),
         (("learned_codes", "conv2d"), NO_CODES, "learned_codes.conv2d holds 0 codes"),
@@ -117,6 +125,46 @@ def _edit(text, path, value):
 def test_wrong_entries_are_named(text, path, value, message):
     with pytest.raises(InputError, match=message):
         plan_from_json(_edit(text, path, value), float_model(NAME))
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """The plan of a network whose first layer has learned codes."""
+    plan = make_plan(float_model(NAME), calibration(NAME))
+    weight = plan.weights["conv2d"]
+    count = float_model(NAME).weight_of(node_of(float_model(NAME), "conv2d")).numel()
+    codes = (np.arange(count) % 16 - 8).astype(np.int8).tobytes()
+    return replace(plan, weights={**plan.weights, "conv2d": replace(weight, bits=4, codes=codes)})
+
+
+def test_learned_codes_come_back(learned):
+    again = plan_from_json(plan_to_json(learned), float_model(NAME))
+    assert again.weights == learned.weights
+    text = _edit(plan_to_json(learned), ("learned_codes", "conv2d"), None)
+    assert plan_from_json(text, float_model(NAME)).weights["conv2d"].codes == b""
+
+
+def test_learned_codes_must_fit_their_bits(learned):
+    text = _edit(plan_to_json(learned), ("layers", "conv2d", "weight_bits"), 3)
+    with pytest.raises(
+        InputError, match=r"codes in \[-8, 7\], the layer takes \[-4, 3\] with 3 bits"
+    ):
+        plan_from_json(text, float_model(NAME))
+
+
+def test_steps_are_numbers_or_powers_of_two(text):
+    for step in (0.25, "2^-2", "2^-0002"):
+        plan = plan_from_json(_edit(text, ("values", "relu_1", "step"), step), float_model(NAME))
+        assert plan.values["relu_1"].step == 0.25
+
+
+def test_complaints_stay_short(text, learned):
+    """A plan has megabytes of codes; what is wrong with it fits a line."""
+    unpadded = _edit(plan_to_json(learned), ("learned_codes", "conv2d_1"), "A" * 100_001)
+    for wrong in (text[:5000], text + "x", unpadded, _edit(text, ("values",), [0] * 9999)):
+        with pytest.raises(InputError) as caught:
+            plan_from_json(wrong, float_model(NAME))
+        assert len(str(caught.value)) < 300
 
 
 def test_tied_values_must_stay_equal():

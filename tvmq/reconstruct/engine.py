@@ -15,14 +15,11 @@ from tvmq.calibrate import Calibration
 from tvmq.complete_plan import complete_plan
 from tvmq.float_model import FloatModel
 from tvmq.plan import BiasPlan, Plan
+from tvmq.reconstruct.compensation import compensate_weights
 from tvmq.reconstruct.methods import LEARNED, Method, loss_power
 from tvmq.reconstruct.network_pass import NetworkPass, search_network
 from tvmq.reconstruct.step_cost import StepCost, step_costs
-from tvmq.reconstruct.step_search import (
-    compensate_weights,
-    search_unit,
-    unit_loss,
-)
+from tvmq.reconstruct.step_search import search_unit, unit_loss
 from tvmq.reconstruct.training import Training, train_unit
 from tvmq.reconstruct.unit_bias import correct_unit_biases
 from tvmq.reconstruct.unit_cache import UnitCache
@@ -143,9 +140,8 @@ class _Job:
         self.finished: list[QuantizedUnit] = []
         self.states: list[UnitState] = []
         self.results: list[UnitResult] = []
-        self.iterations = sum(
-            round(start.settings.iterations * phase.share) for phase in self.method.phases
-        )
+        training = Training(start.settings.iterations)
+        self.iterations = sum(training.iterations_of(phase) for phase in method.phases)
 
     def run(self, index: int, files: Checkpoints | None) -> None:
         """Reconstruct a unit, or find it among the files, and go on behind it."""
@@ -165,6 +161,7 @@ class _Job:
         self.finished.append(unit)
         self.states.append(state)
         self.results.append(result)
+        self._tell(self.iterations * (index + 1), f"unit {index + 1} done: {result.kept}")
 
     def checkpoints(self, folder: Path) -> Checkpoints:
         """The files of this job; asked for before its first unit."""
@@ -237,14 +234,13 @@ class _Job:
         training = Training(
             settings.iterations, power=power, correct_biases=settings.bias_correction
         )
-        done = 0
+        done = before = 0
         for phase in method.phases:
             if not phase.weights and not unit.own_steps(self.cache.regions.tied):
                 continue  # sums that leave the network have no step that could be learned
-            train_unit(
-                unit, self.cache, phase, training, self.images, generator, self._told(index, done)
-            )
-            done += round(training.iterations * phase.share)
+            told = self._told(index, before)
+            done += train_unit(unit, self.cache, phase, training, self.images, generator, told)
+            before += training.iterations_of(phase)
         keep("learned")
         kept = min(candidates, key=lambda name: candidates[name][0])
         result = UnitResult(
@@ -262,9 +258,11 @@ class _Job:
 
     def _told(self, index: int, before: int) -> Callable[[int, float], None]:
         def told(done: int, loss: float) -> None:
-            if self.report is not None:
-                total = self.iterations * len(self.units)
-                words = f"unit {index + 1}/{len(self.units)}, loss {loss:.4g}"
-                self.report(self.iterations * index + before + done, total, words)
+            words = f"unit {index + 1}/{len(self.units)}, loss {loss:.4g}"
+            self._tell(self.iterations * index + before + done, words)
 
         return told
+
+    def _tell(self, done: int, words: str) -> None:
+        if self.report is not None:
+            self.report(done, self.iterations * len(self.units), words)

@@ -121,6 +121,10 @@ class LearnedStep(nn.Module):  # type: ignore[misc]  # torch is not followed by 
         self.theta.data.fill_(math.log2(step))
 
 
+WINDOWS = 2**20
+"""At least so many windows of each size."""
+
+
 class DropMasks:
     """Random masks at no price: windows of one long random sequence of 0 and 1.
 
@@ -135,8 +139,9 @@ class DropMasks:
     def take(self, x: torch.Tensor) -> torch.Tensor:
         """float32 of 0 and 1, the shape and memory order of ``x``."""
         count = x.numel()
-        while len(self.ones) < 2 * count:
-            self.ones = torch.cat([self.ones, self._draw(len(self.ones))])
+        missing = count + WINDOWS - len(self.ones)
+        if missing > 0:
+            self.ones = torch.cat([self.ones, self._draw(missing)])
         most = len(self.ones) - count
         start = int(torch.randint(most + 1, (1,), generator=self.generator))
         window = self.ones[start : start + count]

@@ -1,13 +1,9 @@
-"""Codes and exponents of a unit, searched by what they do to its output.
-
-What counts is not the rounding error ``e`` of a weight but what remains of it in the layer's output
-once the roundings of a channel compensate each other and the bias takes the mean: ``e^T C e`` with
-``C`` the covariance of what the layer reads. Codes that compensate are found column by column, each
-error spread over the columns to come (OPTQ, arXiv 2210.17323), and then by coordinate descent.
+"""Exponents of a unit, searched by what they do to its output.
 
 A step that may only be a power of two has a handful of candidates, so nothing has to be relaxed:
 each is tried. The output channels of a layer are independent of each other, so each takes the
-exponent that is best for it; exponents of activations are tried one after the other.
+exponent that is best for it once its codes compensate each other; exponents of activations are
+tried one after the other.
 """
 
 from __future__ import annotations
@@ -16,11 +12,9 @@ from dataclasses import replace
 
 import torch
 from torch.fx import GraphModule
-from torch.nn.functional import unfold
 
-from tvmq.bias_correction import run_with_stops
 from tvmq.integers import MAX_SHIFT_SPREAD
-from tvmq.reconstruct.soft_rounding import SoftWeight
+from tvmq.reconstruct.compensation import compensate_weights
 from tvmq.reconstruct.training import reconstruction_loss
 from tvmq.reconstruct.unit_bias import correct_unit_biases
 from tvmq.reconstruct.unit_cache import UnitCache
@@ -35,47 +29,6 @@ WEIGHT_EXPONENTS = (0, -1, 1)
 ACTIVATION_EXPONENTS = (0, -1, 1, 2)
 
 SEARCH_IMAGES = 256
-PATCHES = 2**16
-"""Rows that a covariance is made of: enough for any layer, so fewer images where they are large."""
-
-LEAST_IMAGES = 32
-PATCH_BYTES = 2**26
-DAMPING = 0.01
-BLOCK = 128
-SWEEPS = 8
-
-
-def compensate_weights(
-    unit: QuantizedUnit,
-    cache: UnitCache,
-    images: int,
-    exponents: tuple[int, ...] = WEIGHT_EXPONENTS,
-) -> None:
-    """Give all layers of a unit, in order, compensating codes and the best of some exponents.
-
-    Args:
-        unit: changed in place; with one step per layer, the layer's channels decide together.
-        cache: with the unit's inputs.
-        images: the first of the cache may be looked at.
-        exponents: tried, relative to those of the weights' present steps; 0 first.
-    """
-    for name, weight in unit.weights.items():
-        moments = _covariance(unit, cache, name, min(images, SEARCH_IMAGES))
-        start = weight.exact_steps
-        rows = torch.arange(len(weight.weight))
-        factors = torch.exp2(torch.tensor(exponents, dtype=torch.float64))
-        tried = factors[:, None] * start.expand(len(rows))
-        codes, errors = compensated_codes(weight, tried, moments)
-        if len(start) == 1:
-            errors = errors.sum(dim=1, keepdim=True).expand(-1, len(rows))
-        best = errors.argmin(dim=0)
-        steps = tried[best, rows]
-        least = steps.max() * 2.0**-MAX_SHIFT_SPREAD
-        weight.use_steps(steps[:1] if len(start) == 1 else torch.maximum(steps, least))
-        picked = codes[best, rows]
-        weight.freeze(
-            torch.where((steps < least)[:, None], 0.0, picked).reshape(weight.floor.shape)
-        )
 
 
 def search_unit(
@@ -149,90 +102,3 @@ def unit_loss(unit: QuantizedUnit, cache: UnitCache, power: float, rows: slice) 
         for name, output in zip(unit.unit.outputs, outputs, strict=True)
     ]
     return float(torch.stack([reconstruction_loss(error, power) for error in errors]).sum())
-
-
-def compensated_codes(
-    weight: SoftWeight, steps: torch.Tensor, moments: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes of a layer whose rounding errors compensate each other, and what remains of them.
-
-    Args:
-        weight: of the layer, [K, ...].
-        steps: float64[E, K]: so many times over, with other steps.
-        moments: float64[G, D, D], of what each of G groups of channels reads.
-
-    Returns:
-        float32[E, K, D] codes, and the output error of each channel, float64[E, K].
-    """
-    groups, columns = moments.shape[0], moments.shape[1]
-    times = len(steps)
-    # All steps of a group's channels side by side: they share its moments.
-    exact = weight.weight.double().reshape(groups, -1, columns).repeat(1, times, 1)
-    column = steps.reshape(times, groups, -1).movedim(0, 1).reshape(groups, -1)
-    damped = moments + DAMPING * torch.diag_embed(
-        moments.diagonal(dim1=1, dim2=2)
-        .mean(dim=1, keepdim=True)
-        .clamp_min(1e-12)
-        .expand(-1, columns)
-    )
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    upper = torch.linalg.cholesky(inverse, upper=True)
-    left, codes = exact.clone(), torch.empty_like(exact)
-    for first in range(0, columns, BLOCK):
-        last = min(first + BLOCK, columns)
-        errors = torch.empty_like(left[:, :, first:last])
-        for j in range(first, last):
-            code = torch.floor(left[:, :, j] / column + 0.5).clamp(weight.low, weight.high)
-            codes[:, :, j] = code
-            error = (left[:, :, j] - code * column) / upper[:, None, j, j]
-            left[:, :, j:last] -= error[:, :, None] * upper[:, None, j, j:last]
-            errors[:, :, j - first] = error
-        left[:, :, last:] -= errors @ upper[:, first:last, last:]
-    # Coordinate descent: each code in turn takes its best value given all others.
-    slope = (codes * column[:, :, None] - exact) @ damped
-    for _ in range(SWEEPS):
-        before = codes.clone()
-        for j in range(columns):
-            curvature = damped[:, j, j, None] * column
-            code = torch.floor(codes[:, :, j] - slope[:, :, j] / curvature + 0.5)
-            change = code.clamp_(weight.low, weight.high) - codes[:, :, j]
-            codes[:, :, j] += change
-            slope += (change * column)[:, :, None] * damped[:, None, j]
-        if torch.equal(codes, before):
-            break
-    difference = codes * column[:, :, None] - exact
-    remains = ((difference @ damped) * difference).sum(dim=2)
-    codes = codes.reshape(groups, times, -1, columns).movedim(1, 0).reshape(times, -1, columns)
-    return codes.float(), remains.reshape(groups, times, -1).movedim(1, 0).reshape(times, -1)
-
-
-@torch.no_grad()  # type: ignore[untyped-decorator]
-def _covariance(unit: QuantizedUnit, cache: UnitCache, layer: str, images: int) -> torch.Tensor:
-    """float64[G, D, D]: covariance of what the weights of a layer are multiplied with."""
-    (node,) = (n for n in unit.graph_module.graph.nodes if n.name == layer)
-    source = node.args[0].name
-    kernel = unit.weights[layer].weight
-    per_image = 0
-    total, mean, count, first = torch.zeros(()), torch.zeros(()), 0, 0
-    while first < images and (count < PATCHES or first < LEAST_IMAGES):
-        chunk = min(images, first + (max(1, PATCH_BYTES // per_image) if per_image else 1))
-        rows = slice(first, chunk)
-        inputs = tuple(cache.quantized.rows(name, rows) for name in unit.unit.inputs)
-        x = next(run_with_stops(unit.graph_module, inputs, {source}))
-        if kernel.dim() == 4:
-            given = [*node.args[3:], *[None] * 4]
-            strides, padding, dilation, groups = given[:4]
-            groups = groups or 1
-            patches = unfold(x, kernel.shape[2:], dilation or 1, padding or 0, strides or 1)
-            # [N, C * R * S, P] with C outermost, so that groups are stretches of rows.
-            patches = patches.reshape(len(x), groups, -1, patches.shape[2])
-            patches = patches.permute(1, 0, 3, 2).flatten(1, 2)
-        else:
-            patches = x.reshape(1, -1, x.shape[-1])
-        total = total + (patches.transpose(1, 2) @ patches).double()
-        mean = mean + patches.sum(dim=1).double()
-        count += patches.shape[1]
-        per_image = max(1, patches.numel() * patches.element_size() // (chunk - first))
-        first = chunk
-    mean = mean / count
-    return total / count - mean[:, :, None] * mean[:, None, :]

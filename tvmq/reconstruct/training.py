@@ -29,7 +29,7 @@ class Training:
     Attributes:
         iterations: of the optimizer.
         batch: images per iteration.
-        power: of the reconstruction loss, in [1, 2.4].
+        power: of the reconstruction loss, in [1, 2].
         weight_rate: Adam's learning rate of the rounding decisions.
         bias_rate: of what is added to biases.
         step_rate: of log2 of activation steps; decays to 0 as a cosine.
@@ -45,6 +45,10 @@ class Training:
     step_rate: float = 1e-3
     regularization: float = 0.01
     correct_biases: bool = True
+
+    def iterations_of(self, phase: Phase) -> int:
+        """How many of them a phase has."""
+        return max(1, round(self.iterations * phase.share))
 
 
 def reconstruction_loss(error: torch.Tensor, power: float) -> torch.Tensor:
@@ -80,7 +84,7 @@ def train_unit(
     images: int,
     generator: torch.Generator,
     report: Report | None = None,
-) -> float:
+) -> int:
     """Learn what a phase says and harden it.
 
     Args:
@@ -93,22 +97,20 @@ def train_unit(
         report: told now and then.
 
     Returns:
-        The mean loss of the last iterations, the regularizer left out.
+        The iterations that were done: fewer than asked for once every decision has been made.
     """
-    iterations = max(1, round(training.iterations * phase.share))
+    iterations = training.iterations_of(phase)
     masks = DropMasks(phase.drop, generator) if 0 < phase.drop < 1 else None
     optimizer, schedule = _prepare(unit, cache, phase, training, masks, iterations)
     names, outputs = unit.unit.inputs, unit.unit.outputs
-    losses = torch.zeros(iterations)  # one tensor: scalars kept apart would fragment the heap
-    last = iterations - 1
     for i in range(iterations):
         which = torch.randint(images, (training.batch,), generator=generator)
-        inputs = [_mixed(cache, name, which, masks) for name in names]
+        inputs = [mixed_inputs(cache, name, which, masks) for name in names]
         loss = torch.zeros(())
         for name, output in zip(outputs, unit(*inputs), strict=True):
             error = output - cache.exact.rows(name, which)
             loss = loss + reconstruction_loss(error, training.power)
-        losses[i] = loss.detach()
+        found = loss.detach()
         beta = annealed_beta(i / iterations, WARM_UP) if phase.weights else None
         if beta is not None:
             undecided = torch.stack([w.regularizer(beta) for w in unit.weights.values()]).sum()
@@ -119,12 +121,11 @@ def train_unit(
         schedule.step()
         if (i + 1) % CHECK_EVERY == 0 or i + 1 == iterations:
             if report is not None:
-                report(i + 1, float(losses[i]))
+                report(i + 1, float(found))
             if beta is not None and not phase.steps and float(undecided.detach()) == 0.0:
-                last = i
                 break  # every decision is at its end, where its gradient is zero
     _harden(unit, phase)
-    return float(losses[max(0, last + 1 - CHECK_EVERY) : last + 1].mean())
+    return i + 1
 
 
 def _prepare(
@@ -161,7 +162,7 @@ def _prepare(
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, decays)
 
 
-def _mixed(
+def mixed_inputs(
     cache: UnitCache, name: str, which: torch.Tensor, masks: DropMasks | None
 ) -> torch.Tensor:
     """A unit's input: quantized, with some elements from the float network."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from targets.errors import InputError
+from tvmq import __version__
 from tvmq.plan import Plan
 from tvmq.plan_file import plan_to_json
 from tvmq.reconstruct.unit_graph import QuantizedUnit
@@ -126,7 +127,7 @@ def _others(folder: Path) -> list[str]:
 class Checkpoints:
     """A folder with a file per finished unit; each says of which job it is.
 
-    What another job (network, settings, images, seed) left is as good as nothing.
+    What another job (network, settings, images, seed, version of tvmq) left is as good as nothing.
     """
 
     def __init__(self, folder: Path, start: Plan, seed: int, images: str) -> None:
@@ -142,7 +143,8 @@ class Checkpoints:
             InputError: the folder holds something else, or is a file.
         """
         self.folder = folder
-        self.job = hashlib.sha256(f"{seed} {images}\n{plan_to_json(start)}".encode()).hexdigest()
+        job = f"{__version__} {seed} {images}\n{plan_to_json(start)}"
+        self.job = hashlib.sha256(job.encode()).hexdigest()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
@@ -162,7 +164,7 @@ class Checkpoints:
                 arrays = {name: file[name] for name in file.files}
         except (OSError, ValueError, zipfile.BadZipFile, EOFError):
             return None
-        facts = json.loads(str(arrays.pop("facts")))
+        facts = json.loads(str(arrays.pop("facts", "{}")))
         if facts.get("job") != self.job:
             return None
         parts: dict[str, dict[str, torch.Tensor]] = {"codes": {}, "weight": {}, "bias": {}}

@@ -69,6 +69,7 @@ def test_learning_that_harms_is_refused(monkeypatch):
     def harm(unit, *_):
         for weight in unit.weights.values():
             weight.freeze(torch.full_like(weight.weight, weight.low))
+        return 20
 
     monkeypatch.setattr(engine, "train_unit", harm)
     result = _run("qdrop")

@@ -1,9 +1,14 @@
-"""The loss of a unit: its value, its gradient, and the order in which its gradient lies."""
+"""What a unit is trained with: its loss, the gradient of that, and its mixed inputs."""
+
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tvmq.reconstruct.training import reconstruction_loss
+from tvmq.reconstruct.learned_steps import DropMasks
+from tvmq.reconstruct.training import mixed_inputs, reconstruction_loss
+from tvmq.reconstruct.unit_cache import Stream
 
 
 @pytest.mark.parametrize("power", [1.0, 1.7, 2.0, 2.4])
@@ -33,3 +38,17 @@ def test_gradient_lies_as_the_images_do():
     error.register_hook(lambda gradient: found.append(gradient))
     reconstruction_loss(error * 1, 1.7).backward()
     assert found[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_inputs_are_mixed_element_by_element():
+    both = Stream(Path()), Stream(Path())
+    images = torch.arange(2 * 3 * 50 * 50.0).reshape(2, 3, 50, 50)
+    for stream, sign in zip(both, (1, -1), strict=True):
+        stream.put("x", 0, 2, sign * (images + 1))
+    cache = SimpleNamespace(exact=both[0], quantized=both[1])
+    which = torch.tensor([1, 0, 1])
+    masks = DropMasks(0.5, torch.Generator().manual_seed(0))
+    mixed = mixed_inputs(cache, "x", which, masks)
+    assert torch.equal(mixed.abs(), images[which] + 1)
+    assert 0.48 < float((mixed > 0).float().mean()) < 0.52
+    assert torch.equal(mixed_inputs(cache, "x", which, None), -(images[which] + 1))
