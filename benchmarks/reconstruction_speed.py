@@ -172,7 +172,7 @@ def compare(model: FloatModel, calibration: object, plan: object, count: int) ->
     """A line per unit, in the order of the network, and one for all."""
     units, steps = find_units(model), network_steps(model, plan)
     cache = UnitCache(model, units, calibration, steps)
-    method, training = LEARNED["qdrop"], Training(count)
+    method, training = LEARNED["qdrop"], Training(count, BATCH)
     generator = torch.Generator().manual_seed(SEED)
     totals = [0.0, 0.0]
     for index, unit in enumerate(units):

@@ -44,6 +44,7 @@ class Settings:
         exclude: globs of layer or module names that keep 8-bit weights.
         method: names in METHODS, applied in this order.
         iterations: steps of the optimizer per unit, for methods that learn.
+        learn_batch: images in each of these steps.
         kappa: in [0, 1], how far "rapq" may move the exponent of a unit's loss above 1.
     """
 
@@ -58,6 +59,7 @@ class Settings:
     exclude: tuple[str, ...] = ()
     method: tuple[str, ...] = ("rtn",)
     iterations: int = 2000
+    learn_batch: int = 32
     kappa: float = 0.9
 
     def __post_init__(self) -> None:
@@ -95,8 +97,9 @@ class Settings:
                 "method equalize changes the float network before anything is quantized; name it "
                 "first."
             )
-        if self.iterations < 1:
-            raise InputError(f"iterations is {self.iterations}; give a positive number.")
+        for name in ("iterations", "learn_batch"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; give a positive number.")
         if not 0 <= self.kappa <= 1:
             raise InputError(f"kappa is {self.kappa}; give a number in [0, 1].")
         if not 50 < self.percentile <= 100:

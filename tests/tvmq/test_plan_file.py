@@ -99,6 +99,11 @@ def _edit(text, path, value):
         (("settings", "exclude"), 1, "settings.exclude is 1: .*array"),
         (("settings", "iterations"), "x", "settings.iterations is 'x': .*integer"),
         (("settings", "weight_bits"), True, "settings.weight_bits is True: .*integer"),
+        (
+            ("settings", "learn_batch"),
+            0,
+            "plan: settings: learn_batch is 0; give a positive number",
+        ),
         (("settings", "kappa"), "x", "settings.kappa is 'x': .*number"),
         (("settings", "bias_correction"), "no", "settings.bias_correction is 'no': .*boolean"),
         (("learned_codes",), [], r"learned_codes is \[\]: .*object"),

@@ -14,7 +14,7 @@ from tvmq.cli.terminal import Terminal
 
 PLANNED = (
     *("calib_data", "calib_samples", "calib_method", "precision", "scales", "granularity"),
-    *("first_last_bits", "exclude", "method", "iters", "kappa"),
+    *("first_last_bits", "exclude", "method", "iters", "learn_batch", "kappa"),
 )
 """Options that a plan has answered already."""
 
@@ -94,6 +94,13 @@ PLANNED = (
     help="Training steps per block, for methods that learn.",
 )
 @click.option(
+    "--learn-batch",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    help="Images per training step; fewer take less memory.",
+)
+@click.option(
     "--kappa",
     type=click.FloatRange(0, 1),
     default=0.9,
@@ -152,6 +159,7 @@ def command(terminal: Terminal, /, model_file: Path, output: Path | None, **opti
         exclude=options.pop("exclude"),
         method=parse_methods(options.pop("method")),
         iterations=options.pop("iters"),
+        learn_batch=options.pop("learn_batch"),
         kappa=options.pop("kappa"),
     )
     output = output or Path(f"{model_file.stem}.tvmq")

@@ -140,7 +140,7 @@ class _Job:
         self.finished: list[QuantizedUnit] = []
         self.states: list[UnitState] = []
         self.results: list[UnitResult] = []
-        training = Training(start.settings.iterations)
+        training = Training(start.settings.iterations, start.settings.learn_batch)
         self.iterations = sum(training.iterations_of(phase) for phase in method.phases)
 
     def run(self, index: int, files: Checkpoints | None) -> None:
@@ -232,7 +232,10 @@ class _Job:
                 weight.start_from(weight.codes, COMPENSATION)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         training = Training(
-            settings.iterations, power=power, correct_biases=settings.bias_correction
+            settings.iterations,
+            settings.learn_batch,
+            power=power,
+            correct_biases=settings.bias_correction,
         )
         done = before = 0
         for phase in method.phases:

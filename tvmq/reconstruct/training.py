@@ -38,7 +38,7 @@ class Training:
     """
 
     iterations: int
-    batch: int = 32
+    batch: int
     power: float = 2.0
     weight_rate: float = 1e-2
     bias_rate: float = 1e-3

@@ -132,6 +132,7 @@ def test_weights_of_3_bits_lie_in_4(tmp_path):
     [
         (["--method", "foo"], 2, "foo"),
         (["--iters", "0", "--method", "rapq"], 2, "--iters"),
+        (["--learn-batch", "0", "--method", "rapq"], 2, "--learn-batch"),
         (["--kappa", "2", "--method", "rapq"], 2, "--kappa"),
         (["--method", "rapq"], 2, "--calib-data"),
         (["--method", "rapq", "--scales", "free"], 2, "power-of-two"),

@@ -78,6 +78,22 @@ def test_learning_that_harms_is_refused(monkeypatch):
     assert "nothing else was better" in result.plan.weights["conv2d_1"].reason
 
 
+def test_the_batch_of_a_step_is_what_was_asked_for(monkeypatch):
+    sizes = set()
+    real = engine.train_unit
+
+    def watched(unit, cache, phase, training, *rest):
+        module = unit.graph_module
+        module.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
+        return real(unit, cache, phase, training, *rest)
+
+    monkeypatch.setattr(engine, "train_unit", watched)
+    settings = replace(_settings("adaround"), learn_batch=5)
+    start = make_plan(float_model(NAME), calibration(NAME), settings)
+    reconstruct(float_model(NAME), calibration(NAME), start)
+    assert 5 in sizes  # nothing else takes so few
+
+
 def test_a_seed_decides_everything():
     assert plan_to_json(_run("rapq").plan) == plan_to_json(_rapq().plan)
     assert plan_to_json(_run("rapq", seed=1).plan) != plan_to_json(_rapq().plan)
