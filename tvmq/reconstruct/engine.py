@@ -101,8 +101,7 @@ def reconstruct(
             f"method {', '.join(start.settings.method)} has {calibration.samples} calibration "
             "images, but learns from some and decides by others. Give two or more; 1,024 are good."
         )
-    job = _Job(model, calibration, start, method, seed, report)
-    job.prepare = prepare
+    job = _Job(model, calibration, start, method, prepare, seed, report)
     try:
         files = None if checkpoints is None else job.checkpoints(checkpoints)
         for index in range(len(job.units)):
@@ -125,13 +124,13 @@ class _Job:
         calibration: Calibration,
         start: Plan,
         method: Method,
+        prepare: Callable[[QuantizedUnit], None] | None,
         seed: int,
         report: Report | None,
     ) -> None:
         self.model, self.calibration, self.start = model, calibration, start
+        self.method, self.prepare = method, prepare
         self.seed, self.report = seed, report
-        self.method = method
-        self.prepare: Callable[[QuantizedUnit], None] | None = None
         self.units = find_units(model, whole_blocks=self.method.whole_blocks)
         self.steps = network_steps(model, start)
         self.cache = UnitCache(model, self.units, calibration, self.steps)
