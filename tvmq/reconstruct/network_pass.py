@@ -2,8 +2,8 @@
 
 Units are learned one by one, each for its own output. Behind them, each exponent is tried one up
 and one down, in the order of the network, and moved if the network's outputs come closer to those
-of the float network on images it was learned from *and* on held-out ones. A trial runs the network
-from the unit that makes the value on; what comes before is remembered.
+of the float network on images it was learned from *and* on held-out ones, by more than chance. A
+trial runs the network from the unit that makes the value on; what comes before is remembered.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ MAX_IMAGES = 256
 MAX_BYTES = 2**28
 """All tensors between units, of the images of one loss; fewer images where it would be more."""
 
-GAIN = 1e-3
-"""A move must lower the loss by this share of it; less is noise."""
+SURE = 2.0
+"""Standard errors, over images, by which a move must bring the outputs closer."""
 
 BATCH = 64
 
@@ -86,8 +86,8 @@ def search_network(
     """
     learned, held_out = _images(model, calibration, units, images)
     trials = _Outputs(model, units, steps, learned), _Outputs(model, units, steps, held_out)
-    losses = [trial.loss(0) for trial in trials]
-    before = losses[1]
+    losses = [trial.losses(0) for trial in trials]
+    before = float(losses[1].mean())
     groups = _movable(model, units)
     moves = []
     for done, (first, names) in enumerate(groups):
@@ -97,33 +97,40 @@ def search_network(
             trial.reach(first)
         for exponent in EXPONENTS:
             step.fix(start * 2.0**exponent)
-            found = [trials[0].loss(first)]
-            if found[0] > losses[0] * (1 - GAIN):
+            found = [trials[0].losses(first)]
+            if found[0].mean() >= losses[0].mean():
                 continue
-            found.append(trials[1].loss(first))
-            if found[1] < losses[1]:
+            found.append(trials[1].losses(first))
+            closer = found[1].mean() < losses[1].mean()
+            if closer and surely_smaller(torch.cat(found), torch.cat(losses)):
                 log = round(math.log2(start))
-                moves.append(ExponentMove(names, log, log + exponent, found[1]))
+                moves.append(ExponentMove(names, log, log + exponent, float(found[1].mean())))
                 losses = found
                 break
         else:
             step.fix(start)
         if report is not None:
-            report(done + 1, len(groups), f"distance of the outputs {losses[1]:.4g}")
-    return NetworkPass(before, losses[1], tuple(moves))
+            report(done + 1, len(groups), f"distance of the outputs {losses[1].mean():.4g}")
+    return NetworkPass(before, float(losses[1].mean()), tuple(moves))
 
 
 def distance(output: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
-    """How far an output is from the float one.
+    """How far an output is from the float one, for each image, [N].
 
-    A matrix [N, C] with C > 1 is taken for logits: the mean Kullback-Leibler divergence of the
-    class probabilities, since a squared error would weigh what no decision depends on. Anything
-    else: the mean squared error.
+    A matrix [N, C] with C > 1 is taken for logits: the Kullback-Leibler divergence of the class
+    probabilities, since a squared error would weigh what no decision depends on. Anything else: the
+    mean squared error.
     """
     if exact.dim() == 2 and exact.shape[1] > 1:
         logs = (output.log_softmax(-1), exact.log_softmax(-1))
-        return kl_div(*logs, reduction="batchmean", log_target=True)
-    return (output - exact).square().mean()
+        return kl_div(*logs, reduction="none", log_target=True).sum(1)
+    return (output - exact).square().flatten(1).mean(1)
+
+
+def surely_smaller(after: torch.Tensor, before: torch.Tensor) -> bool:
+    """Whether distances, [N], of the same images became smaller by more than chance."""
+    gains = before - after
+    return bool(gains.mean() > SURE * gains.std() / math.sqrt(len(gains)))
 
 
 def _movable(
@@ -190,8 +197,8 @@ class _Outputs:
             needed |= set(self.names)
             self.prefix = {n: t for n, t in self.prefix.items() if n in needed}
 
-    def loss(self, first: int) -> float:
-        """Distance of the outputs from the float ones, run from a unit that was reached."""
+    def losses(self, first: int) -> torch.Tensor:
+        """Distances of the outputs from the float ones, [N], run from a unit that was reached."""
         self.reach(first)
         tensors = dict(self.prefix)
         for index in range(first, len(self.units)):
@@ -200,7 +207,7 @@ class _Outputs:
             distance(tensors[name], exact)
             for name, exact in zip(self.names, self.exact, strict=True)
         ]
-        return float(torch.stack(distances).sum())
+        return torch.stack(distances).sum(0)
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def _run(self, index: int, tensors: dict[str, torch.Tensor]) -> None:

@@ -84,9 +84,17 @@ def nearest_exponents(weight: torch.Tensor, bits: int, settings: Settings) -> to
 def search_activation_steps(
     unit: QuantizedUnit, cache: UnitCache, power: float, images: int
 ) -> None:
-    """Choose the exponents of the values of a unit, one after the other, by the unit's loss."""
+    """Choose the exponents of the values inside a unit, one after the other, by the unit's loss.
+
+    Those of its outputs stay: a unit cannot see what clipping them does to the units behind it, and
+    would clip too much.
+    """
     rows = slice(0, min(images, SEARCH_IMAGES))
+    carried = cache.regions.carried
+    outputs = [unit.steps.get(carried.get(name, name)) for name in unit.unit.outputs]
     for step in unit.own_steps(cache.regions.tied):
+        if any(step is output for output in outputs):
+            continue
         start, losses = step.exact, {}
         for exponent in ACTIVATION_EXPONENTS:
             step.fix(start * 2.0**exponent)
