@@ -94,11 +94,15 @@ def main() -> int:
     ]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, spawn) as workers:
-        runs = [
-            workers.submit(run, *item, options.iters, Path(options.data), options.results)
+        runs = {
+            workers.submit(run, *item, options.iters, Path(options.data), options.results): item
             for item in missing
-        ]
+        }
         for done in as_completed(runs):
+            if error := done.exception():  # the others go on
+                name, seed = runs[done]
+                print(f"{name} seed {seed}: failed: {error!r}", file=sys.stderr, flush=True)
+                continue
             fact = done.result()
             write(options.results, [*read(options.results), fact])
             print(

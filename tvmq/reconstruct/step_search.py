@@ -2,8 +2,8 @@
 
 A step that may only be a power of two has a handful of candidates, so nothing has to be relaxed:
 each is tried. The output channels of a layer are independent of each other, so each takes the
-exponent that is best for it once its codes compensate each other; exponents of activations are
-tried one after the other.
+exponent that is best for it once its codes compensate each other; exponents of activations inside
+the unit are tried one after the other.
 """
 
 from __future__ import annotations

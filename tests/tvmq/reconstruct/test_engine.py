@@ -13,7 +13,7 @@ from tvmq.calibrate import calibrate
 from tvmq.capture import capture_program
 from tvmq.plan_file import plan_to_json
 from tvmq.planner import make_plan
-from tvmq.reconstruct import engine
+from tvmq.reconstruct import engine, unit_state
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.unit_state import (
     Checkpoints,
@@ -121,12 +121,14 @@ def _checkpoints(folder, seed: int = 0, images: str = "of these") -> Checkpoints
     return Checkpoints(folder, start, seed, images)
 
 
-def test_checkpoints_of_another_job_are_not_used(tmp_path):
+def test_checkpoints_of_another_job_are_not_used(tmp_path, monkeypatch):
     result = UnitResult("conv2d", ("conv2d",), "learned", 2.0, None, 1.0, 2.0, 5, 0.1)
     _checkpoints(tmp_path).save(0, UnitState({}, {}, {}, {"x": 0.5}), result)
     assert _checkpoints(tmp_path).load(0) == (UnitState({}, {}, {}, {"x": 0.5}), result)
     assert _checkpoints(tmp_path, seed=1).load(0) is None
     assert _checkpoints(tmp_path, images="of others").load(0) is None
+    monkeypatch.setattr(unit_state, "__version__", "another")
+    assert _checkpoints(tmp_path).load(0) is None
 
 
 def test_other_images_are_another_job(tmp_path, monkeypatch):
