@@ -107,7 +107,7 @@ class _Reader:
     def need(self, var: Var) -> Value:
         """The value of an integer tensor; its layer is read if it wasn't."""
         if var not in self._read:
-            self._read[var] = value_of(self.graph, var)
+            self._read[var] = value_of(self.graph, var, self.source(var.name))
             self._read_layer(var)
         return self._read[var]
 
@@ -157,7 +157,7 @@ class _Reader:
         return OpaqueLayer(var.name, self.source(var.name), inputs, self._read[var], reason)
 
 
-def value_of(graph: Graph, var: Var) -> Value:
+def value_of(graph: Graph, var: Var, source: str = "") -> Value:
     """Shape, type and bits of an integer tensor, for one image.
 
     Raises:
@@ -165,8 +165,9 @@ def value_of(graph: Graph, var: Var) -> Value:
     """
     shape = shape_of(var)[1:]
     if len(shape) > 3:
+        place = f" ({source})" if source else ""
         raise UnsupportedError(
-            f"{var.name}: shape {shape} has more than three axes besides the batch. "
+            f"{var.name}{place}: shape {shape} has more than three axes besides the batch. "
             "Reshape it to an image or a vector."
         )
     H, W, C = (1,) * (3 - len(shape)) + shape

@@ -48,7 +48,7 @@ def read_move(reader: Reader, var: Var) -> Move | str:
     pieces, fill, reshape = [], 0, False
     if op == "reshape":
         source = call.args[0]
-        size = _image(shape_of(source))
+        size = reader.need(source).shape
         pieces = [_piece(reader, _Box(source, (0, 0, 0), (1, 1, 1), size), (0, 0, 0))]
         reshape = True
     elif op == "nn.pad":

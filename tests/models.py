@@ -136,8 +136,14 @@ def preact() -> Network:
     return _finish(lambda: _PreAct(), (3, 10, 10))
 
 
+def shufflenet_small() -> Network:
+    """Half of the channels untouched, depthwise separable ones beside, then shuffled."""
+    return _finish(lambda: _ShuffleNet(), (3, 10, 10))
+
+
 _FUNCTIONS = (resnet_small, resnet_projection, vgg_small, mobilenet_small, grouped, densenet_small)
 _FUNCTIONS += (odd_channels, strides_dilation_padding, mlp, silu_net, preact, mobilenet_rescaled)
+_FUNCTIONS += (shufflenet_small,)
 ZOO: dict[str, Callable[[], Network]] = {function.__name__: function for function in _FUNCTIONS}
 
 
@@ -304,4 +310,28 @@ class _PreAct(nn.Module):
         y = F.relu(self.norm1(x))
         x = x + self.conv2(F.relu(self.norm2(self.conv1(y))))
         x = x + y
+        return self.linear(x.mean([2, 3]))
+
+
+class _ShuffleNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*_conv(3, 24, 3))
+        self.first, self.second = (
+            nn.Sequential(
+                *_conv(12, 12, 1),
+                *_conv(12, 12, 3, groups=12, activation=nn.Identity()),
+                *_conv(12, 12, 1),
+            )
+            for _ in range(2)
+        )
+        self.linear = nn.Linear(24, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.stem(x).chunk(2, 1)
+        x = torch.cat([left, self.first(right)], 1)
+        n, c, h, w = x.shape
+        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+        left, right = x.chunk(2, 1)
+        x = F.channel_shuffle(torch.cat([left, self.second(right)], 1), 4)
         return self.linear(x.mean([2, 3]))

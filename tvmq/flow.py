@@ -99,7 +99,8 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
     with writing(request.output) as folder:
         manifest, placed = _build_into(folder, request, progress or Progress())
         write_manifest(folder, manifest)
-    forget_checkpoints(checkpoints_of(request.output))
+    if manifest.reconstruction:  # another build leaves alone what an interrupted one has learned
+        forget_checkpoints(checkpoints_of(request.output))
     return BuildResult(request.output, manifest, placed.placements)
 
 
@@ -138,6 +139,7 @@ def _build_into(
     learned: Reconstruction | None = None
     if plan.settings.learned_method and request.plan is None:
         with progress.stage("reconstruct"):
+            _refuse_early(model, plan, spec, request)
             learned = _reconstruct(model, calibration, plan, request, progress)
             plan = learned.plan
     write_plan(plan, folder / "plan.json")
@@ -148,8 +150,7 @@ def _build_into(
         integer = lower_to_integer(import_torch(program), dump=folder / "ir" / "passes")
         save_integer(folder, integer)
     with progress.stage("place"):
-        sources = {name: str(origin) for name, origin in model.origins.items()}
-        network = read_layers(integer, sources)
+        network = read_layers(integer, _sources(model))
         placed = place(integer, network, spec)
         on_cpu = placed if spec is None else place(integer, network, None)
         _check_fallback(placed.placements, request)
@@ -227,11 +228,31 @@ def _reconstruct(
     try:
         with progress.bar("reconstruct") as report:
             return reconstruct(
-                model, calibration, start, seed=request.seed, checkpoints=folder, report=report
+                model,
+                calibration,
+                start,
+                seed=request.seed,
+                checkpoints=folder,
+                report=report,
+                note=progress.note,
             )
     except KeyboardInterrupt:
         progress.note(f"finished units are kept in {folder}; the same command goes on from there.")
         raise
+
+
+def _refuse_early(
+    model: FloatModel, plan: Plan, spec: NpuSpec | None, request: BuildRequest
+) -> None:
+    """Raise what the stages behind would, before hours of learning; they do it again afterwards."""
+    integer = lower_to_integer(import_torch(annotate(model, plan)))
+    placed = place(integer, read_layers(integer, _sources(model)), spec)
+    _check_fallback(placed.placements, request)
+
+
+def _sources(model: FloatModel) -> dict[str, str]:
+    """Module and line of the user's model, by name of node."""
+    return {name: str(origin) for name, origin in model.origins.items()}
 
 
 class _Samples:

@@ -34,17 +34,17 @@ def reconstruction_section(facts: Mapping[str, Any]) -> Iterator[str]:
     network = facts["network"]
     if network is not None:
         yield (
-            f"<p>Pass over the network: distance of the outputs from the float "
-            f"ones "
+            f"<p>Pass over the network: distance of the outputs from the float ones "
             f"{network['loss_before']:.4g} -&gt; {network['loss_after']:.4g}.</p>"
         )
-        yield from _table(
-            _MOVES,
-            [
+        if network["moves"]:
+            moves = [
                 [", ".join(m["values"]), m["before"], m["after"], f"{m['loss']:.4g}"]
                 for m in network["moves"]
-            ],
-        )
+            ]
+            yield from _table(_MOVES, moves)
+        else:
+            yield "<p>No exponent was moved.</p>"
     if facts["power_of_two_cost"]:
         yield (
             "<h2>Cost of powers of two</h2><p>Squared error of rounding to nearest, in percent of "

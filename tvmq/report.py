@@ -48,7 +48,7 @@ def settings_text(settings: Mapping[str, Any]) -> str:
 
 
 def _reconstruction_lines(facts: Mapping[str, Any]) -> list[str]:
-    if not facts:
+    if not facts or not facts["units"]:
         return []
     units, network = facts["units"], facts["network"]
     refused = [unit["unit"] for unit in units if unit["kept"] == "nearest"]

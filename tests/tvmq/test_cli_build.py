@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from model_files import save, save_inputs
+from torch import nn
 
 from tvmq import flow
 from tvmq.artifact import Artifact
@@ -118,10 +120,14 @@ def test_an_edited_plan_is_built(tvmq, tmp_path, small):
         (["--mean", "0.5"], "--mean and --std belong together"),
         (["--calib-data", "none.npz"], "none.npz: no such file or folder"),
         (["--calib-samples", "99"], "has 8 images, 99 are wanted"),
+        (["--method", "rapq,rtn"], "each of these decides how the weights are rounded"),
+        (["--iters", "5", "--kappa", "0.5"], "--iters, --kappa: --method rtn learns nothing"),
+        (["--method", "qdrop", "--kappa", "0.5"], "--kappa: only --method rapq has it"),
+        (["--seed", "-1"], "-1 is not in the range 0<=x<=4294967295"),
     ],
     ids=[
         *("target", "preset", "precision", "scales", "wess-channel", "order", "method", "mean"),
-        *("data", "samples"),
+        *("data", "samples", "two-roundings", "nothing-learns", "kappa", "seed"),
     ],
 )
 def test_wrong_flags_are_usage_errors(tvmq, tmp_path, small, words, message):
@@ -169,6 +175,45 @@ def test_fallback_gates(tvmq, tmp_path, small, monkeypatch, words, code):
     assert result.code == code, result.err
     assert (tmp_path / "a").exists() == (code == 0)
     assert "kernels are at most 2 × 2. Here: 3 × 3." in (result.err if code else result.out)
+
+
+def test_what_later_stages_refuse_is_said_before_anything_is_learned(
+    tvmq, tmp_path, small, monkeypatch
+):
+    def learn(*_, **__):
+        raise AssertionError("learned for hours")
+
+    class FiveAxes(nn.Module):
+        def forward(self, x):
+            return x.view(-1, 1, 3, 12, 12).permute(0, 2, 3, 1, 4).reshape(-1, 3, 12, 12)
+
+    refuse_some(monkeypatch)
+    monkeypatch.setattr(flow, "reconstruct", learn)
+    data = small.parent / "resnet_small.npz"
+    words = ["--method", "qdrop", "--calib-data", data, "-o", tmp_path / "a"]
+    result = tvmq("build", small.parent / "resnet_small.pt2", "--strict", *words)
+    assert result.code == 1
+    assert "kernels are at most 2 × 2" in result.err
+    example = (torch.randn(2, 3, 12, 12),)
+    torch.export.save(torch.export.export(FiveAxes(), example), tmp_path / "five.pt2")
+    result = tvmq("build", tmp_path / "five.pt2", *words)
+    assert result.code == 4
+    assert "permute (test_cli_build.py:" in result.err
+    assert "more than three axes besides the batch" in result.err
+
+
+def test_another_build_leaves_finished_units_alone(tvmq, tmp_path):
+    units = tmp_path / "a.units"
+    units.mkdir()
+    (units / "unit_0.npz").write_bytes(b"hours of work")
+    model, data = save("odd_channels", tmp_path), save_inputs("odd_channels", tmp_path)
+    words = ["--target", "cpu", "--calib-data", data, "-o", tmp_path / "a"]
+    assert tvmq("build", model, *words).code == 0
+    assert units.is_dir()
+    result = tvmq("build", model, "--method", "adaround", "--iters", "1", *words)
+    assert result.code == 0, result.err
+    assert "holds units of another network, settings, images" in result.err
+    assert not units.exists()
 
 
 def test_devices_that_disagree_fail_the_gate_and_leave_the_evidence(tvmq, tmp_path, monkeypatch):

@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not sys.warnoptions:  # torch warns about itself; nothing that a user can do
         warnings.simplefilter("ignore")
     if arguments is None:  # let an interrupted build clean up after itself
-        signal.signal(signal.SIGTERM, _interrupt)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
     try:
         code = cli.main(words, prog_name="tvmq", standalone_mode=False, obj=terminal)
         return code if isinstance(code, int) else 0

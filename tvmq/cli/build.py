@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from click.core import ParameterSource
 from targets.errors import InputError
 from tvmq.cli.options import IMAGE_FLAGS, PATH, images_options, shared_options
 from tvmq.cli.terminal import Terminal
+from tvmq.scheme import LEARNED_METHODS, Settings, parse_methods, parse_precision
 
 PLANNED = (
     *("calib_data", "calib_samples", "calib_method", "precision", "scales", "granularity"),
     *("first_last_bits", "exclude", "method", "iters", "learn_batch", "kappa"),
 )
 """Options that a plan has answered already."""
+
+LEARNING = ("iters", "learn_batch", "kappa")
 
 
 @click.command("build")
@@ -91,7 +95,8 @@ PLANNED = (
     type=click.IntRange(1),
     default=2000,
     show_default=True,
-    help="Training steps per block, for methods that learn.",
+    help="Training steps per block, for methods that learn; brecq makes a quarter more, for "
+    "activation steps alone.",
 )
 @click.option(
     "--learn-batch",
@@ -105,7 +110,8 @@ PLANNED = (
     type=click.FloatRange(0, 1),
     default=0.9,
     show_default=True,
-    help="rapq: a block's loss is |error|^p, p at most 1 + kappa, from its last batch norm.",
+    help="rapq: the loss of a block of layers is |error|^p, p at most 1 + kappa, from its last "
+    "batch norm.",
 )
 @click.option("--plan", type=PATH, help="An edited plan.json to build from; replaces calibration.")
 @click.option(
@@ -123,7 +129,13 @@ PLANNED = (
 @click.option(
     "--batch", type=click.IntRange(1), default=64, show_default=True, help="Calibration batch."
 )
-@click.option("--seed", default=0, show_default=True, help="For everything random.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="For everything random.",
+)
 @click.option("--strict", is_flag=True, help="Fail if anything would run on the CPU (exit code 1).")
 @click.option(
     "--max-fallback",
@@ -144,7 +156,6 @@ def command(terminal: Terminal, /, model_file: Path, output: Path | None, **opti
     from tvmq.flow import build
     from tvmq.preprocessing import Preprocessing
     from tvmq.report import build_summary
-    from tvmq.scheme import Settings, parse_methods, parse_precision
 
     if options["plan"] is not None:
         _refuse_planned()
@@ -162,6 +173,7 @@ def command(terminal: Terminal, /, model_file: Path, output: Path | None, **opti
         learn_batch=options.pop("learn_batch"),
         kappa=options.pop("kappa"),
     )
+    _refuse_unlearned(settings)
     output = output or Path(f"{model_file.stem}.tvmq")
     how = Preprocessing.from_flags(*(options.pop(name) for name in IMAGE_FLAGS))
     request = BuildRequest(model_file, output, settings=settings, preprocessing=how, **options)
@@ -174,14 +186,30 @@ def command(terminal: Terminal, /, model_file: Path, output: Path | None, **opti
     result.check_gates()
 
 
-def _refuse_planned() -> None:
-    """Raise where --plan meets an option that would change nothing."""
+def _given(names: Sequence[str]) -> list[str]:
+    """The flags of those options that the command line has."""
     context = click.get_current_context()
-    given = [
+    return [
         "--" + name.replace("_", "-")
-        for name in PLANNED
+        for name in names
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     ]
+
+
+def _refuse_unlearned(settings: Settings) -> None:
+    """Raise where an option of learning would change nothing."""
+    if not settings.learned_method and (given := _given(LEARNING)):
+        raise InputError(
+            f"{', '.join(given)}: --method {','.join(settings.method)} learns nothing. Choose one "
+            f"of {', '.join(LEARNED_METHODS)}, or leave {', '.join(given)} out."
+        )
+    if settings.learned_method != "rapq" and _given(["kappa"]):
+        raise InputError("--kappa: only --method rapq has it. Leave it out, or choose rapq.")
+
+
+def _refuse_planned() -> None:
+    """Raise where --plan meets an option that would change nothing."""
+    given = _given(PLANNED)
     if given:
         raise InputError(
             f"--plan and {', '.join(given)}: a plan already has its ranges, bits and steps. "

@@ -78,6 +78,7 @@ def reconstruct(
     seed: int = 0,
     checkpoints: Path | None = None,
     report: Report | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Reconstruction:
     """Learn what ``start.settings.method`` says.
 
@@ -90,9 +91,10 @@ def reconstruct(
         seed: of images and masks.
         checkpoints: folder in which finished units are kept, and found again.
         report: told about progress.
+        note: told what there was in ``checkpoints``, if anything.
 
     Raises:
-        InputError: too few images.
+        InputError: too few images, or no room for what units read.
         ArithmeticRangeError: learned steps lead to integers that do not fit.
     """
     method = method or LEARNED[start.settings.learned_method]
@@ -104,6 +106,8 @@ def reconstruct(
     job = _Job(model, calibration, start, method, prepare, seed, report)
     try:
         files = None if checkpoints is None else job.checkpoints(checkpoints)
+        if files is not None and note is not None and (found := files.found()):
+            note(f"note: {found}")
         for index in range(len(job.units)):
             job.run(index, files)
     finally:

@@ -8,6 +8,8 @@ torch convolves fastest. Large tensors lie in memory-mapped files instead of mem
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from pathlib import Path
 import torch
 from torch.fx import GraphModule
 
+from targets.errors import InputError
 from tvmq.calibrate import Calibration, Inputs
 from tvmq.float_model import FloatModel
 from tvmq.reconstruct.learned_steps import LearnedStep
@@ -80,8 +83,26 @@ class Stream:
         count = torch.Size(shape).numel()
         if count * dtype.itemsize <= IN_MEMORY:
             return torch.empty(shape, dtype=dtype)
-        path = str(self.folder / f"{name}.bin")
-        return torch.from_file(path, shared=True, size=count, dtype=dtype).reshape(shape)
+        path = self.folder / f"{name}.bin"
+        _reserve(path, count * dtype.itemsize)
+        return torch.from_file(str(path), shared=True, size=count, dtype=dtype).reshape(shape)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file with all its room: a mapped file that grows on a full disk kills the process.
+
+    Raises:
+        InputError: there is no such room.
+    """
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise InputError(
+            f"{tempfile.gettempdir()}: {error.strerror}: what a unit reads for all images needs "
+            f"{math.ceil(size / 2**20):,} MB there. Free some, set the environment variable TMPDIR "
+            "to a folder with more, or give fewer --calib-samples."
+        ) from error
 
 
 class UnitCache:

@@ -157,16 +157,26 @@ class Checkpoints:
                 f"({others[0]}). Move it away, or choose another --output."
             )
 
+    def found(self) -> str:
+        """What an earlier job left, in words; "" where it left nothing."""
+        left = [self._read(path) for path in self.folder.glob("unit_*.npz")]
+        own = sum(job is not None for job in left)
+        if own:
+            units = f"{own} finished unit{'s' if own > 1 else ''}"
+            return f"{units} in {self.folder}; going on from there."
+        if left:
+            return (
+                f"{self.folder} holds units of another network, settings, images, seed or version "
+                "of tvmq; starting anew."
+            )
+        return ""
+
     def load(self, index: int) -> tuple[UnitState, UnitResult] | None:
         """What was decided about a unit; None if this job has not finished it."""
-        try:
-            with np.load(self._path(index)) as file:
-                arrays = {name: file[name] for name in file.files}
-        except (OSError, ValueError, zipfile.BadZipFile, EOFError):
+        found = self._read(self._path(index))
+        if found is None:
             return None
-        facts = json.loads(str(arrays.pop("facts", "{}")))
-        if facts.get("job") != self.job:
-            return None
+        facts, arrays = found
         parts: dict[str, dict[str, torch.Tensor]] = {"codes": {}, "weight": {}, "bias": {}}
         for name, array in arrays.items():
             kind, layer = name.split(":", 1)
@@ -187,6 +197,16 @@ class Checkpoints:
         partial = self.folder / f"{os.getpid()}.partial.npz"
         np.savez(partial, **arrays)
         partial.rename(self._path(index))
+
+    def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Facts and arrays of a file; None if it isn't of this job or not whole."""
+        try:
+            with np.load(path) as file:
+                arrays = {name: file[name] for name in file.files}
+        except (OSError, ValueError, zipfile.BadZipFile, EOFError):
+            return None
+        facts = json.loads(str(arrays.pop("facts", "{}")))
+        return (facts, arrays) if facts.get("job") == self.job else None
 
     def _path(self, index: int) -> Path:
         return self.folder / f"unit_{index}.npz"

@@ -1,5 +1,6 @@
 """The engine: every method runs, seeds decide, an interrupt changes nothing, gates hold."""
 
+import errno
 from dataclasses import replace
 from functools import cache
 
@@ -13,7 +14,7 @@ from tvmq.calibrate import calibrate
 from tvmq.capture import capture_program
 from tvmq.plan_file import plan_to_json
 from tvmq.planner import make_plan
-from tvmq.reconstruct import engine, unit_state
+from tvmq.reconstruct import engine, unit_cache, unit_state
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.unit_state import (
     Checkpoints,
@@ -111,7 +112,9 @@ def test_an_interrupted_job_goes_on_to_the_same_result(tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoints, "save", save_two)
     with pytest.raises(KeyboardInterrupt):
         _run("rapq", checkpoints=tmp_path)
-    resumed = _run("rapq", checkpoints=tmp_path)
+    notes = []
+    resumed = _run("rapq", checkpoints=tmp_path, note=notes.append)
+    assert notes == [f"note: 2 finished units in {tmp_path}; going on from there."]
     assert finished == [0, 1, 2, 3]  # the first two were not learned again
     assert plan_to_json(resumed.plan) == plan_to_json(_rapq().plan)
 
@@ -179,6 +182,17 @@ def test_the_search_keeps_the_shifts_of_wess():
 def test_a_last_layer_has_no_step_to_learn():
     result = _run("brecq", name="mlp")
     assert [unit.iterations for unit in result.units] == [25, 25, 20]
+
+
+def test_large_tensors_lie_in_files_and_a_full_disk_is_an_error(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(unit_cache, "IN_MEMORY", 1000)
+    assert plan_to_json(_run("rapq").plan) == plan_to_json(_rapq().plan)
+    monkeypatch.setattr(unit_cache.os, "posix_fallocate", full)
+    with pytest.raises(InputError, match=r"No space left on device.*needs 1 MB.*TMPDIR"):
+        _run("rapq")
 
 
 def test_one_image_is_too_few():

@@ -78,4 +78,6 @@ def test_logits_are_compared_by_their_probabilities():
     by_hand = (p * (p / q).log()).sum(1)
     torch.testing.assert_close(distance(2 * logits, logits), by_hand)
     assert distance(logits + 3, logits).tolist() == pytest.approx([0, 0], abs=1e-6)
+    many = torch.randn(1000, 10, generator=torch.Generator().manual_seed(0))
+    assert float(distance(many + 1, many).min()) >= 0  # rounding would leave less
     assert distance(logits[:, :1] + 3, logits[:, :1]).tolist() == pytest.approx([9, 9])
