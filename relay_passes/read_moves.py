@@ -1,18 +1,24 @@
 """Read moves (slices, paddings, concatenations, reshapes) and tables back from Relax.
 
 A slice of a slice is one strided box; a padding or concatenation takes the boxes in front of it
-along, so that ``pad(x[:, ::2, ::2])`` is one move.
+along, so that ``pad(x[:, ::2, ::2])`` is one move. A row of reshapes and transpositions that puts
+the channels of each pixel into another order, as ShuffleNet's shuffle does, is a product with a
+permutation matrix: an array of multipliers moves single bytes faster than a DMA unit.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from relay_passes.accumulator import code_range, sum_bound
 from relay_passes.lookup import first_code
-from relay_passes.read_products import Reader
+from relay_passes.read_products import Reader, weight_bits
 from relay_passes.relax_nodes import (
+    Array,
     Expr,
     Graph,
     Var,
@@ -23,7 +29,7 @@ from relay_passes.relax_nodes import (
     op_of,
     shape_of,
 )
-from targets.layers import Lut, Move, Piece
+from targets.layers import Conv2d, Lut, Move, Piece, Requantize
 
 Index = tuple[int, int, int]
 
@@ -38,20 +44,15 @@ class _Box:
     size: Index
 
 
-def read_move(reader: Reader, var: Var) -> Move | str:
-    """A slice, padding, concatenation or reshape."""
+def read_move(reader: Reader, var: Var) -> Move | Conv2d | str:
+    """A slice, padding, concatenation, reshape or transposition."""
     graph = reader.graph
     call = graph.value(var)
     op = op_of(call)
-    if op == "permute_dims":
-        return "transposes a tensor; layers only move rows of channels"
-    pieces, fill, reshape = [], 0, False
-    if op == "reshape":
-        source = call.args[0]
-        size = reader.need(source).shape
-        pieces = [_piece(reader, _Box(source, (0, 0, 0), (1, 1, 1), size), (0, 0, 0))]
-        reshape = True
-    elif op == "nn.pad":
+    if op in ("reshape", "permute_dims"):
+        return _rearrangement(reader, var)
+    pieces, fill = [], 0
+    if op == "nn.pad":
         before = _image_index(list(ints(call.attrs.pad_width))[2::2])
         pieces = [_piece(reader, _box(graph, call.args[0]), before)]
         fill = int(call.attrs.pad_value)
@@ -65,7 +66,77 @@ def read_move(reader: Reader, var: Var) -> Move | str:
     else:
         pieces = [_piece(reader, _box(graph, var), (0, 0, 0))]
     output = reader.need(var)
-    return Move(var.name, reader.source(var.name), tuple(pieces), output, fill, reshape=reshape)
+    return Move(var.name, reader.source(var.name), tuple(pieces), output, fill)
+
+
+def _rearrangement(reader: Reader, var: Var) -> Move | Conv2d | str:
+    """A reshape that moves nothing, or channels in another order."""
+    call = reader.graph.value(var)
+    if op_of(call) == "reshape" and len(shape_of(call.args[0])) <= 4:
+        return _reshape(reader, call.args[0], var)
+    for source, elements in _sources(reader.graph, var):
+        if np.array_equal(elements.ravel(), np.arange(elements.size)):
+            return _reshape(reader, source, var)
+        h, w, c = _image(shape_of(source))
+        pixels, channels = np.divmod(elements.reshape(-1, elements.shape[-1]), c)
+        same_pixel = (pixels == np.arange(h * w)[:, None]).all() if len(pixels) == h * w else False
+        if same_pixel and (channels == channels[0]).all():
+            return _permuted_channels(reader, source, var, channels[0])
+    return "transposes a tensor; layers only move rows of channels"
+
+
+def _reshape(reader: Reader, source: Var, var: Var) -> Move:
+    size = reader.need(source).shape
+    piece = _piece(reader, _Box(source, (0, 0, 0), (1, 1, 1), size), (0, 0, 0))
+    place = reader.source(var.name)
+    return Move(var.name, place, (piece,), reader.need(var), fill=0, reshape=True)
+
+
+def _sources(graph: Graph, var: Var) -> Iterator[tuple[Var, Array]]:
+    """Images that reshapes and transpositions make a tensor of, the nearest first.
+
+    With each comes, in the shape of the tensor, which element of the image each of its is.
+    """
+    calls: list[Expr] = []
+    while (call := graph.match(var, "reshape", "permute_dims")) is not None:
+        calls.insert(0, call)
+        var = call.args[0]
+        if len(shape_of(var)) > 4:
+            continue
+        shape = (1, *(int(size) for size in shape_of(var)[1:]))
+        elements = np.arange(math.prod(shape)).reshape(shape)
+        for step in calls:
+            if op_of(step) == "reshape":
+                elements = elements.reshape(1, *(int(size) for size in step.ty.shape.values[1:]))
+            else:
+                elements = elements.transpose(ints(step.attrs.axes))
+        yield var, elements
+
+
+def _permuted_channels(reader: Reader, source: Var, var: Var, order: Array) -> Conv2d:
+    """Output channel k is input channel ``order[k]``."""
+    channels = len(order)
+    weight = np.zeros((channels, 1, 1, channels), np.int8)
+    weight[np.arange(channels), 0, 0, order] = 1
+    bias = np.zeros(channels, np.int32)
+    low, high = code_range(reader.graph, source)
+    return Conv2d(
+        name=var.name,
+        source=reader.source(var.name),
+        kind="shuffle",
+        input=reader.need(source),
+        output=reader.need(var),
+        weight=weight,
+        bias=bias,
+        strides=(1, 1),
+        padding=(0, 0, 0, 0),
+        dilation=(1, 1),
+        groups=1,
+        input_zero_point=0,
+        requantize=Requantize(0, bias + 1, bias, 0, low, high),
+        max_sum=sum_bound(weight, bias, low, high),
+        weight_bits=weight_bits(weight),
+    )
 
 
 def read_table(reader: Reader, var: Var) -> Lut | str:

@@ -187,7 +187,7 @@ def _convolution(reader: Reader, sums: _Sums, var: Var, requantize: Requantize |
         input_zero_point=sums.fill,
         requantize=requantize,
         max_sum=sum_bound(sums.weight, sums.bias, low, high),
-        weight_bits=_weight_bits(sums.weight),
+        weight_bits=weight_bits(sums.weight),
     )
 
 
@@ -199,7 +199,8 @@ def _kind(sums: _Sums, groups: int) -> str:
     return "conv2d"
 
 
-def _weight_bits(weight: Array) -> int:
+def weight_bits(weight: Array) -> int:
+    """The fewest bits, 2, 4 or 8, that hold all weights."""
     return next(
         (b for b in (2, 4) if -(1 << (b - 1)) <= weight.min() and weight.max() < 1 << (b - 1)), 8
     )

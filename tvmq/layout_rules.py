@@ -71,29 +71,7 @@ def reshaped(g: CanonicalGraph, x: Node, exported_shape: Sequence[Any]) -> Node:
         )
     if new[1:] == old[1:]:
         return x
-    if (before := _before_shuffle(x, new)) is not None:
-        return _shuffled(g, before, old[2])
     return g.call(aten.reshape.default, x, [-1, *new[1:]])
-
-
-def _before_shuffle(x: Node, shape: tuple[Any, ...]) -> Node | None:
-    """What a reshape of ``x`` shuffles the channels of: N, C as N, G, C / G, exchanged, as N, C."""
-    exchanged = [0, 2, 1, *range(3, len(shape_of(x)))]
-    if x.target != aten.permute.default or x.args[1] != exchanged:
-        return None
-    (split,) = x.all_input_nodes
-    if split.target != aten.reshape.default:
-        return None
-    (before,) = split.all_input_nodes
-    same = shape_of(before)[1:] == shape[1:] and math.prod(shape_of(split)[1:3]) == shape[1]
-    return before if same else None
-
-
-def _shuffled(g: CanonicalGraph, x: Node, groups: int) -> Node:
-    """The first channel of each group, then the second: slices, which need no fifth axis."""
-    size = shape_of(x)[1] // groups
-    parts = [sliced(g, x, 1, first, None, size) for first in range(size)]
-    return parts[0] if len(parts) == 1 else g.call(aten.cat.default, parts, 1)
 
 
 @rule("permute")
@@ -119,7 +97,11 @@ def _permuted(g: CanonicalGraph, x: Node, order: Sequence[int]) -> Node:
 
 @rule("channel_shuffle", "native_channel_shuffle")
 def _channel_shuffle(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
-    return _shuffled(g, a["self"], a["groups"])
+    _, channels, *rest = shape_of(a["self"])
+    groups = a["groups"]
+    split = g.call(aten.reshape.default, a["self"], [-1, groups, channels // groups, *rest])
+    swapped = _permuted(g, split, [0, 2, 1, *range(3, 3 + len(rest))])
+    return g.call(aten.reshape.default, swapped, [-1, channels, *rest])
 
 
 @rule("slice")

@@ -4,14 +4,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import tvm
 from annotated_networks import Layer, Residual, export, image, quantize, run_torch, run_tvm
 from torch import nn
+from tvm import relax
 
 from relay_passes.import_torch import import_torch
 from relay_passes.pipeline import PIPELINE, lower_to_integer
+from relay_passes.place import place
 from relay_passes.quantization import HALF
 from relay_passes.read_layers import read_layers
+from targets.cpu.host import host_target
 from targets.errors import ArithmeticRangeError, UnsupportedError
+from targets.npu.spec import load_spec
 from tvmq import fake_quantize
 from tvmq.reference import run_reference
 
@@ -161,6 +166,79 @@ def test_functions_adds_concatenation_and_flatten(function):
     kinds = [layer.kind for layer in read_layers(mod).layers]
     assert "opaque" not in kinds, kinds
     assert {"lut", "add", "avg_pool2d", "move", "dense"} <= set(kinds)
+
+
+class Rearranged(nn.Module):
+    """A rearrangement of the network's input, and one of what a layer makes."""
+
+    def __init__(self, function):
+        super().__init__()
+        rng = np.random.default_rng(3)
+        self.function = function
+        self.s = nn.Buffer(torch.tensor([2.0**-5], dtype=torch.float64))
+        self.one = Layer(rng, (12, 12, 1, 1), self.s, self.s, False)
+        self.two = Layer(rng, (5, 12, 1, 1), self.s, self.s, False)
+
+    def forward(self, x):
+        x = self.function(quantize(x, self.s, 7, -8, 7, "int8"))
+        y = F.conv2d(x, self.one.quantized(), self.one.bias)
+        y = self.function(quantize(y, self.s, 0, -128, 127, "int8"))
+        return F.conv2d(y, self.two.quantized(), self.two.bias)
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [
+        (
+            lambda x: x.reshape([-1, 3, 4, 6, 5]).permute(0, 2, 1, 3, 4).reshape([-1, 12, 6, 5]),
+            (6, 5),
+        ),
+        (lambda x: x.reshape([-1, 3, 4, 30]).permute(0, 2, 1, 3).reshape([-1, 12, 6, 5]), (6, 5)),
+        (
+            lambda x: x.reshape([-1, 2, 6, 1, 1]).permute(0, 2, 1, 3, 4).reshape([-1, 12, 1, 1]),
+            (1, 1),
+        ),
+        (
+            lambda x: x.reshape([-1, 2, 2, 3, 30]).permute(0, 3, 2, 1, 4).reshape([-1, 12, 6, 5]),
+            (6, 5),
+        ),
+    ],
+    ids=["five-axes", "four-axes", "one-pixel", "three-axes-of-channels"],
+)
+def test_channels_in_another_order_are_a_product_with_a_permutation(function, shape):
+    program = export(Rearranged(function), (12, *shape))
+    mod = lower_to_integer(import_torch(program))
+    network = read_layers(mod)
+    assert [layer.kind for layer in network.layers] == ["shuffle", "conv2d"] * 2
+    assert [value.shape for value in network.inputs] == [(*shape, 12)]
+    x = image((3, 12, *shape), 2)
+    want = run_torch(program, x)[0]
+    np.testing.assert_array_equal(run_reference(mod, {"x": x})[0], want)
+    placed = place(mod, network, load_spec("e256"))
+    assert {placement.device for placement in placed.placements} == {"npu"}
+    machine = relax.VirtualMachine(tvm.compile(placed.mod, target=host_target()), tvm.cpu())
+    (got,) = machine["main"](tvm.runtime.tensor(x))
+    np.testing.assert_array_equal(got.numpy(), want)
+
+
+def test_transpositions_that_move_nothing_are_reshapes():
+    around = Rearranged(
+        lambda x: x.reshape([-1, 1, 12, 6, 5]).permute(0, 2, 1, 3, 4).reshape([-1, 12, 6, 5])
+    )
+    program = export(around, (12, 6, 5))
+    layers = read_layers(lower_to_integer(import_torch(program))).layers
+    assert "opaque" not in [layer.kind for layer in layers]
+    assert "shuffle" not in [layer.kind for layer in layers]
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 3, 2), (0, 2, 1, 3)])
+def test_other_transpositions_are_no_layer(axes):
+    """Height and width exchanged leave channels in place, but not pixels."""
+    program = export(Rearranged(lambda x: x.permute(axes)), (12, 12, 12))
+    layers = read_layers(lower_to_integer(import_torch(program))).layers
+    # The input's codes are made in the order that is needed.
+    assert [layer.kind for layer in layers] == ["conv2d", "opaque", "conv2d"]
+    assert "transposes a tensor" in layers[1].reason
 
 
 def test_dumps_every_stage(tmp_path):

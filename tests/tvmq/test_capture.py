@@ -196,29 +196,6 @@ def _seeded():
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize(
-    "shuffle",
-    [
-        lambda x: F.channel_shuffle(x, 3),
-        lambda x: x.view(-1, 3, 4, 6, 5).transpose(1, 2).reshape(-1, 12, 6, 5),
-        lambda x: x.unflatten(1, (3, 4)).permute(0, 2, 1, 3, 4).flatten(1, 2),
-        lambda x: x.view(-1, 3, 4, 30).transpose(1, 2).contiguous().view(-1, 12, 6, 5),
-    ],
-)
-def test_a_channel_shuffle_is_a_concatenation_of_slices(shuffle):
-    """Reshapes to five axes have no integer layer; slices and concatenations have."""
-
-    class Shuffled(nn.Module):
-        def forward(self, x):
-            return shuffle(x)
-
-    model = capture_program(export(Shuffled(), batch=2, dynamic=True, shape=(12, 6, 5)))
-    calls = [n.target for n in model.graph_module.graph.nodes if n.op == "call_function"]
-    assert calls == [aten.slice.Tensor] * 4 + [aten.cat.default]
-    x = torch.randn(3, 12, 6, 5)
-    assert torch.equal(model.graph_module(x)[0], shuffle(x))
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
 def test_static_batch_one_is_the_same_function_for_any_batch(name):

@@ -185,7 +185,7 @@ def test_what_later_stages_refuse_is_said_before_anything_is_learned(
 
     class FiveAxes(nn.Module):
         def forward(self, x):
-            return x.view(-1, 1, 3, 12, 12).permute(0, 2, 3, 1, 4).reshape(-1, 3, 12, 12)
+            return x.view(-1, 3, 3, 4, 12).permute(0, 1, 3, 2, 4).reshape(-1, 3, 12, 12)
 
     refuse_some(monkeypatch)
     monkeypatch.setattr(flow, "reconstruct", learn)
