@@ -107,13 +107,14 @@ class _Lines:
 
     def __call__(self, done: int, total: int | None, words: str = "") -> None:
         now = time.perf_counter()
-        if self.first is None:  # what an earlier run has done says nothing about the speed
+        if self.first is None or done < self.first:
+            # What an earlier run has done says nothing about the speed, nor does another count.
             self.first, self.began = done, now
         if now - self.said < LINE_EVERY:
             return
         self.said = now
-        left = ""
+        left = f" of {total}" if total else ""
         if total and done > self.first:
             seconds = (now - self.began) / (done - self.first) * (total - done)
-            left = f" of {total}, {seconds:.0f} s left"
+            left += f", {seconds:.0f} s left"
         self.say(f"{self.what}: {done}{left}" + (f"; {words}" if words else ""))

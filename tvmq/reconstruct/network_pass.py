@@ -113,7 +113,8 @@ def search_network(
         else:
             step.fix(start)
         if report is not None:
-            report(done + 1, len(groups), f"distance of the outputs {losses[1].mean():.4g}")
+            words = f"exponents over the network, distance {losses[1].mean():.4g}"
+            report(done + 1, len(groups), words)
     return NetworkPass(before, float(losses[1].mean()), tuple(moves))
 
 
@@ -134,7 +135,7 @@ def distance(output: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
 def surely_smaller(after: torch.Tensor, before: torch.Tensor) -> bool:
     """Whether distances, [N], of the same images became smaller by more than chance."""
     gains = before - after
-    return bool(gains.mean() > SURE * gains.std() / math.sqrt(len(gains)))
+    return len(gains) > 1 and bool(gains.mean() > SURE * gains.std() / math.sqrt(len(gains)))
 
 
 def _movable(
