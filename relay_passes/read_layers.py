@@ -157,8 +157,8 @@ class _Reader:
         return OpaqueLayer(var.name, self.source(var.name), inputs, self._read[var], reason)
 
 
-def value_of(graph: Graph, var: Var, source: str = "") -> Value:
-    """Shape, type and bits of an integer tensor, for one image.
+def value_of(graph: Graph, var: Var, source: str) -> Value:
+    """Shape, type and bits of an integer tensor, for one image; ``source`` is for the error.
 
     Raises:
         UnsupportedError: it has more than three axes besides the batch.

@@ -79,8 +79,8 @@ def _rearrangement(reader: Reader, var: Var) -> Move | Conv2d | str:
             return _reshape(reader, source, var)
         h, w, c = _image(shape_of(source))
         pixels, channels = np.divmod(elements.reshape(-1, elements.shape[-1]), c)
-        same_pixel = (pixels == np.arange(h * w)[:, None]).all() if len(pixels) == h * w else False
-        if same_pixel and (channels == channels[0]).all():
+        stay = len(pixels) == h * w and (pixels == np.arange(h * w)[:, None]).all()
+        if stay and (channels == channels[0]).all():
             return _permuted_channels(reader, source, var, channels[0])
     return "transposes a tensor; layers only move rows of channels"
 

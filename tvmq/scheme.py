@@ -78,10 +78,10 @@ class Settings:
                 f"method {', '.join(unknown) or 'is empty'}: not known; choose from "
                 f"{', '.join(METHODS)}."
             )
-        learned = [name for name in self.method if name in ("rtn", *LEARNED_METHODS)]
-        if len(learned) > 1:
+        chosen = [name for name in self.method if name in ("rtn", *LEARNED_METHODS)]
+        if len(chosen) > 1:
             raise InputError(
-                f"method {', '.join(learned)}: each of these decides how the weights are rounded; "
+                f"method {', '.join(chosen)}: each of these decides how the weights are rounded; "
                 "choose one."
             )
         if "rapq" in self.method and not self.pot:

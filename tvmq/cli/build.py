@@ -14,13 +14,14 @@ from tvmq.cli.options import IMAGE_FLAGS, PATH, images_options, shared_options
 from tvmq.cli.terminal import Terminal
 from tvmq.scheme import LEARNED_METHODS, Settings, parse_methods, parse_precision
 
+LEARNING = ("iters", "learn_batch", "kappa")
+"""Options that only methods that learn have."""
+
 PLANNED = (
     *("calib_data", "calib_samples", "calib_method", "precision", "scales", "granularity"),
-    *("first_last_bits", "exclude", "method", "iters", "learn_batch", "kappa"),
+    *("first_last_bits", "exclude", "method", *LEARNING),
 )
 """Options that a plan has answered already."""
-
-LEARNING = ("iters", "learn_batch", "kappa")
 
 
 @click.command("build")
