@@ -14,8 +14,8 @@ import numpy as np
 
 from targets.layers import Conv2d, Requantize, Value
 from targets.npu.compiler import compile_layers
-from targets.npu.layer_costs import PricedProgram, price
-from targets.npu.spec import NpuSpec, load_spec
+from targets.npu.machine.spec import NpuSpec, load_spec
+from targets.npu.price.layer_costs import PricedProgram, price
 
 if sys.version_info >= (3, 11):
     import tomllib

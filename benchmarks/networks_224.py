@@ -28,17 +28,17 @@ import torch
 from benchmarks.mobilenet_v2 import mobilenet_v2
 from benchmarks.resnet18 import PIXELS, resnet18
 from targets.cpu.host import CpuFeatures, host_target
-from targets.npu import isa
-from targets.npu.accesses import lanes
-from targets.npu.durations import duration
-from targets.npu.layer_costs import PricedProgram, price
-from targets.npu.spec import NpuSpec, load_spec
+from targets.npu.machine import isa
+from targets.npu.machine.spec import NpuSpec, load_spec
+from targets.npu.price.accesses import lanes
+from targets.npu.price.durations import duration
+from targets.npu.price.layer_costs import PricedProgram, price
 from tvmq import __version__
-from tvmq.artifact import Artifact
+from tvmq.artifact.artifact import Artifact
 from tvmq.build_request import BuildRequest
 from tvmq.flow import build
-from tvmq.scheme import Settings, parse_precision
-from tvmq.session import Session
+from tvmq.run.session import Session
+from tvmq.settings import Settings, parse_precision
 
 Result = TypeVar("Result")
 NETWORKS = {"resnet18": resnet18, "mobilenet_v2": mobilenet_v2}

@@ -39,20 +39,20 @@ import torch
 from reconstruction_table import FREE_METHODS, POT_METHODS, PRECISIONS, find, read, table, write
 
 from tvmq import __version__
-from tvmq.annotate import annotated_graph
-from tvmq.calibrate import Calibration, calibrate
-from tvmq.capture import capture
-from tvmq.complete_plan import complete_plan
-from tvmq.data import open_data
+from tvmq.calibrate.calibrate import Calibration, calibrate
+from tvmq.capture.capture import capture
+from tvmq.data.open import open_data
+from tvmq.data.preprocessing import Preprocessing
 from tvmq.float_model import FloatModel
-from tvmq.plan import Plan
-from tvmq.planner import make_plan
-from tvmq.preprocessing import Preprocessing
+from tvmq.plan.annotate import annotated_graph
+from tvmq.plan.complete_plan import complete_plan
+from tvmq.plan.plan import Plan
+from tvmq.plan.planner import make_plan
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.methods import LEARNED
 from tvmq.reconstruct.network_pass import NetworkPass
 from tvmq.reconstruct.unit_graph import QuantizedUnit
-from tvmq.scheme import Settings, parse_precision
+from tvmq.settings import Settings, parse_precision
 
 IMAGES = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SAMPLES, BATCH = 1024, 64

@@ -28,19 +28,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tvmq.calibrate import calibrate
-from tvmq.capture import capture
-from tvmq.data import open_data
+from tvmq.calibrate.calibrate import calibrate
+from tvmq.capture.capture import capture
+from tvmq.data.open import open_data
+from tvmq.data.preprocessing import Preprocessing
 from tvmq.float_model import FloatModel
-from tvmq.plan import ValuePlan, WeightPlan
-from tvmq.planner import make_plan
-from tvmq.preprocessing import Preprocessing
+from tvmq.plan.plan import ValuePlan, WeightPlan
+from tvmq.plan.planner import make_plan
 from tvmq.reconstruct.methods import LEARNED
 from tvmq.reconstruct.training import Training, train_unit
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit, float_unit, network_steps
 from tvmq.reconstruct.units import Unit, find_units
-from tvmq.scheme import Settings, code_range, learned_range
+from tvmq.settings import Settings, code_range, learned_range
 
 IMAGES = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SAMPLES, BATCH, SEED = 1024, 32, 0

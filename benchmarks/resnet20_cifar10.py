@@ -20,14 +20,14 @@ import numpy as np
 
 from targets.cpu.host import CpuFeatures, host_target
 from tvmq import __version__
-from tvmq.artifact import Artifact
+from tvmq.artifact.artifact import Artifact
 from tvmq.build_request import BuildRequest
-from tvmq.execute import open_for
+from tvmq.data.preprocessing import Preprocessing
 from tvmq.flow import build
-from tvmq.metrics import Accuracy
-from tvmq.preprocessing import Preprocessing
-from tvmq.scheme import Settings
-from tvmq.session import Session
+from tvmq.run.execute import open_for
+from tvmq.run.metrics import Accuracy
+from tvmq.run.session import Session
+from tvmq.settings import Settings
 
 FILES = ("resnet20.pt2", "cifar10_calib.npz", "cifar10_eval.npz")
 IMAGES = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

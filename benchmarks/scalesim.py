@@ -11,11 +11,11 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from targets.npu import isa
-from targets.npu.accesses import accesses
-from targets.npu.spec import NpuSpec
-from targets.npu.stalls import account, totals
-from targets.npu.timing import simulate_timing
+from targets.npu.machine import isa
+from targets.npu.machine.spec import NpuSpec
+from targets.npu.price.accesses import accesses
+from targets.npu.price.stalls import account, totals
+from targets.npu.price.timing import simulate_timing
 
 CASES = Path(__file__).resolve().parents[1] / "tests" / "data" / "scalesim.csv"
 MOST_TILES = 255

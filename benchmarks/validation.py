@@ -14,8 +14,8 @@ from pathlib import Path
 from benchmarks import anchors, scalesim
 from benchmarks.validation_figure import draw
 from targets.errors import TvmqError
-from targets.npu.layer_costs import PricedProgram
-from targets.npu.spec import load_spec
+from targets.npu.machine.spec import load_spec
+from targets.npu.price.layer_costs import PricedProgram
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "validation.md"
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"

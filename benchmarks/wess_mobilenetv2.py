@@ -34,34 +34,34 @@ import numpy as np
 import torch
 
 from benchmarks.mobilenet_v2 import PIXELS, mobilenet_v2
-from relay_passes.import_torch import import_torch
+from relay_passes.frontend.import_torch import import_torch
 from relay_passes.pipeline import lower_to_integer
 from relay_passes.place import place
 from relay_passes.read_layers import read_layers
 from targets.cpu.host import CpuFeatures, host_target
-from targets.npu import isa
-from targets.npu.layer_costs import PricedProgram, price
-from targets.npu.program import Program
-from targets.npu.spec import load_spec
+from targets.npu.machine import isa
+from targets.npu.machine.program import Program
+from targets.npu.machine.spec import load_spec
+from targets.npu.price.layer_costs import PricedProgram, price
 from tvmq import __version__
-from tvmq.annotate import annotate
-from tvmq.artifact import Artifact
+from tvmq.artifact.artifact import Artifact
 from tvmq.build_request import BuildRequest
-from tvmq.calibrate import calibrate
-from tvmq.capture import capture, capture_program
-from tvmq.equalize import equalize
-from tvmq.execute import open_for
+from tvmq.calibrate.calibrate import calibrate
+from tvmq.capture.capture import capture, capture_program
+from tvmq.data.preprocessing import Preprocessing
 from tvmq.float_model import FloatModel, constant_of
 from tvmq.flow import build
-from tvmq.metrics import Accuracy
-from tvmq.plan import Plan
-from tvmq.plan_file import read_plan
-from tvmq.planner import make_plan
-from tvmq.preprocessing import Preprocessing
-from tvmq.rounded_bias import node_of
-from tvmq.scheme import Settings
-from tvmq.session import Session
-from tvmq.weight_steps import weight_codes
+from tvmq.plan.annotate import annotate
+from tvmq.plan.equalize import equalize
+from tvmq.plan.plan import Plan
+from tvmq.plan.plan_file import read_plan
+from tvmq.plan.planner import make_plan
+from tvmq.plan.rounded_bias import node_of
+from tvmq.plan.weight_steps import weight_codes
+from tvmq.run.execute import open_for
+from tvmq.run.metrics import Accuracy
+from tvmq.run.session import Session
+from tvmq.settings import Settings
 
 NETWORKS = ("mobilenetv2", "mobilenetv2_rescaled")
 FILES = (*(f"{name}.pt2" for name in NETWORKS), "cifar10_calib.npz", "cifar10_eval.npz")

@@ -16,10 +16,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from targets.npu import isa
 from targets.npu.constraints import CONSTRAINTS
-from targets.npu.legality import rules
-from targets.npu.spec import load_spec, presets
+from targets.npu.machine import isa
+from targets.npu.machine.legality import rules
+from targets.npu.machine.spec import load_spec, presets
 
 PAGE = Path(__file__).with_name("npu.md")
 BLOCK = re.compile(r"<!-- (?P<name>[a-z]+) -->\n.*?<!-- end -->", re.DOTALL)

@@ -13,18 +13,18 @@ from typing import Any
 
 from tvm import IRModule, relax
 
-from relay_passes.convert_to_nhwc import ConvertToNhwc
-from relay_passes.fold_activations import FoldActivations
-from relay_passes.fold_flatten import FoldFlatten
-from relay_passes.hoist_quantize import HoistQuantize
-from relay_passes.lower_add import LowerAdd
-from relay_passes.lower_average_pool import LowerAveragePool
-from relay_passes.lower_convolution import LowerConvolution
-from relay_passes.lower_lookup import LowerLookup
-from relay_passes.name_values import NameValues
-from relay_passes.quantize_constants import QuantizeConstants
-from relay_passes.sink_dequantize import SinkDequantize
-from relay_passes.verify_integer import VerifyInteger
+from relay_passes.passes.convert_to_nhwc import ConvertToNhwc
+from relay_passes.passes.fold_activations import FoldActivations
+from relay_passes.passes.fold_flatten import FoldFlatten
+from relay_passes.passes.hoist_quantize import HoistQuantize
+from relay_passes.passes.lower_add import LowerAdd
+from relay_passes.passes.lower_average_pool import LowerAveragePool
+from relay_passes.passes.lower_convolution import LowerConvolution
+from relay_passes.passes.lower_lookup import LowerLookup
+from relay_passes.passes.name_values import NameValues
+from relay_passes.passes.quantize_constants import QuantizeConstants
+from relay_passes.passes.sink_dequantize import SinkDequantize
+from relay_passes.passes.verify_integer import VerifyInteger
 from targets.errors import TvmqError
 
 

@@ -23,11 +23,11 @@ from targets.cpu.kernels import make_kernel
 from targets.layers import Layer, Value
 from targets.npu.compiler import compile_layers
 from targets.npu.constraints import refusal
-from targets.npu.executor import make_executor
-from targets.npu.host_calls import pack_inputs, unpack_output
-from targets.npu.program import Program
-from targets.npu.spec import NpuSpec
-from targets.npu.storage import host_bytes
+from targets.npu.execute.executor import make_executor
+from targets.npu.execute.host_calls import pack_inputs, unpack_output
+from targets.npu.machine.program import Program
+from targets.npu.machine.spec import NpuSpec
+from targets.npu.schedule.storage import host_bytes
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import TypeAlias
 
 from tvm import IRModule
 
-from relay_passes.accumulator import code_range
-from relay_passes.read_moves import read_move, read_table
-from relay_passes.read_products import read_arithmetic, read_pool, read_sums
+from relay_passes.code_ranges import code_range
+from relay_passes.forms.read_moves import read_move, read_table
+from relay_passes.forms.read_products import read_arithmetic, read_pool, read_sums
 from relay_passes.relax_nodes import (
     Expr,
     Graph,

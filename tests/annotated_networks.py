@@ -7,7 +7,7 @@ import tvm
 from torch import nn
 from tvm import relax
 
-import tvmq.fake_quantize  # noqa: F401  registers the operator
+import tvmq.plan.fake_quantize  # noqa: F401  registers the operator
 
 
 def quantize(x, step, zero_point=0, low=0, high=255, dtype="uint8", axis=-1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from targets.npu.spec import NpuSpec
+from targets.npu.machine.spec import NpuSpec
 
 
 def varied(spec: NpuSpec, part: str = "", **fields: Any) -> NpuSpec:

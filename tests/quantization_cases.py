@@ -7,12 +7,12 @@ from functools import cache
 import models
 import torch
 
-from tvmq.calibrate import Calibration, calibrate
-from tvmq.capture import capture_program
+from tvmq.calibrate.calibrate import Calibration, calibrate
+from tvmq.capture.capture import capture_program
 from tvmq.float_model import FloatModel
-from tvmq.plan import Plan
-from tvmq.planner import make_plan
-from tvmq.scheme import Settings
+from tvmq.plan.plan import Plan
+from tvmq.plan.planner import make_plan
+from tvmq.settings import Settings
 
 
 @cache

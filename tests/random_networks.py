@@ -9,7 +9,7 @@ from npu_layers import FLAT, code_limits, conv, meaning
 
 from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d, Move, Operand, Piece, Value
 from targets.npu.constraints import refusal
-from targets.npu.spec import NpuSpec, load_spec
+from targets.npu.machine.spec import NpuSpec, load_spec
 
 MOST_LAYERS = 8
 MOST_NUMBERS = 6000

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tvmq.artifact import Artifact
+from tvmq.artifact.artifact import Artifact
 from tvmq.build_request import BuildRequest
-from tvmq.evaluate import evaluate
-from tvmq.execute import open_for
+from tvmq.data.preprocessing import Preprocessing
 from tvmq.flow import build
-from tvmq.preprocessing import Preprocessing
-from tvmq.session import Session
+from tvmq.run.evaluate import evaluate
+from tvmq.run.execute import open_for
+from tvmq.run.session import Session
 
 DIGITS = Path(__file__).resolve().parents[1] / "examples" / "digits"
 OUT = Path("out") / "tutorials"

@@ -17,19 +17,19 @@ import warnings
 from pathlib import Path
 
 from targets.errors import InputError
-from tvmq.artifact import Artifact
+from tvmq.artifact.artifact import Artifact
 from tvmq.build_request import BuildRequest
-from tvmq.calibrate import calibrate
-from tvmq.capture import capture
-from tvmq.data import open_data
-from tvmq.evaluate import evaluate
-from tvmq.execute import open_for
+from tvmq.calibrate.calibrate import calibrate
+from tvmq.capture.capture import capture
+from tvmq.data.open import open_data
+from tvmq.data.preprocessing import Preprocessing
 from tvmq.flow import build
-from tvmq.plan_file import plan_from_json, plan_to_json, read_plan, write_plan
-from tvmq.planner import make_plan
-from tvmq.preprocessing import Preprocessing
-from tvmq.scheme import Settings
-from tvmq.session import Session
+from tvmq.plan.plan_file import plan_from_json, plan_to_json, read_plan, write_plan
+from tvmq.plan.planner import make_plan
+from tvmq.run.evaluate import evaluate
+from tvmq.run.execute import open_for
+from tvmq.run.session import Session
+from tvmq.settings import Settings
 
 DIGITS = Path(__file__).resolve().parents[1] / "examples" / "digits"
 OUT = Path("out") / "tutorials"

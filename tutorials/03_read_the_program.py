@@ -18,18 +18,18 @@ from pathlib import Path
 
 import numpy as np
 
-from targets.npu import isa
-from targets.npu.disassemble import instruction_text
-from targets.npu.layer_costs import price
-from targets.npu.simulator import Simulator
-from targets.npu.spec import load_spec
-from tvmq.artifact import Artifact
+from targets.npu.machine import isa
+from targets.npu.machine.disassemble import instruction_text
+from targets.npu.machine.spec import load_spec
+from targets.npu.price.layer_costs import price
+from targets.npu.simulate.simulator import Simulator
+from tvmq.artifact.artifact import Artifact
 from tvmq.build_request import BuildRequest
-from tvmq.execute import open_for
+from tvmq.data.preprocessing import Preprocessing
 from tvmq.flow import build
-from tvmq.preprocessing import Preprocessing
-from tvmq.profile import profile
-from tvmq.session import Session
+from tvmq.profile.profile import profile
+from tvmq.run.execute import open_for
+from tvmq.run.session import Session
 
 DIGITS = Path(__file__).resolve().parents[1] / "examples" / "digits"
 OUT = Path("out") / "tutorials"

@@ -22,19 +22,19 @@ from pathlib import Path
 
 import torch
 
-from targets.npu.layer_costs import price
-from targets.npu.spec import load_spec
-from tvmq.artifact import Artifact
+from targets.npu.machine.spec import load_spec
+from targets.npu.price.layer_costs import price
+from tvmq.artifact.artifact import Artifact
 from tvmq.build_request import BuildRequest
-from tvmq.capture import capture
-from tvmq.evaluate import evaluate
-from tvmq.execute import open_for
+from tvmq.capture.capture import capture
+from tvmq.data.preprocessing import Preprocessing
 from tvmq.flow import build
-from tvmq.plan_file import read_plan
-from tvmq.preprocessing import Preprocessing
-from tvmq.range_plot import channel_ranges, write_range_plot
-from tvmq.scheme import Settings
-from tvmq.session import Session
+from tvmq.plan.plan_file import read_plan
+from tvmq.profile.range_plot import channel_ranges, write_range_plot
+from tvmq.run.evaluate import evaluate
+from tvmq.run.execute import open_for
+from tvmq.run.session import Session
+from tvmq.settings import Settings
 
 DIGITS = Path(__file__).resolve().parents[1] / "examples" / "digits"
 OUT = Path("out") / "tutorials"

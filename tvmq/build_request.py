@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from targets.errors import InputError
-from tvmq.preprocessing import Preprocessing
-from tvmq.scheme import Settings
+from tvmq.data.preprocessing import Preprocessing
+from tvmq.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class BuildRequest:
         output: folder to write.
         target: "npu", "npu:PRESET", "npu:FILE.toml" or "cpu".
         settings: of the quantization.
-        calib_data: one of the forms of ``tvmq/data.py``; None: batch-norm statistics.
+        calib_data: one of the forms of ``tvmq/data/open.py``; None: batch-norm statistics.
         calib_samples: images to use; None: 256 (1,024 for a method that learns), or all
             where there are fewer.
         preprocessing: of images.

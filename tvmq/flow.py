@@ -13,22 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relay_passes.import_torch import import_torch
+from relay_passes.frontend.import_torch import import_torch
 from relay_passes.pipeline import lower_to_integer
 from relay_passes.place import PlacedModule, Placement, place
 from relay_passes.read_layers import read_layers
 from targets.errors import GateError, InputError
-from targets.npu.spec import NpuSpec, load_spec
-from tvmq.annotate import annotate
-from tvmq.artifact import Manifest, write_manifest, writing
-from tvmq.batch_norm_ranges import ranges_from_batch_norm
-from tvmq.build_request import BuildRequest
-from tvmq.calibrate import Calibration, calibrate
-from tvmq.capture import FloatModel, capture
-from tvmq.data import open_data
-from tvmq.data_source import DataSource
-from tvmq.equalize import equalize
-from tvmq.package import (
+from targets.npu.machine.spec import NpuSpec, load_spec
+from tvmq.artifact.artifact import Manifest, write_manifest, writing
+from tvmq.artifact.files import (
     compile_library,
     make_manifest,
     save_annotated,
@@ -36,13 +28,21 @@ from tvmq.package import (
     save_integer,
     save_placement,
 )
-from tvmq.plan import Plan
-from tvmq.plan_file import planned_settings, read_plan, write_plan
-from tvmq.planner import make_plan
+from tvmq.build_request import BuildRequest
+from tvmq.calibrate.batch_norm_ranges import ranges_from_batch_norm
+from tvmq.calibrate.calibrate import Calibration, calibrate
+from tvmq.capture.capture import FloatModel, capture
+from tvmq.data.open import open_data
+from tvmq.data.source import DataSource
+from tvmq.plan.annotate import annotate
+from tvmq.plan.equalize import equalize
+from tvmq.plan.plan import Plan
+from tvmq.plan.plan_file import planned_settings, read_plan, write_plan
+from tvmq.plan.planner import make_plan
 from tvmq.progress import Progress
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.unit_state import checkpoints_of, forget_checkpoints
-from tvmq.verify import golden_inputs, verify
+from tvmq.run.verify import golden_inputs, verify
 
 DEFAULT_SAMPLES = 256
 LEARNING_SAMPLES = 1024

@@ -11,19 +11,19 @@ from dataclasses import dataclass
 
 import torch
 
-from relay_passes.import_torch import import_torch
+from relay_passes.frontend.import_torch import import_torch
 from relay_passes.pipeline import lower_to_integer
 from relay_passes.place import decide
 from relay_passes.read_layers import read_layers
 from targets.errors import InputError
-from targets.npu.spec import NpuSpec
-from tvmq.annotate import annotate
-from tvmq.batch_norm_ranges import ranges_from_batch_norm
-from tvmq.calibrate import Calibration, calibrate
+from targets.npu.machine.spec import NpuSpec
+from tvmq.calibrate.batch_norm_ranges import ranges_from_batch_norm
+from tvmq.calibrate.calibrate import Calibration, calibrate
 from tvmq.float_model import FloatModel
-from tvmq.planner import make_plan
+from tvmq.plan.annotate import annotate
+from tvmq.plan.planner import make_plan
 from tvmq.progress import Progress
-from tvmq.scheme import Settings
+from tvmq.settings import Settings
 
 NOISE_IMAGES = 8
 

@@ -15,15 +15,15 @@ from dataclasses import replace
 import numpy as np
 
 from targets.layers import Layer, Move, Value
-from targets.npu import isa
-from targets.npu.codegen import Scratchpads, generate
 from targets.npu.constraints import schedule
-from targets.npu.emitted import Emitted, Place
-from targets.npu.program import ARENA, CONSTANTS, INPUTS, OUTPUTS, LayerSpan, Program
+from targets.npu.emit.codegen import Scratchpads, generate
+from targets.npu.emit.emitted import Emitted, Place
+from targets.npu.emit.tokens import Footprint, derive_tokens
+from targets.npu.machine import isa
+from targets.npu.machine.program import ARENA, CONSTANTS, INPUTS, OUTPUTS, LayerSpan, Program
+from targets.npu.machine.spec import NpuSpec
 from targets.npu.resident import act_left, choose_residents
-from targets.npu.spec import NpuSpec
-from targets.npu.storage import choose_storage, host_bytes, stored_bytes
-from targets.npu.tokens import Footprint, derive_tokens
+from targets.npu.schedule.storage import choose_storage, host_bytes, stored_bytes
 
 _ALIGN = 64
 _ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4}

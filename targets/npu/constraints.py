@@ -13,13 +13,13 @@ import numpy as np
 
 from targets.errors import CapacityError
 from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d, Move
-from targets.npu.schedule_conv2d import schedule_conv2d
-from targets.npu.schedule_elementwise import schedule_add, schedule_lut
-from targets.npu.schedule_move import schedule_move
-from targets.npu.schedule_pool import schedule_max_pool2d
-from targets.npu.scheduled import Scheduled
-from targets.npu.spec import NpuSpec
-from targets.npu.storage import as_bytes
+from targets.npu.machine.spec import NpuSpec
+from targets.npu.schedule.conv2d import schedule_conv2d
+from targets.npu.schedule.elementwise import schedule_add, schedule_lut
+from targets.npu.schedule.move import schedule_move
+from targets.npu.schedule.pool import schedule_max_pool2d
+from targets.npu.schedule.scheduled import Scheduled
+from targets.npu.schedule.storage import as_bytes
 
 MAX_SHIFT = 47
 MAX_SHIFT_SPREAD = 15

@@ -13,16 +13,22 @@ from dataclasses import dataclass, replace
 
 from targets.errors import CapacityError
 from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d, Move, Value
-from targets.npu.conv_geometry import ConvGeometry
-from targets.npu.emit_dma import fill_rows
-from targets.npu.emitted import ACT, Emitted, Place
-from targets.npu.schedule_elementwise import run_bytes
-from targets.npu.schedule_move import move_rows
-from targets.npu.schedule_pool import stripe_rows
-from targets.npu.spec import NpuSpec
-from targets.npu.storage import bordered_bytes, map_values, pixel_bytes, repeated, row_bytes
-from targets.npu.tile_cost import estimate_cycles
-from targets.npu.tiling import tile_conv
+from targets.npu.emit.dma import fill_rows
+from targets.npu.emit.emitted import ACT, Emitted, Place
+from targets.npu.machine.spec import NpuSpec
+from targets.npu.schedule.elementwise import run_bytes
+from targets.npu.schedule.geometry import ConvGeometry
+from targets.npu.schedule.move import move_rows
+from targets.npu.schedule.pool import stripe_rows
+from targets.npu.schedule.storage import (
+    bordered_bytes,
+    map_values,
+    pixel_bytes,
+    repeated,
+    row_bytes,
+)
+from targets.npu.schedule.tile_cost import estimate_cycles
+from targets.npu.schedule.tiling import tile_conv
 
 _ALIGN = 64
 NO_BORDER = (0, 0, 0, 0)

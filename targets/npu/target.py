@@ -15,7 +15,7 @@ from tvm import s_tir, tirx
 from tvm.target import Target, register_tag
 from tvm.tirx import compilation_pipeline
 
-from targets.npu.spec import presets
+from targets.npu.machine.spec import presets
 
 PIPELINE = "tvmq_npu"
 

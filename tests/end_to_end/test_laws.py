@@ -9,14 +9,14 @@ import torch
 from quantization_cases import float_model, images, plan
 from torch.fx import GraphModule
 
-from relay_passes.import_torch import import_torch
+from relay_passes.frontend.import_torch import import_torch
 from relay_passes.pipeline import lower_to_integer
-from tvmq.annotate import annotate
-from tvmq.calibrate import calibrate
+from tvmq.calibrate.calibrate import calibrate
 from tvmq.float_model import FloatModel, constant_of
-from tvmq.planner import make_plan
-from tvmq.reference import run_reference
-from tvmq.scheme import Settings
+from tvmq.plan.annotate import annotate
+from tvmq.plan.planner import make_plan
+from tvmq.run.reference import run_reference
+from tvmq.settings import Settings
 
 SETTINGS = {
     "pot": Settings(scales="pot", granularity="channel"),

@@ -13,18 +13,18 @@ import tvm
 from models import ZOO, export
 from tvm import relax
 
-from relay_passes.import_torch import import_torch
+from relay_passes.frontend.import_torch import import_torch
 from relay_passes.pipeline import lower_to_integer
 from relay_passes.place import PlacedModule, place
 from relay_passes.read_layers import read_layers
 from targets.cpu.host import host_target
-from targets.npu.spec import load_spec
-from tvmq.annotate import annotate
-from tvmq.calibrate import calibrate
-from tvmq.capture import capture_program
-from tvmq.planner import make_plan
-from tvmq.reference import run_reference
-from tvmq.scheme import Settings
+from targets.npu.machine.spec import load_spec
+from tvmq.calibrate.calibrate import calibrate
+from tvmq.capture.capture import capture_program
+from tvmq.plan.annotate import annotate
+from tvmq.plan.planner import make_plan
+from tvmq.run.reference import run_reference
+from tvmq.settings import Settings
 
 SETTINGS = {
     "pot-tensor": Settings(scales="pot", granularity="tensor"),

@@ -9,16 +9,16 @@ from annotated_networks import Layer, Residual, export, image, quantize, run_tor
 from torch import nn
 from tvm import relax
 
-from relay_passes.import_torch import import_torch
+from relay_passes.forms.quantization import HALF
+from relay_passes.frontend.import_torch import import_torch
 from relay_passes.pipeline import PIPELINE, lower_to_integer
 from relay_passes.place import place
-from relay_passes.quantization import HALF
 from relay_passes.read_layers import read_layers
 from targets.cpu.host import host_target
 from targets.errors import ArithmeticRangeError, UnsupportedError
-from targets.npu.spec import load_spec
-from tvmq import fake_quantize
-from tvmq.reference import run_reference
+from targets.npu.machine.spec import load_spec
+from tvmq.plan import fake_quantize
+from tvmq.run.reference import run_reference
 
 
 def test_both_definitions_of_half_agree():

@@ -13,9 +13,9 @@ from tvm.script import tirx as T
 from relay_passes.place import place
 from relay_passes.read_layers import read_layers
 from targets.cpu.host import host_target
-from targets.npu.simulator import Simulator
-from targets.npu.spec import load_spec
-from tvmq.reference import run_reference
+from targets.npu.machine.spec import load_spec
+from targets.npu.simulate.simulator import Simulator
+from tvmq.run.reference import run_reference
 
 TABLE = np.arange(256)[::-1].copy()
 

@@ -5,7 +5,7 @@ import math
 import torch
 from quantization_cases import float_model
 
-from tvmq.capture import capture_program
+from tvmq.capture.capture import capture_program
 from tvmq.regions import find_regions
 
 

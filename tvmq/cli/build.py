@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from targets.errors import InputError
 from tvmq.cli.options import IMAGE_FLAGS, PATH, images_options, shared_options
 from tvmq.cli.terminal import Terminal
-from tvmq.scheme import LEARNED_METHODS, Settings, parse_methods, parse_precision
+from tvmq.settings import LEARNED_METHODS, Settings, parse_methods, parse_precision
 
 LEARNING = ("iters", "learn_batch", "kappa")
 """Options that only methods that learn have."""
@@ -154,9 +154,9 @@ def command(terminal: Terminal, /, model_file: Path, output: Path | None, **opti
     (--model). Without --calib-data, ranges come from the network's own batch norms.
     """
     from tvmq.build_request import BuildRequest
+    from tvmq.cli.report import build_summary
+    from tvmq.data.preprocessing import Preprocessing
     from tvmq.flow import build
-    from tvmq.preprocessing import Preprocessing
-    from tvmq.report import build_summary
 
     if options["plan"] is not None:
         _refuse_planned()

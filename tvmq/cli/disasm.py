@@ -17,8 +17,8 @@ from tvmq.cli.terminal import Terminal
 @click.pass_obj
 def command(terminal: Terminal, artifact: Path) -> None:
     """Print the NPU programs of ART, instruction by instruction, under their layers."""
-    from targets.npu.disassemble import disassemble, instruction_text
-    from tvmq.artifact import Artifact
+    from targets.npu.machine.disassemble import disassemble, instruction_text
+    from tvmq.artifact.artifact import Artifact
 
     programs = Artifact.load(artifact).programs()
     if not programs:

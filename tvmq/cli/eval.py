@@ -47,11 +47,11 @@ def command(
     `labels`; an image folder in ImageNet layout; or module:function. Images are preprocessed as in
     the build, unless --mean, --std, --resize or --crop say otherwise.
     """
-    from tvmq.artifact import Artifact
-    from tvmq.evaluate import evaluate
-    from tvmq.execute import open_for
-    from tvmq.preprocessing import Preprocessing
-    from tvmq.session import Session
+    from tvmq.artifact.artifact import Artifact
+    from tvmq.data.preprocessing import Preprocessing
+    from tvmq.run.evaluate import evaluate
+    from tvmq.run.execute import open_for
+    from tvmq.run.session import Session
 
     given = Preprocessing.from_flags(*(images[name] for name in IMAGE_FLAGS))
     loaded = Artifact.load(artifact)

@@ -10,8 +10,8 @@ import click
 
 from targets.errors import InputError
 from tvmq.cli.options import PATH, shared_options
+from tvmq.cli.report import settings_text
 from tvmq.cli.terminal import Terminal
-from tvmq.report import settings_text
 
 HEADINGS = ["layer", "kind", "MACs", "device", "where in the model", "reason"]
 
@@ -36,7 +36,7 @@ HEADINGS = ["layer", "kind", "MACs", "device", "where in the model", "reason"]
 @click.pass_obj
 def command(terminal: Terminal, /, subject: Path, stage: str | None, **options: Any) -> None:
     """Say what will run where and why (MODEL), or what an artifact holds (ART)."""
-    from tvmq.artifact import Artifact
+    from tvmq.artifact.artifact import Artifact
 
     if not subject.is_dir():
         if stage is not None:
@@ -61,11 +61,11 @@ def _inspect_model(
     ranges: Path | None,
     **options: Any,
 ) -> None:
-    from tvmq.capture import capture
+    from tvmq.capture.capture import capture
     from tvmq.flow import parse_target
     from tvmq.inspection import forecast
-    from tvmq.range_plot import channel_ranges, write_range_plot
-    from tvmq.scheme import Settings, parse_precision
+    from tvmq.profile.range_plot import channel_ranges, write_range_plot
+    from tvmq.settings import Settings, parse_precision
 
     settings = Settings(*parse_precision(precision))
     spec = parse_target(target)

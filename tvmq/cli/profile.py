@@ -12,8 +12,8 @@ from tvmq.cli.options import PATH, shared_options
 from tvmq.cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from tvmq.profile import Profile
-    from tvmq.profile_table import Table
+    from tvmq.profile.profile import Profile
+    from tvmq.profile.table import Table
 
 
 @click.command("profile")
@@ -45,12 +45,12 @@ def command(
 
     A second artifact is put beside the first, row by row.
     """
-    from tvmq.artifact import Artifact
-    from tvmq.profile import profile
-    from tvmq.profile_html import to_html
-    from tvmq.profile_json import to_csv, to_json
-    from tvmq.profile_table import operator_table, summary, with_host_as_one
-    from tvmq.profile_trace import to_trace
+    from tvmq.artifact.artifact import Artifact
+    from tvmq.profile.as_json import to_csv, to_json
+    from tvmq.profile.html import to_html
+    from tvmq.profile.profile import profile
+    from tvmq.profile.table import operator_table, summary, with_host_as_one
+    from tvmq.profile.trace import to_trace
 
     if other is not None:
         if csv_file or trace or html:
@@ -69,9 +69,9 @@ def command(
 
 
 def _compare(terminal: Terminal, artifact: Path, other: Path, energy: str) -> None:
-    from tvmq.artifact import Artifact
-    from tvmq.profile import profile
-    from tvmq.profile_compare import comparison_json, comparison_summary, comparison_table
+    from tvmq.artifact.artifact import Artifact
+    from tvmq.profile.compare import comparison_json, comparison_summary, comparison_table
+    from tvmq.profile.profile import profile
 
     with terminal.progress().stage("profile"):
         first, second = (profile(Artifact.load(path), energy) for path in (artifact, other))

@@ -34,9 +34,9 @@ def command(
     device: str | None,
 ) -> None:
     """Run ART on the arrays of a .npz and write its outputs, keyed by output name."""
-    from tvmq.artifact import Artifact
-    from tvmq.execute import run_file
-    from tvmq.session import Session
+    from tvmq.artifact.artifact import Artifact
+    from tvmq.run.execute import run_file
+    from tvmq.run.session import Session
 
     session = Session(Artifact.load(artifact), device)
     shapes = run_file(session, inputs, outputs, batch, terminal.progress())

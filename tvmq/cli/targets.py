@@ -10,7 +10,7 @@ from tvmq.cli.options import shared_options
 from tvmq.cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from targets.npu.spec import NpuSpec
+    from targets.npu.machine.spec import NpuSpec
 
 
 @click.command("targets")
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.pass_obj
 def command(terminal: Terminal) -> None:
     """List the machines; your own is a TOML file: --target npu:path/to/mine.toml."""
-    from targets.npu.spec import load_spec, presets
+    from targets.npu.machine.spec import load_spec, presets
 
     machines = [load_spec(name) for name in presets()]
     rows = [_row(spec) for spec in machines]

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from targets.errors import InputError
-from tvmq.calibrate import Calibration
-from tvmq.complete_plan import complete_plan
+from tvmq.calibrate.calibrate import Calibration
 from tvmq.float_model import FloatModel
-from tvmq.plan import BiasPlan, Plan
+from tvmq.plan.complete_plan import complete_plan
+from tvmq.plan.plan import BiasPlan, Plan
 from tvmq.reconstruct.compensation import compensate_weights
 from tvmq.reconstruct.methods import LEARNED, Method, loss_power
 from tvmq.reconstruct.network_pass import NetworkPass, search_network

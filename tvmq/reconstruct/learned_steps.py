@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tvmq.plan import ValuePlan
-from tvmq.scheme import code_range
+from tvmq.plan.plan import ValuePlan
+from tvmq.settings import code_range
 
 
 class FakeQuantize(torch.autograd.Function):  # type: ignore[misc]  # torch is not followed by mypy

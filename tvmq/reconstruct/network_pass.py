@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import kl_div
 
-from tvmq.calibrate import Calibration, Inputs
+from tvmq.calibrate.calibrate import Calibration, Inputs
 from tvmq.float_model import FloatModel
 from tvmq.reconstruct.learned_steps import LearnedStep
 from tvmq.reconstruct.unit_graph import QuantizedUnit

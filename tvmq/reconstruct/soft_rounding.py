@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tvmq.plan import WeightPlan
-from tvmq.scheme import learned_range
+from tvmq.plan.plan import WeightPlan
+from tvmq.settings import learned_range
 
 STRETCH = 1.2
 BETA_FIRST, BETA_LAST = 20.0, 2.0

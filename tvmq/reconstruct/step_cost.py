@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tvmq.calibrate import Calibration
+from tvmq.calibrate.calibrate import Calibration
+from tvmq.calibrate.observers import choose_codes, relative_error
 from tvmq.float_model import FloatModel
-from tvmq.observers import choose_codes, relative_error
-from tvmq.plan import Plan, WeightPlan
+from tvmq.plan.plan import Plan, WeightPlan
+from tvmq.plan.rounded_bias import node_of
+from tvmq.plan.weight_steps import choose_weight_steps
 from tvmq.regions import find_regions
-from tvmq.rounded_bias import node_of
-from tvmq.scheme import learned_range
-from tvmq.weight_steps import choose_weight_steps
+from tvmq.settings import learned_range
 
 
 @dataclass(frozen=True)

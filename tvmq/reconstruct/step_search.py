@@ -13,15 +13,15 @@ from dataclasses import replace
 import torch
 from torch.fx import GraphModule
 
-from tvmq.integers import MAX_SHIFT_SPREAD
+from tvmq.plan.integers import MAX_SHIFT_SPREAD
+from tvmq.plan.weight_steps import choose_weight_steps
 from tvmq.reconstruct.compensation import compensate_weights
 from tvmq.reconstruct.training import reconstruction_loss
 from tvmq.reconstruct.unit_bias import correct_unit_biases
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit
 from tvmq.reconstruct.unit_state import UnitState, apply_state, state_of
-from tvmq.scheme import Settings
-from tvmq.weight_steps import choose_weight_steps
+from tvmq.settings import Settings
 
 WEIGHT_EXPONENTS = (0, -1, 1)
 """Tried for weights, relative to the exponent with the least rounding error; equals stay there."""

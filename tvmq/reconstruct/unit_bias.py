@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule
 
-from tvmq.bias_correction import correct_side_by_side
+from tvmq.plan.bias_correction import correct_side_by_side
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit
 

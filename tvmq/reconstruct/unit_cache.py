@@ -19,7 +19,7 @@ import torch
 from torch.fx import GraphModule
 
 from targets.errors import InputError
-from tvmq.calibrate import Calibration, Inputs
+from tvmq.calibrate.calibrate import Calibration, Inputs
 from tvmq.float_model import FloatModel
 from tvmq.reconstruct.learned_steps import LearnedStep
 from tvmq.reconstruct.unit_graph import QuantizedUnit

@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from tvmq.float_model import FloatModel, constant_of
-from tvmq.plan import Plan
+from tvmq.plan.plan import Plan
 from tvmq.reconstruct.learned_steps import LearnedStep
 from tvmq.reconstruct.soft_rounding import SoftWeight
 from tvmq.reconstruct.units import Unit

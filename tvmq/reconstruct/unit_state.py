@@ -18,8 +18,8 @@ import torch
 
 from targets.errors import InputError
 from tvmq import __version__
-from tvmq.plan import Plan
-from tvmq.plan_file import plan_to_json
+from tvmq.plan.plan import Plan
+from tvmq.plan.plan_file import plan_to_json
 from tvmq.reconstruct.unit_graph import QuantizedUnit
 
 

@@ -8,12 +8,12 @@ import pytest
 from npu_layers import LAYERS, code_limits, conv, meaning, random_inputs
 
 from targets.layers import Add, Layer, MaxPool2d, Operand, Value
-from targets.npu import isa
 from targets.npu.compiler import compile_layers
-from targets.npu.executor import Executor
-from targets.npu.program import Program
-from targets.npu.simulator import Simulator
-from targets.npu.spec import load_spec
+from targets.npu.execute.executor import Executor
+from targets.npu.machine import isa
+from targets.npu.machine.program import Program
+from targets.npu.machine.spec import load_spec
+from targets.npu.simulate.simulator import Simulator
 
 IMAGES = 3
 

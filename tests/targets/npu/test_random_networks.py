@@ -6,8 +6,8 @@ from npu_layers import code_limits
 from random_networks import machine, network
 
 from targets.npu.compiler import compile_layers
-from targets.npu.interleave import at_random, by_priority, interleaved, youngest
-from targets.npu.simulator import Simulator
+from targets.npu.simulate.interleave import at_random, by_priority, interleaved, youngest
+from targets.npu.simulate.simulator import Simulator
 
 QUICK = [*range(10), 320]
 """320: chunks of unequal width beside a partly filled reduction tile."""

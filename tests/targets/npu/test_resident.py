@@ -10,14 +10,14 @@ import pytest
 from npu_layers import FLAT, code_limits, conv, meaning, random_inputs
 
 from targets.layers import Add, Layer, MaxPool2d, Move, Operand, Piece, Value
-from targets.npu import isa
 from targets.npu.compiler import compile_layers
-from targets.npu.executor import Executor
-from targets.npu.interleave import at_random, interleaved, youngest
-from targets.npu.program import ARENA, INPUTS, Program
+from targets.npu.execute.executor import Executor
+from targets.npu.machine import isa
+from targets.npu.machine.program import ARENA, INPUTS, Program
+from targets.npu.machine.spec import load_spec
 from targets.npu.resident import choose_residents
-from targets.npu.simulator import Simulator
-from targets.npu.spec import load_spec
+from targets.npu.simulate.interleave import at_random, interleaved, youngest
+from targets.npu.simulate.simulator import Simulator
 
 E256 = load_spec("e256")
 

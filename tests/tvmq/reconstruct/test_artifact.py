@@ -8,10 +8,10 @@ import tvm
 from model_files import save, save_inputs
 
 from relay_passes.relax_nodes import Graph, array_of, op_of
-from targets.npu import isa
-from tvmq.artifact import Artifact
+from targets.npu.machine import isa
+from tvmq.artifact.artifact import Artifact
 from tvmq.cli import main
-from tvmq.reconstruction_html import reconstruction_section
+from tvmq.profile.reconstruction_html import reconstruction_section
 
 NAME = "resnet_small"
 LEARNED = {"conv2d_1", "conv2d_2", "conv2d_3", "conv2d_4"}

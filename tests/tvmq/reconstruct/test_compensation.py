@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from tvmq.bias_correction import run_with_stops
-from tvmq.calibrate import calibrate
-from tvmq.capture import capture_program
-from tvmq.plan import WeightPlan
-from tvmq.planner import make_plan
+from tvmq.calibrate.calibrate import calibrate
+from tvmq.capture.capture import capture_program
+from tvmq.plan.bias_correction import run_with_stops
+from tvmq.plan.plan import WeightPlan
+from tvmq.plan.planner import make_plan
 from tvmq.reconstruct.compensation import DAMPING, compensated_codes, covariance
 from tvmq.reconstruct.engine import reconstruct
 from tvmq.reconstruct.soft_rounding import SoftWeight
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit, float_unit, network_steps
 from tvmq.reconstruct.units import find_units
-from tvmq.scheme import Settings
+from tvmq.settings import Settings
 
 
 def _correlated(columns: int) -> torch.Tensor:

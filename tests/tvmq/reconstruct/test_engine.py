@@ -9,11 +9,11 @@ import torch
 from quantization_cases import calibration, float_model, images
 
 from targets.errors import InputError
-from tvmq.annotate import annotated_graph
-from tvmq.calibrate import calibrate
-from tvmq.capture import capture_program
-from tvmq.plan_file import plan_to_json
-from tvmq.planner import make_plan
+from tvmq.calibrate.calibrate import calibrate
+from tvmq.capture.capture import capture_program
+from tvmq.plan.annotate import annotated_graph
+from tvmq.plan.plan_file import plan_to_json
+from tvmq.plan.planner import make_plan
 from tvmq.reconstruct import engine, unit_cache, unit_state
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.unit_state import (
@@ -22,7 +22,7 @@ from tvmq.reconstruct.unit_state import (
     UnitState,
     forget_checkpoints,
 )
-from tvmq.scheme import Settings
+from tvmq.settings import Settings
 
 NAME = "resnet_small"
 

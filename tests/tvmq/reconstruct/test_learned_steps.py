@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tvmq.plan import ValuePlan
+from tvmq.plan.plan import ValuePlan
 from tvmq.reconstruct.learned_steps import DropMasks, LearnedStep
 
 

@@ -9,7 +9,7 @@ from quantization_cases import float_model
 
 from tvmq.reconstruct.methods import LEARNED, loss_power
 from tvmq.reconstruct.units import find_units
-from tvmq.scheme import LEARNED_METHODS
+from tvmq.settings import LEARNED_METHODS
 
 MODEL = float_model("resnet_small")
 BLOCK = find_units(MODEL)[1]

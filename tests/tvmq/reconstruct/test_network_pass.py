@@ -4,11 +4,11 @@ import pytest
 import torch
 from quantization_cases import calibration, float_model
 
-from tvmq.planner import make_plan
+from tvmq.plan.planner import make_plan
 from tvmq.reconstruct.network_pass import distance, search_network, surely_smaller
 from tvmq.reconstruct.unit_graph import QuantizedUnit, network_steps
 from tvmq.reconstruct.units import find_units
-from tvmq.scheme import Settings
+from tvmq.settings import Settings
 
 NAME = "resnet_small"
 SETTINGS = Settings(8, 4, "pot", "channel", method=("rapq",))

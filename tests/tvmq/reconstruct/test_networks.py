@@ -9,12 +9,12 @@ from quantization_cases import calibration, float_model, images
 from torch import nn
 
 from targets.errors import UnsupportedError
-from tvmq.annotate import annotated_graph
-from tvmq.calibrate import calibrate
-from tvmq.capture import capture_program
-from tvmq.planner import make_plan
+from tvmq.calibrate.calibrate import calibrate
+from tvmq.capture.capture import capture_program
+from tvmq.plan.annotate import annotated_graph
+from tvmq.plan.planner import make_plan
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
-from tvmq.scheme import Settings
+from tvmq.settings import Settings
 
 SETTINGS = Settings(4, 4, "pot", "channel", method=("rapq",), iterations=3)
 

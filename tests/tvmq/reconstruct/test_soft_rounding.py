@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tvmq.plan import WeightPlan
+from tvmq.plan.plan import WeightPlan
 from tvmq.reconstruct.soft_rounding import BETA_FIRST, BETA_LAST, SoftWeight, annealed_beta
 
 STEPS = (0.25, 0.5, 0.125)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from quantization_cases import calibration, float_model
 
-from tvmq.planner import make_plan
+from tvmq.plan.planner import make_plan
 from tvmq.reconstruct.compensation import compensate_weights
 from tvmq.reconstruct.step_search import (
     WEIGHT_EXPONENTS,
@@ -14,7 +14,7 @@ from tvmq.reconstruct.step_search import (
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit, float_unit, network_steps
 from tvmq.reconstruct.units import find_units
-from tvmq.scheme import Settings
+from tvmq.settings import Settings
 
 
 @pytest.mark.parametrize("granularity", ["channel", "tensor"])

@@ -1,0 +1,110 @@
+"""What a quantize and a dequantize look like in Relax, how to write and how to recognise them.
+
+    quantize    astype(clip(floor(x / step + half) + zero_point, low, high), "uint8" | "int8")
+    dequantize  (astype(codes, "float64") - zero_point) * step          (no subtract if it is 0)
+
+In float64 and spelt out, because ``R.quantize`` rounds half to even, takes float32 steps only and
+is legalized to float32: a free step would lose the bits that make the integer multipliers exact.
+Written this way the module computes, on any TVM target, just what torch computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm import relax
+
+from relay_passes.relax_nodes import (
+    Array,
+    Emit,
+    Expr,
+    Graph,
+    array_of,
+    constant,
+    dtype_of,
+    is_codes,
+    is_constant,
+    number,
+)
+
+HALF = 0.5 + 2.0**-34
+"""As in ``tvmq/plan/fake_quantize.py``, where the reason is; a test holds the two together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Quantize:
+    """Codes made of real numbers.
+
+    Attributes:
+        source: the float64 expression that is rounded.
+        step: float64[...], broadcastable to the source.
+    """
+
+    source: Expr
+    step: Array
+    zero_point: int
+    low: int
+    high: int
+    dtype: str
+
+
+@dataclass(frozen=True, eq=False)
+class Dequantize:
+    """Real numbers made of codes (or of int32 sums)."""
+
+    codes: Expr
+    step: Array
+    zero_point: int
+
+
+def emit_quantize(emit: Emit, quantize: Quantize, name: str = "") -> Expr:
+    """Bind a quantize; the codes get the name."""
+    x = emit(relax.op.divide(quantize.source, constant(quantize.step, "float64")))
+    x = emit(relax.op.floor(emit(relax.op.add(x, constant(HALF, "float64")))))
+    if quantize.zero_point:
+        x = emit(relax.op.add(x, constant(quantize.zero_point, "float64")))
+    x = emit(relax.op.clip(x, quantize.low, quantize.high))
+    return emit(relax.op.astype(x, quantize.dtype), name)
+
+
+def emit_dequantize(emit: Emit, dequantize: Dequantize, name: str = "") -> Expr:
+    """Bind a dequantize; the real numbers get the name."""
+    x = emit(relax.op.astype(dequantize.codes, "float64"))
+    if dequantize.zero_point:
+        x = emit(relax.op.subtract(x, constant(dequantize.zero_point, "float64")))
+    return emit(relax.op.multiply(x, constant(dequantize.step, "float64")), name)
+
+
+def match_quantize(graph: Graph, expr: Expr) -> Quantize | None:
+    """The quantize that ``expr`` is the result of, or None."""
+    cast = graph.match(expr, "astype")
+    if cast is None or not is_codes(cast):
+        return None
+    clip = graph.match(cast.args[0], "clip")
+    if clip is None or dtype_of(clip) != "float64":
+        return None
+    x, zero_point = clip.args[0], 0
+    if (shifted := graph.match(x, "add")) is not None:
+        x, zero_point = shifted.args[0], int(array_of(shifted.args[1]))
+    floor = graph.match(x, "floor")
+    raised = None if floor is None else graph.match(floor.args[0], "add")
+    ratio = None if raised is None else graph.match(raised.args[0], "divide")
+    if ratio is None:
+        return None
+    low, high = (int(number(clip.args[i])) for i in (1, 2))
+    step = array_of(ratio.args[1])
+    return Quantize(ratio.args[0], step, zero_point, low, high, dtype_of(cast))
+
+
+def match_dequantize(graph: Graph, expr: Expr) -> Dequantize | None:
+    """The dequantize that ``expr`` is the result of, or None."""
+    product = graph.match(expr, "multiply")
+    if product is None or not is_constant(product.args[1]):
+        return None
+    x, zero_point = product.args[0], 0
+    if (shifted := graph.match(x, "subtract")) is not None and is_constant(shifted.args[1]):
+        x, zero_point = shifted.args[0], int(array_of(shifted.args[1]))
+    cast = graph.match(x, "astype")
+    if cast is None or dtype_of(cast.args[0]) not in ("int8", "uint8", "int32"):
+        return None
+    return Dequantize(cast.args[0], array_of(product.args[1]), zero_point)

@@ -1,0 +1,1 @@
+"""From a torch program to Relax, with quantize and dequantize spelt out."""

@@ -1,0 +1,1 @@
+"""From lowered TIR to instructions: hardware loops, addresses, dependency tokens."""

@@ -1,0 +1,52 @@
+"""A call in its loops, and what the encoders of all units need of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from targets.npu.emit.emitted import reach
+from targets.npu.emit.tokens import Span
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A loop around a call: its extent and, per pointer of the call, its stride in elements."""
+
+    extent: int
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """An intrinsic's call in its loops.
+
+    Attributes:
+        starts: byte address of each pointer.
+        axes: outermost first; loops of extent 1 left out.
+        immediates: the integers of the call.
+        initialise: whether the sums start at zero.
+    """
+
+    starts: tuple[int, ...]
+    axes: tuple[Axis, ...]
+    immediates: tuple[int, ...]
+    initialise: bool
+
+
+def pad(axes: tuple[Axis, ...], count: int, pointers: int) -> tuple[Axis, ...]:
+    """Loops of extent 1 in front, so that there are ``count``."""
+    return (*[Axis(1, (0,) * pointers)] * (count - len(axes)), *axes)
+
+
+def rows_fit(axes: tuple[Axis, ...], pointer: int, columns: int) -> bool:
+    """Whether the pixel loops walk consecutive accumulator rows."""
+    outer, inner = axes
+    consecutive = inner.extent == 1 or inner.strides[pointer] == columns
+    return consecutive and (outer.extent == 1 or outer.strides[pointer] == inner.extent * columns)
+
+
+def span(memory: int, call: Call, axes: tuple[Axis, ...], pointer: int, last: int) -> Span:
+    """What a pointer touches, first byte to last: ``last`` bytes at each step of ``axes``."""
+    begin = call.starts[pointer]
+    length = reach([a.extent for a in axes], [a.strides[pointer] for a in axes], last)
+    return Span(f"mem{memory}", begin, begin + length)

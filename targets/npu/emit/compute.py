@@ -1,0 +1,71 @@
+"""Calls of compute intrinsics as instructions: the loops around a call become its hardware loops.
+
+Where the loops are not of the shape that the instruction has, the outermost one is unrolled and the
+rest tried again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from targets.errors import ArithmeticRangeError
+from targets.npu.emit.call_nest import Axis, Call
+from targets.npu.emit.emitted import Emitted, Place
+from targets.npu.emit.loop_tree import Env, Leaf
+from targets.npu.emit.matrix import before_the_last, encode_depthwise, encode_gemm
+from targets.npu.emit.vector import encode_add, encode_lut, encode_pool, encode_requantize
+from targets.npu.machine.spec import NpuSpec
+
+_Encoder = Callable[[Call, NpuSpec], Emitted | None]
+_ENCODERS: dict[str, _Encoder] = {
+    "npu.gemm": encode_gemm,
+    "npu.dwconv": encode_depthwise,
+    "npu.requantize": encode_requantize,
+    "npu.max": encode_pool,
+    "npu.add": encode_add,
+    "npu.lut": encode_lut,
+}
+
+
+def emit_call(
+    leaf: Leaf, env: Env, places: dict[str, Place], spec: NpuSpec, *, initialise: bool
+) -> list[Emitted]:
+    """The instructions of one call nest; with ``initialise`` its accumulators hold nothing yet."""
+    folded = leaf.fold(env)
+    if 0 in folded.extents:
+        return []
+    at = [places[offset.buffer] for offset in leaf.offsets]
+    starts = tuple(p.address + b * p.itemsize for p, b in zip(at, folded.bases, strict=True))
+    axes = tuple(Axis(n, s) for n, s in zip(folded.extents, folded.strides, strict=True) if n > 1)
+    itemsizes = tuple(p.itemsize for p in at)
+    call = Call(starts, axes, leaf.immediates, initialise)
+    return _unroll(_ENCODERS[leaf.kind], call, itemsizes, spec)
+
+
+def _unroll(
+    encode: _Encoder, call: Call, itemsizes: tuple[int, ...], spec: NpuSpec
+) -> list[Emitted]:
+    """Encode the call, or unroll its outermost loop (POOL: the outermost of pixels) and retry."""
+    done = encode(call, spec)
+    if done is not None:
+        return [done]
+    if not call.axes:
+        msg = f"{encode.__name__}: a field of the instruction is too narrow for {call}"
+        raise ArithmeticRangeError(msg)
+    written = len(call.starts) - 1
+    spatial = [n for n, axis in enumerate(call.axes) if axis.strides[written]]
+    n = spatial[0] if encode is encode_pool and spatial else 0
+    axis, rest = call.axes[n], call.axes[:n] + call.axes[n + 1 :]
+    emitted = []
+    for i in range(axis.extent):
+        starts = tuple(
+            start + i * stride * size
+            for start, stride, size in zip(call.starts, axis.strides, itemsizes, strict=True)
+        )
+        reduction = axis.strides[written] == 0
+        first = call.initialise and (i == 0 or not reduction)
+        part = Call(starts, rest, call.immediates, first)
+        if encode is encode_gemm and reduction and i + 1 < axis.extent:
+            part = before_the_last(part)
+        emitted += _unroll(encode, part, itemsizes, spec)
+    return emitted

@@ -1,0 +1,243 @@
+"""Copies and fills as DMA instructions: strided boxes of bytes, with a border of the zero point.
+
+copy nest  ->  LD or ST   x_bytes, y, z and their strides; loops that don't fit are unrolled
+bounds     ->  LD         the box shrinks to what lies inside; pad fields write the border around it
+fill       ->  LD (fill)  bytes written without reading DRAM
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from targets.npu.emit.emitted import Emitted, Place, reach
+from targets.npu.emit.loop_tree import Env, Folded, Leaf
+from targets.npu.emit.tokens import Span
+from targets.npu.machine import isa
+
+_LIMITS = ((1 << 8) - 1, (1 << 12) - 1, (1 << 16) - 1)
+"""Largest z, y and x_bytes of one instruction."""
+_PAD_X, _PAD_Y = (1 << 10) - 1, (1 << 4) - 1
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """A loop of a copy; strides in bytes."""
+
+    extent: int
+    source: int
+    target: int
+
+
+@dataclass(frozen=True)
+class _Box:
+    """A copy in bytes, axes outermost first."""
+
+    source: int
+    target: int
+    axes: tuple[_Axis, ...]
+
+
+def emit_copy(leaf: Leaf, env: Env, places: dict[str, Place]) -> list[Emitted]:
+    """LD or ST instructions of one copy nest."""
+    folded = leaf.fold(env)
+    source, target = (places[offset.buffer] for offset in leaf.offsets)
+    if 0 in folded.extents:
+        return []
+    axes = tuple(
+        _Axis(extent, s * source.itemsize, t * target.itemsize)
+        for extent, (s, t) in zip(folded.extents, folded.strides, strict=True)
+    )
+    box = _Box(
+        source.address + folded.bases[0] * source.itemsize,
+        target.address + folded.bases[1] * target.itemsize,
+        (*axes, _Axis(source.itemsize, 1, 1)),
+    )
+    if not leaf.bounds:
+        return [_transfer(piece, source, target) for piece in _pieces(_coalesce(box.axes), box)]
+    return _bordered(box, _inside(leaf, env, folded), source, target, leaf.immediates[0])
+
+
+def emit_fill(leaf: Leaf, env: Env, places: dict[str, Place]) -> list[Emitted]:
+    """Fill-only LD instructions of one fill nest."""
+    folded = leaf.fold(env)
+    target = places[leaf.offsets[0].buffer]
+    axes = tuple(
+        _Axis(extent, 0, t * target.itemsize)
+        for extent, (t,) in zip(folded.extents, folded.strides, strict=True)
+    )
+    start = target.address + folded.bases[0] * target.itemsize
+    return _fill(_Box(0, start, (*axes, _Axis(target.itemsize, 0, 1))), target, leaf.immediates[0])
+
+
+def fill_rows(
+    target: Place, at: int, rows: int, length: int, pitch: int, value: int
+) -> list[Emitted]:
+    """Fill-only LD instructions of ``rows`` runs of ``length`` bytes, ``pitch`` bytes apart."""
+    box = _Box(0, target.address + at, (_Axis(rows, 0, pitch), _Axis(length, 0, 1)))
+    return _fill(box, target, value) if rows * length else []
+
+
+def _fill(box: _Box, target: Place, value: int) -> list[Emitted]:
+    box = replace(box, axes=tuple(replace(a, source=0) for a in box.axes))
+    emitted = []
+    for piece in _pieces(_coalesce(box.axes), box):
+        z, y, x = piece.axes
+        load = isa.Load(
+            mem=target.index,
+            fill=True,
+            padval=value & 0xFF,
+            spm_addr=piece.target,
+            x_bytes=x.extent,
+            y=y.extent,
+            z=z.extent,
+            spm_ystride=y.target,
+            spm_zstride=z.target,
+        )
+        emitted.append(Emitted(load, (), (_span(target, piece, target=True),)))
+    return emitted
+
+
+def _coalesce(axes: tuple[_Axis, ...]) -> tuple[_Axis, ...]:
+    """Merge axes that continue each other, drop those of extent 1; the last one counts bytes."""
+    merged: list[_Axis] = []
+    for axis in reversed(axes):
+        if axis.extent == 1 and merged:
+            continue
+        if merged:
+            inner = merged[0]
+            whole = inner.extent * inner.source, inner.extent * inner.target
+            if (axis.source, axis.target) == whole:
+                merged[0] = replace(inner, extent=inner.extent * axis.extent)
+                continue
+        merged.insert(0, axis)
+    return tuple(merged)
+
+
+def _pieces(axes: tuple[_Axis, ...], box: _Box) -> Iterator[_Box]:
+    """Boxes of exactly (z, y, x) within the fields' limits, in order."""
+    if len(axes) > 3:
+        head, *rest = axes
+        for n in range(head.extent):
+            moved = _Box(box.source + n * head.source, box.target + n * head.target, ())
+            yield from _pieces(tuple(rest), moved)
+        return
+    padded = (*[_Axis(1, 0, 0)] * (3 - len(axes)), *axes)
+    for depth, (axis, limit) in enumerate(zip(padded, _LIMITS, strict=True)):
+        if axis.extent > limit:
+            for begin in range(0, axis.extent, limit):
+                part = replace(axis, extent=min(limit, axis.extent - begin))
+                moved = _Box(box.source + begin * axis.source, box.target + begin * axis.target, ())
+                yield from _pieces((*padded[:depth], part, *padded[depth + 1 :]), moved)
+            return
+    yield _Box(box.source, box.target, padded)
+
+
+def _transfer(box: _Box, source: Place, target: Place) -> Emitted:
+    """One LD or ST of a box of (z, y, x)."""
+    z, y, x = box.axes
+    reads, writes = (_span(source, box, target=False),), (_span(target, box, target=True),)
+    sizes = {"x_bytes": x.extent, "y": y.extent, "z": z.extent}
+    if target.dram:
+        store = isa.Store(
+            mem=source.index,
+            region=target.index,
+            spm_addr=box.source,
+            dram_off=box.target,
+            dram_ystride=y.target,
+            dram_zstride=z.target,
+            spm_ystride=y.source,
+            spm_zstride=z.source,
+            **sizes,
+        )
+        return Emitted(store, reads, writes)
+    load = isa.Load(
+        mem=target.index,
+        region=source.index,
+        spm_addr=box.target,
+        dram_off=box.source,
+        dram_ystride=y.source,
+        dram_zstride=z.source,
+        spm_ystride=y.target,
+        spm_zstride=z.target,
+        **sizes,
+    )
+    return Emitted(load, reads, writes)
+
+
+def _span(place: Place, box: _Box, *, target: bool) -> Span:
+    begin = box.target if target else box.source
+    strides = [a.target if target else a.source for a in box.axes[:-1]]
+    length = reach([a.extent for a in box.axes[:-1]], strides, box.axes[-1].extent)
+    return Span(place.space, begin, begin + length)
+
+
+def _inside(leaf: Leaf, env: Env, folded: Folded) -> list[tuple[int, int]]:
+    """Per loop, the range [begin, end) where the conditions hold; each reads at most one loop."""
+    ranges = [(0, extent) for extent in folded.extents]
+    for bound in leaf.bounds:
+        mine = [n for n, name in enumerate(folded.names) if name in bound.reads]
+        if not mine:
+            if not bound.at(env):
+                ranges[0] = (0, 0)
+            continue
+        (n,) = mine
+        begin, end = ranges[n]
+        good = [i for i in range(begin, end) if bound.at({**env, folded.names[n]: i})]
+        ranges[n] = (good[0], good[-1] + 1) if good else (begin, begin)
+    return ranges
+
+
+def _bordered(
+    box: _Box, ranges: list[tuple[int, int]], source: Place, target: Place, fill: int
+) -> list[Emitted]:
+    """Load what lies inside, ``fill`` around it: one LD with a pad, or a fill and then loads."""
+    if any(begin == end for begin, end in ranges):
+        return _fill(box, target, fill)
+    inner_axes, source_at, target_at = [], box.source, box.target
+    for axis, (begin, end) in zip(box.axes, [*ranges, (0, box.axes[-1].extent)], strict=True):
+        inner_axes.append(replace(axis, extent=end - begin))
+        source_at += begin * axis.source
+        target_at += begin * axis.target
+    inner = _Box(source_at, target_at, tuple(inner_axes))
+    if tuple(a.extent for a in inner.axes) == tuple(a.extent for a in box.axes):
+        return [_transfer(piece, source, target) for piece in _pieces(_coalesce(inner.axes), inner)]
+    padded = _padded(box, inner, ranges, source, target, fill)
+    if padded is not None:
+        return [padded]
+    pieces = _pieces(_coalesce(inner.axes), inner)
+    return _fill(box, target, fill) + [_transfer(piece, source, target) for piece in pieces]
+
+
+def _padded(
+    box: _Box, inner: _Box, ranges: list[tuple[int, int]], source: Place, target: Place, fill: int
+) -> Emitted | None:
+    """The stripe in one LD, where the nest is (row, column, channel) and the border fits it."""
+    if len(box.axes) != 4:
+        return None
+    (row, column, channel, byte), (top, bottom), (left, right) = box.axes, ranges[0], ranges[1]
+    pixel = channel.extent * byte.extent
+    dense = column.target == pixel and column.source == pixel and channel.target == byte.extent == 1
+    pads_x = (left * pixel, (column.extent - right) * pixel)
+    pads_y = (top, row.extent - bottom)
+    x_bytes, rows = (right - left) * pixel, bottom - top
+    if not dense or max(pads_x) > _PAD_X or max(pads_y) > _PAD_Y:
+        return None
+    if x_bytes > _LIMITS[2] or rows > _LIMITS[1]:
+        return None
+    flat = _Box(
+        inner.source,
+        inner.target,
+        (_Axis(1, 0, 0), replace(row, extent=rows), _Axis(x_bytes, 1, 1)),
+    )
+    transfer = _transfer(flat, source, target)
+    load = replace(
+        transfer.instruction,
+        padval=fill & 0xFF,
+        spm_addr=box.target,
+        pad_x0=pads_x[0],
+        pad_x1=pads_x[1],
+        pad_y0=pads_y[0],
+        pad_y1=pads_y[1],
+    )
+    return Emitted(load, transfer.reads, (_span(target, box, target=True),))

@@ -1,0 +1,189 @@
+"""Codes as instructions of VU: REQ, POOL, VADD and LUT.
+
+An encoder returns None where the loops are not of the shape that the instruction has.
+"""
+
+from __future__ import annotations
+
+from targets.npu.emit.call_nest import Axis, Call, pad, rows_fit, span
+from targets.npu.emit.emitted import ACC, ACT, PAR, Emitted
+from targets.npu.emit.tokens import Span
+from targets.npu.machine import isa
+from targets.npu.machine.spec import NpuSpec
+from targets.npu.schedule.intrinsics import RECORD_WORDS
+
+
+def encode_requantize(call: Call, spec: NpuSpec) -> Emitted | None:
+    """One REQ: up to two pixel loops, or None."""
+    (
+        channels,
+        shift,
+        multiplier,
+        zero,
+        low,
+        high,
+        unsigned,
+        res_unsigned,
+        res_zero,
+        res_multiplier,
+        bits,
+    ) = call.immediates
+    residual = res_unsigned >= 0
+    acc, par, res, out = 0, 1, 2, 2 + residual
+    if len(call.axes) > 2:
+        return None
+    m1, m0 = pad(call.axes, 2, out + 1)
+    columns = spec.array.cols
+    if not rows_fit((m1, m0), acc, columns):
+        return None
+    instruction = isa.Requantize(
+        rounding=isa.HALF_UP,
+        multiply=bool(multiplier),
+        residual=residual,
+        residual_unsigned=res_unsigned == 1,
+        out_unsigned=bool(unsigned),
+        out_bits=isa.WIDTHS.index(bits),
+        res_bits=isa.WIDTHS.index(bits) if residual else 0,
+        acc_row=call.starts[acc] // (columns * 4),
+        m0=m0.extent,
+        m1=m1.extent,
+        dst_addr=call.starts[out],
+        ds_m0=m0.strides[out],
+        ds_m1=m1.strides[out],
+        par_addr=call.starts[par] // 4,
+        shift=shift,
+        zp=zero & 0xFF,
+        lo=low & 0xFF,
+        hi=high & 0xFF,
+        nvalid=channels,
+        res_addr=call.starts[res] if residual else 0,
+        rs_m0=m0.strides[res] if residual else 0,
+        rs_m1=m1.strides[res] if residual else 0,
+        res_zp=res_zero & 0xFF,
+        res_mult=res_multiplier,
+    )
+    if not isa.fits(instruction):
+        return None
+    axes = (m1, m0)
+    rows = m0.extent * m1.extent
+    reads = [
+        Span(f"mem{ACC}", call.starts[acc], call.starts[acc] + rows * columns * 4),
+        Span(f"mem{PAR}", call.starts[par], call.starts[par] + channels * RECORD_WORDS * 4),
+    ]
+    if residual:
+        reads.append(span(ACT, call, axes, res, channels * bits // 8))
+    return Emitted(instruction, tuple(reads), (span(ACT, call, axes, out, channels * bits // 8),))
+
+
+def encode_pool(call: Call, _spec: NpuSpec) -> Emitted | None:
+    """One POOL: up to two kernel loops and two pixel loops, channels innermost, or None."""
+    src, dst = 0, 1
+    kernel = tuple(a for a in call.axes if a.strides[dst] == 0)
+    spatial = [a for a in call.axes if a.strides[dst] != 0]
+    channels = spatial.pop().extent if spatial and spatial[-1].strides == (1, 1) else 1
+    if len(kernel) > 2 or len(spatial) > 2:
+        return None
+    y, x = pad(tuple(spatial), 2, 2)
+    ky, kx = pad(kernel, 2, 2)
+    steps = _pool_steps(ky, kx, y, x)
+    if steps is None:
+        return None
+    stride, ss_y, ss_x = steps
+    unsigned, bits = call.immediates
+    pool = isa.Pool(
+        unsigned=bool(unsigned),
+        elem_bits=isa.WIDTHS.index(bits),
+        src_addr=call.starts[src],
+        dst_addr=call.starts[dst],
+        c=channels * 8 // bits,
+        ox=x.extent,
+        oy=y.extent,
+        ss_x=ss_x,
+        ss_y=ss_y,
+        ds_x=x.strides[dst],
+        ds_y=y.strides[dst],
+        kw=kx.extent,
+        kh=ky.extent,
+        stride=stride,
+    )
+    if not isa.fits(pool):
+        return None
+    reads = span(ACT, call, (y, x, ky, kx), src, channels)
+    return Emitted(pool, (reads,), (span(ACT, call, (y, x), dst, channels),))
+
+
+def _pool_steps(ky: Axis, kx: Axis, y: Axis, x: Axis) -> tuple[int, int, int] | None:
+    """(stride, ss_y, ss_x): pixel loops step ``stride`` times as far as kernel loops; or None."""
+    for stride in range(1, 16):
+        steps = []
+        for kernel, pixel in ((ky, y), (kx, x)):
+            tap = kernel.strides[0] if kernel.extent > 1 else None
+            far = pixel.strides[0] if pixel.extent > 1 else None
+            if tap is None:
+                tap = (far or 0) // stride
+            if far is not None and far != tap * stride:
+                break
+            steps.append(tap)
+        if len(steps) == 2:
+            return stride, steps[0], steps[1]
+    return None
+
+
+def encode_add(call: Call, _spec: NpuSpec) -> Emitted | None:
+    """One VADD: a dense run, or None."""
+    a_unsigned, za, ma, sa, b_unsigned, zb, mb, sb, shift, zero, low, high, unsigned, bits = (
+        call.immediates
+    )
+    length = _run_length(call)
+    if length is None:
+        return None
+    instruction = isa.Add(
+        a_unsigned=bool(a_unsigned),
+        b_unsigned=bool(b_unsigned),
+        out_unsigned=bool(unsigned),
+        elem_bits=isa.WIDTHS.index(bits),
+        a_addr=call.starts[0],
+        b_addr=call.starts[1],
+        dst_addr=call.starts[2],
+        len=length * 8 // bits,
+        za=za & 0xFF,
+        zb=zb & 0xFF,
+        zo=zero & 0xFF,
+        sa=sa,
+        sb=sb,
+        shift=shift,
+        lo=low & 0xFF,
+        hi=high & 0xFF,
+        ma=ma,
+        mb=mb,
+    )
+    return _elementwise(instruction, call, length)
+
+
+def encode_lut(call: Call, _spec: NpuSpec) -> Emitted | None:
+    """One LUT: a dense run, or None."""
+    length = _run_length(call)
+    if length is None:
+        return None
+    source, table, target = call.starts
+    instruction = isa.Lut(src_addr=source, dst_addr=target, len=length, lut_addr=table)
+    run = Call((source, target), call.axes, (), initialise=False)
+    emitted = _elementwise(instruction, run, length)
+    return Emitted(
+        instruction, (*emitted.reads, Span(f"mem{PAR}", table, table + 256)), emitted.writes
+    )
+
+
+def _run_length(call: Call) -> int | None:
+    """Elements of a run that is dense in every tensor (a table does not move), or None."""
+    if not call.axes:
+        return 1
+    if len(call.axes) > 1 or not set(call.axes[0].strides) <= {0, 1}:
+        return None
+    return call.axes[0].extent
+
+
+def _elementwise(instruction: isa.Instruction, call: Call, length: int) -> Emitted:
+    *sources, target = call.starts
+    reads = tuple(Span(f"mem{ACT}", s, s + length) for s in sources)
+    return Emitted(instruction, reads, (Span(f"mem{ACT}", target, target + length),))

@@ -1,0 +1,1 @@
+"""What instructions do, compiled by TVM: what an artifact runs."""

@@ -1,0 +1,1 @@
+"""The machine itself: its description, instructions, encoding, rules, and programs."""

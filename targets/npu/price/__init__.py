@@ -1,0 +1,1 @@
+"""What instructions cost: cycles, what holds them up, bytes, energy."""

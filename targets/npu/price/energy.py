@@ -1,0 +1,39 @@
+"""Energy of instructions, relative: counts of events times the picojoules of a named table.
+
+Good for comparing layers, precisions and schedules with each other; not the milliwatts of a chip.
+Leakage, clocks and the decoding of instructions are left out.
+"""
+
+from __future__ import annotations
+
+from targets.npu.machine import isa
+from targets.npu.machine.energy_tables import EnergyTable
+from targets.npu.machine.spec import NpuSpec
+from targets.npu.price.accesses import accesses
+
+
+def picojoules(instruction: isa.Instruction, spec: NpuSpec, table: EnergyTable) -> float:
+    """Energy of one instruction; its own bytes come over DRAM too."""
+    count = accesses(instruction, spec)
+    return (
+        count.macs * mac_picojoules(instruction, table)
+        + (count.spm_bytes + count.acc_bytes) * table.sram_byte
+        + (count.dram_bytes + spec.issue.insn_bytes) * table.dram_byte
+        + count.outputs * _output_picojoules(instruction, table)
+    )
+
+
+def mac_picojoules(instruction: isa.Instruction, table: EnergyTable) -> float:
+    """Of one product and its addition; a multiplier's energy goes with both operand widths."""
+    if not isinstance(instruction, isa.Gemm | isa.Depthwise):
+        return 0.0
+    widths = isa.WIDTHS[instruction.act_bits] * isa.WIDTHS[instruction.wgt_bits]
+    return table.multiply8 * widths / 64 + table.accumulate
+
+
+def _output_picojoules(instruction: isa.Instruction, table: EnergyTable) -> float:
+    if isinstance(instruction, isa.Requantize) and instruction.multiply:
+        return table.requantize_multiply
+    if isinstance(instruction, isa.Add) and (instruction.ma != 1 or instruction.mb != 1):
+        return table.requantize_multiply
+    return table.requantize_shift

@@ -1,0 +1,234 @@
+"""The numbers of one convolution on the machine: tiles, strides, packed weights.
+
+Columns of the array are output channels. Channels of a group are cut into tiles of ``C``; a tile
+never mixes groups.
+
+    dense      reduction tiles (ky, kx, k0): R input channels at one kernel position
+    shallow    C_in < R and no dilation: the kernel row's S * C_in bytes are contiguous and are
+               the reduction axis, tiles (ky, 0, k0). ResNet's stem takes 7 * 2 tiles instead of 49.
+    depthwise  no reduction across channels: one channel per column, kernel taps (ky, kx)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from targets.layers import Conv2d
+from targets.npu.machine.elements import pack
+from targets.npu.machine.spec import NpuSpec
+from targets.npu.schedule.intrinsics import RECORD_WORDS
+from targets.npu.schedule.storage import pixel_bytes, pixel_offset, row_bytes
+
+
+def ceil_div(a: int, b: int) -> int:
+    """The quotient rounded up."""
+    return -(-a // b)
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """Everything about a layer on an array that does not depend on how it is tiled."""
+
+    layer: Conv2d
+    spec: NpuSpec
+
+    @property
+    def act_bits(self) -> int:
+        """Bits that an input code takes in memory."""
+        return self.layer.input.bits
+
+    @property
+    def wgt_bits(self) -> int:
+        """Bits that a weight takes in memory: the least that the machine multiplies."""
+        return min(p for p in self.spec.array.precisions if p >= self.layer.weight_bits)
+
+    @property
+    def lanes(self) -> int:
+        """R * 8 / max(operand widths): input channels of a reduction tile."""
+        return self.spec.array.rows * 8 // max(self.act_bits, self.wgt_bits)
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of an input pixel."""
+        return pixel_bytes(self.layer.input)
+
+    @property
+    def columns(self) -> int:
+        """C: output channels of a column tile."""
+        return self.spec.array.cols
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether it runs as DWC."""
+        return self.layer.depthwise
+
+    @cached_property
+    def out(self) -> tuple[int, int, int]:
+        """(OH, OW, K)."""
+        return self.layer.output.shape
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """(R, S), kernel rows and columns."""
+        return int(self.layer.weight.shape[1]), int(self.layer.weight.shape[2])
+
+    @property
+    def groups(self) -> int:
+        """Groups as the array sees them: a depthwise layer is one group of column tiles."""
+        return 1 if self.depthwise else self.layer.groups
+
+    @property
+    def group_channels_in(self) -> int:
+        """Input channels that one output channel reads."""
+        return int(self.layer.weight.shape[3])
+
+    @property
+    def group_channels_out(self) -> int:
+        """Output channels of a group."""
+        return self.out[2] // self.groups
+
+    @property
+    def tiles_per_group(self) -> int:
+        """Column tiles of a group."""
+        return ceil_div(self.group_channels_out, self.columns)
+
+    @property
+    def tiles(self) -> int:
+        """Column tiles in all."""
+        return self.groups * self.tiles_per_group
+
+    @property
+    def tail(self) -> int:
+        """Valid channels of a group's last tile."""
+        return self.group_channels_out - (self.tiles_per_group - 1) * self.columns
+
+    @property
+    def folded(self) -> bool:
+        """Whether a kernel row is one reduction axis (shallow inputs)."""
+        shallow = self.group_channels_in == self.layer.input.shape[2] < self.lanes
+        return shallow and not self.depthwise and self.kernel[1] > 1 and self.layer.dilation[1] == 1
+
+    @property
+    def reduction(self) -> tuple[int, int, int]:
+        """Extents of (ky, kx, k0)."""
+        kh, kw = self.kernel
+        if self.depthwise:
+            return kh, kw, 1
+        if self.folded:
+            return kh, 1, ceil_div(kw * self.group_channels_in, self.lanes)
+        return kh, kw, ceil_div(self.group_channels_in, self.lanes)
+
+    @property
+    def last_valid(self) -> int:
+        """Valid lanes of the last k0 tile."""
+        kw = self.kernel[1] if self.folded else 1
+        return self.group_channels_in * kw - (self.reduction[2] - 1) * self.lanes
+
+    @property
+    def tile_bytes(self) -> int:
+        """Bytes of one (column tile, reduction tile) of weights."""
+        elements = self.columns if self.depthwise else self.lanes * self.columns
+        return elements * self.wgt_bits // 8
+
+    @property
+    def row_step(self) -> int:
+        """Input rows between loaded rows: a one-row kernel skips what a stride jumps over."""
+        loads = self.layer.input.border is None
+        return self.layer.strides[0] if loads and self.kernel[0] == 1 else 1
+
+    @property
+    def row_stride(self) -> int:
+        """Loaded rows between two output rows."""
+        return self.layer.strides[0] // self.row_step
+
+    @property
+    def column_step(self) -> int:
+        """Input columns between loaded columns: as with rows, where it means fewer bursts."""
+        stride, burst = self.layer.strides[1], self.spec.dma.burst
+        loads = self.layer.input.border is None and self.kernel[1] == 1
+        fewer = ceil_div(self.pixel_bytes, burst) * burst < stride * self.pixel_bytes
+        return stride if loads and fewer else 1
+
+    @property
+    def column_stride(self) -> int:
+        """Loaded columns between two output columns."""
+        return self.layer.strides[1] // self.column_step
+
+    def rows_in(self, rows: int) -> int:
+        """Loaded rows that ``rows`` output rows need."""
+        return (rows - 1) * self.row_stride + (self.kernel[0] - 1) * self.layer.dilation[0] + 1
+
+    @property
+    def width_in(self) -> int:
+        """Loaded columns that an output row needs, padding included."""
+        return (
+            (self.out[1] - 1) * self.column_stride
+            + (self.kernel[1] - 1) * self.layer.dilation[1]
+            + 1
+        )
+
+    @property
+    def pitch(self) -> int:
+        """Bytes from one row in ACT to the next."""
+        if self.layer.input.border is not None:
+            return row_bytes(self.layer.input)
+        return self.width_in * self.pixel_bytes
+
+    @property
+    def first_pixel(self) -> int:
+        """Where in ACT the first window begins."""
+        if self.layer.input.border is None:
+            return 0
+        top, left, _, _ = self.layer.padding
+        return pixel_offset(self.layer.input, -top, -left)
+
+    def channel(self, tile: int) -> int:
+        """First output channel of a column tile."""
+        group, within = divmod(tile, self.tiles_per_group)
+        return group * self.group_channels_out + within * self.columns
+
+    def packed_weights(self, tiles_per_block: int, k0_per_block: int) -> npt.NDArray[np.int8]:
+        """Weights in the order the array consumes them, zero where a tile has no channel.
+
+        int8 flat, elements packed; nested as (tile block, k0 block, tile, ky, kx, k0, lane,
+        column); depthwise (tile, ky, kx, column).
+        """
+        kh, kw = self.kernel
+        k, c = self.group_channels_out, self.columns
+        weight = self.layer.weight.reshape(self.groups, k, kh, kw, self.group_channels_in)
+        columns = np.zeros((self.groups, self.tiles_per_group * c, *weight.shape[2:]), np.int8)
+        columns[:, :k] = weight
+        columns = columns.reshape(self.tiles, c, kh, kw, -1)
+        if self.depthwise:
+            taps = columns[..., 0].transpose(0, 2, 3, 1).reshape(-1)
+            return pack(taps, self.wgt_bits).view(np.int8)
+        _, k1, k0 = self.reduction
+        lanes = np.zeros((self.tiles, c, kh, k1, k0 * self.lanes), np.int8)
+        flat = columns.reshape(self.tiles, c, kh, k1, -1)
+        lanes[..., : flat.shape[-1]] = flat
+        tiles = lanes.reshape(self.tiles, c, kh, k1, k0, self.lanes).transpose(0, 2, 3, 4, 5, 1)
+        blocks = [
+            tiles[t : t + tiles_per_block, :, :, k : k + k0_per_block].reshape(-1)
+            for t in range(0, self.tiles, tiles_per_block)
+            for k in range(0, k0, k0_per_block)
+        ]
+        return pack(np.concatenate(blocks), self.wgt_bits).view(np.int8)
+
+    def records(self, base_shift: int) -> npt.NDArray[np.int32]:
+        """Parameter records, int32[K * 3]: bias; multiplier; shifts.
+
+        The third word holds the shift above ``base_shift`` and, from bit 8 on, the residual's.
+        """
+        requantize = self.layer.requantize
+        assert requantize is not None
+        words = np.zeros((self.out[2], RECORD_WORDS), np.int64)
+        words[:, 0] = self.layer.bias.astype(np.int64) << requantize.fraction
+        words[:, 1] = requantize.multiplier
+        words[:, 2] = requantize.shift - base_shift
+        if requantize.residual is not None:
+            words[:, 2] |= requantize.residual.shift.astype(np.int64) << 8
+        return words.astype(np.int32).reshape(-1)

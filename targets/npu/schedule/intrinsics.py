@@ -1,0 +1,197 @@
+"""Tensor intrinsics: what one row of each compute instruction means, and the call it becomes.
+
+An intrinsic is a pair. ``desc`` is the meaning in plain TIR: it compiles and runs on a CPU, and it
+is the pattern that ``Schedule.tensorize`` looks for. ``impl`` is the call that takes its place; the
+code generator folds the loops around such calls into the hardware loops of one instruction.
+
+    npu.gemm        acc[j] += (sum_r act[r] * wgt[r, j]) << fraction    a tile of lanes x columns
+    npu.dwconv      acc[j] += (act[j] * wgt[j]) << fraction             one kernel tap of C channels
+    npu.requantize  out[j] = clamp(half_up(t[j], shift) + zero)         C or fewer channels
+    npu.max         out = max(out, act)                                 one tap of one byte's codes
+    npu.add         out = clamp(half_up(a + b, shift) + zero)           one byte's codes
+    npu.lut         out = table[byte of act]                            one byte
+
+Elements of 4 or 2 bits are packed in bytes, the first in the low bits. Immediates such as a shift
+are constants of the pattern, so each combination is an intrinsic of its own, registered the first
+time it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import astuple
+from typing import Any, TypeAlias
+
+from tvm import tirx
+from tvm.s_tir import TensorIntrin
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from targets.npu.schedule.meanings import (
+    AddFields,
+    ProductFields,
+    RequantizeFields,
+    max_byte,
+    packed_byte,
+)
+
+ACT, WGT, ACC, PAR = "global.act", "global.wgt", "global.acc", "global.par"
+RECORD_WORDS = 3
+"""32-bit words of one channel's parameter record: bias; multiplier and border; shifts."""
+
+Buffer: TypeAlias = Any  # tirx.Buffer and tvm.ir.Expr: TVM ships no types
+Expr: TypeAlias = Any
+
+
+def product(fields: ProductFields) -> str:
+    """Register a GEMM tile, or one kernel tap of DWC; return its name."""
+    call = "npu.gemm" if fields.lanes else "npu.dwconv"
+    rows = fields.lanes or fields.columns
+    tile = fields.columns * (fields.lanes or 1)
+
+    def meaning(act: Buffer, wgt: Buffer, acc: Buffer) -> None:
+        reduction = fields.reduction_loops
+        with ExitStack() as stack:
+            loops = [stack.enter_context(T.serial(0, n)) for n in fields.loops()]
+            stack.enter_context(T.sblock(call[4:]))
+            axes = [
+                (T.axis.reduce if place < reduction else T.axis.spatial)((0, n), loop)
+                for place, (n, loop) in enumerate(zip(fields.loops(), loops, strict=True))
+            ]
+            column, a, ae, w, we = fields.offsets(axes)
+            T.buffer_store(acc, fields.value(acc[column], act[a], ae, wgt[w], we), [column])
+
+    buffers = [
+        (ACT, fields.dtype, rows * fields.act_bits // 8),
+        (WGT, "int8", tile * fields.wgt_bits // 8),
+        (ACC, "int32", fields.columns),
+    ]
+    name = call + "_" + "_".join(str(x) for x in astuple(fields))
+    immediates = tuple(_immediate(x) for x in astuple(fields))
+    return _register(name, call, buffers, meaning, updates=True, immediates=immediates)
+
+
+def requantize(channels: int, fields: RequantizeFields) -> str:
+    """Register the requantization of ``channels`` sums; return its name."""
+    residual = bool(fields.residual_dtype)
+    per_byte = 8 // fields.bits
+
+    def meaning(*buffers: Buffer) -> None:
+        acc, par, *rest = buffers
+        with T.serial(0, channels // per_byte) as n, T.sblock("requantize"):
+            # TVM drops axes of one.
+            at: Any = T.axis.spatial((0, channels // per_byte), n) if channels > per_byte else 0
+            codes = []
+            for place in range(per_byte):
+                channel = at * per_byte + place
+                record = tuple(par[channel * RECORD_WORDS + word] for word in range(RECORD_WORDS))
+                added = rest[0][at] if residual else None
+                codes.append(fields.value(acc[channel], record, added, place))
+            T.buffer_store(rest[-1], packed_byte(codes, fields.bits, fields.dtype), [at])
+
+    buffers = [(ACC, "int32", channels), (PAR, "int32", channels * RECORD_WORDS)]
+    if residual:
+        buffers.append((ACT, fields.residual_dtype, channels // per_byte))
+    buffers.append((ACT, fields.dtype, channels // per_byte))
+    immediates = (channels, *(_immediate(x) for x in astuple(fields)))
+    name = "npu.requantize_" + "_".join(str(x) for x in (channels, *astuple(fields)))
+    return _register(name, "npu.requantize", buffers, meaning, immediates=immediates)
+
+
+def max_pool(dtype: str, bits: int) -> str:
+    """Register one tap of a maximum over the codes of one byte; return its name."""
+
+    def meaning(act: Buffer, out: Buffer) -> None:
+        with T.serial(0, 1), T.sblock("max"):
+            T.buffer_store(out, max_byte(out[0], act[0], dtype, bits), [0])
+
+    name = f"npu.max_{_short(dtype)}_{bits}"
+    buffers = [(ACT, dtype, 1), (ACT, dtype, 1)]
+    immediates = (_immediate(dtype), bits)
+    return _register(name, "npu.max", buffers, meaning, updates=True, immediates=immediates)
+
+
+def add(fields: AddFields) -> str:
+    """Register the sum of two codes; return its name."""
+
+    def meaning(a: Buffer, b: Buffer, out: Buffer) -> None:
+        with T.serial(0, 1), T.sblock("add"):
+            T.buffer_store(out, fields.byte(a[0], b[0]), [0])
+
+    dtypes = (fields.a_dtype, fields.b_dtype, fields.dtype)
+    name = "npu.add_" + "_".join(str(x) for x in astuple(fields))
+    immediates = tuple(_immediate(x) for x in astuple(fields))
+    return _register(name, "npu.add", [(ACT, d, 1) for d in dtypes], meaning, immediates=immediates)
+
+
+def lut_call(act: Buffer, table: Buffer, out: Buffer, index: Expr) -> None:
+    """Emit the look-up of one code; ``tensorize`` can't match an index that depends on data."""
+    pointers = [
+        act.access_ptr("r", offset=index),
+        table.access_ptr("r"),
+        out.access_ptr("w", offset=index),
+    ]
+    T.evaluate(tirx.call_extern("int32", "npu.lut", *pointers))
+
+
+def lut_value(code: Expr, table: Buffer, out_dtype: str) -> Expr:
+    """The table's entry for the byte of ``code``."""
+    return tirx.Cast(out_dtype, table[tirx.Cast("int32", tirx.Cast("uint8", code))])
+
+
+def _register(
+    name: str,
+    call: str,
+    buffers: list[tuple[str, str, int]],
+    meaning: Callable[..., None],
+    *,
+    updates: bool = False,
+    immediates: tuple[int, ...] = (),
+) -> str:
+    """Register ``name`` once. ``buffers`` are (scope, dtype, elements), the written one last."""
+    if TensorIntrin.get(name, allow_missing=True) is not None:
+        return name
+
+    def calls(*matched: Buffer) -> None:
+        *reads, written = matched
+        pointers = [b.access_ptr("r") for b in reads] + [
+            written.access_ptr("rw" if updates else "w")
+        ]
+        T.evaluate(tirx.call_extern("int32", call, *pointers, *immediates))
+
+    TensorIntrin.register(
+        name, _half(buffers, meaning, updates=updates), _half(buffers, calls, updates=updates)
+    )
+    return name
+
+
+def _half(
+    buffers: list[tuple[str, str, int]], body: Callable[..., None], *, updates: bool
+) -> tirx.PrimFunc:
+    """One half of an intrinsic: matched buffers, what is read and written, ``body``."""
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name("intrinsic")
+            handles = [T.arg(f"p{i}", T.handle()) for i in range(len(buffers))]
+            matched = [
+                T.match_buffer(handle, (n,), dtype, offset_factor=1, scope=scope)
+                for handle, (scope, dtype, n) in zip(handles, buffers, strict=True)
+            ]
+            with T.sblock("root"):
+                *reads, written = [b[0:n] for b, (_, _, n) in zip(matched, buffers, strict=True)]
+                T.reads(*([written, *reads] if updates else reads))
+                T.writes(written)
+                body(*matched)
+        return builder.get()
+
+
+def _short(dtype: str) -> str:
+    return {"int8": "i8", "uint8": "u8", "": "none"}[dtype]
+
+
+def _immediate(value: object) -> int:
+    """A field as an integer of the call: uint8 is 1, int8 is 0, no dtype is -1."""
+    if isinstance(value, str):
+        return {"int8": 0, "uint8": 1, "": -1}[value]
+    return int(value)  # type: ignore[call-overload]

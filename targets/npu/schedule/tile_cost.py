@@ -1,0 +1,166 @@
+"""How many cycles a tiling of a convolution takes, roughly: to choose between tilings.
+
+    first loads + sum over steps of max(compute, loads of the next step) + the last store
+
+Not the timing model: that prices programs. This looks at a tiling before there is one, so it leaves
+out waiting for tokens and for the bus.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from targets.npu.schedule.geometry import ConvGeometry, ceil_div
+from targets.npu.schedule.intrinsics import RECORD_WORDS
+
+INTERFERENCE = 8
+"""The part of the bus's cycles that is in the way of something, as its reciprocal."""
+
+
+@dataclass(frozen=True)
+class ConvTiling:
+    """Sizes of the tiles; see the head of ``tiling.py``.
+
+    Attributes:
+        rows: output rows of a stripe.
+        tiles: column tiles of a weight block.
+        k0: reduction tiles (along k0) of a weight block.
+        chunk_rows: output rows whose sums one GEMM makes.
+        chunk_columns: output columns of the same.
+        rows_outer: whether stripes are the outer loop and weight blocks the inner one.
+    """
+
+    rows: int
+    tiles: int
+    k0: int
+    chunk_rows: int
+    chunk_columns: int
+    rows_outer: bool
+
+
+def block_channels(g: ConvGeometry, tiles: int) -> int:
+    """Most output channels of a block of ``tiles`` column tiles."""
+    if g.groups > 1:
+        return tiles // g.tiles_per_group * g.group_channels_out
+    return min(tiles * g.columns, g.out[2])
+
+
+def weight_bytes(g: ConvGeometry, tiles: int, k0: int) -> int:
+    """Bytes of a block of packed weights."""
+    return tiles * g.reduction[0] * g.reduction[1] * k0 * g.tile_bytes
+
+
+def estimate_cycles(g: ConvGeometry, t: ConvTiling) -> int:
+    """Cycles of a layer with a tiling, on a machine that has nothing else to do."""
+    stripes, blocks = ceil_div(g.out[0], t.rows), ceil_div(g.tiles, t.tiles)
+    steps = stripes * blocks
+    stripe_in = _input_bus(g, t.rows)
+    block_in = _block_bus(g, t)
+    moves = _output_bus(g, t)
+    residual = g.layer.requantize.residual if g.layer.requantize else None
+    loads = moves if residual is not None and residual.value.border is None else 0
+    stores = moves if g.layer.output.border is None else 0
+    moved = loads + stores
+    outer, each_outer, each_inner = (
+        (stripes, stripe_in, block_in) if t.rows_outer else (blocks, block_in, stripe_in)
+    )
+    if t.k0 < g.reduction[2]:  # k blocks come and go in every step
+        each_outer, each_inner = 0, block_in + (stripe_in if stripes > 1 else 0)
+    elif steps == outer:  # what the inner loop would load stays
+        each_inner = 0
+    array, instructions = _array(g, t)
+    decode = instructions * g.spec.issue.decode
+    vector = g.tiles * _requantize(g, g.out[0] * g.out[1])
+    compute = (max(array, vector) + decode) // steps
+    # Each GEMM or DWC comes with a REQ, and both come over the bus.
+    moved += _bus(g, 1, 2 * instructions * g.spec.issue.insn_bytes // steps)
+    # A step's loads hide under the step before it, and no further: LD works in order.
+    at_outer = max(compute, each_outer + each_inner + moved)
+    at_inner = max(compute, each_inner + moved)
+    before = 2 * g.spec.dma.read_latency + block_in + stripe_in + loads
+    latency = g.spec.dma.write_latency if stores else 0
+    after = latency + stores + _requantize(g, t.chunk_rows * t.chunk_columns)
+    bus = outer * each_outer + steps * (each_inner + moved)
+    return (
+        before
+        + compute
+        + (outer - 1) * at_outer
+        + (steps - outer) * at_inner
+        + after
+        + (bus // INTERFERENCE)
+    )
+
+
+def _block_bus(g: ConvGeometry, t: ConvTiling) -> int:
+    """Cycles of loading one block's weights and records."""
+    k_blocks = ceil_div(g.reduction[2], t.k0)
+    records = _bus(g, 1, block_channels(g, t.tiles) * RECORD_WORDS * 4)
+    return k_blocks * _bus(g, 1, weight_bytes(g, t.tiles, t.k0)) + records
+
+
+def _array(g: ConvGeometry, t: ConvTiling) -> tuple[int, int]:
+    """Cycles of all GEMMs or DWCs without decoding, and how many there are."""
+    k0 = g.reduction[2]
+    oh, ow, _ = g.out
+    widths = [min(t.chunk_columns, ow - x) for x in range(0, ow, t.chunk_columns)]
+    work = count = 0
+    for begin in range(0, oh, t.rows):
+        rows = min(t.rows, oh - begin)
+        heights = [min(t.chunk_rows, rows - y) for y in range(0, rows, t.chunk_rows)]
+        for pixels in (h * w for h in heights for w in widths):
+            work += _chunk(g, pixels)
+        count += len(heights) * len(widths) * ceil_div(k0, t.k0)
+    return work * g.tiles, count * g.tiles
+
+
+def _chunk(g: ConvGeometry, pixels: int) -> int:
+    """Cycles of one chunk's sums in one column tile."""
+    if g.depthwise:
+        return pixels * _taps(g)
+    kh, kw, k0 = g.reduction
+    array = g.spec.array
+    return kh * kw * k0 * max(pixels, array.weight_cycles, array.min_rows)
+
+
+def _taps(g: ConvGeometry) -> int:
+    kh, kw = g.kernel
+    stride, dilation = g.layer.strides[1], g.layer.dilation[1]
+    if g.spec.array.dw == "window" and stride % dilation == 0:
+        return kh * min(kw, stride // dilation)
+    return kh * kw
+
+
+def _requantize(g: ConvGeometry, pixels: int) -> int:
+    """Cycles of REQ for one column tile."""
+    requantize = g.layer.requantize
+    if requantize is None:
+        return 0
+    vu = g.spec.vu
+    lanes = vu.mult_lanes if (requantize.multiplier != 1).any() else vu.shift_lanes
+    return pixels * ceil_div(min(g.columns, g.out[2]), lanes)
+
+
+def _input_bus(g: ConvGeometry, rows: int) -> int:
+    """Cycles of loading a stripe's input once."""
+    if g.layer.input.border is not None:
+        return 0
+    loaded, width = min(g.rows_in(rows), g.layer.input.shape[0]), g.layer.input.shape[1]
+    if g.column_step > 1:
+        return _bus(g, loaded * min(g.width_in, width), g.pixel_bytes)
+    row = min(g.width_in, width) * g.pixel_bytes
+    contiguous = g.row_step == 1 and g.width_in >= width
+    return _bus(g, 1, loaded * row) if contiguous else _bus(g, loaded, row)
+
+
+def _output_bus(g: ConvGeometry, t: ConvTiling) -> int:
+    """Cycles of moving one block of one stripe of the output, or of the residual."""
+    pixels, channels = t.rows * g.out[1], block_channels(g, t.tiles)
+    bits = 32 if g.layer.requantize is None else g.layer.output.bits
+    if channels >= g.out[2]:
+        return _bus(g, 1, pixels * g.out[2] * bits // 8)
+    return _bus(g, pixels, channels * bits // 8)
+
+
+def _bus(g: ConvGeometry, rows: int, row_bytes: int) -> int:
+    dma = g.spec.dma
+    return rows * ceil_div(row_bytes, dma.burst) * dma.burst // dma.bytes_per_cycle

@@ -1,0 +1,153 @@
+"""How a convolution is cut to fit the scratchpads: row stripes, weight blocks, accumulator chunks.
+
+stripe   ``rows`` output rows: their input rows and their output live in ACT, twice where there is
+         a next stripe
+block    ``tiles`` column tiles whose weights live in WGT, twice where there is a next block
+k block  ``k0`` reduction tiles, where a column tile's weights are too many for half of WGT
+chunk    ``chunk_rows`` x ``chunk_columns`` output pixels whose sums live in one half of ACC
+
+Of all that fit, the one with the fewest estimated cycles is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from targets.errors import CapacityError
+from targets.npu.schedule.geometry import ConvGeometry, ceil_div
+from targets.npu.schedule.intrinsics import RECORD_WORDS
+from targets.npu.schedule.tile_cost import ConvTiling, block_channels, estimate_cycles, weight_bytes
+
+MAX_K0 = 255
+"""Reduction tiles along k0 that one GEMM counts."""
+MIN_STRIPES = 4
+"""Of layers without weights: with fewer stripes DMA has no compute to hide under."""
+
+
+def tile_conv(g: ConvGeometry) -> ConvTiling:
+    """The tiling with the fewest estimated cycles.
+
+    Raises:
+        CapacityError: nothing fits; says which memory is too small by how much.
+    """
+    blocks = list(_weight_blocks(g))
+    if not blocks:
+        raise CapacityError(_why_no_block(g))
+    candidates = [
+        tiling
+        for tiles, k0 in blocks
+        for rows in _stripe_rows(g)
+        for tiling in _fit(g, tiles, k0, rows)
+    ]
+    if not candidates:
+        raise CapacityError(_why_no_stripe(g, *blocks[-1]))
+    return min(candidates, key=lambda tiling: estimate_cycles(g, tiling))
+
+
+def acc_rows(g: ConvGeometry) -> int:
+    """Rows of C int32 sums that ACC holds."""
+    return g.spec.sram.acc.bytes // (4 * g.columns)
+
+
+def input_slot_bytes(g: ConvGeometry, rows: int) -> int:
+    """Bytes of one stripe's input, and what the array reads behind it."""
+    if g.layer.input.border is not None:
+        return 0
+    return g.rows_in(rows) * g.pitch + g.spec.array.overrun
+
+
+def act_bytes(g: ConvGeometry, rows: int, tiles: int) -> int:
+    """Bytes of ACT that stripes of ``rows`` take, both halves of the double buffers included."""
+    oh, ow, k = g.out
+    stripes, blocks = ceil_div(oh, rows), ceil_div(g.tiles, tiles)
+    inputs = input_slot_bytes(g, rows) * min(2, stripes)
+    requantize = g.layer.requantize
+    if requantize is None:
+        return inputs
+    kinds = int(g.layer.output.border is None)
+    kinds += requantize.residual is not None and requantize.residual.value.border is None
+    output = rows * ow * min(block_channels(g, tiles), k) * g.layer.output.bits // 8
+    return inputs + output * kinds * min(2, stripes * blocks)
+
+
+def _weight_blocks(g: ConvGeometry) -> Iterator[tuple[int, int]]:
+    """(column tiles, k0 tiles) of weight blocks that fit, largest first."""
+    unit = g.tiles_per_group if g.groups > 1 else 1  # a block of a grouped layer holds whole groups
+    wgt, par = g.spec.sram.wgt.bytes, g.spec.sram.par.bytes
+    k0 = g.reduction[2]
+    if k0 <= MAX_K0:
+        for count in _few(g.tiles // unit):
+            tiles = ceil_div(g.tiles // unit, count) * unit
+            slots = min(2, ceil_div(g.tiles, tiles))
+            fits = slots * weight_bytes(g, tiles, k0) <= wgt
+            if fits and slots * tiles * g.columns * RECORD_WORDS * 4 <= par:
+                yield tiles, k0
+    if g.groups > 1 or par // 2 < g.columns * RECORD_WORDS * 4:
+        return
+    for count in _few(k0):
+        part = ceil_div(k0, count)
+        if count > 1 and part <= MAX_K0 and 2 * weight_bytes(g, 1, part) <= wgt:
+            yield 1, part
+
+
+def _few(most: int) -> list[int]:
+    """1, 2, 3, 4, 6, 8, 12, ... up to ``most``: into how many parts to cut."""
+    counts = {most}
+    step = 1
+    while step <= most:
+        counts |= {n for n in (step, step * 3 // 2) if n <= most}
+        step *= 2
+    return sorted(counts)
+
+
+def _stripe_rows(g: ConvGeometry) -> list[int]:
+    """Heights of stripes, tallest first; each divides the image as evenly as it goes."""
+    oh = g.out[0]
+    return sorted({ceil_div(oh, stripes) for stripes in range(1, oh + 1)}, reverse=True)
+
+
+def _fit(g: ConvGeometry, tiles: int, k0: int, rows: int) -> Iterator[ConvTiling]:
+    """Tilings of these sizes, if ACT and ACC hold them."""
+    if act_bytes(g, rows, tiles) > g.spec.sram.act.bytes:
+        return
+    ow, half = g.out[1], acc_rows(g) // 2
+    if k0 < g.reduction[2]:  # the sums of a whole stripe wait for the next k block
+        if rows * ow <= half:
+            yield ConvTiling(rows, tiles, k0, rows, ow, rows_outer=False)
+        return
+    chunk_columns = ceil_div(ow, ceil_div(ow, half))
+    chunk_rows = min(rows, max(1, half // ow))
+    chunk_rows = ceil_div(rows, ceil_div(rows, chunk_rows))
+    for rows_outer in (False, True):
+        yield ConvTiling(rows, tiles, k0, chunk_rows, chunk_columns, rows_outer)
+
+
+def _why_no_block(g: ConvGeometry) -> str:
+    wgt, par = g.spec.sram.wgt.bytes, g.spec.sram.par.bytes
+    record = g.columns * RECORD_WORDS * 4
+    if par // 2 < record:
+        half = par // 2
+        return f"{g.layer.name}: a tile's records need {record} bytes, half of PAR has {half}"
+    if g.groups > 1:
+        needed = weight_bytes(g, g.tiles_per_group, g.reduction[2])
+        return (
+            f"{g.layer.name}: the weights of one group ({needed} bytes) exceed half of WGT "
+            f"({wgt // 2})"
+        )
+    return (
+        f"{g.layer.name}: a {g.kernel[0]}x{g.kernel[1]} kernel needs {weight_bytes(g, 1, 1)} bytes "
+        f"of weights per tile, half of WGT has {wgt // 2}"
+    )
+
+
+def _why_no_stripe(g: ConvGeometry, tiles: int, k0: int) -> str:
+    needed, capacity = act_bytes(g, 1, tiles), g.spec.sram.act.bytes
+    if needed > capacity:
+        return (
+            f"{g.layer.name}: one output row with its input rows needs {needed} bytes of ACT, "
+            f"the machine has {capacity}"
+        )
+    half = acc_rows(g) // 2
+    return (
+        f"{g.layer.name}: one output row needs {g.out[1]} accumulator rows, half of ACC has {half}"
+    )

@@ -1,0 +1,55 @@
+"""Machine descriptions: presets, and errors that name the field."""
+
+from importlib import resources
+
+import pytest
+
+from targets.errors import SpecError
+from targets.npu.machine.spec import load_spec, parse_spec, presets
+
+E256 = (resources.files("targets.npu") / "specs" / "e256.toml").read_text()
+
+
+def test_presets_have_their_macs_and_fill():
+    assert {"e256", "m2048"} <= set(presets())
+    e256, m2048 = load_spec("e256"), load_spec("m2048")
+    assert (e256.peak_macs_per_cycle, e256.array.fill_cycles, e256.acc_rows) == (256, 30, 1024)
+    assert (m2048.peak_macs_per_cycle, m2048.array.fill_cycles, m2048.acc_rows) == (2048, 9, 2048)
+
+
+def test_a_path_is_read_and_the_digest_is_of_the_content(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("# a comment\n" + E256)
+    assert load_spec(str(path)).digest == load_spec("e256").digest
+    path.write_text(E256.replace("read_latency = 100", "read_latency = 101"))
+    assert load_spec(str(path)).digest != load_spec("e256").digest
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('kind = "systolic"', 'kind = "ring"', "array.kind.*systolic.*tree"),
+        ("rows = 16\n", "rows = 0\n", "array.rows.*greater than or equal to 2"),
+        ("cols = 16\n", "cols = 1\n", "array.cols.*greater than or equal to 2"),
+        ("rows = 16\n", 'rows = "16"\n', "array.rows.*integer"),
+        ("burst = 64", "burts = 64", "dma.burst.*dma.burts"),
+        ("bytes = 65536", "bytes = 65500", "sram.acc.bytes.*whole rows"),
+        ("[vu]", "[vu", "not valid TOML"),
+    ],
+)
+def test_a_wrong_field_is_named(old, new, message):
+    assert old in E256
+    with pytest.raises(SpecError, match=f"(?s)mine: .*{message}"):
+        parse_spec(E256.replace(old, new, 1), "mine")
+
+
+def test_an_unknown_machine_names_the_known_ones():
+    with pytest.raises(SpecError, match="e256, m2048"):
+        load_spec("e265")
+
+
+def test_accumulator_rows_are_those_that_an_instruction_can_name():
+    narrow = E256.replace("cols = 16\n", "cols = 4\n")
+    assert parse_spec(narrow.replace("bytes = 65536", "bytes = 131072"), "mine").acc_rows == 1 << 13
+    with pytest.raises(SpecError, match="2 to 8192 whole rows"):
+        parse_spec(narrow.replace("bytes = 65536", "bytes = 131088"), "mine")

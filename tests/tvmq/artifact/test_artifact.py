@@ -1,0 +1,150 @@
+"""The artifact folder: whole or absent, and refused when damaged."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from targets.errors import InputError
+from tvmq.artifact.artifact import FORMAT, Artifact, Manifest, write_manifest, writing
+
+MANIFEST = Manifest(
+    format=FORMAT,
+    versions={"tvmq": "0.1.0"},
+    model={"file": "m.pt2", "kind": "ExportedProgram archive", "fingerprint": "abc"},
+    target="npu:e256",
+    settings={"seed": 0},
+    calibration={"source": "data-free", "samples": 0},
+    preprocessing=None,
+    inputs=({"name": "x", "shape": ("N", 3, 8, 8), "dtype": "float32"},),
+    outputs=({"name": "y", "shape": ("N", 10), "dtype": "float32"},),
+    placement={"npu": 3, "cpu": 1},
+    bit_exact=True,
+    seconds={"capture": 0.5},
+)
+
+
+def make(folder: Path, content: str = "plan") -> Path:
+    with writing(folder) as room:
+        (room / "ir").mkdir()
+        (room / "plan.json").write_text(content)
+        (room / "ir" / "01-float.txt").write_text("graph")
+        write_manifest(room, MANIFEST)
+    return folder
+
+
+def interrupted(folder: Path) -> None:
+    with writing(folder) as room:
+        (room / "plan.json").write_text("half")
+        raise KeyboardInterrupt
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_was_written_is_read(tmp_path):
+    artifact = Artifact.load(make(tmp_path / "a"))
+    assert sorted(artifact.manifest.files) == ["ir/01-float.txt", "plan.json"]
+    assert artifact.manifest.inputs[0].shape == ("N", 3, 8, 8)
+    assert artifact.path("plan.json").read_text() == "plan"
+    assert artifact.has("plan.json")
+    assert not artifact.has("npu.toml")
+    with pytest.raises(InputError, match=r"has no npu.toml. Build it again"):
+        artifact.path("npu.toml")
+
+
+def test_a_failed_build_leaves_the_old_artifact_and_nothing_else(tmp_path):
+    folder = make(tmp_path / "a", "old")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(folder)
+    assert Artifact.load(folder).path("plan.json").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_failed_first_build_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="stage"), writing(tmp_path / "a"):
+        raise ValueError("stage")
+    assert names(tmp_path) == []
+
+
+def test_an_artifact_is_replaced_whole(tmp_path):
+    folder = make(tmp_path / "a", "old")
+    (folder / "left.txt").write_text("from before")
+    make(folder, "new")
+    assert Artifact.load(folder).path("plan.json").read_text() == "new"
+    assert names(folder) == ["ir", "manifest.json", "plan.json"]
+    assert names(tmp_path) == ["a"]
+
+
+def test_an_empty_folder_may_be_the_destination(tmp_path):
+    (tmp_path / "a").mkdir()
+    Artifact.load(make(tmp_path / "a"))
+
+
+def test_other_folders_are_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="not empty and not an artifact"):
+        make(tmp_path)
+    assert names(tmp_path) == ["thesis.tex"]
+
+
+def test_a_file_as_destination_is_refused(tmp_path):
+    (tmp_path / "a").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        make(tmp_path / "a")
+
+
+def test_a_destination_below_a_file_is_refused(tmp_path):
+    (tmp_path / "a").write_text("")
+    with pytest.raises(InputError, match="can't be written"):
+        make(tmp_path / "a" / "b")
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(InputError, match=r"no such artifact. Build one"):
+        Artifact.load(tmp_path / "none")
+
+
+def test_folder_without_manifest(tmp_path):
+    with pytest.raises(InputError, match=r"not an artifact \(it has no manifest.json\)"):
+        Artifact.load(tmp_path)
+
+
+def test_changed_file(tmp_path):
+    folder = make(tmp_path / "a")
+    (folder / "plan.json").write_text("edited")
+    with pytest.raises(InputError, match=r"plan.json: changed since it was built"):
+        Artifact.load(folder)
+
+
+def test_missing_file(tmp_path):
+    folder = make(tmp_path / "a")
+    (folder / "plan.json").unlink()
+    with pytest.raises(InputError, match=r"plan.json: missing from the artifact"):
+        Artifact.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": FORMAT + 1}, f"has format {FORMAT + 1}, this tvmq reads format {FORMAT}"),
+        ({"placement": "all"}, "placement is 'all': Input should be a valid dictionary"),
+        ({"preprocessing": {"mean": [0.5]}}, r"manifest.json: changed since it was built"),
+        ({"files": {}}, r"manifest.json: changed since it was built"),
+    ],
+    ids=["format", "field", "edited", "no files"],
+)
+def test_wrong_manifest(tmp_path, change, message):
+    folder = make(tmp_path / "a")
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(InputError, match=message):
+        Artifact.load(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
+def test_manifest_that_is_none(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match="not a manifest of tvmq"):
+        Artifact.load(tmp_path)

@@ -1,0 +1,84 @@
+"""Ranges from batch-norm statistics, against images drawn to fit them."""
+
+import math
+
+import models
+import pytest
+import torch
+from quantization_cases import calibration, float_model
+
+from targets.errors import InputError
+from tvmq.calibrate.batch_norm_ranges import Spread, ranges_from_batch_norm
+from tvmq.capture.capture import capture_program
+from tvmq.data.preprocessing import Preprocessing
+
+NORMALISED = Preprocessing((0.5, 0.5, 0.5), (0.25, 0.25, 0.5))
+
+
+def _spread(mean, std, low=-math.inf, high=math.inf):
+    return Spread(*(torch.tensor([[float(x)]]).double() for x in (mean, std, low, high)))
+
+
+def test_moments_of_a_cut_normal():
+    x = (torch.randn(10**6, generator=torch.Generator().manual_seed(0)) * 2 + 1).clamp(0, 4)
+    cut = _spread(1, 2, 0, 4).mapped(lambda y: y)
+    assert float(cut.mean) == pytest.approx(float(x.mean()), abs=0.02)
+    assert float(cut.std) == pytest.approx(float(x.std()), abs=0.02)
+    assert (float(cut.low), float(cut.high)) == (0.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet_small", "resnet_projection", "mobilenet_small", "densenet_small"]
+)
+def test_ranges_agree_with_images(name):
+    found, seen = ranges_from_batch_norm(float_model(name)).histograms, calibration(name).histograms
+    assert found.keys() == seen.keys()
+    for value, histogram in found.items():
+        if value != "x":
+            _, high = histogram.percentile(99.9)
+            _, expected = seen[value].percentile(99.9)
+            assert expected / 2 < high < expected * 2.5, value
+
+
+def test_relu_leaves_half_of_a_centred_channel_at_zero():
+    histogram = ranges_from_batch_norm(float_model("resnet_small")).histograms["relu"]
+    half = len(histogram.counts) // 2
+    assert histogram.low == 0.0
+    assert histogram.counts[:half].sum() == 0
+    assert 0.2 < histogram.counts[half] / histogram.counts.sum() < 0.8
+
+
+def test_clamp_bounds_the_range():
+    found = ranges_from_batch_norm(float_model("mobilenet_small")).histograms
+    assert max(h.high for name, h in found.items() if name.startswith("clamp")) <= 6.0
+
+
+def test_input_range_is_exact_with_mean_and_std():
+    histogram = ranges_from_batch_norm(float_model("resnet_small"), NORMALISED).histograms["x"]
+    assert (histogram.low, histogram.high) == (-2.0, 2.0)
+    assert "mean and std" in histogram.note
+
+
+@pytest.mark.parametrize("preprocessing", [None, Preprocessing()], ids=["none", "empty"])
+def test_input_range_is_assumed_and_said_otherwise(preprocessing):
+    histogram = ranges_from_batch_norm(float_model("resnet_small"), preprocessing).histograms["x"]
+    assert histogram.high == pytest.approx((1 - 0.406) / 0.225)
+    assert "assumed" in histogram.note
+    assert "--mean" in histogram.note
+
+
+def test_network_without_batch_norm_is_refused():
+    with pytest.raises(InputError, match=r"no batch norms.*--calib-data"):
+        ranges_from_batch_norm(float_model("mlp"))
+
+
+def test_every_value_behind_no_batch_norm_is_named():
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
+        torch.nn.Conv2d(4, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3), torch.nn.ReLU(),
+        torch.nn.Conv2d(4, 4, 3),
+    ).eval()  # fmt: skip
+    model = capture_program(models.export((network, torch.randn(2, 3, 12, 12))))
+    said = r"large relu_1 \(module 4\), relu_2 \(module 6\) get: no batch norm.*--calib-data"
+    with pytest.raises(InputError, match=said):
+        ranges_from_batch_norm(model)

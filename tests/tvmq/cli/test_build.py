@@ -1,0 +1,276 @@
+"""`tvmq build`: what it writes, what it refuses, what it leaves behind."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from model_files import save, save_inputs
+from torch import nn
+
+from tvmq import flow
+from tvmq.artifact.artifact import Artifact
+
+
+def test_artifact_says_what_it_was_built_from(small):
+    manifest = Artifact.load(small).manifest
+    assert manifest.bit_exact
+    assert manifest.target == "npu"
+    assert manifest.model["file"] == "resnet_small.pt2"
+    assert len(manifest.model["fingerprint"]) == 64
+    assert manifest.settings["seed"] == 7
+    assert manifest.settings["weights"] == "symmetric"
+    assert manifest.settings["precision"] == "w8a8"
+    assert manifest.settings["scales"] == "pot"
+    assert manifest.calibration["source"] == "resnet_small.npz"
+    assert manifest.calibration["ranges"] == "8 images"
+    assert manifest.inputs[0].shape == ("N", 3, 12, 12)
+    assert manifest.outputs[0].shape == ("N", 10)
+    assert manifest.placement["npu"] > 0
+    stages = ["capture", "calibrate", "plan", "annotate", "integer", "place", "compile", "verify"]
+    assert list(manifest.seconds) == stages
+    assert {"tvmq", "tvm", "torch", "numpy", "python"} == set(manifest.versions)
+
+
+def test_artifact_has_every_file_that_the_design_names(small):
+    names = set(Artifact.load(small).manifest.files)
+    assert {
+        "plan.json",
+        "npu.toml",
+        "model.so",
+        "cpu.so",
+        "program_0.bin",
+        "integer.json",
+        "float.pt2",
+        "layers.json",
+        "golden.npz",
+        "ir/float.py",
+        "ir/annotated.py",
+        "ir/integer.py",
+        "ir/placed.py",
+    } <= names
+
+
+def test_json_is_alone_on_stdout(tvmq, tmp_path):
+    model = save("mobilenet_small", tmp_path)
+    result = tvmq("build", model, "-o", tmp_path / "a", "--target", "npu:m2048", "--json")
+    assert result.code == 0, result.err
+    data = json.loads(result.out)
+    assert data["artifact"] == str(tmp_path / "a")
+    assert data["bit_exact"] is True
+    assert data["npu_operators"] > 0
+    assert data["cpu_operators"] == 0
+    assert data["seconds"]["compile"] > 0
+    assert data["calibration"]["source"].startswith("data-free")
+    assert "no calibration data" in result.err
+    assert "assumed images normalised as for ImageNet" in result.err
+    assert "assumed images" in data["calibration"]["ranges"]
+
+
+def test_default_output_and_words(tvmq, tmp_path, monkeypatch):
+    save("odd_channels", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    result = tvmq("build", "odd_channels.pt2", "--target", "cpu", "-v")
+    assert result.code == 0, result.err
+    assert (tmp_path / "odd_channels.tvmq" / "manifest.json").is_file()
+    assert "data-free" in result.out
+    assert "symmetric weights per tensor" in result.out
+    assert "identical, bit for bit" in result.out
+    assert "Next: tvmq eval odd_channels.tvmq" in result.out
+    assert "calibrate: " in result.err
+
+
+def test_without_data_or_batch_norm_the_flag_is_named(tvmq, tmp_path):
+    result = tvmq("build", save("mlp", tmp_path), "-o", tmp_path / "a")
+    assert result.code == 2
+    assert "--calib-data" in result.err
+    assert "note:" not in result.err
+    assert not (tmp_path / "a").exists()
+
+
+def test_an_edited_plan_is_built(tvmq, tmp_path, small):
+    plan = json.loads((small / "plan.json").read_text())
+    plan["values"]["x"]["step"] = "2^-3"
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    model = small.parent / "resnet_small.pt2"
+    result = tvmq(
+        "build", model, "--plan", tmp_path / "plan.json", "-o", tmp_path / "a", "--target", "cpu"
+    )
+    assert result.code == 0, result.err
+    assert json.loads((tmp_path / "a" / "plan.json").read_text())["values"]["x"]["step"] == "2^-3"
+    result = tvmq("build", model, "--plan", tmp_path / "plan.json", "--calib-data", "x.npz")
+    assert result.code == 2
+    assert "a plan already has its ranges" in result.err
+    result = tvmq("build", model, "--plan", "plan.json", "--precision", "w4a4", "--scales", "free")
+    assert result.code == 2
+    assert "--plan and --precision, --scales: a plan already" in result.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target", "gpu"], "expected npu, npu:PRESET, npu:FILE.toml or cpu"),
+        (["--target", "npu:e1"], "no machine 'e1'"),
+        (["--precision", "int8"], "not of the form w8a8"),
+        (["--scales", "cubic"], "'cubic' is not one of"),
+        (["--method", "wess", "--granularity", "channel"], "wess is one step per layer"),
+        (["--method", "wess,equalize"], "method equalize changes the float network"),
+        (["--method", "wes"], "method wes: not known; choose from rtn"),
+        (["--mean", "0.5"], "--mean and --std belong together"),
+        (["--calib-data", "none.npz"], "none.npz: no such file or folder"),
+        (["--calib-samples", "99"], "has 8 images, 99 are wanted"),
+        (["--method", "rapq,rtn"], "each of these decides how the weights are rounded"),
+        (["--iters", "5", "--kappa", "0.5"], "--iters, --kappa: --method rtn learns nothing"),
+        (["--method", "qdrop", "--kappa", "0.5"], "--kappa: only --method rapq has it"),
+        (["--seed", "-1"], "-1 is not in the range 0<=x<=4294967295"),
+    ],
+    ids=[
+        *("target", "preset", "precision", "scales", "wess-channel", "order", "method", "mean"),
+        *("data", "samples", "two-roundings", "nothing-learns", "kappa", "seed"),
+    ],
+)
+def test_wrong_flags_are_usage_errors(tvmq, tmp_path, small, words, message):
+    model, data = small.parent / "resnet_small.pt2", small.parent / "resnet_small.npz"
+    words = words if "--calib-data" in words else [*words, "--calib-data", data]
+    result = tvmq("build", model, "-o", tmp_path / "a", *words)
+    assert result.code == 2
+    assert message in result.err
+    assert len(result.err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is an empty file"), (b"PK\x03\x04half", "truncated or corrupt"), (None, "no such")],
+    ids=["empty", "truncated", "missing"],
+)
+def test_wrong_model_files(tvmq, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "m.pt2").write_bytes(content)
+    result = tvmq("build", tmp_path / "m.pt2")
+    assert result.code == 2
+    assert message in result.err
+
+
+def refuse_some(monkeypatch):
+    """Let the NPU refuse the first layer."""
+    decide = flow.place.__globals__["decide"]
+
+    def refusing(network, spec):
+        reasons = decide(network, spec)
+        return ["kernels are at most 2 × 2. Here: 3 × 3.", *reasons[1:]] if spec else reasons
+
+    monkeypatch.setitem(flow.place.__globals__, "decide", refusing)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["--strict"], 1), (["--max-fallback", "5"], 1), (["--max-fallback", "50"], 0), ([], 0)],
+    ids=["strict", "max-5", "max-50", "allowed"],
+)
+def test_fallback_gates(tvmq, tmp_path, small, monkeypatch, words, code):
+    refuse_some(monkeypatch)
+    result = tvmq("build", small.parent / "resnet_small.pt2", "-o", tmp_path / "a", *words)
+    assert result.code == code, result.err
+    assert (tmp_path / "a").exists() == (code == 0)
+    assert "kernels are at most 2 × 2. Here: 3 × 3." in (result.err if code else result.out)
+
+
+def test_what_later_stages_refuse_is_said_before_anything_is_learned(
+    tvmq, tmp_path, small, monkeypatch
+):
+    def learn(*_, **__):
+        raise AssertionError("learned for hours")
+
+    class FiveAxes(nn.Module):
+        def forward(self, x):
+            return x.view(-1, 3, 3, 4, 12).permute(0, 1, 3, 2, 4).reshape(-1, 3, 12, 12)
+
+    refuse_some(monkeypatch)
+    monkeypatch.setattr(flow, "reconstruct", learn)
+    data = small.parent / "resnet_small.npz"
+    words = ["--method", "qdrop", "--calib-data", data, "-o", tmp_path / "a"]
+    result = tvmq("build", small.parent / "resnet_small.pt2", "--strict", *words)
+    assert result.code == 1
+    assert "kernels are at most 2 × 2" in result.err
+    example = (torch.randn(2, 3, 12, 12),)
+    torch.export.save(torch.export.export(FiveAxes(), example), tmp_path / "five.pt2")
+    result = tvmq("build", tmp_path / "five.pt2", *words)
+    assert result.code == 4
+    assert "permute (test_build.py:" in result.err
+    assert "more than three axes besides the batch" in result.err
+
+
+def test_another_build_leaves_finished_units_alone(tvmq, tmp_path):
+    units = tmp_path / "a.units"
+    units.mkdir()
+    (units / "unit_0.npz").write_bytes(b"hours of work")
+    model, data = save("odd_channels", tmp_path), save_inputs("odd_channels", tmp_path)
+    words = ["--target", "cpu", "--calib-data", data, "-o", tmp_path / "a"]
+    assert tvmq("build", model, *words).code == 0
+    assert units.is_dir()
+    result = tvmq("build", model, "--method", "adaround", "--iters", "1", *words)
+    assert result.code == 0, result.err
+    assert "holds units of another network, settings, images" in result.err
+    assert not units.exists()
+
+
+def test_devices_that_disagree_fail_the_gate_and_leave_the_evidence(tvmq, tmp_path, monkeypatch):
+    monkeypatch.setattr(flow, "verify", lambda *_: False)
+    model = save("odd_channels", tmp_path)
+    result = tvmq("build", model, "-o", tmp_path / "a", "--target", "cpu", "--json")
+    assert result.code == 1
+    assert json.loads(result.out)["bit_exact"] is False
+    assert "different outputs" in result.err
+    assert Artifact.load(tmp_path / "a").manifest.bit_exact is False
+
+
+def test_interrupted_build_says_how_to_resume_and_keeps_the_old_artifact(
+    tvmq, tmp_path, small, monkeypatch
+):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    target = tmp_path / "a"
+    model = small.parent / "resnet_small.pt2"
+    assert tvmq("build", model, "-o", target, "--target", "cpu").code == 0
+    before = (target / "manifest.json").read_text()
+    monkeypatch.setattr(flow, "compile_library", interrupt)
+    result = tvmq("build", model, "-o", target, "--target", "cpu")
+    assert result.code == 130
+    assert f"tvmq build {model} -o {target} --target cpu" in result.err
+    assert (target / "manifest.json").read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_fault_of_ours_is_one_line_and_a_traceback_only_with_vv(tvmq, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(flow, "make_plan", fail)
+    model = save("odd_channels", tmp_path)
+    result = tvmq("build", model, "-o", tmp_path / "a")
+    assert result.code == 4
+    assert "internal: ZeroDivisionError: oops" in result.err
+    assert "Traceback" not in result.err
+    assert "Traceback" in tvmq("build", model, "-o", tmp_path / "a", "-vv").err
+
+
+def test_builds_are_reproducible(tvmq, tmp_path):
+    model, data = save("grouped", tmp_path), save_inputs("grouped", tmp_path)
+    for name in ("a", "b"):
+        words = ["--calib-data", data, "--target", "cpu", "-o", tmp_path / name]
+        assert tvmq("build", model, *words).code == 0
+    first, second = (Artifact.load(tmp_path / name) for name in ("a", "b"))
+    assert (first.folder / "plan.json").read_text() == (second.folder / "plan.json").read_text()
+    with np.load(first.path("golden.npz")) as one, np.load(second.path("golden.npz")) as other:
+        assert all(np.array_equal(one[key], other[key]) for key in one.files)
+
+
+def test_another_folder_is_left_alone(tvmq, tmp_path, small):
+    (tmp_path / "notes.txt").write_text("mine")
+    result = tvmq("build", small.parent / "resnet_small.pt2", "-o", tmp_path)
+    assert result.code == 2
+    assert "not empty and not an artifact" in result.err
+    assert [path.name for path in Path(tmp_path).iterdir()] == ["notes.txt"]

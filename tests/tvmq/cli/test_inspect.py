@@ -1,0 +1,71 @@
+"""`tvmq inspect` and `disasm`: they say what is there, and why."""
+
+import json
+
+import pytest
+from model_files import save
+
+from targets.npu.machine.program import Program
+
+
+def test_inspect_model_forecasts_what_the_build_does(tvmq, small):
+    data = json.loads(tvmq("inspect", small.parent / "resnet_small.pt2", "--json").out)
+    built = json.loads((small / "layers.json").read_text())
+    fields = ("name", "source", "kind", "macs", "device", "reason")
+    assert [[row[key] for key in fields] for row in data["operators"]] == [
+        [row[key] for key in fields] for row in built
+    ]
+
+
+def test_inspect_model_without_batch_norm_and_in_words(tvmq, tmp_path):
+    result = tvmq("inspect", save("mlp", tmp_path), "--target", "npu:m2048")
+    assert result.code == 0, result.err
+    assert "forecast for npu:m2048, w8a8" in result.out
+    assert f"npu: 3 operators, {20 * 33 + 33 * 16 + 16 * 5:,} MACs per image" in result.out
+
+
+def test_inspect_artifact(tvmq, small):
+    result = tvmq("inspect", small)
+    assert result.code == 0, result.err
+    assert "in  x: float32[N, 3, 12, 12]" in result.out
+    assert "module layer1.conv1, models.py:" in result.out
+    assert "Stages for --stage: float, annotated, Import" in result.out
+    data = json.loads(tvmq("inspect", small, "--json").out)
+    assert data["manifest"]["bit_exact"] is True
+    assert data["operators"] == json.loads((small / "layers.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("stage", "text"),
+    [
+        ("float", "torch.ops.aten.conv2d"),
+        ("annotated", "torch.ops.tvmq.fake_quantize"),
+        ("integer", 'out_dtype="int32"'),
+        ("verifyinteger", 'out_dtype="int32"'),
+        ("Placed", "npu_program_0"),
+    ],
+)
+def test_inspect_stage(tvmq, small, stage, text):
+    assert text in tvmq("inspect", small, "--stage", stage).out
+
+
+def test_unknown_stage_lists_the_known(tvmq, small):
+    result = tvmq("inspect", small, "--stage", "relay")
+    assert result.code == 2
+    assert "has no stage 'relay'. Choose one of float, annotated" in result.err
+    assert (
+        "--stage is for artifacts"
+        in tvmq("inspect", small.parent / "resnet_small.pt2", "--stage", "float").err
+    )
+
+
+def test_disasm_prints_what_is_stored(tvmq, small):
+    program = Program.from_bytes((small / "program_0.bin").read_bytes())
+    result = tvmq("disasm", small)
+    assert result.code == 0, result.err
+    lines = [line for line in result.out.splitlines() if not line.startswith(";")]
+    assert len(lines) == len(program.instructions)
+    assert lines[-1].split() == [str(len(lines) - 1), "HALT"]
+    assert "; conv2d  conv2d  62208 MACs  module stem.0, models.py" in result.out
+    data = json.loads(tvmq("disasm", small, "--json").out)
+    assert len(data["programs"]["program_0.bin"]["instructions"]) == len(lines)

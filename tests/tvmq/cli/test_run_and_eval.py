@@ -1,0 +1,168 @@
+"""`tvmq run` and `tvmq eval` on all devices, and model.so on its own."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from model_files import DIGITS
+
+from tvmq.artifact.artifact import Artifact
+from tvmq.run.session import Session
+
+
+def golden(artifact):
+    """Inputs and outputs by name."""
+    with np.load(artifact / "golden.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    inputs = {key[6:]: value for key, value in arrays.items() if key.startswith("input.")}
+    outputs = {key[7:]: value for key, value in arrays.items() if key.startswith("output.")}
+    return inputs, outputs
+
+
+@pytest.mark.parametrize("device", ["npu", "cpu", "reference"])
+def test_run_gives_the_golden_outputs_whatever_the_batch(tvmq, tmp_path, small, device):
+    inputs, outputs = golden(small)
+    np.savez(tmp_path / "in.npz", **inputs)
+    for batch in (64, 4):  # 6 images: one batch, and two of different sizes
+        words = ["-i", tmp_path / "in.npz", "-o", tmp_path / "out.npz", "--batch", batch]
+        result = tvmq("run", small, *words, "--device", device)
+        assert result.code == 0, result.err
+        with np.load(tmp_path / "out.npz") as file:
+            assert sorted(file.files) == sorted(outputs)
+            for name, expected in outputs.items():
+                np.testing.assert_array_equal(file[name], expected)
+
+
+def test_float_device_is_close_and_not_equal(tvmq, tmp_path, small):
+    inputs, outputs = golden(small)
+    results = Session(Artifact.load(small), "float").run(inputs)
+    for name, expected in outputs.items():
+        assert not np.array_equal(results[name], expected)
+        assert np.abs(results[name] - expected).max() < 0.5 * np.abs(expected).max()
+
+
+def test_run_repeats_the_preprocessing_of_the_build(tvmq, tmp_path, digits):
+    with np.load(DIGITS / "digits_eval.npz") as file:
+        images = file["images"][:5]
+    np.savez(tmp_path / "images.npz", images=images)
+    result = tvmq("run", digits, "-i", tmp_path / "images.npz", "-o", tmp_path / "o", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["device"] == "npu"
+    (name,) = json.loads(result.out)["shapes"]
+    x = (images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255) - np.float32(0.3)) / (
+        np.float32(0.35)
+    )
+    expected = Session(Artifact.load(digits), "reference").run({"x": x})[name]
+    with np.load(tmp_path / "o") as file:  # no .npz was added to the name
+        np.testing.assert_array_equal(file[name], expected)
+
+
+def test_all_devices_have_the_accuracy_of_the_shipped_model(tvmq, digits):
+    results = {}
+    for device in ("npu", "cpu", "reference", "float"):
+        words = ["--data", DIGITS / "digits_eval.npz", "--device", device, "--json"]
+        result = tvmq("eval", digits, *words)
+        assert result.code == 0, result.err
+        results[device] = json.loads(result.out)
+        assert results[device]["n"] == 597
+        assert results[device]["device"] == device
+        assert results[device]["images_per_second"] > 0
+    assert results["npu"]["top1"] == results["cpu"]["top1"] == results["reference"]["top1"]
+    assert results["npu"]["top1"] > 0.99
+    assert results["npu"]["top5"] >= results["npu"]["top1"]
+    assert abs(results["npu"]["top1"] - results["float"]["top1"]) < 0.01
+
+
+def test_accuracy_gate(tvmq, digits):
+    words = ["eval", digits, "--data", DIGITS / "digits_eval.npz", "--samples", 50]
+    assert tvmq(*words, "--min-top1", "0.9").code == 0
+    wrong = tvmq(*words, "--min-top1", "0.9", "--mean", "0.9", "--std", "0.01")
+    assert wrong.code == 1
+    assert "--min-top1 asks for 0.9" in wrong.err
+
+
+def test_evaluation_without_labels(tvmq, tmp_path, small):
+    inputs, _ = golden(small)
+    np.savez(tmp_path / "in.npz", **inputs)
+    result = tvmq("eval", small, "--data", tmp_path / "in.npz")
+    assert result.code == 2
+    assert "has no labels" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"y": np.zeros((1, 3, 12, 12), np.float32)}, "has the keys y; wanted are x"),
+        ({"x": np.zeros((1, 12, 12, 3), np.float32)}, "transpose it to"),
+        ({"x": np.full((1, 3, 12, 12), np.nan, np.float32)}, "NaN or infinite"),
+    ],
+    ids=["name", "shape", "nan"],
+)
+def test_wrong_inputs(tvmq, tmp_path, small, arrays, message):
+    np.savez(tmp_path / "in.npz", **arrays)
+    result = tvmq("run", small, "-i", tmp_path / "in.npz", "-o", tmp_path / "out.npz")
+    assert result.code == 2
+    assert message in result.err
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_missing_files(tvmq, tmp_path, small):
+    words = ["-o", tmp_path / "out.npz"]
+    assert "no such file" in tvmq("run", small, "-i", tmp_path / "none.npz", *words).err
+    result = tvmq("run", tmp_path / "none", "-i", tmp_path / "none.npz", *words)
+    assert result.code == 2
+    assert "no such artifact" in result.err
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "Inputs are named nothing; this network takes x"),
+        ({"x": np.zeros((2, 3, 12, 11))}, r"expected float32\[N, 3, 12, 12\]"),
+        ({"x": np.zeros((0, 3, 12, 12))}, "Give one array of N"),
+        ({"x": np.full((1, 3, 12, 12), np.inf)}, "NaN or infinite"),
+    ],
+    ids=["none", "shape", "empty", "inf"],
+)
+def test_session_checks_its_inputs(small, inputs, message):
+    with pytest.raises(Exception, match=message):
+        Session(Artifact.load(small)).run(inputs)
+
+
+def test_a_cpu_artifact_has_no_npu(tvmq, tmp_path, small):
+    model = small.parent / "resnet_small.pt2"
+    assert tvmq("build", model, "--target", "cpu", "-o", tmp_path / "a", "-q").code == 0
+    inputs, outputs = golden(tmp_path / "a")
+    session = Session(Artifact.load(tmp_path / "a"))
+    assert session.device == "cpu"
+    np.testing.assert_array_equal(
+        next(iter(session.run(inputs).values())), next(iter(outputs.values()))
+    )
+    np.savez(tmp_path / "in.npz", **inputs)
+    words = ["-i", tmp_path / "in.npz", "-o", tmp_path / "o.npz", "--device", "npu"]
+    assert "was built for the CPU" in tvmq("run", tmp_path / "a", *words).err
+    assert "has no NPU program" in tvmq("disasm", tmp_path / "a").err
+
+
+ALONE = """
+import sys
+
+for name in ("torch", "tvmq", "relay_passes"):
+    sys.modules[name] = None  # importing it fails
+
+import numpy as np
+import tvm
+from tvm import relax
+
+vm = relax.VirtualMachine(tvm.runtime.load_module("model.so"), tvm.cpu())
+golden = np.load("golden.npz")
+(y,) = vm["main"](tvm.runtime.tensor(golden["input.x"]))
+(name,) = [key for key in golden.files if key.startswith("output.")]
+assert np.array_equal(y.numpy(), golden[name])
+"""
+
+
+def test_model_so_needs_tvm_and_numpy_alone(small):
+    subprocess.run([sys.executable, "-c", ALONE], cwd=small, env={}, check=True)

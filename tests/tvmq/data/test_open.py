@@ -1,0 +1,313 @@
+"""Data of all four forms comes out the same, checked and in bounded pieces."""
+
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from targets.errors import InputError
+from tvmq.data.open import open_data
+from tvmq.data.preprocessing import Preprocessing
+from tvmq.data.source import spread_indices
+from tvmq.float_model import TensorSpec
+
+X = (TensorSpec("x", (1, 3, 8, 6)),)
+HOW = Preprocessing((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (23, 8, 6, 3), np.uint8)
+LABELS = RNG.integers(0, 4, 23)
+FLOATS = (
+    (IMAGES.astype(np.float32) / np.float32(255) - np.float32([0.4, 0.5, 0.6]))
+    / np.float32([0.2, 0.3, 0.4])
+).transpose(0, 3, 1, 2)
+
+MODULE = """
+import numpy as np
+
+def arrays():
+    for start in range(0, 23, 5):
+        yield FLOATS[start : start + 5]
+
+def pairs():
+    for start in range(0, 23, 5):
+        yield {"x": FLOATS[start : start + 5]}, LABELS[start : start + 5]
+
+def images():
+    yield IMAGES, LABELS
+
+def nothing():
+    return []
+
+def wrong_key():
+    yield {"y": FLOATS}
+
+def failing():
+    yield FLOATS
+    raise RuntimeError("disk is full")
+
+def fractions():
+    yield FLOATS, np.zeros(23)
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_data.py").write_text(MODULE)
+    import importlib
+
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("my_data", None)
+    found = importlib.import_module("my_data")
+    found.FLOATS, found.LABELS, found.IMAGES = FLOATS, LABELS, IMAGES
+    yield "my_data"
+    sys.modules.pop("my_data", None)
+
+
+def save(path, **arrays):
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def whole(source, size=4):
+    batches = list(source.batches(size))
+    assert all(len(batch) == size for batch in batches[:-1])
+    assert 0 < len(batches[-1]) <= size
+    assert all(batch.inputs["x"].dtype == np.float32 for batch in batches)
+    labels = [batch.labels for batch in batches]
+    return (
+        np.concatenate([batch.inputs["x"] for batch in batches]),
+        None if labels[0] is None else np.concatenate(labels),
+    )
+
+
+def refuse(pattern, spec, *args, inputs=X, use=lambda source: list(source.batches(4)), **options):
+    with pytest.raises(InputError, match=pattern) as error:
+        use(open_data(spec, inputs, *args, **options))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("writer", [np.savez, np.savez_compressed])
+def test_npz_of_images_is_normalized(tmp_path, writer):
+    writer(tmp_path / "d.npz", images=IMAGES, labels=LABELS)
+    source = open_data(str(tmp_path / "d.npz"), X, HOW, classes=4)
+    for size in (1, 4, 23, 100):
+        x, labels = whole(source, size)
+        np.testing.assert_array_equal(x, FLOATS)
+        np.testing.assert_array_equal(labels, LABELS)
+    assert source.count == 23
+
+
+def test_npz_by_input_name_is_taken_as_it_is(tmp_path):
+    spec = save(tmp_path / "d.npz", x=FLOATS.astype(np.float64))
+    source = open_data(spec, X)
+    x, labels = whole(source)
+    np.testing.assert_array_equal(x, FLOATS)
+    assert labels is None
+    with pytest.raises(InputError, match="no labels"):
+        source.require_labels()
+
+
+def test_npz_of_two_inputs(tmp_path):
+    inputs = (*X, TensorSpec("y", (1, 2)))
+    spec = save(tmp_path / "d.npz", x=FLOATS, y=np.ones((23, 2), np.float32))
+    (batch,) = open_data(spec, inputs).batches(30)
+    assert batch.inputs["y"].shape == (23, 2)
+    spec = save(tmp_path / "d.npz", x=FLOATS, y=np.ones((22, 2), np.float32))
+    refuse("differ in their number", spec, inputs=inputs)
+    refuse("keyed by input name", save(tmp_path / "e.npz", images=IMAGES), HOW, inputs=inputs)
+
+
+def test_functions(module):
+    for name in ("arrays", "pairs", "images"):
+        source = open_data(f"{module}:{name}", X, HOW, classes=4)
+        for _ in range(2):
+            x, labels = whole(source)
+            np.testing.assert_array_equal(x, FLOATS)
+            assert (labels is None) == (name == "arrays")
+
+
+def test_wrong_functions(module):
+    refuse("yields no data", f"{module}:nothing")
+    refuse("missing: x", f"{module}:wrong_key")
+    refuse("disk is full", f"{module}:failing")
+    refuse("class numbers", f"{module}:fractions")
+    refuse("has no absent", f"{module}:absent")
+    refuse("can't import", "no_such_module:function")
+    refuse("23 images, 50 are wanted", f"{module}:arrays",
+           use=lambda source: list(source.samples(50, 4)))  # fmt: skip
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    for label, name in enumerate(["b_dog", "a_cat", "c_owl"]):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for index in range(3):
+            image = Image.fromarray(IMAGES[3 * label + index])
+            image.save(tmp_path / "set" / name / f"{index}.png")
+    return tmp_path / "set"
+
+
+def test_image_folder_classes_are_alphabetical(image_folder):
+    source = open_data(str(image_folder), X, HOW, classes=4)
+    x, labels = whole(source)
+    np.testing.assert_array_equal(labels, [0, 0, 0, 1, 1, 1, 2, 2, 2])
+    np.testing.assert_array_equal(x[:3], FLOATS[3:6])
+    np.testing.assert_array_equal(x[3:6], FLOATS[0:3])
+    refuse("3 class folders, the network has 2", str(image_folder), HOW, classes=2)
+
+
+def test_images_are_resized_and_cropped(tmp_path):
+    (tmp_path / "one").mkdir()
+    gradient = np.broadcast_to(np.arange(60, dtype=np.uint8)[None, :, None], (30, 60, 3))
+    Image.fromarray(np.ascontiguousarray(gradient)).save(tmp_path / "one" / "a.png")
+    how = Preprocessing((0.0,), (1.0,), resize=15, crop=10)
+    source = open_data(str(tmp_path), (TensorSpec("x", (1, 3, 10, 10)),), how)
+    (batch,) = source.batches(1)
+    assert batch.inputs["x"].shape == (1, 3, 10, 10)
+    # 30x60 becomes 15x30, the crop starts at column 10, whose center is 2 * 10.5 - 0.5.
+    np.testing.assert_allclose(batch.inputs["x"][0, 0, 0] * 255, np.arange(10) * 2 + 20.5, atol=0.6)
+
+
+def test_wrong_image_folders(image_folder, tmp_path):
+    refuse("give the --mean and --std", str(image_folder))
+    refuse("smaller than --crop 7", str(image_folder), Preprocessing((0.0,), (1.0,), crop=7))
+    refuse("comes out as 5x5", str(image_folder), Preprocessing((0.0,), (1.0,), crop=5))
+    (image_folder / "a_cat" / "1.png").write_bytes(b"no image")
+    refuse(r"a_cat/1\.png can't be read as an image", str(image_folder), HOW)
+    (tmp_path / "none").mkdir()
+    refuse("has no images", str(tmp_path / "none"), HOW)
+
+
+def test_truncated_image_is_named(image_folder):
+    file = image_folder / "c_owl" / "2.png"
+    file.write_bytes(file.read_bytes()[:-40])
+    refuse(r"c_owl/2\.png", str(image_folder), HOW)
+
+
+def test_wrong_npz(tmp_path):
+    path = tmp_path / "d.npz"
+    refuse("no such file", str(path))
+    path.write_bytes(b"text")
+    refuse("not a readable .npz", str(path))
+    refuse("has the keys z; wanted are x", save(path, z=FLOATS))
+    refuse(r"has shape \(N, 3, 7, 6\), the network takes \(N, 3, 8, 6\)",
+           save(path, x=FLOATS[:, :, :7]))  # fmt: skip
+    refuse("transpose it", save(path, x=FLOATS.transpose(0, 2, 3, 1)))
+    refuse("int64", save(path, x=FLOATS.astype(np.int64)))
+    refuse("taken as it is", save(path, x=FLOATS), HOW)
+    refuse("give the --mean and --std", save(path, images=IMAGES))
+    refuse(
+        "images. is float64; wanted uint8 .* name of the input, .x.",
+        save(path, images=IMAGES / 1.0),
+    )
+    refuse("have 2 values", save(path, images=IMAGES), Preprocessing((0.0, 0.0), (1.0, 1.0)))
+    refuse("labels have shape", save(path, x=FLOATS, labels=LABELS[:5]))
+    refuse("class numbers", save(path, x=FLOATS, labels=LABELS * 1.0))
+    refuse("label 3 of image", save(path, x=FLOATS, labels=LABELS), classes=3)
+    refuse("numbered 0", save(path, x=FLOATS, labels=LABELS - 9))
+    refuse("no images", save(path, x=FLOATS[:0]))
+    refuse("Python objects", save(path, x=np.array([None, {}], object)))
+    refuse("column by column", save(path, x=np.asfortranarray(FLOATS)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_not_finite_names_the_image(tmp_path, value):
+    bad = FLOATS.copy()
+    bad[17, 1, 2, 3] = value
+    refuse("image 17 has a NaN.*Remove it", save(tmp_path / "d.npz", x=bad))
+
+
+def test_truncated_npz_is_refused(tmp_path):
+    path = tmp_path / "d.npz"
+    save(path, x=FLOATS)
+    path.write_bytes(path.read_bytes()[:-100])
+    refuse("not a readable .npz", str(path))
+
+
+def test_samples_are_spread_and_repeatable(tmp_path):
+    source = open_data(save(tmp_path / "d.npz", images=IMAGES, labels=LABELS), X, HOW)
+    picked = spread_indices(23, 7, 5)
+    assert picked == sorted(set(picked))
+    assert all(index * 23 // 7 <= pick < (index + 1) * 23 // 7 for index, pick in enumerate(picked))
+    for _ in range(2):
+        batches = list(source.samples(7, 3, seed=5))
+        assert [len(batch) for batch in batches] == [3, 3, 1]
+        x = np.concatenate([batch.inputs["x"] for batch in batches])
+        np.testing.assert_array_equal(x, FLOATS[picked])
+        labels = np.concatenate([batch.labels for batch in batches])
+        np.testing.assert_array_equal(labels, LABELS[picked])
+    assert spread_indices(23, 7, 6) != picked
+    refuse("has 23 images, 24 are wanted", source.spec, HOW,
+           use=lambda source: source.samples(24, 4))  # fmt: skip
+
+
+def test_limit_takes_the_first_images(tmp_path, module):
+    for spec in (save(tmp_path / "d.npz", images=IMAGES), f"{module}:images"):
+        batches = list(open_data(spec, X, HOW).batches(4, limit=10))
+        assert [len(batch) for batch in batches] == [4, 4, 2]
+        np.testing.assert_array_equal(batches[-1].inputs["x"], FLOATS[8:10])
+
+
+@pytest.mark.parametrize("writer", [np.savez, np.savez_compressed])
+def test_memory_does_not_grow_with_the_file(tmp_path, writer):
+    images = np.zeros((4000, 32, 32, 3), np.uint8)
+    writer(tmp_path / "d.npz", images=images)
+    size = images.nbytes
+    del images
+    source = open_data(str(tmp_path / "d.npz"), (TensorSpec("x", (1, 3, 32, 32)),), HOW)
+    tracemalloc.start()
+    try:
+        assert sum(len(batch) for batch in source.batches(16)) == 4000
+        assert sum(len(batch) for batch in source.samples(50, 16)) == 50
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < size / 4
+
+
+def test_fingerprint_follows_the_data(tmp_path, image_folder, module):
+    path = tmp_path / "d.npz"
+    first = open_data(save(path, x=FLOATS), X).fingerprint()
+    assert open_data(str(path), X).fingerprint() == first
+    assert open_data(save(path, x=FLOATS + 1), X).fingerprint() != first
+    before = open_data(str(image_folder), X, HOW).fingerprint()
+    (image_folder / "a_cat" / "1.png").unlink()
+    assert open_data(str(image_folder), X, HOW).fingerprint() != before
+    assert len(open_data(f"{module}:arrays", X).fingerprint()) == 64
+
+
+def test_preprocessing_survives_the_manifest():
+    import json
+
+    how = Preprocessing.from_flags("0.4,0.5,0.6", "0.2,0.3,0.4", 256, 224)
+    assert Preprocessing.from_manifest(json.loads(json.dumps(how.to_manifest()))) == how
+    assert Preprocessing.from_manifest(Preprocessing().to_manifest()) == Preprocessing()
+    with pytest.raises(InputError, match="damaged"):
+        Preprocessing.from_manifest({"mean": 1})
+
+
+@pytest.mark.parametrize(
+    ("flags", "pattern"),
+    [
+        (("0.5", None), "belong together"),
+        (("0.5,0.5", "1"), "has 2 values and --std 1"),
+        (("0.5", "0"), "--std positive"),
+        (("nan", "1"), "finite"),
+        (("a,b", "1,1"), "not of the form"),
+        (("0", "1", 0), "--resize 0"),
+    ],
+)
+def test_wrong_preprocessing_flags(flags, pattern):
+    with pytest.raises(InputError, match=pattern):
+        Preprocessing.from_flags(*flags)
+
+
+def test_gray_images(tmp_path):
+    gray = (TensorSpec("x", (1, 1, 8, 6)),)
+    how = Preprocessing((0.0,), (1.0,))
+    spec = save(tmp_path / "d.npz", images=IMAGES[..., 0])
+    x, _ = whole(open_data(spec, gray, how))
+    np.testing.assert_array_equal(x[:, 0], IMAGES[..., 0] / np.float32(255))

@@ -1,0 +1,115 @@
+"""Complete plans: fields, exactness, policies."""
+
+import math
+from fractions import Fraction
+
+import pytest
+from quantization_cases import float_model, plan
+
+from targets.errors import InputError
+from tvmq.plan.integers import as_multiplier
+from tvmq.regions import find_regions
+from tvmq.settings import Settings
+
+NETWORKS = ["resnet_small", "resnet_projection", "mobilenet_small", "densenet_small", "preact"]
+
+
+def _plan(name, **settings):
+    return plan(name, Settings(**settings))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_power_of_two_steps(name, granularity):
+    quantized = _plan(name, granularity=granularity)
+    pools = {
+        n for n, layer in find_regions(float_model(name)).layers.items() if layer.kind == "pool"
+    }
+    steps = [value.step for value in quantized.values.values()]
+    steps += [s for n, w in quantized.weights.items() if n not in pools for s in w.steps]
+    assert all(math.frexp(step)[0] == 0.5 for step in steps)
+    for layer, integers in quantized.requantize.items():
+        if layer not in pools:
+            assert set(integers.multiplier) == {1}
+            assert integers.residual_multiplier == 1
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@pytest.mark.parametrize("scales", ["pot", "free"])
+def test_integers_equal_the_steps(name, granularity, scales):
+    """M / 2**s is the ratio of steps to 50 bits, residual and additions included."""
+    quantized = _plan(name, granularity=granularity, scales=scales)
+    for layer in find_regions(float_model(name)).layers.values():
+        if not layer.output:
+            continue
+        output = Fraction(quantized.values[layer.output].step)
+        ratios = [
+            Fraction(quantized.values[n].step) / output for n in filter(None, [layer.residual])
+        ]
+        if layer.kind == "add":
+            ratios += [Fraction(quantized.values[n].step) / output for n in layer.inputs]
+        if layer.name in quantized.weights:
+            source = Fraction(quantized.values[layer.inputs[0]].step)
+            ratios += [source * Fraction(s) / output for s in quantized.weights[layer.name].steps]
+        for ratio in ratios:
+            multiplier, shift = as_multiplier(ratio)
+            assert abs(multiplier / Fraction(2) ** shift / ratio - 1) < Fraction(1, 2**50)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_fields_and_proofs(name):
+    for scales in ("pot", "free"):
+        quantized = _plan(name, scales=scales, granularity="channel")
+        for integers in quantized.requantize.values():
+            assert 0 <= integers.fraction <= 15
+            assert all(1 <= m <= 65535 for m in integers.multiplier)
+            assert all(0 <= s <= 47 for s in integers.shift)
+            assert all(0 <= s <= 31 for s in integers.residual_shift)
+            assert max(integers.shift) - min(integers.shift) <= 15
+        assert quantized.proofs.keys() == quantized.weights.keys()
+        assert all(0 < proof.total <= proof.limit for proof in quantized.proofs.values())
+
+
+def test_bits_of_first_and_last_layer():
+    quantized = _plan("resnet_small", weight_bits=2, activation_bits=4)
+    bits = {name: weight.bits for name, weight in quantized.weights.items() if name != "avg_pool2d"}
+    assert bits == {"conv2d": 8, "linear": 8, **{f"conv2d_{i}": 2 for i in (1, 2, 3, 4)}}
+    bits = {name: value.bits for name, value in quantized.values.items()}
+    assert bits == {"x": 8, "avg_pool2d": 8, "relu": 4, **{f"relu_{i}": 4 for i in (1, 2, 3, 4)}}
+    assert quantized.values["relu_1"].high == 15
+    assert _plan("resnet_small", weight_bits=2, first_last_bits=4).weights["conv2d"].bits == 4
+
+
+def test_a_glob_that_fits_no_layer_is_an_error():
+    with pytest.raises(InputError, match=r"--exclude layer9\.\*: no layer"):
+        _plan("resnet_small", exclude=("layer1.*", "layer9.*"))
+
+
+def test_excluded_layers_keep_eight_bits():
+    quantized = _plan("resnet_small", weight_bits=4, exclude=("layer1.conv*", "conv2d_4"))
+    assert [quantized.weights[f"conv2d_{i}"].bits for i in (1, 2, 3, 4)] == [8, 8, 4, 8]
+
+
+def test_relu6_cuts_the_codes():
+    quantized = _plan("mobilenet_small")
+    for name, value in quantized.values.items():
+        if name.startswith("clamp"):
+            assert value.low == 0
+            assert value.high <= 6 / value.step
+            assert value.signed is False
+
+
+def test_tied_values_share_step_and_zero_point():
+    quantized = _plan("densenet_small", scales="free")
+    shared = {
+        (quantized.values[n].step, quantized.values[n].zero_point)
+        for n in ("relu", "relu_1", "relu_2")
+    }
+    assert len(shared) == 1
+    assert "one step for relu, relu_1, relu_2" in quantized.values["relu"].reason
+
+
+def test_per_tensor_free_has_one_multiplier():
+    quantized = _plan("resnet_small", scales="free")
+    assert all(len(integers.multiplier) == 1 for integers in quantized.requantize.values())

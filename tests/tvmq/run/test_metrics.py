@@ -1,0 +1,47 @@
+"""Counting right guesses, ties included."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tvmq.run.metrics import Accuracy, ranks
+
+
+def test_rank_counts_larger_logits():
+    logits = np.array([[3, 9, 5], [3, 9, 5], [3, 9, 5]])
+    assert ranks(logits, np.array([0, 1, 2])).tolist() == [2, 0, 1]
+
+
+def test_among_equals_the_lower_class_is_first_as_in_argmax():
+    logits = np.array([[7, 7, 7]] * 3)
+    assert ranks(logits, np.array([0, 1, 2])).tolist() == [0, 1, 2]
+    assert logits[0].argmax() == 0
+
+
+@given(st.data())
+def test_rank_is_the_place_in_a_stable_descending_sort(data):
+    rows = data.draw(st.lists(st.lists(st.integers(-3, 3), min_size=6, max_size=6), min_size=1))
+    logits = np.array(rows)
+    labels = np.array(
+        data.draw(st.lists(st.integers(0, 5), min_size=len(rows), max_size=len(rows)))
+    )
+    order = np.argsort(-logits, axis=1, kind="stable")
+    expected = [list(row).index(label) for row, label in zip(order, labels, strict=True)]
+    assert ranks(logits, labels).tolist() == expected
+
+
+def test_batches_add_up():
+    accuracy = Accuracy()
+    assert (accuracy.top1, accuracy.top5) == (0.0, 0.0)
+    accuracy.add(np.eye(10), np.arange(10))  # all right
+    accuracy.add(-np.eye(10), np.arange(10))  # all wrong; the label is last of ten
+    assert accuracy.n == 20
+    assert accuracy.top1 == pytest.approx(0.5)
+    assert accuracy.top5 == pytest.approx(0.5)
+
+
+def test_fewer_than_five_classes_are_always_in_the_top_five():
+    accuracy = Accuracy()
+    accuracy.add(np.array([[0.0, 1.0, 2.0]]), np.array([0]))
+    assert (accuracy.top1, accuracy.top5) == (0.0, 1.0)

@@ -1,0 +1,1 @@
+"""The folder that a build makes: its files, its manifest, and what proves it undamaged."""

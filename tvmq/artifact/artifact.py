@@ -1,0 +1,276 @@
+"""The artifact: a folder that every verb accepts, and its manifest.
+
+    manifest.json      what was built from what, how, with which result; sha256 of every other file
+    plan.json          the quantization plan: every step and its reason
+    npu.toml           the machine it was built for, resolved (only for an NPU target)
+    model.so           NPU programs and CPU fallback; runs with `tvm` and `numpy` alone
+    cpu.so             the same integers without the NPU
+    program_<i>.bin    the encoded NPU programs that model.so executes
+    integer.json       the integer Relax module, which the reference interpreter reads
+    float.pt2          the captured float network
+    layers.json        layers of the integer network and where each runs, with the reason
+    golden.npz         inputs and the outputs that every device gives for them, bit for bit
+    ir/                text of the stages, to read
+
+An artifact is built in a temporary folder beside its destination and renamed at the end: what
+stands at the destination is always whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from targets.errors import InputError
+from targets.npu.machine.program import Program
+from targets.schema_errors import in_words
+
+FORMAT = 1
+"""Version of the folder's layout; raised by any change that an older tvmq would misread."""
+
+MANIFEST = "manifest.json"
+
+
+class TensorInfo(BaseModel):
+    """An input or output of the network; ``shape[0]`` is "N", any batch."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    shape: tuple[Literal["N"] | int, ...]
+    dtype: str
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape without the batch."""
+        return tuple(int(size) for size in self.shape[1:])
+
+
+class Manifest(BaseModel):
+    """The contents of manifest.json.
+
+    Attributes:
+        format: version of the layout.
+        versions: of tvmq, tvm, torch, numpy and Python.
+        model: file, kind and fingerprint of the model.
+        target: as asked for, such as "npu:e256".
+        settings: everything that was asked for, the seed included; weights are always symmetric.
+        calibration: "source" (a path, or "data-free"), "fingerprint", "samples".
+        preprocessing: what turns images into the input, repeated by `run` and `eval`; or None.
+        placement: operators on each device.
+        bit_exact: whether reference, CPU and NPU gave identical outputs for golden.npz.
+        reconstruction: what a method that learns did: held-out losses of "units" and which result
+            was kept, exponents moved by the pass over the "network", and "power_of_two_cost" by
+            layer; {} without one.
+        seconds: of each stage.
+        files: sha256 of every other file.
+        sha256: of all fields above.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    format: int
+    versions: dict[str, str]
+    model: dict[str, str]
+    target: str
+    settings: dict[str, Any]
+    calibration: dict[str, Any]
+    preprocessing: dict[str, Any] | None
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    placement: dict[str, int]
+    bit_exact: bool
+    reconstruction: dict[str, Any] = {}
+    seconds: dict[str, float]
+    files: dict[str, str] = {}
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder that was checked: known format, nothing missing, nothing changed."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def load(cls, folder: Path) -> Artifact:
+        """Read and check an artifact.
+
+        Raises:
+            InputError: not an artifact, another format, or a file missing or changed.
+        """
+        if not folder.exists():
+            raise InputError(
+                f"{folder}: no such artifact. Build one with `tvmq build MODEL -o DIR`."
+            )
+        if not is_artifact(folder):
+            raise InputError(
+                f"{folder}: not an artifact (it has no {MANIFEST}). "
+                f"Give the folder that `tvmq build` wrote."
+            )
+        manifest = _read_manifest(folder / MANIFEST)
+        for name, digest in manifest.files.items():
+            path = folder / name
+            if not path.is_file():
+                raise InputError(f"{path}: missing from the artifact. Build it again.")
+            if _sha256(path) != digest:
+                raise _changed(path)
+        return cls(folder, manifest)
+
+    def path(self, name: str) -> Path:
+        """Where one of its files lies.
+
+        Raises:
+            InputError: this artifact has no such file.
+        """
+        if name not in self.manifest.files:
+            raise InputError(f"{self.folder}: has no {name}. Build it again for a target that has.")
+        return self.folder / name
+
+    def has(self, name: str) -> bool:
+        """Whether it has a file of that name."""
+        return name in self.manifest.files
+
+    def programs(self) -> dict[str, Program]:
+        """The NPU programs by file name, in the order in which model.so executes them."""
+        names = [name for name in self.manifest.files if re.fullmatch(r"program_\d+\.bin", name)]
+        names.sort(key=lambda name: int(name[8:-4]))
+        return {name: Program.from_bytes(self.path(name).read_bytes(), name) for name in names}
+
+    def stages(self) -> list[str]:
+        """Names of the stages whose text it keeps, in the order of the flow."""
+        texts = [Path(name) for name in self.manifest.files if name.startswith("ir/")]
+        passes = sorted(path.stem for path in texts if path.parent.name == "passes")
+        own = {path.stem for path in texts if path.parent.name == "ir"}
+        return [
+            *(name for name in ("float", "annotated") if name in own),
+            *(name.split("-", 1)[1] for name in passes),
+            *(name for name in ("integer", "placed") if name in own),
+        ]
+
+    def stage_text(self, stage: str) -> str:
+        """The text of a stage, by a name of ``stages``, in any case.
+
+        Raises:
+            InputError: no such stage.
+        """
+        for name in self.manifest.files:
+            if (
+                name.startswith("ir/")
+                and Path(name).stem.split("-", 1)[-1].lower() == stage.lower()
+            ):
+                return self.path(name).read_text()
+        raise InputError(
+            f"{self.folder}: has no stage {stage!r}. Choose one of {', '.join(self.stages())}."
+        )
+
+    def read_json(self, name: str) -> Any:
+        """Parse one of its JSON files."""
+        return json.loads(self.path(name).read_text())
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether a folder is one of ours, possibly damaged."""
+    return (folder / MANIFEST).is_file()
+
+
+def check_destination(destination: Path) -> None:
+    """Refuse to replace anything that is not an artifact.
+
+    Raises:
+        InputError: a file, or a folder with other things in it, stands there.
+    """
+    if not destination.exists() or is_artifact(destination):
+        return
+    if not destination.is_dir():
+        raise InputError(f"{destination}: is a file. Give another folder with -o.")
+    if any(destination.iterdir()):
+        raise InputError(
+            f"{destination}: is not empty and not an artifact, so it is left alone. "
+            f"Give another folder with -o."
+        )
+
+
+@contextmanager
+def writing(destination: Path) -> Iterator[Path]:
+    """A temporary folder that becomes ``destination`` when the block ends without an error.
+
+    Whatever interrupts the block, the destination keeps what it had and nothing else is left.
+
+    Raises:
+        InputError: the destination must not be replaced or can't be written.
+    """
+    destination = destination.absolute()
+    check_destination(destination)
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        room = tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.")
+    except OSError as error:
+        raise InputError(
+            f"{destination}: can't be written ({error}). Give another folder."
+        ) from error
+    with room:
+        new, old = Path(room.name) / "new", Path(room.name) / "old"
+        new.mkdir()
+        yield new
+        if destination.exists():
+            destination.rename(old)
+        try:
+            new.rename(destination)
+        except BaseException:
+            if old.exists():
+                old.rename(destination)
+            raise
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json with its own digest and that of every file that is in the folder now."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): _sha256(path) for path in paths}
+    fields = manifest.model_dump(mode="json") | {"files": files}
+    complete = fields | {"sha256": _sha256_of_fields(fields)}
+    (folder / MANIFEST).write_text(json.dumps(complete, indent=2) + "\n")
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        data = json.loads(path.read_text())
+        found = data["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a manifest of tvmq ({error!r}). Build it again.") from error
+    if found != FORMAT:
+        raise InputError(
+            f"{path}: has format {found!r}, this tvmq reads format {FORMAT}. "
+            f"Build it again, or use the tvmq that built it."
+        )
+    try:
+        manifest = Manifest.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"{path}: {in_words(error.errors()[0])}. Build it again.") from error
+    if manifest.sha256 != _sha256_of_fields(data):
+        raise _changed(path)
+    return manifest
+
+
+def _changed(path: Path) -> InputError:
+    return InputError(f"{path}: changed since it was built (sha256 differs). Build it again.")
+
+
+def _sha256_of_fields(fields: Mapping[str, Any]) -> str:
+    """Of the fields of a manifest, its own digest left out."""
+    others = {name: value for name, value in fields.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

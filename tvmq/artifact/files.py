@@ -1,0 +1,145 @@
+"""The files of an artifact, one function each; ``tvmq/artifact/artifact.py`` says what they are."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+import torch
+import tvm
+from torch.export import Dim, ExportedProgram
+from tvm import IRModule
+
+from relay_passes.place import PlacedModule
+from targets.cpu.host import host_target
+from targets.errors import MissingDependencyError
+from targets.npu.machine.spec import NpuSpec
+from tvmq import __version__
+from tvmq.artifact.artifact import FORMAT, Manifest, TensorInfo
+from tvmq.build_request import BuildRequest
+from tvmq.data.source import DataSource, sha256_of_file
+from tvmq.float_model import FloatModel, TensorSpec
+from tvmq.plan.plan import Plan
+
+DATA_FREE = "data-free: batch-norm statistics of the network"
+
+
+def save_float(folder: Path, model: FloatModel) -> None:
+    """float.pt2 and its text."""
+    examples = tuple(torch.zeros(3, *spec.shape[1:]) for spec in model.inputs)
+    shapes = tuple({0: Dim("batch")} for _ in examples)
+    program = torch.export.export(model.graph_module, examples, dynamic_shapes=shapes, strict=False)
+    torch.export.save(program, folder / "float.pt2")
+    _write_text(folder, "float", model.graph_module.code)
+
+
+def save_annotated(folder: Path, program: ExportedProgram) -> None:
+    """The text of the fake-quantized graph."""
+    _write_text(folder, "annotated", program.graph_module.code)
+
+
+def save_integer(folder: Path, integer: IRModule) -> None:
+    """integer.json and its text."""
+    (folder / "integer.json").write_text(tvm.ir.save_json(integer))
+    _write_text(folder, "integer", integer.script(show_meta=False))
+
+
+def save_placement(folder: Path, placed: PlacedModule, spec: NpuSpec | None) -> None:
+    """layers.json, npu.toml, the programs, and the text of the placed module."""
+    layers = [asdict(placement) for placement in placed.placements]
+    (folder / "layers.json").write_text(json.dumps(layers, indent=1) + "\n")
+    if spec is not None:
+        (folder / "npu.toml").write_text(tomli_w.dumps(spec.model_dump()))
+    for index, program in enumerate(placed.programs):
+        (folder / f"program_{index}.bin").write_bytes(program.to_bytes())
+    _write_text(folder, "placed", placed.mod.script(show_meta=False))
+
+
+def compile_library(mod: IRModule, path: Path) -> None:
+    """Compile a placed module for this machine and link it.
+
+    Raises:
+        MissingDependencyError: there is no C++ compiler to link with.
+    """
+    executable = tvm.compile(mod, target=host_target())
+    try:
+        executable.export_library(str(path))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise MissingDependencyError(
+            f"{path.name} can't be linked ({str(error).splitlines()[0]}). "
+            f"Install g++ or clang++; `tvmq doctor` checks it."
+        ) from error
+
+
+def make_manifest(
+    request: BuildRequest,
+    model: FloatModel,
+    data: DataSource | None,
+    plan: Plan,
+    placed: PlacedModule,
+    bit_exact: bool,
+    seconds: dict[str, float],
+    reconstruction: dict[str, Any],
+) -> Manifest:
+    """Say what was built from what, how, and with which result."""
+    devices = [placement.device for placement in placed.placements]
+    settings = asdict(plan.settings) | {
+        "precision": plan.settings.precision,
+        "weights": "symmetric",
+        "activations": "per tensor",
+        "seed": request.seed,
+    }
+    return Manifest(
+        format=FORMAT,
+        versions={
+            "tvmq": __version__,
+            "tvm": version("apache-tvm"),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        model={
+            "file": request.model_file.name,
+            "kind": model.kind,
+            "sha256": sha256_of_file(request.model_file),
+            "fingerprint": model.fingerprint,
+        },
+        target=request.target,
+        settings=settings,
+        calibration=_calibration(request, data, plan),
+        preprocessing=request.preprocessing.to_manifest(),
+        inputs=tuple(_tensor(spec) for spec in model.inputs),
+        outputs=tuple(_tensor(spec) for spec in model.outputs),
+        placement={device: devices.count(device) for device in ("npu", "cpu")},
+        bit_exact=bit_exact,
+        reconstruction=reconstruction,
+        seconds=seconds,
+    )
+
+
+def _calibration(request: BuildRequest, data: DataSource | None, plan: Plan) -> dict[str, Any]:
+    if request.plan is not None:
+        source = f"plan {request.plan.name}: {plan.calibration}"
+        return {"source": source, "fingerprint": sha256_of_file(request.plan)}
+    if data is None:
+        return {"source": DATA_FREE, "samples": 0, "ranges": plan.calibration}
+    return {
+        "source": Path(data.spec).name,
+        "fingerprint": data.fingerprint(),
+        "ranges": plan.calibration,
+    }
+
+
+def _tensor(spec: TensorSpec) -> TensorInfo:
+    return TensorInfo(name=spec.name, shape=("N", *spec.shape[1:]), dtype=spec.dtype)
+
+
+def _write_text(folder: Path, stage: str, text: str) -> None:
+    (folder / "ir").mkdir(exist_ok=True)
+    (folder / "ir" / f"{stage}.py").write_text(text)

@@ -1,0 +1,1 @@
+"""How the values of a network are distributed: from images, or from its batch norms."""

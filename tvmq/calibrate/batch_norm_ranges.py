@@ -1,0 +1,243 @@
+"""Ranges without data: what a network's own batch norms say about its activations.
+
+Behind a batch norm, channel c is distributed around beta[c] with spread |gamma[c]|; taking it as
+normal, each operator that follows changes mean, spread and bounds in a known way. The result is a
+Calibration like the one from images, so everything behind it is the same.
+
+Every element of a value is described by four tensors of the value's own shape (batch 1), so that
+operators which only move elements are applied to the descriptions as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from targets.errors import InputError
+from tvmq.calibrate.calibrate import Calibration
+from tvmq.calibrate.observers import SIDE_BINS, Floats, Histogram
+from tvmq.data.preprocessing import Preprocessing
+from tvmq.float_model import FloatModel
+from tvmq.regions import BOUNDS, FUNCTIONS, MOVES, bounds_of, find_regions, op_of, shape_of
+
+aten = torch.ops.aten
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+INPUT_KNOWN = "the bounds that mean and std give"
+INPUT_ASSUMED = "assumed images normalised as for ImageNet (give --mean and --std if they are not)"
+
+SPREADS = 6.0
+"""Standard deviations beyond which a normal value is taken not to occur."""
+
+NAMED = 3
+"""Values that a message names."""
+
+POINTS = torch.linspace(-SPREADS, SPREADS, 241, dtype=torch.float64)
+WEIGHTS = torch.softmax(-(POINTS**2) / 2, 0)
+"""Quadrature of the standard normal distribution."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Normal elements, cut at bounds: ``clamp(normal(mean, std), low, high)``; float64[1, ...].
+
+    Attributes:
+        mean: of the normal variable, before the cut.
+        std: of the normal variable.
+        low: -inf where unbounded.
+        high: inf where unbounded.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+
+    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> Spread:
+        """The same after an operator that moves, selects or pads with zeros."""
+        return Spread(move(self.mean), move(self.std), move(self.low), move(self.high))
+
+    def mapped(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Spread:
+        """Mean and spread after an elementwise function, by quadrature, with its bounds."""
+        points = (self.mean[..., None] + self.std[..., None] * POINTS).clamp(
+            self.low[..., None], self.high[..., None]
+        )
+        y = function(points)
+        mean = y @ WEIGHTS
+        variance = ((y - mean[..., None]) ** 2) @ WEIGHTS
+        return Spread(mean, variance.sqrt(), y.amin(-1), y.amax(-1))
+
+
+def ranges_from_batch_norm(
+    model: FloatModel, preprocessing: Preprocessing | None = None
+) -> Calibration:
+    """Histograms of every value from batch-norm statistics alone.
+
+    Args:
+        model: the float network, with the statistics of its folded batch norms.
+        preprocessing: mean and std of the images, where the user gave them; otherwise the usual
+            normalisation of ImageNet is assumed, and the reason of the input says so.
+
+    Raises:
+        InputError: the network has no batch norm, or values that none describes; they are named.
+    """
+    if not model.batch_norms:
+        raise InputError(
+            "the network has no batch norms, which would say how large its values get; "
+            "give images with --calib-data."
+        )
+    regions = find_regions(model)
+    input_note = INPUT_KNOWN if _is_known(preprocessing) else INPUT_ASSUMED
+    spreads: dict[Node, Spread] = {}
+    histograms = {}
+    for node in model.graph_module.graph.nodes:
+        if node.op in ("get_attr", "output"):
+            continue
+        is_input = node.op == "placeholder"
+        if is_input:
+            spreads[node] = _input_spread(shape_of(node), preprocessing)
+        elif (spread := _propagate(model, node, spreads)) is not None:
+            spreads[node] = spread
+        if node.name in regions.values and node in spreads:
+            note = input_note if is_input else "batch-norm statistics"
+            histograms[node.name] = _histogram(spreads[node], note, uniform=is_input)
+    _refuse_unknown(model, [name for name in regions.values if name not in histograms])
+    source = f"batch norms of the network (data-free); range of the input: {input_note}"
+    return Calibration(histograms, source)
+
+
+def _refuse_unknown(model: FloatModel, names: list[str]) -> None:
+    if names:
+        listed = ", ".join(f"{name} ({model.origins[name]})" for name in names[:NAMED])
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        raise InputError(
+            f"nothing says how large {listed}{more} get: no batch norm stands in front; "
+            "give images with --calib-data."
+        )
+
+
+def _is_known(preprocessing: Preprocessing | None) -> bool:
+    return preprocessing is not None and preprocessing.mean is not None
+
+
+def _input_spread(shape: tuple[int, ...], preprocessing: Preprocessing | None) -> Spread:
+    """Exact bounds of normalised images with values in [0, 1]."""
+    channels = shape[1]
+    if preprocessing is not None and preprocessing.mean is not None and preprocessing.std:
+        mean, std = _doubles(preprocessing.mean), _doubles(preprocessing.std)
+        low, high = -mean / std, (1 - mean) / std
+    else:
+        mean, std = _doubles(IMAGENET_MEAN), _doubles(IMAGENET_STD)
+        low, high = (-mean / std).amin(), ((1 - mean) / std).amax()
+    per_channel = [x.expand(channels).reshape(1, -1, *[1] * (len(shape) - 2)) for x in (low, high)]
+    low, high = (x.expand(1, *shape[1:]) for x in per_channel)
+    return Spread(torch.zeros_like(low), torch.ones_like(low), low, high)
+
+
+def _doubles(numbers: tuple[float, ...]) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def _propagate(model: FloatModel, node: Node, spreads: dict[Node, Spread]) -> Spread | None:
+    """The spread behind an operator; None where nothing is known."""
+    statistics = model.batch_norms.get(node.name)
+    if statistics is not None:
+        shape = shape_of(node)
+        mean, std = (
+            x.double().reshape(1, -1, *[1] * (len(shape) - 2)).expand(1, *shape[1:])
+            for x in (statistics.beta, statistics.gamma.abs())
+        )
+        return Spread(mean, std, torch.full_like(mean, -math.inf), torch.full_like(mean, math.inf))
+    op = op_of(node)
+    if op is aten.conv2d or op is aten.linear:
+        return None
+    sources = [spreads.get(source) for source in node.all_input_nodes]
+    known = [source for source in sources if source is not None]
+    if len(known) < len(sources):
+        return None
+    if op is aten.cat:
+        return Spread(
+            *(
+                torch.cat([getattr(k, part) for k in known], int(node.args[1]))
+                for part in ("mean", "std", "low", "high")
+            )
+        )
+    if op is aten.add:
+        parts = [k.mapped(lambda x: x) for k in (known * 2)[:2]]
+        return Spread(
+            parts[0].mean + parts[1].mean,
+            (parts[0].std ** 2 + parts[1].std ** 2).sqrt(),
+            (known * 2)[0].low + (known * 2)[1].low,
+            (known * 2)[0].high + (known * 2)[1].high,
+        )
+    (x,) = known
+    if op in BOUNDS:
+        low, high = bounds_of(node)
+        return Spread(x.mean, x.std, x.low.clamp(low, high), x.high.clamp(low, high))
+    call = _call(node)
+    if op in FUNCTIONS:
+        return x.mapped(call)
+    if op is aten.avg_pool2d:
+        return _averaged(x, call)
+    assert op in MOVES, op
+    return x.moved(call)
+
+
+def _averaged(x: Spread, call: Callable[[torch.Tensor], torch.Tensor]) -> Spread:
+    """An average of A elements spreads less: by A^(1/4), since neighbours resemble each other."""
+    cut = x.mapped(lambda y: y)
+    ones = call(torch.ones_like(x.mean))  # below 1 where padding or a divisor takes part
+    mean_of_squares = call(cut.std**2)
+    elements = x.mean[0, 0].numel() / ones[0, 0].numel()
+    return Spread(
+        call(cut.mean),
+        mean_of_squares.sqrt() / max(elements, 1.0) ** 0.25,
+        x.low.amin().expand_as(ones),
+        x.high.amax().expand_as(ones),
+    )
+
+
+def _call(node: Node) -> Callable[[torch.Tensor], torch.Tensor]:
+    target: Any = node.target
+    return lambda x: target(x, *node.args[1:], **node.kwargs)
+
+
+def _histogram(spread: Spread, note: str, *, uniform: bool) -> Histogram:
+    """Sum over the distinct elements; an input of the network counts as uniform in its bounds."""
+    parts = torch.stack(
+        [x[0].reshape(-1) for x in (spread.mean, spread.std, spread.low, spread.high)]
+    )
+    rows, counts = np.unique(parts.numpy().T, axis=0, return_counts=True)
+    mean, std, low, high = rows.T[:, :, None]
+    least = low if uniform else np.clip(mean - SPREADS * std, low, high)
+    most = high if uniform else np.clip(mean + SPREADS * std, low, high)
+    histogram = Histogram(note=note)
+    histogram.extend(float(least.min()), float(most.max()))
+    if histogram.limit == 0.0:
+        return histogram
+    edges = histogram.edges
+    for i, count in enumerate(counts):
+        histogram.counts += count * _masses(edges, mean[i], std[i], least[i], most[i], uniform)
+    return histogram
+
+
+def _masses(
+    edges: Floats, mean: Floats, std: Floats, low: Floats, high: Floats, uniform: bool
+) -> Floats:
+    """Probability of each bin; what a bound cuts off lies in the bound's bin."""
+    if uniform:
+        below = (edges - low) / np.maximum(high - low, 1e-30)
+    else:
+        z = (edges - mean) / np.maximum(std, 1e-30) / math.sqrt(2)
+        below = 0.5 * (1 + torch.erf(torch.from_numpy(z)).numpy())
+    below = np.where(edges <= low, 0.0, np.where(edges > high, 1.0, np.clip(below, 0, 1)))
+    masses = np.diff(below)
+    assert masses.shape == (2 * SIDE_BINS,)
+    return masses

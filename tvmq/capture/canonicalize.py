@@ -1,0 +1,284 @@
+"""Rewrite an exported program into few ATen operators that run with any batch.
+
+The exported graph is read node by node and written anew: mutation is removed first (by
+torch.export itself), constants are computed ahead, and every operator goes through its rule in
+``operator_rules``. Batch norm is left as ``aten.batch_norm``, for ``fold_batch_norm``. All
+operators that have no rule, or whose rule refuses, are reported together.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from targets.errors import UnsupportedError
+from tvmq.capture.attention_rules import ATTENTION_RULES
+from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant
+from tvmq.capture.layout_rules import LAYOUT_RULES
+from tvmq.capture.operator_rules import HINTS, OPERATOR_RULES
+from tvmq.capture.pooling_rules import POOLING_RULES
+from tvmq.capture.rule_table import Rule
+from tvmq.float_model import Origin
+
+RULES = OPERATOR_RULES | POOLING_RULES | LAYOUT_RULES
+
+_TORCH_FRAME = re.compile(r"[/\\]torch[/\\]")
+_SEPARATOR = re.compile(r"[/\\]")
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+@dataclass(frozen=True)
+class CanonicalProgram:
+    """A canonical graph with batch norms, its output names and origins by node name."""
+
+    graph_module: GraphModule
+    output_names: tuple[str, ...]
+    origins: dict[str, Origin]
+    notes: tuple[str, ...]
+
+
+def canonicalize(program: ExportedProgram, *, attention: bool = False) -> CanonicalProgram:
+    """Write the program anew in the canonical operators.
+
+    Args:
+        program: exported in evaluation mode; the first axis of every input is the batch, which may
+            be static or dynamic.
+        attention: let operators through that can be quantized in torch only.
+
+    Raises:
+        UnsupportedError: lists every operator that can't be expressed, with module and line.
+    """
+    _refuse_training_mode(program)
+    rules = RULES | ATTENTION_RULES if attention else RULES
+    return _Writer(program.run_decompositions({}), rules).write()
+
+
+def origin_of(node: Node) -> Origin:
+    """Module and last line of the user's own code that an exported node comes from."""
+    stack = node.meta.get("nn_module_stack") or {}
+    entries = list(stack.values())
+    module = str(entries[-1][0]) if entries else ""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    own = [frame for frame in frames if not _TORCH_FRAME.search(frame[0])]
+    if not own:
+        return Origin(module)
+    file, line = own[-1]
+    return Origin(module, f"{re.split(_SEPARATOR, file)[-1]}:{line}")
+
+
+def _refuse_training_mode(program: ExportedProgram) -> None:
+    """Refuse exports made without ``model.eval()``: their statistics depend on the batch."""
+    for node in program.graph.nodes:
+        target = node.target
+        if node.op != "call_function" or not hasattr(target, "_schema"):
+            continue
+        for argument, value in zip(target._schema.arguments, node.args, strict=False):
+            if argument.name in ("training", "train") and value is True:
+                raise UnsupportedError(
+                    f"{target} ({origin_of(node)}) was exported in training mode; "
+                    "export model.eval() instead"
+                )
+        if str(target) in _TRAINING_FORMS:
+            raise UnsupportedError(
+                f"{target} ({origin_of(node)}) was exported in training mode; "
+                "export model.eval() instead"
+            )
+
+
+_TRAINING_FORMS = frozenset(
+    {"aten._native_batch_norm_legit_functional.default", "aten._native_batch_norm_legit.no_stats"}
+)
+
+
+class _Writer:
+    """Reads one program, writes one canonical graph."""
+
+    def __init__(self, program: ExportedProgram, rules: dict[str, Rule]) -> None:
+        self.program, self.rules = program, rules
+        self.values: dict[Node, Any] = {}  # what stands for a node: Node, list of Nodes or number
+        self.lost: set[Node] = set()  # values behind a refused operator
+        self.refused: list[str] = []
+        self.notes: list[str] = []
+        self.graph = CanonicalGraph(self._example_batch())
+
+    def write(self) -> CanonicalProgram:
+        self._write_inputs()
+        for node in self.program.graph.nodes:
+            if node.op == "call_function":
+                self._write_call(node)
+        if self.refused:
+            count = len(self.refused)
+            raise UnsupportedError(
+                f"{count} operator{'s' if count > 1 else ''} can't be quantized: "
+                + "; ".join(self.refused)
+            )
+        names = self._write_outputs()
+        return CanonicalProgram(
+            self.graph.module(), names, self.graph.origins, tuple(dict.fromkeys(self.notes))
+        )
+
+    def _user_inputs(self) -> list[Node]:
+        names = set(self.program.graph_signature.user_inputs)
+        return [
+            node
+            for node in self.program.graph.nodes
+            if node.op == "placeholder" and node.name in names
+        ]
+
+    def _example_batch(self) -> int:
+        """Batch of the fake tensors: the exported one, or a small one where it is dynamic."""
+        for node in self._user_inputs():
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor) and value.ndim and isinstance(value.shape[0], int):
+                return value.shape[0]
+        return 2
+
+    def _write_inputs(self) -> None:
+        for spec in self.program.graph_signature.input_specs:
+            if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+                self._write_constant(spec)
+            elif spec.kind != InputKind.USER_INPUT:
+                raise UnsupportedError(f"the program has an input of kind {spec.kind.name}")
+        for node in self._user_inputs():
+            self._write_user_input(node)
+
+    def _write_constant(self, spec: Any) -> None:
+        node = next(n for n in self.program.graph.nodes if n.name == spec.arg.name)
+        stored = self.program.state_dict.get(spec.target)
+        value = self.program.constants[spec.target] if stored is None else stored
+        if value.is_floating_point() and value.dtype != torch.float32:
+            self.notes.append(f"weights of type {str(value.dtype)[6:]} were converted to float32")
+        self.values[node] = self.graph.constant(spec.target, value.cpu())
+
+    def _write_user_input(self, node: Node) -> None:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            kind = str(value.dtype)[6:] if isinstance(value, torch.Tensor) else repr(value)
+            raise UnsupportedError(f"input {node.name} is {kind}; only float inputs are supported")
+        if value.ndim < 2:
+            raise UnsupportedError(f"input {node.name} has no batch axis: {list(value.shape)}")
+        moving = [axis for axis, size in enumerate(value.shape[1:], 1) if not isinstance(size, int)]
+        if moving:
+            raise UnsupportedError(
+                f"input {node.name} has dynamic axes {moving}; only the batch may be dynamic, "
+                "export with fixed sizes"
+            )
+        batch = value.shape[0]
+        if isinstance(batch, int) and batch != self.graph.batch:
+            raise UnsupportedError(
+                f"input {node.name} has {batch} on axis 0 where others have {self.graph.batch}; "
+                "axis 0 of every input must be the batch"
+            )
+        self.values[node] = self.graph.input(node.name, (self.graph.batch, *value.shape[1:]))
+
+    def _write_call(self, node: Node) -> None:
+        if not _is_tensor_valued(node):
+            return
+        name = operator_name(node.target)
+        self.graph.origin = origin_of(node)
+        lost = any(source in self.lost for source in node.all_input_nodes)
+        try:
+            if lost:
+                if name not in self.rules:
+                    raise Refusal(HINTS.get(name, ""))
+                self.lost.add(node)
+            else:
+                self.values[node] = self._apply(name, node)
+        except Refusal as refusal:
+            reason = f": {refusal}" if str(refusal) else ""
+            self.refused.append(f"{node.target} ({self.graph.origin}){reason}")
+            self.lost.add(node)
+
+    def _apply(self, name: str, node: Node) -> Any:
+        args = torch.fx.map_arg(node.args, self._stands_for)
+        kwargs = torch.fx.map_arg(node.kwargs, self._stands_for)
+        if hasattr(node.target, "_schema") and _only_constants(args, kwargs):
+            value = node.target(
+                *torch.fx.map_arg(args, self.graph.value),
+                **torch.fx.map_arg(kwargs, self.graph.value),
+            )
+            if isinstance(value, torch.Tensor):
+                return self.graph.constant(node.name, value)
+        if name not in self.rules:
+            raise Refusal(HINTS.get(name, ""))
+        if hasattr(node.target, "_schema"):
+            named = _name_arguments(node.target, args, kwargs)
+            return self.rules[name](self.graph, node, named)
+        return self.rules[name](self.graph, node, {"values": args[0], "index": args[1]})
+
+    def _stands_for(self, node: Node) -> Any:
+        # Sizes of the batch have no counterpart: the canonical graph never asks for them.
+        return self.values.get(node)
+
+    def _write_outputs(self) -> tuple[str, ...]:
+        results, names = [], []
+        paths = _output_paths(self.program)
+        output = next(iter(self.program.graph.find_nodes(op="output")))
+        specs = self.program.graph_signature.output_specs
+        for index, (spec, source) in enumerate(zip(specs, output.args[0], strict=True)):
+            if spec.kind != OutputKind.USER_OUTPUT:
+                raise UnsupportedError(
+                    f"the network changes its own buffer {spec.target}; export model.eval()"
+                )
+            value = self.values.get(source) if isinstance(source, Node) else None
+            if not isinstance(value, Node) or is_constant(value):
+                raise UnsupportedError(
+                    f"output {paths[index] or index} does not depend on the inputs"
+                )
+            name = paths[index] or value.name
+            while name in names:
+                name += "_again"
+            results.append(value)
+            names.append(name)
+        self.graph.graph.output(tuple(results))
+        return tuple(names)
+
+
+def operator_name(target: Any) -> str:
+    """``conv2d`` for any overload of ``aten.conv2d``; with its namespace for other libraries."""
+    if not hasattr(target, "_schema"):
+        return getattr(target, "__name__", str(target))
+    name = str(target._schema.name)
+    return name.removeprefix("aten::")
+
+
+def _is_tensor_valued(node: Node) -> bool:
+    """Whether the node computes tensors; the rest are sizes and assertions about them."""
+    value = node.meta.get("val")
+    items = value if isinstance(value, tuple | list) else (value,)
+    return any(isinstance(item, torch.Tensor) for item in items)
+
+
+def _only_constants(args: Any, kwargs: Any) -> bool:
+    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Node)]
+    return bool(leaves) and all(is_constant(leaf) for leaf in leaves)
+
+
+def _name_arguments(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    named = {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
+    named.update(zip((a.name for a in target._schema.arguments), args, strict=False))
+    named.update(kwargs)
+    return named
+
+
+def _output_paths(program: ExportedProgram) -> list[str]:
+    """Dict keys that lead to each output, joined by dots; empty where there are none."""
+    spec = program.call_spec.out_spec
+    count = len(program.graph_signature.user_outputs)
+    if spec is None or spec.num_leaves != count:
+        return [""] * len(program.graph_signature.output_specs)
+    tree = pytree.tree_unflatten(list(range(count)), spec)
+    paths, _ = pytree.tree_flatten_with_path(tree)
+    names = []
+    for path, _index in paths:
+        keyed = any(isinstance(key, pytree.MappingKey) for key in path)
+        parts = [str(getattr(key, "key", getattr(key, "idx", ""))) for key in path]
+        names.append(".".join(parts) if keyed else "")
+    return names

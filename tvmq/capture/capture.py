@@ -1,0 +1,165 @@
+"""Model file -> FloatModel: recognise, rewrite, fold batch norms, prove it is the same function.
+
+The proof is by running: the captured graph against the exported program, and a batch of two and
+three against single images, because a batch size baked in by the exporter would not show otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+
+from targets.errors import InputError, UnsupportedError
+from tvmq.capture.canonicalize import CanonicalProgram, canonicalize
+from tvmq.capture.fold_batch_norm import fold_batch_norm
+from tvmq.capture.load_model import load_model
+from tvmq.float_model import BatchNormStats, FloatModel, Origin, TensorSpec
+
+__all__ = ["BatchNormStats", "FloatModel", "Origin", "TensorSpec", "capture", "capture_program"]
+
+# Relative to the largest output; float32 sums in another order differ by about 1e-6 per layer.
+_TOLERANCE = 1e-3
+
+
+def capture(
+    path: str | Path,
+    *,
+    model_factory: str | None = None,
+    trust_pickle: bool = False,
+    input_shapes: str | None = None,
+) -> FloatModel:
+    """Read a trained network from a file.
+
+    Args:
+        path: ExportedProgram archive, pickled module or state dict.
+        model_factory: ``package.module:factory`` that makes the network of a state dict.
+        trust_pickle: unpickle freely, which runs code of the file.
+        input_shapes: ``x:1x3x32x32``, for modules and state dicts.
+
+    Raises:
+        InputError: if the file or a flag is wrong.
+        UnsupportedError: if the network has operators that can't be expressed; lists all.
+    """
+    loaded = load_model(
+        path, model_factory=model_factory, trust_pickle=trust_pickle, input_shapes=input_shapes
+    )
+    return capture_program(loaded.program, kind=loaded.kind, notes=loaded.notes)
+
+
+def capture_program(
+    program: ExportedProgram,
+    *,
+    kind: str = "ExportedProgram",
+    notes: tuple[str, ...] = (),
+    attention: bool = False,
+) -> FloatModel:
+    """Rewrite an exported program in the canonical operators, with batch norms folded.
+
+    With ``attention``, transformers are let through, which can be quantized in torch only.
+
+    Raises:
+        InputError: a weight is NaN or infinite.
+        UnsupportedError: as ``capture``; also if the result is not the same function.
+    """
+    canonical = canonicalize(program, attention=attention)
+    _verify_finite(canonical)
+    graph_module, batch_norms, origins = fold_batch_norm(canonical.graph_module, canonical.origins)
+    # The target is the name the exporter gave; torch.fx renames nodes such as "input".
+    inputs = tuple(
+        TensorSpec(str(node.target), tuple(node.meta["val"].shape))
+        for node in graph_module.graph.find_nodes(op="placeholder")
+    )
+    (output,) = graph_module.graph.find_nodes(op="output")
+    outputs = tuple(
+        TensorSpec(name, tuple(node.meta["val"].shape))
+        for name, node in zip(canonical.output_names, output.args[0], strict=True)
+    )
+    with torch.no_grad():
+        _verify_same_function(program, graph_module, inputs)
+        _verify_any_batch(graph_module, inputs)
+    return FloatModel(
+        graph_module=graph_module,
+        inputs=inputs,
+        outputs=outputs,
+        origins=origins,
+        batch_norms=batch_norms,
+        fingerprint=fingerprint_of(graph_module),
+        kind=kind,
+        notes=notes + canonical.notes,
+    )
+
+
+def fingerprint_of(graph_module: GraphModule) -> str:
+    """Sha256 of what the graph computes: its nodes in order and the bytes of its constants."""
+    digest = hashlib.sha256()
+    for node in graph_module.graph.nodes:
+        digest.update(f"{node.op} {node.name} {node.target} {node.args} {node.kwargs}\n".encode())
+        if node.op == "get_attr":
+            digest.update(getattr(graph_module, str(node.target)).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _verify_finite(canonical: CanonicalProgram) -> None:
+    damaged = [
+        f"{node.target} ({canonical.origins[next(iter(node.users)).name]})"
+        for node in canonical.graph_module.graph.find_nodes(op="get_attr")
+        if not getattr(canonical.graph_module, str(node.target)).isfinite().all()
+    ]
+    if damaged:
+        raise InputError(
+            f"NaN or infinite values in {', '.join(damaged)}; did the training diverge? "
+            "Export a network whose weights are finite"
+        )
+
+
+def _verify_same_function(
+    program: ExportedProgram, graph_module: GraphModule, inputs: tuple[TensorSpec, ...]
+) -> None:
+    samples = _samples(inputs, inputs[0].shape[0])
+    user_inputs = program.graph_signature.user_inputs
+    types = {
+        n.name: n.meta["val"].dtype
+        for n in program.graph.find_nodes(op="placeholder")
+        if n.name in user_inputs
+    }
+    own_samples = [
+        sample.to(types[spec.name]) for sample, spec in zip(samples, inputs, strict=True)
+    ]
+    spec = program.call_spec.in_spec
+    args, kwargs = torch.utils._pytree.tree_unflatten(own_samples, spec)
+    expected = torch.utils._pytree.tree_leaves(program.module()(*args, **kwargs))
+    for index, (want, got) in enumerate(zip(expected, graph_module(*samples), strict=True)):
+        if not _close(want.float(), got):
+            raise UnsupportedError(
+                f"output {index} of the captured graph differs from the exported program by "
+                f"{(want.float() - got).abs().max():.3g}; please report this network"
+            )
+
+
+def _verify_any_batch(graph_module: GraphModule, inputs: tuple[TensorSpec, ...]) -> None:
+    samples = _samples(inputs, 3)
+    singles = [graph_module(*[sample[i : i + 1] for sample in samples]) for i in range(3)]
+    for batch in (2, 3):
+        for index, together in enumerate(graph_module(*[sample[:batch] for sample in samples])):
+            apart = torch.cat([single[index] for single in singles[:batch]])
+            if not _close(apart, together):
+                raise UnsupportedError(
+                    f"output {index} of an image depends on the other images of its batch; "
+                    "only networks that treat every image alone can be compiled"
+                )
+
+
+def _samples(inputs: tuple[TensorSpec, ...], batch: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn((batch, *spec.shape[1:]), generator=generator) for spec in inputs]
+
+
+def _close(want: torch.Tensor, got: torch.Tensor) -> bool:
+    if want.shape != got.shape:
+        return False
+    scale = float(want.abs().max()) if want.numel() else 0.0
+    return bool(((want - got).abs() <= _TOLERANCE * scale + 1e-6).all())

@@ -1,0 +1,145 @@
+"""Fold batch norms into the convolution or linear layer before them.
+
+    y = gamma * (conv(x, w) + b - mean) / sqrt(var + eps) + beta
+      = conv(x, w * s) + (b - mean) * s + beta            with s = gamma / sqrt(var + eps)
+
+A batch norm that has no such layer before it, or whose layer has other consumers, becomes a
+depthwise 1x1 convolution. Factors and summands per channel, which ``canonicalize`` writes as batch
+norms marked ``affine``, are folded the same way. Sums are float64, rounded once.
+
+Needs: a canonical graph. Leaves: no batch_norm.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from tvmq.capture.canonical_graph import tidy
+from tvmq.float_model import BatchNormStats, Origin, constant_of
+
+aten = torch.ops.aten
+
+
+def fold_batch_norm(
+    graph_module: GraphModule, origins: Mapping[str, Origin]
+) -> tuple[GraphModule, dict[str, BatchNormStats], dict[str, Origin]]:
+    """Return a copy without batch norms; the given module is left as it was.
+
+    Args:
+        graph_module: canonical graph, batch norms in the form of ``aten.batch_norm``.
+        origins: where each node comes from.
+
+    Returns:
+        the folded module; the statistics of every node that now carries the output of a batch
+        norm; the origins with the new nodes.
+    """
+    folder = _Folder(copy.deepcopy(graph_module), dict(origins))
+    for node in list(folder.module.graph.nodes):
+        if node.target is aten.batch_norm.default:
+            folder.fold(node)
+    tidy(folder.module)
+    return folder.module, folder.stats, folder.origins
+
+
+class _Folder:
+    def __init__(self, module: GraphModule, origins: dict[str, Origin]) -> None:
+        self.module = module
+        self.origins = origins
+        self.stats: dict[str, BatchNormStats] = {}
+
+    def fold(self, norm: Node) -> None:
+        gamma, beta, mean, variance = (self._double(arg) for arg in norm.args[1:5])
+        scale = gamma / torch.sqrt(variance + float(norm.args[7]))
+        shift = beta - mean * scale
+        source = norm.args[0]
+        assert isinstance(source, Node)
+        if self._folds_into(source):
+            self._scale_layer(source, scale, shift)
+            carrier = result = source
+        else:
+            carrier, result = self._depthwise(norm, source, scale, shift)
+        self._record(norm, source, carrier, scale, shift, gamma, beta)
+        norm.replace_all_uses_with(result)
+        self.module.graph.erase_node(norm)
+        self.origins.pop(norm.name, None)
+
+    def _folds_into(self, source: Node) -> bool:
+        if len(source.users) != 1:
+            return False
+        if source.target is aten.conv2d.default:
+            return True
+        # A linear layer on (N, T, C) has its channels last, batch norm has them on axis 1.
+        return source.target is aten.linear.default and source.meta["val"].ndim == 2
+
+    def _scale_layer(self, layer: Node, scale: torch.Tensor, shift: torch.Tensor) -> None:
+        x, weight, *rest = layer.args
+        bias = rest[0] if rest else None
+        folded = self._double(weight)
+        folded = folded * scale.reshape(-1, *[1] * (folded.ndim - 1))
+        offset = shift if bias is None else self._double(bias) * scale + shift
+        with self.module.graph.inserting_before(layer):
+            layer.args = (
+                x,
+                self._constant(f"{layer.name}_weight", folded, layer),
+                self._constant(f"{layer.name}_bias", offset, layer),
+                *rest[1:],
+            )
+
+    def _depthwise(
+        self, norm: Node, source: Node, scale: torch.Tensor, shift: torch.Tensor
+    ) -> tuple[Node, Node]:
+        """A 1x1 convolution per channel; values without height and width get them for it."""
+        channels = len(scale)
+        flat = source.meta["val"].ndim == 2
+        with self.module.graph.inserting_before(norm):
+            image = (
+                self._call(norm, aten.reshape.default, source, [-1, channels, 1, 1])
+                if flat
+                else source
+            )
+            weight = self._constant(f"{norm.name}_weight", scale.reshape(-1, 1, 1, 1), norm)
+            bias = self._constant(f"{norm.name}_bias", shift, norm)
+            carrier = self._call(
+                norm, aten.conv2d.default, image, weight, bias, [1, 1], [0, 0], [1, 1], channels
+            )
+            back = (
+                self._call(norm, aten.reshape.default, carrier, [-1, channels]) if flat else carrier
+            )
+        return carrier, back
+
+    def _record(
+        self, norm: Node, source: Node, carrier: Node, scale: torch.Tensor, shift: torch.Tensor,
+        gamma: torch.Tensor, beta: torch.Tensor,
+    ) -> None:  # fmt: skip
+        if norm.meta.get("affine"):  # moves the distribution that is known before it, if any
+            before = self.stats.get(source.name)
+            if before is None:
+                return
+            gamma, beta = before.gamma.double() * scale, before.beta.double() * scale + shift
+        self.stats[carrier.name] = BatchNormStats(gamma.abs().float(), beta.float())
+
+    def _call(self, norm: Node, target: Any, *args: Any) -> Node:
+        name = target._schema.name.partition("::")[2]
+        node = self.module.graph.create_node("call_function", target, args, {}, name=name)
+        value = norm.meta["val"]
+        with value.fake_mode:
+            node.meta["val"] = target(*torch.fx.map_arg(args, lambda a: a.meta["val"]))
+        self.origins[node.name] = self.origins.get(norm.name, Origin())
+        return node
+
+    def _constant(self, name: str, value: torch.Tensor, near: Node) -> Node:
+        while hasattr(self.module, name):
+            name += "_"
+        value = value.float().contiguous()
+        self.module.register_buffer(name, value)
+        node = self.module.graph.get_attr(name)
+        node.meta["val"] = near.meta["val"].fake_mode.from_tensor(value)
+        return node
+
+    def _double(self, node: object) -> torch.Tensor:
+        return constant_of(self.module, node).double()

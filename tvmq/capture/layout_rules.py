@@ -1,0 +1,167 @@
+"""How operators that only move or drop values are written, for ``canonicalize``.
+
+Reshapes get -1 for the batch, so that a batch baked in by the exporter disappears; slices, splits
+and selections become ``slice``; what changes nothing in evaluation mode is dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
+from tvmq.capture.rule_table import Arguments, RuleTable, positive_axis
+
+aten = torch.ops.aten
+rules = RuleTable()
+rule = rules.rule
+LAYOUT_RULES = rules.by_name
+
+
+@rule(
+    "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout",
+    "detach", "detach_", "clone", "contiguous", "alias", "lift_fresh_copy", "positive",
+)  # fmt: skip
+def _nothing(_g: CanonicalGraph, _node: Node, a: Arguments) -> Any:
+    return a["self"] if "self" in a else a["input"]
+
+
+@rule("_to_copy", "to")
+def _conversion(_g: CanonicalGraph, node: Node, a: Arguments) -> Any:
+    if not node.meta["val"].is_floating_point():
+        raise Refusal(f"converts to {str(node.meta['val'].dtype)[6:]}")
+    return a["self"]  # everything is float32 in the canonical graph
+
+
+@rule("expand")
+def _expand(_g: CanonicalGraph, node: Node, a: Arguments) -> Any:
+    if is_constant(a["self"]) or tuple(node.meta["val"].shape[1:]) != shape_of(a["self"])[1:]:
+        raise Refusal("repeats values")
+    return a["self"]
+
+
+@rule("getitem")
+def _getitem(_g: CanonicalGraph, _node: Node, a: Arguments) -> Any:
+    value = a["values"][a["index"]]
+    if value is None:
+        raise Refusal("uses the indices or statistics that an operator returns beside its result")
+    return value
+
+
+@rule(
+    "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_copy",
+    "_reshape_alias", "view_as", "reshape_as",
+)  # fmt: skip
+def _reshape(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
+    return reshaped(g, a["self"] if "self" in a else a["input"], node.meta["val"].shape)
+
+
+def reshaped(g: CanonicalGraph, x: Node, exported_shape: Sequence[Any]) -> Node:
+    """Reshape with a free batch; axis 0 stays the batch exactly if the rest keeps its size."""
+    old, new = shape_of(x), tuple(exported_shape)
+    fixed = all(isinstance(size, int) for size in new[1:])
+    if not new or not fixed or math.prod(new[1:]) != math.prod(old[1:]):
+        raise Refusal(
+            f"reshape of {['N', *old[1:]]} to {[str(size) for size in new]} moves the batch; "
+            "axis 0 must stay the batch"
+        )
+    if new[1:] == old[1:]:
+        return x
+    return g.call(aten.reshape.default, x, [-1, *new[1:]])
+
+
+@rule("permute")
+def _permute(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+    return _permuted(g, a["self"], a["dims"])
+
+
+@rule("transpose")
+def _transpose(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+    rank = len(shape_of(a["self"]))
+    order = list(range(rank))
+    first, second = positive_axis(a["dim0"], rank), positive_axis(a["dim1"], rank)
+    order[first], order[second] = second, first
+    return _permuted(g, a["self"], order)
+
+
+def _permuted(g: CanonicalGraph, x: Node, order: Sequence[int]) -> Node:
+    order = [positive_axis(axis, len(order)) for axis in order]
+    if order[0] != 0:
+        raise Refusal("moves the batch away from axis 0")
+    return x if order == sorted(order) else g.call(aten.permute.default, x, order)
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def _channel_shuffle(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+    _, channels, *rest = shape_of(a["self"])
+    groups = a["groups"]
+    split = g.call(aten.reshape.default, a["self"], [-1, groups, channels // groups, *rest])
+    swapped = _permuted(g, split, [0, 2, 1, *range(3, 3 + len(rest))])
+    return g.call(aten.reshape.default, swapped, [-1, channels, *rest])
+
+
+@rule("slice")
+def _slice(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+    return sliced(g, a["self"], a["dim"], a["start"], a["end"], a["step"])
+
+
+@rule("narrow")
+def _narrow(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+    return sliced(g, a["self"], a["dim"], a["start"], a["start"] + a["length"])
+
+
+@rule("select")
+def _select(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
+    x = a["self"]
+    axis = positive_axis(a["dim"], len(shape_of(x)))
+    index = positive_axis(a["index"], shape_of(x)[axis])
+    return reshaped(g, sliced(g, x, axis, index, index + 1), node.meta["val"].shape)
+
+
+@rule("split", "split_with_sizes", "chunk", "tensor_split")
+def _split(g: CanonicalGraph, node: Node, a: Arguments) -> list[Node]:
+    axis = positive_axis(a["dim"], len(shape_of(a["self"])))
+    parts, start = [], 0
+    for value in node.meta["val"]:
+        size = value.shape[axis]
+        parts.append(sliced(g, a["self"], axis, start, start + size))
+        start += size
+    return parts
+
+
+def sliced(
+    g: CanonicalGraph, x: Node, axis: int, start: Any = None, end: Any = None, step: int = 1
+) -> Node:
+    """Slice with bounds inside the axis, or ``x`` itself where nothing is cut off."""
+    shape = shape_of(x)
+    axis = positive_axis(axis, len(shape))
+    whole = (start or 0) == 0 and step == 1
+    if axis == 0:
+        if whole and (end is None or (isinstance(end, int) and end >= 2**31)):
+            return x
+        raise Refusal("slices the batch")
+    first, last, step = slice(start, end, step).indices(shape[axis])
+    if (first, last, step) == (0, shape[axis], 1):
+        return x
+    return g.call(aten.slice.Tensor, x, axis, first, last, step)
+
+
+@rule("pad", "constant_pad_nd")
+def _pad(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+    mode, value, widths = a.get("mode", "constant"), a["value"], list(a["pad"])
+    if mode != "constant" or value not in (None, 0):
+        raise Refusal(f"padding with mode {mode!r} and value {value}; only zeros")
+    x = a["self"]
+    while widths[-2:] == [0, 0]:
+        widths = widths[:-2]
+    if not widths:
+        return x
+    if len(widths) >= 2 * len(shape_of(x)):
+        raise Refusal("pads the batch")
+    if min(widths) < 0:
+        raise Refusal(f"negative padding {widths}; slice instead")
+    return g.call(aten.constant_pad_nd.default, x, widths, 0.0)

@@ -1,0 +1,265 @@
+"""Recognise a model file and turn it into an ExportedProgram; each wrong file has its own message.
+
+Unpickling runs code, so nothing here unpickles freely without ``trust_pickle``. That includes
+ExportedProgram archives, inside which torch itself would fall back to free unpickling:
+``verify_archive_is_inert`` refuses those before torch reads them.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from targets.errors import InputError
+from tvmq.capture.export_module import (
+    check_shapes_fit,
+    export_module,
+    load_state_dict,
+    make_module,
+    working_folder_importable,
+)
+from tvmq.capture.inert_archive import verify_archive_is_inert
+
+_EXPORT_IT = 'save it with torch.export.save(torch.export.export(model.eval(), (x,)), "model.pt2")'
+_TRUST = "--trust-pickle (runs code of the file: only for files you trust)"
+
+
+@dataclass(frozen=True)
+class LoadedProgram:
+    """An exported program, what its file was, and what was changed on the way."""
+
+    program: ExportedProgram
+    kind: str
+    notes: tuple[str, ...] = ()
+
+
+def load_model(
+    path: str | Path,
+    *,
+    model_factory: str | None = None,
+    trust_pickle: bool = False,
+    input_shapes: str | None = None,
+) -> LoadedProgram:
+    """Read an ExportedProgram archive, a pickled module or a state dict.
+
+    Args:
+        path: the file.
+        model_factory: ``package.module:factory`` that returns the module of a state dict.
+        trust_pickle: unpickle freely; the file can run code.
+        input_shapes: ``x:1x3x32x32``, needed for modules and state dicts.
+
+    Raises:
+        InputError: says what the file is, or what is missing to use it.
+        UnsupportedError: if torch.export can't capture the module.
+    """
+    path = Path(path)
+    _check_is_file(path)
+    if not zipfile.is_zipfile(path):
+        _refuse_other_formats(path)
+        return _load_pickle(path, model_factory, trust_pickle, input_shapes)
+    with zipfile.ZipFile(path) as archive:
+        # A truncated file can end in the index of an archive that it holds as a record.
+        if min((record.header_offset for record in archive.infolist()), default=0) > 0:
+            raise _truncated(path)
+        kind = _kind_of_archive(path, archive)
+        _check_records(path, archive)
+        if kind == "program" and not trust_pickle:
+            verify_archive_is_inert(path, archive)
+    if kind == "pickle":
+        return _load_pickle(path, model_factory, trust_pickle, input_shapes)
+    if model_factory is not None:
+        raise InputError(
+            f"{path} is an ExportedProgram archive, which has its own graph: leave out --model"
+        )
+    program = _load_program(path)
+    if input_shapes is not None:
+        check_shapes_fit(program, input_shapes)
+    return LoadedProgram(program, "ExportedProgram archive")
+
+
+def _check_is_file(path: Path) -> None:
+    if not path.exists():
+        raise InputError(f"{path}: no such file; give the path of a .pt2 or .pt model")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the model file inside it")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is an empty file; was it written to the end?")
+
+
+def _refuse_other_formats(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(16)
+    if head[:4] == b"PK\x03\x04":
+        raise _truncated(path)
+    formats = [
+        (path.suffix == ".onnx", "an ONNX model"),
+        (head[4:8] == b"TFL3", "a TensorFlow Lite model"),
+        (head[:4] == b"\x89HDF", "an HDF5 (Keras) file"),
+        (head[8:10] == b'{"', "a safetensors file"),
+    ]
+    for found, name in formats:
+        if found:
+            raise InputError(
+                f"{path} is {name}, tvmq reads PyTorch models; load it in PyTorch and {_EXPORT_IT}"
+            )
+    # Every pickle since protocol 2 starts with this byte; older torch.save wrote bare pickles.
+    if head[:1] != b"\x80":
+        raise InputError(
+            f"{path} is not a PyTorch file (neither an archive nor a pickle); {_EXPORT_IT}"
+        )
+
+
+def _truncated(path: Path) -> InputError:
+    return InputError(
+        f"{path} is a truncated or corrupt archive (its index is missing); copy it again"
+    )
+
+
+def _kind_of_archive(path: Path, archive: zipfile.ZipFile) -> str:
+    names = ["/" + name for name in archive.namelist()]
+    if any("/data/aotinductor/" in name for name in names):
+        raise InputError(
+            f"{path} is a package compiled by AOTInductor, without a graph; {_EXPORT_IT}"
+        )
+    if any(name.endswith("/serialized_exported_program.json") for name in names):
+        return "program"
+    if any(name.endswith(".json") and "/models/" in name for name in names):
+        return "program"
+    if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+        raise InputError(
+            f"{path} is a TorchScript archive (torch.jit.save), which has no ATen graph; "
+            f"go back to the module and {_EXPORT_IT}"
+        )
+    if any(name.endswith("/data.pkl") for name in names):
+        return "pickle"
+    if names and all(name.endswith(".npy") for name in names):
+        raise InputError(f"{path} is a NumPy .npz of arrays, not a model; was it meant as data?")
+    raise InputError(f"{path} is a zip archive but not one of PyTorch; {_EXPORT_IT}")
+
+
+def _check_records(path: Path, archive: zipfile.ZipFile) -> None:
+    try:
+        damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise InputError(f"{path} is a corrupt archive ({error}); copy it again") from error
+    if damaged is not None:
+        raise InputError(f"{path} is a corrupt archive: record {damaged} is damaged; copy it again")
+
+
+def _load_program(path: Path) -> ExportedProgram:
+    try:
+        with warnings.catch_warnings():  # of torch about its own tree specs
+            warnings.simplefilter("ignore", FutureWarning)
+            # From memory, because torch warns about names that don't end in .pt2.
+            return torch.export.load(io.BytesIO(path.read_bytes()))
+    except Exception as error:  # torch raises whatever its parsers meet
+        raise InputError(
+            f"{path} looks like an ExportedProgram archive, but torch {torch.__version__} can't "
+            f"read it ({_first_line(error)}); export it again with this version"
+        ) from error
+
+
+def _load_pickle(
+    path: Path, model_factory: str | None, trust_pickle: bool, input_shapes: str | None
+) -> LoadedProgram:
+    content = _unpickle_freely(path) if trust_pickle else _unpickle_safely(path)
+    if isinstance(content, ExportedProgram):
+        return LoadedProgram(content, "pickled ExportedProgram")
+    if isinstance(content, torch.nn.Module):
+        if model_factory is not None:
+            raise InputError(f"{path} is a pickled module, not a state dict: leave out --model")
+        return LoadedProgram(export_module(path, content, input_shapes), "pickled module")
+    state, notes = _find_state_dict(path, content)
+    if model_factory is None:
+        first = ", ".join(list(state)[:3])
+        raise InputError(
+            f"{path} is a state dict of {len(state)} tensors ({first}, …) without a network; "
+            "say which with --model package.module:factory"
+        )
+    module = make_module(model_factory)
+    notes += load_state_dict(path, module, state, model_factory)
+    return LoadedProgram(export_module(path, module, input_shapes), "state dict", notes)
+
+
+def _unpickle_safely(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        needs = _globals_of(path)
+        if not needs:
+            raise InputError(
+                f"{path} can't be read ({_first_line(error)}); it is corrupt or no torch file"
+            ) from error
+        raise InputError(
+            f"{path} is a pickle of Python objects ({', '.join(needs[:3])}), such as a whole "
+            f"module; give {_TRUST}, or {_EXPORT_IT}"
+        ) from error
+    except Exception as error:  # torch raises whatever its parsers meet
+        raise InputError(f"{path} is a corrupt or no torch file ({_first_line(error)})") from error
+
+
+def _globals_of(path: Path) -> list[str]:
+    try:
+        return list(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # legacy pickles have no such listing; the caller has a message of its own
+        return ["objects torch does not name"] if _is_torch_pickle(path) else []
+
+
+def _is_torch_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        # torch.save before 1.6 starts with this number, pickled.
+        return b"l\xfc\x9cF\xf9 j\xa8P\x19" in file.read(64)
+
+
+def _unpickle_freely(path: Path) -> Any:
+    with working_folder_importable():
+        try:
+            return torch.load(path, map_location="cpu", weights_only=False)
+        except (AttributeError, ModuleNotFoundError) as error:
+            raise InputError(
+                f"{path} needs Python code that is not there ({_first_line(error)}); "
+                "run in the folder that holds the source of the network"
+            ) from error
+        except Exception as error:  # unpickling runs whatever code the file brings
+            raise InputError(f"{path} can't be unpickled ({_first_line(error)})") from error
+
+
+def _find_state_dict(path: Path, content: Any) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
+    if not isinstance(content, Mapping):
+        raise InputError(
+            f"{path} holds a {type(content).__name__}, not a model or a state dict; {_EXPORT_IT}"
+        )
+    for key in ("", "state_dict", "model_state_dict", "model"):
+        state = content.get(key) if key else content
+        if isinstance(state, Mapping) and _is_state_dict(state):
+            note = (f"took the state dict under the key {key!r}",) if key else ()
+            return dict(state), note
+    entries = ", ".join(
+        f"{key}: {type(value).__name__}" for key, value in list(content.items())[:4]
+    )
+    raise InputError(
+        f"{path} is a dict but no state dict ({entries or 'empty'}); "
+        "save the weights with torch.save(model.state_dict(), …)"
+    )
+
+
+def _is_state_dict(value: Mapping[Any, Any]) -> bool:
+    return (
+        len(value) > 0
+        and all(isinstance(name, str) for name in value)
+        and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,266 @@
+"""How each ATen operator is written in the canonical ones; one small rule per operator.
+
+A rule gets the graph to write to, the exported node and its arguments by schema name, and returns
+the node that stands for the result. It raises Refusal with a reason where it can't.
+Canonical: conv2d, linear, batch_norm (until folded), relu, clamp, add, cat, max_pool2d,
+avg_pool2d, reshape, permute, slice, constant_pad_nd and the unary functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
+from tvmq.capture.rule_table import Arguments, RuleTable, pair, positive_axis
+
+aten = torch.ops.aten
+rules = RuleTable()
+rule = rules.rule
+OPERATOR_RULES = rules.by_name
+HINTS = {
+    "mul": "product of two activations",
+    "softmax": "leave softmax out of the exported network, it does not change the order",
+    "_softmax": "leave softmax out of the exported network, it does not change the order",
+    "log_softmax": "leave softmax out of the exported network, it does not change the order",
+    "conv1d": "only two-dimensional convolutions; unsqueeze the input",
+    "conv3d": "only two-dimensional convolutions",
+}
+
+
+# ---- layers with weights
+
+
+@rule("conv2d", "convolution")
+def _conv(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+    if a.get("transposed"):
+        raise Refusal("transposed convolution")
+    if not is_constant(a["weight"]) or (a["bias"] is not None and not is_constant(a["bias"])):
+        raise Refusal("weights that depend on the input")
+    x, weight = a["input"], a["weight"]
+    if len(shape_of(x)) != 4 or len(shape_of(weight)) != 4:
+        raise Refusal(f"only two-dimensional convolutions of a batch, got {len(shape_of(x))} axes")
+    stride, dilation, padding = pair(a["stride"]), pair(a["dilation"]), a["padding"]
+    if isinstance(padding, str):
+        x, padding = _resolve_padding(g, x, padding, shape_of(weight)[2:], dilation)
+    return g.call(
+        aten.conv2d.default, x, weight, a["bias"], stride, pair(padding), dilation, a["groups"]
+    )
+
+
+def _resolve_padding(
+    g: CanonicalGraph, x: Node, padding: str, kernel: Sequence[int], dilation: list[int]
+) -> tuple[Node, list[int]]:
+    """``same`` as numbers; torch puts the odd one at the end, which needs a pad of its own."""
+    if padding == "valid":
+        return x, [0, 0]
+    total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    before = [t // 2 for t in total]
+    odd = [t % 2 for t in total]
+    if any(odd):
+        x = g.call(aten.constant_pad_nd.default, x, [0, odd[1], 0, odd[0]], 0.0)
+    return x, before
+
+
+@rule("linear")
+def _linear(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+    if not is_constant(a["weight"]) or (a["bias"] is not None and not is_constant(a["bias"])):
+        raise Refusal("weights that depend on the input")
+    return g.call(aten.linear.default, a["input"], a["weight"], a["bias"])
+
+
+@rule("mm", "matmul", "addmm")
+def _matrix_product(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
+    x, matrix = a.get("mat1", a.get("self")), a.get("mat2", a.get("other"))
+    bias = a["self"] if "mat1" in a else None
+    if is_constant(x) or not is_constant(matrix) or len(shape_of(matrix)) != 2:
+        raise Refusal("product of two activations")
+    if bias is not None and (not is_constant(bias) or a["alpha"] != 1 or a["beta"] != 1):
+        raise Refusal("only a constant bias, with alpha and beta of 1")
+    weight = g.constant(f"{node.name}_weight", g.value(matrix).t())
+    return g.call(aten.linear.default, x, weight, bias)
+
+
+@rule("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm")
+def _batch_norm(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
+    mean, variance = a["running_mean"], a["running_var"]
+    if a.get("training") or mean is None or variance is None:
+        raise Refusal("uses the statistics of the batch; export model.eval() with running ones")
+    if len(shape_of(a["input"])) not in (2, 4):
+        raise Refusal("batch norm of a rank other than 2 or 4")
+    channels = shape_of(mean)[0]
+    gamma = a["weight"] or g.constant(f"{node.name}_gamma", torch.ones(channels))
+    beta = a["bias"] or g.constant(f"{node.name}_beta", torch.zeros(channels))
+    result = g.call(
+        aten.batch_norm.default,
+        a["input"], gamma, beta, mean, variance, False, 0.0, a["eps"], False,
+    )  # fmt: skip
+    return [result, None, None] if isinstance(node.meta["val"], tuple | list) else result
+
+
+# ---- activations
+
+
+@rule("relu")
+def _relu(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+    return g.call(aten.relu.default, a["self"])
+
+
+@rule("relu6")
+def _relu6(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+    return _bounded(g, a["self"], 0.0, 6.0)
+
+
+@rule("hardtanh")
+def _hardtanh(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+    return _bounded(g, a["self"], a["min_val"], a["max_val"])
+
+
+@rule("clamp", "clamp_min", "clamp_max", "clip")
+def _clamp(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+    return _bounded(g, a["self"], a.get("min"), a.get("max"))
+
+
+def _bounded(g: CanonicalGraph, x: Node, low: Any, high: Any) -> Node:
+    if isinstance(low, Node) or isinstance(high, Node):
+        raise Refusal("bounds that are tensors")
+    if low == 0 and (high is None or high == math.inf):
+        return g.call(aten.relu.default, x)
+    if low is None or high is None:
+        raise Refusal("only clamps with both bounds, or at zero from below")
+    return g.call(aten.clamp.default, x, float(low), float(high))
+
+
+@rule("sigmoid", "silu", "hardswish", "hardsigmoid", "tanh")
+def _unary(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
+    return g.call(node.target, a["self"])
+
+
+@rule("gelu")
+def _gelu(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+    return g.call(aten.gelu.default, a["self"], approximate=a["approximate"])
+
+
+@rule("leaky_relu")
+def _leaky_relu(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+    return g.call(aten.leaky_relu.default, a["self"], float(a["negative_slope"]))
+
+
+@rule("elu")
+def _elu(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+    alpha, scale, input_scale = a["alpha"], a["scale"], a["input_scale"]
+    return g.call(aten.elu.default, a["self"], float(alpha), float(scale), float(input_scale))
+
+
+# ---- several inputs
+
+
+@rule("add")
+def _add(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
+    x, y = a["self"], a["other"]
+    if _is_activation(x) and _is_activation(y):
+        if a["alpha"] != 1:
+            raise Refusal(f"alpha is {a['alpha']}, only 1 is supported")
+        if shape_of(x) != shape_of(y):
+            raise Refusal(f"shapes differ: {list(shape_of(x))} and {list(shape_of(y))}")
+        return g.call(aten.add.Tensor, x, y)
+    if _is_activation(y):  # alpha * activation + constant
+        return _per_channel(g, node, y, scale=a["alpha"], shift=x)
+    return _per_channel(g, node, x, shift=y, shift_factor=a["alpha"])
+
+
+@rule("sub")
+def _sub(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
+    x, y = a["self"], a["other"]
+    if _is_activation(x) and _is_activation(y):
+        raise Refusal("difference of two activations")
+    if _is_activation(y):
+        return _per_channel(g, node, y, scale=-a["alpha"], shift=x)
+    return _per_channel(g, node, x, shift=y, shift_factor=-a["alpha"])
+
+
+@rule("rsub")
+def _rsub(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
+    return _sub(g, node, {"self": a["other"], "other": a["self"], "alpha": a["alpha"]})
+
+
+@rule("mul")
+def _mul(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
+    x, y = a["self"], a["other"]
+    if _is_activation(x) and _is_activation(y):
+        raise Refusal("product of two activations")
+    x, factor = (x, y) if _is_activation(x) else (y, x)
+    return _per_channel(g, node, x, scale=factor)
+
+
+@rule("div")
+def _div(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
+    x, y = a["self"], a["other"]
+    if not _is_activation(x) or _is_activation(y) or a.get("rounding_mode"):
+        raise Refusal("only division by a constant")
+    divisor = g.value(y) if is_constant(y) else torch.tensor(float(y))
+    return _per_channel(g, node, x, scale=divisor.double().reciprocal())
+
+
+def _is_activation(value: Any) -> bool:
+    return isinstance(value, Node) and not is_constant(value)
+
+
+def _per_channel(
+    g: CanonicalGraph,
+    node: Node,
+    x: Node,
+    *,
+    scale: Any = 1.0,
+    shift: Any = 0.0,
+    shift_factor: float = 1.0,
+) -> Node:
+    """``x * scale + shift`` with constants per channel, written as a batch norm to be folded."""
+    if len(shape_of(x)) not in (2, 4):
+        raise Refusal("a constant factor or summand on a rank other than 2 or 4")
+    gamma = _channel_vector(g, x, scale)
+    beta = _channel_vector(g, x, shift) * shift_factor
+    if bool((gamma == 1).all()) and bool((beta == 0).all()):
+        return x
+    channels = shape_of(x)[1]
+    result = g.call(
+        aten.batch_norm.default,
+        x,
+        g.constant(f"{node.name}_scale", gamma),
+        g.constant(f"{node.name}_shift", beta),
+        g.constant(f"{node.name}_zeros", torch.zeros(channels)),
+        g.constant(f"{node.name}_ones", torch.ones(channels)),
+        False, 0.0, 0.0, False,
+    )  # fmt: skip
+    result.meta["affine"] = True
+    return result
+
+
+def _channel_vector(g: CanonicalGraph, x: Node, value: Any) -> torch.Tensor:
+    """A number or a constant tensor that varies over axis 1 only, as float64[C]."""
+    if isinstance(value, Node):
+        value = g.value(value)
+    tensor = torch.as_tensor(value, dtype=torch.float64)
+    shape = shape_of(x)
+    if tensor.ndim > len(shape):
+        raise Refusal(f"a constant of shape {list(tensor.shape)}")
+    sizes = [1] * (len(shape) - tensor.ndim) + list(tensor.shape)
+    channels = shape[1]
+    if any(size != 1 for axis, size in enumerate(sizes) if axis != 1):
+        raise Refusal(f"a constant of shape {list(tensor.shape)}; only one value per channel")
+    return tensor.reshape(-1).expand(channels).clone()
+
+
+@rule("cat", "concat", "concatenate")
+def _cat(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+    parts = list(a["tensors"])
+    axis = positive_axis(a["dim"], len(shape_of(parts[0])))
+    if axis == 0:
+        raise Refusal("concatenates along the batch")
+    if not all(_is_activation(part) for part in parts):
+        raise Refusal("concatenates a constant")
+    return parts[0] if len(parts) == 1 else g.call(aten.cat.default, parts, axis)

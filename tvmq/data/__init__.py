@@ -1,0 +1,1 @@
+"""Data for calibration and evaluation: four forms, one stream of checked batches."""

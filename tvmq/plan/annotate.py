@@ -1,0 +1,168 @@
+"""The float graph with a ``fake_quantize`` behind every value and weight, exported for import.
+
+What comes out runs in torch as the fake-quantized network, in float64, and is what
+``relay_passes/frontend/import_torch.py`` reads. An average pooling is written as the depthwise
+convolution that integer hardware runs: weights of one code, whose step is the exact multiplier.
+
+Nodes keep their names; the quantized value of ``conv2d_3`` is ``conv2d_3_q``, the weight read by
+it ``conv2d_3_weight_q``.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule, Node
+
+import tvmq.plan.fake_quantize  # noqa: F401  registers the operator
+from tvmq.float_model import FloatModel
+from tvmq.plan.plan import Plan
+from tvmq.plan.rounded_bias import rounded_bias
+from tvmq.plan.weight_steps import weight_codes
+from tvmq.regions import Regions, find_regions, shape_of, window_of
+from tvmq.settings import learned_range, weight_limit
+
+aten = torch.ops.aten
+
+
+def annotate(model: FloatModel, plan: Plan) -> ExportedProgram:
+    """The quantized network as an exported program, float64, for any batch.
+
+    Args:
+        model: the float network.
+        plan: complete, of the same network.
+
+    Returns:
+        A program whose outputs are the dequantized codes, or the scaled int32 sums where a
+        convolution or linear layer is itself an output.
+    """
+    graph_module = annotated_graph(model, plan)
+    examples = tuple(
+        torch.zeros((3, *spec.shape[1:]), dtype=torch.float64) for spec in model.inputs
+    )
+    shapes = tuple({0: Dim("batch")} for _ in examples)
+    program = torch.export.export(graph_module, examples, dynamic_shapes=shapes, strict=False)
+    _restore_names(program, graph_module)
+    return program
+
+
+def annotated_graph(
+    model: FloatModel, plan: Plan, dtype: torch.dtype = torch.float64
+) -> GraphModule:
+    """The same as a graph module that is not exported; float32 is exact enough for statistics."""
+    graph_module = copy.deepcopy(model.graph_module).to(dtype)
+    regions = find_regions(model)
+    annotator = _Annotator(model, plan, regions, graph_module, dtype)
+    for node in list(graph_module.graph.nodes):
+        if node.name in regions.layers:
+            annotator.quantize_layer(node)
+    for node in list(graph_module.graph.nodes):
+        if node.name in regions.values:
+            annotator.quantize_value(node)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.graph.lint()
+    graph_module.recompile()
+    return graph_module
+
+
+class _Annotator:
+    """Edits one graph; keeps what every edit needs."""
+
+    def __init__(
+        self,
+        model: FloatModel,
+        plan: Plan,
+        regions: Regions,
+        graph_module: GraphModule,
+        dtype: torch.dtype,
+    ) -> None:
+        self.model, self.plan, self.regions = model, plan, regions
+        self.graph_module, self.graph, self.dtype = graph_module, graph_module.graph, dtype
+
+    def quantize_value(self, node: Node) -> None:
+        """Put a fake_quantize between a value and all its readers."""
+        plan = self.plan.values[node.name]
+        readers = list(node.users)
+        with self.graph.inserting_after(node):
+            step = self._constant(
+                f"{node.name}_step", torch.tensor([plan.step], dtype=torch.float64)
+            )
+        codes = (plan.zero_point, plan.low, plan.high, -1, plan.dtype)
+        with self.graph.inserting_after(step):
+            quantized = self._call(
+                torch.ops.tvmq.fake_quantize.default, (node, step, *codes), f"{node.name}_q"
+            )
+        for reader in readers:
+            reader.replace_input_with(node, quantized)
+
+    def quantize_layer(self, node: Node) -> None:
+        """Quantize weight and bias of a layer that has any."""
+        layer = self.regions.layers[node.name]
+        if layer.kind == "pool":
+            self._pool_as_convolution(node)
+        elif layer.kind in ("conv", "linear"):
+            with self.graph.inserting_before(node):
+                weight = self._weight(node.name, node.args[1])
+                bias = self._bias(node.name)
+            node.args = (node.args[0], weight, bias, *node.args[3:])
+
+    def _weight(self, layer: str, weight: Any) -> Node:
+        plan = self.plan.weights[layer]
+        low, high = -weight_limit(plan.bits), weight_limit(plan.bits)
+        steps = torch.tensor(plan.steps, dtype=torch.float64)
+        axis = 0 if len(plan.steps) > 1 else -1
+        if plan.codes:
+            codes = weight_codes(weight.meta["val"], plan)
+            exact = codes * steps.reshape(-1, *[1] * (codes.dim() - 1))
+            weight = self._constant(f"{layer}_weight_learned", exact)
+            low, high = learned_range(plan.bits)
+        step = self._constant(f"{layer}_weight_step", steps)
+        arguments = (weight, step, 0, low, high, axis, "int8")
+        return self._call(torch.ops.tvmq.fake_quantize.default, arguments, f"{layer}_weight_q")
+
+    def _bias(self, layer: str) -> Node:
+        """The bias as whole multiples of the unit of the sums."""
+        source = self.plan.values[self.regions.layers[layer].inputs[0]].step
+        steps = self.plan.weights[layer].steps
+        codes = rounded_bias(self.model, layer, source, steps, self.plan.biases.get(layer))
+        unit = source * torch.tensor(steps, dtype=torch.float64)
+        return self._constant(f"{layer}_bias_q", codes * unit)
+
+    def _pool_as_convolution(self, node: Node) -> None:
+        window, channels = window_of(node), shape_of(node)[1]
+        (factor,) = self.plan.weights[node.name].steps
+        ones = torch.ones((channels, 1, *window.kernel), dtype=torch.float64)
+        with self.graph.inserting_before(node):
+            raw = self._constant(f"{node.name}_weight", ones * factor)
+            weight = self._weight(node.name, raw)
+        strides, padding = list(window.strides), list(window.padding)
+        node.target = aten.conv2d.default
+        node.args = (node.args[0], weight, None, strides, padding, [1, 1], channels)
+
+    def _constant(self, name: str, value: torch.Tensor) -> Node:
+        self.graph_module.register_buffer(name, value if "step" in name else value.to(self.dtype))
+        node = self.graph.get_attr(name)
+        node.meta["val"] = value
+        return node
+
+    def _call(self, target: Any, arguments: tuple[Any, ...], name: str) -> Node:
+        node = self.graph.create_node("call_function", target, arguments, {}, name=name)
+        node.meta["val"] = arguments[0].meta["val"]
+        return node
+
+
+def _restore_names(program: ExportedProgram, graph_module: GraphModule) -> None:
+    """Give the exported nodes the names they had; export numbers them anew, in the same order."""
+    ours = [node for node in graph_module.graph.nodes if node.op == "call_function"]
+    theirs = [node for node in program.graph.nodes if node.op == "call_function"]
+    assert [n.target for n in ours] == [n.target for n in theirs], "export changed the operators"
+    names = {}
+    for node, named in zip(theirs, ours, strict=True):
+        names[node.name] = named.name
+        node.name = named.name  # not _rename, which avoids all names that were ever given
+    for spec in program.graph_signature.output_specs:
+        spec.arg.name = names.get(spec.arg.name, spec.arg.name)
+    program.graph_module.recompile()

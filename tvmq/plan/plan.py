@@ -1,0 +1,147 @@
+"""The quantization plan: every step, every integer that follows from it, and why.
+
+A plan is complete: with the float network it determines each bit of the result. What a person
+may change are the steps, zero points and bias corrections (``plan_file.py``); multipliers, shifts
+and proofs follow from them (``complete_plan.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tvmq.settings import Settings
+
+
+@dataclass(frozen=True)
+class ValuePlan:
+    """How a value is written in codes: ``step * (code - zero_point)``.
+
+    Attributes:
+        step: positive; exactly a power of two in "pot" mode.
+        zero_point: code of 0.0, in [low, high].
+        low: lowest code; a ReLU raises it to the zero point.
+        high: highest code; a ReLU6 lowers it.
+        signed: int8, otherwise uint8.
+        bits: the codes are those of this many bits.
+        reason: why this step, in one line.
+    """
+
+    step: float
+    zero_point: int
+    low: int
+    high: int
+    signed: bool
+    bits: int
+    reason: str
+
+    @property
+    def dtype(self) -> str:
+        """How a code is stored."""
+        return "int8" if self.signed else "uint8"
+
+
+@dataclass(frozen=True)
+class WeightPlan:
+    """Steps of a layer's weights; an average pooling has one weight, its factor.
+
+    Attributes:
+        steps: one, or one per output channel; adjusted by less than 2**-16 where free steps must
+            give an exact multiplier.
+        bits: codes are in [-(2**(bits-1) - 1), 2**(bits-1) - 1]; learned ones may be one lower.
+        reason: why these steps, in one line.
+        codes: learned codes, int8 in the order of the weight; empty: the weight, rounded.
+    """
+
+    steps: tuple[float, ...]
+    bits: int
+    reason: str
+    codes: bytes = b""
+
+
+@dataclass(frozen=True)
+class BiasPlan:
+    """What is added to a layer's float bias before it is rounded.
+
+    Attributes:
+        correction: per output channel; empty if none.
+        reason: what held-out images said.
+    """
+
+    correction: tuple[float, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class RequantizePlan:
+    """The integers between sums and codes (``targets/arithmetic.py``).
+
+    Attributes:
+        fraction: left shift of the sums, in [0, 15].
+        multiplier: one, or one per channel, in [1, 65535].
+        shift: likewise, in [0, 47].
+        residual_multiplier: in [1, 65535]; 1 without a residual.
+        residual_shift: like ``shift``, in [0, 31]; empty without a residual.
+    """
+
+    fraction: int
+    multiplier: tuple[int, ...]
+    shift: tuple[int, ...]
+    residual_multiplier: int = 1
+    residual_shift: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class AddPlan:
+    """An addition of two values: ``half_up(a * multipliers[0] << shifts[0] + ..., shift)``."""
+
+    multipliers: tuple[int, int]
+    shifts: tuple[int, int]
+    shift: int
+
+
+@dataclass(frozen=True)
+class AccumulatorProof:
+    """Bounds that no input can exceed, from the layer's own weights and code ranges.
+
+    Attributes:
+        sums: largest magnitude of the products' sum, in any order of summation.
+        smallest: of sum + bias, reached by some input.
+        largest: of sum + bias, reached by some input.
+        total: largest magnitude held in int32: shifted sums and, in "pot" mode, residual and
+            rounding too.
+        limit: what ``total`` must not exceed.
+    """
+
+    sums: int
+    smallest: int
+    largest: int
+    total: int
+    limit: int = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A complete quantization of one network.
+
+    Attributes:
+        settings: what was asked for.
+        fingerprint: of the float network.
+        calibration: where the ranges are from, in words.
+        values: by name of value.
+        weights: by name of layer, average pooling included.
+        biases: by name of layer with weights.
+        requantize: by name of layer; none where the sums leave the network.
+        additions: by name of "add" layer.
+        proofs: by name of layer.
+    """
+
+    settings: Settings
+    fingerprint: str
+    calibration: str
+    values: Mapping[str, ValuePlan]
+    weights: Mapping[str, WeightPlan]
+    biases: Mapping[str, BiasPlan]
+    requantize: Mapping[str, RequantizePlan]
+    additions: Mapping[str, AddPlan]
+    proofs: Mapping[str, AccumulatorProof]

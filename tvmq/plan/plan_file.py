@@ -1,0 +1,263 @@
+"""A plan as JSON that a person reads and edits, and back.
+
+A reader may change steps, zero points, bits and corrections; "derived" shows what followed from
+them when the file was written and is worked out anew when it is read, proofs included.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+import zlib
+from collections.abc import Iterable, Sized
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from targets.errors import InputError
+from targets.schema_errors import in_words
+from tvmq.float_model import FloatModel
+from tvmq.plan.complete_plan import complete_plan
+from tvmq.plan.plan import BiasPlan, Plan, ValuePlan, WeightPlan
+from tvmq.plan.plan_schema import FORMAT, PlanFile
+from tvmq.regions import find_regions
+from tvmq.settings import Settings, learned_range
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Write a plan; a file in the way is replaced."""
+    path.write_text(plan_to_json(plan) + "\n", encoding="utf-8")
+
+
+def read_plan(path: Path, model: FloatModel) -> Plan:
+    """Read a plan for a network, perhaps edited, and derive everything anew.
+
+    Raises:
+        InputError: not a plan, not of this network, or an entry is wrong; it is named.
+        ArithmeticRangeError: the steps do not lead to integers that fit.
+    """
+    return plan_from_json(_read_text(path), model, str(path))
+
+
+def planned_settings(path: Path) -> Settings:
+    """The settings of a plan file, for what comes before it is read; raises as ``read_plan``."""
+    return _read_file(_read_text(path), str(path)).settings
+
+
+def plan_to_json(plan: Plan) -> str:
+    """The text of a plan file."""
+    values = {
+        name: {
+            "step": _write_step(value.step, plan.settings.pot),
+            "zero_point": value.zero_point,
+            "type": value.dtype,
+            "bits": value.bits,
+            "reason": value.reason,
+            "derived": {"codes": [value.low, value.high]},
+        }
+        for name, value in plan.values.items()
+    }
+    layers = {}
+    for name, weight in plan.weights.items():
+        derived: dict[str, Any] = {"accumulator": asdict(plan.proofs[name])}
+        if name in plan.requantize:
+            derived["requantize"] = asdict(plan.requantize[name])
+        layers[name] = {
+            "weight_steps": [_write_step(step, plan.settings.pot) for step in weight.steps],
+            "weight_bits": weight.bits,
+            "reason": weight.reason,
+            "derived": derived,
+        }
+        if name in plan.biases:
+            bias = plan.biases[name]
+            layers[name]["bias_correction"] = {
+                "add": list(bias.correction),
+                "reason": bias.reason,
+            }
+    document = {
+        "format": FORMAT,
+        "model": plan.fingerprint,
+        "calibration": plan.calibration,
+        "settings": asdict(plan.settings),
+        "values": values,
+        "layers": layers,
+        "additions": {name: asdict(addition) for name, addition in plan.additions.items()},
+        "learned_codes": {
+            name: base64.b64encode(zlib.compress(weight.codes)).decode("ascii")
+            for name, weight in plan.weights.items()
+            if weight.codes
+        },
+    }
+    return _one_line_lists(json.dumps(document, indent=2))
+
+
+def plan_from_json(text: str, model: FloatModel, where: str = "plan") -> Plan:
+    """The inverse of ``plan_to_json``; raises as ``read_plan``."""
+    file = _read_file(text, where)
+    if file.model != model.fingerprint:
+        raise InputError(
+            f"{where} was made for another network (its fingerprint is {file.model!r}); "
+            "build without --plan to make one for this network."
+        )
+    reader = _Reader(where, file, model)
+    return complete_plan(
+        model, file.settings, file.calibration, reader.values(), reader.weights(), reader.biases()
+    )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"plan {path} can't be read ({error}); give a file that exists.") from None
+
+
+def _read_file(text: str, where: str) -> PlanFile:
+    try:
+        file = PlanFile.model_validate_json(text)
+    except InputError as error:  # Settings that contradict each other
+        raise InputError(f"{where}: settings: {error}") from None
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False)
+        if any(problem["loc"] in ((), ("format",)) for problem in problems):
+            raise InputError(
+                f"{where} is not a {FORMAT} file ({in_words(problems[0])}); `tvmq build` writes "
+                "them."
+            ) from None
+        words = "; ".join(in_words(problem) for problem in problems[:3])
+        raise InputError(f"{where}: {words}. docs/quantization.md describes the entries.") from None
+    missing = {field.name for field in fields(Settings)} - json.loads(text)["settings"].keys()
+    if missing:  # with a default in its place it would quietly be another plan
+        raise InputError(f"{where}: settings.{min(missing)} is missing; add it.")
+    return file
+
+
+class _Reader:
+    """Compares a file with the network; every complaint names the file and the entry."""
+
+    def __init__(self, where: str, file: PlanFile, model: FloatModel) -> None:
+        self.where, self.file, self.model = where, file, model
+        self.regions = find_regions(model)
+
+    def values(self) -> dict[str, ValuePlan]:
+        self._same_names("values", self.file.values, self.regions.values)
+        plans = {}
+        for name in self.regions.values:
+            entry = self.file.values[name]
+            self._check_step(entry.step, f"values.{name}.step")
+            plans[name] = ValuePlan(
+                entry.step,
+                entry.zero_point,
+                *entry.codes,
+                entry.type == "int8",
+                entry.bits,
+                entry.reason,
+            )
+        for names in self.regions.tied:
+            for name in names[1:]:
+                first, other = plans[names[0]], plans[name]
+                if (first.step, first.zero_point, first.dtype, first.bits) != (
+                    other.step, other.zero_point, other.dtype, other.bits
+                ):  # fmt: skip
+                    raise InputError(
+                        f"{self.where}: values.{name} has another step, zero point, type or bits "
+                        f"than {names[0]}, with which it is concatenated; give both the same."
+                    )
+        return plans
+
+    def weights(self) -> dict[str, WeightPlan]:
+        section, learned = self.file.layers, self.file.learned_codes
+        layers = {
+            n: layer
+            for n, layer in self.regions.layers.items()
+            if layer.kind not in ("add", "function")
+        }
+        self._same_names("layers", section, layers)
+        shapes = {
+            node.name: self.model.weight_of(node).shape
+            for node in self.model.graph_module.graph.nodes
+            if node.name in layers and layers[node.name].kind != "pool"
+        }
+        self._same_names("learned_codes", {*shapes, *learned}, shapes)
+        plans = {}
+        for name, layer in layers.items():
+            entry, place = section[name], f"layers.{name}"
+            channels = shapes[name][0] if name in shapes else 1
+            self._check_length(entry.weight_steps, {1, channels}, f"{place}.weight_steps")
+            if layer.kind != "pool":
+                for k, step in enumerate(entry.weight_steps):
+                    self._check_step(step, f"{place}.weight_steps[{k}]")
+            if name in learned:
+                self._check_codes(
+                    learned[name], shapes[name].numel(), entry.weight_bits, f"learned_codes.{name}"
+                )
+            plans[name] = WeightPlan(
+                entry.weight_steps, entry.weight_bits, entry.reason, learned.get(name, b"")
+            )
+        return plans
+
+    def biases(self) -> dict[str, BiasPlan]:
+        plans = {}
+        for node in self.model.graph_module.graph.nodes:
+            entry = self.file.layers.get(node.name)
+            if entry is None or entry.bias_correction is None:
+                continue
+            correction, place = entry.bias_correction, f"layers.{node.name}.bias_correction"
+            if self.regions.layers[node.name].kind == "pool":
+                raise InputError(f"{self.where}: {place}: a pooling has no bias; remove it.")
+            self._check_length(correction.add, {0, len(self.model.weight_of(node))}, f"{place}.add")
+            plans[node.name] = BiasPlan(correction.add, correction.reason)
+        return plans
+
+    def _same_names(self, section: str, given: Iterable[str], known: Iterable[str]) -> None:
+        unknown, missing = sorted({*given} - {*known}), sorted({*known} - {*given})
+        if unknown:
+            raise InputError(
+                f"{self.where}: {section}.{unknown[0]} is not in the network; the names are "
+                f"{', '.join(sorted(known)[:8])} …"
+            )
+        if missing:
+            raise InputError(f"{self.where}: {section}.{missing[0]} is missing; add an entry.")
+
+    def _check_length(self, items: Sized, lengths: set[int], place: str) -> None:
+        if len(items) not in lengths:
+            sizes = " or ".join(map(str, sorted(lengths)))
+            raise InputError(f"{self.where}: {place} has {len(items)} numbers; give {sizes}.")
+
+    def _check_step(self, step: float, place: str) -> None:
+        if self.file.settings.pot and math.frexp(step)[0] != 0.5:
+            raise InputError(
+                f"{self.where}: {place} is {step}; give a power of two such as "
+                f'"{_write_step(2.0 ** round(math.log2(step)), pot=True)}", or set '
+                "settings.scales to free."
+            )
+
+    def _check_codes(self, codes: bytes, count: int, bits: int, place: str) -> None:
+        low, high = learned_range(bits)
+        numbers = np.frombuffer(codes, np.int8)
+        if len(numbers) != count:
+            found, wanted = f"{len(numbers)} codes", str(count)
+        elif numbers.min() < low or numbers.max() > high:
+            found = f"codes in [{numbers.min()}, {numbers.max()}]"
+            wanted = f"[{low}, {high}] with {bits} bits"
+        else:
+            return
+        raise InputError(
+            f"{self.where}: {place} holds {found}, the layer takes {wanted}; remove the entry to "
+            "round the weights to nearest."
+        )
+
+
+def _write_step(step: float, pot: bool) -> str | float:
+    mantissa, exponent = math.frexp(step)
+    return f"2^{exponent - 1}" if pot and mantissa == 0.5 else step
+
+
+def _one_line_lists(text: str) -> str:
+    """Join lists of plain numbers, which indent=2 spreads over a line each."""
+    return re.sub(r"\[[^\[\]{}]*\]", lambda match: re.sub(r"\s+", " ", match[0]), text)

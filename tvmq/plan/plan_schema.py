@@ -1,0 +1,106 @@
+"""What a plan file holds: all that can be said of its entries without the network."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    Base64Bytes,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+from tvmq.settings import Settings, code_range
+
+FORMAT = "tvmq-plan-1"
+
+SMALLEST, LARGEST = -126, 127
+"""Exponents of a step: those of a float32."""
+
+
+def _number(given: Any) -> Any:
+    """A number, also where it is written as a power of two such as ``2^-5``."""
+    power = re.fullmatch(r"2\^([+-]?\d{1,4})", given) if isinstance(given, str) else None
+    return 2.0 ** min(int(power[1]), LARGEST + 1) if power else given
+
+
+def _in_range(step: float) -> float:
+    if not 2.0**SMALLEST <= step <= 2.0**LARGEST:
+        raise ValueError(f"{step:.6g} is no step; give one from 2^{SMALLEST} to 2^{LARGEST}")
+    return step
+
+
+def _inflated(packed: bytes) -> bytes:
+    try:
+        return zlib.decompress(packed)
+    except zlib.error as error:
+        raise ValueError(f"not zlib in base64 ({error})") from None
+
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Step = Annotated[Number, BeforeValidator(_number), AfterValidator(_in_range)]
+Bits = Annotated[int, Field(ge=2, le=8)]
+Codes = Annotated[Base64Bytes, AfterValidator(_inflated)]
+
+
+class _Entry(BaseModel):
+    """``derived`` shows what followed from an entry; it is worked out anew."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    reason: str = ""
+    derived: Any = None
+
+
+class ValueEntry(_Entry):
+    """A tensor of codes."""
+
+    step: Step
+    zero_point: int
+    type: Literal["int8", "uint8"]
+    bits: Bits
+
+    @property
+    def codes(self) -> tuple[int, int]:
+        """The lowest and the highest."""
+        return code_range(self.bits, self.type == "int8")
+
+    @model_validator(mode="after")
+    def _zero_point_is_a_code(self) -> ValueEntry:
+        low, high = self.codes
+        if not low <= self.zero_point <= high:
+            raise ValueError(f"zero_point is {self.zero_point}; give one of [{low}, {high}]")
+        return self
+
+
+class BiasEntry(_Entry):
+    """What is added to the bias of each channel; nothing if it is empty."""
+
+    add: tuple[Number, ...]
+
+
+class LayerEntry(_Entry):
+    """A layer with weights; an average pooling has those of a mean."""
+
+    weight_steps: tuple[Step, ...]
+    weight_bits: Bits
+    bias_correction: BiasEntry | None = None
+
+
+class PlanFile(BaseModel):
+    """The whole document."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    format: Literal["tvmq-plan-1"]
+    model: str
+    calibration: str = ""
+    settings: Settings
+    values: dict[str, ValueEntry]
+    layers: dict[str, LayerEntry]
+    additions: Any = None
+    learned_codes: dict[str, Codes] = {}

@@ -1,0 +1,1 @@
+"""Where the time goes: per layer, as table, JSON, trace and page."""

@@ -1,0 +1,78 @@
+"""CPU time of an artifact: what model.so calls for one image, each call measured."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tvmq.artifact.artifact import Artifact
+from tvmq.run.session import load_library
+
+REPEATS = 20
+
+
+@dataclass
+class CpuTimes:
+    """Microseconds of one image.
+
+    Attributes:
+        layers: of the layers on the CPU, by name.
+        host: of work that belongs to no layer, by symbol.
+    """
+
+    layers: dict[str, float] = field(default_factory=dict)
+    host: dict[str, float] = field(default_factory=dict)
+
+
+def measure_cpu(artifact: Artifact, layers: list[dict[str, Any]]) -> CpuTimes:
+    """Run an artifact on zeros and attribute the time of its kernels.
+
+    Kernels are called in the order of their layers and named after their kinds, so the calls of
+    one kind are the layers of that kind. Layers without a kernel (moves) are ordinary operators;
+    their time is with the host's.
+    """
+    waiting: dict[str, list[str]] = {}
+    times = CpuTimes()
+    for layer in layers:
+        if layer["device"] == "cpu":
+            waiting.setdefault(layer["kind"], []).append(layer["name"])
+            times.layers[layer["name"]] = 0.0
+    for symbol, us in _measure(artifact):
+        kind = symbol.removeprefix("cpu_").rstrip("0123456789")  # TVM numbers equal names
+        if symbol.startswith("cpu_") and waiting.get(kind):
+            times.layers[waiting[kind].pop(0)] = us
+        elif not symbol.startswith("npu_program_"):
+            times.host[symbol] = times.host.get(symbol, 0.0) + us
+    return times
+
+
+def _measure(artifact: Artifact) -> list[tuple[str, float]]:
+    """Compiled functions that model.so calls for one image, in order, with their microseconds."""
+    import tvm
+
+    machine = load_library(artifact.path("model.so"))
+    calls: list[tuple[str, float]] = []
+    began = 0.0
+
+    def listen(_: Any, symbol: str, before: bool, *__: Any) -> int:
+        nonlocal began
+        if before:
+            began = time.perf_counter()
+        elif not symbol.startswith("vm.builtin") and symbol != "shape_func":
+            calls.append((symbol, (time.perf_counter() - began) * 1e6))
+        return 0
+
+    machine.set_instrument(listen)
+    inputs = [
+        tvm.runtime.tensor(np.zeros((1, *info.image_shape), np.float32))
+        for info in artifact.manifest.inputs
+    ]
+    runs = []
+    for _ in range(REPEATS):
+        calls.clear()
+        machine["main"](*inputs)
+        runs.append(list(calls))
+    return [(same[0][0], min(us for _, us in same)) for same in zip(*runs, strict=True)]

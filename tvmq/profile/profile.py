@@ -1,0 +1,203 @@
+"""Where the time of one image goes: NPU layers in modelled cycles, CPU kernels as measured.
+
+An operator on the NPU costs what the timing model says of its window (``targets/npu/layer_costs``);
+one on the CPU is measured on this machine, the smallest of several runs. What passes between NPU
+and CPU has rows of its own: it lies in DRAM that both see, and is counted as once over the
+machine's bus. So has host work that no layer describes, the float ends of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from targets.npu.machine.isa import UNIT_NAMES
+from targets.npu.machine.spec import NpuSpec, load_spec
+from targets.npu.price.layer_costs import LayerCost, PricedProgram, price
+from tvmq.artifact.artifact import Artifact
+from tvmq.profile.cpu import measure_cpu
+
+
+@dataclass(frozen=True)
+class OperatorProfile:
+    """One row, for one image.
+
+    Attributes:
+        name: of the layer, of the host function, or of the program whose tensors are handed over.
+        layer: module path and source line.
+        op: "conv2d", "add", ..., "host", or "transfer".
+        device: "npu", "cpu", or "bus".
+        cycles: of the NPU; 0 elsewhere.
+        us: microseconds, modelled on NPU and bus, measured on the CPU.
+        macs: multiply-accumulates.
+        bytes: DRAM traffic of the NPU, instructions included, or bytes handed over; 0 on the CPU.
+        utilization: of the NPU's MAC array at the layer's operand widths, in [0, 1].
+        bound: a word of ``layer_costs.BOUNDS``, "host" or "handover".
+        reason: why it isn't on the NPU; "" where it is.
+        energy_pj: relative energy; 0 where nothing is modelled.
+        stalls: unit -> class of ``stalls`` -> cycles of the layer's window; only what isn't 0.
+    """
+
+    name: str
+    layer: str
+    op: str
+    device: str
+    cycles: int
+    us: float
+    macs: int
+    bytes: int
+    utilization: float
+    bound: str
+    reason: str
+    energy_pj: float = 0.0
+    stalls: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All operators of one image: layers in order, then transfers, then host work.
+
+    Attributes:
+        artifact: its folder.
+        target: what it was built for.
+        total_cycles: of the NPU.
+        total_ms: NPU cycles at the machine's clock, transfers, and CPU time.
+        mac_utilization: of the NPU's MAC array while the NPU works, in [0, 1].
+        energy_table: name of the table, "" without an NPU.
+        operators: the rows.
+        spec: the machine, or None.
+        programs: what the rows of the NPU were made from, by file name.
+        reconstruction: what the manifest says of it.
+    """
+
+    artifact: str
+    target: str
+    total_cycles: int
+    total_ms: float
+    mac_utilization: float
+    energy_table: str
+    operators: tuple[OperatorProfile, ...]
+    spec: NpuSpec | None
+    programs: dict[str, PricedProgram]
+    reconstruction: dict[str, Any] = field(default_factory=dict)
+
+
+def profile(artifact: Artifact, energy: str = "") -> Profile:
+    """Price the NPU part of an artifact and measure its CPU part.
+
+    Args:
+        artifact: to profile.
+        energy: a table of the machine's description; "" takes its choice.
+
+    Raises:
+        SpecError: no such energy table.
+    """
+    layers = artifact.read_json("layers.json")
+    spec = load_spec(str(artifact.path("npu.toml"))) if artifact.has("npu.toml") else None
+    priced = {} if spec is None else price_programs(artifact, spec, energy)
+    sources = {layer["name"]: layer for layer in layers}
+    rows = {
+        cost.name: _npu_row(cost, sources[cost.name], spec)
+        for program in priced.values()
+        for cost in program.layers
+        if spec is not None
+    }
+    measured = measure_cpu(artifact, layers)
+    rows |= {name: _cpu_row(sources[name], us) for name, us in measured.layers.items()}
+    operators = [rows[layer["name"]] for layer in layers]
+    if spec is not None:
+        byte_pj = spec.energy.named(energy).dram_byte
+        operators += [row for item in priced.items() for row in _transfers(*item, spec, byte_pj)]
+    operators += [_cpu_row(_host_layer(symbol), us) for symbol, us in measured.host.items()]
+    cycles = sum(program.timeline.total for program in priced.values())
+    ideal = float(sum(program.ideal_cycles for program in priced.values()))
+    return Profile(
+        artifact=str(artifact.folder),
+        target=artifact.manifest.target,
+        total_cycles=cycles,
+        total_ms=round(sum(row.us for row in operators) / 1000, 6),
+        mac_utilization=round(ideal / cycles, 4) if cycles else 0.0,
+        energy_table="" if spec is None else energy or spec.energy.table,
+        operators=tuple(operators),
+        spec=spec,
+        programs=priced,
+        reconstruction=artifact.manifest.reconstruction,
+    )
+
+
+def price_programs(artifact: Artifact, spec: NpuSpec, energy: str) -> dict[str, PricedProgram]:
+    """The NPU programs of an artifact with their timelines, by file name."""
+    return {name: price(each, spec, energy) for name, each in artifact.programs().items()}
+
+
+def _npu_row(cost: LayerCost, layer: dict[str, Any], spec: NpuSpec) -> OperatorProfile:
+    return OperatorProfile(
+        name=cost.name,
+        layer=layer["source"],
+        op=layer["kind"],
+        device="npu",
+        cycles=cost.cycles,
+        us=_microseconds(cost.cycles, spec),
+        macs=layer["macs"],
+        bytes=cost.dram_bytes,
+        utilization=cost.utilization,
+        bound=cost.bound,
+        reason="",
+        energy_pj=round(cost.picojoules, 1),
+        stalls={
+            unit: {name: cycles for name, cycles in classes.items() if cycles}
+            for unit, classes in zip(UNIT_NAMES, cost.units, strict=True)
+        },
+    )
+
+
+def _cpu_row(layer: dict[str, Any], us: float) -> OperatorProfile:
+    return OperatorProfile(
+        name=layer["name"],
+        layer=layer["source"],
+        op=layer["kind"],
+        device="cpu",
+        cycles=0,
+        us=round(us, 3),
+        macs=layer["macs"],
+        bytes=0,
+        utilization=0.0,
+        bound="host",
+        reason=layer["reason"],
+    )
+
+
+def _transfers(
+    name: str, priced: PricedProgram, spec: NpuSpec, byte_pj: float
+) -> Iterator[OperatorProfile]:
+    program, dma = priced.program, spec.dma
+    for size, latency, what in (
+        (program.input_bytes, dma.write_latency, "inputs"),
+        (program.output_bytes, dma.read_latency, "outputs"),
+    ):
+        bursts = -(-size // dma.burst) * dma.burst
+        cycles = -(-bursts // dma.bytes_per_cycle) + latency
+        yield OperatorProfile(
+            name=f"{name} {what}",
+            layer="",
+            op="transfer",
+            device="bus",
+            cycles=0,
+            us=_microseconds(cycles, spec),
+            macs=0,
+            bytes=size,
+            utilization=0.0,
+            bound="handover",
+            reason=f"{what} of the NPU program pass through DRAM between CPU and NPU",
+            energy_pj=round(size * byte_pj, 1),
+        )
+
+
+def _microseconds(cycles: int, spec: NpuSpec) -> float:
+    return round(cycles / spec.clock_hz * 1e6, 3)
+
+
+def _host_layer(symbol: str) -> dict[str, Any]:
+    reason = "float input or output of the network, or data movement between kernels"
+    return {"name": symbol, "source": "", "kind": "host", "macs": 0, "reason": reason}

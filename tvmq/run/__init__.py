@@ -1,0 +1,1 @@
+"""Run an artifact on one of its devices, compare the devices, measure accuracy."""

@@ -1,0 +1,158 @@
+"""Run an artifact on one of its devices; all but "float" give the same numbers, bit for bit.
+
+npu        model.so: the encoded NPU programs in the simulator, CPU fallback around them
+cpu        cpu.so: the same integers in CPU kernels
+reference  integer.json in the NumPy interpreter, which is the definition
+float      float.pt2 in torch: what the network was before quantization
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from targets.errors import InputError
+from tvmq.artifact.artifact import Artifact
+
+Array: TypeAlias = npt.NDArray[np.float32]
+Runner: TypeAlias = Callable[[list[Array]], list[Array]]
+
+DEVICES = ("npu", "cpu", "reference", "float")
+
+
+class Session:
+    """A loaded network.
+
+    Attributes:
+        device: the one it runs on.
+    """
+
+    def __init__(self, artifact: Artifact, device: str | None = None) -> None:
+        """Load for a device; None: the NPU if the artifact was built for one, else the CPU.
+
+        Raises:
+            InputError: the artifact was not built for that device.
+        """
+        self.artifact = artifact
+        self.device = device or ("npu" if artifact.has("npu.toml") else "cpu")
+        self._run = _runner(artifact, self.device)
+
+    def run(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, Array]:
+        """Compute one batch.
+
+        Args:
+            inputs: float32[N, ...] by input name, preprocessed, N the same for all.
+
+        Returns:
+            float32[N, ...] by output name.
+
+        Raises:
+            InputError: a name, shape or value is wrong.
+        """
+        outputs = self._run(_check(self.artifact, inputs))
+        names = [output.name for output in self.artifact.manifest.outputs]
+        return dict(zip(names, outputs, strict=True))
+
+
+def _runner(artifact: Artifact, device: str) -> Runner:
+    if device == "npu":
+        if not artifact.has("npu.toml"):
+            raise InputError(
+                f"{artifact.folder}: was built for the CPU. "
+                f"Build it with --target npu, or choose --device cpu."
+            )
+        return library_runner(artifact.path("model.so"))
+    if device == "cpu":
+        return library_runner(artifact.path("cpu.so"))
+    if device == "reference":
+        names = [info.name for info in artifact.manifest.inputs]
+        return reference_runner(artifact.path("integer.json"), names)
+    if device == "float":
+        return _float_runner(artifact.path("float.pt2"))
+    raise InputError(f"device {device!r} is unknown. Choose one of {', '.join(DEVICES)}.")
+
+
+def load_library(path: Path) -> Any:
+    """The ``relax.VirtualMachine`` of a compiled library.
+
+    A library that is loaded is found again by its path, even if the file has been replaced since,
+    as by a second build; so what is loaded is a copy with a path of its own.
+    """
+    import tvm
+    from tvm import relax
+
+    with tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copy(path, folder)
+        return relax.VirtualMachine(tvm.runtime.load_module(copy), tvm.cpu())
+
+
+def library_runner(path: Path) -> Runner:
+    """All that a process needs to run an artifact: TVM and NumPy."""
+    import tvm
+
+    machine = load_library(path)
+
+    def run(arrays: list[Array]) -> list[Array]:
+        outputs = machine["main"](*(tvm.runtime.tensor(array) for array in arrays))
+        return [output.numpy() for output in outputs]
+
+    return run
+
+
+def reference_runner(path: Path, names: Sequence[str]) -> Runner:
+    """The NumPy interpreter on a saved integer module whose parameters are called ``names``."""
+    import tvm
+
+    from tvmq.run.reference import run_reference
+
+    module = tvm.ir.load_json(path.read_text())
+
+    def run(arrays: list[Array]) -> list[Array]:
+        return run_reference(module, dict(zip(names, arrays, strict=True)))
+
+    return run
+
+
+def _float_runner(path: Path) -> Runner:
+    import torch
+
+    module = torch.export.load(path).module()
+
+    def run(arrays: list[Array]) -> list[Array]:
+        with torch.no_grad():
+            outputs = module(*(torch.tensor(array) for array in arrays))
+        return [output.numpy() for output in outputs]
+
+    return run
+
+
+def _check(artifact: Artifact, inputs: Mapping[str, npt.NDArray[np.generic]]) -> list[Array]:
+    """The arrays in the order of the network, contiguous float32."""
+    wanted = artifact.manifest.inputs
+    names = [info.name for info in wanted]
+    if set(inputs) != set(names):
+        raise InputError(
+            f"Inputs are named {', '.join(sorted(inputs)) or 'nothing'}; "
+            f"this network takes {', '.join(names)}. Rename the arrays."
+        )
+    arrays = []
+    for info in wanted:
+        array = inputs[info.name]
+        if array.dtype.kind not in "fiu" or array.shape[1:] != info.image_shape or not len(array):
+            shape = ", ".join(map(str, info.shape[1:]))
+            raise InputError(
+                f"Input {info.name}: expected {info.dtype}[N, {shape}], "
+                f"got {array.dtype}{list(array.shape)}. Give one array of N preprocessed inputs."
+            )
+        arrays.append(np.ascontiguousarray(array, np.float32))
+        if not np.isfinite(arrays[-1]).all():
+            raise InputError(f"Input {info.name}: has NaN or infinite values. Remove them.")
+    if len({len(array) for array in arrays}) > 1:
+        raise InputError(f"Inputs {', '.join(names)}: have different batch sizes. Give equal ones.")
+    return arrays
