@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from relay_passes.relax_nodes import (
-    Array,
     Expr,
     Graph,
     array_of,
@@ -36,24 +33,3 @@ def code_range(graph: Graph, codes: Expr) -> tuple[int, int]:
     if op == "nn.pad":
         ranges.append((int(call.attrs.pad_value),) * 2)
     return min(low for low, _ in ranges), max(high for _, high in ranges)
-
-
-def sum_bound(weight: Array, bias: Array, low: int, high: int) -> int:
-    """Largest |sum of products + bias| over all inputs; every partial sum stays below it, too.
-
-    Args:
-        weight: int8[K, ...], one row of products per output channel.
-        bias: int[K], added to the sums.
-        low: lowest input code.
-        high: highest input code.
-
-    Returns:
-        The tight bound of the whole sum and of each prefix of it, whatever the order.
-    """
-    rows = weight.reshape(weight.shape[0], -1).astype(np.int64)
-    ends = np.stack([rows * low, rows * high])
-    most = np.maximum(ends.max(0), 0).sum(1)  # a prefix may leave out what would cancel
-    least = np.minimum(ends.min(0), 0).sum(1)
-    offset = bias.astype(np.int64)
-    extremes = np.stack([most, least, most + offset, least + offset])
-    return int(np.abs(extremes).max())

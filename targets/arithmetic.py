@@ -18,9 +18,16 @@ from targets.errors import ArithmeticRangeError
 
 Int64s: TypeAlias = npt.NDArray[np.int64]
 
+MAX_MULTIPLIER = (1 << 16) - 1
 MAX_SHIFT = 47
 """Widest right shift of a requantization."""
+MAX_SHIFT_SPREAD = 15
+"""Channels of a layer share a shift; each has its own distance from it in four bits."""
+MAX_RESIDUAL_SHIFT = 31
+"""Widest left shift of what is added to the sums."""
 MAX_FRACTION = 15
+"""Widest left shift of the sums themselves."""
+INT32_MAX = (1 << 31) - 1
 BORDER_BITS = 8
 """A border is a fraction of an output step in 1/256; 128 is half."""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from relay_passes.code_ranges import code_range, sum_bound
+from relay_passes.code_ranges import code_range
 from relay_passes.forms.lookup import first_code
 from relay_passes.forms.read_products import Reader, weight_bits
 from relay_passes.relax_nodes import (
@@ -30,6 +30,7 @@ from relay_passes.relax_nodes import (
     shape_of,
 )
 from targets.layers import Conv2d, Lut, Move, Piece, Requantize
+from targets.sum_bounds import bound_sums
 
 Index = tuple[int, int, int]
 
@@ -134,7 +135,7 @@ def _permuted_channels(reader: Reader, source: Var, var: Var, order: Array) -> C
         groups=1,
         input_zero_point=0,
         requantize=Requantize(0, bias + 1, bias, 0, low, high),
-        max_sum=sum_bound(weight, bias, low, high),
+        max_sum=bound_sums(weight, bias, low, high).reach,
         weight_bits=weight_bits(weight),
     )
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from relay_passes.code_ranges import code_range, sum_bound
+from relay_passes.code_ranges import code_range
 from relay_passes.forms.lookup import first_code
 from relay_passes.passes.name_values import SUMS
 from relay_passes.relax_nodes import (
@@ -29,6 +29,7 @@ from relay_passes.relax_nodes import (
     shape_of,
 )
 from targets.layers import Add, Conv2d, MaxPool2d, Operand, Requantize, Residual, Value
+from targets.sum_bounds import bound_sums
 
 
 class Reader(Protocol):
@@ -186,7 +187,7 @@ def _convolution(reader: Reader, sums: _Sums, var: Var, requantize: Requantize |
         groups=groups,
         input_zero_point=sums.fill,
         requantize=requantize,
-        max_sum=sum_bound(sums.weight, sums.bias, low, high),
+        max_sum=bound_sums(sums.weight, sums.bias, low, high).reach,
         weight_bits=weight_bits(sums.weight),
     )
 

@@ -16,19 +16,12 @@ import tvm
 from tvm import IRModule, relax
 
 from relay_passes.code_ranges import code_range
-from relay_passes.forms.quantization import Dequantize, match_dequantize, match_quantize
-from relay_passes.forms.requantize import (
-    INT32,
-    LARGEST_RESIDUAL_SHIFT,
-    LARGEST_SHIFT,
-    Target,
-    dyadic,
-    emit_operand,
-    emit_rounding,
-    exact_step,
-)
-from relay_passes.relax_nodes import Expr, Graph, Rewriter, Var, is_codes, rewrite
+from relay_passes.forms.quantization import match_dequantize, match_quantize
+from relay_passes.forms.requantize import Target, emit_operand, emit_rounding, exact_step
+from relay_passes.relax_nodes import Expr, Rewriter, Var, is_codes, rewrite
 from targets.errors import ArithmeticRangeError
+from targets.scale import derive_addition
+from targets.sum_bounds import CodeRange, add_needs_int64
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerAdd")
@@ -52,32 +45,23 @@ def _visit(rewriter: Rewriter, var: Var, _value: Expr) -> Expr | None:
         return None
     name = quantize.source.name
     step = exact_step(quantize.step)
-    ratios = [dyadic(exact_step(side.step) / step, f"{name}, operand") for side in operands]
-    s = max(0, *(shift for _, shift in ratios))
-    shifts = [s - shift for _, shift in ratios]
-    if s > LARGEST_SHIFT or max(shifts) > LARGEST_RESIDUAL_SHIFT:
-        raise ArithmeticRangeError(
-            f"{name}: the steps of its operands differ too much (shifts {shifts}, then {s}). "
-            "Calibrate again or exclude the layer."
-        )
-    most = (1 << s) + sum(
-        (_reach(graph, side) * m) << k
-        for side, (m, _), k in zip(operands, ratios, shifts, strict=True)
+    a_ratio, b_ratio = (exact_step(side.step) / step for side in operands)
+    try:
+        scale = derive_addition(a_ratio, b_ratio)
+    except ArithmeticRangeError as error:
+        raise ArithmeticRangeError(f"{name}: {error}") from None
+    first, second = (
+        CodeRange(*code_range(graph, side.codes), side.zero_point) for side in operands
     )
-    wide = most >= INT32 or s > 30
-    dtype = "int64" if wide or any(m != 1 for m, _ in ratios) else "int32"
+    wide = add_needs_int64(scale, first, second, quantize.zero_point)
+    dtype = "int64" if wide or scale.multipliers != (1, 1) else "int32"
     emit = rewriter.emit
     a, b = (
         emit_operand(
             emit, rewriter.get(side.codes), side.zero_point, m, np.asarray(k, np.int64), dtype
         )
-        for side, (m, _), k in zip(operands, ratios, shifts, strict=True)
+        for side, m, k in zip(operands, scale.multipliers, scale.shifts, strict=True)
     )
     target = Target(step, quantize.zero_point, quantize.low, quantize.high, quantize.dtype)
     total = emit(relax.op.add(a, b), f"{name}_sums")
-    return emit_rounding(emit, total, np.asarray(s, np.int64), target, var.name)
-
-
-def _reach(graph: Graph, side: Dequantize) -> int:
-    """Largest |code - zero point|."""
-    return max(abs(code - side.zero_point) for code in code_range(graph, side.codes))
+    return emit_rounding(emit, total, np.asarray(scale.shift, np.int64), target, var.name)

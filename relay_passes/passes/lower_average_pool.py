@@ -18,15 +18,9 @@ import numpy as np
 import tvm
 from tvm import IRModule, relax
 
-from relay_passes.code_ranges import code_range, sum_bound
+from relay_passes.code_ranges import code_range
 from relay_passes.forms.quantization import Quantize, match_dequantize, match_quantize
-from relay_passes.forms.requantize import (
-    LARGEST_MULTIPLIER,
-    Target,
-    emit_requantize,
-    exact_step,
-    plan_scale,
-)
+from relay_passes.forms.requantize import Target, emit_requantize, exact_step
 from relay_passes.relax_nodes import (
     Expr,
     Rewriter,
@@ -37,7 +31,10 @@ from relay_passes.relax_nodes import (
     rewrite,
     shape_of,
 )
+from targets.arithmetic import MAX_MULTIPLIER
 from targets.errors import ArithmeticRangeError
+from targets.scale import derive_scale
+from targets.sum_bounds import bound_sums, needs_int64
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerAveragePool")
@@ -95,9 +92,10 @@ def _visit(rewriter: Rewriter, var: Var, _value: Expr) -> Expr | None:
     exact = exact_step(data.step) / step / window
     reach = (window * (low - data.zero_point), window * (high - data.zero_point))
     ratio = same_rounding(name, exact, reach, quantize)
-    scale = plan_scale(name, [ratio] * channels, sum_bound(ones, bias, low, high))
+    scale = derive_scale([ratio])
+    wide = needs_int64(bound_sums(ones, bias, low, high), scale, None, quantize.zero_point)
     target = Target(step, quantize.zero_point, quantize.low, quantize.high, quantize.dtype)
-    return emit_requantize(emit, sums, scale, target, None, var.name)
+    return emit_requantize(emit, sums, scale, wide, target, None, var.name)
 
 
 def same_rounding(
@@ -120,7 +118,7 @@ def same_rounding(
     if abs(scaled - near) <= scaled / 2**40:  # the planner chose the steps so
         return Fraction(near) / Fraction(2) ** shift
     # above and not nearest: a tie, which must go up, may not fall below the half
-    chosen = min(math.ceil(scaled), LARGEST_MULTIPLIER) / Fraction(2) ** shift
+    chosen = min(math.ceil(scaled), MAX_MULTIPLIER) / Fraction(2) ** shift
     for total in range(reach[0], reach[1] + 1):
         if _code(total * exact, quantize) != _code(total * chosen, quantize):
             raise ArithmeticRangeError(

@@ -22,7 +22,7 @@ import numpy as np
 import tvm
 from tvm import IRModule, relax
 
-from relay_passes.code_ranges import code_range, sum_bound
+from relay_passes.code_ranges import code_range
 from relay_passes.forms.quantization import (
     Dequantize,
     Quantize,
@@ -30,7 +30,7 @@ from relay_passes.forms.quantization import (
     match_dequantize,
     match_quantize,
 )
-from relay_passes.forms.requantize import INT32, Target, emit_requantize, exact_step, plan_scale
+from relay_passes.forms.requantize import Target, emit_requantize, exact_step
 from relay_passes.relax_nodes import (
     Array,
     Expr,
@@ -46,7 +46,10 @@ from relay_passes.relax_nodes import (
     op_of,
     rewrite,
 )
+from targets.arithmetic import INT32_MAX
 from targets.errors import ArithmeticRangeError, UnsupportedError
+from targets.scale import derive_scale
+from targets.sum_bounds import CodeRange, SumBounds, bound_sums, needs_int64
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerConvolution")
@@ -67,7 +70,7 @@ class Product:
         call: the float ``nn.conv2d`` or ``matmul``.
         data: the dequantized input.
         weight: int8[K, R, S, C / groups] or int8[K, C].
-        steps: of the sums, per output channel.
+        steps: of the sums; one, or one per output channel.
         bias: int64[K], with the input's zero point folded in.
     """
 
@@ -98,8 +101,7 @@ def match_product(graph: Graph, expr: Expr) -> Product | None:
         return None
     codes = array_of(weight.codes)
     K = codes.shape[0]
-    weight_steps = np.broadcast_to(weight.step.reshape(-1), (K,))
-    steps = [exact_step(data.step) * exact_step(step) for step in weight_steps]
+    steps = [exact_step(data.step) * exact_step(step) for step in weight.step.reshape(-1)]
     offset = array_of(added.args[1]).reshape(-1) if added is not None and biased else np.zeros(K)
     bias = _integer_bias(expr.name, np.broadcast_to(offset, (K,)), steps)
     taps = codes.reshape(K, -1).astype(np.int64).sum(1)
@@ -120,7 +122,7 @@ def _untransposed(graph: Graph, call: Expr) -> Expr:
 def _integer_bias(name: str, bias: Array, steps: list[Fraction]) -> Array:
     real = bias / np.array([float(step) for step in steps])
     codes = np.rint(real)
-    if np.abs(real - codes).max() > 2**-10 or np.abs(codes).max() >= INT32:
+    if np.abs(real - codes).max() > 2**-10 or np.abs(codes).max() > INT32_MAX:
         k = int(np.abs(real - codes).argmax())
         raise ArithmeticRangeError(
             f"{name}, channel {k}: the bias {bias[k]!r} is {real[k]!r} steps of the sums, not an "
@@ -140,7 +142,7 @@ def _visit(rewriter: Rewriter, var: Var, _value: Expr) -> Expr | None:
     product = match_product(graph, var)
     if product is None:
         return None
-    steps = np.array([float(step) for step in product.steps])
+    steps = np.broadcast_to([float(step) for step in product.steps], product.bias.shape)
     sums, _ = _emit_sums(rewriter, product)
     return emit_dequantize(rewriter.emit, Dequantize(sums, steps, 0), var.name)
 
@@ -178,24 +180,35 @@ def _product_and_residual(graph: Graph, source: Expr) -> tuple[Product, Dequanti
 def _requantized(
     rewriter: Rewriter, var: Var, quantize: Quantize, product: Product, residual: Dequantize | None
 ) -> Expr:
-    sums, bound = _emit_sums(rewriter, product)
+    sums, bounds = _emit_sums(rewriter, product)
     step = exact_step(quantize.step)
-    other = None
+    other = None if residual is None else exact_step(residual.step) / step
+    try:
+        scale = derive_scale([s / step for s in product.steps], other)
+    except ArithmeticRangeError as error:
+        raise ArithmeticRangeError(f"{product.name}: {error}") from None
+    codes = added = None
     if residual is not None:
-        other = (exact_step(residual.step) / step, residual.zero_point)
-    scale = plan_scale(product.name, [s / step for s in product.steps], bound, other)
-    target = Target(step, quantize.zero_point, quantize.low, quantize.high, quantize.dtype)
-    codes = None if residual is None else rewriter.get(residual.codes)
-    return emit_requantize(rewriter.emit, sums, scale, target, codes, var.name)
-
-
-def _emit_sums(rewriter: Rewriter, product: Product) -> tuple[Expr, int]:
-    """Bind the int32 sums with their bias; also gives the bound of their magnitude."""
-    bound = sum_bound(product.weight, product.bias, *code_range(rewriter.graph, product.data.codes))
-    if bound >= INT32:
+        codes = CodeRange(*code_range(rewriter.graph, residual.codes), residual.zero_point)
+        added = rewriter.get(residual.codes), residual.zero_point
+    if bounds.reach << scale.fraction > INT32_MAX:
         raise ArithmeticRangeError(
-            f"{product.name}: sums reach {bound}, more than int32 holds. Use fewer bits or split "
-            "the layer."
+            f"{product.name}: the sums reach {bounds.reach} and need {scale.fraction} fraction "
+            "bits, more than int32 holds. Use a coarser step for the residual or fewer bits."
+        )
+    wide = needs_int64(bounds, scale, codes, quantize.zero_point)
+    target = Target(step, quantize.zero_point, quantize.low, quantize.high, quantize.dtype)
+    return emit_requantize(rewriter.emit, sums, scale, wide, target, added, var.name)
+
+
+def _emit_sums(rewriter: Rewriter, product: Product) -> tuple[Expr, SumBounds]:
+    """Bind the int32 sums with their bias; also gives their bounds."""
+    codes = code_range(rewriter.graph, product.data.codes)
+    bounds = bound_sums(product.weight, product.bias, *codes)
+    if bounds.reach > INT32_MAX:
+        raise ArithmeticRangeError(
+            f"{product.name}: sums reach {bounds.reach}, more than int32 holds. Use fewer bits or "
+            "split the layer."
         )
     emit = rewriter.emit
     x = rewriter.get(product.data.codes)
@@ -205,7 +218,7 @@ def _emit_sums(rewriter: Rewriter, product: Product) -> tuple[Expr, int]:
     else:
         products = emit(emit_conv2d(rewriter, x, product))
     sums = relax.op.add(products, constant(product.bias, "int32"))
-    return emit(sums, f"{product.name}_sums"), bound
+    return emit(sums, f"{product.name}_sums"), bounds
 
 
 def emit_conv2d(rewriter: Rewriter, x: Expr, product: Product) -> Expr:

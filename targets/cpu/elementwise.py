@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from tvm import s_tir, te, tirx
 
-from targets.cpu.requantize import CODE_RANGE, INT32_MAX, Expr, round_and_clamp
+from targets.cpu.requantize import CODE_RANGE, Expr, round_and_clamp
 from targets.layers import Add, Lut, MaxPool2d, Operand, Value
+from targets.scale import AddScale
+from targets.sum_bounds import CodeRange, add_needs_int64
 
 VECTOR = 64  # bytes
 TASK_BYTES = 16 * 1024
@@ -19,9 +21,13 @@ Built = tuple[tirx.PrimFunc, tuple[npt.NDArray[np.generic], ...]]
 
 def build_add(layer: Add) -> Built:
     """``clamp(half_up(a + b, shift) + zero_point)``, in int32 where the operands provably allow."""
-    half = 1 << max(layer.shift - 1, 0)
-    narrow = _bound(layer.a) + _bound(layer.b) + half <= INT32_MAX and layer.shift <= 30
-    kind = "int32" if narrow else "int64"
+    sides = (layer.a, layer.b)
+    scale = AddScale(
+        (layer.a.multiplier, layer.b.multiplier), (layer.a.shift, layer.b.shift), layer.shift
+    )
+    a_codes, b_codes = (CodeRange(*CODE_RANGE[x.value.dtype], x.zero_point) for x in sides)
+    # the zero point is added after the clamp, where it can't overflow
+    kind = "int64" if add_needs_int64(scale, a_codes, b_codes, zero_point=0) else "int32"
     n = tirx.Var("n", "int64")
     a, b = _placeholder(n, layer.a.value, "a"), _placeholder(n, layer.b.value, "b")
 
@@ -88,13 +94,6 @@ def build_max_pool2d(layer: MaxPool2d) -> Built:
     sch.vectorize(lane)
     sch.decompose_reduction(block, kr)
     return sch.mod["main"].without_attr("global_symbol"), ()
-
-
-def _bound(operand: Operand) -> int:
-    """The largest magnitude of an operand's term."""
-    low, high = CODE_RANGE[operand.value.dtype]
-    largest = max(abs(low - operand.zero_point), abs(high - operand.zero_point))
-    return largest * operand.multiplier << operand.shift
 
 
 def _placeholder(n: Expr, value: Value, name: str) -> te.Tensor:

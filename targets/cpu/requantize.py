@@ -14,30 +14,13 @@ from typing import TypeAlias
 import numpy as np
 from tvm import ir, tirx
 
-from targets.layers import Conv2d, DType, Ints, Requantize
+from targets.layers import Conv2d, DType, Ints
+from targets.scale import Scale
+from targets.sum_bounds import CodeRange, SumBounds, bound_sums, needs_int64
 
 Expr: TypeAlias = ir.Expr
 
-INT32_MAX = 2**31 - 1
 CODE_RANGE = {"int8": (-128, 127), "uint8": (0, 255)}
-
-
-def sum_bound(layer: Conv2d) -> int:
-    """A bound of |acc + bias|: the proven one if the layer has it, else from weights alone."""
-    if layer.max_sum:
-        return layer.max_sum
-    largest = max(abs(code) for code in CODE_RANGE[layer.input.dtype])
-    sums = np.abs(layer.weight.astype(np.int64)).sum(axis=(1, 2, 3)) * largest
-    return int((sums + np.abs(layer.bias.astype(np.int64))).max())
-
-
-def _residual_bound(q: Requantize) -> int:
-    """A bound of the residual's term over all codes."""
-    if q.residual is None:
-        return 0
-    low, high = CODE_RANGE[q.residual.value.dtype]
-    largest = max(abs(low - q.residual.zero_point), abs(high - q.residual.zero_point))
-    return largest * q.residual.multiplier << int(q.residual.shift.max())
 
 
 def fits_int32(layer: Conv2d) -> bool:
@@ -45,10 +28,19 @@ def fits_int32(layer: Conv2d) -> bool:
     q = layer.requantize
     if q is None:
         return True
-    if np.any(q.multiplier != 1) or q.shift.max() > 30:
-        return False
-    half = 1 << max(int(q.shift.max()) - 1, 0)
-    return (sum_bound(layer) << q.fraction) + _residual_bound(q) + half <= INT32_MAX
+    residual, left, multiplier = None, (), 1
+    if q.residual is not None:
+        residual = CodeRange(*CODE_RANGE[q.residual.value.dtype], q.residual.zero_point)
+        left, multiplier = tuple(q.residual.shift.tolist()), q.residual.multiplier
+    shift = tuple(q.shift.tolist())
+    scale = Scale(q.fraction, tuple(q.multiplier.tolist()), shift, multiplier, left)
+    if layer.max_sum:
+        reach = np.array([layer.max_sum])
+        bounds = SumBounds(reach, -reach, reach)
+    else:
+        bounds = bound_sums(layer.weight, layer.bias, *CODE_RANGE[layer.input.dtype])
+    # the zero point is added after the clamp, where it can't overflow
+    return not needs_int64(bounds, scale, residual, zero_point=0)
 
 
 @dataclass(frozen=True)

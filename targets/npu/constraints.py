@@ -11,6 +11,14 @@ from collections.abc import Callable
 
 import numpy as np
 
+from targets.arithmetic import (
+    INT32_MAX,
+    MAX_FRACTION,
+    MAX_MULTIPLIER,
+    MAX_RESIDUAL_SHIFT,
+    MAX_SHIFT,
+    MAX_SHIFT_SPREAD,
+)
 from targets.errors import CapacityError
 from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d, Move
 from targets.npu.machine.spec import NpuSpec
@@ -20,11 +28,6 @@ from targets.npu.schedule.move import schedule_move
 from targets.npu.schedule.pool import schedule_max_pool2d
 from targets.npu.schedule.scheduled import Scheduled
 from targets.npu.schedule.storage import as_bytes
-
-MAX_SHIFT = 47
-MAX_SHIFT_SPREAD = 15
-MAX_RESIDUAL_SHIFT = 31
-MAX_FRACTION = 15
 
 
 def operands_are_bytes(layer: Layer, _spec: NpuSpec) -> str | None:
@@ -47,7 +50,7 @@ def sums_fit_32_bits(layer: Layer, _spec: NpuSpec) -> str | None:
         return None
     fraction = layer.requantize.fraction if layer.requantize else 0
     worst = layer.max_sum << fraction
-    return f"a sum can reach {worst}" if worst >= 1 << 31 else None
+    return f"a sum can reach {worst}" if worst > INT32_MAX else None
 
 
 def shifts_fit_their_fields(layer: Layer, _spec: NpuSpec) -> str | None:
@@ -86,7 +89,7 @@ def multipliers_are_16_bits(layer: Layer, _spec: NpuSpec) -> str | None:
         values += [residual.multiplier] if residual else []
     else:
         return None
-    wide = [v for v in values if not 1 <= v <= 0xFFFF]
+    wide = [v for v in values if not 1 <= v <= MAX_MULTIPLIER]
     return f"multipliers of {wide}" if wide else None
 
 

@@ -253,7 +253,7 @@ def test_dumps_every_stage(tmp_path):
 def test_ratio_that_is_no_fraction_names_the_layer():
     module = Residual()
     module.s_b *= 1.1
-    with pytest.raises(ArithmeticRangeError, match=r"conv2d_1, channel 0: the ratio of steps"):
+    with pytest.raises(ArithmeticRangeError, match=r"conv2d_1: channel 0: the ratio of steps"):
         lower_to_integer(import_torch(export(module, (3, 12, 9))))
 
 

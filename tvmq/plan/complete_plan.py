@@ -5,25 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 
+from targets.arithmetic import INT32_MAX
 from targets.errors import ArithmeticRangeError
+from targets.scale import AddScale, Scale, TooFineError, derive_addition, derive_scale
+from targets.sum_bounds import CodeRange, SumBounds, bound_sums, held_bound
 from tvmq.float_model import FloatModel
 from tvmq.plan.fake_quantize import HALF
-from tvmq.plan.integers import TooFineError, addition, requantize, snap_weight_step
-from tvmq.plan.overflow import LIMIT, SumBounds, bound_sums, prove_accumulator, total_bound
-from tvmq.plan.plan import (
-    AccumulatorProof,
-    AddPlan,
-    BiasPlan,
-    Plan,
-    RequantizePlan,
-    ValuePlan,
-    WeightPlan,
-)
-from tvmq.plan.rounded_bias import node_of, rounded_bias
-from tvmq.plan.snap import snap_steps
+from tvmq.plan.plan import AccumulatorProof, BiasPlan, Plan, ValuePlan, WeightPlan
+from tvmq.plan.rounded_bias import rounded_bias
+from tvmq.plan.snap import snap_steps, snap_weight_step
 from tvmq.plan.weight_steps import weight_codes
 from tvmq.regions import Layer, Regions, find_regions, shape_of, window_of
 from tvmq.settings import Settings, code_range
@@ -47,39 +41,34 @@ def complete_plan(
     Raises:
         ArithmeticRangeError: an accumulator or shift can't be made to fit.
     """
-    draft = _Draft(model, settings, values, weights, biases)
+    regions = find_regions(model)
+    steps = dict(values)
     last = ""
     for _ in range(MAX_DOUBLINGS):
+        draft = _Draft(model, settings, regions, steps, weights, biases)
         try:
             draft.derive()
-            break
+            return Plan(
+                settings,
+                model.fingerprint,
+                calibration,
+                draft.values,
+                draft.weights,
+                dict(biases),
+                draft.requantize,
+                draft.additions,
+                draft.proofs,
+            )
         except _CoarserError as request:
-            draft.coarsen(request)
             last = request.why
-    else:
-        raise ArithmeticRangeError(
-            f"no steps were found at which all shifts fit their fields; the last that did not: "
-            f"{last}. Use more bits for weights and activations, or --exclude the layer."
-        )
-    return Plan(
-        settings,
-        model.fingerprint,
-        calibration,
-        draft.values,
-        draft.weights,
-        dict(biases),
-        draft.requantize,
-        draft.additions,
-        draft.proofs,
+            for name in draft.tied[request.value]:
+                plan = draft.values[name]
+                reason = f"{plan.reason}; doubled for {last}"
+                steps[name] = replace(plan, step=2 * plan.step, reason=reason)
+    raise ArithmeticRangeError(
+        f"no steps were found at which all shifts fit their fields; the last that did not: "
+        f"{last}. Use more bits for weights and activations, or --exclude the layer."
     )
-
-
-def _source_codes(regions: Regions, values: Mapping[str, ValuePlan], name: str) -> ValuePlan:
-    """The codes that a reader of ``name`` can meet: those of all values joined with it."""
-    (group,) = (names for names in regions.tied if name in names)
-    plans = [values[member] for member in group]
-    low, high = min(p.low for p in plans), max(p.high for p in plans)
-    return replace(values[name], low=low, high=high)
 
 
 @dataclass
@@ -97,15 +86,17 @@ class _Draft:
         self,
         model: FloatModel,
         settings: Settings,
+        regions: Regions,
         values: Mapping[str, ValuePlan],
         weights: Mapping[str, WeightPlan],
         biases: Mapping[str, BiasPlan],
     ) -> None:
-        self.model, self.settings, self.biases = model, settings, biases
-        self.regions = find_regions(model)
+        self.model, self.settings, self.regions, self.biases = model, settings, regions, biases
+        self.tied = {name: names for names in regions.tied for name in names}
+        self.nodes = {node.name: node for node in model.graph_module.graph.nodes}
         self.values, self.weights = dict(values), dict(weights)
-        self.requantize: dict[str, RequantizePlan] = {}
-        self.additions: dict[str, AddPlan] = {}
+        self.requantize: dict[str, Scale] = {}
+        self.additions: dict[str, AddScale] = {}
         self.proofs: dict[str, AccumulatorProof] = {}
 
     def derive(self) -> None:
@@ -121,8 +112,9 @@ class _Draft:
         for layer in self.regions.layers.values():
             try:
                 if layer.kind == "add":
-                    steps = [self.values[name].step for name in (*layer.inputs * 2, layer.output)]
-                    self.additions[layer.name] = addition(steps[0], steps[1], steps[-1])
+                    sides = (layer.inputs * 2)[:2]  # one operand may be added to itself
+                    a, b = (self._step(name) / self._step(layer.output) for name in sides)
+                    self.additions[layer.name] = derive_addition(a, b)
                 elif layer.kind != "function":
                     self._derive_layer(layer)
             except TooFineError as error:
@@ -132,14 +124,8 @@ class _Draft:
                 place = self.model.origins.get(layer.name, "unknown place")
                 raise ArithmeticRangeError(f"layer {layer.name} ({place}): {error}") from None
 
-    def coarsen(self, request: _CoarserError) -> None:
-        """Double the step of a value and of those tied to it."""
-        (group,) = (names for names in self.regions.tied if request.value in names)
-        for name in group:
-            plan = self.values[name]
-            self.values[name] = replace(
-                plan, step=2 * plan.step, reason=f"{plan.reason}; doubled for {request.why}"
-            )
+    def _step(self, value: str) -> Fraction:
+        return Fraction(self.values[value].step)
 
     def _snap(self) -> None:
         steps = [self.values[names[0]].step for names in self.regions.tied]
@@ -161,50 +147,52 @@ class _Draft:
             high = min(high, max(math.floor(value.high / plan.step + HALF) + plan.zero_point, low))
         self.values[name] = replace(plan, low=low, high=high)
 
+    def _codes_read(self, name: str) -> CodeRange:
+        """The codes that a reader of ``name`` can meet: those of all values joined with it."""
+        plans = [self.values[member] for member in self.tied[name]]
+        low, high = min(p.low for p in plans), max(p.high for p in plans)
+        return CodeRange(low, high, self.values[name].zero_point)
+
     def _derive_layer(self, layer: Layer) -> None:
-        source = _source_codes(self.regions, self.values, layer.inputs[0])
-        residual = self._residual(layer)
+        residual = self._codes_read(layer.residual) if layer.residual else None
+        zero_point = self.values[layer.output].zero_point if layer.output else 0
         for _ in range(MAX_DOUBLINGS):
-            weights = self._snapped_weights(layer, source.step)
-            integers = None
-            if layer.output:
-                output = self.values[layer.output].step
-                integers = requantize(
-                    source.step, weights.steps, output, residual.step if residual else None
-                )
-            bounds = self._bounds(layer, source, weights)
-            total = total_bound(bounds, integers, residual)
-            if int(total.max()) <= LIMIT:
+            scale = self._scale(layer)
+            bounds = self._bounds(layer)
+            held = held_bound(bounds, scale, residual, zero_point)
+            if int(held.max()) <= INT32_MAX:
                 break
-            self.weights[layer.name] = _doubled(weights, total > LIMIT)
-        self.proofs[layer.name] = prove_accumulator(layer.name, bounds, integers, residual)
-        if integers is not None:
-            self.requantize[layer.name] = integers
+            self.weights[layer.name] = _doubled(self.weights[layer.name], held > INT32_MAX)
+        self.proofs[layer.name] = _proof(bounds, held)
+        if scale is not None:
+            self.requantize[layer.name] = scale
 
-    def _snapped_weights(self, layer: Layer, source: float) -> WeightPlan:
-        plan = self.weights[layer.name]
-        if layer.output and (layer.kind == "pool" or not self.settings.pot):
-            output = self.values[layer.output].step
-            steps = tuple(snap_weight_step(step, source, output) for step in plan.steps)
-            plan = self.weights[layer.name] = replace(plan, steps=steps)
-        return plan
-
-    def _residual(self, layer: Layer) -> ValuePlan | None:
-        if not layer.residual:
+    def _scale(self, layer: Layer) -> Scale | None:
+        """The integers of a layer, free steps of its weights snapped; None where sums leave."""
+        if not layer.output:
             return None
-        return _source_codes(self.regions, self.values, layer.residual)
+        source, output = self._step(layer.inputs[0]), self._step(layer.output)
+        plan = self.weights[layer.name]
+        if layer.kind == "pool" or not self.settings.pot:
+            steps = tuple(snap_weight_step(w, float(source), float(output)) for w in plan.steps)
+            plan = self.weights[layer.name] = replace(plan, steps=steps)
+        ratios = [source * Fraction(step) / output for step in plan.steps]
+        residual = self._step(layer.residual) / output if layer.residual else None
+        return derive_scale(ratios, residual)
 
-    def _bounds(self, layer: Layer, source: ValuePlan, weights: WeightPlan) -> SumBounds:
-        node = node_of(self.model, layer.name)
+    def _bounds(self, layer: Layer) -> SumBounds:
+        node, read = self.nodes[layer.name], self._codes_read(layer.inputs[0])
         if layer.kind == "pool":
-            window = window_of(node)
-            ones = np.ones((shape_of(node)[1], math.prod(window.kernel)), np.int64)
-            return bound_sums(ones, np.zeros(len(ones), np.int64), source)
-        codes = weight_codes(self.model.weight_of(node), weights).numpy()
-        bias = rounded_bias(
-            self.model, layer.name, source.step, weights.steps, self.biases.get(layer.name)
-        )
-        return bound_sums(codes, bias.numpy(), source)
+            codes = np.ones((shape_of(node)[1], math.prod(window_of(node).kernel)), np.int64)
+            bias = np.zeros(len(codes), np.int64)
+        else:
+            weights, step = self.weights[layer.name], self.values[layer.inputs[0]].step
+            codes = weight_codes(self.model.weight_of(node), weights).numpy()
+            correction = self.biases.get(layer.name)
+            bias = rounded_bias(self.model, layer.name, step, weights.steps, correction).numpy()
+        # Sums are of raw codes: what their zero point adds is taken off with the bias.
+        taps = codes.reshape(len(codes), -1).sum(axis=1, dtype=np.int64)
+        return bound_sums(codes, bias - read.zero_point * taps, read.low, read.high)
 
 
 def _doubled(weights: WeightPlan, where: np.ndarray) -> WeightPlan:
@@ -214,3 +202,23 @@ def _doubled(weights: WeightPlan, where: np.ndarray) -> WeightPlan:
     note = "; doubled where the accumulator could overflow"
     reason = weights.reason if weights.reason.endswith(note) else weights.reason + note
     return replace(weights, steps=steps, reason=reason, codes=b"")
+
+
+def _proof(bounds: SumBounds, held: np.ndarray) -> AccumulatorProof:
+    """What is written down of a layer's bounds.
+
+    Raises:
+        ArithmeticRangeError: it does not fit; the message names the channel.
+    """
+    channel = int(np.argmax(held))
+    if held[channel] > INT32_MAX:
+        raise ArithmeticRangeError(
+            f"the accumulator can reach {held[channel]} in output channel {channel}, int32 holds "
+            f"{INT32_MAX}; use fewer bits or coarser steps for this layer."
+        )
+    return AccumulatorProof(
+        int(bounds.partial.max()),
+        int(bounds.smallest.min()),
+        int(bounds.largest.max()),
+        int(held[channel]),
+    )

@@ -2,7 +2,7 @@
 
 A plan is complete: with the float network it determines each bit of the result. What a person
 may change are the steps, zero points and bias corrections (``plan_file.py``); multipliers, shifts
-and proofs follow from them (``complete_plan.py``).
+and proofs follow from them (``complete_plan.py``), by the derivation that lowering uses, too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from targets.arithmetic import INT32_MAX
+from targets.scale import AddScale, Scale
+from targets.sum_bounds import CodeRange
 from tvmq.settings import Settings
 
 
@@ -34,6 +37,11 @@ class ValuePlan:
     signed: bool
     bits: int
     reason: str
+
+    @property
+    def codes(self) -> CodeRange:
+        """Its codes, for proofs."""
+        return CodeRange(self.low, self.high, self.zero_point)
 
     @property
     def dtype(self) -> str:
@@ -73,34 +81,6 @@ class BiasPlan:
 
 
 @dataclass(frozen=True)
-class RequantizePlan:
-    """The integers between sums and codes (``targets/arithmetic.py``).
-
-    Attributes:
-        fraction: left shift of the sums, in [0, 15].
-        multiplier: one, or one per channel, in [1, 65535].
-        shift: likewise, in [0, 47].
-        residual_multiplier: in [1, 65535]; 1 without a residual.
-        residual_shift: like ``shift``, in [0, 31]; empty without a residual.
-    """
-
-    fraction: int
-    multiplier: tuple[int, ...]
-    shift: tuple[int, ...]
-    residual_multiplier: int = 1
-    residual_shift: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class AddPlan:
-    """An addition of two values: ``half_up(a * multipliers[0] << shifts[0] + ..., shift)``."""
-
-    multipliers: tuple[int, int]
-    shifts: tuple[int, int]
-    shift: int
-
-
-@dataclass(frozen=True)
 class AccumulatorProof:
     """Bounds that no input can exceed, from the layer's own weights and code ranges.
 
@@ -117,7 +97,7 @@ class AccumulatorProof:
     smallest: int
     largest: int
     total: int
-    limit: int = 2**31 - 1
+    limit: int = INT32_MAX
 
 
 @dataclass(frozen=True)
@@ -142,6 +122,6 @@ class Plan:
     values: Mapping[str, ValuePlan]
     weights: Mapping[str, WeightPlan]
     biases: Mapping[str, BiasPlan]
-    requantize: Mapping[str, RequantizePlan]
-    additions: Mapping[str, AddPlan]
+    requantize: Mapping[str, Scale]
+    additions: Mapping[str, AddScale]
     proofs: Mapping[str, AccumulatorProof]

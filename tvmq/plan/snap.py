@@ -1,4 +1,8 @@
-"""Free steps of values, moved minutely so that every addition is exact in integers.
+"""Free steps, moved minutely so that every requantization and addition is exact in integers.
+
+A ratio of steps must be ``M / 2**s`` with a 16-bit M. With power-of-two steps it is; free steps
+are moved by less than 2**-16 of themselves until it is, so that the network in real steps and the
+one in integers are the same function, ties included.
 
 Where r is added and y is made, ``step_r / step_y`` must be ``N / 2**q`` with a 16-bit N. Values
 and these demands form a graph. Where it is a tree (a chain of residual blocks is), walking it once
@@ -11,9 +15,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
+from heapq import heappop, heappush
+from typing import TypeAlias
 
-from tvmq.plan.integers import snap_operand_step, snap_output_step
+from targets.scale import nearest_multiplier, power_of_two
 from tvmq.regions import Regions
+
+Demand: TypeAlias = tuple[int, int]
+"""(operand, output) of an addition, as numbers of groups."""
+
+
+def snap_weight_step(weight: float, source: float, output: float) -> float:
+    """The weight step next to ``weight`` with ``source * step / output`` = M / 2**s."""
+    ratio = Fraction(source) * Fraction(weight) / Fraction(output)
+    multiplier, shift = nearest_multiplier(ratio)
+    return float(Fraction(output) * multiplier / Fraction(source) * power_of_two(-shift))
+
+
+def snap_output_step(output: float, operand: float) -> float:
+    """The step next to ``output`` with ``operand / step`` = N / 2**q."""
+    multiplier, shift = nearest_multiplier(Fraction(operand) / Fraction(output))
+    return float(Fraction(operand) / multiplier * power_of_two(shift))
+
+
+def snap_operand_step(operand: float, output: float) -> float:
+    """The step next to ``operand`` with ``step / output`` = N / 2**q."""
+    return snap_weight_step(operand, 1.0, output)
 
 
 def snap_steps(regions: Regions, steps: Sequence[float]) -> tuple[list[float], set[int]]:
@@ -33,9 +61,8 @@ def snap_steps(regions: Regions, steps: Sequence[float]) -> tuple[list[float], s
             continue
         part = _part_of(root, demands)
         seen |= part
-        inside = {demand for demand in demands if demand[0] in part}
-        if len(inside) < len(part):
-            _walk(root, inside, snapped)
+        if len({demand for group in part for demand in demands.get(group, ())}) < len(part):
+            _walk(root, demands, snapped)
         else:
             coarse |= part
             for group in part - {root}:
@@ -45,33 +72,42 @@ def snap_steps(regions: Regions, steps: Sequence[float]) -> tuple[list[float], s
     return snapped, coarse
 
 
-def _demands(regions: Regions) -> set[tuple[int, int]]:
-    """(operand, output) of every addition, as groups; within one group nothing is demanded."""
+def _demands(regions: Regions) -> dict[int, list[Demand]]:
+    """The additions of each group; within one group nothing is demanded."""
     group = {name: i for i, names in enumerate(regions.tied) for name in names}
-    demands = set()
+    demands: dict[int, list[Demand]] = {}
     for layer in regions.layers.values():
         operands = layer.inputs if layer.kind == "add" else (layer.residual,)
         for operand in filter(None, operands):
-            demands.add((group[operand], group[layer.output]))
-    return {(operand, output) for operand, output in demands if operand != output}
+            demand = (group[operand], group[layer.output])
+            if demand[0] != demand[1]:
+                for end in demand:
+                    demands.setdefault(end, []).append(demand)
+    return demands
 
 
-def _part_of(root: int, demands: set[tuple[int, int]]) -> set[int]:
-    part, grown = set[int](), {root}
-    while grown != part:
-        part = grown
-        grown = part | {g for demand in demands if part.intersection(demand) for g in demand}
+def _part_of(root: int, demands: dict[int, list[Demand]]) -> set[int]:
+    """All groups that demands lead to from ``root``."""
+    part, open_ends = {root}, [root]
+    while open_ends:
+        reached = {group for demand in demands.get(open_ends.pop(), ()) for group in demand}
+        open_ends += reached - part
+        part |= reached
     return part
 
 
-def _walk(root: int, demands: set[tuple[int, int]], steps: list[float]) -> None:
+def _walk(root: int, demands: dict[int, list[Demand]], steps: list[float]) -> None:
     """Move steps one after the other, each with respect to one that is settled."""
-    settled, left = {root}, set(demands)
+    settled, left = {root}, sorted(demands.get(root, ()))
     while left:
-        operand, output = min(d for d in left if settled.intersection(d))
+        operand, output = heappop(left)
+        if operand in settled and output in settled:
+            continue
         if operand in settled:
             steps[output] = snap_output_step(steps[output], steps[operand])
         else:
             steps[operand] = snap_operand_step(steps[operand], steps[output])
-        settled |= {operand, output}
-        left.remove((operand, output))
+        (new,) = {operand, output} - settled
+        settled.add(new)
+        for demand in demands[new]:
+            heappush(left, demand)

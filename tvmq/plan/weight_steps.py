@@ -6,9 +6,9 @@ import math
 
 import torch
 
+from targets.arithmetic import MAX_SHIFT_SPREAD
 from tvmq.calibrate.observers import EXPONENTS, FRACTIONS
 from tvmq.plan.fake_quantize import HALF
-from tvmq.plan.integers import MAX_SHIFT_SPREAD
 from tvmq.plan.plan import WeightPlan
 from tvmq.settings import Settings, learned_range, weight_limit
 

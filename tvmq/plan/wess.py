@@ -12,12 +12,14 @@ image is needed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 
+from targets.arithmetic import MAX_SHIFT_SPREAD
 from targets.errors import ArithmeticRangeError
+from targets.scale import TooFineError, derive_scale, nearest_multiplier, power_of_two
 from tvmq.plan.fake_quantize import HALF
-from tvmq.plan.integers import MAX_SHIFT_SPREAD, TooFineError, requantize
 from tvmq.plan.plan import WeightPlan
 from tvmq.plan.weight_steps import EMPTY_STEP, peaks_of
 from tvmq.settings import Settings, weight_limit
@@ -157,13 +159,22 @@ def _fits(step: float, shift: int, around: Surroundings) -> bool:
     if around.output is None:
         return True
     steps = (step, step * 2.0**-shift)
+    output = Fraction(around.output)
+    ratios = [Fraction(around.source) * Fraction(step) / output for step in steps]
+    residual = None if around.residual is None else _snapped(Fraction(around.residual) / output)
     try:
-        requantize(around.source, steps, around.output, around.residual)
+        derive_scale([_snapped(ratio) for ratio in ratios], residual)
     except TooFineError:
         return True  # about other steps than the weights', which the planner makes coarser
     except ArithmeticRangeError:
         return False
     return True
+
+
+def _snapped(ratio: Fraction) -> Fraction:
+    """What snapping the steps will make of a ratio."""
+    multiplier, shift = nearest_multiplier(ratio)
+    return multiplier * power_of_two(-shift)
 
 
 def _errors(rows: torch.Tensor, steps: torch.Tensor, bits: int, power: float) -> torch.Tensor:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import unfold
 
+from targets.arithmetic import MAX_SHIFT_SPREAD
 from tvmq.plan.bias_correction import run_with_stops
-from tvmq.plan.integers import MAX_SHIFT_SPREAD
 from tvmq.reconstruct.soft_rounding import SoftWeight
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit

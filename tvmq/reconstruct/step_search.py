@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch.fx import GraphModule
 
-from tvmq.plan.integers import MAX_SHIFT_SPREAD
+from targets.arithmetic import MAX_SHIFT_SPREAD
 from tvmq.plan.weight_steps import choose_weight_steps
 from tvmq.reconstruct.compensation import compensate_weights
 from tvmq.reconstruct.training import reconstruction_loss

@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 from tvm import IRModule
 
-from relay_passes.code_ranges import sum_bound
 from relay_passes.relax_nodes import (
     Expr,
     Graph,
@@ -30,6 +29,7 @@ from relay_passes.relax_nodes import (
     variables_in,
 )
 from targets.errors import InputError, UnsupportedError
+from targets.sum_bounds import bound_sums
 
 Array = npt.NDArray[Any]
 
@@ -198,7 +198,8 @@ def _depthwise(taps: list[Array], weight: Array) -> Array:
 
 def _sums(x: Array, weight: Array) -> Array:
     """x[..., C] times weight[K, C], exactly, as int32."""
-    bound = sum_bound(weight, np.zeros(1, np.int64), int(x.min(initial=0)), int(x.max(initial=0)))
+    low, high = int(x.min(initial=0)), int(x.max(initial=0))
+    bound = bound_sums(weight, np.zeros(len(weight), np.int64), low, high).reach
     for limit, dtype in ((2**24, np.float32), (2**53, np.float64)):
         if bound < limit:
             return (x.astype(dtype) @ weight.T.astype(dtype)).astype(np.int32)

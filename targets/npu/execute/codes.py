@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from targets.arithmetic import MAX_SHIFT, Rounding
+from targets.arithmetic import MAX_RESIDUAL_SHIFT, MAX_SHIFT, MAX_SHIFT_SPREAD, Rounding
 from targets.npu.execute.memory import (
     BAD_RECORD,
     Buffer,
@@ -20,7 +20,6 @@ from targets.npu.execute.memory import (
     when,
 )
 from targets.npu.machine.legality import RECORD_BYTES, code_range
-from targets.npu.simulate.codes import MAX_RECORD_SHIFT, MAX_RESIDUAL_SHIFT
 
 _LANES = 16
 
@@ -62,7 +61,7 @@ def _read_records(
         zero = T.bind(_little_endian(state, start + 10, 2))
         shift = T.bind(i.shift + dshift)
         illegal = [
-            dshift > MAX_RECORD_SHIFT,
+            dshift > MAX_SHIFT_SPREAD,
             shift > MAX_SHIFT,
             res_shl > MAX_RESIDUAL_SHIFT,
             zero != 0,

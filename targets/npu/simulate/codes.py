@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from targets.arithmetic import (
+    MAX_RESIDUAL_SHIFT,
     MAX_SHIFT,
+    MAX_SHIFT_SPREAD,
     Rounding,
     residual_term,
     saturate,
@@ -38,8 +40,6 @@ RECORD = np.dtype(
     ]
 )
 """A channel's parameters in PAR."""
-MAX_RECORD_SHIFT = 15
-MAX_RESIDUAL_SHIFT = 31
 
 
 def requantize(m: Machine, i: isa.Requantize) -> None:
@@ -122,7 +122,7 @@ def lookup(m: Machine, i: isa.Lut) -> None:
 
 def _check_records(m: Machine, i: isa.Requantize, records: npt.NDArray[np.void]) -> None:
     shift = records["shift"].astype(np.int64)
-    illegal = (shift > MAX_RECORD_SHIFT) | (shift + i.shift > MAX_SHIFT)
+    illegal = (shift > MAX_SHIFT_SPREAD) | (shift + i.shift > MAX_SHIFT)
     illegal |= (records["res_shl"] > MAX_RESIDUAL_SHIFT) | (records["zero"] != 0)
     if i.rounding == Rounding.BORDER:
         low, high = (byte_value(x, i.out_unsigned) for x in (i.lo, i.hi))

@@ -7,7 +7,6 @@ import pytest
 from quantization_cases import float_model, plan
 
 from targets.errors import InputError
-from tvmq.plan.integers import as_multiplier
 from tvmq.regions import find_regions
 from tvmq.settings import Settings
 
@@ -38,23 +37,32 @@ def test_power_of_two_steps(name, granularity):
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 @pytest.mark.parametrize("scales", ["pot", "free"])
 def test_integers_equal_the_steps(name, granularity, scales):
-    """M / 2**s is the ratio of steps to 50 bits, residual and additions included."""
+    """The integers are the ratios of steps to 50 bits, residual and additions included."""
     quantized = _plan(name, granularity=granularity, scales=scales)
+    checked = 0
     for layer in find_regions(float_model(name)).layers.values():
         if not layer.output:
             continue
         output = Fraction(quantized.values[layer.output].step)
-        ratios = [
-            Fraction(quantized.values[n].step) / output for n in filter(None, [layer.residual])
-        ]
+        pairs = []
         if layer.kind == "add":
-            ratios += [Fraction(quantized.values[n].step) / output for n in layer.inputs]
+            add = quantized.additions[layer.name]
+            for side, m, left in zip(layer.inputs, add.multipliers, add.shifts, strict=True):
+                ratio = Fraction(quantized.values[side].step) / output
+                pairs.append((Fraction(m << left, 2**add.shift), ratio))
         if layer.name in quantized.weights:
+            scale = quantized.requantize[layer.name]
             source = Fraction(quantized.values[layer.inputs[0]].step)
-            ratios += [source * Fraction(s) / output for s in quantized.weights[layer.name].steps]
-        for ratio in ratios:
-            multiplier, shift = as_multiplier(ratio)
-            assert abs(multiplier / Fraction(2) ** shift / ratio - 1) < Fraction(1, 2**50)
+            for k, step in enumerate(quantized.weights[layer.name].steps):
+                held = Fraction(scale.multiplier[k] << scale.fraction, 2 ** scale.shift[k])
+                pairs.append((held, source * Fraction(step) / output))
+                if layer.residual:
+                    left = scale.residual_multiplier << scale.residual_shift[k]
+                    ratio = Fraction(quantized.values[layer.residual].step) / output
+                    pairs.append((Fraction(left, 2 ** scale.shift[k]), ratio))
+        assert all(abs(held / ratio - 1) < Fraction(1, 2**50) for held, ratio in pairs)
+        checked += len(pairs)
+    assert checked > 5
 
 
 @pytest.mark.parametrize("name", NETWORKS)

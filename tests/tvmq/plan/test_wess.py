@@ -15,11 +15,12 @@ from relay_passes.read_layers import read_layers
 from targets.arithmetic import requantize as requantize_sums
 from targets.npu.machine import isa
 from targets.npu.machine.spec import load_spec
+from targets.scale import derive_scale
 from tvmq.plan.annotate import annotate
-from tvmq.plan.integers import requantize, snap_weight_step
 from tvmq.plan.plan_file import read_plan, write_plan
 from tvmq.plan.planner import make_plan
 from tvmq.plan.rounded_bias import node_of, rounded_bias
+from tvmq.plan.snap import snap_weight_step
 from tvmq.plan.weight_steps import choose_weight_steps, weight_codes
 from tvmq.plan.wess import Surroundings, choose_shifted_steps
 from tvmq.regions import find_regions
@@ -65,7 +66,8 @@ def test_integers_round_the_real_numbers_half_up(multiplied):
     chosen = choose_shifted_steps(_weights(8), 8, settings, NO_BIAS)
     source, output = NO_BIAS.source, NO_BIAS.output
     steps = [snap_weight_step(step, source, output) for step in chosen.steps]
-    integers = requantize(source, steps, output)
+    unit = Fraction(source) / Fraction(output)
+    integers = derive_scale([unit * Fraction(step) for step in steps])
     assert (set(integers.multiplier) == {1}) != multiplied
     sums = np.random.default_rng(0).integers(-(2**18), 2**18, (500, len(steps)))
     codes = requantize_sums(
@@ -132,7 +134,8 @@ def test_the_shift_field_holds_channels_back():
     coarse = dataclasses.replace(NO_BIAS, source=2.0**-26, output=2.0**4)
     chosen = choose_shifted_steps(weight, 8, dataclasses.replace(RULE, scales="pot"), coarse)
     assert "of 64 channels held back, since their bias or right shift would not" in chosen.reason
-    assert max(requantize(coarse.source, chosen.steps, coarse.output).shift) == 47
+    unit = Fraction(coarse.source) / Fraction(coarse.output)
+    assert max(derive_scale([unit * Fraction(step) for step in chosen.steps]).shift) == 47
 
 
 def test_dead_channels_round_to_zero_and_keep_the_coarsest_step():
