@@ -23,7 +23,7 @@ from targets.cpu.kernels import make_kernel
 from targets.layers import Layer, Value
 from targets.npu.compiler import compile_layers
 from targets.npu.constraints import refusal
-from targets.npu.execute.executor import make_executor
+from targets.npu.execute.compiled import executor_symbol
 from targets.npu.execute.host_calls import pack_inputs, unpack_output
 from targets.npu.machine.program import Program
 from targets.npu.machine.spec import NpuSpec
@@ -216,21 +216,21 @@ class _PlacedBuilder:
         packed = self._call(
             pack_inputs(inputs), f"{name}_pack", images, [([batch, program.input_bytes], "int8")]
         )
-        executor = make_executor(self.spec, program.arena_bytes)
         arguments = [
+            relax.prim_value(len(self.programs) - 1),
             constant(program.words(), "int32"),
             constant(np.frombuffer(program.constants or bytes(1), np.int8), "int8"),
+            relax.prim_value(program.arena_bytes),
             self.builder.emit(packed),
         ]
-        types = [([batch, program.output_bytes], "int8"), ([batch, 2], "int32")]
-        result = self.builder.emit(self._call(executor, name, arguments, types), name_hint=name)
-        bytes_out = self.builder.emit(relax.TupleGetItem(result, 0))
-        trap = self.builder.emit(relax.TupleGetItem(result, 1))
+        made = relax.TensorType([batch, program.output_bytes], "int8")
+        execute = relax.call_dps_packed(executor_symbol(self.spec), arguments, made)
+        bytes_out = self.builder.emit(execute, name_hint=name)
         offset = 0
         for value in outputs:
             unpack = unpack_output(value, offset, program.output_bytes)
-            types = [([batch, *value.shape], value.dtype)]
-            call = self._call(unpack, f"{name}_unpack", [bytes_out, trap], types)
+            image = [([batch, *value.shape], str(value.dtype))]
+            call = self._call(unpack, f"{name}_unpack", [bytes_out], image)
             self._define(value, self.builder.emit(call))
             offset += host_bytes(value)
 

@@ -66,6 +66,6 @@ class TrapError(TvmqError):
         index: position of the instruction in the program, in program order.
     """
 
-    def __init__(self, index: int, reason: str) -> None:
-        super().__init__(f"instruction {index}: {reason}")
+    def __init__(self, index: int, reason: str, where: str = "") -> None:
+        super().__init__(f"{where}instruction {index}: {reason}")
         self.index = index

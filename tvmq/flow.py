@@ -18,6 +18,7 @@ from relay_passes.pipeline import lower_to_integer
 from relay_passes.place import PlacedModule, Placement, place
 from relay_passes.read_layers import read_layers
 from targets.errors import GateError, InputError
+from targets.npu.execute.compiled import made_meanwhile
 from targets.npu.machine.spec import NpuSpec, load_spec
 from tvmq.artifact.artifact import Manifest, write_manifest, writing
 from tvmq.artifact.files import (
@@ -96,8 +97,9 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
     Raises:
         TvmqError: a stage can't do it; the message says what, where and what to do.
     """
-    with writing(request.output) as folder:
-        manifest, placed = _build_into(folder, request, progress or Progress())
+    spec = parse_target(request.target)
+    with made_meanwhile(spec), writing(request.output) as folder:
+        manifest, placed = _build_into(folder, spec, request, progress or Progress())
         write_manifest(folder, manifest)
     if manifest.reconstruction:  # another build leaves alone what an interrupted one has learned
         forget_checkpoints(checkpoints_of(request.output))
@@ -125,9 +127,8 @@ def parse_target(text: str) -> NpuSpec | None:
 
 
 def _build_into(
-    folder: Path, request: BuildRequest, progress: Progress
+    folder: Path, spec: NpuSpec | None, request: BuildRequest, progress: Progress
 ) -> tuple[Manifest, PlacedModule]:
-    spec = parse_target(request.target)
     with progress.stage("capture"):
         model = _capture(request, progress)
         save_float(folder, model)
@@ -156,11 +157,11 @@ def _build_into(
         _check_fallback(placed.placements, request)
         save_placement(folder, placed, spec)
     with progress.stage("compile"):
-        compile_library(on_cpu.mod, folder / "cpu.so")
+        compile_library(on_cpu.mod, folder / "cpu.so", None)
         if spec is None:
             shutil.copy(folder / "cpu.so", folder / "model.so")
         else:
-            compile_library(placed.mod, folder / "model.so")
+            compile_library(placed.mod, folder / "model.so", spec)
     with progress.stage("verify"):
         golden = golden_inputs(model, calibration, request.seed)
         bit_exact = verify(folder, model, golden)

@@ -9,15 +9,13 @@ import functools
 import numpy as np
 import pytest
 import torch
-import tvm
 from models import ZOO, export
-from tvm import relax
+from placed_modules import run_placed
 
 from relay_passes.frontend.import_torch import import_torch
 from relay_passes.pipeline import lower_to_integer
-from relay_passes.place import PlacedModule, place
+from relay_passes.place import place
 from relay_passes.read_layers import read_layers
-from targets.cpu.host import host_target
 from targets.npu.machine.spec import load_spec
 from tvmq.calibrate.calibrate import calibrate
 from tvmq.capture.capture import capture_program
@@ -45,11 +43,6 @@ def captured(name: str):
     return capture_program(export((module, example))), tuple(example.shape[1:])
 
 
-def run(placed: PlacedModule, images: np.ndarray) -> list[np.ndarray]:
-    machine = relax.VirtualMachine(tvm.compile(placed.mod, target=host_target()), tvm.cpu())
-    return [np.asarray(out.numpy()) for out in machine["main"](tvm.runtime.tensor(images))]
-
-
 def cases() -> list[object]:
     """Every network with every setting; a few in the quick tests, the rest slow."""
     *usual, last = SETTINGS
@@ -74,11 +67,16 @@ def test_all_answers_are_equal(name: str, settings: str) -> None:
     want = run_reference(integer, {model.inputs[0].name: images})
     fake = program.module()(torch.from_numpy(images).double())
     on_cpu = place(integer, network, None)
-    on_npu = place(integer, network, load_spec("e256"))
+    spec = load_spec("e256")
+    on_npu = place(integer, network, spec)
 
     assert [p.reason for p in on_npu.placements if p.device == "cpu"] == []
     assert all(p.device == "cpu" for p in on_cpu.placements)
-    for answer in (run(on_cpu, images), run(on_npu, images), [t.float().numpy() for t in fake]):
+    for answer in (
+        run_placed(on_cpu, None, images),
+        run_placed(on_npu, spec, images),
+        [t.float().numpy() for t in fake],
+    ):
         for got, expected in zip(answer, want, strict=True):
             np.testing.assert_array_equal(got, expected)
 
@@ -89,6 +87,8 @@ def test_another_machine_gives_the_same_integers() -> None:
     calibration = calibrate(model, [torch.from_numpy(images)], samples=IMAGES)
     integer = lower_to_integer(import_torch(annotate(model, make_plan(model, calibration))))
     network = read_layers(integer)
-    edge, mobile = (place(integer, network, load_spec(m)) for m in ("e256", "m2048"))
+    specs = [load_spec(machine) for machine in ("e256", "m2048")]
+    edge, mobile = (place(integer, network, spec) for spec in specs)
     assert edge.programs[0].to_bytes() != mobile.programs[0].to_bytes()
-    np.testing.assert_array_equal(run(edge, images)[0], run(mobile, images)[0])
+    answers = [run_placed(*one, images)[0] for one in ((edge, specs[0]), (mobile, specs[1]))]
+    np.testing.assert_array_equal(*answers)

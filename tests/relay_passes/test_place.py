@@ -5,14 +5,14 @@ import pytest
 import tvm
 from annotated_networks import run_tvm
 from golden import HALF
-from tvm import relax
+from placed_modules import run_placed
 from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.script import tirx as T
 
 from relay_passes.place import place
 from relay_passes.read_layers import read_layers
-from targets.cpu.host import host_target
+from targets.npu.execute.compiled import executor_symbol
 from targets.npu.machine.spec import load_spec
 from targets.npu.simulate.simulator import Simulator
 from tvmq.run.reference import run_reference
@@ -66,6 +66,7 @@ def test_programs_around_what_stays_relax():
     first, second = placed.programs
     words = [program.words() for program in placed.programs]
     constants = [np.frombuffer(p.constants or bytes(1), np.int8) for p in placed.programs]
+    execute = executor_symbol(load_spec("e256"))
     # pooled: 3 rows of 2 pixels of 16 channels; packed by image
     assert (first.input_bytes, first.output_bytes) == (4 * 6 * 16, 2 * 3 * 16)
     assert (second.input_bytes, second.output_bytes) == (96, 96)
@@ -74,10 +75,6 @@ def test_programs_around_what_stays_relax():
     class Expected:
         @T.prim_func(private=True)
         def npu_program_0_pack():
-            T.evaluate(0)
-
-        @T.prim_func(private=True)
-        def npu_program_0():
             T.evaluate(0)
 
         @T.prim_func(private=True)
@@ -105,16 +102,20 @@ def test_programs_around_what_stays_relax():
                 packed = R.call_tir(
                     cls.npu_program_0_pack, (codes,), out_ty=R.Tensor((n, 384), "int8")
                 )
-                run = R.call_tir(
-                    cls.npu_program_0,
-                    (R.const(words[0], "int32"), R.const(constants[0], "int8"), packed),
-                    out_ty=[R.Tensor((n, 96), "int8"), R.Tensor((n, 2), "int32")],
+                made = R.call_dps_packed(
+                    execute,
+                    (
+                        R.prim_value(0),
+                        R.const(words[0], "int32"),
+                        R.const(constants[0], "int8"),
+                        R.prim_value(0),
+                        packed,
+                    ),
+                    out_ty=R.Tensor((n, 96), "int8"),
                 )
-                made = run[0]
-                trap = run[1]
                 unpacked = R.call_tir(
                     cls.npu_program_0_unpack,
-                    (made, trap),
+                    (made,),
                     out_ty=R.Tensor((n, 2, 3, 16), "uint8"),
                 )
                 pool = unpacked
@@ -122,16 +123,20 @@ def test_programs_around_what_stays_relax():
                 packed_1 = R.call_tir(
                     cls.npu_program_1_pack, (turned,), out_ty=R.Tensor((n, 96), "int8")
                 )
-                run_1 = R.call_tir(
-                    cls.npu_program_0,  # the same machine
-                    (R.const(words[1], "int32"), R.const(constants[1], "int8"), packed_1),
-                    out_ty=[R.Tensor((n, 96), "int8"), R.Tensor((n, 2), "int32")],
+                made_1 = R.call_dps_packed(
+                    execute,
+                    (
+                        R.prim_value(1),
+                        R.const(words[1], "int32"),
+                        R.const(constants[1], "int8"),
+                        R.prim_value(0),
+                        packed_1,
+                    ),
+                    out_ty=R.Tensor((n, 96), "int8"),
                 )
-                made_1 = run_1[0]
-                trap_1 = run_1[1]
                 unpacked_1 = R.call_tir(
                     cls.npu_program_1_unpack,
-                    (made_1, trap_1),
+                    (made_1,),
                     out_ty=R.Tensor((n, 3, 2, 16), "uint8"),
                 )
                 table = unpacked_1
@@ -194,8 +199,7 @@ def test_kernels_where_there_is_no_npu():
 
     _fill(Expected, placed.mod)
     tvm.ir.assert_structural_equal(placed.mod, Expected)
-    machine = relax.VirtualMachine(tvm.compile(placed.mod, target=host_target()), tvm.cpu())
-    got = machine["main"](tvm.runtime.tensor(_images()))[0].numpy()
+    (got,) = run_placed(placed, None, _images())
     np.testing.assert_array_equal(got, run_tvm(Before, _images())[0])
 
 

@@ -18,7 +18,7 @@ from tvm import IRModule
 
 from relay_passes.place import PlacedModule
 from targets.cpu.host import host_target
-from targets.errors import MissingDependencyError
+from targets.npu.execute.compiled import executor_object, linking
 from targets.npu.machine.spec import NpuSpec
 from tvmq import __version__
 from tvmq.artifact.artifact import FORMAT, Manifest, TensorInfo
@@ -61,20 +61,16 @@ def save_placement(folder: Path, placed: PlacedModule, spec: NpuSpec | None) -> 
     _write_text(folder, "placed", placed.mod.script(show_meta=False))
 
 
-def compile_library(mod: IRModule, path: Path) -> None:
-    """Compile a placed module for this machine and link it.
+def compile_library(mod: IRModule, path: Path, spec: NpuSpec | None) -> None:
+    """Compile a placed module for this host and link it, with the executor of its machine.
 
     Raises:
         MissingDependencyError: there is no C++ compiler to link with.
     """
     executable = tvm.compile(mod, target=host_target())
-    try:
-        executable.export_library(str(path))
-    except (RuntimeError, ValueError, OSError) as error:
-        raise MissingDependencyError(
-            f"{path.name} can't be linked ({str(error).splitlines()[0]}). "
-            f"Install g++ or clang++; `tvmq doctor` checks it."
-        ) from error
+    objects = [] if spec is None else [str(executor_object(spec))]
+    with linking(path.name):
+        executable.export_library(str(path), addons=objects)
 
 
 def make_manifest(

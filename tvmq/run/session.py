@@ -17,7 +17,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from targets.errors import InputError
+from targets.errors import InputError, TrapError
+from targets.npu.execute.traps import Trap
+from targets.npu.machine.program import Program
 from tvmq.artifact.artifact import Artifact
 
 Array: TypeAlias = npt.NDArray[np.float32]
@@ -67,7 +69,7 @@ def _runner(artifact: Artifact, device: str) -> Runner:
                 f"{artifact.folder}: was built for the CPU. "
                 f"Build it with --target npu, or choose --device cpu."
             )
-        return library_runner(artifact.path("model.so"))
+        return library_runner(artifact.path("model.so"), artifact.programs())
     if device == "cpu":
         return library_runner(artifact.path("cpu.so"))
     if device == "reference":
@@ -92,17 +94,39 @@ def load_library(path: Path) -> Any:
         return relax.VirtualMachine(tvm.runtime.load_module(copy), tvm.cpu())
 
 
-def library_runner(path: Path) -> Runner:
-    """All that a process needs to run an artifact: TVM and NumPy."""
+def library_runner(path: Path, programs: Mapping[str, Program] | None = None) -> Runner:
+    """Run a compiled library; TVM and NumPy are all that its process needs.
+
+    Args:
+        path: of the library.
+        programs: the NPU programs in it, by file name, to say which layer trapped.
+
+    Returns:
+        A function that raises a TrapError if the NPU met an illegal instruction.
+    """
     import tvm
 
     machine = load_library(path)
 
     def run(arrays: list[Array]) -> list[Array]:
-        outputs = machine["main"](*(tvm.runtime.tensor(array) for array in arrays))
+        try:
+            outputs = machine["main"](*(tvm.runtime.tensor(array) for array in arrays))
+        except RuntimeError as error:
+            trap = Trap.of(str(error))
+            if trap is None:
+                raise
+            raise TrapError(trap.index, trap.reason, _layer_of(trap, programs or {})) from None
         return [output.numpy() for output in outputs]
 
     return run
+
+
+def _layer_of(trap: Trap, programs: Mapping[str, Program]) -> str:
+    """Program and layer of a trap, as far as they are known."""
+    name = f"program_{trap.program}.bin"
+    spans = programs[name].layers if name in programs else ()
+    layers = [f" (layer {s.name}, {s.source})" for s in spans if s.begin <= trap.index < s.end]
+    return f"the NPU trapped in {name}{''.join(layers)}, "
 
 
 def reference_runner(path: Path, names: Sequence[str]) -> Runner:

@@ -8,17 +8,8 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from targets.arithmetic import MAX_RESIDUAL_SHIFT, MAX_SHIFT, MAX_SHIFT_SPREAD, Rounding
-from targets.npu.execute.memory import (
-    BAD_RECORD,
-    Buffer,
-    Expr,
-    State,
-    byte_value,
-    chunks,
-    i32,
-    i64,
-    when,
-)
+from targets.npu.execute.memory import Buffer, Expr, State, byte_value, chunks, i32, i64, when
+from targets.npu.execute.traps import BAD_RECORD
 from targets.npu.machine.legality import RECORD_BYTES, code_range
 
 _LANES = 16

@@ -1,12 +1,14 @@
 """The machine as one TIR function that decodes and executes the words of a program.
 
-Compiled by TVM it is what an artifact runs: no Python, the very binary that the NPU would load.
-``targets/npu/simulate`` says what each instruction means; the files of this room say it
-again for speed, and tests hold the two together.
+Compiled by TVM it is what an artifact runs: no Python, the very binary that the NPU would load. It
+depends on the machine and on nothing of the network, so it is compiled once per machine
+(``compiled.py``). ``targets/npu/simulate`` says what each instruction means; the files of this room
+say it again for speed, and tests hold the two together.
 
     for each image, in parallel
         while running
             decode -> unused bits and rules (legality.py) -> pop tokens -> execute -> push tokens
+    where an image trapped: fail, naming program, instruction and reason
 
 A bad instruction stops its image and leaves a trap code (``TRAPS``) and the instruction's index.
 """
@@ -14,29 +16,18 @@ A bad instruction stops its image and leaves a trap code (``TRAPS``) and the ins
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import tvm
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from targets.cpu.host import CpuFeatures, host_target
-from targets.errors import InputError, TrapError
 from targets.npu.execute import codes as executor_codes
 from targets.npu.execute import dma as executor_dma
 from targets.npu.execute import sums as executor_sums
 from targets.npu.execute.memory import (
-    BAD_RECORD,
     HALTED,
-    ILLEGAL,
-    NO_HALT,
-    NO_TOKEN,
-    NOT_HELD,
     Areas,
     Expr,
     State,
@@ -47,80 +38,99 @@ from targets.npu.execute.memory import (
     when,
     widened,
 )
+from targets.npu.execute.traps import (
+    ILLEGAL,
+    NO_HALT,
+    NO_TOKEN,
+    SET_ERROR,
+    TRAPPED,
+    TRAPS,
+)
 from targets.npu.machine import isa
 from targets.npu.machine.legality import rules
-from targets.npu.machine.program import Program
 from targets.npu.machine.spec import NpuSpec
 
-TRAPS = {
-    ILLEGAL: "illegal instruction",
-    NO_TOKEN: "a token that was never pushed, or tokens left at HALT",
-    BAD_RECORD: "REQ with an illegal parameter record",
-    NOT_HELD: "GEMM on held weights, and the array holds none of these widths",
-    NO_HALT: "the program ends without HALT",
-}
-"""Trap code -> what it means; 0 is no trap."""
 
-
-def make_executor(spec: NpuSpec, arena_bytes: int, *, vnni: bool | None = None) -> tirx.PrimFunc:
-    """The machine's interpreter, as a function that ``relax.call_tir`` can call.
+def make_executor(spec: NpuSpec, name: str, *, vnni: bool) -> tirx.PrimFunc:
+    """The machine's interpreter, as a function that writes its last argument.
 
     Args:
         spec: the machine.
-        arena_bytes: size of region 1, at least the program's.
-        vnni: whether the target has 512-bit dot products of bytes; None asks the host.
+        name: of the function.
+        vnni: whether the target has 512-bit dot products of bytes.
 
     Returns:
-        A function of (program int32[n, 8], constants int8[nc], inputs int8[batch, ni], outputs
-        int8[batch, no], trap int32[batch, 2]); the last two are written. A row of ``trap`` is
-        (code, index), zeros where all went well.
+        A function of (number, program int32[n, 8], constants int8[nc], arena_bytes, inputs
+        int8[batch, ni], outputs int8[batch, no]), which raises a RuntimeError, a ``Trap`` in words
+        with the number that it was given, where an image trapped.
     """
-    if vnni is None:
-        vnni = CpuFeatures.of(host_target()).vnni
-    areas = Areas.of(spec, arena_bytes, executor_sums.block_pixels(spec))
+    areas = Areas.of(spec, executor_sums.block_pixels(spec))
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
-            T.func_name("npu_execute")
-            names = ("program", "constants", "inputs", "outputs", "trap")
-            handles = [T.arg(name, T.handle()) for name in names]
+            T.func_name(name)
+            T.func_attr({"global_symbol": name})
+            number = T.arg("number", tirx.Var("number", "int64"))
+            handles = [T.arg(x, T.handle()) for x in ("program", "constants")]
+            arena_bytes = T.arg("arena_bytes", tirx.Var("arena_bytes", "int64"))
+            handles += [T.arg(x, T.handle()) for x in ("inputs", "outputs")]
             n, nc, batch, ni, no = (tirx.Var(x, "int64") for x in ("n", "nc", "batch", "ni", "no"))
             program = T.match_buffer(handles[0], (n, 8), "int32")
             constants = T.match_buffer(handles[1], (nc,), "int8")
             inputs = T.match_buffer(handles[2], (batch, ni), "int8")
             outputs = T.match_buffer(handles[3], (batch, no), "int8")
-            trap = T.match_buffer(handles[4], (batch, 2), "int32")
-            with T.sblock("root"), T.parallel(0, batch) as b, T.sblock("image"):
-                image = T.axis.spatial(batch, b)
-                T.reads(program[0:n, 0:8], constants[0:nc], inputs[image, 0:ni])
-                T.writes(outputs[image, 0:no], trap[image, 0:2])
-                state = State(
-                    spec=spec,
-                    areas=areas,
-                    program=program,
-                    constants=constants,
-                    inputs=inputs,
-                    outputs=outputs,
-                    image=image,
-                    vnni=vnni,
-                    mem=T.sblock_alloc_buffer((areas.size,), "int8"),
-                    acc=T.sblock_alloc_buffer((spec.sram.acc.bytes // 4,), "int32"),
-                    rows=T.sblock_alloc_buffer((spec.acc_rows,), "int32"),
-                    registers=T.sblock_alloc_buffer((4,), "int32"),
-                    tokens=T.sblock_alloc_buffer((16,), "int32"),
-                )
-                _reset(state, no)
-                with T.While(state.code == 0):
-                    _step(state, n, [nc, i64(arena_bytes), ni, no])
-                trapped = state.code > 0
-                T.buffer_store(trap, tirx.Select(trapped, state.code, i32(0)), [image, 0])
-                T.buffer_store(trap, tirx.Select(trapped, state.pc, i32(0)), [image, 1])
+            with T.sblock("root"):
+                trap = T.sblock_alloc_buffer((batch, 2), "int32")
+                with T.parallel(0, batch) as b, T.sblock("image"):
+                    image = T.axis.spatial(batch, b)
+                    T.reads(program[0:n, 0:8], constants[0:nc], inputs[image, 0:ni])
+                    T.writes(outputs[image, 0:no], trap[image, 0:2])
+                    state = State(
+                        spec=spec,
+                        areas=areas,
+                        program=program,
+                        constants=constants,
+                        inputs=inputs,
+                        outputs=outputs,
+                        image=image,
+                        vnni=vnni,
+                        mem=T.sblock_alloc_buffer((areas.arena + arena_bytes,), "int8"),
+                        acc=T.sblock_alloc_buffer((spec.sram.acc.bytes // 4,), "int32"),
+                        rows=T.sblock_alloc_buffer((spec.acc_rows,), "int32"),
+                        registers=T.sblock_alloc_buffer((4,), "int32"),
+                        tokens=T.sblock_alloc_buffer((16,), "int32"),
+                    )
+                    _reset(state, no)
+                    with T.While(state.code == 0):
+                        _step(state, n, [nc, arena_bytes, ni, no])
+                    trapped = state.code > 0
+                    T.buffer_store(trap, tirx.Select(trapped, state.code, i32(0)), [image, 0])
+                    T.buffer_store(trap, tirx.Select(trapped, state.pc, i32(0)), [image, 1])
+                with T.sblock("trap"):
+                    T.reads(trap[0:batch, 0:2])
+                    T.writes()
+                    text = T.sblock_alloc_buffer((256,), "int8")
+                    with T.serial(0, batch) as at:
+                        _raise_trap(number, trap[at, 0], trap[at, 1], text)
         return builder.get()
+
+
+def _raise_trap(number: Expr, code: Expr, index: Expr, text: tirx.Buffer) -> None:
+    """Return with a RuntimeError if ``code`` is one of ``TRAPS``.
+
+    A TIR assertion's message can't hold numbers, so the C library writes it into ``text``.
+    """
+    for trap, reason in TRAPS.items():
+        with when(code == trap):
+            told = (TRAPPED + reason, tirx.Cast("int32", number), index)
+            T.evaluate(tirx.call_extern("int32", "snprintf", text.data, i64(256), *told))
+            T.evaluate(tirx.call_extern("int32", SET_ERROR, "RuntimeError", text.data))
+            T.evaluate(tirx.tvm_throw_last_error())
 
 
 def _reset(state: State, output_bytes: Expr) -> None:
     """Memories, tokens and registers zero."""
     for buffer in (state.mem, state.acc, state.registers, state.tokens):
-        with T.serial(0, int(buffer.shape[0])) as at:
+        with T.serial(0, buffer.shape[0]) as at:
             T.buffer_store(buffer, tirx.IntImm(buffer.dtype, 0), [at])
     with T.serial(0, output_bytes) as at:
         T.buffer_store(state.outputs, tirx.IntImm("int8", 0), [state.image, at])
@@ -191,55 +201,3 @@ _STEPS: dict[type[isa.Instruction], Callable[[State, SimpleNamespace], None]] = 
     isa.Pool: executor_codes.pool,
     isa.Lut: executor_codes.lookup,
 }
-
-
-class Executor:
-    """The compiled machine, callable from Python."""
-
-    def __init__(self, spec: NpuSpec, arena_bytes: int = 0) -> None:
-        self.spec, self.arena_bytes = spec, arena_bytes
-
-    @cached_property
-    def _function(self) -> Any:
-        return tvm.compile(make_executor(self.spec, self.arena_bytes), target=host_target())
-
-    def run(self, program: Program, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-        """Execute a program on a batch of images.
-
-        Args:
-            program: compiled for this machine, with no larger arena.
-            inputs: int8 or uint8[batch, input_bytes].
-
-        Returns:
-            uint8[batch, output_bytes].
-
-        Raises:
-            InputError: another machine's program, or too large an arena.
-            TrapError: with the instruction's index, of the first image that trapped.
-        """
-        if program.digest != self.spec.digest or program.arena_bytes > self.arena_bytes:
-            msg = (
-                f"the executor is of {self.spec.name} with {self.arena_bytes} bytes of arena, the "
-                f"program of {program.machine} with {program.arena_bytes}. Make one for it."
-            )
-            raise InputError(msg)
-        constants = np.frombuffer(program.constants or bytes(1), np.int8)
-        return self.run_words(program.words(), constants, inputs, program.output_bytes)
-
-    def run_words(
-        self,
-        words: npt.NDArray[np.int32],
-        constants: npt.NDArray[np.int8],
-        inputs: npt.NDArray[np.generic],
-        output_bytes: int,
-    ) -> npt.NDArray[np.uint8]:
-        """The same for encoded instructions, int32[n, 8]."""
-        batch = inputs.shape[0]
-        outputs = tvm.runtime.tensor(np.zeros((batch, output_bytes), np.int8))
-        trap = tvm.runtime.tensor(np.zeros((batch, 2), np.int32))
-        arguments = [tvm.runtime.tensor(x) for x in (words, constants, inputs.view(np.int8))]
-        self._function(*arguments, outputs, trap)
-        for code, index in trap.numpy():
-            if code:
-                raise TrapError(int(index), TRAPS[int(code)])
-        return outputs.numpy().view(np.uint8)

@@ -1,12 +1,12 @@
 """What the compiled executor works on: memories, registers, and the bits of an instruction.
 
-All scratchpads of bytes, the arena and four work areas lie in one buffer: a byte has one address.
+All scratchpads of bytes, four work areas and the arena lie in one buffer: a byte has one address.
 
-    ACT | WGT | PAR | arena | held tile | wide weights | weights in quads | staged activations
-    | slack
+    ACT | WGT | PAR | held tile | wide weights | weights in quads | staged activations | slack
+    | arena
 
 Vector loads may run over the end of an operand by less than a row of the array; the slack keeps
-them inside.
+them inside. The arena is last, since its size is the program's and all others are the machine's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from targets.npu.machine.spec import NpuSpec
 Expr: TypeAlias = Any
 Buffer: TypeAlias = Any
 
-ILLEGAL, NO_TOKEN, BAD_RECORD, NOT_HELD, NO_HALT = range(1, 6)
 HALTED = -1
 _CODE, _PC, _KNOWN, _HELD = range(4)
 _LANES = 32
@@ -39,33 +38,31 @@ class Areas:
 
     wgt: int
     par: int
-    arena: int
     held: int
     wide: int
     quads: int
     stage: int
-    size: int
+    arena: int
 
     @staticmethod
-    def of(spec: NpuSpec, arena_bytes: int, block: int) -> Areas:
+    def of(spec: NpuSpec, block: int) -> Areas:
         """Areas of a machine; ``block`` is how many pixels the sums of are made at once."""
         sram, tile = spec.sram, 4 * spec.array.rows * spec.array.cols
         taps = 31 * 31 * spec.array.cols
-        sizes = [
-            *(sram.act.bytes, sram.wgt.bytes, sram.par.bytes, arena_bytes),
-            *(
-                tile,
-                max(4 * sram.wgt.bytes, taps),
-                4 * sram.wgt.bytes,
-                max(4 * spec.array.rows * block, spec.array.cols),
-            ),
-        ]
+        sizes = (
+            sram.act.bytes,
+            sram.wgt.bytes,
+            sram.par.bytes,
+            tile,
+            max(4 * sram.wgt.bytes, taps),
+            4 * sram.wgt.bytes,
+            max(4 * spec.array.rows * block, spec.array.cols),
+        )
         starts = [0]
         for size in sizes:
             starts.append(-(-(starts[-1] + size) // 64) * 64)
-        wgt, par, arena, held, wide, quads, stage, end = starts[1:]
-        size = end + 64 + 4 * spec.array.cols
-        return Areas(wgt, par, arena, held, wide, quads, stage, size)
+        wgt, par, held, wide, quads, stage, end = starts[1:]
+        return Areas(wgt, par, held, wide, quads, stage, arena=end + 64 + 4 * spec.array.cols)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from targets.npu.execute import dot as executor_dot
-from targets.npu.execute.memory import NOT_HELD, Buffer, Expr, State, i32, when
+from targets.npu.execute.memory import Buffer, Expr, State, i32, when
+from targets.npu.execute.traps import NOT_HELD
 from targets.npu.machine.spec import NpuSpec
 
 

@@ -9,7 +9,7 @@ from npu_layers import LAYERS, code_limits, conv, meaning, random_inputs
 
 from targets.layers import Add, Layer, MaxPool2d, Operand, Value
 from targets.npu.compiler import compile_layers
-from targets.npu.execute.executor import Executor
+from targets.npu.execute.compiled import Executor
 from targets.npu.machine import isa
 from targets.npu.machine.program import Program
 from targets.npu.machine.spec import load_spec
@@ -20,7 +20,7 @@ IMAGES = 3
 
 @functools.cache
 def executor(machine: str) -> Executor:
-    return Executor(load_spec(machine), arena_bytes=1 << 16)
+    return Executor(load_spec(machine))
 
 
 def images(layer: Layer) -> tuple[list[list[np.ndarray]], np.ndarray]:

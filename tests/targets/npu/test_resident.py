@@ -11,7 +11,7 @@ from npu_layers import FLAT, code_limits, conv, meaning, random_inputs
 
 from targets.layers import Add, Layer, MaxPool2d, Move, Operand, Piece, Value
 from targets.npu.compiler import compile_layers
-from targets.npu.execute.executor import Executor
+from targets.npu.execute.compiled import Executor
 from targets.npu.machine import isa
 from targets.npu.machine.program import ARENA, INPUTS, Program
 from targets.npu.machine.spec import load_spec
@@ -24,7 +24,7 @@ E256 = load_spec("e256")
 
 @functools.cache
 def executor(machine: str) -> Executor:
-    return Executor(load_spec(machine), arena_bytes=1 << 16)
+    return Executor(load_spec(machine))
 
 
 def chained(*layers: Layer) -> list[Layer]:

@@ -1,9 +1,16 @@
 """Libraries of artifacts in one process."""
 
 import numpy as np
+import pytest
 import tvm
+from npu_layers import LAYERS
 from tvm import relax
 
+from targets.errors import TrapError
+from targets.npu.compiler import compile_layers
+from targets.npu.execute.compiled import executor_symbol
+from targets.npu.machine.spec import load_spec
+from tvmq.artifact.files import compile_library
 from tvmq.run.session import library_runner
 
 
@@ -26,3 +33,37 @@ def test_a_library_that_replaced_another_is_the_one_that_runs(tmp_path):
     second = library_runner(path)
     np.testing.assert_array_equal(second([x])[0], 3 * x)
     np.testing.assert_array_equal(first([x])[0], 2 * x)
+
+
+def test_a_trap_names_program_layer_and_instruction(tmp_path):
+    """A program that no compiler of ours makes: its second instruction has a bit that none has."""
+    layers = [next(layer for layer in LAYERS.values() if layer.kind == "conv2d")]
+    spec = load_spec("e256")
+    program = compile_layers(layers, layers[0].inputs, [layers[0].output], spec)
+    words = program.words().copy()
+    words[1, 7] |= 1 << 30
+    builder = relax.BlockBuilder()
+    batch = tvm.tirx.Var("n", "int64")
+    x = relax.Var("x", relax.TensorType((batch, program.input_bytes), "int8"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            arguments = [
+                relax.prim_value(0),
+                relax.const(words, "int32"),
+                relax.const(np.frombuffer(program.constants, np.int8), "int8"),
+                relax.prim_value(program.arena_bytes),
+                x,
+            ]
+            made = relax.TensorType((batch, program.output_bytes), "int8")
+            y = builder.emit(relax.call_dps_packed(executor_symbol(spec), arguments, made))
+            out = builder.emit_output(relax.Tuple([y]))
+        builder.emit_func_output(out)
+    compile_library(builder.get(), tmp_path / "model.so", spec)
+    images = np.zeros((2, program.input_bytes), np.int8)
+
+    machine = relax.VirtualMachine(tvm.runtime.load_module(str(tmp_path / "model.so")), tvm.cpu())
+    with pytest.raises(RuntimeError, match="trapped in program 0 at instruction 1: illegal"):
+        machine["main"](tvm.runtime.tensor(images))
+    run = library_runner(tmp_path / "model.so", {"program_0.bin": program})
+    with pytest.raises(TrapError, match=rf"_0.bin \(layer {layers[0].name}, .*instruction 1"):
+        run([images])

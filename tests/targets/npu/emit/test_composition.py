@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from targets.arithmetic import Rounding
-from targets.npu.execute.executor import Executor
+from targets.npu.execute.compiled import Executor
 from targets.npu.machine import isa
 from targets.npu.machine.program import Program
 from targets.npu.machine.spec import load_spec
@@ -19,7 +19,7 @@ BORDERS = 2048
 @pytest.fixture(scope="module")
 def machine():
     spec = load_spec("e256")
-    return spec, Executor(spec, 0), Simulator(spec)
+    return spec, Executor(spec), Simulator(spec)
 
 
 def _program(spec, rng, widths, *, composed, fraction, residual):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from targets.errors import InputError, TrapError
-from targets.npu.execute.executor import Executor
+from targets.npu.execute.compiled import Executor
 from targets.npu.machine import isa
 from targets.npu.machine.elements import pack, unpack
 from targets.npu.machine.legality import code_range, rules
@@ -23,7 +23,7 @@ ARENA = 256
 @pytest.fixture(scope="module", params=MACHINES)
 def machine(request):
     spec = load_spec(request.param)
-    return spec, Executor(spec, ARENA), Simulator(spec)
+    return spec, Executor(spec), Simulator(spec)
 
 
 def _program(spec, body, rng, extreme):
@@ -350,7 +350,9 @@ def test_unused_bits_and_unknown_opcodes_trap(machine, bit):
     words = np.zeros((2, 8), np.uint32)
     words[1, bit // 32] = 1 << (bit % 32)
     with pytest.raises(TrapError) as trap:
-        executor.run_words(words.view(np.int32), np.zeros(1, np.int8), np.zeros((1, 4), np.int8), 4)
+        executor.run_words(
+            words.view(np.int32), np.zeros(1, np.int8), np.zeros((1, 4), np.int8), 0, 4
+        )
     assert trap.value.index == 1
 
 

@@ -1,4 +1,4 @@
-"""What the host does around a program: a trap becomes an error that says where and why."""
+"""What the host does around a program: codes into bytes and out of them."""
 
 import numpy as np
 import pytest
@@ -6,33 +6,28 @@ import tvm
 
 from targets.cpu.host import host_target
 from targets.layers import Value
-from targets.npu.execute.executor import TRAPS
-from targets.npu.execute.host_calls import unpack_output
+from targets.npu.execute.host_calls import pack_inputs, unpack_output
 
 
-@pytest.fixture(scope="module")
-def unpack():
-    """Of a batch of three images with four codes each."""
-    compiled = tvm.compile(unpack_output(Value("y", (1, 1, 4), "int8"), 0, 4), target=host_target())
-    codes = np.arange(12, dtype=np.int8).reshape(3, 4)
-
-    def run(code, index):
-        trap = np.zeros((3, 2), np.int32)
-        trap[1] = code, index
-        out = tvm.runtime.tensor(np.zeros((3, 1, 1, 4), np.int8))
-        compiled(tvm.runtime.tensor(codes), tvm.runtime.tensor(trap), out)
-        return out.numpy().reshape(3, 4), codes
-
-    return run
+def _call(function, *arrays):
+    tensors = [tvm.runtime.tensor(array) for array in arrays]
+    tvm.compile(function, target=host_target())(*tensors)
+    return tensors[-1].numpy()
 
 
-@pytest.mark.parametrize("code", TRAPS)
-@pytest.mark.parametrize("index", [0, 7, 10, 1203, 10**8 + 5])
-def test_a_trap_is_an_error_with_its_index_and_reason(unpack, code, index):
-    with pytest.raises(RuntimeError) as error:
-        unpack(code, index)
-    assert str(error.value) == f"the NPU trapped at instruction {index}: {TRAPS[code]}"
+def test_inputs_lie_one_behind_the_other():
+    values = [Value("a", (1, 2, 2), "uint8"), Value("b", (1, 1, 3), "int8")]
+    a, b = np.arange(8, dtype=np.uint8) + 250, np.arange(6, dtype=np.int8) - 3
+    a, b = a.reshape(2, 1, 2, 2), b.reshape(2, 1, 1, 3)
+    packed = _call(pack_inputs(values), a, b, np.zeros((2, 7), np.int8))
+    want = np.concatenate([a.view(np.int8).reshape(2, 4), b.reshape(2, 3)], axis=1)
+    np.testing.assert_array_equal(packed, want)
 
 
-def test_without_a_trap_the_codes_come_out(unpack):
-    np.testing.assert_array_equal(*unpack(0, 0))
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32"])
+def test_outputs_are_found_at_their_offset(dtype):
+    want = np.array([[[[-3, 100]]], [[[120, -128]]]]).astype(dtype)
+    raw = np.zeros((2, 5 + want[0].nbytes), np.int8)
+    raw[:, 5:] = want.view(np.int8).reshape(2, -1)
+    unpack = unpack_output(Value("y", (1, 1, 2), dtype), 5, raw.shape[1])
+    np.testing.assert_array_equal(_call(unpack, raw, np.zeros((2, 1, 1, 2), dtype)), want)

@@ -7,14 +7,14 @@ import pytest
 from npu_layers import conv, meaning, random_inputs
 
 from targets.npu.compiler import compile_layers
-from targets.npu.execute.executor import Executor
+from targets.npu.execute.compiled import Executor
 from targets.npu.machine import isa, spec
 from targets.npu.machine.spec import load_spec
 from targets.npu.price.durations import duration
 from targets.npu.price.layer_costs import price
 from targets.npu.simulate.simulator import Simulator
 
-PRESET = Path(spec.__file__).parent / "specs" / "e256.toml"
+PRESET = Path(spec.__file__).parents[1] / "specs" / "e256.toml"
 CASES = {
     "3x3": (conv((12, 12, 20), 20, groups=20), 9, 3),
     "3x3 of stride 2": (conv((13, 13, 20), 20, groups=20, strides=(2, 2)), 9, 6),
@@ -41,7 +41,7 @@ def test_both_modes_give_the_same_bits_in_documented_cycles(case, tmp_path):
         machine = _machine(mode, tmp_path)
         assert machine.array.dw == mode
         program = compile_layers([layer], list(layer.inputs), [layer.output], machine)
-        (got,) = Executor(machine, arena_bytes=1 << 16).run(program, packed[None])
+        (got,) = Executor(machine).run(program, packed[None])
         np.testing.assert_array_equal(got, Simulator(machine).run(program, packed))
         codes = got.view(layer.output.dtype).reshape(layer.output.shape)
         np.testing.assert_array_equal(codes, meaning(layer, inputs))

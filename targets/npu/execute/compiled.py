@@ -1,0 +1,255 @@
+"""The compiled executor of a machine: made once, kept in the user's cache, linked into artifacts.
+
+    python -m targets.npu.execute.compiled < machine.toml      makes it, for another process to find
+
+An object file is named by what it is made of: the sizes of the machine's array and memories (an
+executor knows values and no time), the host's processor, the versions of TVM and LLVM, and the
+sources of this package. Whatever changes one of them changes the
+name, so nothing stale is ever found. Beside each object lies its SHA-256; what doesn't match it is
+made anew. Where the cache can't be written, an object lives as long as the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tomli_w
+import tvm
+from tvm.support import cc
+from tvm.target import codegen
+
+from targets.cpu.host import CpuFeatures, host_target
+from targets.errors import InputError, MissingDependencyError, TrapError
+from targets.npu.execute.executor import make_executor
+from targets.npu.execute.traps import Trap
+from targets.npu.machine.program import Program
+from targets.npu.machine.spec import NpuSpec, parse_spec
+
+FOLDER_VARIABLE = "TVMQ_CACHE"
+KEPT = 16
+"""Objects in the cache, half a megabyte each; those used longest ago go."""
+
+
+def executor_symbol(spec: NpuSpec) -> str:
+    """The name of a machine's function, in its object and in the libraries that hold it."""
+    array, sram = spec.array, spec.sram
+    banks = (sram.act, sram.wgt, sram.acc, sram.par)
+    sizes = (array.rows, array.cols, *array.precisions, *(bank.bytes for bank in banks))
+    return f"npu_execute_{_key(sizes)}"
+
+
+def executor_object(spec: NpuSpec) -> Path:
+    """The object file with a machine's function; compiled if it is neither kept nor made yet."""
+    name = f"{executor_symbol(spec)}.o"
+    if executor_symbol(spec) in _makers:
+        _makers[executor_symbol(spec)].wait()
+    for folder in (cache_folder(), _own_folder()):
+        if _intact(folder / name):
+            with contextlib.suppress(OSError):
+                os.utime(folder / name)
+            return folder / name
+    target, symbol = host_target(), executor_symbol(spec)
+    function = make_executor(spec, symbol, vnni=CpuFeatures.of(target).vnni)
+    library = tvm.tirx.build(tvm.IRModule({symbol: function}), target)
+    made = _own_folder() / name
+    library.write_to_file(str(made))
+    _write_digest(made)
+    return _keep(made) or made
+
+
+@contextlib.contextmanager
+def made_meanwhile(spec: NpuSpec | None) -> Iterator[None]:
+    """Make a machine's object in another process, if it isn't kept, while the caller goes on.
+
+    ``executor_object`` waits for that process, and makes the object itself if it could not.
+    """
+    if spec is None or _intact(cache_folder() / f"{executor_symbol(spec)}.o"):
+        yield
+        return
+    with tempfile.TemporaryFile("w+") as machine:
+        machine.write(tomli_w.dumps(spec.model_dump()))
+        machine.seek(0)
+        maker = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=machine,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+    _makers[executor_symbol(spec)] = maker
+    try:
+        yield
+    finally:
+        del _makers[executor_symbol(spec)]
+        maker.kill()
+        maker.wait()
+
+
+_makers: dict[str, subprocess.Popen[bytes]] = {}
+
+
+class Executor:
+    """The compiled machine, callable from Python."""
+
+    def __init__(self, spec: NpuSpec) -> None:
+        self.spec = spec
+
+    def run(self, program: Program, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+        """Execute a program on a batch of images.
+
+        Args:
+            program: compiled for this machine.
+            inputs: int8 or uint8[batch, input_bytes].
+
+        Returns:
+            uint8[batch, output_bytes].
+
+        Raises:
+            InputError: another machine's program.
+            TrapError: with the instruction's index, of the first image that trapped.
+        """
+        if program.digest != self.spec.digest:
+            msg = f"the executor is of {self.spec.name}, the program of {program.machine}."
+            raise InputError(f"{msg} Make one for that machine.")
+        constants = np.frombuffer(program.constants or bytes(1), np.int8)
+        arena, outputs = program.arena_bytes, program.output_bytes
+        return self.run_words(program.words(), constants, inputs, arena, outputs)
+
+    def run_words(
+        self,
+        words: npt.NDArray[np.int32],
+        constants: npt.NDArray[np.int8],
+        inputs: npt.NDArray[np.generic],
+        arena_bytes: int,
+        output_bytes: int,
+    ) -> npt.NDArray[np.uint8]:
+        """The same for encoded instructions, int32[n, 8]."""
+        outputs = tvm.runtime.tensor(np.zeros((inputs.shape[0], output_bytes), np.int8))
+        program, data, images = (
+            tvm.runtime.tensor(x) for x in (words, constants, inputs.view(np.int8))
+        )
+        try:
+            executor_function(self.spec)(0, program, data, arena_bytes, images, outputs)
+        except RuntimeError as error:
+            trap = Trap.of(str(error))
+            if trap is None:
+                raise
+            raise TrapError(trap.index, trap.reason) from None
+        return outputs.numpy().view(np.uint8)
+
+
+def executor_function(spec: NpuSpec) -> Any:
+    """A machine's function in this process, for TVM to find by ``executor_symbol``, too."""
+    return _loaded(executor_symbol(spec), str(executor_object(spec)))
+
+
+@functools.cache
+def _loaded(symbol: str, path: str) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / f"{symbol}.so"
+        with linking(library.name):
+            cc.create_shared(str(library), [path])
+        function = tvm.runtime.load_module(str(library))[symbol]
+    tvm.register_global_func(symbol, function, override=True)
+    return function
+
+
+@contextlib.contextmanager
+def linking(library: str) -> Iterator[None]:
+    """Say what is missing where a library can't be linked.
+
+    Raises:
+        MissingDependencyError: there is no C++ compiler to link with.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        raise MissingDependencyError(
+            f"{library} can't be linked ({str(error).splitlines()[0]}). "
+            f"Install g++ or clang++; `tvmq doctor` checks it."
+        ) from error
+
+
+def cache_folder() -> Path:
+    """Where objects are kept: ``$TVMQ_CACHE``, or ``tvmq`` in the user's cache folder."""
+    given = os.environ.get(FOLDER_VARIABLE)
+    if given:
+        return Path(given)
+    caches = os.environ.get("XDG_CACHE_HOME")
+    return (Path(caches) if caches else Path.home() / ".cache") / "tvmq"
+
+
+@functools.cache
+def _own_folder() -> Path:
+    """A folder of this process, gone with it."""
+    folder = tempfile.TemporaryDirectory(prefix="tvmq-")
+    _kept_alive.append(folder)
+    return Path(folder.name)
+
+
+_kept_alive: list[tempfile.TemporaryDirectory[str]] = []
+
+
+@functools.cache
+def _key(machine: tuple[int, ...]) -> str:
+    digest = hashlib.sha256()
+    parts = [str(machine), str(host_target()), str(codegen.llvm_version_major())]
+    parts += [version(package) for package in ("apache-tvm", "apache-tvm-ffi")]
+    digest.update("\n".join(parts).encode())
+    package = Path(__file__).resolve().parents[2]
+    for source in sorted(package.rglob("*.py")):
+        digest.update(f"\n{source.relative_to(package)}\n".encode() + source.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+def _digest_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _write_digest(path: Path) -> None:
+    path.with_suffix(".sha256").write_text(_digest_of(path))
+
+
+def _intact(path: Path) -> bool:
+    try:
+        return path.with_suffix(".sha256").read_text() == _digest_of(path)
+    except OSError:
+        return False
+
+
+def _keep(made: Path) -> Path | None:
+    """Copy an object into the cache, whole or not at all; None where that can't be."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (made, made.with_suffix(".sha256")):
+            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+                file.write(path.read_bytes())
+            Path(file.name).replace(folder / path.name)
+        _forget_oldest(folder)
+    except OSError:
+        return None
+    return folder / made.name
+
+
+def _forget_oldest(folder: Path) -> None:
+    objects = sorted(folder.glob("npu_execute_*.o"), key=lambda path: path.stat().st_mtime)
+    for path in objects[:-KEPT]:
+        path.unlink(missing_ok=True)
+        path.with_suffix(".sha256").unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    executor_object(parse_spec(sys.stdin.read(), "standard input"))

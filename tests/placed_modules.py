@@ -1,0 +1,18 @@
+"""Compile a placed module in this process and run it."""
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from relay_passes.place import PlacedModule
+from targets.cpu.host import host_target
+from targets.npu.execute.compiled import executor_function
+from targets.npu.machine.spec import NpuSpec
+
+
+def run_placed(placed: PlacedModule, spec: NpuSpec | None, images: np.ndarray) -> list[np.ndarray]:
+    """All outputs; on the compiled executor of ``spec`` if it has one."""
+    if spec is not None:
+        executor_function(spec)  # which main calls by its name
+    machine = relax.VirtualMachine(tvm.compile(placed.mod, target=host_target()), tvm.cpu())
+    return [np.asarray(out.numpy()) for out in machine["main"](tvm.runtime.tensor(images))]
