@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -80,9 +81,8 @@ def _roofline(profile: Profile) -> Figure | None:
             markeredgewidth=0,
             alpha=0.8,
             color=BOUND_COLOURS.get(row.bound, INK),
-            clip_on=False,
         )
-        dot.set_gid(str(number))
+        _mark(dot, number)
     _roofs(axes, spec, [row.macs / row.bytes for row in rows.values()])
     axes.set_title("Roofline: how close each layer comes to what the machine allows")
     axes.set_ylabel("MACs per cycle")
@@ -139,9 +139,9 @@ def _costs(profile: Profile) -> Figure | None:
 
 def _bars(axes: Axes, heights: Sequence[float], colours: Sequence[str]) -> None:
     width = 0.8 if len(heights) <= NAMES else 1.0  # gaps between thin bars would only pale them
-    bars = axes.bar(range(len(heights)), heights, width, color=colours, clip_on=False)
+    bars = axes.bar(range(len(heights)), heights, width, color=colours)
     for number, bar in enumerate(bars):
-        bar.set_gid(str(number))
+        _mark(bar, number)
 
 
 def _timeline(profile: Profile) -> Figure | None:
@@ -158,8 +158,8 @@ def _timeline(profile: Profile) -> Figure | None:
             if layer.cycles:
                 first, last = begin + layer.begin, begin + layer.end
                 shade = (INK, 0.1 if count % 2 else 0.0)
-                band = axes.axvspan(first, last, facecolor=shade, linewidth=0, clip_on=False)
-                band.set_gid(str(rows[layer.name]))
+                band = axes.axvspan(first, last, facecolor=shade, linewidth=0)
+                _mark(band, rows[layer.name])
                 if layer.cycles / total * LETTERS > len(layer.name):
                     middle = (first + last) / 2
                     name = printable(layer.name)
@@ -206,6 +206,17 @@ def _shares(profile: Profile, unit: int, kinds: tuple[str, ...], edges: np.ndarr
     if not len(times):
         return np.zeros(len(edges) - 1)
     return np.diff(np.interp(edges, times, until)) / np.diff(edges)
+
+
+def _mark(artist: Artist, number: int) -> None:
+    """Let an artist stand for an operator.
+
+    Marks lie inside their axes: the layout need not measure thousands of them, nor each name what
+    it is clipped to.
+    """
+    artist.set_gid(str(number))
+    artist.set_in_layout(False)
+    artist.set_clip_on(False)
 
 
 def _key(axes: Axes, title: str, rows: Iterable[OperatorProfile]) -> None:
