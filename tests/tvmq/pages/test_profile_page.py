@@ -156,7 +156,7 @@ def test_without_an_npu():
 
 
 def test_the_same_profile_gives_the_same_page(page, operators):
-    with mpl.rc_context({"svg.hashsalt": None, "axes.facecolor": "red", "font.size": 20}):
+    with mpl.rc_context({"svg.hashsalt": None, "font.size": 20, "xtick.major.size": 20}):
         assert profile_page(_profile(operators)) == page
 
 
