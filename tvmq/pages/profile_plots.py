@@ -36,7 +36,7 @@ PAYS = ("weights", "decode", "bus", "latency")
 """Classes in which a unit doesn't work but pays for working; in the others it waits for another."""
 BINS = 500
 """Columns of the timeline; each shows the share of its cycles."""
-NAMES = 70
+NAMES = 80
 """Names that fit side by side under the bars; of more operators every second, third... is named."""
 LONGEST = 26
 """Letters of a name under a bar."""
