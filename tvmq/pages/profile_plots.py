@@ -13,6 +13,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import NullFormatter
 
 from targets.npu.machine.isa import UNIT_NAMES
 from targets.npu.machine.spec import NpuSpec
@@ -88,6 +89,7 @@ def _roofline(profile: Profile) -> Figure | None:
     axes.set_ylabel("MACs per cycle")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())  # powers in TeX, where there is a decade or less
     axes.grid()
     _key(axes, "layer bound by", rows.values())
     return figure

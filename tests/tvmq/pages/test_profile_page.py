@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from fractions import Fraction
 from html.parser import HTMLParser
 
@@ -146,6 +147,14 @@ def test_the_timeline_shows_when_units_work(page):
 def test_colours_of_text_are_the_pages(page):
     assert "currentColor" in page
     assert all("#1f2733" not in ET.tostring(svg, "unicode") for svg in _svgs(page).values())
+
+
+def test_axes_of_less_than_a_decade_have_plain_numbers():
+    profile = _profile([_operator("conv2d", macs=24000)])
+    dma = profile.spec.dma.model_copy(update={"bytes_per_cycle": 512})
+    page = profile_page(replace(profile, spec=profile.spec.model_copy(update={"dma": dma})))
+    assert "512 bytes per cycle" in page
+    assert "math" not in page
 
 
 def test_without_an_npu():
