@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from benchmarks.anchors import VELA, ZIGZAG, Anchor
-from targets.errors import MissingDependencyError
+from tvmq.pages.svg import drawing, svg_file
+
+TICKS = (0.3, 0.5, 0.7, 1, 1.5, 2, 3)
 
 
 def draw(layers: list[Anchor], cycles: dict[tuple[str, str], int], path: Path) -> None:
-    """Write the figure as SVG; the same numbers give the same file.
+    """Write the figure as SVG; the same numbers give the same file."""
+    with drawing():
+        path.write_text(svg_file(_figure(layers, cycles)), encoding="utf-8")
 
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        msg = "the figure needs matplotlib: pip install tvmq[report]"
-        raise MissingDependencyError(msg) from error
-    mpl.rcParams["svg.hashsalt"] = "tvmq"
-    figure = Figure(figsize=(9, 5), layout="constrained")
+
+def _figure(layers: list[Anchor], cycles: dict[tuple[str, str], int]) -> Figure:
+    figure = Figure(figsize=(9, 5))
     axes = figure.add_subplot()
     axes.axhspan(0.97, 1.03, color="0.85", label="3 %")
     axes.axhspan(0.90, 1.10, color="0.93", zorder=0, label="10 %")
@@ -41,11 +39,11 @@ def draw(layers: list[Anchor], cycles: dict[tuple[str, str], int], path: Path) -
             label=f"{'Vela' if tool == 'vela' else 'ZigZag'} ({setting.name})",
         )
     axes.set_yscale("log")
-    axes.set_yticks([0.3, 0.5, 0.7, 1, 1.5, 2, 3], ["0.3", "0.5", "0.7", "1", "1.5", "2", "3"])
+    axes.set_yticks(TICKS, [f"{ratio:g}" for ratio in TICKS])
     axes.minorticks_off()
     axes.set_ylabel("our cycles / theirs")
     axes.set_title("Filled: layers with an acceptance band. Others have a reason in the table.")
     axes.tick_params(axis="x", rotation=60)
     axes.legend(fontsize="small")
-    axes.grid(axis="y", linewidth=0.3)
-    figure.savefig(path, metadata={"Date": None})
+    axes.grid(axis="y")
+    return figure

@@ -29,8 +29,8 @@ from tvmq.build_request import BuildRequest
 from tvmq.capture.capture import capture
 from tvmq.data.preprocessing import Preprocessing
 from tvmq.flow import build
+from tvmq.pages.range_plot import channel_ranges, write_range_plot
 from tvmq.plan.plan_file import read_plan
-from tvmq.profile.range_plot import channel_ranges, write_range_plot
 from tvmq.run.evaluate import evaluate
 from tvmq.run.execute import open_for
 from tvmq.run.session import Session

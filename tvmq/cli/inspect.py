@@ -64,13 +64,14 @@ def _inspect_model(
     from tvmq.capture.capture import capture
     from tvmq.flow import parse_target
     from tvmq.inspection import forecast
-    from tvmq.profile.range_plot import channel_ranges, write_range_plot
     from tvmq.settings import Settings, parse_precision
 
     settings = Settings(*parse_precision(precision))
     spec = parse_target(target)
     model = capture(model_file, **options)
     if ranges is not None:
+        from tvmq.pages.range_plot import channel_ranges, write_range_plot
+
         write_range_plot(channel_ranges(model), ranges)
     layers = forecast(model, spec, settings, terminal.progress())
     if terminal.json:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     "--html",
     type=PATH,
     metavar="FILE",
-    help="Also write a page with a roofline plot and a timeline; it needs no network.",
+    help="Also write a page with plots and tables; it is one file and needs no network.",
 )
 @shared_options
 @click.pass_obj
@@ -47,7 +47,6 @@ def command(
     """
     from tvmq.artifact.artifact import Artifact
     from tvmq.profile.as_json import to_csv, to_json
-    from tvmq.profile.html import to_html
     from tvmq.profile.profile import profile
     from tvmq.profile.table import operator_table, summary, with_host_as_one
     from tvmq.profile.trace import to_trace
@@ -59,13 +58,19 @@ def command(
         return
     with terminal.progress().stage("profile"):
         result = profile(Artifact.load(artifact), energy)
-    for path, render in ((csv_file, to_csv), (trace, to_trace), (html, to_html)):
+    for path, render in ((csv_file, to_csv), (trace, to_trace), (html, _page)):
         if path is not None:
             _write(terminal, path, render, result)
     if terminal.json:
         terminal.print_json(to_json(result))
     else:
         _show(terminal, operator_table(with_host_as_one(result)), summary(result))
+
+
+def _page(result: Profile) -> str:
+    from tvmq.pages.profile_page import profile_page  # imports matplotlib, which takes its time
+
+    return profile_page(result)
 
 
 def _compare(terminal: Terminal, artifact: Path, other: Path, energy: str) -> None:

@@ -1,1 +1,1 @@
-"""Where the time goes: per layer, as table, JSON, trace and page."""
+"""Where the time goes: per layer, as numbers, table, JSON and trace."""

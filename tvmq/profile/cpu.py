@@ -12,6 +12,7 @@ from tvmq.artifact.artifact import Artifact
 from tvmq.run.session import load_library
 
 REPEATS = 20
+"""Runs; the smallest time counts, since whatever disturbs a run makes it longer."""
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Where the time of one image goes: NPU layers in modelled cycles, CPU kernels as measured.
 
-An operator on the NPU costs what the timing model says of its window (``targets/npu/layer_costs``);
+An operator on the NPU costs what the timing model says of its window (``targets.npu.price``);
 one on the CPU is measured on this machine, the smallest of several runs. What passes between NPU
 and CPU has rows of its own: it lies in DRAM that both see, and is counted as once over the
 machine's bus. So has host work that no layer describes, the float ends of the network.

@@ -72,7 +72,14 @@ def array_waits(row: OperatorProfile, most: int = 2) -> str:
 
 
 def summary(profile: Profile) -> Iterator[str]:
-    """Totals, what bounds the NPU, and why layers are on the CPU."""
+    """``totals``, and why layers are on the CPU."""
+    yield from totals(profile)
+    refused = [row for row in profile.operators if row.device == "cpu" and row.op != "host"]
+    yield from (f"CPU: {row.name} ({row.layer}): {row.reason}" for row in refused)
+
+
+def totals(profile: Profile) -> Iterator[str]:
+    """What an image costs, and what bounds the NPU."""
     yield (
         f"{profile.total_cycles:,} NPU cycles, {profile.total_ms:.3f} ms per image; "
         f"MAC array used {100 * profile.mac_utilization:.1f} % of the NPU's time"
@@ -85,9 +92,16 @@ def summary(profile: Profile) -> Iterator[str]:
             f"energy {energy:,.1f} µJ, relative: events at the prices of {profile.energy_table}, "
             f"not a chip's"
         )
-    refused = [row for row in profile.operators if row.device == "cpu" and row.op != "host"]
-    yield from (f"CPU: {row.name} ({row.layer}): {row.reason}" for row in refused)
     yield "NPU time is modelled, CPU time measured on this machine."
+
+
+def off_the_npu(profile: Profile) -> dict[str, list[OperatorProfile]]:
+    """Operators that aren't on the NPU, by the reason why."""
+    reasons: dict[str, list[OperatorProfile]] = {}
+    for row in profile.operators:
+        if row.reason:
+            reasons.setdefault(row.reason, []).append(row)
+    return reasons
 
 
 def bound_shares(profile: Profile) -> list[tuple[str, float]]:

@@ -11,7 +11,7 @@ from relay_passes.relax_nodes import Graph, array_of, op_of
 from targets.npu.machine import isa
 from tvmq.artifact.artifact import Artifact
 from tvmq.cli import main
-from tvmq.profile.reconstruction_html import reconstruction_section
+from tvmq.pages.profile_page import render
 
 NAME = "resnet_small"
 LEARNED = {"conv2d_1", "conv2d_2", "conv2d_3", "conv2d_4"}
@@ -101,24 +101,24 @@ def test_the_manifest_tells_what_was_done(rapq):
     assert {cost["layer"] for cost in facts["power_of_two_cost"]} >= LEARNED
 
 
-def test_the_page_of_the_profile_shows_it(rapq, tmp_path, tvmq):
-    page = tmp_path / "page.html"
-    assert tvmq("profile", rapq.folder, "--html", page).code == 0
-    text = page.read_text()
-    assert "<h2>Reconstruction</h2>" in text
-    assert "conv2d_1..conv2d_2" in text
-    assert "<h2>Cost of powers of two</h2>" in text
+def test_a_page_shows_it(rapq):
+    facts = rapq.manifest.reconstruction
+    page = render("reconstruction.html", reconstruction=facts)
+    assert "<h2>Reconstruction</h2>" in page
+    assert all(f"<td>{unit['unit']}</td>" in page for unit in facts["units"])
+    assert "<h2>Cost of powers of two</h2>" in page
+    assert all(f"<td>{cost['layer']}</td>" in page for cost in facts["power_of_two_cost"])
 
 
-def test_the_page_says_so_where_no_exponent_was_moved():
+def test_a_page_says_so_where_no_exponent_was_moved():
     network = {"loss_before": 0.5, "loss_after": 0.25, "moves": []}
     move = {"values": ["relu"], "before": -1, "after": 0, "loss": 0.25}
     facts = {"units": [], "network": network, "power_of_two_cost": []}
-    assert "No exponent was moved." in "".join(reconstruction_section(facts))
+    assert "No exponent was moved." in render("reconstruction.html", reconstruction=facts)
     facts["network"] = {**network, "moves": [move]}
-    page = "".join(reconstruction_section(facts))
+    page = render("reconstruction.html", reconstruction=facts)
     assert "No exponent was moved." not in page
-    assert "<td>relu</td><td>-1</td><td>0</td>" in page
+    assert '<td>relu</td><td class="number">-1</td><td class="number">0</td>' in page
 
 
 def test_weights_of_3_bits_lie_in_4(tmp_path):

@@ -3,11 +3,12 @@
 import re
 import xml.etree.ElementTree as ET
 
+import pytest
 import torch
 from model_files import save
 from quantization_cases import float_model
 
-from tvmq.profile.range_plot import channel_ranges, range_plot
+from tvmq.pages.range_plot import channel_ranges, range_plot
 from tvmq.regions import PRODUCTS, op_of
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -23,18 +24,27 @@ def test_ranges_are_those_of_the_folded_weights():
         assert ranges[node.name].tolist() == [float(row.abs().max()) for row in weight]
 
 
-def test_a_dot_per_channel_red_where_a_step_per_layer_rounds_it_to_zero():
+def _strokes(root, colour):
+    """x of every stroke of a colour; the legend has one too, which goes sideways."""
+    for path in root.iter(f"{SVG}path"):
+        if f"stroke: {colour}" in path.get("style", ""):
+            for x0, x1 in re.findall(r"M ([\d.]+) [\d.]+ L ([\d.]+) [\d.]+", path.get("d")):
+                if x0 == x1:
+                    yield float(x0)
+
+
+def test_a_stroke_per_channel_red_where_a_step_per_layer_rounds_it_to_zero():
     largest = torch.tensor([1.0, 0.5, 2.0**-7, 2.0**-10, 0.0])
-    root = ET.fromstring(range_plot({"a<b": largest, "nothing": torch.zeros(3)}))
-    dots = [
-        (float(dot.get("cx")), dot.get("fill"))
-        for dot in root.iter(f"{SVG}circle")
-    ]  # fmt: skip
-    assert len(dots) == 4  # a channel of zeros has no place on a logarithmic axis
-    assert [colour for _, colour in dots] == ["#2b6cb0"] * 3 + ["#c53030"]
-    assert (dots[0][0] - dots[2][0]) == 7 * (dots[0][0] - dots[1][0])
+    text = range_plot({"a<b$1$": largest, "nothing": torch.zeros(3)})
+    root = ET.fromstring(text)
+    kept, lost = (list(_strokes(root, colour)) for colour in ("#2b6cb0", "#c53030"))
+    assert len(kept) == 3  # a channel of zeros has no place on a logarithmic axis
+    assert len(lost) == 1
+    assert kept[0] - kept[2] == pytest.approx(7 * (kept[0] - kept[1]), abs=0.1)
+    assert kept[0] - lost[0] == pytest.approx(10 * (kept[0] - kept[1]), abs=0.1)
     words = [text.text for text in root.iter(f"{SVG}text")]
-    assert {"a<b", "2^-10.0", "nothing", "all 0"} <= set(words)
+    assert {"a<b$1$", "2^-10.0", "nothing", "all 0"} <= set(words)
+    assert text == range_plot({"a<b$1$": largest, "nothing": torch.zeros(3)})
 
 
 def test_inspect_writes_it(tvmq, tmp_path):
