@@ -9,6 +9,7 @@ reads them.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -185,11 +186,11 @@ def _with_tokens(emitted: Sequence[Emitted], depth: int) -> tuple[list[isa.Instr
     waits, early = derive_tokens(footprints, depth)
     instructions: list[isa.Instruction] = []
     moved = []
-    pending = list(early)
+    pending = deque(early)
     for index, (item, wait) in enumerate(zip(emitted, waits, strict=True)):
         moved.append(len(instructions))
         while pending and pending[0].position == index:
-            pop = pending.pop(0)
+            pop = pending.popleft()
             instructions.append(isa.Nop(on=pop.unit, pop=1 << pop.source))
         mask = {"pop": _mask(wait.pop), "push": _mask(wait.push)}
         instructions.append(replace(item.instruction, **mask))

@@ -1,12 +1,18 @@
 """Derive dependency tokens from buffer hazards.
 
 The compiler emits instructions in an order that is right one after the other. Units run ahead of
-each other; a token
-from unit v to unit u makes u wait until an instruction of v has completed. Wherever an instruction
-touches bytes that
-an earlier one of another unit touched, and one of the two writes, there must be such a wait,
-directly or by way of
-others: a forward token for read after write, a backward token for write after read.
+each other; a token from unit v to unit u makes u wait until an instruction of v has completed.
+Wherever an instruction touches bytes that an earlier one of another unit touched, and one of the
+two writes, there must be such a wait, directly or by way of others: a forward token for read after
+write, a backward token for write after read.
+
+    LD   load x          push MM                   x is there
+    MM   sums of x       pop LD, push LD           x is there; x is no longer needed
+    LD   load over x     pop MM                    x is no longer needed
+
+Two facts keep the tokens few. A unit runs its instructions in order, so waiting for one of them is
+waiting for all before it. And a wait is passed on: who waits for an instruction has also waited for
+everything that this instruction had waited for.
 
 A FIFO holds ``depth`` tokens. Where more would be on their way at once, a NOP takes the oldest one
 early.
@@ -14,25 +20,20 @@ early.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes [begin, end) of a memory or DRAM region."""
+    """Bytes [begin, end) of a memory or DRAM region; at least one."""
 
     space: str
     begin: int
     end: int
-
-    def meets(self, other: Span) -> bool:
-        """Whether the two share a byte; the spaces are the same."""
-        return self.begin < other.end and other.begin < self.end
-
-    def covers(self, other: Span) -> bool:
-        """Whether no byte of the other lies outside."""
-        return self.begin <= other.begin and other.end <= self.end
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,8 @@ class EarlyPop:
     source: int
 
 
-@dataclass(frozen=True)
-class _Touch:
-    span: Span
-    index: int
-    unit: int
-    write: bool
-
-
 UNITS = 4
+_NEVER = (-1,) * UNITS
 
 
 def derive_tokens(program: Sequence[Footprint], depth: int) -> tuple[list[Waits], list[EarlyPop]]:
@@ -83,54 +77,98 @@ def derive_tokens(program: Sequence[Footprint], depth: int) -> tuple[list[Waits]
         One ``Waits`` per instruction, and the NOPs to insert.
     """
     waits = [Waits() for _ in program]
-    history: dict[str, list[_Touch]] = {}
+    spaces: dict[str, _Space] = defaultdict(_Space)
     # clock[u][v]: the last instruction of v that u knows to have completed
-    clock = [[-1] * UNITS for _ in range(UNITS)]
-    known_at: list[tuple[int, ...]] = []
+    clock = [list(_NEVER) for _ in range(UNITS)]
+    known_at: list[tuple[int, ...]] = []  # the clock of an instruction's unit when it starts
     pairs: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for index, step in enumerate(program):
-        needed = _needed(step, history)
+        needed = _needed(step, spaces)
         # Later instructions first: what they waited for often makes the others superfluous.
-        for source, last in sorted(needed.items(), key=lambda item: -item[1]):
+        for last, source in sorted(zip(needed, range(UNITS), strict=True), reverse=True):
             if source == step.unit or last <= clock[step.unit][source]:
                 continue
             waits[last].push.add(step.unit)
             waits[index].pop.add(source)
             pairs.setdefault((source, step.unit), []).append((last, index))
             merged = [max(a, b) for a, b in zip(clock[step.unit], known_at[last], strict=True)]
-            merged[source] = max(merged[source], last)
+            merged[source] = last
             clock[step.unit] = merged
         known_at.append(tuple(clock[step.unit]))
-        _remember(step, index, history)
+        for span in step.reads:
+            spaces[span.space].read(span, step.unit, index)
+        for span in step.writes:
+            spaces[span.space].write(span, step.unit, index)
     return waits, _early_pops(pairs, waits, depth)
 
 
-def _needed(step: Footprint, history: dict[str, list[_Touch]]) -> dict[int, int]:
-    """Unit -> its last instruction that this one must follow."""
-    needed: dict[int, int] = {}
-    for spans, writing in ((step.reads, False), (step.writes, True)):
-        for span in spans:
-            for touch in history.get(span.space, ()):
-                if (writing or touch.write) and touch.span.meets(span):
-                    needed[touch.unit] = max(needed.get(touch.unit, -1), touch.index)
+def _needed(step: Footprint, spaces: dict[str, _Space]) -> list[int]:
+    """Per unit, its last instruction that this one must follow; -1 for none."""
+    needed = list(_NEVER)
+    for span in step.reads:
+        for touched in spaces[span.space].pieces(span):
+            needed[touched.writer] = max(needed[touched.writer], touched.written)
+    for span in step.writes:
+        for touched in spaces[span.space].pieces(span):
+            needed[touched.writer] = max(needed[touched.writer], touched.written)
+            needed = [max(a, b) for a, b in zip(needed, touched.read, strict=True)]
     return needed
 
 
-def _remember(step: Footprint, index: int, history: dict[str, list[_Touch]]) -> None:
-    """Record what was touched; forget what a write covers: who follows the write follows that."""
-    for span in step.writes:
-        old = history.get(span.space, [])
-        history[span.space] = [t for t in old if not span.covers(t.span)]
-    for spans, writing in ((step.reads, False), (step.writes, True)):
-        for span in spans:
-            touches = history.setdefault(span.space, [])
-            same = (
-                t for t in touches if t.unit == step.unit and t.write == writing and t.span == span
-            )
-            previous = next(same, None)
-            if previous is not None:
-                touches.remove(previous)
-            touches.append(_Touch(span, index, step.unit, writing))
+class _Touched(NamedTuple):
+    """Who touched a piece of memory last.
+
+    What came before the last write is forgotten: that write waited for it, and who touches the
+    piece next waits for that write.
+
+    Attributes:
+        writer: the unit that wrote it.
+        written: the instruction that did; -1 for none.
+        read: per unit, its last instruction that has read it since; -1 for none.
+    """
+
+    writer: int = 0
+    written: int = -1
+    read: tuple[int, ...] = _NEVER
+
+
+class _Space:
+    """One memory or DRAM region, in pieces that are touched alike.
+
+    A touch cuts at its two ends, and a write makes one piece of all that it covers. So there are at
+    most two pieces more than touches that are still of interest, and a program's tokens take time
+    in proportion to its length.
+    """
+
+    def __init__(self) -> None:
+        # Piece n is [_begins[n], _begins[n + 1]); the last one has no end.
+        self._begins = [0]
+        self._touched = [_Touched()]
+
+    def pieces(self, span: Span) -> list[_Touched]:
+        """Those that share a byte with the span."""
+        first = bisect_left(self._begins, span.begin + 1) - 1
+        return self._touched[first : bisect_left(self._begins, span.end, lo=first)]
+
+    def read(self, span: Span, unit: int, index: int) -> None:
+        first, behind = self._cut(span.begin), self._cut(span.end)
+        for n in range(first, behind):
+            writer, written, read = self._touched[n]
+            read = (*read[:unit], index, *read[unit + 1 :])
+            self._touched[n] = _Touched(writer, written, read)
+
+    def write(self, span: Span, unit: int, index: int) -> None:
+        first, behind = self._cut(span.begin), self._cut(span.end)
+        self._begins[first:behind] = [span.begin]
+        self._touched[first:behind] = [_Touched(unit, index)]
+
+    def _cut(self, at: int) -> int:
+        """The piece that begins at a byte; the one around it is cut there if need be."""
+        n = bisect_left(self._begins, at)
+        if n == len(self._begins) or self._begins[n] != at:
+            self._begins.insert(n, at)
+            self._touched.insert(n, self._touched[n - 1])
+        return n
 
 
 def _early_pops(
@@ -139,12 +177,12 @@ def _early_pops(
     """Where a FIFO would hold more than ``depth`` tokens, pop its oldest before the push."""
     early = []
     for (source, unit), tokens in pairs.items():
-        waiting: list[tuple[int, int]] = []
+        waiting: deque[int] = deque()  # the instructions that pop what was pushed, oldest first
         for push, pop in tokens:
-            waiting = [(p, q) for p, q in waiting if q > push]
+            while waiting and waiting[0] < push:
+                waiting.popleft()
             if len(waiting) == depth:
-                _, oldest = waiting.pop(0)
-                waits[oldest].pop.discard(source)
+                waits[waiting.popleft()].pop.discard(source)
                 early.append(EarlyPop(push, unit, source))
-            waiting.append((push, pop))
+            waiting.append(pop)
     return sorted(early, key=lambda e: e.position)
