@@ -15,6 +15,7 @@ from targets.errors import CapacityError
 from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d, Move, Value
 from targets.npu.emit.dma import fill_rows
 from targets.npu.emit.emitted import ACT, Emitted, Place
+from targets.npu.machine import isa
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.elementwise import run_bytes
 from targets.npu.schedule.geometry import ConvGeometry
@@ -32,7 +33,11 @@ from targets.npu.schedule.tiling import tile_conv
 
 _ALIGN = 64
 NO_BORDER = (0, 0, 0, 0)
-LONGEST_PITCH = (1 << 16) - 1
+LONGEST_PITCH = min(
+    isa.largest(isa.Load, "spm_ystride"),
+    isa.largest(isa.Gemm, "as_m1", "as_k2"),
+    isa.largest(isa.Depthwise, "as_m1", "as_ky"),
+)
 """Bytes from row to row that the fields of LD, GEMM and DWC can say."""
 
 

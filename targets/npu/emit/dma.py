@@ -15,9 +15,12 @@ from targets.npu.emit.loop_tree import Env, Folded, Leaf
 from targets.npu.emit.tokens import Span
 from targets.npu.machine import isa
 
-_LIMITS = ((1 << 8) - 1, (1 << 12) - 1, (1 << 16) - 1)
+_LIMITS = tuple(
+    min(isa.largest(kind, name) for kind in (isa.Load, isa.Store)) for name in ("z", "y", "x_bytes")
+)
 """Largest z, y and x_bytes of one instruction."""
-_PAD_X, _PAD_Y = (1 << 10) - 1, (1 << 4) - 1
+_PAD_X = isa.largest(isa.Load, "pad_x0", "pad_x1")
+_PAD_Y = isa.largest(isa.Load, "pad_y0", "pad_y1")
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,6 @@ class Emitted:
     writes: tuple[Span, ...]
 
 
-def memory_span(memory: int, begin: int, length: int) -> Span:
-    """Bytes of a scratchpad."""
-    return Span(f"mem{memory}", begin, begin + length)
-
-
 def reach(extents: Iterable[int], strides: Iterable[int], last: int) -> int:
     """Bytes from the first byte touched to behind the last, for a box of runs of ``last`` bytes."""
     return sum((n - 1) * s for n, s in zip(extents, strides, strict=True)) + last

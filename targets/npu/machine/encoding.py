@@ -51,6 +51,11 @@ class Instruction:
         return tuple(table)
 
 
+def largest(kind: type[Instruction], *names: str) -> int:
+    """The largest value that each of these fields of an instruction can hold."""
+    return min((1 << width) - 1 for name, _, width in kind.layout() if name in names)
+
+
 def fits(instruction: Instruction) -> bool:
     """Whether every field's value fits its width."""
     return all(

@@ -18,10 +18,10 @@ from targets.npu.machine.encoding import Instruction as Instruction
 from targets.npu.machine.encoding import Layout, bits, flag
 from targets.npu.machine.encoding import encode as encode
 from targets.npu.machine.encoding import fits as fits
+from targets.npu.machine.encoding import largest as largest
 
 LD, MM, VU, ST = range(4)
 UNIT_NAMES = ("LD", "MM", "VU", "ST")
-FLOOR, HALF_UP, HALF_AWAY, HALF_EVEN, BORDER = range(5)
 WIDTHS = (8, 4, 2)
 """Operand widths in bits by their code in the flags."""
 
@@ -137,8 +137,9 @@ class Depthwise(Instruction):
 class Requantize(Instruction):
     """REQ: sums to codes, with the parameter record of each channel; see ``arithmetic.requantize``.
 
-    ``par_addr`` counts 4-byte words. ``zp``, ``lo``, ``hi`` are unsigned bytes with
-    ``out_unsigned``, else signed; ``res_zp`` likewise with ``residual_unsigned``.
+    ``rounding`` is an ``arithmetic.Rounding``. ``par_addr`` counts 4-byte words. ``zp``, ``lo``,
+    ``hi`` are unsigned bytes with ``out_unsigned``, else signed; ``res_zp`` likewise with
+    ``residual_unsigned``.
     """
 
     opcode, mnemonic, unit = 0x30, "REQ", VU

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from targets.errors import SpecError
+from targets.npu.machine import isa
 from targets.npu.machine.energy_tables import Energy
 from targets.schema_errors import in_words
 
@@ -26,8 +27,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-MAX_ACC_ROWS = 1 << 13
+MAX_ACC_ROWS = 1 + isa.largest(isa.Gemm, "acc_row")
 """What the field acc_row of an instruction can name."""
+MAX_BYTES = 1 + isa.largest(isa.Load, "spm_addr")
+"""What the byte addresses of an instruction can name."""
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -98,13 +101,11 @@ class Bank(_Part):
 
     Attributes:
         bytes: capacity, at most 1 MiB.
-        line: bytes that one access reads or writes.
-        banks: lines that can be accessed at once.
+        line: bytes that a fill writes per cycle.
     """
 
-    bytes: Annotated[int, Field(gt=0, le=1 << 20)]
+    bytes: Annotated[int, Field(gt=0, le=MAX_BYTES)]
     line: Positive = 16
-    banks: Positive = 1
 
 
 class Sram(_Part):

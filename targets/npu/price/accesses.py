@@ -68,11 +68,6 @@ def accesses(instruction: isa.Instruction, spec: NpuSpec) -> Accesses:
     return Accesses()
 
 
-def macs(instruction: isa.Instruction, spec: NpuSpec) -> int:
-    """Products of valid lanes and columns."""
-    return accesses(instruction, spec).macs
-
-
 def dram_bytes(instruction: isa.Instruction) -> int:
     """Bytes that an instruction moves between DRAM and a memory."""
     if isinstance(instruction, isa.Load | isa.Store):

@@ -12,6 +12,7 @@ from tvm import tirx
 
 from targets.errors import CapacityError
 from targets.layers import Add, Lut, Value
+from targets.npu.machine import isa
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule import intrinsics
 from targets.npu.schedule.geometry import ceil_div
@@ -32,8 +33,11 @@ from targets.npu.schedule.storage import stored_bytes
 
 RUNS = 4
 """Runs that a tensor is cut into at least, so that loads hide under compute."""
-LONGEST_RUN = 1 << 16
-"""Elements that the length field of VADD, LUT and one DMA row can all count."""
+LONGEST_RUN = min(
+    *(isa.largest(kind, "len") for kind in (isa.Add, isa.Lut)),
+    *(isa.largest(kind, "x_bytes") for kind in (isa.Load, isa.Store)),
+)
+"""Elements that the length fields of VADD, LUT and one DMA row can all count."""
 TABLE_BYTES = 256
 
 
@@ -114,7 +118,7 @@ def run_bytes(layer: Add | Lut, spec: NpuSpec) -> int:
         msg = f"{layer.name}: a table needs {TABLE_BYTES} bytes of PAR, the machine has "
         raise CapacityError(f"{msg}{spec.sram.par.bytes}")
     tensors = len(layer.inputs) + 1
-    longest = min(spec.sram.act.bytes // (2 * tensors), LONGEST_RUN - 1)
+    longest = min(spec.sram.act.bytes // (2 * tensors), LONGEST_RUN)
     if longest == 0:
         msg = (
             f"{layer.name}: two bytes of each of {tensors} tensors exceed ACT "

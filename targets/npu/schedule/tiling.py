@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from targets.errors import CapacityError
+from targets.npu.machine import isa
 from targets.npu.schedule.geometry import ConvGeometry, ceil_div
 from targets.npu.schedule.intrinsics import RECORD_WORDS
 from targets.npu.schedule.tile_cost import ConvTiling, block_channels, estimate_cycles, weight_bytes
 
-MAX_K0 = 255
+MAX_K0 = isa.largest(isa.Gemm, "k0")
 """Reduction tiles along k0 that one GEMM counts."""
 MIN_STRIPES = 4
 """Of layers without weights: with fewer stripes DMA has no compute to hide under."""

@@ -12,7 +12,7 @@ from targets.npu.compiler import compile_layers
 from targets.npu.machine import isa
 from targets.npu.machine.program import CONSTANTS, INPUTS, OUTPUTS
 from targets.npu.machine.spec import load_spec
-from targets.npu.price.accesses import dram_bytes, macs
+from targets.npu.price.accesses import accesses, dram_bytes
 from targets.npu.price.durations import duration
 from targets.npu.price.energy import mac_picojoules
 from targets.npu.price.layer_costs import price
@@ -112,7 +112,7 @@ def test_busy_and_stalls_are_the_total(name, machine, programs):
 def test_macs_and_bytes_are_conserved(name, machine, programs):
     """Against the layer's own counts, byte by byte, and against what the simulator counted."""
     layer, spec, program = LAYERS[name], MACHINES[machine], programs[name, machine]
-    products = sum(macs(i, spec) for i in program.instructions)
+    products = sum(accesses(i, spec).macs for i in program.instructions)
     assert products >= layer.macs
     if isinstance(layer, Conv2d) and layer.groups == 1 and fills_tiles(layer, spec):
         assert products == layer.macs

@@ -11,7 +11,7 @@ from targets.npu.compiler import compile_layers
 from targets.npu.machine import isa
 from targets.npu.machine.program import LayerSpan, Program
 from targets.npu.machine.spec import load_spec
-from targets.npu.price.accesses import accesses, macs
+from targets.npu.price.accesses import accesses
 from targets.npu.price.energy import picojoules
 from targets.npu.price.layer_costs import price
 
@@ -37,7 +37,7 @@ def program(*instructions, layers=None):
 
 
 def products(instructions):
-    return sum(macs(i, E256) for i in instructions)
+    return sum(accesses(i, E256).macs for i in instructions)
 
 
 def cost(*instructions, spec=E256):
