@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from targets.npu.emit.emitted import reach
 from targets.npu.emit.tokens import Span
@@ -23,13 +24,13 @@ class Call:
     Attributes:
         starts: byte address of each pointer.
         axes: outermost first; loops of extent 1 left out.
-        immediates: the integers of the call.
+        fields: of the intrinsic, as ``schedule.intrinsics`` declares them.
         initialise: whether the sums start at zero.
     """
 
     starts: tuple[int, ...]
     axes: tuple[Axis, ...]
-    immediates: tuple[int, ...]
+    fields: Any
     initialise: bool
 
 

@@ -38,7 +38,7 @@ def emit_call(
     starts = tuple(p.address + b * p.itemsize for p, b in zip(at, folded.bases, strict=True))
     axes = tuple(Axis(n, s) for n, s in zip(folded.extents, folded.strides, strict=True) if n > 1)
     itemsizes = tuple(p.itemsize for p in at)
-    call = Call(starts, axes, leaf.immediates, initialise)
+    call = Call(starts, axes, leaf.fields, initialise)
     return _unroll(_ENCODERS[leaf.kind], call, itemsizes, spec)
 
 
@@ -64,7 +64,7 @@ def _unroll(
         )
         reduction = axis.strides[written] == 0
         first = call.initialise and (i == 0 or not reduction)
-        part = Call(starts, rest, call.immediates, first)
+        part = Call(starts, rest, call.fields, first)
         if encode is encode_gemm and reduction and i + 1 < axis.extent:
             part = before_the_last(part)
         emitted += _unroll(encode, part, itemsizes, spec)

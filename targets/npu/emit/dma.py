@@ -58,7 +58,7 @@ def emit_copy(leaf: Leaf, env: Env, places: dict[str, Place]) -> list[Emitted]:
     )
     if not leaf.bounds:
         return [_transfer(piece, source, target) for piece in _pieces(_coalesce(box.axes), box)]
-    return _bordered(box, _inside(leaf, env, folded), source, target, leaf.immediates[0])
+    return _bordered(box, _inside(leaf, env, folded), source, target, leaf.fill)
 
 
 def emit_fill(leaf: Leaf, env: Env, places: dict[str, Place]) -> list[Emitted]:
@@ -70,7 +70,7 @@ def emit_fill(leaf: Leaf, env: Env, places: dict[str, Place]) -> list[Emitted]:
         for extent, (t,) in zip(folded.extents, folded.strides, strict=True)
     )
     start = target.address + folded.bases[0] * target.itemsize
-    return _fill(_Box(0, start, (*axes, _Axis(target.itemsize, 0, 1))), target, leaf.immediates[0])
+    return _fill(_Box(0, start, (*axes, _Axis(target.itemsize, 0, 1))), target, leaf.fill)
 
 
 def fill_rows(

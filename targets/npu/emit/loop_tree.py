@@ -1,38 +1,99 @@
-"""Read lowered TIR into a small tree whose expressions are Python functions, and fold affine loops.
+"""Read lowered TIR into a small tree that is walked with numbers, and fold affine loops.
 
 The code generator walks this tree with numbers in hand. What it meets at the leaves is one
-statement in a nest of
-loops: a copy, a fill, or a call of an intrinsic. ``Leaf.fold`` turns the nest around it into
-extents and strides,
-which is what the hardware loops of an instruction are made of.
+statement in a nest of loops: a copy, a fill, or a call of an intrinsic. ``Leaf.fold`` turns the
+nest around it into extents and strides, which is what the hardware loops of an instruction are made
+of.
+
+    for i, j:                        Leaf("copy", loops=(i, j))
+        act[8 * i + j] = x[100 * i + j]    fold: extents (n, m), strides (100, 8) and (1, 1)
+
+A loop joins the leaf's nest if it is wrapped directly around it and each of its steps moves every
+offset by the same number of elements. Others, such as those that alternate between two buffers
+(``i % 2``) or change an inner extent, stay loops of the tree, and the walk counts them out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypeAlias
 
+import tvm
 from tvm import tirx
+
+from targets.npu.schedule.intrinsics import read_fields
 
 Env: TypeAlias = dict[str, int]
 
 
+class Part(NamedTuple):
+    """A summand that is no stride times an index: ``factor * value(env)``, and what it reads."""
+
+    factor: int
+    value: Callable[[Env], int]
+    reads: frozenset[str]
+
+
 @dataclass(frozen=True)
 class Number:
-    """An integer expression of the loops.
+    """An integer expression of the loops: ``constant + sum(index * stride) + sum(parts)``.
 
     Attributes:
-        at: its value at given loop indices.
+        constant: its value where all loops are at 0, but for ``parts``.
+        strides: by loop, what a step of it adds.
+        parts: summands of another form.
         reads: the loops it depends on.
         nonlinear: those it depends on in another way than by a stride.
         products: pairs of loops, each of which has a stride that the other one sets.
     """
 
-    at: Callable[[Env], int]
-    reads: frozenset[str]
-    nonlinear: frozenset[str]
-    products: frozenset[tuple[str, str]]
+    constant: int = 0
+    strides: Mapping[str, int] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
+    reads: frozenset[str] = frozenset()
+    nonlinear: frozenset[str] = frozenset()
+    products: frozenset[tuple[str, str]] = frozenset()
+
+    def at(self, env: Env) -> int:
+        """Its value at given loop indices."""
+        value = self.constant
+        for name, stride in self.strides.items():
+            value += env[name] * stride
+        for part in self.parts:
+            value += part.factor * part.value(env)
+        return value
+
+    def step(self, name: str, start: Env) -> int:
+        """What the first step of a loop adds; ``start`` has the loop at 0."""
+        added = self.strides.get(name, 0)
+        for part in self.parts:
+            if name in part.reads:
+                moved = {**start, name: 1}
+                added += part.factor * (part.value(moved) - part.value(start))
+        return added
+
+    def times(self, factor: int) -> Number:
+        """The product with a constant."""
+        return replace(
+            self,
+            constant=self.constant * factor,
+            strides={name: stride * factor for name, stride in self.strides.items()},
+            parts=tuple(p._replace(factor=p.factor * factor) for p in self.parts),
+        )
+
+    def plus(self, other: Number) -> Number:
+        """The sum of two."""
+        names = self.strides.keys() | other.strides.keys()
+        return Number(
+            self.constant + other.constant,
+            {n: self.strides.get(n, 0) + other.strides.get(n, 0) for n in names},
+            self.parts + other.parts,
+            self.reads | other.reads,
+            self.nonlinear | other.nonlinear,
+            self.products | other.products,
+        )
 
 
 @dataclass(frozen=True)
@@ -61,28 +122,26 @@ class Leaf:
         kind: "copy", "fill" or the intrinsic's name.
         offsets: source then target for a copy, target for a fill, pointers in order for an
             intrinsic.
-        immediates: the fill value, or the intrinsic's integers.
-        bounds: a copy's conditions; where one fails the target gets ``immediates[0]``.
+        fields: of an intrinsic's call; see ``schedule.intrinsics``.
+        fill: what a fill writes, and a copy where a bound fails.
+        bounds: a copy's conditions.
         loops: (variable, extent).
     """
 
     kind: str
     offsets: tuple[Offset, ...]
-    immediates: tuple[int, ...]
+    fields: Any = None
+    fill: int = 0
     bounds: tuple[Number, ...] = ()
     loops: tuple[tuple[str, Number], ...] = ()
 
     def fold(self, env: Env) -> Folded:
         """Evaluate the nest with the loops around it at ``env``."""
         names = tuple(name for name, _ in self.loops)
-        zero = {**env, **dict.fromkeys(names, 0)}
-        bases = tuple(offset.value.at(zero) for offset in self.offsets)
+        start = {**env, **dict.fromkeys(names, 0)}
+        bases = tuple(offset.value.at(start) for offset in self.offsets)
         strides = tuple(
-            tuple(
-                offset.value.at({**zero, name: 1}) - base
-                for offset, base in zip(self.offsets, bases, strict=True)
-            )
-            for name in names
+            tuple(offset.value.step(name, start) for offset in self.offsets) for name in names
         )
         return Folded(names, tuple(extent.at(env) for _, extent in self.loops), bases, strides)
 
@@ -140,22 +199,21 @@ def read_function(func: tirx.PrimFunc) -> tuple[Node, list[Allocation]]:
     return reader.node(func.body), reader.allocations
 
 
-_OPERATORS = {
-    "Add": "+",
-    "Sub": "-",
-    "Mul": "*",
-    "FloorDiv": "//",
-    "FloorMod": "%",
-    "LT": "<",
-    "LE": "<=",
-    "GT": ">",
-    "GE": ">=",
-    "EQ": "==",
-    "NE": "!=",
-    "And": "and",
-    "Or": "or",
+_BINARY: dict[type, Callable[[int, int], int]] = {
+    tirx.FloorDiv: operator.floordiv,
+    tirx.FloorMod: operator.mod,
+    tirx.Min: min,
+    tirx.Max: max,
+    tirx.LT: operator.lt,
+    tirx.LE: operator.le,
+    tirx.GT: operator.gt,
+    tirx.GE: operator.ge,
+    tirx.EQ: operator.eq,
+    tirx.NE: operator.ne,
+    tirx.And: operator.and_,
+    tirx.Or: operator.or_,
 }
-_LINEAR = {"Add", "Sub"}
+"""Operators whose value is no sum of strides; the last two work on what a comparison returned."""
 
 
 class _Reader:
@@ -170,23 +228,29 @@ class _Reader:
         self._buffers[buffer] = name
 
     def node(self, stmt: Any) -> Node:
+        match stmt:
+            case tirx.SeqStmt():
+                return self._sequence(stmt)
+            case tirx.For():
+                return self._loop(stmt)
+            case tirx.IfThenElse():
+                return Branch(self._number(stmt.condition), self.node(stmt.then_case))
+            case tirx.BufferStore():
+                return self._store(stmt)
+            case tirx.Evaluate():
+                return self._call(stmt.value)
         kind = type(stmt).__name__
-        if kind == "SeqStmt":
-            for child in stmt.seq:
-                if type(child).__name__ == "AllocBuffer":
-                    self._allocate(child.buffer)
-            nodes = [self.node(s) for s in stmt.seq if type(s).__name__ != "AllocBuffer"]
-            return nodes[0] if len(nodes) == 1 else Sequence(tuple(nodes))
-        if kind == "For":
-            return self._loop(stmt)
-        if kind == "IfThenElse":
-            return Branch(self._number(stmt.condition), self.node(stmt.then_case))
-        if kind == "BufferStore":
-            return self._store(stmt)
-        if kind == "Evaluate":
-            return self._call(stmt.value)
         msg = f"the NPU's code generator met a {kind}, which its schedules never write"
         raise AssertionError(msg)
+
+    def _sequence(self, sequence: Any) -> Node:
+        nodes = []
+        for stmt in sequence.seq:
+            if isinstance(stmt, tirx.AllocBuffer):
+                self._allocate(stmt.buffer)
+            else:
+                nodes.append(self.node(stmt))
+        return nodes[0] if len(nodes) == 1 else Sequence(tuple(nodes))
 
     def _allocate(self, buffer: Any) -> None:
         name = f"{buffer.name}.{len(self.allocations)}"
@@ -203,64 +267,84 @@ class _Reader:
         return Loop(name, extent, body)
 
     def _store(self, stmt: Any) -> Leaf:
+        """A fill, or a copy; one that reads beyond its source's edge has its bounds in a call."""
         target = self._offset(stmt.buffer, stmt.indices[0])
-        value = stmt.value
+        value, fill = stmt.value, 0
         bounds: tuple[Number, ...] = ()
-        border: tuple[int, ...] = ()
-        if type(value).__name__ == "Call" and value.op.name.endswith("if_then_else"):
+        if isinstance(value, tirx.IntImm):
+            return Leaf("fill", (target,), fill=int(value.value))
+        if isinstance(value, tvm.ir.Call):  # tirx.if_then_else
             condition, value, other = value.args
             bounds = tuple(self._number(c) for c in _conjuncts(condition))
-            border = (int(other.value),)
-        if type(value).__name__ == "IntImm":
-            return Leaf("fill", (target,), (int(value.value),))
-        return Leaf("copy", (self._offset(value.source, value.indices[0]), target), border, bounds)
+            fill = int(other.value)
+        source = self._offset(value.source, value.indices[0])
+        return Leaf("copy", (source, target), fill=fill, bounds=bounds)
 
     def _call(self, call: Any) -> Leaf:
+        """An intrinsic: ``call_extern(name, access_ptr(...), ..., integers)``."""
         name, *arguments = call.args
-        pointers = [a for a in arguments if type(a).__name__ == "Call"]
+        pointers = [a for a in arguments if isinstance(a, tvm.ir.Call)]
         offsets = tuple(
             Offset(self._buffers[p.args[1].args[0]], self._number(p.args[2])) for p in pointers
         )
-        immediates = tuple(int(a.value) for a in arguments if type(a).__name__ == "IntImm")
-        return Leaf(name.value, offsets, immediates)
+        integers = [int(a.value) for a in arguments if isinstance(a, tirx.IntImm)]
+        return Leaf(name.value, offsets, read_fields(name.value, integers))
 
     def _offset(self, buffer: Any, index: Any) -> Offset:
         return Offset(self._buffers[buffer], self._number(index))
 
     def _number(self, expr: Any) -> Number:
-        source, reads, nonlinear, products = self._translate(expr)
-        at = eval(f"lambda v: {source}", {"min": min, "max": max})
-        return Number(at, frozenset(reads), frozenset(nonlinear), frozenset(products))
+        match expr:
+            case tirx.IntImm():
+                return Number(int(expr.value))
+            case tirx.Var():
+                name = self._loops[expr]
+                return Number(strides={name: 1}, reads=frozenset({name}))
+            case tirx.Cast():
+                return self._number(expr.value)
+            case tirx.Not():
+                return _opaque(operator.not_, self._number(expr.a))
+        left, right = self._number(expr.a), self._number(expr.b)
+        match expr:
+            case tirx.Add():
+                return left.plus(right)
+            case tirx.Sub():
+                return left.plus(right.times(-1))
+            case tirx.Mul():
+                return _product(left, right)
+        return _opaque(_BINARY[type(expr)], left, right)
 
-    def _translate(self, expr: Any) -> tuple[str, set[str], set[str], set[tuple[str, str]]]:
-        """Python source, loops read, loops read nonlinearly, and pairs (both ways) of products."""
-        kind = type(expr).__name__
-        if kind == "IntImm":
-            return str(int(expr.value)), set(), set(), set()
-        if kind == "Var":
-            name = self._loops[expr]
-            return f"v[{name!r}]", {name}, set(), set()
-        if kind == "Cast":
-            return self._translate(expr.value)
-        if kind == "Not":
-            source, reads, _, _ = self._translate(expr.a)
-            return f"not ({source})", reads, reads, set()
-        left, reads_a, nonlinear_a, products_a = self._translate(expr.a)
-        right, reads_b, nonlinear_b, products_b = self._translate(expr.b)
-        reads = reads_a | reads_b
-        nonlinear, products = nonlinear_a | nonlinear_b, products_a | products_b
-        if kind == "Mul":
-            nonlinear |= reads_a & reads_b
-            crossed = {(a, b) for a in reads_a for b in reads_b}
-            products |= crossed | {(b, a) for a, b in crossed}
-        elif kind not in _LINEAR:
-            nonlinear = reads
-        if kind in ("Min", "Max"):
-            return f"{kind.lower()}({left}, {right})", reads, nonlinear, products
-        return f"({left} {_OPERATORS[kind]} {right})", reads, nonlinear, products
+
+def _product(left: Number, right: Number) -> Number:
+    if not right.reads:
+        return left.times(right.constant)
+    if not left.reads:
+        return right.times(left.constant)
+    crossed = {(a, b) for a in left.reads for b in right.reads}
+    both = left.reads | right.reads
+    return Number(
+        parts=(Part(1, lambda env: left.at(env) * right.at(env), both),),
+        reads=both,
+        nonlinear=left.nonlinear | right.nonlinear | (left.reads & right.reads),
+        products=left.products | right.products | crossed | {(b, a) for a, b in crossed},
+    )
+
+
+def _opaque(function: Callable[..., int], *numbers: Number) -> Number:
+    """A function of numbers that no loop moves by strides."""
+    reads = frozenset().union(*(n.reads for n in numbers))
+    if not reads:
+        return Number(int(function(*(n.constant for n in numbers))))
+    products = frozenset().union(*(n.products for n in numbers))
+
+    def value(env: Env) -> int:
+        return int(function(*[n.at(env) for n in numbers]))
+
+    part = Part(1, value, reads)
+    return Number(parts=(part,), reads=reads, nonlinear=reads, products=products)
 
 
 def _conjuncts(condition: Any) -> list[Any]:
-    if type(condition).__name__ == "And":
+    if isinstance(condition, tirx.And):
         return _conjuncts(condition.a) + _conjuncts(condition.b)
     return [condition]

@@ -12,32 +12,33 @@ from targets.npu.emit.emitted import ACC, ACT, WGT, Emitted
 from targets.npu.emit.tokens import Span
 from targets.npu.machine import isa
 from targets.npu.machine.spec import NpuSpec
+from targets.npu.schedule.meanings import ProductFields
 
 
 def encode_gemm(call: Call, spec: NpuSpec) -> Emitted | None:
     """One GEMM: up to three kernel loops around up to two pixel loops, or None."""
     act, wgt, acc = range(3)
-    lanes, columns, act_bits, wgt_bits, unsigned, fraction, kvalid, nvalid = call.immediates
+    f: ProductFields = call.fields
     kernel = tuple(a for a in call.axes if a.strides[acc] == 0)
     pixels = tuple(a for a in call.axes if a.strides[acc] != 0)
     if call.axes != kernel + pixels or len(kernel) > 3 or len(pixels) > 2:
         return None
     k2, k1, k0 = pad(kernel, 3, 3)
     m1, m0 = pad(pixels, 2, 3)
-    tile = lanes * columns * wgt_bits // 8
+    tile = f.lanes * f.columns * f.wgt_bits // 8
     expected = 1
     for axis in (k0, k1, k2):
         if axis.extent > 1 and axis.strides[wgt] != expected * tile:
             return None
         expected *= axis.extent
-    if not rows_fit((m1, m0), acc, columns):
+    if not rows_fit((m1, m0), acc, f.columns):
         return None
-    row = columns * 4
+    row = f.columns * 4
     gemm = isa.Gemm(
         acc_init=call.initialise,
-        act_unsigned=bool(unsigned),
-        act_bits=isa.WIDTHS.index(act_bits),
-        wgt_bits=isa.WIDTHS.index(wgt_bits),
+        act_unsigned=f.dtype == "uint8",
+        act_bits=isa.WIDTHS.index(f.act_bits),
+        wgt_bits=isa.WIDTHS.index(f.wgt_bits),
         act_addr=call.starts[act],
         wgt_addr=call.starts[wgt],
         acc_row=call.starts[acc] // row,
@@ -51,15 +52,15 @@ def encode_gemm(call: Call, spec: NpuSpec) -> Emitted | None:
         as_k0=k0.strides[act],
         as_k1=k1.strides[act],
         as_k2=k2.strides[act],
-        kvalid=kvalid,
-        nvalid=nvalid,
-        frac=fraction,
+        kvalid=f.kvalid,
+        nvalid=f.nvalid,
+        frac=f.fraction,
     )
     if not isa.fits(gemm):
         return None
     axes = (k2, k1, k0, m1, m0)
     reads = [
-        span(ACT, call, axes, act, lanes * act_bits // 8),
+        span(ACT, call, axes, act, f.lanes * f.act_bits // 8),
         span(WGT, call, axes, wgt, tile),
     ]
     return _accumulating(gemm, call, reads, m0.extent * m1.extent * row)
@@ -69,33 +70,31 @@ def before_the_last(call: Call) -> Call:
     """A GEMM of which an unrolled kernel loop has more to come: if that was k0, all lanes count."""
     if any(axis.strides[2] == 0 for axis in call.axes):
         return call  # a loop further in is k0
-    lanes, *rest = call.immediates
-    rest[5] = lanes
-    return replace(call, immediates=(lanes, *rest))
+    return replace(call, fields=replace(call.fields, kvalid=call.fields.lanes))
 
 
 def encode_depthwise(call: Call, spec: NpuSpec) -> Emitted | None:
     """One DWC: up to two kernel loops around up to two pixel loops, or None."""
     act, wgt, acc = range(3)
-    _, columns, act_bits, wgt_bits, unsigned, fraction, _, nvalid = call.immediates
+    f: ProductFields = call.fields
     kernel = tuple(a for a in call.axes if a.strides[acc] == 0)
     pixels = tuple(a for a in call.axes if a.strides[acc] != 0)
     if call.axes != kernel + pixels or len(kernel) > 2 or len(pixels) > 2:
         return None
     ky, kx = pad(kernel, 2, 3)
     m1, m0 = pad(pixels, 2, 3)
-    tap = columns * wgt_bits // 8
+    tap = f.columns * f.wgt_bits // 8
     taps_in_order = (kx.extent == 1 or kx.strides[wgt] == tap) and (
         ky.extent == 1 or ky.strides[wgt] == kx.extent * tap
     )
-    if not taps_in_order or not rows_fit((m1, m0), acc, columns):
+    if not taps_in_order or not rows_fit((m1, m0), acc, f.columns):
         return None
-    row = columns * 4
+    row = f.columns * 4
     instruction = isa.Depthwise(
         acc_init=call.initialise,
-        act_unsigned=bool(unsigned),
-        act_bits=isa.WIDTHS.index(act_bits),
-        wgt_bits=isa.WIDTHS.index(wgt_bits),
+        act_unsigned=f.dtype == "uint8",
+        act_bits=isa.WIDTHS.index(f.act_bits),
+        wgt_bits=isa.WIDTHS.index(f.wgt_bits),
         act_addr=call.starts[act],
         wgt_addr=call.starts[wgt],
         acc_row=call.starts[acc] // row,
@@ -107,14 +106,14 @@ def encode_depthwise(call: Call, spec: NpuSpec) -> Emitted | None:
         kh=ky.extent,
         as_kx=kx.strides[act],
         as_ky=ky.strides[act],
-        nvalid=nvalid,
-        frac=fraction,
+        nvalid=f.nvalid,
+        frac=f.fraction,
     )
     if not isa.fits(instruction):
         return None
     axes = (ky, kx, m1, m0)
     reads = [
-        span(ACT, call, axes, act, columns * act_bits // 8),
+        span(ACT, call, axes, act, f.columns * f.act_bits // 8),
         span(WGT, call, axes, wgt, tap),
     ]
     return _accumulating(instruction, call, reads, m0.extent * m1.extent * row)

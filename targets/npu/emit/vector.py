@@ -12,24 +12,13 @@ from targets.npu.emit.tokens import Span
 from targets.npu.machine import isa
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.intrinsics import RECORD_WORDS
+from targets.npu.schedule.meanings import AddFields, MaxFields, RequantizeRow
 
 
 def encode_requantize(call: Call, spec: NpuSpec) -> Emitted | None:
     """One REQ: up to two pixel loops, or None."""
-    (
-        channels,
-        shift,
-        multiplier,
-        zero,
-        low,
-        high,
-        unsigned,
-        res_unsigned,
-        res_zero,
-        res_multiplier,
-        bits,
-    ) = call.immediates
-    residual = res_unsigned >= 0
+    f: RequantizeRow = call.fields
+    residual = bool(f.residual_dtype)
     acc, par, res, out = 0, 1, 2, 2 + residual
     if len(call.axes) > 2:
         return None
@@ -39,12 +28,12 @@ def encode_requantize(call: Call, spec: NpuSpec) -> Emitted | None:
         return None
     instruction = isa.Requantize(
         rounding=Rounding.HALF_UP,
-        multiply=bool(multiplier),
+        multiply=f.multiplier,
         residual=residual,
-        residual_unsigned=res_unsigned == 1,
-        out_unsigned=bool(unsigned),
-        out_bits=isa.WIDTHS.index(bits),
-        res_bits=isa.WIDTHS.index(bits) if residual else 0,
+        residual_unsigned=f.residual_dtype == "uint8",
+        out_unsigned=f.dtype == "uint8",
+        out_bits=isa.WIDTHS.index(f.bits),
+        res_bits=isa.WIDTHS.index(f.bits) if residual else 0,
         acc_row=call.starts[acc] // (columns * 4),
         m0=m0.extent,
         m1=m1.extent,
@@ -52,16 +41,16 @@ def encode_requantize(call: Call, spec: NpuSpec) -> Emitted | None:
         ds_m0=m0.strides[out],
         ds_m1=m1.strides[out],
         par_addr=call.starts[par] // 4,
-        shift=shift,
-        zp=zero & 0xFF,
-        lo=low & 0xFF,
-        hi=high & 0xFF,
-        nvalid=channels,
+        shift=f.shift,
+        zp=f.zero_point & 0xFF,
+        lo=f.low & 0xFF,
+        hi=f.high & 0xFF,
+        nvalid=f.channels,
         res_addr=call.starts[res] if residual else 0,
         rs_m0=m0.strides[res] if residual else 0,
         rs_m1=m1.strides[res] if residual else 0,
-        res_zp=res_zero & 0xFF,
-        res_mult=res_multiplier,
+        res_zp=f.residual_zero_point & 0xFF,
+        res_mult=f.residual_multiplier,
     )
     if not isa.fits(instruction):
         return None
@@ -69,11 +58,12 @@ def encode_requantize(call: Call, spec: NpuSpec) -> Emitted | None:
     rows = m0.extent * m1.extent
     reads = [
         Span(f"mem{ACC}", call.starts[acc], call.starts[acc] + rows * columns * 4),
-        Span(f"mem{PAR}", call.starts[par], call.starts[par] + channels * RECORD_WORDS * 4),
+        Span(f"mem{PAR}", call.starts[par], call.starts[par] + f.channels * RECORD_WORDS * 4),
     ]
+    row = f.channels * f.bits // 8
     if residual:
-        reads.append(span(ACT, call, axes, res, channels * bits // 8))
-    return Emitted(instruction, tuple(reads), (span(ACT, call, axes, out, channels * bits // 8),))
+        reads.append(span(ACT, call, axes, res, row))
+    return Emitted(instruction, tuple(reads), (span(ACT, call, axes, out, row),))
 
 
 def encode_pool(call: Call, _spec: NpuSpec) -> Emitted | None:
@@ -90,13 +80,13 @@ def encode_pool(call: Call, _spec: NpuSpec) -> Emitted | None:
     if steps is None:
         return None
     stride, ss_y, ss_x = steps
-    unsigned, bits = call.immediates
+    f: MaxFields = call.fields
     pool = isa.Pool(
-        unsigned=bool(unsigned),
-        elem_bits=isa.WIDTHS.index(bits),
+        unsigned=f.dtype == "uint8",
+        elem_bits=isa.WIDTHS.index(f.bits),
         src_addr=call.starts[src],
         dst_addr=call.starts[dst],
-        c=channels * 8 // bits,
+        c=channels * 8 // f.bits,
         ox=x.extent,
         oy=y.extent,
         ss_x=ss_x,
@@ -132,31 +122,29 @@ def _pool_steps(ky: Axis, kx: Axis, y: Axis, x: Axis) -> tuple[int, int, int] | 
 
 def encode_add(call: Call, _spec: NpuSpec) -> Emitted | None:
     """One VADD: a dense run, or None."""
-    a_unsigned, za, ma, sa, b_unsigned, zb, mb, sb, shift, zero, low, high, unsigned, bits = (
-        call.immediates
-    )
+    f: AddFields = call.fields
     length = _run_length(call)
     if length is None:
         return None
     instruction = isa.Add(
-        a_unsigned=bool(a_unsigned),
-        b_unsigned=bool(b_unsigned),
-        out_unsigned=bool(unsigned),
-        elem_bits=isa.WIDTHS.index(bits),
+        a_unsigned=f.a_dtype == "uint8",
+        b_unsigned=f.b_dtype == "uint8",
+        out_unsigned=f.dtype == "uint8",
+        elem_bits=isa.WIDTHS.index(f.bits),
         a_addr=call.starts[0],
         b_addr=call.starts[1],
         dst_addr=call.starts[2],
-        len=length * 8 // bits,
-        za=za & 0xFF,
-        zb=zb & 0xFF,
-        zo=zero & 0xFF,
-        sa=sa,
-        sb=sb,
-        shift=shift,
-        lo=low & 0xFF,
-        hi=high & 0xFF,
-        ma=ma,
-        mb=mb,
+        len=length * 8 // f.bits,
+        za=f.a_zero_point & 0xFF,
+        zb=f.b_zero_point & 0xFF,
+        zo=f.zero_point & 0xFF,
+        sa=f.a_shift,
+        sb=f.b_shift,
+        shift=f.shift,
+        lo=f.low & 0xFF,
+        hi=f.high & 0xFF,
+        ma=f.a_multiplier,
+        mb=f.b_multiplier,
     )
     return _elementwise(instruction, call, length)
 
@@ -168,7 +156,7 @@ def encode_lut(call: Call, _spec: NpuSpec) -> Emitted | None:
         return None
     source, table, target = call.starts
     instruction = isa.Lut(src_addr=source, dst_addr=target, len=length, lut_addr=table)
-    run = Call((source, target), call.axes, (), initialise=False)
+    run = Call((source, target), call.axes, None, initialise=False)
     emitted = _elementwise(instruction, run, length)
     return Emitted(
         instruction, (*emitted.reads, Span(f"mem{PAR}", table, table + 256)), emitted.writes

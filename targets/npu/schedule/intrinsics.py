@@ -18,9 +18,10 @@ time it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import astuple
+from dataclasses import fields as dataclass_fields
 from typing import Any, TypeAlias
 
 from tvm import tirx
@@ -30,8 +31,10 @@ from tvm.tirx.script import builder as T
 
 from targets.npu.schedule.meanings import (
     AddFields,
+    MaxFields,
     ProductFields,
     RequantizeFields,
+    RequantizeRow,
     max_byte,
     packed_byte,
 )
@@ -39,6 +42,17 @@ from targets.npu.schedule.meanings import (
 ACT, WGT, ACC, PAR = "global.act", "global.wgt", "global.acc", "global.par"
 RECORD_WORDS = 3
 """32-bit words of one channel's parameter record: bias; multiplier and border; shifts."""
+
+FIELDS: dict[str, type] = {
+    "npu.gemm": ProductFields,
+    "npu.dwconv": ProductFields,
+    "npu.requantize": RequantizeRow,
+    "npu.max": MaxFields,
+    "npu.add": AddFields,
+}
+"""Intrinsic -> the dataclass whose fields, in order, are the immediates of its call."""
+_DTYPES = ("int8", "uint8", "")
+"""Dtypes by their immediate; "" is that of a residual that there isn't."""
 
 Buffer: TypeAlias = Any  # tirx.Buffer and tvm.ir.Expr: TVM ships no types
 Expr: TypeAlias = Any
@@ -67,9 +81,7 @@ def product(fields: ProductFields) -> str:
         (WGT, "int8", tile * fields.wgt_bits // 8),
         (ACC, "int32", fields.columns),
     ]
-    name = call + "_" + "_".join(str(x) for x in astuple(fields))
-    immediates = tuple(_immediate(x) for x in astuple(fields))
-    return _register(name, call, buffers, meaning, updates=True, immediates=immediates)
+    return _register(call, fields, buffers, meaning, updates=True)
 
 
 def requantize(channels: int, fields: RequantizeFields) -> str:
@@ -94,9 +106,8 @@ def requantize(channels: int, fields: RequantizeFields) -> str:
     if residual:
         buffers.append((ACT, fields.residual_dtype, channels // per_byte))
     buffers.append((ACT, fields.dtype, channels // per_byte))
-    immediates = (channels, *(_immediate(x) for x in astuple(fields)))
-    name = "npu.requantize_" + "_".join(str(x) for x in (channels, *astuple(fields)))
-    return _register(name, "npu.requantize", buffers, meaning, immediates=immediates)
+    row = RequantizeRow(**vars(fields), channels=channels)
+    return _register("npu.requantize", row, buffers, meaning)
 
 
 def max_pool(dtype: str, bits: int) -> str:
@@ -106,10 +117,8 @@ def max_pool(dtype: str, bits: int) -> str:
         with T.serial(0, 1), T.sblock("max"):
             T.buffer_store(out, max_byte(out[0], act[0], dtype, bits), [0])
 
-    name = f"npu.max_{_short(dtype)}_{bits}"
     buffers = [(ACT, dtype, 1), (ACT, dtype, 1)]
-    immediates = (_immediate(dtype), bits)
-    return _register(name, "npu.max", buffers, meaning, updates=True, immediates=immediates)
+    return _register("npu.max", MaxFields(dtype, bits), buffers, meaning, updates=True)
 
 
 def add(fields: AddFields) -> str:
@@ -120,9 +129,7 @@ def add(fields: AddFields) -> str:
             T.buffer_store(out, fields.byte(a[0], b[0]), [0])
 
     dtypes = (fields.a_dtype, fields.b_dtype, fields.dtype)
-    name = "npu.add_" + "_".join(str(x) for x in astuple(fields))
-    immediates = tuple(_immediate(x) for x in astuple(fields))
-    return _register(name, "npu.add", [(ACT, d, 1) for d in dtypes], meaning, immediates=immediates)
+    return _register("npu.add", fields, [(ACT, dtype, 1) for dtype in dtypes], meaning)
 
 
 def lut_call(act: Buffer, table: Buffer, out: Buffer, index: Expr) -> None:
@@ -140,16 +147,34 @@ def lut_value(code: Expr, table: Buffer, out_dtype: str) -> Expr:
     return tirx.Cast(out_dtype, table[tirx.Cast("int32", tirx.Cast("uint8", code))])
 
 
+def immediates(fields: Any) -> tuple[int, ...]:
+    """The integers of a call, from its fields."""
+    return tuple(_DTYPES.index(x) if isinstance(x, str) else int(x) for x in astuple(fields))
+
+
+def read_fields(call: str, numbers: Sequence[int]) -> Any:
+    """The fields of a call, from its integers: reverses ``immediates``; None if it has none."""
+    if call not in FIELDS:
+        return None
+    read: dict[str, Callable[[int], Any]] = {"str": _DTYPES.__getitem__, "bool": bool, "int": int}
+    declared = dataclass_fields(FIELDS[call])
+    values = {f.name: read[str(f.type)](n) for f, n in zip(declared, numbers, strict=True)}
+    return FIELDS[call](**values)
+
+
 def _register(
-    name: str,
     call: str,
+    fields: Any,
     buffers: list[tuple[str, str, int]],
     meaning: Callable[..., None],
     *,
     updates: bool = False,
-    immediates: tuple[int, ...] = (),
 ) -> str:
-    """Register ``name`` once. ``buffers`` are (scope, dtype, elements), the written one last."""
+    """Register the intrinsic of these fields once and return its name.
+
+    ``buffers`` are (scope, dtype, elements), the written one last.
+    """
+    name = "_".join(str(x) for x in (call, *astuple(fields)))
     if TensorIntrin.get(name, allow_missing=True) is not None:
         return name
 
@@ -158,7 +183,7 @@ def _register(
         pointers = [b.access_ptr("r") for b in reads] + [
             written.access_ptr("rw" if updates else "w")
         ]
-        T.evaluate(tirx.call_extern("int32", call, *pointers, *immediates))
+        T.evaluate(tirx.call_extern("int32", call, *pointers, *immediates(fields)))
 
     TensorIntrin.register(
         name, _half(buffers, meaning, updates=updates), _half(buffers, calls, updates=updates)
@@ -184,14 +209,3 @@ def _half(
                 T.writes(written)
                 body(*matched)
         return builder.get()
-
-
-def _short(dtype: str) -> str:
-    return {"int8": "i8", "uint8": "u8", "": "none"}[dtype]
-
-
-def _immediate(value: object) -> int:
-    """A field as an integer of the call: uint8 is 1, int8 is 0, no dtype is -1."""
-    if isinstance(value, str):
-        return {"int8": 0, "uint8": 1, "": -1}[value]
-    return int(value)  # type: ignore[call-overload]

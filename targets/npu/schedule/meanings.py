@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from tvm import tirx
@@ -52,6 +52,21 @@ class RequantizeFields:
         half = (_i64(1) << right) >> 1
         code = ((t + half) >> right) + _i64(self.zero_point)
         return tirx.Cast(self.dtype, tirx.max(tirx.min(code, _i64(self.high)), _i64(self.low)))
+
+
+@dataclass(frozen=True)
+class RequantizeRow(RequantizeFields):
+    """REQ of one pixel's first ``channels`` sums."""
+
+    channels: int = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class MaxFields:
+    """The immediates of POOL: how a code is read."""
+
+    dtype: str
+    bits: int
 
 
 @dataclass(frozen=True)

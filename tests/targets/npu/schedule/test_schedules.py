@@ -12,7 +12,7 @@ from targets.npu.emit.codegen import lower
 from targets.npu.emit.loop_tree import Branch, Leaf, Loop, read_function
 from targets.npu.machine.spec import load_spec, parse_spec
 from targets.npu.schedule import intrinsics
-from targets.npu.schedule.meanings import ProductFields
+from targets.npu.schedule.meanings import AddFields, MaxFields, ProductFields, RequantizeRow
 
 MACHINES = {name: load_spec(name) for name in ("e256", "m2048")}
 
@@ -114,3 +114,19 @@ def test_a_machine_that_does_not_multiply_bytes_refuses_in_words() -> None:
     layer = conv((6, 6, 8), 8)
     assert refusal(layer, MACHINES["e256"]) is None
     assert "Here: array.precisions is [4, 2]." in (refusal(layer, narrow) or "")
+
+
+@pytest.mark.parametrize(
+    ("call", "fields"),
+    [
+        ("npu.gemm", ProductFields(32, 16, 8, 4, "uint8", 1, 9, 7)),
+        ("npu.requantize", RequantizeRow(3, True, -5, -8, 7, "int8", "", 2, 9, 4, channels=6)),
+        ("npu.requantize", RequantizeRow(3, False, 5, 0, 9, "uint8", "int8", channels=16)),
+        ("npu.max", MaxFields("int8", 2)),
+        ("npu.add", AddFields("int8", -4, 3, 2, "uint8", 5, 6, 7, 8, 9, -10, 11, "int8", 4)),
+    ],
+)
+def test_the_integers_of_a_call_say_its_fields(call, fields):
+    numbers = intrinsics.immediates(fields)
+    assert all(type(n) is int for n in numbers)
+    assert intrinsics.read_fields(call, numbers) == fields
