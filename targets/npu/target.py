@@ -1,18 +1,19 @@
-"""The NPU as a TVM target: kind ``ext_dev``, a tag per machine, TIR pipeline, code generator.
+"""The NPU as a TVM target: kind ``ext_dev``, a tag per machine, a TIR pipeline.
 
     tvm.target.Target("tvmq/npu-e256")        after ``import tvm``, without importing tvmq
 
-TVM calls ``register`` itself, through the entry point group ``tvm.backends``. A function of the
-NPU carries its target; the pipeline "tvmq_npu" lowers it, and ``codegen.generate``, which runs at
-the pipeline's end, makes instructions of it. What reaches LLVM is the host's function that
-executes the encoded program.
+TVM calls ``register`` itself, through the entry point group ``tvm.backends``. A layer's function is
+lowered by the pipeline that TVM then knows as "tvmq_npu"; ``codegen.generate`` makes instructions
+of what comes out. What reaches LLVM is the host's function that executes the encoded program.
 """
 
 from __future__ import annotations
 
+from functools import cache
+
 import tvm
 from tvm import s_tir, tirx
-from tvm.target import Target, register_tag
+from tvm.target import register_tag
 from tvm.tirx import compilation_pipeline
 
 from targets.npu.machine.spec import presets
@@ -25,16 +26,26 @@ def tag(machine: str) -> str:
     return f"tvmq/npu-{machine}"
 
 
-def npu_target(machine: str) -> Target:
-    """The target of a machine, with this host beside it."""
-    return Target(_config(machine))
+def lower(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Run the NPU's TIR pipeline, as TVM knows it, on one layer's function."""
+    register()
+    pipeline, _, _ = compilation_pipeline.get_tir_pipeline(PIPELINE)
+    return pipeline(tvm.IRModule({"main": func}))["main"]
 
 
-def _config(machine: str) -> dict[str, object]:
-    return {"kind": "ext_dev", "device": "npu", "model": machine, "host": {"kind": "llvm"}}
+@cache
+def register() -> None:
+    """Register tags and pipeline with TVM, once."""
+    for machine in presets():
+        config = {"kind": "ext_dev", "device": "npu", "model": machine, "host": {"kind": "llvm"}}
+        register_tag(tag(machine), config, override=True)
+    nothing = tvm.ir.transform.Sequential
+    compilation_pipeline.register_tir_pipeline(
+        PIPELINE, lambda: (_lowering(), lambda: nothing([]), lambda: nothing([]))
+    )
 
 
-def lowering() -> tvm.ir.transform.Sequential:
+def _lowering() -> tvm.ir.transform.Sequential:
     """Turn blocks into plain loops: what remains is loops, copies, fills and calls of ``npu.*``."""
     return tvm.ir.transform.Sequential(
         [
@@ -44,14 +55,4 @@ def lowering() -> tvm.ir.transform.Sequential:
             tirx.transform.StmtSimplify(),
         ],
         name=PIPELINE,
-    )
-
-
-def register() -> None:
-    """Register tags and pipeline with TVM; safe to call again."""
-    for machine in presets():
-        register_tag(tag(machine), _config(machine), override=True)
-    nothing = tvm.ir.transform.Sequential
-    compilation_pipeline.register_tir_pipeline(
-        PIPELINE, lambda: (lowering(), lambda: nothing([]), lambda: nothing([]))
     )

@@ -1,15 +1,17 @@
 """From the lowered TIR of one layer to instructions in program order.
 
+    tensorized function -> TIR pipeline -> loop tree -> walk -> instructions
+
 The walk runs the outer loops with numbers in hand and emits one or a few instructions per
-statement. Buffers get
-addresses here: scratchpads one behind the other in their memory, tensors where the caller put them.
+statement; the loops directly around a statement have become part of it (``loop_tree``) and end up
+as the instruction's own, the hardware loops. Buffers get addresses here: scratchpads one behind the
+other in their memory, tensors where the caller put them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import tvm
 from tvm import tirx
 
 from targets.errors import CapacityError
@@ -27,23 +29,24 @@ from targets.npu.emit.loop_tree import (
     read_function,
 )
 from targets.npu.machine.spec import NpuSpec
-from targets.npu.target import lowering
+from targets.npu.target import lower
 
 _ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4}
 _ALIGN = 64
 _ACCUMULATES = {"npu.gemm": 2, "npu.dwconv": 2, "npu.max": 1}
-"""Intrinsics that can start from nothing instead of a fill -> their written pointer."""
+"""Intrinsics that can start from nothing instead of a fill -> their written pointer.
 
-
-def lower(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """Run the NPU's TIR pipeline on one function."""
-    return lowering()(tvm.IRModule({"main": func}))["main"]
+A schedule writes zeros (for a maximum, the lowest code) and then accumulates. GEMM and DWC have a
+flag for that, and POOL always starts anew: the fill before them folds into them and costs nothing.
+"""
 
 
 class Scratchpads:
     """Hands out the memories' bytes to one layer after the other, each behind the one before.
 
-    Two layers that lie apart may overlap in time: the next one's weights load under this one.
+    Two layers that lie apart may overlap in time: the next one's weights load under this one. Where
+    the rest of a memory is too small for a layer it begins at 0 again, over the layers before, and
+    tokens keep the two in order.
     """
 
     def __init__(self) -> None:
@@ -72,7 +75,7 @@ class Scratchpads:
 
 
 def _pack(buffers: list[Allocation], capacity: int) -> tuple[list[int], int]:
-    """Offsets of buffers one behind the other, and their size in all."""
+    """Offsets of buffers one behind the other, and their size in all; dense if need be."""
     offsets, end = _packed(buffers, _ALIGN)
     return (offsets, end) if end <= capacity else _packed(buffers, 1)
 
@@ -114,7 +117,10 @@ def generate(
 
 
 class _Walker:
-    """Visits the tree in program order and collects instructions."""
+    """Visits the tree in program order and collects instructions.
+
+    A fill is held back for one statement: what comes next may make it superfluous.
+    """
 
     def __init__(self, places: dict[str, Place], spec: NpuSpec) -> None:
         self.places, self.spec = places, spec

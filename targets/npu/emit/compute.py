@@ -1,7 +1,7 @@
 """Calls of compute intrinsics as instructions: the loops around a call become its hardware loops.
 
-Where the loops are not of the shape that the instruction has, the outermost one is unrolled and the
-rest tried again.
+Where the loops are not of the shape that the instruction has, or a number is too large for its
+field, the outermost one is unrolled and the rest tried again: one instruction becomes several.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ def _unroll(
     if not call.axes:
         msg = f"{encode.__name__}: a field of the instruction is too narrow for {call}"
         raise ArithmeticRangeError(msg)
+    # POOL has its kernel loops inside its pixel loops, but a maximum that is cut along the kernel
+    # would forget what came before: pixels first.
     written = len(call.starts) - 1
     spatial = [n for n, axis in enumerate(call.axes) if axis.strides[written]]
     n = spatial[0] if encode is encode_pool and spatial else 0
@@ -62,6 +64,8 @@ def _unroll(
             start + i * stride * size
             for start, stride, size in zip(call.starts, axis.strides, itemsizes, strict=True)
         )
+        # A loop that does not move the output is a sum over it: only its first part may start from
+        # nothing, the others add to what is there. Any other loop starts a new output each time.
         reduction = axis.strides[written] == 0
         first = call.initialise and (i == 0 or not reduction)
         part = Call(starts, rest, call.fields, first)

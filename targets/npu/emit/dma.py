@@ -3,6 +3,13 @@
 copy nest  ->  LD or ST   x_bytes, y, z and their strides; loops that don't fit are unrolled
 bounds     ->  LD         the box shrinks to what lies inside; pad fields write the border around it
 fill       ->  LD (fill)  bytes written without reading DRAM
+
+    copy nest -> _Box -> _coalesce: axes that continue each other become one -> _pieces: at most
+    three axes, each within its field -> _transfer: one instruction each
+
+The border of a convolution is not in DRAM. A schedule reads the whole stripe under conditions, one
+per edge that the stripe can cross; here the loops around it have numbers, so that the conditions
+come down to a range per loop, and most stripes of an image turn out to lie inside.
 """
 
 from __future__ import annotations
@@ -125,6 +132,7 @@ def _pieces(axes: tuple[_Axis, ...], box: _Box) -> Iterator[_Box]:
             moved = _Box(box.source + n * head.source, box.target + n * head.target, ())
             yield from _pieces(tuple(rest), moved)
         return
+    # Cut the first axis that its field can't count; the pieces are cut further, if need be.
     padded = (*[_Axis(1, 0, 0)] * (3 - len(axes)), *axes)
     for depth, (axis, limit) in enumerate(zip(padded, _LIMITS, strict=True)):
         if axis.extent > limit:
@@ -187,6 +195,7 @@ def _inside(leaf: Leaf, env: Env, folded: Folded) -> list[tuple[int, int]]:
         (n,) = mine
         begin, end = ranges[n]
         good = [i for i in range(begin, end) if bound.at({**env, folded.names[n]: i})]
+        # An edge holds on one side of a row or column, so what is good is without gaps.
         ranges[n] = (good[0], good[-1] + 1) if good else (begin, begin)
     return ranges
 
@@ -215,7 +224,11 @@ def _bordered(
 def _padded(
     box: _Box, inner: _Box, ranges: list[tuple[int, int]], source: Place, target: Place, fill: int
 ) -> Emitted | None:
-    """The stripe in one LD, where the nest is (row, column, channel) and the border fits it."""
+    """The stripe in one LD, where the nest is (row, column, channel) and the border fits it.
+
+    The border then costs nothing: LD writes it while DRAM answers. It needs rows without gaps in
+    DRAM and in the memory, because the pad fields count bytes in front of and behind a whole row.
+    """
     if len(box.axes) != 4:
         return None
     (row, column, channel, byte), (top, bottom), (left, right) = box.axes, ranges[0], ranges[1]

@@ -71,6 +71,7 @@ def clip(spans: Sequence[Span], begin: int, end: int) -> list[Span]:
 
 
 def _unit(timeline: Timeline, program: Sequence[isa.Instruction], unit: int) -> list[Span]:
+    """Waits from each start to the next one, work and latency over them; the best class wins."""
     runs = [
         run
         for run, instruction in zip(timeline.runs, program, strict=True)
@@ -87,7 +88,12 @@ def _unit(timeline: Timeline, program: Sequence[isa.Instruction], unit: int) -> 
 
 
 def _wait(free: int, run: Run) -> Iterable[Span]:
-    """Why an instruction did not start before it did; it could have from ``free`` on."""
+    """Why an instruction did not start before it did; it could have from ``free`` on.
+
+    It needs all of: to have come in, its tokens, room for the tokens before it. Each has a time,
+    and up to that time it was what was missing; what came earlier than the one before it was never
+    waited for. What is left over is the unit's own: it was still at work, which comes first anyway.
+    """
     arrival, source = run.token
     steps = [(run.queued, "fetch"), (arrival, isa.UNIT_NAMES[source])]
     steps += [(run.unheld, "fifo"), (run.start, "done")]  # HALT waits for all units
@@ -99,6 +105,7 @@ def _wait(free: int, run: Run) -> Iterable[Span]:
 
 
 def _run(run: Run) -> Iterable[Span]:
+    """What an instruction does; several of LD and ST run at the same time, so spans may overlap."""
     yield Span(run.start, run.decoded, "decode")
     yield Span(run.work[0], run.work[1], "work")
     if run.asked >= 0:
@@ -110,7 +117,10 @@ def _run(run: Run) -> Iterable[Span]:
 
 
 def _flatten(spans: Iterable[Span], total: int) -> list[Span]:
-    """One class per cycle, the first that holds; neighbours of a class become one span."""
+    """One class per cycle, the first that holds; neighbours of a class become one span.
+
+    A sweep over the spans' ends that counts, per class, how many hold: each end is looked at once.
+    """
     events: dict[int, list[tuple[int, int]]] = {0: [], total: []}
     for span in spans:
         if span.begin < span.end:

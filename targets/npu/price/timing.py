@@ -59,7 +59,12 @@ class _Unit:
 
 
 class _Machine:
-    """State of the event loop; every method named ``_on_…`` is an event."""
+    """State of the event loop; every method named ``_on_…`` is an event.
+
+    An event changes what it is about, no more. After the last event of a cycle ``_advance`` looks at
+    what can move: an instruction that starts may free a place in a queue, a token that is taken may
+    let another unit go on, all in the same cycle. So no event has to know whom it lets go.
+    """
 
     def __init__(self, program: Sequence[isa.Instruction], spec: NpuSpec) -> None:
         self.program, self.spec = program, spec
@@ -153,6 +158,7 @@ class _Machine:
         if isinstance(instruction, isa.Halt) and not self._may_halt():
             return False
         if unit.free > self.now:
+            # Nothing else may happen when the unit becomes free: wake up then, once.
             if unit.wakes < unit.free:
                 unit.wakes = unit.free
                 self._at(unit.free, self._on_wake)
@@ -182,6 +188,8 @@ class _Machine:
             self._at(run.asked, self._on_request, number, index)
             return
         begin = run.decoded
+        # The first tile's weights need neither the array nor the activations, only the second
+        # weight buffer: they load under the instruction before, from when its last tile has begun.
         if cost.warm_up:
             loading = max(run.queued, run.token[0], unit.buffer)
             begin = max(begin, loading + self.spec.issue.decode + cost.warm_up)
@@ -210,6 +218,8 @@ class _Machine:
         self.left -= 1
         if self.costs[index].bus:
             unit.in_flight -= 1
+        # A transfer that is done before one that started earlier waits for it: who takes a token
+        # for an instruction may rely on all before it.
         while unit.running and self.finished[unit.running[0]]:
             head = unit.running.popleft()
             self.runs[head].done = self.now

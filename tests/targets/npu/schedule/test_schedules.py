@@ -8,11 +8,11 @@ from tvm.s_tir import TensorIntrin
 
 from targets.errors import CapacityError
 from targets.npu.constraints import refusal, schedule
-from targets.npu.emit.codegen import lower
 from targets.npu.emit.loop_tree import Branch, Leaf, Loop, read_function
 from targets.npu.machine.spec import load_spec, parse_spec
 from targets.npu.schedule import intrinsics
 from targets.npu.schedule.meanings import AddFields, MaxFields, ProductFields, RequantizeRow
+from targets.npu.target import lower
 
 MACHINES = {name: load_spec(name) for name in ("e256", "m2048")}
 
