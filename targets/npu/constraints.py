@@ -21,6 +21,7 @@ from targets.arithmetic import (
 )
 from targets.errors import CapacityError
 from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d, Move
+from targets.npu.machine import isa
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.conv2d import schedule_conv2d
 from targets.npu.schedule.elementwise import schedule_add, schedule_lut
@@ -93,6 +94,14 @@ def multipliers_are_16_bits(layer: Layer, _spec: NpuSpec) -> str | None:
     return f"multipliers of {wide}" if wide else None
 
 
+def windows_fit_their_fields(layer: Layer, _spec: NpuSpec) -> str | None:
+    """A max pooling's window has at most 31 rows and 31 columns."""
+    longest = isa.largest(isa.Pool, "kh", "kw")
+    if isinstance(layer, MaxPool2d) and max(layer.kernel) > longest:
+        return f"a window of {layer.kernel[0]} x {layer.kernel[1]}"
+    return None
+
+
 def a_tile_fits_the_scratchpads(layer: Layer, spec: NpuSpec) -> str | None:
     """One row of output, with the inputs and weights it needs, fits the machine's memories."""
     try:
@@ -108,6 +117,7 @@ CONSTRAINTS: tuple[Callable[[Layer, NpuSpec], str | None], ...] = (
     sums_fit_32_bits,
     shifts_fit_their_fields,
     multipliers_are_16_bits,
+    windows_fit_their_fields,
     a_tile_fits_the_scratchpads,
 )
 

@@ -56,7 +56,9 @@ def _unroll(
     # would forget what came before: pixels first.
     written = len(call.starts) - 1
     spatial = [n for n, axis in enumerate(call.axes) if axis.strides[written]]
-    n = spatial[0] if encode is encode_pool and spatial else 0
+    if encode is encode_pool and not spatial:
+        raise ArithmeticRangeError(f"a window is too large for the fields of POOL: {call}")
+    n = spatial[0] if encode is encode_pool else 0
     axis, rest = call.axes[n], call.axes[:n] + call.axes[n + 1 :]
     emitted = []
     for i in range(axis.extent):

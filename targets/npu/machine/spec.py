@@ -31,6 +31,10 @@ MAX_ACC_ROWS = 1 + isa.largest(isa.Gemm, "acc_row")
 """What the field acc_row of an instruction can name."""
 MAX_BYTES = 1 + isa.largest(isa.Load, "spm_addr")
 """What the byte addresses of an instruction can name."""
+MAX_PAR_BYTES = min(
+    1 + isa.largest(isa.Lut, "lut_addr"), 4 * (1 + isa.largest(isa.Requantize, "par_addr"))
+)
+"""What par_addr, which counts words, and lut_addr can name."""
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -205,6 +209,13 @@ class NpuSpec(_Part):
         row = 4 * self.array.cols
         if self.sram.acc.bytes % row or not 2 <= self.acc_rows <= MAX_ACC_ROWS:
             msg = f"sram.acc.bytes must hold 2 to {MAX_ACC_ROWS} whole rows of sums ({row} bytes)"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _records_can_be_named(self) -> NpuSpec:
+        if self.sram.par.bytes > MAX_PAR_BYTES:
+            msg = f"sram.par.bytes must be at most {MAX_PAR_BYTES}, what an instruction can name"
             raise ValueError(msg)
         return self
 

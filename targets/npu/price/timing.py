@@ -61,9 +61,9 @@ class _Unit:
 class _Machine:
     """State of the event loop; every method named ``_on_…`` is an event.
 
-    An event changes what it is about, no more. After the last event of a cycle ``_advance`` looks at
-    what can move: an instruction that starts may free a place in a queue, a token that is taken may
-    let another unit go on, all in the same cycle. So no event has to know whom it lets go.
+    An event changes what it is about, no more. After the last event of a cycle ``_advance`` looks
+    at what can move: an instruction that starts may free a place in a queue, a token that is taken
+    may let another unit go on, all in the same cycle. So no event has to know whom it lets go.
     """
 
     def __init__(self, program: Sequence[isa.Instruction], spec: NpuSpec) -> None:

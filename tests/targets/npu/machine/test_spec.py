@@ -34,6 +34,8 @@ def test_a_path_is_read_and_the_digest_is_of_the_content(tmp_path):
         ("rows = 16\n", 'rows = "16"\n', "array.rows.*integer"),
         ("burst = 64", "burts = 64", "dma.burst.*dma.burts"),
         ("bytes = 65536", "bytes = 65500", "sram.acc.bytes.*whole rows"),
+        ("bytes = 8192", "bytes = 16385", "sram.par.bytes must be at most 16384"),
+        ("act = { bytes = 262144,", "act = { banks = 8, bytes = 262144,", "sram.act.banks is 8"),
         ("[vu]", "[vu", "not valid TOML"),
     ],
 )
