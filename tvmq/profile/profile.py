@@ -195,7 +195,7 @@ def _transfers(
 
 
 def _microseconds(cycles: int, spec: NpuSpec) -> float:
-    return round(cycles / spec.clock_hz * 1e6, 3)
+    return round(spec.microseconds(cycles), 3)
 
 
 def _host_layer(symbol: str) -> dict[str, Any]:

@@ -230,6 +230,10 @@ class NpuSpec(_Part):
         """Rows of C sums that ACC holds."""
         return self.sram.acc.bytes // (4 * self.array.cols)
 
+    def microseconds(self, cycles: int) -> float:
+        """How long cycles take."""
+        return cycles / self.clock_hz * 1e6
+
     @property
     def peak_macs_per_cycle(self) -> int:
         """8-bit multiply-accumulates per cycle."""
