@@ -19,30 +19,25 @@ def requantize(state: State, i: SimpleNamespace) -> None:
     """REQ: records first, so that a bad one traps before anything is written; then row by row."""
     low, high, zero = (T.bind(byte_value(x, i.out_unsigned)) for x in (i.lo, i.hi, i.zp))
     limits = SimpleNamespace(low=low, high=high, zero=zero)
-    records = _Records(state.spec.array.cols)
+    records = _zeroed_records(state.spec.array.cols)
     _read_records(state, i, limits, records)
     with when(state.code == 0), T.serial(0, i.m1) as m1, T.serial(0, i.m0) as m0:
         _row(state, i, limits, records, m1, m0)
 
 
-class _Records:
+def _zeroed_records(columns: int) -> dict[str, Buffer]:
     """The channels' parameters and one row's numbers; channels from nvalid on are zero."""
-
-    def __init__(self, columns: int) -> None:
-        wide = ("bias", "mult", "shift", "half", "res_shl", "t", "code")
-        for name in wide:
-            setattr(self, name, T.sblock_alloc_buffer((columns,), "int64"))
-        self.border = T.sblock_alloc_buffer((columns,), "int32")
-        for name in (*wide, "border"):
-            with T.vectorized(0, columns) as c:
-                T.buffer_store(self[name], tirx.IntImm(self[name].dtype, 0), [c])
-
-    def __getitem__(self, name: str) -> Buffer:
-        return getattr(self, name)
+    dtypes = dict.fromkeys(("bias", "mult", "shift", "half", "res_shl", "t", "code"), "int64")
+    dtypes["border"] = "int32"
+    records = {n: T.sblock_alloc_buffer((columns,), dtype) for n, dtype in dtypes.items()}
+    for buffer in records.values():
+        with T.vectorized(0, columns) as c:
+            T.buffer_store(buffer, tirx.IntImm(buffer.dtype, 0), [c])
+    return records
 
 
 def _read_records(
-    state: State, i: SimpleNamespace, limits: SimpleNamespace, records: _Records
+    state: State, i: SimpleNamespace, limits: SimpleNamespace, records: dict[str, Buffer]
 ) -> None:
     with T.serial(0, i.nvalid) as c:
         start = T.bind(state.areas.par + i.par_addr * 4 + c * RECORD_BYTES)
@@ -85,7 +80,7 @@ def _row(
     state: State,
     i: SimpleNamespace,
     limits: SimpleNamespace,
-    records: _Records,
+    records: dict[str, Buffer],
     m1: Expr,
     m0: Expr,
 ) -> None:
@@ -119,7 +114,7 @@ def _row(
     _store_codes(state, i, code, i.dst_addr + m1 * i.ds_m1 + m0 * i.ds_m0)
 
 
-def _round(rounding: Rounding, records: _Records, columns: int) -> None:
+def _round(rounding: Rounding, records: dict[str, Buffer], columns: int) -> None:
     """``code = round(t / 2^shift)``, without branches: ``half`` is 0 where the shift is."""
     t, shift, half = records["t"], records["shift"], records["half"]
     with T.vectorized(0, columns) as c:
@@ -136,7 +131,7 @@ def _round(rounding: Rounding, records: _Records, columns: int) -> None:
 
 
 def _round_border(
-    state: State, i: SimpleNamespace, limits: SimpleNamespace, records: _Records
+    state: State, i: SimpleNamespace, limits: SimpleNamespace, records: dict[str, Buffer]
 ) -> None:
     with T.serial(0, i.nvalid) as c:
         t, shift = T.bind(records["t"][c]), T.bind(records["shift"][c])
