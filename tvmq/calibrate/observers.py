@@ -22,6 +22,8 @@ SIDE_BINS = 4096
 FRACTIONS = np.arange(10, 101) / 100
 """Parts of the full range that a search for a free step tries."""
 
+_PIECE = 1 << 14
+
 EXPONENTS = range(-4, 1)
 """Offsets from the power of two that just holds the full range."""
 
@@ -57,8 +59,7 @@ class Histogram:
             raise ValueError("not finite")
         self.extend(low, high)
         if self.limit:
-            counts = torch.histc(tensor.float(), 2 * SIDE_BINS, -self.limit, self.limit)
-            self.counts += counts.double().numpy()
+            self.counts += _count(tensor.float().reshape(-1), self.limit)
 
     def extend(self, low: float, high: float) -> None:
         """Note the extremes and make room for them."""
@@ -104,6 +105,27 @@ class Histogram:
         index = int(np.searchsorted(share, percent / 100 - 1e-12))
         bound = self.limit * min(index + 1, SIDE_BINS) / SIDE_BINS
         return max(self.low, -bound), min(self.high, bound)
+
+
+def _count(elements: torch.Tensor, limit: float) -> Floats:
+    """How many elements lie in each of 2 * SIDE_BINS bins over [-limit, limit).
+
+    ``torch.histc`` takes twice as long and counts in float32, which stops at 2**24. A piece of this
+    size stays in the cache while it is scaled, truncated and counted.
+    """
+    counts = torch.zeros(2 * SIDE_BINS, dtype=torch.int64)
+    scaled, bins = torch.empty(_PIECE), torch.empty(_PIECE, dtype=torch.int16)
+    for piece in elements.split(_PIECE):
+        size = len(piece)
+        position = torch.add(piece, limit, out=scaled[:size]).mul_(SIDE_BINS / limit)
+        # just below the limit, float32 rounds up to it
+        counts += (
+            bins[:size]
+            .copy_(position)
+            .clamp_(max=2 * SIDE_BINS - 1)
+            .bincount(minlength=2 * SIDE_BINS)
+        )
+    return counts.double().numpy()
 
 
 @dataclass(frozen=True)

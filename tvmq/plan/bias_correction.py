@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping
+from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch.fx import GraphModule, Interpreter
 
@@ -19,6 +21,9 @@ from tvmq.float_model import FloatModel
 from tvmq.plan.annotate import annotated_graph
 from tvmq.plan.plan import BiasPlan, Plan
 from tvmq.regions import find_regions, shape_of
+
+Errors: TypeAlias = Callable[[slice], torch.Tensor]
+"""Given which images, the differences that quantization makes to a layer's outputs, [..., K]."""
 
 MAX_IMAGES = 256
 MAX_BYTES = 2**28
@@ -54,10 +59,9 @@ def correct_biases(
     }
     biases: dict[str, BiasPlan] = {}
 
-    def decide(name: str, error: torch.Tensor) -> torch.Tensor | None:
-        correction = error[:half].flatten(0, -2).mean(dim=0)
-        before = float(error[half:].square().mean())
-        after = float((error[half:] - correction).square().mean())
+    def decide(name: str, errors: Errors) -> torch.Tensor | None:
+        correction = errors(slice(0, half)).flatten(0, -2).mean(dim=0)
+        before, after = _squares(errors, range(half, count), correction)
         numbers = f"squared error {before:.4g} -> {after:.4g} on {count - half} held-out images"
         known = plan.biases.get(name, BiasPlan((), ""))
         helps = after < before
@@ -73,6 +77,19 @@ def correct_biases(
     quantized = annotated_graph(model, plan, torch.float32)
     correct_side_by_side((model.graph_module, inputs), (quantized, inputs), axes, decide)
     return biases
+
+
+def _squares(errors: Errors, images: range, correction: torch.Tensor) -> tuple[float, float]:
+    """Mean squares of the errors of some images, without and with the correction.
+
+    Image by image, since the errors of all at once are as large as the activations themselves.
+    """
+    means = []
+    for image in images:
+        error = errors(slice(image, image + 1))
+        means.append([float(e.square().mean()) for e in (error, error - correction)])
+    before, after = np.mean(means, axis=0).tolist()
+    return before, after
 
 
 def _images(model: FloatModel, calibration: Calibration) -> Inputs:
@@ -93,7 +110,7 @@ def correct_side_by_side(
     exact: tuple[GraphModule, Inputs],
     quantized: tuple[GraphModule, Inputs],
     axes: Mapping[str, int],
-    decide: Callable[[str, torch.Tensor], torch.Tensor | None],
+    decide: Callable[[str, Errors], torch.Tensor | None],
 ) -> None:
     """Run two versions of a graph, layer by layer; what is added at one, the next ones see.
 
@@ -101,16 +118,20 @@ def correct_side_by_side(
         exact: a graph and its inputs.
         quantized: another one with the same layers.
         axes: where each layer's output has its channels; layers in the order of the graphs.
-        decide: given a layer and its errors, [..., K], says what to add to its outputs, or None.
+        decide: given a layer and its errors, says what to add to its outputs, [K], or None.
     """
     targets, outputs = (run_with_stops(*pair, set(axes)) for pair in (exact, quantized))
     replacement: torch.Tensor | None = None
     for name, axis in axes.items():
         target, output = next(targets), outputs.send(replacement)
-        correction = decide(name, (target - output).movedim(axis, -1))
+        correction = decide(name, _errors(target, output, axis))
         replacement = None
-        if correction is not None:
-            replacement = (output.movedim(axis, -1) + correction).movedim(-1, axis)
+        if correction is not None:  # in place: nothing else holds what a layer has just made
+            replacement = output.movedim(axis, -1).add_(correction).movedim(-1, axis)
+
+
+def _errors(target: torch.Tensor, output: torch.Tensor, axis: int) -> Errors:
+    return lambda images: (target[images] - output[images]).movedim(axis, -1)
 
 
 def run_with_stops(

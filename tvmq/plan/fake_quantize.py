@@ -32,10 +32,15 @@ then so are ties.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 HALF = 0.5 + 2.0**-34
 """What float64 adds before the floor; the network's input is quantized with the same number."""
+
+_PIECE = 1 << 14
 
 CODE_DTYPES = ("int8", "uint8")
 
@@ -79,8 +84,28 @@ def fake_quantize(
         shape[axis] = -1
     scale = step.to(x.dtype).reshape(shape)
     half = HALF if x.dtype == torch.float64 else 0.5
-    code = torch.clamp(torch.floor(x / scale + half) + zero_point, low, high)
-    return scale * (code - zero_point)
+    result = torch.empty_like(x, memory_format=torch.contiguous_format)
+    pieces = [(x, result)]
+    if axis < 0:  # pieces that stay in the cache from the first of six operations to the last
+        scale = scale.reshape(1)
+        flat = x.reshape(-1).split(_PIECE), result.reshape(-1).split(_PIECE)
+        pieces = list(zip(*flat, strict=True))
+    with _one_thread():
+        for piece, codes in pieces:
+            torch.div(piece, scale, out=codes).add_(half).floor_().add_(zero_point)
+            codes.clamp_(low, high).sub_(zero_point).mul_(scale)
+    return result
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch from sharing a piece between threads, whose meeting costs more than the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.library.register_fake("tvmq::fake_quantize")  # type: ignore[untyped-decorator]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule
 
-from tvmq.plan.bias_correction import correct_side_by_side
+from tvmq.plan.bias_correction import Errors, correct_side_by_side
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit
 
@@ -29,8 +29,8 @@ def correct_unit_biases(
     exact_inputs = tuple(cache.exact.rows(name, rows) for name in names)
     quantized_inputs = tuple(cache.quantized.rows(name, rows) for name in names)
 
-    def decide(name: str, error: torch.Tensor) -> torch.Tensor:
-        correction = error.flatten(0, -2).mean(dim=0)
+    def decide(name: str, errors: Errors) -> torch.Tensor:
+        correction = errors(slice(None)).flatten(0, -2).mean(dim=0)
         unit.biases[name].correction.data.add_(correction)
         return correction
 

@@ -32,6 +32,18 @@ def test_growing_equals_seeing_everything_at_once():
     assert parts.counts.sum() == 5000
 
 
+def test_counts_are_exact_however_many():
+    """Beyond 2**24, where float32 stops counting; and up to the last number below the limit."""
+    many = (1 << 24) + 5
+    histogram = _observed(torch.tensor([1.9999999, -2.0, 1.5]), torch.zeros(1).expand(many))
+    _, counts = histogram.occupied()
+    assert counts.tolist() == [1, many, 1, 1]
+    x = torch.randn(300000, generator=GENERATOR)
+    seen = _observed(x)
+    want = torch.histc(x, len(seen.counts), -seen.limit, seen.limit)
+    np.testing.assert_array_equal(seen.counts, want.double().numpy())
+
+
 def test_merging_equals_seeing_both():
     x, y = torch.randn(1000, generator=GENERATOR), 50 * torch.rand(1000, generator=GENERATOR)
     merged, whole = _observed(x).merge(_observed(y)), _observed(x, y)
