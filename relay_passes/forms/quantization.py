@@ -11,6 +11,7 @@ Written this way the module computes, on any TVM target, just what torch compute
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 from tvm import relax
 
@@ -55,6 +56,11 @@ class Dequantize:
     codes: Expr
     step: Array
     zero_point: int
+
+
+def exact_step(step: float | Array) -> Fraction:
+    """A float64 as the rational that it is."""
+    return Fraction(float(step))
 
 
 def emit_quantize(emit: Emit, quantize: Quantize, name: str = "") -> Expr:
