@@ -38,7 +38,7 @@ def test_a_chain_deeper_than_the_recursion_limit():
 
 
 def test_shared_tensors_are_read_once():
-    """2**40 paths lead from the output to the input."""
+    """2**40 paths lead from the output to the input; concatenations take their slices along."""
     x = tensor("x", (1, 2, 2, 8), "float32")
 
     def write(emit):
@@ -50,4 +50,4 @@ def test_shared_tensors_are_read_once():
 
     mod = module_of([x], write)
     layers = read_layers(mod).layers
-    assert [layer.kind for layer in layers] == ["move"] * 41  # concatenations take their slices along
+    assert [layer.kind for layer in layers] == ["move"] * 41
