@@ -91,6 +91,33 @@ def decide(network: IntegerNetwork, spec: NpuSpec | None) -> list[str | None]:
     return reasons
 
 
+def placements(network: IntegerNetwork, spec: NpuSpec | None) -> tuple[Placement, ...]:
+    """Where each layer runs, in order; nothing is compiled.
+
+    Args:
+        network: from ``read_layers``.
+        spec: the NPU, or None to run everything on the CPU.
+    """
+    placed: list[Placement] = []
+    programs = 0
+    for layer, reason in zip(network.layers, decide(network, spec), strict=True):
+        on_npu = reason is None
+        if on_npu and not (placed and placed[-1].device == "npu"):
+            programs += 1
+        placed.append(
+            Placement(
+                name=layer.name,
+                source=layer.source,
+                kind=layer.kind,
+                device="npu" if on_npu else "cpu",
+                reason=reason or "",
+                macs=layer.macs,
+                program=programs - 1 if on_npu else None,
+            )
+        )
+    return tuple(placed)
+
+
 def place(mod: IRModule, network: IntegerNetwork, spec: NpuSpec | None) -> PlacedModule:
     """Build the placed module.
 
@@ -99,32 +126,19 @@ def place(mod: IRModule, network: IntegerNetwork, spec: NpuSpec | None) -> Place
         network: its layers, from ``read_layers``.
         spec: the NPU, or None to run everything on the CPU.
     """
-    reasons = decide(network, spec)
+    placed = placements(network, spec)
     builder = _PlacedBuilder(mod, network, spec)
-    placed, programs = builder.build(_segments(network.layers, reasons))
-    of_layer = {span.name: n for n, program in enumerate(programs) for span in program.layers}
-    placements = tuple(
-        Placement(
-            name=layer.name,
-            source=layer.source,
-            kind=layer.kind,
-            device="npu" if reason is None else "cpu",
-            reason=reason or "",
-            macs=layer.macs,
-            program=of_layer.get(layer.name),
-        )
-        for layer, reason in zip(network.layers, reasons, strict=True)
-    )
-    return PlacedModule(placed, placements, tuple(programs))
+    new_mod, programs = builder.build(_segments(network.layers, placed))
+    return PlacedModule(new_mod, placed, tuple(programs))
 
 
 def _segments(
-    layers: Sequence[AnyLayer], reasons: Sequence[str | None]
+    layers: Sequence[AnyLayer], placed: Sequence[Placement]
 ) -> list[tuple[bool, list[AnyLayer]]]:
-    """Runs of layers on the NPU (True), and single layers on the CPU (False)."""
+    """The layers of each NPU program (True), and single layers on the CPU (False)."""
     segments: list[tuple[bool, list[AnyLayer]]] = []
-    for layer, reason in zip(layers, reasons, strict=True):
-        on_npu = reason is None
+    for layer, placement in zip(layers, placed, strict=True):
+        on_npu = placement.program is not None
         if on_npu and segments and segments[-1][0]:
             segments[-1][1].append(layer)
         else:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from form_checks import graph_of, run, tensor
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
@@ -68,6 +68,7 @@ def _sliced_again(emit, x, cuts):
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(slices(), min_size=1, max_size=4))
+@example([(2, 0, 6, 2), (2, 0, 3, 2)])
 def test_slices_of_slices_are_one_box(cuts):
     form = _check(lambda emit: _sliced_again(emit, X, cuts), [X])
     assert [box.codes for box in form.boxes] == [X]
