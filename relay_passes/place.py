@@ -9,6 +9,7 @@ compute the same integers; the float operators at the module's ends stay as they
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,16 @@ import numpy as np
 from tvm import IRModule, relax
 
 from relay_passes.read_layers import AnyLayer, IntegerNetwork, OpaqueLayer
-from relay_passes.relax_nodes import Expr, Graph, Var, constant, is_tuple, is_var, shape_of
+from relay_passes.relax_nodes import (
+    Expr,
+    Graph,
+    Var,
+    constant,
+    is_tuple,
+    is_var,
+    shape_of,
+    variables_in,
+)
 from targets.cpu.host import CpuFeatures, host_target
 from targets.cpu.kernels import make_kernel
 from targets.layers import Layer, Value
@@ -81,6 +91,33 @@ def decide(network: IntegerNetwork, spec: NpuSpec | None) -> list[str | None]:
     return reasons
 
 
+def placements(network: IntegerNetwork, spec: NpuSpec | None) -> tuple[Placement, ...]:
+    """Where each layer runs, in order; nothing is compiled.
+
+    Args:
+        network: from ``read_layers``.
+        spec: the NPU, or None to run everything on the CPU.
+    """
+    placed: list[Placement] = []
+    programs = 0
+    for layer, reason in zip(network.layers, decide(network, spec), strict=True):
+        on_npu = reason is None
+        if on_npu and not (placed and placed[-1].device == "npu"):
+            programs += 1
+        placed.append(
+            Placement(
+                name=layer.name,
+                source=layer.source,
+                kind=layer.kind,
+                device="npu" if on_npu else "cpu",
+                reason=reason or "",
+                macs=layer.macs,
+                program=programs - 1 if on_npu else None,
+            )
+        )
+    return tuple(placed)
+
+
 def place(mod: IRModule, network: IntegerNetwork, spec: NpuSpec | None) -> PlacedModule:
     """Build the placed module.
 
@@ -89,32 +126,19 @@ def place(mod: IRModule, network: IntegerNetwork, spec: NpuSpec | None) -> Place
         network: its layers, from ``read_layers``.
         spec: the NPU, or None to run everything on the CPU.
     """
-    reasons = decide(network, spec)
+    placed = placements(network, spec)
     builder = _PlacedBuilder(mod, network, spec)
-    placed, programs = builder.build(_segments(network.layers, reasons))
-    of_layer = {span.name: n for n, program in enumerate(programs) for span in program.layers}
-    placements = tuple(
-        Placement(
-            name=layer.name,
-            source=layer.source,
-            kind=layer.kind,
-            device="npu" if reason is None else "cpu",
-            reason=reason or "",
-            macs=layer.macs,
-            program=of_layer.get(layer.name),
-        )
-        for layer, reason in zip(network.layers, reasons, strict=True)
-    )
-    return PlacedModule(placed, placements, tuple(programs))
+    new_mod, programs = builder.build(_segments(network.layers, placed))
+    return PlacedModule(new_mod, placed, tuple(programs))
 
 
 def _segments(
-    layers: Sequence[AnyLayer], reasons: Sequence[str | None]
+    layers: Sequence[AnyLayer], placed: Sequence[Placement]
 ) -> list[tuple[bool, list[AnyLayer]]]:
-    """Runs of layers on the NPU (True), and single layers on the CPU (False)."""
+    """The layers of each NPU program (True), and single layers on the CPU (False)."""
     segments: list[tuple[bool, list[AnyLayer]]] = []
-    for layer, reason in zip(layers, reasons, strict=True):
-        on_npu = reason is None
+    for layer, placement in zip(layers, placed, strict=True):
+        on_npu = placement.program is not None
         if on_npu and segments and segments[-1][0]:
             segments[-1][1].append(layer)
         else:
@@ -131,8 +155,9 @@ class _PlacedBuilder:
         self.features = CpuFeatures.of(host_target())
         self.builder = relax.BlockBuilder()
         self.old = {var.name: var for var, _ in self.graph.bindings}
-        self.new: dict[Var, Expr] = {}
+        self.new: dict[Var, Expr] = {param: param for param in self.graph.params}
         self.programs: list[Program] = []
+        self.readers = _readers(network)
 
     def build(self, segments: list[tuple[bool, list[AnyLayer]]]) -> tuple[IRModule, list[Program]]:
         params = list(self.graph.params)
@@ -153,18 +178,34 @@ class _PlacedBuilder:
 
     # --- values
 
-    def _read(self, expr: Expr) -> Expr:
-        """The new expression for an old one; emits what it needs that is no layer's output."""
-        if is_tuple(expr):
-            return relax.Tuple([self._read(f) for f in expr.fields])
-        if not is_var(expr) or expr in self.graph.params:
-            return expr
-        if expr not in self.new:
-            value = self.graph.value(expr)
-            args = [self._read(arg) for arg in value.args]
-            call = relax.Call(value.op, args, value.attrs, value.ty_args)
-            self.new[expr] = self.builder.emit(call, name_hint=expr.name)
-        return self.new[expr]
+    def _read(self, var: Var) -> Var:
+        """The new variable for an old one; emits what it needs that is no layer's output."""
+        todo = [var]
+        while todo:
+            wanted = todo[-1]
+            missing = []
+            if wanted not in self.new:
+                sources = variables_in(self.graph.value(wanted))
+                missing = [source for source in sources if source not in self.new]
+                if not missing:
+                    self.new[wanted] = self._copy(wanted)
+            if missing:
+                todo += missing
+            else:
+                todo.pop()
+        return self.new[var]
+
+    def _copy(self, var: Var) -> Var:
+        """Emit the same call of the new variables."""
+        value = self.graph.value(var)
+        args = [self._renewed(arg) for arg in value.args]
+        call = relax.Call(value.op, args, value.attrs, value.ty_args)
+        return self.builder.emit(call, name_hint=var.name)
+
+    def _renewed(self, arg: Expr) -> Expr:
+        if is_tuple(arg):
+            return relax.Tuple([self._renewed(field) for field in arg.fields])
+        return self.new[arg] if is_var(arg) else arg
 
     def _image(self, value: Value) -> Expr:
         """A quantized tensor as [n, H, W, C]."""
@@ -237,15 +278,22 @@ class _PlacedBuilder:
     def _boundary(self, layers: list[Layer]) -> tuple[list[Value], list[Value]]:
         """Tensors that a run of layers reads from outside, and those that the outside reads."""
         made = {layer.output.name for layer in layers}
-        read_outside = {
-            value.name
-            for layer in self.network.layers
-            if layer.output.name not in made
-            for value in layer.inputs
-        } | {value.name for value in self.network.outputs}
         inputs = _unique(v for layer in layers for v in layer.inputs if v.name not in made)
-        outputs = _unique(layer.output for layer in layers if layer.output.name in read_outside)
+        outputs = _unique(
+            layer.output for layer in layers if not self.readers[layer.output.name] <= made
+        )
         return inputs, outputs
+
+
+def _readers(network: IntegerNetwork) -> dict[str, set[str]]:
+    """Who reads each value: outputs of layers, and "" for whoever calls the network."""
+    readers: dict[str, set[str]] = defaultdict(set)
+    for layer in network.layers:
+        for value in layer.inputs:
+            readers[value.name].add(layer.output.name)
+    for value in network.outputs:
+        readers[value.name].add("")
+    return readers
 
 
 def _unique(values: Iterable[Value]) -> list[Value]:

@@ -1,9 +1,9 @@
 """From the integer module to the list of layers that backends are given.
 
 A layer is the expression between the 8-bit tensors that it reads and the one that it makes.
-Reading starts at the outputs and goes back; padding in front of a convolution or pooling, and
-slices in front of a padding or concatenation, become part of the layer if nothing else reads
-them. An expression of another form is an ``OpaqueLayer`` and stays ordinary Relax on the CPU.
+The normal forms of layers stand in ``forms/``, each with the operators that it takes along.
+Reading starts at the outputs and goes back from each layer to what it reads. An expression of
+another form is an ``OpaqueLayer`` and stays ordinary Relax on the CPU.
 
 ``Value.name`` is the name of the variable in the module. ``Layer.name`` is the torch node's that
 multiplies, adds, pools or moves: the plan and the user's source know it by that name.
@@ -15,23 +15,45 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 from tvm import IRModule
 
-from relay_passes.code_ranges import code_range
-from relay_passes.forms.read_moves import read_move, read_table
-from relay_passes.forms.read_products import read_arithmetic, read_pool, read_sums
+from relay_passes.code_ranges import CodeRanges
+from relay_passes.forms.addition import Addition, match_addition
+from relay_passes.forms.move import Box, Shuffle, match_move
+from relay_passes.forms.pool import match_pool
+from relay_passes.forms.product import Product, match_product
+from relay_passes.forms.requantize import Requantization, match_requantization
+from relay_passes.forms.table import first_code, match_table
+from relay_passes.forms.term import Term
+from relay_passes.operators import MOVES
 from relay_passes.relax_nodes import (
-    Expr,
+    Array,
     Graph,
     Var,
     dtype_of,
+    is_codes,
     is_float,
     op_of,
     shape_of,
     variables_in,
 )
 from targets.errors import UnsupportedError
-from targets.layers import DType, Layer, Value
+from targets.layers import (
+    Add,
+    Conv2d,
+    DType,
+    Layer,
+    Lut,
+    MaxPool2d,
+    Move,
+    Operand,
+    Piece,
+    Requantize,
+    Residual,
+    Value,
+)
+from targets.sum_bounds import bound_sums
 
 
 @dataclass(frozen=True)
@@ -86,114 +108,261 @@ def read_layers(mod: IRModule, sources: Mapping[str, str] | None = None) -> Inte
     Raises:
         UnsupportedError: a tensor has more than three axes besides the batch.
     """
-    reader = _Reader(Graph(mod), sources or {})
-    outputs = tuple(reader.need(reader.integer_source(var)) for var in reader.graph.outputs)
-    position = {var.name: i for i, (var, _) in enumerate(reader.graph.bindings)}
+    graph = Graph(mod)
+    reader = _Reader(graph, sources or {})
+    outputs = tuple(reader.value(_integer_source(graph, var)) for var in graph.outputs)
+    reader.read()
+    position = {var.name: i for i, (var, _) in enumerate(graph.bindings)}
     layers = sorted(reader.layers, key=lambda layer: position[layer.output.name])
     inputs = sorted(reader.inputs, key=lambda value: position[value.name])
     return IntegerNetwork(tuple(layers), tuple(inputs), outputs)
 
 
+def _integer_source(graph: Graph, output: Var) -> Var:
+    """The integer tensor that an output is dequantized from."""
+    while is_float(output):
+        output = variables_in(graph.value(output))[0]
+    return output
+
+
 class _Reader:
-    """Reads each needed tensor once, its sources first."""
+    """Reads the layer of each tensor that somebody asked for; a layer asks for what it reads."""
 
     def __init__(self, graph: Graph, sources: Mapping[str, str]) -> None:
         self.graph = graph
+        self.ranges = CodeRanges(graph)
         self.layers: list[AnyLayer] = []
         self.inputs: list[Value] = []
         self._sources = sources
-        self._read: dict[Var, Value] = {}
+        self._values: dict[Var, Value] = {}
+        self._todo: list[Var] = []
 
-    def need(self, var: Var) -> Value:
-        """The value of an integer tensor; its layer is read if it wasn't."""
-        if var not in self._read:
-            self._read[var] = value_of(self.graph, var, self.source(var.name))
-            self._read_layer(var)
-        return self._read[var]
+    def read(self) -> None:
+        """Read everything that is asked for, in whatever order."""
+        while self._todo:
+            var = self._todo.pop()
+            if self._quantizes_an_input(var):
+                self.inputs.append(self.value(var))
+                continue
+            layer = self._layer(var)
+            self.layers.append(self._opaque(var, layer) if isinstance(layer, str) else layer)
+
+    def value(self, var: Var) -> Value:
+        """A tensor; its layer will be read."""
+        if var not in self._values:
+            self._values[var] = self._described(var)
+            self._todo.append(var)
+        return self._values[var]
 
     def source(self, name: str) -> str:
         """Where the user's model says it."""
         return self._sources.get(name, "")
 
-    def integer_source(self, output: Var) -> Var:
-        """The integer tensor that an output is dequantized from."""
-        while is_float(output):
-            output = variables_in(self.graph.value(output))[0]
-        return output
-
-    def _read_layer(self, var: Var) -> None:
-        if self._quantizes_an_input(var):
-            self.inputs.append(self._read[var])
-            return
-        layer: Layer | str
-        if dtype_of(var) == "int32":
-            layer = read_sums(self, var)
-        else:
-            op = op_of(self.graph.value(var))
-            layer = _READERS.get(op, _unknown)(self, var)
-        if isinstance(layer, str):
-            self.layers.append(self._opaque(var, layer))
-        else:
-            self.layers.append(layer)
+    def _described(self, var: Var) -> Value:
+        shape = shape_of(var)[1:]
+        if len(shape) > 3:
+            source = self.source(var.name)
+            place = f" ({source})" if source else ""
+            raise UnsupportedError(
+                f"{var.name}{place}: shape {shape} has more than three axes besides the batch. "
+                "Reshape it to an image or a vector."
+            )
+        H, W, C = (1,) * (3 - len(shape)) + shape
+        dtype: DType = dtype_of(var)  # type: ignore[assignment]  # integer modules hold no others
+        bits = 8 if dtype == "int32" else _bits(dtype, *self.ranges.of(var))
+        return Value(var.name, (H, W, C), dtype, bits)
 
     def _quantizes_an_input(self, var: Var) -> bool:
         """Whether the codes are made of floats, transposed at most."""
-        (source, *more) = variables_in(self.graph.value(var))
-        if op_of(self.graph.value(var)) == "permute_dims" and not more:
-            return self._quantizes_an_input(source)
-        return op_of(self.graph.value(var)) == "astype" and is_float(source)
+        call = self.graph.value(var)
+        while op_of(call) == "permute_dims":
+            call = self.graph.value(call.args[0])
+        return op_of(call) == "astype" and is_float(call.args[0])
 
     def _opaque(self, var: Var, reason: str) -> OpaqueLayer:
         """The expression back to the 8-bit tensors that it reads."""
         found: dict[Var, None] = {}
+        seen: set[Var] = set()
         open_ends = variables_in(self.graph.value(var))
         while open_ends:
             source = open_ends.pop()
-            if dtype_of(source) in ("int8", "uint8"):
+            if is_codes(source):
                 found[source] = None
-            else:
+            elif source not in seen:
                 open_ends += variables_in(self.graph.value(source))
-        inputs = tuple(self.need(source) for source in reversed(found))
-        return OpaqueLayer(var.name, self.source(var.name), inputs, self._read[var], reason)
+            seen.add(source)
+        inputs = tuple(self.value(source) for source in reversed(found))
+        return OpaqueLayer(var.name, self.source(var.name), inputs, self.value(var), reason)
 
+    # --- one layer, or why the expression is none
 
-def value_of(graph: Graph, var: Var, source: str) -> Value:
-    """Shape, type and bits of an integer tensor, for one image; ``source`` is for the error.
+    def _layer(self, var: Var) -> Layer | str:
+        op = op_of(self.graph.value(var))
+        if dtype_of(var) == "int32":
+            product = match_product(self.graph, var)
+            if isinstance(product, str):
+                return f"the int32 output {product}"
+            return self._convolution(var, product, None)
+        if op == "astype":
+            return self._rounded(var)
+        if op == "nn.max_pool2d":
+            return self._pool(var)
+        if op == "take":
+            return self._table(var)
+        if op in MOVES:
+            return self._move(var)
+        return f"no layer is made of '{op}'"
 
-    Raises:
-        UnsupportedError: it has more than three axes besides the batch.
-    """
-    shape = shape_of(var)[1:]
-    if len(shape) > 3:
-        place = f" ({source})" if source else ""
-        raise UnsupportedError(
-            f"{var.name}{place}: shape {shape} has more than three axes besides the batch. "
-            "Reshape it to an image or a vector."
+    def _rounded(self, var: Var) -> Layer | str:
+        addition = match_addition(self.graph, var)
+        if isinstance(addition, Addition):
+            return self._addition(var, addition)
+        requantization = match_requantization(self.graph, var)
+        if isinstance(requantization, str):
+            return requantization
+        product = match_product(self.graph, requantization.sums)
+        if isinstance(product, str):
+            return "what is rounded is neither a sum of products nor a sum of two tensors"
+        return self._convolution(var, product, requantization)
+
+    def _addition(self, var: Var, form: Addition) -> Add:
+        return Add(
+            form.node,
+            self.source(form.node),
+            self._operand(form.a),
+            self._operand(form.b),
+            self.value(var),
+            int(form.shift),
+            form.zero_point,
+            form.low,
+            form.high,
         )
-    H, W, C = (1,) * (3 - len(shape)) + shape
-    dtype: DType = dtype_of(var)  # type: ignore[assignment]  # integer modules hold no others
-    return Value(var.name, (H, W, C), dtype, 8 if dtype == "int32" else _bits(graph, var))
+
+    def _operand(self, term: Term) -> Operand:
+        return Operand(self.value(term.codes), term.zero_point, term.multiplier, int(term.shift))
+
+    def _convolution(self, var: Var, form: Product, rounding: Requantization | None) -> Conv2d:
+        low, high = self.ranges.of(form.codes)
+        if any(form.padding):
+            low, high = min(low, form.fill), max(high, form.fill)
+        return Conv2d(
+            name=form.node,
+            source=self.source(form.node),
+            kind=_kind(form),
+            input=self.value(form.codes),
+            output=self.value(var),
+            weight=form.weight,
+            bias=form.bias,
+            strides=form.strides,
+            padding=form.padding,
+            dilation=form.dilation,
+            groups=form.groups,
+            input_zero_point=form.fill,
+            requantize=None if rounding is None else self._requantize(rounding),
+            max_sum=bound_sums(form.weight, form.bias, low, high).reach,
+            weight_bits=weight_bits(form.weight),
+        )
+
+    def _requantize(self, form: Requantization) -> Requantize:
+        scale, residual = form.scale, None
+        if form.residual is not None:
+            codes, zero_point = form.residual
+            shift = np.array(scale.residual_shift, np.int32)
+            residual = Residual(self.value(codes), zero_point, scale.residual_multiplier, shift)
+        return Requantize(
+            scale.fraction,
+            np.array(scale.multiplier, np.int32),
+            np.array(scale.shift, np.int32),
+            form.zero_point,
+            form.low,
+            form.high,
+            residual,
+        )
+
+    def _pool(self, var: Var) -> MaxPool2d | str:
+        form = match_pool(self.graph, var)
+        if isinstance(form, str):
+            return form
+        return MaxPool2d(
+            var.name,
+            self.source(var.name),
+            self.value(form.codes),
+            self.value(var),
+            form.kernel,
+            form.strides,
+            form.padding,
+            form.dilation,
+        )
+
+    def _table(self, var: Var) -> Lut | str:
+        form = match_table(self.graph, var)
+        if isinstance(form, str):
+            return form
+        # a layer's table is in the order of the codes' bytes
+        by_byte = np.roll(form.entries, first_code(dtype_of(form.codes)))
+        place = self.source(var.name)
+        return Lut(var.name, place, self.value(form.codes), self.value(var), by_byte.tobytes())
+
+    def _move(self, var: Var) -> Move | Conv2d | str:
+        form = match_move(self.graph, var)
+        if isinstance(form, str):
+            return form
+        if isinstance(form, Shuffle):
+            return self._shuffle(var, form)
+        pieces = tuple(self._piece(box) for box in form.boxes)
+        place = self.source(var.name)
+        return Move(var.name, place, pieces, self.value(var), form.fill, reshape=form.reshape)
+
+    def _piece(self, box: Box) -> Piece:
+        return Piece(self.value(box.codes), box.start, box.step, box.size, box.at)
+
+    def _shuffle(self, var: Var, form: Shuffle) -> Conv2d:
+        """A product with a permutation matrix."""
+        channels = len(form.order)
+        weight = np.zeros((channels, 1, 1, channels), np.int8)
+        weight[np.arange(channels), 0, 0, form.order] = 1
+        bias = np.zeros(channels, np.int32)
+        low, high = self.ranges.of(form.codes)
+        return Conv2d(
+            name=var.name,
+            source=self.source(var.name),
+            kind="shuffle",
+            input=self.value(form.codes),
+            output=self.value(var),
+            weight=weight,
+            bias=bias,
+            strides=(1, 1),
+            padding=(0, 0, 0, 0),
+            dilation=(1, 1),
+            groups=1,
+            input_zero_point=0,
+            requantize=Requantize(0, bias + 1, bias, 0, low, high),
+            max_sum=bound_sums(weight, bias, low, high).reach,
+            weight_bits=weight_bits(weight),
+        )
 
 
-def _bits(graph: Graph, var: Var) -> int:
-    low, high = code_range(graph, var)
-    signed = dtype_of(var) == "int8"
+def weight_bits(weight: Array) -> int:
+    """The fewest bits, 2, 4 or 8, that hold all weights."""
+    return next(
+        (b for b in (2, 4) if -(1 << (b - 1)) <= weight.min() and weight.max() < 1 << (b - 1)), 8
+    )
+
+
+def _kind(form: Product) -> str:
+    if form.dense:
+        return "dense"
+    if form.groups > 1 and form.groups == shape_of(form.codes)[3] == len(form.bias):
+        return "avg_pool2d" if (form.weight == 1).all() else "depthwise_conv2d"
+    return "conv2d"
+
+
+def _bits(dtype: str, low: int, high: int) -> int:
+    """The fewest bits, 2, 4 or 8, whose codes reach from ``low`` to ``high``."""
     for bits in (2, 4):
-        least, most = (
-            (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+        first, last = (
+            (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if dtype == "int8" else (0, (1 << bits) - 1)
         )
-        if least <= low and high <= most:
+        if first <= low and high <= last:
             return bits
     return 8
-
-
-def _unknown(reader: _Reader, var: Expr) -> str:
-    return f"no layer is made of '{op_of(reader.graph.value(var))}'"
-
-
-_READERS = {
-    "astype": read_arithmetic,
-    "nn.max_pool2d": read_pool,
-    "take": read_table,
-    **dict.fromkeys(("nn.pad", "strided_slice", "concat", "reshape", "permute_dims"), read_move),
-}

@@ -43,6 +43,11 @@ def is_tuple(expr: Expr) -> bool:
     return isinstance(expr, relax.Tuple)
 
 
+def is_scalar(expr: Expr) -> bool:
+    """Whether the expression is a constant without axes."""
+    return is_constant(expr) and len(expr.ty.shape.values) == 0
+
+
 def array_of(constant: Expr) -> Array:
     """The numbers of a tensor constant."""
     return np.asarray(constant.value.numpy())
@@ -86,6 +91,12 @@ def ints(values: Expr) -> tuple[int, ...]:
     return tuple(int(getattr(v, "value", v)) for v in fields)
 
 
+def pair(values: Expr) -> tuple[int, int]:
+    """Two Python integers, one per axis of an image."""
+    first, second = ints(values)
+    return first, second
+
+
 def number(value: Expr) -> float:
     """Python number of a scalar argument."""
     return float(value.value)
@@ -111,6 +122,7 @@ class Graph:
         self._value = dict(self.bindings)
         result = self.value(body.body)
         self.outputs: tuple[Expr, ...] = tuple(result.fields) if is_tuple(result) else (body.body,)
+        self._returned = {output for output in self.outputs if is_var(output)}
         self._users: dict[Var, list[Var]] = {}
         for var, value in self.bindings:
             for arg in variables_in(value):
@@ -126,7 +138,7 @@ class Graph:
 
     def is_output(self, var: Var) -> bool:
         """Whether the function returns it."""
-        return any(is_var(output) and output == var for output in self.outputs)
+        return var in self._returned
 
     def match(self, expr: Expr, *ops: str) -> Expr | None:
         """The call behind ``expr`` if its operator is one of ``ops``."""
@@ -231,8 +243,23 @@ def rewrite(
     if graph.function.attrs is not None:
         function = function.with_attrs(dict(graph.function.attrs.items()))
     new_mod = mod.clone()
-    new_mod["main"] = function
-    return relax.transform.DeadCodeElimination(["main"])(new_mod)
+    new_mod["main"] = _without_dead_code(function)
+    return new_mod
+
+
+def _without_dead_code(function: Expr) -> Expr:
+    """The function without the bindings that nothing reads; linear, as TVM's pass is not."""
+    (block,) = function.body.blocks
+    live, kept = set(variables_in(function.body.body)), []
+    for binding in reversed(block.bindings):
+        if binding.var in live:
+            live.update(variables_in(binding.value))
+            kept.append(binding)
+    block = relax.DataflowBlock(kept[::-1])
+    body = relax.BlockBuilder().normalize(relax.SeqExpr([block], function.body.body))
+    return relax.Function(
+        function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span
+    )
 
 
 def new_var(name: str, like: Var, dtype: str) -> Var:

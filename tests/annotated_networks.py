@@ -1,5 +1,8 @@
 """Small networks annotated by hand, and the three ways to run them."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -8,6 +11,7 @@ from torch import nn
 from tvm import relax
 
 import tvmq.plan.fake_quantize  # noqa: F401  registers the operator
+from targets.scale import nearest_multiplier
 
 
 def quantize(x, step, zero_point=0, low=0, high=255, dtype="uint8", axis=-1):
@@ -41,8 +45,25 @@ class Layer(nn.Module):
         return torch.ops.tvmq.fake_quantize(self.weight, self.step, 0, -128, 127, axis, "int8")
 
 
+class Average(nn.Module):
+    """Average pooling as annotation writes it: a depthwise convolution with weights of one code."""
+
+    def __init__(self, channels, kernel, source, target):
+        super().__init__()
+        self.channels, self.kernel = channels, kernel
+        ratio = Fraction(float(source)) / Fraction(float(target)) / math.prod(kernel)
+        multiplier, shift = nearest_multiplier(ratio)
+        factor = multiplier / 2.0**shift * float(target) / float(source)
+        self.step = nn.Buffer(torch.tensor([factor], dtype=torch.float64))
+        self.weight = nn.Buffer(torch.ones((channels, 1, *kernel), dtype=torch.float64) * factor)
+
+    def forward(self, x):
+        weight = torch.ops.tvmq.fake_quantize(self.weight, self.step, 0, -127, 127, -1, "int8")
+        return F.conv2d(x, weight, None, self.kernel, groups=self.channels)
+
+
 class Residual(nn.Module):
-    """conv, relu, conv + residual, relu, max pool, mean, linear: one path through it all."""
+    """conv, relu, conv + residual, relu, max pool, average, linear: one path through it all."""
 
     def __init__(self, free=False, seed=0, zero_point=9):
         super().__init__()
@@ -55,6 +76,7 @@ class Residual(nn.Module):
         self.zero_point = zero_point
         self.one = Layer(rng, (8, 3, 3, 3), self.s_x, self.s_a, free)
         self.two = Layer(rng, (8, 4, 3, 3), self.s_a, self.s_b, free)
+        self.mean = Average(8, (3, 5), self.s_b, self.s_p)
         self.head = Layer(rng, (5, 8), self.s_p, self.s_p, free, per_channel=False)
 
     def forward(self, x):
@@ -65,7 +87,7 @@ class Residual(nn.Module):
         b = F.conv2d(a, two.quantized(), two.bias, padding=1, groups=2)
         b = quantize(torch.relu(a + b), self.s_b)
         p = F.max_pool2d(b, 3, 2, 1)
-        p = quantize(p.mean((2, 3)), self.s_p)
+        p = quantize(self.mean(p), self.s_p)
         return F.linear(p.reshape([-1, 8]), head.quantized(), head.bias)
 
 

@@ -11,6 +11,7 @@ Written this way the module computes, on any TVM target, just what torch compute
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 from tvm import relax
 
@@ -24,6 +25,7 @@ from relay_passes.relax_nodes import (
     dtype_of,
     is_codes,
     is_constant,
+    is_scalar,
     number,
 )
 
@@ -57,6 +59,11 @@ class Dequantize:
     zero_point: int
 
 
+def exact_step(step: float | Array) -> Fraction:
+    """A float64 as the rational that it is."""
+    return Fraction(float(step))
+
+
 def emit_quantize(emit: Emit, quantize: Quantize, name: str = "") -> Expr:
     """Bind a quantize; the codes get the name."""
     x = emit(relax.op.divide(quantize.source, constant(quantize.step, "float64")))
@@ -84,13 +91,15 @@ def match_quantize(graph: Graph, expr: Expr) -> Quantize | None:
     if clip is None or dtype_of(clip) != "float64":
         return None
     x, zero_point = clip.args[0], 0
-    if (shifted := graph.match(x, "add")) is not None:
+    if (shifted := graph.match(x, "add")) is not None and is_scalar(shifted.args[1]):
         x, zero_point = shifted.args[0], int(array_of(shifted.args[1]))
     floor = graph.match(x, "floor")
     raised = None if floor is None else graph.match(floor.args[0], "add")
     ratio = None if raised is None else graph.match(raised.args[0], "divide")
-    if ratio is None:
+    if raised is None or ratio is None or not is_constant(ratio.args[1]):
         return None
+    if not is_scalar(raised.args[1]) or float(array_of(raised.args[1])) != HALF:
+        return None  # another rounding
     low, high = (int(number(clip.args[i])) for i in (1, 2))
     step = array_of(ratio.args[1])
     return Quantize(ratio.args[0], step, zero_point, low, high, dtype_of(cast))

@@ -1,4 +1,7 @@
-"""One converter per ATen operator of the canonical graph, from its torch node to Relax.
+"""One converter per ATen operator of an annotated graph, from its torch node to Relax.
+
+These are the operators of ``tvmq/capture/operator_rules.py`` that have integers, which has refused
+whatever else their arguments could say; averages are convolutions by now.
 
 Each binds its result under the node's name. Operators that read parameters (convolution, linear,
 quantization) are in ``import_torch.py``, which knows the stored tensors.
@@ -9,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import numpy as np
 from torch import fx
 from tvm import relax
 
-from relay_passes.relax_nodes import Expr, Var, constant, dtype_of, shape_of
+from relay_passes.relax_nodes import Expr, Var, constant, shape_of
 from targets.errors import UnsupportedError
 
 Importer: TypeAlias = Any  # tvm's BaseFXGraphImporter: ``env`` and ``block_builder``
@@ -44,10 +46,8 @@ def _scalar(value: float) -> Expr:
     return constant(value, "float64")
 
 
-def _clamp(x: Expr, low: float | None = None, high: float | None = None) -> Expr:
-    return relax.op.clip(
-        x, -np.inf if low is None else float(low), np.inf if high is None else float(high)
-    )
+def _clamp(x: Expr, low: float, high: float) -> Expr:
+    return relax.op.clip(x, low, high)
 
 
 def _hardsigmoid(x: Expr) -> Expr:
@@ -69,8 +69,6 @@ def _elu(x: Expr, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1
 
 
 def _add(node: fx.Node, importer: Importer) -> Var:
-    if node.kwargs.get("alpha", 1) != 1:
-        raise UnsupportedError(f"Import: add with alpha at '{node.name}' is not supported.")
     a, b = (importer.env[arg] for arg in node.args)
     return importer.block_builder.emit(relax.op.add(a, b), name_hint=node.name)
 
@@ -113,61 +111,9 @@ def _pool_padding(
     return [*padding, *after]
 
 
-def _avg_pool2d(node: fx.Node, importer: Importer) -> Var:
-    source, kernel, strides, padding, ceil_mode, count_padding, divisor = arguments(
-        node, None, None, (), (0, 0), False, True, None
-    )
-    if ceil_mode or divisor is not None or (not count_padding and any(pair(padding))):
-        raise UnsupportedError(
-            f"Import: average pooling '{node.name}' with ceil_mode, divisor_override or "
-            "count_include_pad=False. Pad explicitly and pool without them."
-        )
-    kernel = pair(kernel)
-    strides = pair(strides) if strides else kernel
-    return _average(node, importer, importer.env[source], kernel, strides, pair(padding))
-
-
-def _average(
-    node: fx.Node,
-    importer: Importer,
-    x: Expr,
-    kernel: list[int],
-    strides: list[int],
-    padding: list[int],
-) -> Var:
-    pooled = relax.op.nn.avg_pool2d(x, kernel, strides, padding * 2, count_include_pad=True)
-    return importer.block_builder.emit(pooled, name_hint=node.name)
-
-
-def _adaptive_avg_pool2d(node: fx.Node, importer: Importer) -> Var:
+def _reshape(node: fx.Node, importer: Importer) -> Var:
+    """Any change of shape that keeps the batch."""
     x = importer.env[node.args[0]]
-    size, wanted = shape_of(x)[2:], pair(node.args[1])
-    if any(have % want for have, want in zip(size, wanted, strict=True)):
-        raise UnsupportedError(
-            f"Import: adaptive pooling '{node.name}' from {size} to {tuple(wanted)}: the windows "
-            "differ in size. Use an output size that divides the input's."
-        )
-    kernel = [have // want for have, want in zip(size, wanted, strict=True)]
-    return _average(node, importer, x, kernel, kernel, [0, 0])
-
-
-def _mean(node: fx.Node, importer: Importer) -> Var:
-    x = importer.env[node.args[0]]
-    _, axes, keep = arguments(node, None, None, False)
-    rank = len(shape_of(x))
-    if rank != 4 or sorted(axis % rank for axis in axes) != [2, 3]:
-        raise UnsupportedError(
-            f"Import: mean '{node.name}' over {axes}: only the mean over height and width of an "
-            "image can be quantized."
-        )
-    window = list(shape_of(x)[2:])
-    pooled = _average(node, importer, x, window, window, [0, 0])
-    return pooled if keep else _reshape(node, importer, pooled)
-
-
-def _reshape(node: fx.Node, importer: Importer, source: Expr | None = None) -> Var:
-    """Any change of shape that keeps the batch: view, flatten, squeeze, unsqueeze."""
-    x = importer.env[node.args[0]] if source is None else source
     shape = [int(d) for d in node.meta["val"].shape[1:]]
     reshaped = relax.op.reshape(x, [shape_of(x)[0], *shape])
     return importer.block_builder.emit(reshaped, name_hint=node.name)
@@ -177,20 +123,14 @@ def _slice(node: fx.Node, importer: Importer) -> Var:
     source, axis, begin, end, step = arguments(node, None, 0, None, None, 1)
     x = importer.env[source]
     axis %= len(shape_of(x))
-    if axis == 0:
-        raise UnsupportedError(f"Import: slice '{node.name}' along the batch is not supported.")
     start, stop, step = slice(begin, end, step).indices(shape_of(x)[axis])
     sliced = relax.op.strided_slice(x, [axis], [start], [stop], [step])
     return importer.block_builder.emit(sliced, name_hint=node.name)
 
 
 def _pad(node: fx.Node, importer: Importer) -> Var:
-    source, widths, *rest = node.args
+    source, widths = node.args[:2]
     x = importer.env[source]
-    if any(rest) and rest not in (["constant"], ["constant", 0]):
-        raise UnsupportedError(f"Import: '{node.name}' pads with something else than zeros.")
-    if min(widths) < 0:
-        raise UnsupportedError(f"Import: '{node.name}' pads by a negative width. Slice instead.")
     pairs = [widths[i : i + 2] for i in range(0, len(widths), 2)][::-1]  # torch: last axis first
     full = [[0, 0]] * (len(shape_of(x)) - len(pairs)) + pairs
     padded = relax.op.nn.pad(x, [width for pair in full for width in pair], "constant", 0.0)
@@ -203,21 +143,9 @@ def _permute(node: fx.Node, importer: Importer) -> Var:
     return importer.block_builder.emit(relax.op.permute_dims(x, axes), name_hint=node.name)
 
 
-def _cast(node: fx.Node, importer: Importer) -> Var:
-    x = importer.env[node.args[0]]
-    dtype = str(node.meta["val"].dtype).removeprefix("torch.")
-    return x if dtype == dtype_of(x) else importer.block_builder.emit(relax.op.astype(x, dtype))
-
-
-def _nothing(_node: fx.Node, _importer: Importer) -> None:
-    """Sizes and assertions about them: shapes are read from the node's own metadata."""
-
-
 CONVERTERS: dict[str, Converter] = {
     "relu.default": _elementwise(relax.op.nn.relu),
-    "relu6.default": _elementwise(lambda x: _clamp(x, 0.0, 6.0)),
     "clamp.default": _elementwise(_clamp),
-    "hardtanh.default": _elementwise(lambda x, low=-1.0, high=1.0: _clamp(x, low, high)),
     "sigmoid.default": _elementwise(relax.op.sigmoid),
     "silu.default": _elementwise(relax.op.nn.silu),
     "tanh.default": _elementwise(relax.op.tanh),
@@ -229,28 +157,8 @@ CONVERTERS: dict[str, Converter] = {
     "add.Tensor": _add,
     "cat.default": _cat,
     "max_pool2d.default": _max_pool2d,
-    "avg_pool2d.default": _avg_pool2d,
-    "adaptive_avg_pool2d.default": _adaptive_avg_pool2d,
-    "mean.dim": _mean,
-    **dict.fromkeys(
-        (
-            "reshape.default",
-            "view.default",
-            "flatten.using_ints",
-            "squeeze.default",
-            "squeeze.dim",
-            "squeeze.dims",
-            "unsqueeze.default",
-        ),
-        _reshape,
-    ),
+    "reshape.default": _reshape,
     "slice.Tensor": _slice,
     "constant_pad_nd.default": _pad,
-    "pad.default": _pad,
     "permute.default": _permute,
-    "to.dtype": _cast,
-    "_to_copy.default": _cast,
-    **dict.fromkeys(
-        ("sym_size.int", "_assert_scalar.default", "_assert_tensor_metadata.default"), _nothing
-    ),
 }

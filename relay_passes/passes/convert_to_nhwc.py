@@ -120,12 +120,6 @@ def _max_pool2d(_: Rewriter, call: Expr, args: list[Expr]) -> Expr:
     return relax.op.nn.max_pool2d(args[0], *geometry, layout="NHWC")
 
 
-def _avg_pool2d(_: Rewriter, call: Expr, args: list[Expr]) -> Expr:
-    attrs = call.attrs
-    geometry = [ints(v) for v in (attrs.pool_size, attrs.strides, attrs.padding, attrs.dilation)]
-    return relax.op.nn.avg_pool2d(args[0], *geometry, count_include_pad=True, layout="NHWC")
-
-
 def _pad(_: Rewriter, call: Expr, args: list[Expr]) -> Expr:
     widths = ints(call.attrs.pad_width)
     if len(widths) == 8:
@@ -170,7 +164,6 @@ def _reshape(rewriter: Rewriter, call: Expr, args: list[Expr]) -> Expr:
 _BUILD = {
     "nn.conv2d": _conv2d,
     "nn.max_pool2d": _max_pool2d,
-    "nn.avg_pool2d": _avg_pool2d,
     "nn.pad": _pad,
     "concat": _concat,
     "strided_slice": _strided_slice,

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import numpy as np
 import tvm
-from tvm import IRModule, relax
+from tvm import IRModule
 
-from relay_passes.code_ranges import code_range
-from relay_passes.forms.quantization import match_dequantize, match_quantize
-from relay_passes.forms.requantize import Target, emit_operand, emit_rounding, exact_step
-from relay_passes.relax_nodes import Expr, Rewriter, Var, is_codes, rewrite
+from relay_passes.code_ranges import CodeRanges
+from relay_passes.forms.addition import Addition, emit_addition
+from relay_passes.forms.quantization import exact_step, match_dequantize, match_quantize
+from relay_passes.forms.term import Term
+from relay_passes.relax_nodes import Expr, Graph, Rewriter, Var, is_codes, rewrite
 from targets.errors import ArithmeticRangeError
 from targets.scale import derive_addition
 from targets.sum_bounds import CodeRange, add_needs_int64
@@ -30,10 +31,11 @@ class LowerAdd:
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
         """Return a new module; ``mod`` is left as it was."""
-        return rewrite(mod, _visit)
+        ranges = CodeRanges(Graph(mod))
+        return rewrite(mod, lambda rewriter, var, _: _lowered(rewriter, var, ranges))
 
 
-def _visit(rewriter: Rewriter, var: Var, _value: Expr) -> Expr | None:
+def _lowered(rewriter: Rewriter, var: Var, ranges: CodeRanges) -> Expr | None:
     graph = rewriter.graph
     quantize = match_quantize(graph, var)
     added = None if quantize is None else graph.match(quantize.source, "add")
@@ -50,18 +52,21 @@ def _visit(rewriter: Rewriter, var: Var, _value: Expr) -> Expr | None:
         scale = derive_addition(a_ratio, b_ratio)
     except ArithmeticRangeError as error:
         raise ArithmeticRangeError(f"{name}: {error}") from None
-    first, second = (
-        CodeRange(*code_range(graph, side.codes), side.zero_point) for side in operands
-    )
+    first, second = (CodeRange(*ranges.of(side.codes), side.zero_point) for side in operands)
     wide = add_needs_int64(scale, first, second, quantize.zero_point)
-    dtype = "int64" if wide or scale.multipliers != (1, 1) else "int32"
-    emit = rewriter.emit
     a, b = (
-        emit_operand(
-            emit, rewriter.get(side.codes), side.zero_point, m, np.asarray(k, np.int64), dtype
-        )
+        Term(rewriter.get(side.codes), side.zero_point, m, np.asarray(k, np.int64))
         for side, m, k in zip(operands, scale.multipliers, scale.shifts, strict=True)
     )
-    target = Target(step, quantize.zero_point, quantize.low, quantize.high, quantize.dtype)
-    total = emit(relax.op.add(a, b), f"{name}_sums")
-    return emit_rounding(emit, total, np.asarray(scale.shift, np.int64), target, var.name)
+    addition = Addition(
+        name,
+        a,
+        b,
+        wide or scale.multipliers != (1, 1),
+        np.asarray(scale.shift, np.int64),
+        quantize.zero_point,
+        quantize.low,
+        quantize.high,
+        quantize.dtype,
+    )
+    return emit_addition(rewriter.emit, addition, var.name)

@@ -20,17 +20,20 @@ from fractions import Fraction
 
 import numpy as np
 import tvm
-from tvm import IRModule, relax
+from tvm import IRModule
 
-from relay_passes.code_ranges import code_range
+from relay_passes.code_ranges import CodeRanges
+from relay_passes.forms.product import Product, emit_product
 from relay_passes.forms.quantization import (
     Dequantize,
     Quantize,
     emit_dequantize,
+    exact_step,
     match_dequantize,
     match_quantize,
 )
-from relay_passes.forms.requantize import Target, emit_requantize, exact_step
+from relay_passes.forms.requantize import Requantization, emit_requantization
+from relay_passes.operators import PRODUCTS, RESHAPES
 from relay_passes.relax_nodes import (
     Array,
     Expr,
@@ -38,13 +41,14 @@ from relay_passes.relax_nodes import (
     Rewriter,
     Var,
     array_of,
-    constant,
     ints,
     is_codes,
     is_constant,
     is_var,
     op_of,
+    pair,
     rewrite,
+    variables_in,
 )
 from targets.arithmetic import INT32_MAX
 from targets.errors import ArithmeticRangeError, UnsupportedError
@@ -58,12 +62,13 @@ class LowerConvolution:
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
         """Return a new module; ``mod`` is left as it was."""
-        return rewrite(mod, _visit)
+        lowering = _Lowering(Graph(mod))
+        return rewrite(mod, lowering.visit)
 
 
 @dataclass(frozen=True, eq=False)
-class Product:
-    """A convolution or dense layer of codes.
+class RealProduct:
+    """A convolution or dense layer of codes that still multiplies real numbers.
 
     Attributes:
         name: of the torch node.
@@ -82,7 +87,76 @@ class Product:
     bias: Array
 
 
-def match_product(graph: Graph, expr: Expr) -> Product | None:
+class _Lowering:
+    """What is known of the old graph before the first binding is written."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._ranges = CodeRanges(graph)
+        self._leaving = _leaving(graph)
+
+    def visit(self, rewriter: Rewriter, var: Var, _value: Expr) -> Expr | None:
+        graph = rewriter.graph
+        quantize = match_quantize(graph, var)
+        if quantize is not None:
+            found = _product_and_residual(graph, quantize.source)
+            return None if found is None else self._requantized(rewriter, var, quantize, *found)
+        if var not in self._leaving:
+            return None
+        product = match_real_product(graph, var)
+        if product is None:
+            return None
+        steps = np.broadcast_to([float(step) for step in product.steps], product.bias.shape)
+        sums, _ = self._sums(rewriter, product)
+        return emit_dequantize(rewriter.emit, Dequantize(sums, steps, 0), var.name)
+
+    def _requantized(
+        self,
+        rewriter: Rewriter,
+        var: Var,
+        quantize: Quantize,
+        product: RealProduct,
+        residual: Dequantize | None,
+    ) -> Expr:
+        sums, bounds = self._sums(rewriter, product)
+        step = exact_step(quantize.step)
+        other = None if residual is None else exact_step(residual.step) / step
+        try:
+            scale = derive_scale([s / step for s in product.steps], other)
+        except ArithmeticRangeError as error:
+            raise ArithmeticRangeError(f"{product.name}: {error}") from None
+        codes = added = None
+        if residual is not None:
+            codes = CodeRange(*self._ranges.of(residual.codes), residual.zero_point)
+            added = rewriter.get(residual.codes), residual.zero_point
+        if bounds.reach << scale.fraction > INT32_MAX:
+            raise ArithmeticRangeError(
+                f"{product.name}: the sums reach {bounds.reach} and need {scale.fraction} fraction "
+                "bits, more than int32 holds. Use a coarser step for the residual or fewer bits."
+            )
+        requantization = Requantization(
+            sums,
+            scale,
+            added,
+            needs_int64(bounds, scale, codes, quantize.zero_point),
+            quantize.zero_point,
+            quantize.low,
+            quantize.high,
+            quantize.dtype,
+        )
+        return emit_requantization(rewriter.emit, requantization, var.name)
+
+    def _sums(self, rewriter: Rewriter, product: RealProduct) -> tuple[Expr, SumBounds]:
+        """Bind the int32 sums with their bias; also gives their bounds."""
+        bounds = bound_sums(product.weight, product.bias, *self._ranges.of(product.data.codes))
+        if bounds.reach > INT32_MAX:
+            raise ArithmeticRangeError(
+                f"{product.name}: sums reach {bounds.reach}, more than int32 holds. Use fewer bits "
+                "or split the layer."
+            )
+        return emit_product(rewriter.emit, _on_codes(rewriter, product)), bounds
+
+
+def match_real_product(graph: Graph, expr: Expr) -> RealProduct | None:
     """The product that ``expr`` is the result of, its bias included.
 
     Raises:
@@ -92,7 +166,7 @@ def match_product(graph: Graph, expr: Expr) -> Product | None:
         return None
     added = graph.match(expr, "add")
     biased = added is not None and is_constant(added.args[1])
-    call = graph.match(added.args[0] if added is not None and biased else expr, *_PRODUCTS)
+    call = graph.match(added.args[0] if added is not None and biased else expr, *PRODUCTS)
     if call is None:
         return None
     data = match_dequantize(graph, call.args[0])
@@ -105,10 +179,7 @@ def match_product(graph: Graph, expr: Expr) -> Product | None:
     offset = array_of(added.args[1]).reshape(-1) if added is not None and biased else np.zeros(K)
     bias = _integer_bias(expr.name, np.broadcast_to(offset, (K,)), steps)
     taps = codes.reshape(K, -1).astype(np.int64).sum(1)
-    return Product(expr.name, call, data, codes, steps, bias - data.zero_point * taps)
-
-
-_PRODUCTS = ("nn.conv2d", "matmul")
+    return RealProduct(expr.name, call, data, codes, steps, bias - data.zero_point * taps)
 
 
 def _untransposed(graph: Graph, call: Expr) -> Expr:
@@ -131,40 +202,26 @@ def _integer_bias(name: str, bias: Array, steps: list[Fraction]) -> Array:
     return codes.astype(np.int64)
 
 
-def _visit(rewriter: Rewriter, var: Var, _value: Expr) -> Expr | None:
-    graph = rewriter.graph
-    quantize = match_quantize(graph, var)
-    if quantize is not None:
-        found = _product_and_residual(graph, quantize.source)
-        return None if found is None else _requantized(rewriter, var, quantize, *found)
-    if not _leaves_integers(graph, var):
-        return None
-    product = match_product(graph, var)
-    if product is None:
-        return None
-    steps = np.broadcast_to([float(step) for step in product.steps], product.bias.shape)
-    sums, _ = _emit_sums(rewriter, product)
-    return emit_dequantize(rewriter.emit, Dequantize(sums, steps, 0), var.name)
+def _leaving(graph: Graph) -> set[Var]:
+    """Values that go to the output as they are, cast or reordered at most."""
+    leaving = {output for output in graph.outputs if is_var(output)}
+    for var, value in reversed(graph.bindings):
+        if var in leaving and op_of(value) in ("astype", *RESHAPES):
+            leaving.update(variables_in(value))
+    return leaving
 
 
-def _leaves_integers(graph: Graph, var: Var) -> bool:
-    """Whether the value goes to the output as it is, cast or reordered at most."""
-    if graph.is_output(var):
-        return True
-    users = graph.users(var)
-    moves = ("astype", "permute_dims", "reshape")
-    return any(op_of(graph.value(u)) in moves and _leaves_integers(graph, u) for u in users)
-
-
-def _product_and_residual(graph: Graph, source: Expr) -> tuple[Product, Dequantize | None] | None:
-    product = match_product(graph, source)
+def _product_and_residual(
+    graph: Graph, source: Expr
+) -> tuple[RealProduct, Dequantize | None] | None:
+    product = match_real_product(graph, source)
     if product is not None:
         return product, None
     added = graph.match(source, "add")
     if added is None or not all(is_var(arg) for arg in added.args):
         return None
     a, b = added.args
-    products = [match_product(graph, arg) for arg in (a, b)]
+    products = [match_real_product(graph, arg) for arg in (a, b)]
     if all(products):
         raise UnsupportedError(
             f"{source.name}: adds the sums of '{a.name}' and '{b.name}'; one accumulator can't "
@@ -177,64 +234,22 @@ def _product_and_residual(graph: Graph, source: Expr) -> tuple[Product, Dequanti
     return None
 
 
-def _requantized(
-    rewriter: Rewriter, var: Var, quantize: Quantize, product: Product, residual: Dequantize | None
-) -> Expr:
-    sums, bounds = _emit_sums(rewriter, product)
-    step = exact_step(quantize.step)
-    other = None if residual is None else exact_step(residual.step) / step
-    try:
-        scale = derive_scale([s / step for s in product.steps], other)
-    except ArithmeticRangeError as error:
-        raise ArithmeticRangeError(f"{product.name}: {error}") from None
-    codes = added = None
-    if residual is not None:
-        codes = CodeRange(*code_range(rewriter.graph, residual.codes), residual.zero_point)
-        added = rewriter.get(residual.codes), residual.zero_point
-    if bounds.reach << scale.fraction > INT32_MAX:
-        raise ArithmeticRangeError(
-            f"{product.name}: the sums reach {bounds.reach} and need {scale.fraction} fraction "
-            "bits, more than int32 holds. Use a coarser step for the residual or fewer bits."
-        )
-    wide = needs_int64(bounds, scale, codes, quantize.zero_point)
-    target = Target(step, quantize.zero_point, quantize.low, quantize.high, quantize.dtype)
-    return emit_requantize(rewriter.emit, sums, scale, wide, target, added, var.name)
-
-
-def _emit_sums(rewriter: Rewriter, product: Product) -> tuple[Expr, SumBounds]:
-    """Bind the int32 sums with their bias; also gives their bounds."""
-    codes = code_range(rewriter.graph, product.data.codes)
-    bounds = bound_sums(product.weight, product.bias, *codes)
-    if bounds.reach > INT32_MAX:
-        raise ArithmeticRangeError(
-            f"{product.name}: sums reach {bounds.reach}, more than int32 holds. Use fewer bits or "
-            "split the layer."
-        )
-    emit = rewriter.emit
-    x = rewriter.get(product.data.codes)
+def _on_codes(rewriter: Rewriter, product: RealProduct) -> Product:
+    """The same product of codes, padded with their zero point."""
+    codes, weight = rewriter.get(product.data.codes), product.weight
+    bias = product.bias.astype(np.int32)
     if op_of(product.call) == "matmul":
-        weight = constant(product.weight.T, "int8")
-        products = emit(relax.op.matmul(x, weight, out_dtype="int32"))
-    else:
-        products = emit(emit_conv2d(rewriter, x, product))
-    sums = relax.op.add(products, constant(product.bias, "int32"))
-    return emit(sums, f"{product.name}_sums"), bounds
-
-
-def emit_conv2d(rewriter: Rewriter, x: Expr, product: Product) -> Expr:
-    """The integer convolution of codes, padded with their zero point."""
+        return Product(product.name, codes, weight[:, None, None], bias, dense=True)
     attrs = product.call.attrs
     top, left, bottom, right = ints(attrs.padding)
-    if any((top, left, bottom, right)):
-        widths = [0, 0, top, bottom, left, right, 0, 0]
-        x = rewriter.emit(relax.op.nn.pad(x, widths, "constant", product.data.zero_point))
-    return relax.op.nn.conv2d(
-        x,
-        constant(product.weight, "int8"),
-        strides=ints(attrs.strides),
-        dilation=ints(attrs.dilation),
+    return Product(
+        product.name,
+        codes,
+        weight,
+        bias,
+        strides=pair(attrs.strides),
+        padding=(top, left, bottom, right),
+        fill=product.data.zero_point,
+        dilation=pair(attrs.dilation),
         groups=int(attrs.groups),
-        data_layout="NHWC",
-        kernel_layout="OHWI",
-        out_dtype="int32",
     )

@@ -17,8 +17,8 @@ import numpy as np
 import tvm
 from tvm import IRModule
 
-from relay_passes.forms.lookup import emit_lookup, first_code
 from relay_passes.forms.quantization import HALF, match_dequantize, match_quantize
+from relay_passes.forms.table import Table, emit_table, first_code
 from relay_passes.relax_nodes import (
     Array,
     Expr,
@@ -54,8 +54,8 @@ def _visit(rewriter: Rewriter, var: Var, _value: Expr) -> Expr | None:
     if reals is None or function.codes is None:
         return None
     codes = np.floor(reals / quantize.step + HALF) + quantize.zero_point
-    table = np.clip(codes, quantize.low, quantize.high).astype(quantize.dtype)
-    return emit_lookup(rewriter.emit, table, rewriter.get(function.codes), var.name)
+    entries = np.clip(codes, quantize.low, quantize.high).astype(quantize.dtype)
+    return emit_table(rewriter.emit, Table(rewriter.get(function.codes), entries), var.name)
 
 
 class _Function:

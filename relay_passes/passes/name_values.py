@@ -17,7 +17,6 @@ from tvm import IRModule
 from relay_passes.relax_nodes import Expr, Graph, Rewriter, Var, rewrite
 
 CODES = "_codes"
-SUMS = "_sums"
 
 
 @tvm.transform.module_pass(opt_level=0, name="NameValues")

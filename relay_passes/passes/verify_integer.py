@@ -22,7 +22,6 @@ _REASONS = {
     "add": "it is neither added in a convolution's accumulator nor quantized afterwards",
     "nn.conv2d": "its input, its weight or its output is not quantized",
     "matmul": "its input, its weight or its output is not quantized",
-    "nn.avg_pool2d": "its input or its output is not quantized",
     "nn.relu": "its output is not quantized",
     "clip": "its output is not quantized",
     "astype": "its codes are used as real numbers",

@@ -5,7 +5,7 @@ import pytest
 from tvm.script import ir as I
 from tvm.script import relax as R
 
-from relay_passes.code_ranges import code_range
+from relay_passes.code_ranges import CodeRanges
 from relay_passes.relax_nodes import Graph
 
 
@@ -31,11 +31,12 @@ def test_codes_hold_what_the_clip_leaves(dtype):
             return out
 
     graph = Graph(Module)
+    ranges = CodeRanges(graph)
     variables = {var.name: var for var, _ in graph.bindings}
     full = (0, 255) if dtype == "uint8" else (-128, 127)
-    assert code_range(graph, graph.params[0]) == full
-    assert code_range(graph, variables["clipped"]) == (low, high)
+    assert ranges.of(graph.params[0]) == full
+    assert ranges.of(variables["clipped"]) == (low, high)
     for name in ("padded", "pooled", "part", "both"):
-        assert code_range(graph, variables[name]) == (low, 99)
-    assert code_range(graph, variables["looked"]) == (5, 44)
-    assert code_range(graph, variables["summed"]) == full
+        assert ranges.of(variables[name]) == (low, 99)
+    assert ranges.of(variables["looked"]) == (5, 44)
+    assert ranges.of(variables["summed"]) == full

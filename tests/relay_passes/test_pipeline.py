@@ -4,16 +4,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from annotated_networks import Layer, Residual, export, image, quantize, run_torch, run_tvm
+import tvm
+from annotated_networks import Average, Layer, Residual, export, image, quantize, run_torch, run_tvm
 from placed_modules import run_placed
 from torch import nn
+from tvm import relax
 
 from relay_passes.forms.quantization import HALF
 from relay_passes.frontend.import_torch import import_torch
-from relay_passes.pipeline import PIPELINE, lower_to_integer
+from relay_passes.pipeline import PIPELINE, Step, lower_to_integer
 from relay_passes.place import place
 from relay_passes.read_layers import read_layers
-from targets.errors import ArithmeticRangeError, UnsupportedError
+from targets.errors import ArithmeticRangeError, TvmqError, UnsupportedError
 from targets.npu.machine.spec import load_spec
 from tvmq.plan import fake_quantize
 from tvmq.run.reference import run_reference
@@ -101,7 +103,7 @@ class Moved(nn.Module):
     def forward(self, x):
         x = quantize(x, self.s, 100)
         y = F.conv2d(x, self.conv.quantized(), self.conv.bias, stride=2, padding=1)
-        moved = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+        moved = torch.ops.aten.constant_pad_nd(x[:, :, ::2, ::2], [0, 0, 0, 0, 2, 2], 0.0)
         return quantize(moved + y if self.first else y + moved, self.coarse, 128)
 
 
@@ -120,6 +122,10 @@ def test_moved_residual_with_fraction_bits(first):
     assert (move.fill, move.pieces[0].step, move.pieces[0].at) == (100, (2, 2, 1), (0, 0, 2))
 
 
+def relu6(x):
+    return torch.clamp(x, 0.0, 6.0)
+
+
 class Elementwise(nn.Module):
     """Addition, concat, unary function, flatten of an image, a 3 x 3 mean with a multiplier."""
 
@@ -129,13 +135,14 @@ class Elementwise(nn.Module):
         self.function = function
         self.s = nn.Buffer(torch.tensor([2.0**-5], dtype=torch.float64))
         self.t = nn.Buffer(torch.tensor([2.0**-4], dtype=torch.float64))
+        self.mean = Average(3, (3, 3), self.s, self.s)
         self.head = Layer(rng, (5, 4 * 3 * 3), self.s, self.s, False, per_channel=False)
 
     def forward(self, x):
         x = quantize(x, self.s, 3, -128, 127, "int8")
         a = quantize(self.function(x), self.t, 7, -128, 127, "int8")
         b = quantize(x + a, self.s, -4, -128, 127, "int8")
-        m = quantize(F.avg_pool2d(b, 3), self.s, -4, -128, 127, "int8")
+        m = quantize(self.mean(b), self.s, -4, -128, 127, "int8")
         c = torch.cat([m, m], 1)[:, 1:5]
         return F.linear(c.reshape([-1, 36]), self.head.quantized(), self.head.bias)
 
@@ -151,7 +158,7 @@ class Elementwise(nn.Module):
         F.gelu,
         F.leaky_relu,
         F.elu,
-        F.relu6,
+        relu6,
     ],
     ids=lambda f: f.__name__,
 )
@@ -243,7 +250,7 @@ def test_dumps_every_stage(tmp_path):
     mod = import_torch(export(Residual(), (3, 12, 9)))
     lower_to_integer(mod, dump=tmp_path, seconds=seconds)
     names = [path.name for path in sorted(tmp_path.iterdir())]
-    assert names[:2] == ["00-Import.py", "01-HoistQuantize.py"]
+    assert names[:2] == ["00-Import.py", "01-FoldActivations.py"]
     assert len(names) == 1 + len(PIPELINE) == 1 + len(seconds)
 
 
@@ -276,11 +283,11 @@ def test_operator_without_converter_is_named():
 
 
 class Float(Unquantized):
-    """The average is added before it is quantized."""
+    """The function is added before it is quantized, to another tensor."""
 
     def forward(self, x):
         x = quantize(x, self.s)
-        return quantize(torch.sigmoid(x) + F.avg_pool2d(x, 3, 1, 1), self.s)
+        return quantize(torch.sigmoid(x) + F.max_pool2d(x, 3, 1, 1), self.s)
 
 
 def test_value_that_stays_float_is_named():
@@ -294,3 +301,16 @@ def test_float32_graph_is_refused():
     program = torch.export.export(module, (torch.zeros(2, 3, 12, 9),), dynamic_shapes=({0: batch},))
     with pytest.raises(UnsupportedError, match=r"expected '.*' in float64"):
         import_torch(program)
+
+
+def test_pass_that_leaves_an_ill_formed_module_is_named(monkeypatch):
+    @tvm.transform.module_pass(opt_level=0, name="Careless")
+    class Careless:
+        def transform_module(self, mod, _ctx):
+            x = relax.Var("x", relax.TensorType((1,), "float32"))
+            free = relax.Var("free", relax.TensorType((1,), "float32"))
+            return tvm.IRModule({"main": relax.Function([x], relax.SeqExpr([], free), free.ty)})
+
+    monkeypatch.setattr("relay_passes.pipeline.PIPELINE", (PIPELINE[0], Step(Careless)))
+    with pytest.raises(TvmqError, match="Careless: left an ill-formed module"):
+        lower_to_integer(import_torch(export(Residual(), (3, 12, 9))))

@@ -10,7 +10,7 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 from tvm.script import tirx as T
 
-from relay_passes.place import place
+from relay_passes.place import place, placements
 from relay_passes.read_layers import read_layers
 from targets.npu.execute.compiled import executor_symbol
 from targets.npu.machine.spec import load_spec
@@ -223,3 +223,12 @@ def test_every_layer_says_where_it_runs_and_why(machine, devices, reasons):
         assert bool(placement.reason) == (placement.device == "cpu")
     assert [p.program for p in placements] == ([0, None, 1] if machine else [None] * 3)
     assert placements[0].source == "net.pool, line 3"
+
+
+def test_placements_are_known_without_compiling(monkeypatch):
+    placed = _placed("e256")
+    monkeypatch.setattr("relay_passes.place.compile_layers", None)
+    network = read_layers(Before, {"pool": "net.pool, line 3"})
+    assert placements(network, load_spec("e256")) == placed.placements
+    of_layer = {span.name: n for n, p in enumerate(placed.programs) for span in p.layers}
+    assert {p.name: p.program for p in placed.placements if p.program is not None} == of_layer

@@ -1,18 +1,108 @@
-"""From steps to multipliers and shifts, and the Relax of a requantization at its limits."""
-
-from fractions import Fraction
+"""Requantizations: written and read back, equal to the formula, and what is only like one."""
 
 import numpy as np
+import pytest
+from form_checks import SIGNED, assert_same, graph_of, run, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
-from relay_passes.forms.requantize import Target, emit_requantize
+from relay_passes.forms.requantize import (
+    Requantization,
+    emit_requantization,
+    match_requantization,
+)
+from relay_passes.relax_nodes import constant
+from targets.arithmetic import Rounding
 from targets.scale import Scale
-from tvmq.run.reference import run_reference
+
+K = 3
+SUMS = tensor("sums", (2, K), "int32")
+RESIDUAL = tensor("r", (2, K), "uint8")
+
+
+@st.composite
+def requantizations(draw):
+    def channels(low, high):
+        return tuple(draw(st.lists(st.integers(low, high), min_size=K, max_size=K)))
+
+    multiplier = draw(st.sampled_from([(1,) * K, channels(1, 65535)]))
+    residual = draw(st.none() | st.integers(-128, 255))
+    factor, left = 1, ()
+    if residual is not None:
+        factor, left = draw(st.sampled_from([1, 3, 65535])), channels(0, 31)
+    scale = Scale(draw(st.integers(0, 15)), multiplier, channels(0, 47), factor, left)
+    wide = scale.multiplies or max(scale.shift) > 31 or draw(st.booleans())
+    dtype = draw(SIGNED)
+    ends = sorted(draw(st.tuples(*[st.integers(*_limits(dtype))] * 2)))
+    added = None if residual is None else (RESIDUAL, residual)
+    return Requantization(SUMS, scale, added, wide, draw(st.integers(-128, 255)), *ends, dtype)
+
+
+def _limits(dtype):
+    return (-128, 127) if dtype == "int8" else (0, 255)
+
+
+@settings(max_examples=100, deadline=None)
+@given(requantizations())
+def test_what_is_written_is_read(form):
+    graph = graph_of([SUMS, RESIDUAL], lambda emit: emit_requantization(emit, form, "y"))
+    assert graph.outputs[0].name == "y"
+    found = match_requantization(graph, graph.outputs[0])
+    assert_same(found, form)
+    assert found.rounding is Rounding.HALF_UP
+
+
+def _written(emit, **changes):
+    """The Relax of a requantization, each part of it replaceable."""
+    t = emit(relax.op.add(SUMS, constant([4, 8, 16], "int32")))
+    for name, build in {
+        "half": lambda t: t,
+        "shift": lambda t: relax.op.right_shift(t, constant([3, 4, 5], "int32")),
+        "clip": lambda t: relax.op.clip(t, 0, 255),
+        "cast": lambda t: relax.op.astype(t, "uint8"),
+    }.items():
+        t = emit(changes.get(name, build)(t))
+    return t
+
+
+def test_the_parts_together_are_one():
+    graph = graph_of([SUMS], _written)
+    assert match_requantization(graph, graph.outputs[0]).scale.shift == (3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"half": lambda _: SUMS}, "does not round half up"),
+        (
+            {"half": lambda _: relax.op.add(SUMS, constant([4, 8, 15], "int32"))},
+            "does not round half up",
+        ),
+        ({"half": lambda _: relax.op.add(SUMS, SUMS)}, "does not round half up"),
+        ({"shift": lambda t: relax.op.right_shift(t, t)}, "its right shift is no constant"),
+        ({"clip": lambda t: t}, "not clipped"),
+        ({"clip": lambda t: relax.op.clip(t, 0, 256)}, "leaves more than uint8 holds"),
+        ({"clip": lambda t: relax.op.clip(t, -1, 255)}, "leaves more than uint8 holds"),
+    ],
+    ids=["none", "another", "variable", "shift", "no clip", "high", "low"],
+)
+def test_near_misses_are_refused(changes, reason):
+    graph = graph_of([SUMS], lambda emit: _written(emit, **changes))
+    assert reason in match_requantization(graph, graph.outputs[0])
+
+
+def test_what_is_added_must_be_codes():
+    def write(emit):
+        total = emit(relax.op.add(SUMS, emit(relax.op.multiply(SUMS, SUMS))))
+        return emit(relax.op.astype(emit(relax.op.clip(total, 0, 255)), "uint8"))
+
+    graph = graph_of([SUMS], write)
+    assert "no quantized tensor" in match_requantization(graph, graph.outputs[0])
+
 
 EDGE = [-(2**31) + 1, -1, 0, 1, 2**31 - 1]
-SCALES = st.tuples(
+NUMBERS = st.tuples(
     st.sampled_from([0, 1, 15]),
     st.sampled_from([1, 3, 65535]),
     st.sampled_from([0, 1, 16, 30, 31, 47]),
@@ -23,7 +113,7 @@ SCALES = st.tuples(
 
 
 @settings(max_examples=60, deadline=None)
-@given(SCALES, st.sampled_from([("int8", -128, 127, -3), ("uint8", 0, 255, 250)]), st.data())
+@given(NUMBERS, st.sampled_from([("int8", -128, 127, -3), ("uint8", 0, 255, 250)]), st.data())
 def test_the_relax_is_the_formula_at_its_limits(numbers, codes, data):
     """Multipliers 1 and 65535, shifts 0 and 47, fraction 15, residual shift 31: in big integers."""
     fraction, multiplier, shift, n, left, zero = numbers
@@ -39,32 +129,13 @@ def test_the_relax_is_the_formula_at_its_limits(numbers, codes, data):
     most = (limit << fraction) + (n * 255 << left) + (1 << shift >> 1) + 255
     wide = multiplier != 1 or n > 1 or most >= 2**31 or data.draw(st.booleans())
     scale = Scale(fraction, (multiplier,), (shift,), max(n, 1), (left,) if n else ())
-    target = Target(Fraction(1), zero_point, low, high, dtype)
-    got = _run(acc, codes_r if n else None, scale, wide, target, zero)
-    for y, a, r in zip(got, acc, codes_r, strict=True):
-        t = (a << fraction) * multiplier + (((r - zero) * n) << left)
+    shape = (len(acc), 1)
+    sums, r = tensor("sums", shape, "int32"), tensor("r", shape, "uint8")
+    added = (r, zero) if n else None
+    form = Requantization(sums, scale, added, wide, zero_point, low, high, dtype)
+    arrays = np.array(acc, np.int32).reshape(shape), np.array(codes_r, np.uint8).reshape(shape)
+    got = run([sums, r], lambda emit: emit_requantization(emit, form, "y"), *arrays)
+    for y, a, residual in zip(got.reshape(-1).tolist(), acc, codes_r, strict=True):
+        t = (a << fraction) * multiplier + (((residual - zero) * n) << left)
         rounded = (2 * t + (1 << shift)) >> (shift + 1)
         assert y == min(max(rounded + zero_point, low), high)
-
-
-def _run(sums, residual, scale, wide, target, zero):
-    """The requantization of these sums, by the reference."""
-    builder = relax.BlockBuilder()
-    shape = (len(sums), 1)
-    x = relax.Var("x", relax.TensorType(shape, "int32"))
-    r = relax.Var("r", relax.TensorType(shape, "uint8"))
-
-    def emit(expr, name=""):
-        return builder.emit(expr, name_hint=name)
-
-    with builder.function("main", [x, r]):
-        with builder.dataflow():
-            added = None if residual is None else (r, zero)
-            y = emit_requantize(emit, x, scale, wide, target, added, "y")
-            out = builder.emit_output(relax.Tuple([y]))
-        builder.emit_func_output(out)
-    inputs = {
-        "x": np.array(sums, np.int32).reshape(shape),
-        "r": np.array(residual or [0] * len(sums), np.uint8).reshape(shape),
-    }
-    return run_reference(builder.get(), inputs)[0].reshape(-1).tolist()

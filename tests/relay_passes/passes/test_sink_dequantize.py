@@ -1,6 +1,5 @@
 """SinkDequantize: what only moves or compares values works on their codes."""
 
-import numpy as np
 from golden import check, codes, unchanged
 from tvm.script import ir as I
 from tvm.script import relax as R
@@ -145,34 +144,3 @@ def test_concatenation_of_two_grids_stays_real():
             return out
 
     unchanged(SinkDequantize, Module)
-
-
-def test_a_relu_that_nothing_quantizes_becomes_a_table():
-    table = np.maximum(np.arange(-128, 128), -20)
-
-    @I.ir_module
-    class Before:
-        @R.function
-        def main(x: R.Tensor((2, 90), "int8")) -> R.Tuple(R.Tensor((2, 90), "float64")):
-            with R.dataflow():
-                centred = R.subtract(R.astype(x, "float64"), R.const(-20, "float64"))
-                real = R.multiply(centred, R.const(0.5, "float64"))
-                y = R.nn.relu(real)
-                out = (y,)
-                R.output(out)
-            return out
-
-    @I.ir_module
-    class Expected:
-        @R.function
-        def main(x: R.Tensor((2, 90), "int8")) -> R.Tuple(R.Tensor((2, 90), "float64")):
-            with R.dataflow():
-                index = R.add(R.astype(x, "int32"), R.const(128, "int32"))
-                codes = R.take(R.const(table, "int8"), index, axis=0)
-                centred = R.subtract(R.astype(codes, "float64"), R.const(-20, "float64"))
-                y = R.multiply(centred, R.const(0.5, "float64"))
-                out = (y,)
-                R.output(out)
-            return out
-
-    check(SinkDequantize, Before, Expected, codes("int8", 2, 90))

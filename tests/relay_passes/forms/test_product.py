@@ -1,0 +1,95 @@
+"""Products: written and read back, and what is only like one."""
+
+import numpy as np
+import pytest
+from form_checks import SIGNED, assert_same, graph_of, tensor
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tvm import relax
+
+from relay_passes.forms.product import Product, emit_product, match_product
+from relay_passes.relax_nodes import constant
+
+PAIR = st.tuples(st.integers(1, 2), st.integers(1, 2))
+SIDES = st.tuples(*[st.integers(0, 2)] * 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIGNED, PAIR, PAIR, SIDES, st.integers(-128, 255), PAIR, st.sampled_from([1, 2, 4]))
+def test_what_is_written_is_read(dtype, kernel, strides, padding, fill, dilation, groups):
+    x = tensor("x", (1, 6, 7, 4), dtype)
+    rng = np.random.default_rng(groups)
+    weight = rng.integers(-128, 128, (8, *kernel, 4 // groups)).astype(np.int8)
+    bias = rng.integers(-(2**31), 2**31, 8).astype(np.int32)
+    limits = np.iinfo(dtype)
+    fill = min(max(fill, limits.min), limits.max) if any(padding) else 0
+    form = Product("conv", x, weight, bias, False, strides, padding, int(fill), dilation, groups)
+    graph = graph_of([x], lambda emit: emit_product(emit, form))
+    assert graph.outputs[0].name == "conv_sums"
+    assert_same(match_product(graph, graph.outputs[0]), form)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_dense_is_read(dtype):
+    x = tensor("x", (2, 5), dtype)
+    weight = np.arange(-7, 8, dtype=np.int8).reshape(3, 1, 1, 5)
+    form = Product("linear", x, weight, np.array([5, -6, 7], np.int32), dense=True)
+    graph = graph_of([x], lambda emit: emit_product(emit, form))
+    assert_same(match_product(graph, graph.outputs[0]), form)
+
+
+X = tensor("x", (1, 6, 7, 4), "uint8")
+WEIGHT, BIAS = np.ones((8, 2, 2, 4), np.int8), np.zeros(8, np.int32)
+
+
+def _written(emit, bias=BIAS, weight=WEIGHT, **options):
+    options = {"data_layout": "NHWC", "kernel_layout": "OHWI", "out_dtype": "int32", **options}
+    dtype = str(weight.dtype)
+    sums = emit(relax.op.nn.conv2d(X, constant(weight, dtype), **options))
+    return emit(relax.op.add(sums, constant(bias, "int32")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"padding": [1, 1, 1, 1]}, "pads by itself"),
+        ({"bias": np.int32(3)}, "not one number per channel"),
+        ({"bias": np.zeros((6, 8), np.int32)}, "not one number per channel"),
+        ({"weight": WEIGHT.astype(np.uint8)}, "something else than int8 weights"),
+        (
+            {"weight": np.ones((8, 4, 2, 2), np.int8), "kernel_layout": "OIHW"},
+            "convolves an image held",
+        ),
+    ],
+    ids=["padding", "scalar bias", "bias by pixel", "uint8 weight", "layout"],
+)
+def test_near_misses_are_refused(changes, reason):
+    graph = graph_of([X], lambda emit: _written(emit, **changes))
+    assert reason in match_product(graph, graph.outputs[0])
+
+
+def test_sums_without_a_bias_are_refused():
+    def write(emit):
+        flat = emit(relax.op.reshape(X, (1, 168)))
+        return emit(relax.op.matmul(flat, constant(np.ones((168, 2)), "int8"), out_dtype="int32"))
+
+    graph = graph_of([X], write)
+    assert "no sum of products and a bias" in match_product(graph, graph.outputs[0])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_padding_that_others_read_is_no_part_of_it(shared):
+    padded = []
+
+    def write(emit):
+        padded.append(emit(relax.op.nn.pad(X, [0, 0, 1, 0, 0, 2, 0, 0], "constant", 7)))
+        form = Product("conv", padded[0], WEIGHT, BIAS)
+        sums = emit_product(emit, form)
+        if shared:
+            emit(relax.op.nn.max_pool2d(padded[0], [2, 2], layout="NHWC"))
+        return sums
+
+    graph = graph_of([X], write)
+    found = match_product(graph, graph.outputs[0])
+    assert found.codes == (padded[0] if shared else X)
+    assert (found.padding, found.fill) == (((0, 0, 0, 0), 0) if shared else ((1, 0, 0, 2), 7))

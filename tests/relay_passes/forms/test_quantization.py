@@ -1,0 +1,76 @@
+"""Quantize and dequantize: written and read back, and what is only like them."""
+
+import numpy as np
+import pytest
+from form_checks import SIGNED, assert_same, graph_of, tensor
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tvm import relax
+
+from relay_passes.forms.quantization import (
+    HALF,
+    Dequantize,
+    Quantize,
+    emit_dequantize,
+    emit_quantize,
+    match_dequantize,
+    match_quantize,
+)
+from relay_passes.relax_nodes import constant
+
+REALS = tensor("x", (2, 3), "float64")
+STEPS = st.floats(2.0**-20, 2.0**20).map(np.float64) | st.just(np.array([0.5, 0.25, 3.0]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(STEPS, st.integers(-128, 255), SIGNED, st.data())
+def test_a_written_quantize_is_read(step, zero_point, dtype, data):
+    limits = np.iinfo(dtype)
+    low, high = sorted(data.draw(st.tuples(*[st.integers(limits.min, limits.max)] * 2)))
+    form = Quantize(REALS, np.asarray(step), zero_point, low, high, dtype)
+    graph = graph_of([REALS], lambda emit: emit_quantize(emit, form, "y"))
+    assert graph.outputs[0].name == "y"
+    assert_same(match_quantize(graph, graph.outputs[0]), form)
+
+
+@settings(max_examples=40, deadline=None)
+@given(STEPS, st.integers(-128, 255), SIGNED | st.just("int32"))
+def test_a_written_dequantize_is_read(step, zero_point, dtype):
+    codes = tensor("q", (2, 3), dtype)
+    form = Dequantize(codes, np.asarray(step), zero_point)
+    graph = graph_of([codes], lambda emit: emit_dequantize(emit, form, "y"))
+    assert graph.outputs[0].name == "y"
+    assert_same(match_dequantize(graph, graph.outputs[0]), form)
+
+
+def _written(emit, half=HALF, rounded=relax.op.floor, clipped=True, dtype="uint8"):
+    t = emit(relax.op.divide(REALS, constant(0.5, "float64")))
+    t = emit(rounded(emit(relax.op.add(t, constant(half, "float64")))))
+    if clipped:
+        t = emit(relax.op.clip(t, 0, 255))
+    return emit(relax.op.astype(t, dtype))
+
+
+@pytest.mark.parametrize(
+    ("changes", "read"),
+    [
+        ({}, True),
+        ({"half": 0.5}, False),
+        ({"half": [HALF] * 3}, False),
+        ({"rounded": relax.op.round}, False),
+        ({"clipped": False}, False),
+        ({"dtype": "int32"}, False),
+    ],
+    ids=["as it is", "half", "by channel", "to even", "no clip", "no codes"],
+)
+def test_near_misses_are_no_quantize(changes, read):
+    graph = graph_of([REALS], lambda emit: _written(emit, **changes))
+    assert (match_quantize(graph, graph.outputs[0]) is not None) == read
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+def test_other_types_are_no_codes(dtype):
+    codes = tensor("q", (2, 3), dtype)
+    form = Dequantize(codes, np.asarray(0.5), 3)
+    graph = graph_of([codes], lambda emit: emit_dequantize(emit, form, "y"))
+    assert match_dequantize(graph, graph.outputs[0]) is None
