@@ -7,14 +7,22 @@ from npu_layers import LAYERS, conv, meaning, random_inputs
 from tvm.s_tir import TensorIntrin
 
 from targets.errors import CapacityError
-from targets.npu.constraints import refusal, schedule
+from targets.layers import Layer
+from targets.npu.constraints import refusal
 from targets.npu.emit.loop_tree import Branch, Leaf, Loop, read_function
-from targets.npu.machine.spec import load_spec, parse_spec
+from targets.npu.kinds.table import plan
+from targets.npu.machine.spec import NpuSpec, load_spec, parse_spec
 from targets.npu.schedule import intrinsics
+from targets.npu.schedule.job import Job
 from targets.npu.schedule.meanings import AddFields, MaxFields, ProductFields, RequantizeRow
+from targets.npu.schedule.scheduled import Scheduled
 from targets.npu.target import lower
 
 MACHINES = {name: load_spec(name) for name in ("e256", "m2048")}
+
+
+def schedule(layer: Layer, spec: NpuSpec) -> Scheduled:
+    return plan(Job.alone(layer, spec)).schedule()
 
 
 def tiny_machine(**sram: int):
