@@ -25,7 +25,7 @@ MAX_K0 = 255
 def tilings(g: ConvGeometry) -> Iterator[ConvTiling]:
     """All tilings of few sizes that fit."""
     heights = _stripe_rows(g)
-    for tiles, k0 in _weight_blocks(g):
+    for tiles, k0 in dict.fromkeys(_weight_blocks(g)):  # several counts cut into the same parts
         for rows in heights:
             yield from _fit(g, tiles, k0, rows)
 

@@ -44,11 +44,11 @@ class Addition(Kind[Add, int]):
     def cost(self, job: Job[Add], choice: int) -> Cost:
         """Two loads, one VADD and one store per run."""
         spec = job.spec
-        runs = ceil_div(job.output.bytes, choice)
         moved = bus_cycles(spec, 1, choice)
         codes = choice * 8 // job.output.bits
         work = ceil_div(2 * codes, spec.vu.elt_lanes)
-        return streamed(spec, runs, Step(loads=(moved, moved), computes=work, stores=moved))
+        step = Step(loads=(moved, moved), computes=work, stores=moved)
+        return streamed(spec, job.output.bytes, choice, step)
 
     def schedule(self, job: Job[Add], choice: int) -> Scheduled:
         """``npu.add`` on every byte."""

@@ -78,8 +78,8 @@ class Step:
     stores: int = 0
 
 
-def streamed(spec: NpuSpec, steps: int, step: Step, constants: int = 0) -> Cost:
-    """The cost of ``steps`` steps in two slots: one is loaded while the other is worked on.
+def streamed(spec: NpuSpec, whole: int, part: int, step: Step, constants: int = 0) -> Cost:
+    """The cost of steps in two slots: one is loaded while the other is worked on.
 
     A step follows the one before at the pace of the slowest of four: the bus; the vector unit; the
     way round a load's slot (it may be loaded anew once it is computed on), which two steps share;
@@ -87,8 +87,9 @@ def streamed(spec: NpuSpec, steps: int, step: Step, constants: int = 0) -> Cost:
 
     Args:
         spec: the machine.
-        steps: how many.
-        step: an average one.
+        whole: length of the tensor, in rows or bytes.
+        part: length of a step; the last one may be shorter.
+        step: a whole one.
         constants: bus cycles of what is loaded before the first step.
     """
     dma, decode = spec.dma, spec.issue.decode
@@ -103,11 +104,12 @@ def streamed(spec: NpuSpec, steps: int, step: Step, constants: int = 0) -> Cost:
     loading = len(step.loads) * decode + step.fill
     slots = (arriving + computing + (storing if not step.computes else 0), computing + storing)
     pace = max(bus, vector, loading, *(ceil_div(slot, 2) for slot in slots))
+    steps = ceil_div(whole, part)
     first = dma.read_latency + fetch + constants + arriving + computing + storing
     return Cost(
-        cycles=first + (steps - 1) * pace,
-        data=constants + steps * (loaded + step.stores),
+        cycles=first + max(0, whole - part) * pace // part,
+        data=constants + whole * (loaded + step.stores) // part,
         fetch=steps * fetch,
-        vector=steps * step.computes,
+        vector=whole * step.computes // part,
         decode=steps * max(len(step.loads) + bool(step.fill), 1) * decode,
     )

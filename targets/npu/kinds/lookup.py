@@ -53,8 +53,8 @@ class Lookup(Kind[Lut, int]):
         spec = job.spec
         moved = bus_cycles(spec, 1, choice)
         step = Step(loads=(moved,), computes=ceil_div(choice, spec.vu.lut_lanes), stores=moved)
-        runs = ceil_div(job.output.bytes, choice)
-        return streamed(spec, runs, step, constants=bus_cycles(spec, 1, TABLE_BYTES))
+        table = bus_cycles(spec, 1, TABLE_BYTES)
+        return streamed(spec, job.output.bytes, choice, step, constants=table)
 
     def schedule(self, job: Job[Lut], choice: int) -> Scheduled:
         """``npu.lut`` on every byte.

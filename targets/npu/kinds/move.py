@@ -58,17 +58,15 @@ class Moving(Kind[Move, int]):
         if layer.reshape:
             return NOTHING
         oh, ow, k = job.output.shape
-        stripes = ceil_div(oh, choice)
         moved = choice * ow * k
         fill = 0 if _covered(layer) else ceil_div(moved, spec.sram.act.line)
         # Pieces that lie in other rows are loaded in other stripes: their mean is an average step.
-        loads = [ceil_div(_load_cycles(spec, piece), stripes) for piece in layer.pieces]
+        loads = [ceil_div(_load_cycles(spec, piece) * choice, oh) for piece in layer.pieces]
         at_once = ceil_div(sum(piece.size[0] for piece in layer.pieces), oh)
         if at_once < len(loads):
             loads = [ceil_div(sum(loads), at_once)] * at_once
-        return streamed(
-            spec, stripes, Step(loads=loads, fill=fill, stores=bus_cycles(spec, 1, moved))
-        )
+        step = Step(loads=loads, fill=fill, stores=bus_cycles(spec, 1, moved))
+        return streamed(spec, oh, choice, step)
 
     def schedule(self, job: Job[Move], choice: int) -> Scheduled:
         """Copies alone."""

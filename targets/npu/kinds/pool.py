@@ -63,7 +63,6 @@ class MaxPool(Kind[MaxPool2d, int]):
         layer, spec = job.layer, job.spec
         oh, ow, channels = job.output.shape
         h, w, _ = job.inputs[0].shape
-        stripes = ceil_div(oh, choice)
         pixel = job.output.pixel_bytes
         loads: tuple[int, ...] = ()
         if not job.inputs[0].near:
@@ -75,7 +74,7 @@ class MaxPool(Kind[MaxPool2d, int]):
         stores = 0 if job.output.near else bus_cycles(spec, 1, choice * ow * pixel)
         taps = layer.kernel[0] * layer.kernel[1]
         work = ceil_div(choice * ow * channels * taps, spec.vu.pool_lanes)
-        return streamed(spec, stripes, Step(loads=loads, computes=work, stores=stores))
+        return streamed(spec, oh, choice, Step(loads=loads, computes=work, stores=stores))
 
     def schedule(self, job: Job[MaxPool2d], choice: int) -> Scheduled:
         """``npu.max`` of every byte of every tap."""
