@@ -25,6 +25,16 @@ class LayerPlan:
     layers: list[Planned]
     residents: list[Resident]
 
+    @property
+    def cycles(self) -> list[int]:
+        """Estimated cycles that each layer adds to the program."""
+        added, before = [], 0
+        for planned in self.layers:
+            cost = planned.cost
+            added.append(cost.cycles - min(cost.ahead, before))
+            before = cost.cycles or before
+        return added
+
 
 def plan_layers(
     layers: Sequence[Layer], inputs: Sequence[Value], outputs: Sequence[Value], spec: NpuSpec

@@ -114,7 +114,11 @@ class ConvGeometry:
 
     @cached_property
     def folded(self) -> bool:
-        """Whether a kernel row is one reduction axis (shallow inputs)."""
+        """Whether a kernel row is one reduction axis (shallow inputs).
+
+        Pixels of a row touch in memory, so kx and channel are one run of bytes unless a dilation
+        leaves gaps in it. Without that, an RGB input would use 3 of the array's rows.
+        """
         shallow = self.group_channels_in == self.layer.input.shape[2] < self.lanes
         return shallow and not self.depthwise and self.kernel[1] > 1 and self.layer.dilation[1] == 1
 
@@ -142,7 +146,10 @@ class ConvGeometry:
 
     @cached_property
     def row_step(self) -> int:
-        """Input rows between loaded rows: a one-row kernel skips what a stride jumps over."""
+        """Input rows between loaded rows: a one-row kernel skips what a stride jumps over.
+
+        A tensor that stays in ACT is there with all its rows, and the array steps over them.
+        """
         loads = not self.input.near
         return self.layer.strides[0] if loads and self.kernel[0] == 1 else 1
 

@@ -8,6 +8,11 @@
                 out = requantize(acc)                            -> npu.requantize
         store the stripe
 
+ACT, WGT and PAR hold two slots of whatever is loaded more than once, so that the next load runs
+beside the compute; ACC holds the sums of two or more chunks for the same reason. A slot is chosen
+by the parity of what counts its loads. Tokens are not written here: the code generator finds them
+from which bytes instructions touch, so two slots are all that a schedule does for overlap.
+
 Before ``tensorize`` the function is plain TIR that runs on a CPU; a test holds the two against
 each other.
 """
@@ -73,7 +78,15 @@ MAX_ACC_SLOTS = 8
 
 @dataclass
 class Position:
-    """Where the outer loops stand: block, stripe, count of both, and whether either is new."""
+    """Where the outer loops stand.
+
+    Attributes:
+        block: of weights.
+        stripe: of rows.
+        step: how many (block, stripe) came before; its parity is the slot of output and residual.
+        new_block: whether the block's weights are not there from the step before.
+        new_stripe: likewise its input rows.
+    """
 
     block: Expr
     stripe: Expr
@@ -186,6 +199,8 @@ class _LoopNest:
             outer, inner = inner, outer
         with self.nest.grid(outer, inner) as (o, i):
             step = o * inner + i
+            # What the inner loop walks is new in every step, unless the loop has one iteration:
+            # then it came with the first step and stays.
             inner_is_new = o == 0 if inner == 1 else tirx.IntImm("bool", 1)
             if self.t.rows_outer:
                 at = Position(i, o, step, inner_is_new, i == 0)
@@ -207,6 +222,8 @@ class _LoopNest:
 
     def _compute(self, at: Position) -> None:
         if self.k_blocks > 1:
+            # A stripe is one chunk here. Its sums stay in ACC while the blocks of weights go by, so
+            # that no weight is loaded twice in a step.
             with self.nest.serial(self.k_blocks) as k_block:
                 self._load_weights(at, k_block)
                 with self.nest.serial(self._tiles(at), self.t.tiles) as tile:
@@ -256,6 +273,7 @@ class _LoopNest:
         g, t = self.g, self.t
         rows, columns = self._chunk(at, cy, cx)
         first = self._acc_row(at, tile, cy, cx)
+        # Not a pass over ACC: the code generator turns this into the first GEMM's "start at zero".
         with when(k_block == 0):
             self._initialise(at, tile, first, rows, columns)
         last_k = k_block == self.k_blocks - 1
@@ -400,6 +418,8 @@ class _LoopNest:
         top, left, _, _ = layer.padding
         slot = self._input_slot(at)
         rows = g.rows_in(self.t.rows)
+        # As many as rows_in(rows of this stripe), written so that what does not depend on the
+        # position is one constant. Stripes overlap by the window's rows, which are loaded again.
         rows_now = (self._rows(at) - 1) * g.row_stride + rows - (self.t.rows - 1) * g.row_stride
         with when(at.new_stripe), self.nest.grid((rows_now, rows), g.width_in, c) as (y, x, ch):
             source_y = at.stripe * (self.t.rows * layer.strides[0]) + y * g.row_step - top
@@ -412,6 +432,7 @@ class _LoopNest:
                 store(self.act, target, tirx.if_then_else(b(inside), value, fill))
 
     def _load_weights(self, at: Position, k_block: Expr) -> None:
+        """One run of bytes: ``packed_weights`` has put them in the order of the blocks."""
         g, t = self.g, self.t
         per_k0 = g.reduction[0] * g.reduction[1] * g.tile_bytes
         k0 = g.reduction[2]

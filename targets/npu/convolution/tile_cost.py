@@ -89,6 +89,7 @@ def estimate(g: ConvGeometry, t: ConvTiling) -> Cost:
         + (steps - outer) * at_inner
         + after
         + bus // INTERFERENCE,
+        ahead=g.spec.dma.read_latency * (2 if g.input.near else 1) + block_in,
         array=array,
         data=data,
         fetch=steps * fetch,

@@ -81,7 +81,11 @@ def _weight_blocks(g: ConvGeometry) -> Iterator[tuple[int, int]]:
 
 
 def _few(most: int) -> list[int]:
-    """1, 2, 3, 4, 6, 8, 12, ... up to ``most``: into how many parts to cut."""
+    """1, 2, 3, 4, 6, 8, 12, ... up to ``most``: into how many parts to cut.
+
+    Costs change slowly with the number of parts, so steps of a half or a third find what all
+    numbers would and try far fewer.
+    """
     counts = {most}
     step = 1
     while step <= most:
@@ -100,11 +104,13 @@ def _fit(g: ConvGeometry, tiles: int, k0: int, rows: int) -> Iterator[ConvTiling
     """Tilings of these sizes, if ACT and ACC hold them."""
     if act_bytes(g, rows, tiles) > g.act_bytes:
         return
+    # Half of ACC, so that sums of one chunk are requantized while those of the next are made.
     ow, half = g.out[1], acc_rows(g) // 2
     if k0 < g.reduction[2]:  # the sums of a whole stripe wait for the next k block
         if rows * ow <= half:
             yield ConvTiling(rows, tiles, k0, rows, ow, rows_outer=False)
         return
+    # Chunks as equal as possible: a narrow last one would not cover the loading of its weights.
     chunk_columns = ceil_div(ow, ceil_div(ow, half))
     chunk_rows = min(rows, max(1, half // ow))
     chunk_rows = ceil_div(rows, ceil_div(rows, chunk_rows))

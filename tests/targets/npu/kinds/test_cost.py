@@ -115,6 +115,16 @@ def test_planning_grows_with_the_number_of_layers(monkeypatch: pytest.MonkeyPatc
     assert np.diff(counts).tolist() == [60, 120]  # alone, and with either end in ACT
 
 
+def test_what_layers_add_is_near_the_total_of_their_program() -> None:
+    """Layers overlap: alone, these would take a fifth longer."""
+    layers, spec = chain(12), MACHINES["e256"]
+    ends = [layers[0].input], [layers[-1].output]
+    planned = plan_layers(layers, *ends, spec)
+    total = price(compile_layers(layers, *ends, spec), spec).timeline.total
+    assert sum(planned.cycles) == pytest.approx(total, rel=0.15)
+    assert sum(each.cost.cycles for each in planned.layers) > 1.2 * total
+
+
 def chain(length: int) -> list[Conv2d]:
     layer = conv((8, 8, 16), 16)
     values = [Value(f"v{n}", (8, 8, 16), "uint8") for n in range(length + 1)]
