@@ -17,12 +17,17 @@ from targets.layers import Layer
 from targets.npu.emit.dma import fill_rows
 from targets.npu.emit.emitted import ACT, Emitted, Place
 from targets.npu.kinds.table import Planned, kind_of, plan
+from targets.npu.machine import isa
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.storage import NO_BORDER, Stored
 
 _ALIGN = 64
-LONGEST_PITCH = (1 << 16) - 1
+LONGEST_PITCH = min(
+    isa.largest(isa.Load, "spm_ystride"),
+    isa.largest(isa.Gemm, "as_m1", "as_k2"),
+    isa.largest(isa.Depthwise, "as_m1", "as_ky"),
+)
 """Bytes from row to row that the fields of LD, GEMM and DWC can say."""
 
 

@@ -273,7 +273,7 @@ class _LoopNest:
         g, t = self.g, self.t
         rows, columns = self._chunk(at, cy, cx)
         first = self._acc_row(at, tile, cy, cx)
-        # Not a pass over ACC: the code generator turns this into the first GEMM's "start at zero".
+        # Zeros are no pass over ACC: the code generator makes the first GEMM start from nothing.
         with when(k_block == 0):
             self._initialise(at, tile, first, rows, columns)
         last_k = k_block == self.k_blocks - 1

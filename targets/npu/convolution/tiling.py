@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from targets.npu.convolution.geometry import ConvGeometry
 from targets.npu.convolution.tile_cost import ConvTiling, block_channels, weight_bytes
 from targets.npu.kinds.cost import ceil_div
+from targets.npu.machine import isa
 from targets.npu.schedule.intrinsics import RECORD_WORDS
 
-MAX_K0 = 255
+MAX_K0 = isa.largest(isa.Gemm, "k0")
 """Reduction tiles along k0 that one GEMM counts."""
 
 

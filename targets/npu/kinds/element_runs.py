@@ -13,14 +13,18 @@ from tvm import tirx
 
 from targets.layers import Add, Lut
 from targets.npu.kinds.cost import ceil_div
+from targets.npu.machine import isa
 from targets.npu.schedule.intrinsics import ACT
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.loops import LoopNest, scratchpad, smaller, store
 
 RUNS = 4
 """Runs that a tensor is cut into at least, so that loads hide under compute."""
-LONGEST_RUN = (1 << 16) - 1
-"""Elements that the length field of VADD, LUT and one DMA row can all count."""
+LONGEST_RUN = min(
+    *(isa.largest(kind, "len") for kind in (isa.Add, isa.Lut)),
+    *(isa.largest(kind, "x_bytes") for kind in (isa.Load, isa.Store)),
+)
+"""Elements that the length fields of VADD, LUT and one DMA row can all count."""
 
 
 def run_lengths(job: Job[Add] | Job[Lut]) -> Iterator[int]:

@@ -18,6 +18,7 @@ from targets.layers import MaxPool2d, Value
 from targets.npu.kinds.cost import Cost, Step, bus_cycles, ceil_div, streamed
 from targets.npu.kinds.kind import Kind, Padding, Rule, same_width, wide
 from targets.npu.kinds.stripes import slots, stripe_heights
+from targets.npu.machine import isa
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule import intrinsics
 from targets.npu.schedule.intrinsics import ACT
@@ -42,8 +43,10 @@ class MaxPool(Kind[MaxPool2d, int]):
     makes_near = True
 
     def broken_rules(self, layer: MaxPool2d, spec: NpuSpec) -> Iterator[tuple[Rule, str]]:
-        """Codes in, codes out."""
+        """Codes in, codes out, and a window that POOL's fields can say."""
         yield from wide((layer.input, layer.output))
+        if max(layer.kernel) > isa.largest(isa.Pool, "kh", "kw"):
+            yield Rule.WINDOW, f"a window of {layer.kernel[0]} x {layer.kernel[1]}"
 
     def choices(self, job: Job[MaxPool2d]) -> Iterator[int]:
         """Heights of stripes, tallest first."""
