@@ -14,8 +14,8 @@ class Cost:
 
     Attributes:
         cycles: on a machine that has nothing else to do.
-        ahead: of these, those at the beginning in which a layer before may still be at work: its
-            instructions, weights and tables do not wait for that.
+        ahead: of these, those in which the layer before may still be at work: instructions,
+            weights and tables do not wait for that, and some tensors only for its beginning.
         array: cycles in which the MAC array works.
         data: in which the bus moves tensors and constants.
         fetch: in which it moves instructions.
@@ -108,11 +108,10 @@ def streamed(spec: NpuSpec, whole: int, part: int, step: Step, constants: int = 
     slots = (arriving + computing + (storing if not step.computes else 0), computing + storing)
     pace = max(bus, vector, loading, *(ceil_div(slot, 2) for slot in slots))
     steps = ceil_div(whole, part)
-    ahead = dma.read_latency + fetch + constants
-    first = ahead + arriving + computing + storing
+    first = dma.read_latency + fetch + constants + arriving + computing + storing
     return Cost(
         cycles=first + max(0, whole - part) * pace // part,
-        ahead=ahead,
+        ahead=max(0, first - pace),  # its first step needs only first steps of layers before
         data=constants + whole * (loaded + step.stores) // part,
         fetch=steps * fetch,
         vector=whole * step.computes // part,

@@ -45,6 +45,8 @@ ORDINARY: dict[str, Layer] = {
         "layer", "", (Piece(X, **WHOLE, at=(1, 1, 0)),), Value("y", (30, 30, 64), "uint8"), fill=7
     ),
 }
+SMALL = Value("x", (14, 14, 16), "uint8")
+SMALL_TABLE = Lut("layer", "", SMALL, SMALL, bytes(range(256)))
 
 
 def test_every_kind_is_among_the_ordinary_layers() -> None:
@@ -108,16 +110,17 @@ def test_planning_grows_with_the_number_of_layers(monkeypatch: pytest.MonkeyPatc
     counts = []
     for length in (20, 40, 80):
         cuts.clear()
-        layers = chain(length)
+        layers = chain(length, conv((8, 8, 16), 16))
         residents = plan_layers(layers, [layers[0].input], [layers[-1].output], MACHINES["e256"])
         assert len(residents.residents) == length - 1
         counts.append(len(cuts))
     assert np.diff(counts).tolist() == [60, 120]  # alone, and with either end in ACT
 
 
-def test_what_layers_add_is_near_the_total_of_their_program() -> None:
+@pytest.mark.parametrize("layer", [conv((8, 8, 16), 16), SMALL_TABLE], ids=["conv", "lut"])
+def test_what_layers_add_is_near_the_total_of_their_program(layer: Conv2d | Lut) -> None:
     """Layers overlap: alone, these would take a fifth longer."""
-    layers, spec = chain(12), MACHINES["e256"]
+    layers, spec = chain(12, layer), MACHINES["e256"]
     ends = [layers[0].input], [layers[-1].output]
     planned = plan_layers(layers, *ends, spec)
     total = price(compile_layers(layers, *ends, spec), spec).timeline.total
@@ -125,7 +128,6 @@ def test_what_layers_add_is_near_the_total_of_their_program() -> None:
     assert sum(each.cost.cycles for each in planned.layers) > 1.2 * total
 
 
-def chain(length: int) -> list[Conv2d]:
-    layer = conv((8, 8, 16), 16)
-    values = [Value(f"v{n}", (8, 8, 16), "uint8") for n in range(length + 1)]
+def chain(length: int, layer: Conv2d | Lut) -> list[Conv2d | Lut]:
+    values = [Value(f"v{n}", layer.output.shape, "uint8") for n in range(length + 1)]
     return [replace(layer, input=a, output=b) for a, b in pairwise(values)]
