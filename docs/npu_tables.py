@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from targets.npu.constraints import CONSTRAINTS
+from targets.npu.kinds.kind import Rule
 from targets.npu.machine import isa
 from targets.npu.machine.legality import rules
 from targets.npu.machine.spec import load_spec, presets
@@ -101,8 +101,8 @@ def encoding() -> Iterator[str]:
 
 def constraints() -> Iterator[str]:
     """The sentences that a layer on the CPU is given as its reason."""
-    for constraint in CONSTRAINTS:
-        yield f"- {' '.join((inspect.getdoc(constraint) or '').split())}"
+    for rule in Rule:
+        yield f"- {rule.value}"
 
 
 TABLES: dict[str, Callable[[], Iterator[str]]] = {

@@ -36,15 +36,12 @@ class Value:
         shape: (H, W, C); a dense network's (C,) is stored as (1, 1, C).
         dtype: how its bytes are read; int32 only for a network's output.
         bits: codes use the range of this many bits (8, 4 or 2), one code per byte here.
-        border: a backend's own: pixels (top, left, bottom, right) around a tensor that stays in a
-            memory beside the array; None for one in DRAM.
     """
 
     name: str
     shape: tuple[int, int, int]
     dtype: DType
     bits: int = 8
-    border: tuple[int, int, int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)

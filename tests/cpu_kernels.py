@@ -4,7 +4,7 @@ import numpy as np
 import tvm
 
 from targets.cpu.host import host_target
-from targets.cpu.kernels import Kernel
+from targets.cpu.kernel import Kernel
 from targets.layers import Layer, Value
 
 TARGET = host_target()

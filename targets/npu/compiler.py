@@ -1,6 +1,6 @@
 """From a run of layers to one program.
 
-    choose the tensors that stay in ACT -> place the others in DRAM -> schedule each layer ->
+    plan the layers (layer_plan.py) -> place tensors in DRAM -> schedule each layer ->
     generate its instructions -> tokens from hazards -> HALT
 
 What does not stay in ACT lives in the arena, a region of DRAM whose bytes are reused once nobody
@@ -9,22 +9,22 @@ reads them.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from targets.layers import Layer, Move, Value
-from targets.npu.constraints import schedule
+from targets.layers import Layer, Value
 from targets.npu.emit.codegen import Scratchpads, generate
 from targets.npu.emit.emitted import Emitted, Place
 from targets.npu.emit.tokens import Footprint, derive_tokens
+from targets.npu.kinds.table import Planned
+from targets.npu.layer_plan import plan_layers
 from targets.npu.machine import isa
 from targets.npu.machine.program import ARENA, CONSTANTS, INPUTS, OUTPUTS, LayerSpan, Program
 from targets.npu.machine.spec import NpuSpec
-from targets.npu.resident import act_left, choose_residents
-from targets.npu.schedule.storage import choose_storage, host_bytes, stored_bytes
+from targets.npu.schedule.storage import host_bytes
 
 _ALIGN = 64
 _ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4}
@@ -41,31 +41,30 @@ def compile_layers(
         outputs: tensors that are needed outside; one behind the other in region 3.
         spec: the machine.
     """
-    layers = _copied_where_needed(layers, inputs, outputs)
-    layers = choose_storage(layers, inputs, outputs, spec.array.precisions)
-    layers, residents = choose_residents(layers, inputs, outputs, spec)
-    near = {name: resident.place for resident in residents for name in resident.names}
-    places, arena_bytes = _place_tensors(layers, inputs, outputs, near)
+    plan = plan_layers(layers, inputs, outputs, spec)
+    near = {name: resident.place for resident in plan.residents for name in resident.names}
+    places, arena_bytes = _place_tensors(plan.layers, inputs, outputs, near)
+    fills: defaultdict[int, list[Emitted]] = defaultdict(list)
+    for resident in plan.residents:
+        fills[resident.first] += resident.border_fills()
     constants = _Constants()
     scratchpads = Scratchpads()
     emitted: list[Emitted] = []
     spans = []
-    for index, layer in enumerate(layers):
-        begin = len(emitted)
-        if not (isinstance(layer, Move) and layer.reshape):
-            free = act_left(index, residents, spec)
-            scheduled = schedule(layer, free)
-            tensors = [*layer.inputs, layer.output]
+    for index, planned in enumerate(plan.layers):
+        begin, layer = len(emitted), planned.job.layer
+        if not planned.idle:
+            scheduled = planned.schedule()
             names = [b.name for b in scheduled.func.params]
             where = {
                 n: constants.add(scheduled.constants[n]) for n in names if n in scheduled.constants
             }
             rest = [n for n in names if n not in where]
-            for name, tensor in zip(rest, tensors, strict=True):
+            for name, tensor in zip(rest, [*layer.inputs, layer.output], strict=True):
                 where[name] = places[tensor.name]
-            made = generate(scheduled.func, where, free, scratchpads)
-            fills = [load for r in residents if r.first == index for load in r.border_fills()]
-            emitted += _with_fills(made, fills)
+            left = _with_act(spec, planned.job.act_bytes)
+            made = generate(scheduled.func, where, left, scratchpads)
+            emitted += _with_fills(made, fills[index])
         spans.append((begin, len(emitted), layer))
     instructions, moved = _with_tokens(emitted, spec.issue.token_depth)
     return Program(
@@ -102,33 +101,10 @@ class _Constants:
         return bytes(self._data)
 
 
-def _copied_where_needed(
-    layers: Sequence[Layer], inputs: Sequence[Value], outputs: Sequence[Value]
-) -> list[Layer]:
-    """The layers, a reshape turned into a copy where sharing its input's bytes would not do.
-
-    Inputs and outputs of a program have places of their own, so a reshape of one into another has
-    to move bytes.
-    """
-    wanted = {value.name for value in outputs}
-    reshaped = {layer.output.name for layer in layers if isinstance(layer, Move) and layer.reshape}
-    fixed = {value.name for value in inputs} | wanted - reshaped
-    root: dict[str, str] = {}
-    result: list[Layer] = []
-    for layer in layers:
-        name = layer.output.name
-        if name in reshaped and isinstance(layer, Move):
-            (source,) = layer.inputs
-            shared = root.get(source.name, source.name)
-            if name in wanted and shared in fixed:
-                output = replace(layer.output, shape=source.shape)  # the same bytes
-                layer = replace(layer, output=output, reshape=False)
-                shared = name
-            root[name] = shared
-            if name in wanted:
-                fixed.add(shared)
-        result.append(layer)
-    return result
+def _with_act(spec: NpuSpec, act_bytes: int) -> NpuSpec:
+    """The machine with as much of ACT as a layer is left."""
+    act = spec.sram.act.model_copy(update={"bytes": act_bytes})
+    return spec.model_copy(update={"sram": spec.sram.model_copy(update={"act": act})})
 
 
 def _with_fills(made: list[Emitted], fills: list[Emitted]) -> list[Emitted]:
@@ -138,17 +114,13 @@ def _with_fills(made: list[Emitted], fills: list[Emitted]) -> list[Emitted]:
 
 
 def _place_tensors(
-    layers: Sequence[Layer],
+    layers: Sequence[Planned],
     inputs: Sequence[Value],
     outputs: Sequence[Value],
     near: Mapping[str, Place],
 ) -> tuple[dict[str, Place], int]:
     """Places of all tensors by name, those in ``near`` given, and the arena's size."""
-    root = {
-        layer.output.name: layer.inputs[0].name
-        for layer in layers
-        if isinstance(layer, Move) and layer.reshape
-    }
+    root = {p.job.output.value.name: p.job.inputs[0].value.name for p in layers if p.idle}
 
     def storage(name: str) -> str:
         while name in root:
@@ -161,22 +133,23 @@ def _place_tensors(
         for value in values:
             places[storage(value.name)] = Place(region, offset, _ITEMSIZE[value.dtype], dram=True)
             offset += host_bytes(value)
-    last_use = {storage(v.name): n for n, layer in enumerate(layers) for v in layer.inputs}
+    last_use = {storage(v.name): n for n, p in enumerate(layers) for v in p.job.layer.inputs}
     live: list[tuple[int, int, int]] = []  # begin, end, last use
     size = 0
-    for n, layer in enumerate(layers):
-        name = storage(layer.output.name)
+    for n, planned in enumerate(layers):
+        output = planned.job.output
+        name = storage(output.value.name)
         live = [block for block in live if block[2] >= n]
         if name not in places:
-            begin, needed = 0, stored_bytes(layer.output)
+            begin, needed = 0, output.bytes
             for taken_begin, taken_end, _ in sorted(live):
                 if begin + needed <= taken_begin:
                     break
                 begin = max(begin, -(-taken_end // _ALIGN) * _ALIGN)
-            places[name] = Place(ARENA, begin, _ITEMSIZE[layer.output.dtype], dram=True)
+            places[name] = Place(ARENA, begin, _ITEMSIZE[output.dtype], dram=True)
             live.append((begin, begin + needed, last_use.get(name, n)))
             size = max(size, begin + needed)
-        places[layer.output.name] = places[name]
+        places[output.value.name] = places[name]
     return places, size
 
 

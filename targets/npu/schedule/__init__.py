@@ -1,1 +1,1 @@
-"""How a layer is cut and ordered: tensorized TIR of each kind of layer."""
+"""What schedules are written in: loops, intrinsics and their meanings, tensors as they lie."""

@@ -17,10 +17,9 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from targets.layers import Value
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.intrinsics import ACT
-from targets.npu.schedule.storage import bordered_bytes, elements
+from targets.npu.schedule.storage import Stored
 
 Expr = Any
 """A TIR expression or a Python int; TVM ships no types."""
@@ -92,11 +91,11 @@ def buffer_argument(name: str, elements: int, dtype: str, scope: str = "global")
     return T.arg(name, T.Buffer((elements,), dtype, scope=scope))
 
 
-def tensor_argument(name: str, value: Value, spec: NpuSpec) -> tirx.Buffer:
+def tensor_argument(name: str, tensor: Stored, spec: NpuSpec) -> tirx.Buffer:
     """Add a tensor to the function's parameters: in DRAM, or in ACT if it stays there."""
-    if value.border is None:
-        return buffer_argument(name, elements(value), value.dtype)
-    return buffer_argument(name, bordered_bytes(value) + spec.array.overrun, value.dtype, ACT)
+    if not tensor.near:
+        return buffer_argument(name, tensor.elements, tensor.dtype)
+    return buffer_argument(name, tensor.bordered_bytes + spec.array.overrun, tensor.dtype, ACT)
 
 
 def scratchpad(name: str, elements: int, dtype: str, scope: str) -> tirx.Buffer:

@@ -12,10 +12,10 @@ from npu_layers import FLAT, code_limits, conv, meaning, random_inputs
 from targets.layers import Add, Layer, MaxPool2d, Move, Operand, Piece, Value
 from targets.npu.compiler import compile_layers
 from targets.npu.execute.compiled import Executor
+from targets.npu.layer_plan import plan_layers
 from targets.npu.machine import isa
 from targets.npu.machine.program import ARENA, INPUTS, Program
 from targets.npu.machine.spec import load_spec
-from targets.npu.resident import choose_residents
 from targets.npu.simulate.interleave import at_random, interleaved, youngest
 from targets.npu.simulate.simulator import Simulator
 
@@ -149,8 +149,7 @@ def test_what_a_table_or_an_addition_reads_goes_through_dram() -> None:
     total = Value("total", (8, 8, 16), "uint8")
     a, b = Operand(first.output, 0, 1, 0), Operand(second.output, 0, 1, 1)
     layers = [first, second, Add("add", "", a, b, total, 1, 0, *code_limits(total))]
-    _, residents = choose_residents(layers, [first.input], [total], E256)
-    assert residents == []
+    assert plan_layers(layers, [first.input], [total], E256).residents == []
 
 
 def test_a_tensor_with_borders_of_two_codes_goes_through_dram() -> None:
@@ -158,19 +157,18 @@ def test_a_tensor_with_borders_of_two_codes_goes_through_dram() -> None:
     first, second = chained(conv((12, 12, 16), 16, seed=1), conv((12, 12, 16), 16, seed=2))
     pool = pooled(first.output, (1, 1, 1, 1))
     ends = [second.output, pool.output]
-    _, residents = choose_residents([first, second, pool], [first.input], ends, E256)
-    assert residents == []
+    assert plan_layers([first, second, pool], [first.input], ends, E256).residents == []
     level = replace(second, input_zero_point=0)
-    _, residents = choose_residents([first, level, pool], [first.input], ends, E256)
-    assert [r.value.border for r in residents] == [(1, 1, 1, 1)]
+    residents = plan_layers([first, level, pool], [first.input], ends, E256).residents
+    assert [r.tensor.border for r in residents] == [(1, 1, 1, 1)]
 
 
 def test_tensors_that_are_live_together_do_not_share_bytes() -> None:
     layers = network(channels=24)
-    _, residents = choose_residents(layers, [layers[0].inputs[0]], [layers[-1].output], E256)
+    residents = plan_layers(layers, [layers[0].inputs[0]], [layers[-1].output], E256).residents
     assert len(residents) == 7
     spans = [
-        (r.first, r.last, r.address, r.address + np.prod(r.value.shape) + E256.array.overrun)
+        (r.first, r.last, r.address, r.address + np.prod(r.tensor.shape) + E256.array.overrun)
         for r in residents
     ]
     for n, (first, last, begin, end) in enumerate(spans):

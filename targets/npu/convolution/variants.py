@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from targets.npu.schedule.geometry import ConvGeometry
+from targets.npu.convolution.geometry import ConvGeometry
 from targets.npu.schedule.meanings import ProductFields
 
 
@@ -42,7 +42,7 @@ def product_variants(g: ConvGeometry, k_blocks: int, fraction: int) -> list[Vari
                 columns=g.columns,
                 act_bits=g.act_bits,
                 wgt_bits=g.wgt_bits,
-                dtype=g.layer.input.dtype,
+                dtype=g.input.dtype,
                 fraction=fraction,
                 kvalid=g.lanes if g.depthwise or last is False else g.last_valid,
                 nvalid=g.columns if tail is False else g.tail,

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from targets.npu.schedule.geometry import ConvGeometry, ceil_div
+from targets.npu.convolution.geometry import ConvGeometry
+from targets.npu.kinds.cost import Cost, ceil_div
 from targets.npu.schedule.intrinsics import RECORD_WORDS
 
 INTERFERENCE = 8
@@ -50,16 +51,15 @@ def weight_bytes(g: ConvGeometry, tiles: int, k0: int) -> int:
     return tiles * g.reduction[0] * g.reduction[1] * k0 * g.tile_bytes
 
 
-def estimate_cycles(g: ConvGeometry, t: ConvTiling) -> int:
-    """Cycles of a layer with a tiling, on a machine that has nothing else to do."""
+def estimate(g: ConvGeometry, t: ConvTiling) -> Cost:
+    """The cost of a layer with a tiling, on a machine that has nothing else to do."""
     stripes, blocks = ceil_div(g.out[0], t.rows), ceil_div(g.tiles, t.tiles)
     steps = stripes * blocks
     stripe_in = _input_bus(g, t.rows)
     block_in = _block_bus(g, t)
     moves = _output_bus(g, t)
-    residual = g.layer.requantize.residual if g.layer.requantize else None
-    loads = moves if residual is not None and residual.value.border is None else 0
-    stores = moves if g.layer.output.border is None else 0
+    loads = moves if g.residual is not None and not g.residual.near else 0
+    stores = 0 if g.output.near else moves
     moved = loads + stores
     outer, each_outer, each_inner = (
         (stripes, stripe_in, block_in) if t.rows_outer else (blocks, block_in, stripe_in)
@@ -73,21 +73,29 @@ def estimate_cycles(g: ConvGeometry, t: ConvTiling) -> int:
     vector = g.tiles * _requantize(g, g.out[0] * g.out[1])
     compute = (max(array, vector) + decode) // steps
     # Each GEMM or DWC comes with a REQ, and both come over the bus.
-    moved += _bus(g, 1, 2 * instructions * g.spec.issue.insn_bytes // steps)
+    fetch = _bus(g, 1, 2 * instructions * g.spec.issue.insn_bytes // steps)
     # A step's loads hide under the step before it, and no further: LD works in order.
-    at_outer = max(compute, each_outer + each_inner + moved)
-    at_inner = max(compute, each_inner + moved)
+    at_outer = max(compute, each_outer + each_inner + moved + fetch)
+    at_inner = max(compute, each_inner + moved + fetch)
     before = 2 * g.spec.dma.read_latency + block_in + stripe_in + loads
     latency = g.spec.dma.write_latency if stores else 0
     after = latency + stores + _requantize(g, t.chunk_rows * t.chunk_columns)
-    bus = outer * each_outer + steps * (each_inner + moved)
-    return (
-        before
+    data = outer * each_outer + steps * (each_inner + moved)
+    bus = data + steps * fetch
+    return Cost(
+        cycles=before
         + compute
         + (outer - 1) * at_outer
         + (steps - outer) * at_inner
         + after
-        + (bus // INTERFERENCE)
+        + bus // INTERFERENCE,
+        ahead=g.spec.dma.read_latency * (2 if g.input.near else 1) + block_in,
+        array=array,
+        data=data,
+        fetch=steps * fetch,
+        vector=vector,
+        decode=decode,
+        requantizes=True,
     )
 
 
@@ -100,54 +108,47 @@ def _block_bus(g: ConvGeometry, t: ConvTiling) -> int:
 
 def _array(g: ConvGeometry, t: ConvTiling) -> tuple[int, int]:
     """Cycles of all GEMMs or DWCs without decoding, and how many there are."""
-    k0 = g.reduction[2]
     oh, ow, _ = g.out
-    widths = [min(t.chunk_columns, ow - x) for x in range(0, ow, t.chunk_columns)]
+    widths = _parts(ow, t.chunk_columns)
     work = count = 0
-    for begin in range(0, oh, t.rows):
-        rows = min(t.rows, oh - begin)
-        heights = [min(t.chunk_rows, rows - y) for y in range(0, rows, t.chunk_rows)]
-        for pixels in (h * w for h in heights for w in widths):
-            work += _chunk(g, pixels)
-        count += len(heights) * len(widths) * ceil_div(k0, t.k0)
-    return work * g.tiles, count * g.tiles
+    for rows, stripes in _parts(oh, t.rows):
+        for height, times in _parts(rows, t.chunk_rows):
+            for width, beside in widths:
+                chunks = stripes * times * beside
+                work += chunks * _chunk(g, height * width)
+                count += chunks
+    return work * g.tiles, count * ceil_div(g.reduction[2], t.k0) * g.tiles
+
+
+def _parts(length: int, part: int) -> list[tuple[int, int]]:
+    """(size, how many of it) of the parts of a length: whole ones, and what is left."""
+    whole, rest = divmod(length, part)
+    return [(size, times) for size, times in ((part, whole), (rest, 1)) if size and times]
 
 
 def _chunk(g: ConvGeometry, pixels: int) -> int:
     """Cycles of one chunk's sums in one column tile."""
     if g.depthwise:
-        return pixels * _taps(g)
+        return pixels * g.taps
     kh, kw, k0 = g.reduction
     array = g.spec.array
     return kh * kw * k0 * max(pixels, array.weight_cycles, array.min_rows)
 
 
-def _taps(g: ConvGeometry) -> int:
-    kh, kw = g.kernel
-    stride, dilation = g.layer.strides[1], g.layer.dilation[1]
-    if g.spec.array.dw == "window" and stride % dilation == 0:
-        return kh * min(kw, stride // dilation)
-    return kh * kw
-
-
 def _requantize(g: ConvGeometry, pixels: int) -> int:
     """Cycles of REQ for one column tile."""
-    requantize = g.layer.requantize
-    if requantize is None:
-        return 0
-    vu = g.spec.vu
-    lanes = vu.mult_lanes if (requantize.multiplier != 1).any() else vu.shift_lanes
-    return pixels * ceil_div(min(g.columns, g.out[2]), lanes)
+    return pixels * g.requantize_cycles
 
 
 def _input_bus(g: ConvGeometry, rows: int) -> int:
     """Cycles of loading a stripe's input once."""
-    if g.layer.input.border is not None:
+    if g.input.near:
         return 0
-    loaded, width = min(g.rows_in(rows), g.layer.input.shape[0]), g.layer.input.shape[1]
+    height, width, _ = g.input.shape
+    loaded, across = min(g.rows_in(rows), height), min(g.width_in, width)
     if g.column_step > 1:
-        return _bus(g, loaded * min(g.width_in, width), g.pixel_bytes)
-    row = min(g.width_in, width) * g.pixel_bytes
+        return _bus(g, loaded * across, g.pixel_bytes)
+    row = across * g.pixel_bytes
     contiguous = g.row_step == 1 and g.width_in >= width
     return _bus(g, 1, loaded * row) if contiguous else _bus(g, loaded, row)
 
@@ -155,7 +156,7 @@ def _input_bus(g: ConvGeometry, rows: int) -> int:
 def _output_bus(g: ConvGeometry, t: ConvTiling) -> int:
     """Cycles of moving one block of one stripe of the output, or of the residual."""
     pixels, channels = t.rows * g.out[1], block_channels(g, t.tiles)
-    bits = 32 if g.layer.requantize is None else g.layer.output.bits
+    bits = 32 if g.layer.requantize is None else g.output.bits
     if channels >= g.out[2]:
         return _bus(g, 1, pixels * g.out[2] * bits // 8)
     return _bus(g, pixels, channels * bits // 8)

@@ -13,36 +13,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from targets.errors import CapacityError
+from targets.npu.convolution.geometry import ConvGeometry
+from targets.npu.convolution.tile_cost import ConvTiling, block_channels, weight_bytes
+from targets.npu.kinds.cost import ceil_div
 from targets.npu.machine import isa
-from targets.npu.schedule.geometry import ConvGeometry, ceil_div
 from targets.npu.schedule.intrinsics import RECORD_WORDS
-from targets.npu.schedule.tile_cost import ConvTiling, block_channels, estimate_cycles, weight_bytes
 
 MAX_K0 = isa.largest(isa.Gemm, "k0")
 """Reduction tiles along k0 that one GEMM counts."""
-MIN_STRIPES = 4
-"""Of layers without weights: with fewer stripes DMA has no compute to hide under."""
 
 
-def tile_conv(g: ConvGeometry) -> ConvTiling:
-    """The tiling with the fewest estimated cycles.
+def tilings(g: ConvGeometry) -> Iterator[ConvTiling]:
+    """All tilings of few sizes that fit."""
+    heights = _stripe_rows(g)
+    for tiles, k0 in dict.fromkeys(_weight_blocks(g)):  # several counts cut into the same parts
+        for rows in heights:
+            yield from _fit(g, tiles, k0, rows)
 
-    Raises:
-        CapacityError: nothing fits; says which memory is too small by how much.
-    """
+
+def no_tiling_fits(g: ConvGeometry) -> str:
+    """Why there is none: which memory is too small by how much."""
     blocks = list(_weight_blocks(g))
-    if not blocks:
-        raise CapacityError(_why_no_block(g))
-    candidates = [
-        tiling
-        for tiles, k0 in blocks
-        for rows in _stripe_rows(g)
-        for tiling in _fit(g, tiles, k0, rows)
-    ]
-    if not candidates:
-        raise CapacityError(_why_no_stripe(g, *blocks[-1]))
-    return min(candidates, key=lambda tiling: estimate_cycles(g, tiling))
+    return _why_no_stripe(g, *blocks[-1]) if blocks else _why_no_block(g)
 
 
 def acc_rows(g: ConvGeometry) -> int:
@@ -52,7 +44,7 @@ def acc_rows(g: ConvGeometry) -> int:
 
 def input_slot_bytes(g: ConvGeometry, rows: int) -> int:
     """Bytes of one stripe's input, and what the array reads behind it."""
-    if g.layer.input.border is not None:
+    if g.input.near:
         return 0
     return g.rows_in(rows) * g.pitch + g.spec.array.overrun
 
@@ -62,13 +54,11 @@ def act_bytes(g: ConvGeometry, rows: int, tiles: int) -> int:
     oh, ow, k = g.out
     stripes, blocks = ceil_div(oh, rows), ceil_div(g.tiles, tiles)
     inputs = input_slot_bytes(g, rows) * min(2, stripes)
-    requantize = g.layer.requantize
-    if requantize is None:
+    if g.layer.requantize is None:
         return inputs
-    kinds = int(g.layer.output.border is None)
-    kinds += requantize.residual is not None and requantize.residual.value.border is None
-    output = rows * ow * min(block_channels(g, tiles), k) * g.layer.output.bits // 8
-    return inputs + output * kinds * min(2, stripes * blocks)
+    beside = int(not g.output.near) + int(g.residual is not None and not g.residual.near)
+    output = rows * ow * min(block_channels(g, tiles), k) * g.output.bits // 8
+    return inputs + output * beside * min(2, stripes * blocks)
 
 
 def _weight_blocks(g: ConvGeometry) -> Iterator[tuple[int, int]]:
@@ -92,7 +82,11 @@ def _weight_blocks(g: ConvGeometry) -> Iterator[tuple[int, int]]:
 
 
 def _few(most: int) -> list[int]:
-    """1, 2, 3, 4, 6, 8, 12, ... up to ``most``: into how many parts to cut."""
+    """1, 2, 3, 4, 6, 8, 12, ... up to ``most``: into how many parts to cut.
+
+    Costs change slowly with the number of parts, so steps of a half or a third find what all
+    numbers would and try far fewer.
+    """
     counts = {most}
     step = 1
     while step <= most:
@@ -109,13 +103,15 @@ def _stripe_rows(g: ConvGeometry) -> list[int]:
 
 def _fit(g: ConvGeometry, tiles: int, k0: int, rows: int) -> Iterator[ConvTiling]:
     """Tilings of these sizes, if ACT and ACC hold them."""
-    if act_bytes(g, rows, tiles) > g.spec.sram.act.bytes:
+    if act_bytes(g, rows, tiles) > g.act_bytes:
         return
+    # Half of ACC, so that sums of one chunk are requantized while those of the next are made.
     ow, half = g.out[1], acc_rows(g) // 2
     if k0 < g.reduction[2]:  # the sums of a whole stripe wait for the next k block
         if rows * ow <= half:
             yield ConvTiling(rows, tiles, k0, rows, ow, rows_outer=False)
         return
+    # Chunks as equal as possible: a narrow last one would not cover the loading of its weights.
     chunk_columns = ceil_div(ow, ceil_div(ow, half))
     chunk_rows = min(rows, max(1, half // ow))
     chunk_rows = ceil_div(rows, ceil_div(rows, chunk_rows))
@@ -142,7 +138,7 @@ def _why_no_block(g: ConvGeometry) -> str:
 
 
 def _why_no_stripe(g: ConvGeometry, tiles: int, k0: int) -> str:
-    needed, capacity = act_bytes(g, 1, tiles), g.spec.sram.act.bytes
+    needed, capacity = act_bytes(g, 1, tiles), g.act_bytes
     if needed > capacity:
         return (
             f"{g.layer.name}: one output row with its input rows needs {needed} bytes of ACT, "

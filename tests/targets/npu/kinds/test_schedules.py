@@ -7,14 +7,22 @@ from npu_layers import LAYERS, conv, meaning, random_inputs
 from tvm.s_tir import TensorIntrin
 
 from targets.errors import CapacityError
-from targets.npu.constraints import refusal, schedule
+from targets.layers import Layer
+from targets.npu.constraints import refusal
 from targets.npu.emit.loop_tree import Branch, Leaf, Loop, read_function
-from targets.npu.machine.spec import load_spec, parse_spec
+from targets.npu.kinds.table import kind_of, plan
+from targets.npu.machine.spec import NpuSpec, load_spec, parse_spec
 from targets.npu.schedule import intrinsics
+from targets.npu.schedule.job import Job
 from targets.npu.schedule.meanings import AddFields, MaxFields, ProductFields, RequantizeRow
+from targets.npu.schedule.scheduled import Scheduled
 from targets.npu.target import lower
 
 MACHINES = {name: load_spec(name) for name in ("e256", "m2048")}
+
+
+def schedule(layer: Layer, spec: NpuSpec) -> Scheduled:
+    return plan(Job.alone(layer, spec)).schedule()
 
 
 def tiny_machine(**sram: int):
@@ -28,8 +36,24 @@ def tiny_machine(**sram: int):
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("name", LAYERS)
 def test_plain_function_equals_numpy(name: str, machine: str) -> None:
+    check(LAYERS[name], schedule(LAYERS[name], MACHINES[machine]))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["square", "depthwise", "weights_in_blocks", "add", "lut", "max_pool", "concat_slice_and_fill"],
+)
+def test_the_last_choice_computes_the_same(name: str) -> None:
+    """Nothing about a choice but its cycles: whatever is chosen, the numbers stay."""
     layer = LAYERS[name]
-    scheduled = schedule(layer, MACHINES[machine])
+    job, kind = Job.alone(layer, MACHINES["e256"]), kind_of(layer)
+    *_, last = kind.choices(job)
+    assert last != plan(job).choice
+    check(layer, kind.schedule(job, last))
+
+
+def check(layer: Layer, scheduled: Scheduled) -> None:
+    """Compare the plain function with NumPy."""
     inputs = random_inputs(layer)
 
     # Lowered as for the NPU: the default pipeline moves scratchpads into loops, and they forget.

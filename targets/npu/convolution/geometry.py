@@ -11,57 +11,63 @@ never mixes groups.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from targets.layers import Conv2d
+from targets.npu.kinds.cost import ceil_div
 from targets.npu.machine.elements import pack
-from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.intrinsics import RECORD_WORDS
-from targets.npu.schedule.storage import pixel_bytes, pixel_offset, row_bytes
+from targets.npu.schedule.job import Job
+from targets.npu.schedule.storage import Stored
 
 
-def ceil_div(a: int, b: int) -> int:
-    """The quotient rounded up."""
-    return -(-a // b)
-
-
-@dataclass(frozen=True)
 class ConvGeometry:
-    """Everything about a layer on an array that does not depend on how it is tiled."""
+    """Everything about a layer on an array that does not depend on how it is tiled.
 
-    layer: Conv2d
-    spec: NpuSpec
+    Attributes:
+        layer: the convolution.
+        spec: the machine.
+        act_bytes: of ACT that are left for it.
+        input: as it lies.
+        output: likewise.
+        residual: likewise, or None.
+    """
 
-    @property
+    def __init__(self, job: Job[Conv2d]) -> None:
+        self.layer, self.spec, self.act_bytes = job.layer, job.spec, job.act_bytes
+        self.input, self.output = job.stored(job.layer.input), job.output
+        added = job.layer.requantize.residual if job.layer.requantize else None
+        self.residual: Stored | None = job.stored(added.value) if added else None
+
+    @cached_property
     def act_bits(self) -> int:
         """Bits that an input code takes in memory."""
-        return self.layer.input.bits
+        return self.input.bits
 
-    @property
+    @cached_property
     def wgt_bits(self) -> int:
         """Bits that a weight takes in memory: the least that the machine multiplies."""
         return min(p for p in self.spec.array.precisions if p >= self.layer.weight_bits)
 
-    @property
+    @cached_property
     def lanes(self) -> int:
         """R * 8 / max(operand widths): input channels of a reduction tile."""
         return self.spec.array.rows * 8 // max(self.act_bits, self.wgt_bits)
 
-    @property
+    @cached_property
     def pixel_bytes(self) -> int:
         """Bytes of an input pixel."""
-        return pixel_bytes(self.layer.input)
+        return self.input.pixel_bytes
 
-    @property
+    @cached_property
     def columns(self) -> int:
         """C: output channels of a column tile."""
         return self.spec.array.cols
 
-    @property
+    @cached_property
     def depthwise(self) -> bool:
         """Whether it runs as DWC."""
         return self.layer.depthwise
@@ -71,48 +77,52 @@ class ConvGeometry:
         """(OH, OW, K)."""
         return self.layer.output.shape
 
-    @property
+    @cached_property
     def kernel(self) -> tuple[int, int]:
         """(R, S), kernel rows and columns."""
         return int(self.layer.weight.shape[1]), int(self.layer.weight.shape[2])
 
-    @property
+    @cached_property
     def groups(self) -> int:
         """Groups as the array sees them: a depthwise layer is one group of column tiles."""
         return 1 if self.depthwise else self.layer.groups
 
-    @property
+    @cached_property
     def group_channels_in(self) -> int:
         """Input channels that one output channel reads."""
         return int(self.layer.weight.shape[3])
 
-    @property
+    @cached_property
     def group_channels_out(self) -> int:
         """Output channels of a group."""
         return self.out[2] // self.groups
 
-    @property
+    @cached_property
     def tiles_per_group(self) -> int:
         """Column tiles of a group."""
         return ceil_div(self.group_channels_out, self.columns)
 
-    @property
+    @cached_property
     def tiles(self) -> int:
         """Column tiles in all."""
         return self.groups * self.tiles_per_group
 
-    @property
+    @cached_property
     def tail(self) -> int:
         """Valid channels of a group's last tile."""
         return self.group_channels_out - (self.tiles_per_group - 1) * self.columns
 
-    @property
+    @cached_property
     def folded(self) -> bool:
-        """Whether a kernel row is one reduction axis (shallow inputs)."""
+        """Whether a kernel row is one reduction axis (shallow inputs).
+
+        Pixels of a row touch in memory, so kx and channel are one run of bytes unless a dilation
+        leaves gaps in it. Without that, an RGB input would use 3 of the array's rows.
+        """
         shallow = self.group_channels_in == self.layer.input.shape[2] < self.lanes
         return shallow and not self.depthwise and self.kernel[1] > 1 and self.layer.dilation[1] == 1
 
-    @property
+    @cached_property
     def reduction(self) -> tuple[int, int, int]:
         """Extents of (ky, kx, k0)."""
         kh, kw = self.kernel
@@ -122,38 +132,41 @@ class ConvGeometry:
             return kh, 1, ceil_div(kw * self.group_channels_in, self.lanes)
         return kh, kw, ceil_div(self.group_channels_in, self.lanes)
 
-    @property
+    @cached_property
     def last_valid(self) -> int:
         """Valid lanes of the last k0 tile."""
         kw = self.kernel[1] if self.folded else 1
         return self.group_channels_in * kw - (self.reduction[2] - 1) * self.lanes
 
-    @property
+    @cached_property
     def tile_bytes(self) -> int:
         """Bytes of one (column tile, reduction tile) of weights."""
         elements = self.columns if self.depthwise else self.lanes * self.columns
         return elements * self.wgt_bits // 8
 
-    @property
+    @cached_property
     def row_step(self) -> int:
-        """Input rows between loaded rows: a one-row kernel skips what a stride jumps over."""
-        loads = self.layer.input.border is None
+        """Input rows between loaded rows: a one-row kernel skips what a stride jumps over.
+
+        A tensor that stays in ACT is there with all its rows, and the array steps over them.
+        """
+        loads = not self.input.near
         return self.layer.strides[0] if loads and self.kernel[0] == 1 else 1
 
-    @property
+    @cached_property
     def row_stride(self) -> int:
         """Loaded rows between two output rows."""
         return self.layer.strides[0] // self.row_step
 
-    @property
+    @cached_property
     def column_step(self) -> int:
         """Input columns between loaded columns: as with rows, where it means fewer bursts."""
         stride, burst = self.layer.strides[1], self.spec.dma.burst
-        loads = self.layer.input.border is None and self.kernel[1] == 1
+        loads = not self.input.near and self.kernel[1] == 1
         fewer = ceil_div(self.pixel_bytes, burst) * burst < stride * self.pixel_bytes
         return stride if loads and fewer else 1
 
-    @property
+    @cached_property
     def column_stride(self) -> int:
         """Loaded columns between two output columns."""
         return self.layer.strides[1] // self.column_step
@@ -162,7 +175,7 @@ class ConvGeometry:
         """Loaded rows that ``rows`` output rows need."""
         return (rows - 1) * self.row_stride + (self.kernel[0] - 1) * self.layer.dilation[0] + 1
 
-    @property
+    @cached_property
     def width_in(self) -> int:
         """Loaded columns that an output row needs, padding included."""
         return (
@@ -171,20 +184,38 @@ class ConvGeometry:
             + 1
         )
 
-    @property
+    @cached_property
     def pitch(self) -> int:
         """Bytes from one row in ACT to the next."""
-        if self.layer.input.border is not None:
-            return row_bytes(self.layer.input)
+        if self.input.near:
+            return self.input.row_bytes
         return self.width_in * self.pixel_bytes
 
-    @property
+    @cached_property
     def first_pixel(self) -> int:
         """Where in ACT the first window begins."""
-        if self.layer.input.border is None:
+        if not self.input.near:
             return 0
         top, left, _, _ = self.layer.padding
-        return pixel_offset(self.layer.input, -top, -left)
+        return int(self.input.pixel_offset(-top, -left))
+
+    @cached_property
+    def taps(self) -> int:
+        """Cycles that DWC takes per pixel; a window keeps the columns that the next one reads."""
+        kh, kw = self.kernel
+        stride, dilation = self.layer.strides[1], self.layer.dilation[1]
+        if self.spec.array.dw == "window" and stride % dilation == 0:
+            return kh * min(kw, stride // dilation)
+        return kh * kw
+
+    @cached_property
+    def requantize_cycles(self) -> int:
+        """Cycles that REQ takes per pixel of a column tile."""
+        requantize, vu = self.layer.requantize, self.spec.vu
+        if requantize is None:
+            return 0
+        lanes = vu.mult_lanes if (requantize.multiplier != 1).any() else vu.shift_lanes
+        return ceil_div(min(self.columns, self.out[2]), lanes)
 
     def channel(self, tile: int) -> int:
         """First output channel of a column tile."""

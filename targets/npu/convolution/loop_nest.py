@@ -8,6 +8,11 @@
                 out = requantize(acc)                            -> npu.requantize
         store the stripe
 
+ACT, WGT and PAR hold two slots of whatever is loaded more than once, so that the next load runs
+beside the compute; ACC holds the sums of two or more chunks for the same reason. A slot is chosen
+by the parity of what counts its loads. Tokens are not written here: the code generator finds them
+from which bytes instructions touch, so two slots are all that a schedule does for overlap.
+
 Before ``tensorize`` the function is plain TIR that runs on a CPU; a test holds the two against
 each other.
 """
@@ -15,42 +20,98 @@ each other.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tvm import tirx
 
 from targets.layers import Conv2d
-from targets.npu.machine.spec import NpuSpec
+from targets.npu.convolution.geometry import ConvGeometry
+from targets.npu.convolution.tile_cost import ConvTiling, block_channels
+from targets.npu.convolution.tiling import acc_rows, input_slot_bytes
+from targets.npu.convolution.variants import Variant, product_variants
+from targets.npu.kinds.cost import ceil_div
 from targets.npu.schedule import intrinsics
-from targets.npu.schedule.geometry import ConvGeometry, ceil_div
-from targets.npu.schedule.intrinsics import RECORD_WORDS
-from targets.npu.schedule.loops import Expr, prim_func, root, smaller, store, when
-from targets.npu.schedule.meanings import packed_byte
+from targets.npu.schedule.intrinsics import ACC, ACT, PAR, RECORD_WORDS, WGT
+from targets.npu.schedule.job import Job
+from targets.npu.schedule.loops import (
+    Expr,
+    LoopNest,
+    buffer_argument,
+    prim_func,
+    root,
+    scratchpad,
+    smaller,
+    store,
+    tensor_argument,
+    when,
+)
+from targets.npu.schedule.meanings import RequantizeFields, packed_byte
 from targets.npu.schedule.scheduled import Scheduled, tensorize
-from targets.npu.schedule.stages import ConvStages, Position
-from targets.npu.schedule.tile_cost import ConvTiling
-from targets.npu.schedule.tiling import tile_conv
-from targets.npu.schedule.variants import Variant, product_variants
+from targets.npu.schedule.storage import Stored
 
 
-def schedule_conv2d(layer: Conv2d, spec: NpuSpec, tiling: ConvTiling | None = None) -> Scheduled:
-    """Lower one convolution to tensorized TIR.
+def requantize_fields(g: ConvGeometry) -> RequantizeFields | None:
+    """The immediates of the layer's REQ instructions; None where the sums are the output."""
+    requantize = g.layer.requantize
+    if requantize is None:
+        return None
+    residual = requantize.residual
+    return RequantizeFields(
+        shift=int(requantize.shift.min()),
+        multiplier=bool((requantize.multiplier != 1).any()),
+        zero_point=requantize.zero_point,
+        low=requantize.low,
+        high=requantize.high,
+        dtype=g.output.dtype,
+        residual_dtype=residual.value.dtype if residual else "",
+        residual_zero_point=residual.zero_point if residual else 0,
+        residual_multiplier=residual.multiplier if residual else 1,
+        bits=g.output.bits,
+    )
 
-    Args:
-        layer: any convolution that ``constraints`` accepts.
-        spec: the machine.
-        tiling: sizes of the tiles; chosen by ``tile_conv`` if not given.
 
-    Raises:
-        CapacityError: no tile of the layer fits the scratchpads.
+MAX_ACC_SLOTS = 8
+"""Chunks whose sums may wait for the vector unit, or for their store, at the same time."""
+
+
+@dataclass
+class Position:
+    """Where the outer loops stand.
+
+    Attributes:
+        block: of weights.
+        stripe: of rows.
+        step: how many (block, stripe) came before; its parity is the slot of output and residual.
+        new_block: whether the block's weights are not there from the step before.
+        new_stripe: likewise its input rows.
     """
-    geometry = ConvGeometry(layer, spec)
-    return _ConvSchedule(geometry, tiling or tile_conv(geometry)).build()
+
+    block: Expr
+    stripe: Expr
+    step: Expr
+    new_block: Expr
+    new_stripe: Expr
 
 
-class _ConvSchedule(ConvStages):
-    """One layer's loop nest and its compute."""
+def schedule_convolution(job: Job[Conv2d], tiling: ConvTiling) -> Scheduled:
+    """Lower one convolution to tensorized TIR."""
+    return _LoopNest(ConvGeometry(job), tiling).build()
+
+
+class _LoopNest:
+    """One layer's buffers, a method per copy between DRAM and the scratchpads, and its compute."""
+
+    def __init__(self, geometry: ConvGeometry, tiling: ConvTiling) -> None:
+        self.g, self.t, self.layer = geometry, tiling, geometry.layer
+        self.fields = requantize_fields(geometry)
+        self.fraction = self.layer.requantize.fraction if self.layer.requantize else 0
+        self.blocks = ceil_div(geometry.tiles, tiling.tiles)
+        self.stripes = ceil_div(geometry.out[0], tiling.rows)
+        self.k_blocks = ceil_div(geometry.reduction[2], tiling.k0)
+        self.channels = block_channels(geometry, tiling.tiles)
+        self.nest = LoopNest()
 
     def build(self) -> Scheduled:
         g, layer = self.g, self.layer
@@ -65,6 +126,46 @@ class _ConvSchedule(ConvStages):
                 self._outer_loops()
         constants = {"weights": weights, "parameters": params}
         return tensorize(builder.get(), self._intrinsics(), constants)
+
+    # --- arguments and buffers
+
+    def _declare_arguments(self, weights: int, parameters: int) -> None:
+        """The function's buffers; ``weights`` bytes, ``parameters`` words."""
+        g = self.g
+        self.X = tensor_argument("input", g.input, g.spec)
+        if g.residual is not None:
+            self.Z = tensor_argument("residual", g.residual, g.spec)
+        self.W = buffer_argument("weights", weights, "int8")
+        self.P = buffer_argument("parameters", parameters, "int32")
+        self.Y = tensor_argument("output", g.output, g.spec)
+
+    def _allocate(self) -> None:
+        g, t = self.g, self.t
+        self.x_slot = input_slot_bytes(g, t.rows)
+        self.y_slot = t.rows * g.out[1] * self.channels * g.output.bits // 8
+        self.w_slot = t.tiles * g.reduction[0] * g.reduction[1] * t.k0 * g.tile_bytes
+        pixels = t.chunk_rows * t.chunk_columns
+        self.acc_slots = min(MAX_ACC_SLOTS, acc_rows(g) // pixels)
+        self.acc_slot = pixels * g.columns
+        weight_slots = min(2, self.blocks * self.k_blocks)
+        output_slots = min(2, self.blocks * self.stripes)
+        self.act = self.X
+        if not g.input.near:
+            slots = min(2, self.stripes)
+            self.act = scratchpad("act", self.x_slot * slots, g.input.dtype, ACT)
+        self.wgt = scratchpad("wgt", self.w_slot * weight_slots, "int8", WGT)
+        self.acc = scratchpad("acc", self.acc_slot * self.acc_slots, "int32", ACC)
+        if self.fields is None:
+            return
+        self.p_slot = self.channels * RECORD_WORDS
+        self.par = scratchpad("par", self.p_slot * min(2, self.blocks), "int32", PAR)
+        self.out = self.Y
+        if not g.output.near:
+            self.out = scratchpad("out", self.y_slot * output_slots, g.output.dtype, ACT)
+        if g.residual is not None:
+            self.res = self.Z
+            if not g.residual.near:
+                self.res = scratchpad("res", self.y_slot * output_slots, g.residual.dtype, ACT)
 
     def _padded_bias(self) -> np.ndarray:
         """Biases of whole column tiles, for layers whose sums are the output."""
@@ -90,12 +191,16 @@ class _ConvSchedule(ConvStages):
                 names["requantize_tail"] = (intrinsics.requantize(g.tail, self.fields), 1)
         return names
 
+    # --- loops and compute
+
     def _outer_loops(self) -> None:
         outer, inner = (self.blocks, self.stripes)
         if self.t.rows_outer:
             outer, inner = inner, outer
         with self.nest.grid(outer, inner) as (o, i):
             step = o * inner + i
+            # What the inner loop walks is new in every step, unless the loop has one iteration:
+            # then it came with the first step and stays.
             inner_is_new = o == 0 if inner == 1 else tirx.IntImm("bool", 1)
             if self.t.rows_outer:
                 at = Position(i, o, step, inner_is_new, i == 0)
@@ -117,6 +222,8 @@ class _ConvSchedule(ConvStages):
 
     def _compute(self, at: Position) -> None:
         if self.k_blocks > 1:
+            # A stripe is one chunk here. Its sums stay in ACC while the blocks of weights go by, so
+            # that no weight is loaded twice in a step.
             with self.nest.serial(self.k_blocks) as k_block:
                 self._load_weights(at, k_block)
                 with self.nest.serial(self._tiles(at), self.t.tiles) as tile:
@@ -166,6 +273,7 @@ class _ConvSchedule(ConvStages):
         g, t = self.g, self.t
         rows, columns = self._chunk(at, cy, cx)
         first = self._acc_row(at, tile, cy, cx)
+        # Zeros are no pass over ACC: the code generator makes the first GEMM start from nothing.
         with when(k_block == 0):
             self._initialise(at, tile, first, rows, columns)
         last_k = k_block == self.k_blocks - 1
@@ -265,17 +373,119 @@ class _ConvSchedule(ConvStages):
         with self.nest.grid(*loops) as (y, x, n):
             pixel = (at, cy * t.chunk_rows + y, cx * t.chunk_columns + x)
             acc = first + (y * columns + x) * g.columns + n * per_byte
-            near = self._output_byte(self.layer.output, *pixel) + channel // per_byte + n
+            near = self._output_byte(g.output, *pixel) + channel // per_byte + n
             with self.nest.block("requantize" if valid == g.columns else "requantize_tail") as b:
                 codes = []
                 for place in range(per_byte):
                     record = par_slot + (channel + n * per_byte + place) * RECORD_WORDS
                     words = tuple(self.par[b(record + w)] for w in range(RECORD_WORDS))
                     residual = None
-                    if self.residual is not None:
-                        beside = self._output_byte(self.residual, *pixel) + channel // per_byte + n
+                    if g.residual is not None:
+                        beside = self._output_byte(g.residual, *pixel) + channel // per_byte + n
                         residual = self.res[b(beside)]
                     codes.append(
                         self.fields.value(self.acc[b(acc + place)], words, residual, place)
                     )
                 store(self.out, b(near), packed_byte(codes, self.fields.bits, self.fields.dtype))
+
+    # --- sizes at a position
+
+    def _rows(self, at: Position) -> Expr:
+        oh, rows = self.g.out[0], self.t.rows
+        return rows if oh % rows == 0 else smaller(rows, oh - at.stripe * rows)
+
+    def _tiles(self, at: Position) -> Expr:
+        tiles = self.t.tiles
+        return (
+            tiles if self.g.tiles % tiles == 0 else smaller(tiles, self.g.tiles - at.block * tiles)
+        )
+
+    def _channels(self, at: Position) -> Expr:
+        k = self.g.out[2]
+        if k % self.channels == 0:
+            return self.channels
+        return smaller(self.channels, k - at.block * self.channels)
+
+    # --- data movement
+
+    def _load_stripe(self, at: Position) -> None:
+        """Input rows of the stripe, with the zero point where the window leaves the image."""
+        g, layer = self.g, self.layer
+        if g.input.near:
+            return
+        h, w, _ = g.input.shape
+        c = g.pixel_bytes
+        top, left, _, _ = layer.padding
+        slot = self._input_slot(at)
+        rows = g.rows_in(self.t.rows)
+        # As many as rows_in(rows of this stripe), written so that what does not depend on the
+        # position is one constant. Stripes overlap by the window's rows, which are loaded again.
+        rows_now = (self._rows(at) - 1) * g.row_stride + rows - (self.t.rows - 1) * g.row_stride
+        with when(at.new_stripe), self.nest.grid((rows_now, rows), g.width_in, c) as (y, x, ch):
+            source_y = at.stripe * (self.t.rows * layer.strides[0]) + y * g.row_step - top
+            source_x = x * g.column_step - left
+            with self.nest.block("load") as b:
+                inside = tirx.all(source_y >= 0, source_y < h, source_x >= 0, source_x < w)
+                value = self.X[b((source_y * w + source_x) * c + ch)]
+                fill = tirx.const(g.input.repeated(layer.input_zero_point), g.input.dtype)
+                target = b(slot + (y * g.width_in + x) * c + ch)
+                store(self.act, target, tirx.if_then_else(b(inside), value, fill))
+
+    def _load_weights(self, at: Position, k_block: Expr) -> None:
+        """One run of bytes: ``packed_weights`` has put them in the order of the blocks."""
+        g, t = self.g, self.t
+        per_k0 = g.reduction[0] * g.reduction[1] * g.tile_bytes
+        k0 = g.reduction[2]
+        k0_now = t.k0 if k0 % t.k0 == 0 else smaller(t.k0, k0 - k_block * t.k0)
+        source = at.block * (t.tiles * k0 * per_k0) + self._tiles(at) * (k_block * t.k0 * per_k0)
+        size = self._tiles(at) * k0_now * per_k0
+        with self.nest.serial(size, self.w_slot) as n, self.nest.block("load_weights") as b:
+            store(self.wgt, b(self._weight_slot(at, k_block) + n), self.W[b(source + n)])
+
+    def _weight_slot(self, at: Position, k_block: Expr) -> Expr:
+        if self.k_blocks > 1:
+            return (at.step * self.k_blocks + k_block) % 2 * self.w_slot
+        return at.block % 2 * self.w_slot if self.blocks > 1 else 0
+
+    def _load_parameters(self, at: Position) -> None:
+        words = self._channels(at) * RECORD_WORDS
+        slot = at.block % 2 * self.p_slot if self.blocks > 1 else 0
+        with self.nest.serial(words, self.p_slot) as n, self.nest.block("load_parameters") as b:
+            store(self.par, b(slot + n), self.P[b(at.block * self.p_slot + n)])
+
+    def _input_slot(self, at: Position) -> Expr:
+        """Byte of ACT at which the stripe's first window begins."""
+        g = self.g
+        if g.input.near:
+            return g.first_pixel + at.stripe * (self.t.rows * g.row_stride * g.pitch)
+        return at.stripe % 2 * self.x_slot if self.stripes > 1 else 0
+
+    def _output_slot(self, at: Position) -> Expr:
+        return at.step % 2 * self.y_slot if self.blocks * self.stripes > 1 else 0
+
+    def _output_byte(self, tensor: Stored, at: Position, row: Expr, column: Expr) -> Expr:
+        """Byte of ACT of a stripe's pixel and the block's first channel; output or residual."""
+        per_byte = 8 // tensor.bits
+        if tensor.near:
+            channel = at.block * (self.channels // per_byte)
+            return tensor.pixel_offset(at.stripe * self.t.rows + row, column) + channel
+        pixel = row * self.g.out[1] + column
+        return self._output_slot(at) + pixel * (self.channels // per_byte)
+
+    def _move_output(self, at: Position, *, load: bool) -> None:
+        """Bring the residual's stripe in, or store the output's."""
+        moved = self.g.residual if load else self.g.output
+        if self.fields is None or moved is None or moved.near:
+            return
+        _, ow, k = self.g.out
+        pixels, per_byte = self._rows(at) * ow, 8 // self.fields.bits
+        pixel_bytes, block_bytes = k // per_byte, self.channels // per_byte
+        loops = (pixels, self.t.rows * ow), (self._channels(at) // per_byte, block_bytes)
+        with self.nest.grid(*loops) as (p, ch):
+            far = (at.stripe * (self.t.rows * ow) + p) * pixel_bytes + at.block * block_bytes + ch
+            near = self._output_slot(at) + p * block_bytes + ch
+            with self.nest.block("load_residual" if load else "store") as b:
+                if load:
+                    store(self.res, b(near), self.Z[b(far)])
+                else:
+                    store(self.Y, b(far), self.out[b(near)])

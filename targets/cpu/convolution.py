@@ -18,21 +18,19 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from tvm import s_tir, te, tirx
 
 from targets.cpu.geometry import LANES, Dot, Geometry
 from targets.cpu.host import CpuFeatures
+from targets.cpu.kernel import Kernel
 from targets.cpu.requantize import Epilogue, Expr
 from targets.layers import Conv2d
 
 Indices: TypeAlias = tuple[Expr, ...]
 
 
-def build_conv2d(
-    layer: Conv2d, host: CpuFeatures
-) -> tuple[tirx.PrimFunc, tuple[npt.NDArray[np.generic], ...]]:
-    """The scheduled kernel and its constants; ``kernels.Kernel`` tells the order of parameters."""
+def build_conv2d(layer: Conv2d, host: CpuFeatures) -> Kernel:
+    """The scheduled kernel and its packed constants."""
     dot = Dot.of(layer, host)
     geometry = Geometry.of(layer, host, dot)
     bias = layer.bias.astype(np.int64)
@@ -42,7 +40,7 @@ def build_conv2d(
     weight = geometry.pack_weight(layer.weight, dot)
     tensors = _Definition(layer, geometry, dot, epilogue, weight.shape).tensors()
     func = te.create_prim_func(tensors, index_dtype_override="int64")
-    return _schedule(func, layer, geometry, dot), (weight, *epilogue.constants)
+    return Kernel(_schedule(func, layer, geometry, dot), (weight, *epilogue.constants))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,39 @@
+"""Sums of two tensors of codes: bound by memory, so nothing but vectors and tasks."""
+
+from __future__ import annotations
+
+from tvm import te, tirx
+
+from targets.cpu.elements import function, placeholder, schedule_elements
+from targets.cpu.host import CpuFeatures
+from targets.cpu.kernel import Kernel
+from targets.cpu.requantize import CODE_RANGE, Expr, round_and_clamp
+from targets.layers import Add, Operand
+from targets.scale import AddScale
+from targets.sum_bounds import CodeRange, add_needs_int64
+
+
+def build_add(layer: Add, _host: CpuFeatures) -> Kernel:
+    """``clamp(half_up(a + b, shift) + zero_point)``, in int32 where the operands provably allow."""
+    sides = (layer.a, layer.b)
+    scale = AddScale(
+        (layer.a.multiplier, layer.b.multiplier), (layer.a.shift, layer.b.shift), layer.shift
+    )
+    a_codes, b_codes = (CodeRange(*CODE_RANGE[x.value.dtype], x.zero_point) for x in sides)
+    # the zero point is added after the clamp, where it can't overflow
+    kind = "int64" if add_needs_int64(scale, a_codes, b_codes, zero_point=0) else "int32"
+    n = tirx.Var("n", "int64")
+    a, b = placeholder(n, layer.a.value, "a"), placeholder(n, layer.b.value, "b")
+
+    def term(operand: Operand, code: Expr) -> Expr:
+        centred = code.astype(kind) - tirx.const(operand.zero_point, kind)
+        scaled = centred * tirx.const(operand.multiplier, kind)
+        return scaled << tirx.const(operand.shift, kind)
+
+    def added(*at: Expr) -> Expr:
+        total = term(layer.a, a[at]) + term(layer.b, b[at])
+        shift, limits = tirx.const(layer.shift, kind), (layer.low, layer.high)
+        return round_and_clamp(total, kind, shift, layer.zero_point, limits, layer.output.dtype)
+
+    out = te.compute((n, *layer.output.shape), added, name="out")
+    return Kernel(schedule_elements(function([a, b, out]), layer.output, vectors=True), ())

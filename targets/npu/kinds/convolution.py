@@ -1,0 +1,106 @@
+"""Convolutions: GEMM or DWC, and REQ. Dense layers and average pooling are convolutions, too.
+
+What a tiling is, which there are, what they cost and the loops of one: ``targets/npu/convolution``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from targets.arithmetic import (
+    INT32_MAX,
+    MAX_FRACTION,
+    MAX_MULTIPLIER,
+    MAX_RESIDUAL_SHIFT,
+    MAX_SHIFT,
+    MAX_SHIFT_SPREAD,
+)
+from targets.errors import CapacityError
+from targets.layers import Conv2d, Requantize, Value
+from targets.npu.convolution.geometry import ConvGeometry
+from targets.npu.convolution.loop_nest import schedule_convolution
+from targets.npu.convolution.tile_cost import ConvTiling, estimate
+from targets.npu.convolution.tiling import no_tiling_fits, tilings
+from targets.npu.kinds.cost import Cost
+from targets.npu.kinds.kind import Kind, Padding, Rule, wide
+from targets.npu.machine.spec import NpuSpec
+from targets.npu.schedule.job import Job
+from targets.npu.schedule.scheduled import Scheduled
+
+
+class Convolution(Kind[Conv2d, ConvTiling]):
+    """A choice is a tiling."""
+
+    makes_near = True
+
+    def broken_rules(self, layer: Conv2d, spec: NpuSpec) -> Iterator[tuple[Rule, str]]:
+        """All that is about products, sums and their requantization."""
+        yield from wide(layer.inputs)
+        if 8 not in spec.array.precisions:
+            yield Rule.PRECISION, f"array.precisions is {spec.array.precisions}"
+        fraction = layer.requantize.fraction if layer.requantize else 0
+        worst = layer.max_sum << fraction
+        if worst > INT32_MAX:
+            yield Rule.SUMS, f"a sum can reach {worst}"
+        if layer.requantize is not None:
+            yield from _broken_fields(layer.requantize)
+
+    def choices(self, job: Job[Conv2d]) -> Iterator[ConvTiling]:
+        """Tilings of few sizes, large blocks and tall stripes first."""
+        return tilings(ConvGeometry(job))
+
+    def too_large(self, job: Job[Conv2d]) -> str:
+        """Not even one row of output with one tile's weights fits."""
+        return no_tiling_fits(ConvGeometry(job))
+
+    def choose(self, job: Job[Conv2d]) -> ConvTiling:
+        """The tiling with the fewest estimated cycles."""
+        g = ConvGeometry(job)
+        best = min(tilings(g), key=lambda tiling: estimate(g, tiling).cycles, default=None)
+        if best is None:
+            raise CapacityError(no_tiling_fits(g))
+        return best
+
+    def cost(self, job: Job[Conv2d], choice: ConvTiling) -> Cost:
+        """What made the compiler choose."""
+        return estimate(ConvGeometry(job), choice)
+
+    def schedule(self, job: Job[Conv2d], choice: ConvTiling) -> Scheduled:
+        """``npu.gemm`` or ``npu.dwconv``, and ``npu.requantize``."""
+        return schedule_convolution(job, choice)
+
+    def bytewise(self, layer: Conv2d, bits: Mapping[str, int]) -> Iterable[str]:
+        """Whole pixels, and groups, in whole bytes; a residual is as wide as the output."""
+        values = [*layer.inputs, layer.output]
+        ragged = [v.name for v in values if v.shape[2] * bits[v.name] % 8]
+        residual = layer.requantize.residual if layer.requantize else None
+        if residual is not None and bits[residual.value.name] != bits[layer.output.name]:
+            ragged += [residual.value.name, layer.output.name]
+        if layer.groups > 1 and not layer.depthwise:
+            ragged += [v.name for v in values if v.shape[2] // layer.groups * bits[v.name] % 8]
+        return ragged
+
+    def padding(self, layer: Conv2d, read: Value, bits: int) -> Padding:
+        """Zero points around its input, nothing around a residual."""
+        if read.name != layer.input.name:
+            return Padding()
+        return Padding(layer.padding, layer.input_zero_point)
+
+
+def _broken_fields(requantize: Requantize) -> Iterator[tuple[Rule, str]]:
+    """What does not fit the fields of REQ and of its records."""
+    shift, residual = requantize.shift, requantize.residual
+    low, high = int(shift.min()), int(shift.max())
+    if low < 0 or high > MAX_SHIFT or high - low > MAX_SHIFT_SPREAD:
+        yield Rule.SHIFTS, f"right shifts run from {low} to {high}"
+    if requantize.fraction > MAX_FRACTION:
+        yield Rule.SHIFTS, f"{requantize.fraction} fraction bits"
+    multipliers = [int(requantize.multiplier.min()), int(requantize.multiplier.max())]
+    if residual is not None:
+        low, high = int(residual.shift.min()), int(residual.shift.max())
+        if low < 0 or high > MAX_RESIDUAL_SHIFT:
+            yield Rule.SHIFTS, f"the residual's shifts run from {low} to {high}"
+        multipliers.append(residual.multiplier)
+    wide_ones = [m for m in multipliers if not 1 <= m <= MAX_MULTIPLIER]
+    if wide_ones:
+        yield Rule.MULTIPLIERS, f"multipliers of {wide_ones}"

@@ -1,0 +1,125 @@
+"""What the compiler asks about a layer, answered by one object per kind of layer.
+
+refusal   the rules of the machine that the layer breaks
+choices   the ways in which it can be cut; ``choose`` is the one that the compiler takes
+cost      the estimated cycles of a choice, and what bounds it; no program is made for that
+schedule  tensorized TIR of a choice
+storage   which tensors can't be packed, and which may stay in ACT with which border
+
+A job is a layer with its tensors as they lie and what is left of ACT (``schedule/job.py``).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar, Generic, TypeVar
+
+from targets.errors import CapacityError
+from targets.layers import Layer, Value
+from targets.npu.kinds.cost import Cost
+from targets.npu.machine.spec import NpuSpec
+from targets.npu.schedule.job import Job
+from targets.npu.schedule.scheduled import Scheduled
+from targets.npu.schedule.storage import NO_BORDER, Border
+
+L = TypeVar("L", bound=Layer)
+C = TypeVar("C")
+
+
+class Rule(Enum):
+    """The manual's sentences; one of them, with the fact that broke it, is a layer's refusal."""
+
+    BYTES = (
+        "Tensors are int8 or uint8; only the output of a convolution or dense layer may be int32."
+    )
+    PRECISION = "The array multiplies 8-bit operands; codes at the edges of a program lie in bytes."
+    SUMS = "No sum, shifted left by the layer's fraction bits, exceeds 32 bits."
+    SHIFTS = (
+        "Right shifts lie in [0, 47], at most 15 apart between channels; left shifts in [0, 31]."
+    )
+    MULTIPLIERS = "Multipliers are unsigned 16-bit numbers."
+    WINDOW = "A max pooling's window has at most 31 rows and 31 columns."
+    CAPACITY = (
+        "One row of output, with the inputs and weights it needs, fits the machine's memories."
+    )
+
+
+@dataclass(frozen=True)
+class Padding:
+    """What a reader wants around a tensor in ACT: pixels, and the code in them."""
+
+    border: Border = NO_BORDER
+    code: int = 0
+
+
+class Kind(ABC, Generic[L, C]):
+    """One kind of layer on the machine; ``C`` is what a choice is."""
+
+    makes_near: ClassVar[bool] = False
+    """Whether its output may stay in ACT."""
+
+    @abstractmethod
+    def broken_rules(self, layer: L, spec: NpuSpec) -> Iterator[tuple[Rule, str]]:
+        """Rules that the layer breaks, with the facts, but for CAPACITY: ``choose`` tells that."""
+
+    @abstractmethod
+    def choices(self, job: Job[L]) -> Iterable[C]:
+        """All that the scratchpads hold of the ways to cut the layer that are worth a try."""
+
+    @abstractmethod
+    def too_large(self, job: Job[L]) -> str:
+        """Why there are no choices: what is needed, and what the machine has."""
+
+    def choose(self, job: Job[L]) -> C:
+        """The choice that the compiler takes: the first, which moves fewest bytes.
+
+        Raises:
+            CapacityError: there is none; says which memory is too small by how much.
+        """
+        for choice in self.choices(job):
+            return choice
+        raise CapacityError(self.too_large(job))
+
+    @abstractmethod
+    def cost(self, job: Job[L], choice: C) -> Cost:
+        """The estimated cost of a choice."""
+
+    @abstractmethod
+    def schedule(self, job: Job[L], choice: C) -> Scheduled:
+        """The layer in tensorized TIR."""
+
+    @abstractmethod
+    def bytewise(self, layer: L, bits: Mapping[str, int]) -> Iterable[str]:
+        """Names of the layer's tensors that must be stored as bytes, were ``bits`` the widths."""
+
+    def padding(self, layer: L, read: Value, bits: int) -> Padding | None:
+        """What it wants around a tensor that it reads from ACT; None if it can't read there.
+
+        Args:
+            layer: the reader.
+            read: one of its inputs.
+            bits: at which that is stored.
+        """
+        return None
+
+    def same_bytes(self, layer: L) -> Value | None:
+        """The input whose bytes its output has, so that there is nothing to do; None for most."""
+        return None
+
+
+def wide(values: Iterable[Value]) -> Iterator[tuple[Rule, str]]:
+    """The rule about bytes, of tensors that must not be sums."""
+    names = [f"{value.name} is {value.dtype}" for value in values if value.dtype == "int32"]
+    if names:
+        yield Rule.BYTES, ", ".join(names)
+
+
+def same_width(values: Iterable[Value], bits: Mapping[str, int]) -> list[str]:
+    """What must be bytes where all tensors are packed alike, whole pixels in whole bytes."""
+    values = list(values)
+    if len({bits[value.name] for value in values}) > 1:
+        return [value.name for value in values]
+    return [value.name for value in values if value.shape[2] * bits[value.name] % 8]

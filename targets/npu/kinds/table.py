@@ -1,0 +1,67 @@
+"""The kinds of layers that the NPU takes, by the type that describes a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d, Move
+from targets.npu.kinds.addition import Addition
+from targets.npu.kinds.convolution import Convolution
+from targets.npu.kinds.cost import NOTHING, Cost
+from targets.npu.kinds.kind import Kind
+from targets.npu.kinds.lookup import Lookup
+from targets.npu.kinds.move import Moving
+from targets.npu.kinds.pool import MaxPool
+from targets.npu.schedule.job import Job
+from targets.npu.schedule.scheduled import Scheduled
+
+KINDS: dict[type[Layer], Kind[Any, Any]] = {
+    Conv2d: Convolution(),
+    Add: Addition(),
+    MaxPool2d: MaxPool(),
+    Lut: Lookup(),
+    Move: Moving(),
+}
+
+
+def kind_of(layer: Layer) -> Kind[Any, Any]:
+    """What knows about the layer."""
+    return KINDS[type(layer)]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A layer and how it will be done.
+
+    Attributes:
+        job: the layer, where the machine finds it.
+        choice: that its kind took; None where there is nothing to do.
+        cost: estimated.
+    """
+
+    job: Job[Layer]
+    choice: Any
+    cost: Cost
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do: the output is the input's bytes."""
+        return self.choice is None
+
+    def schedule(self) -> Scheduled:
+        """The layer in tensorized TIR."""
+        return kind_of(self.job.layer).schedule(self.job, self.choice)
+
+
+def plan(job: Job[Layer]) -> Planned:
+    """The job with its kind's choice.
+
+    Raises:
+        CapacityError: the layer doesn't fit.
+    """
+    kind = kind_of(job.layer)
+    if kind.same_bytes(job.layer) is not None:
+        return Planned(job, None, NOTHING)
+    choice = kind.choose(job)
+    return Planned(job, choice, kind.cost(job, choice))
