@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Generator, Mapping
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch.fx import GraphModule, Interpreter
 
@@ -61,7 +60,12 @@ def correct_biases(
 
     def decide(name: str, errors: Errors) -> torch.Tensor | None:
         correction = errors(slice(0, half)).flatten(0, -2).mean(dim=0)
-        before, after = _squares(errors, range(half, count), correction)
+        held_out = errors(slice(half, count))
+        variance, mean = torch.var_mean(
+            held_out, dim=tuple(range(held_out.dim() - 1)), correction=0
+        )
+        before = float((variance + mean.square()).mean())
+        after = float((variance + (mean - correction).square()).mean())
         numbers = f"squared error {before:.4g} -> {after:.4g} on {count - half} held-out images"
         known = plan.biases.get(name, BiasPlan((), ""))
         helps = after < before
@@ -77,19 +81,6 @@ def correct_biases(
     quantized = annotated_graph(model, plan, torch.float32)
     correct_side_by_side((model.graph_module, inputs), (quantized, inputs), axes, decide)
     return biases
-
-
-def _squares(errors: Errors, images: range, correction: torch.Tensor) -> tuple[float, float]:
-    """Mean squares of the errors of some images, without and with the correction.
-
-    Image by image, since the errors of all at once are as large as the activations themselves.
-    """
-    means = []
-    for image in images:
-        error = errors(slice(image, image + 1))
-        means.append([float(e.square().mean()) for e in (error, error - correction)])
-    before, after = np.mean(means, axis=0).tolist()
-    return before, after
 
 
 def _images(model: FloatModel, calibration: Calibration) -> Inputs:
