@@ -4,9 +4,10 @@
 
 An object file is named by what it is made of: the sizes of the machine's array and memories (an
 executor knows values and no time), the host's processor, the versions of TVM and LLVM, and the
-sources of this package. Whatever changes one of them changes the
-name, so nothing stale is ever found. Beside each object lies its SHA-256; what doesn't match it is
-made anew. Where the cache can't be written, an object lives as long as the process.
+sources of all of ``targets``, since the executor shares encoding and rules with the rest. Whatever
+changes one of them changes the name, so nothing stale is ever found. Beside each object lies its
+SHA-256; what doesn't match it is made anew. Where the cache can't be written, an object lives as
+long as the process.
 """
 
 from __future__ import annotations
