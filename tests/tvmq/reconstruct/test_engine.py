@@ -22,6 +22,8 @@ from tvmq.reconstruct.unit_state import Candidate, Checkpoints, UnitResult, forg
 from tvmq.settings import Settings
 
 NAME = "resnet_small"
+RAPQ = 5
+"""Iterations are enough: the search has come most of the way."""
 
 
 def _settings(method: str, scales: str = "pot", **other) -> Settings:
@@ -45,7 +47,7 @@ def _run(
 
 @cache
 def _rapq() -> Reconstruction:
-    return _run("rapq")
+    return _run("rapq", iterations=RAPQ)
 
 
 def _squared_error(plan, name: str = NAME) -> float:
@@ -104,8 +106,8 @@ def test_the_batch_of_a_step_is_what_was_asked_for(monkeypatch):
 
 
 def test_a_seed_decides_everything():
-    assert plan_to_json(_run("rapq").plan) == plan_to_json(_rapq().plan)
-    assert plan_to_json(_run("rapq", seed=1).plan) != plan_to_json(_rapq().plan)
+    assert plan_to_json(_run("rapq", iterations=RAPQ).plan) == plan_to_json(_rapq().plan)
+    assert plan_to_json(_run("rapq", seed=1, iterations=RAPQ).plan) != plan_to_json(_rapq().plan)
 
 
 def test_an_interrupted_job_goes_on_to_the_same_result(tmp_path, monkeypatch):
@@ -119,9 +121,9 @@ def test_an_interrupted_job_goes_on_to_the_same_result(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "save", save_two)
     with pytest.raises(KeyboardInterrupt):
-        _run("rapq", checkpoints=tmp_path)
+        _run("rapq", iterations=RAPQ, checkpoints=tmp_path)
     notes = []
-    resumed = _run("rapq", checkpoints=tmp_path, note=notes.append)
+    resumed = _run("rapq", iterations=RAPQ, checkpoints=tmp_path, note=notes.append)
     assert notes == [f"note: 2 finished units in {tmp_path}; going on from there."]
     assert finished == [0, 1, 2, 3]  # the first two were not learned again
     assert plan_to_json(resumed.plan) == plan_to_json(_rapq().plan)
@@ -206,10 +208,10 @@ def test_large_tensors_lie_in_files_and_a_full_disk_is_an_error(monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(unit_cache, "IN_MEMORY", 1000)
-    assert plan_to_json(_run("rapq").plan) == plan_to_json(_rapq().plan)
+    assert plan_to_json(_run("rapq", iterations=RAPQ).plan) == plan_to_json(_rapq().plan)
     monkeypatch.setattr(unit_cache.os, "posix_fallocate", full)
     with pytest.raises(InputError, match=r"No space left on device.*needs 1 MB.*TMPDIR"):
-        _run("rapq")
+        _run("rapq", iterations=1)
 
 
 def test_one_image_is_too_few():
