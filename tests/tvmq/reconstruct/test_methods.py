@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,8 @@ from tvmq.reconstruct.losses import LOSSES
 from tvmq.reconstruct.methods import METHODS, Method, combined, learning
 from tvmq.reconstruct.refinement import POWERS_OF_TWO, ROUNDING, Need, Refinement
 from tvmq.settings import Settings
+
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 class _Shift(Refinement):
@@ -67,6 +70,12 @@ def test_several_methods_are_one_behind_the_other(monkeypatch):
     assert (method.units, method.loss) == ("blocks", "batch-norm lp")
     assert method.over_network == rapq.over_network
     assert POWERS_OF_TWO in method.all_needs
+
+
+def test_the_documentation_knows_every_method():
+    text = (DOCS / "reconstruction.md").read_text()
+    assert all(f"| `{name}` |" in text for name in learning())
+    assert f"--method {'|'.join(learning())}" in text
 
 
 def test_reading_the_table_imports_no_torch():
