@@ -49,8 +49,9 @@ from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.plan import Plan
 from tvmq.plan.planner import make_plan
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
-from tvmq.reconstruct.methods import LEARNED
+from tvmq.reconstruct.methods import METHODS
 from tvmq.reconstruct.network_pass import NetworkPass
+from tvmq.reconstruct.refinements.compensated import CompensatedCodes
 from tvmq.reconstruct.unit_graph import QuantizedUnit
 from tvmq.settings import Settings, parse_precision
 
@@ -130,9 +131,10 @@ def run(name: str, seed: int, iterations: int, data: Path, results: Path) -> dic
     if done is not None:
         kept = [unit.kept for unit in done.units]
         facts["kept"] = {kind: kept.count(kind) for kind in set(kept)}
-    if done is not None and done.network is not None:
-        before = without_moves(model, plan, done.network)
-        facts["moves"] = len(done.network.moves)
+    if done is not None and done.network:
+        (network,) = done.network
+        before = without_moves(model, plan, network)
+        facts["moves"] = len(network.moves)
         facts["top1_before_moves"] = accuracy(model, before, data)
     shutil.rmtree(folder, ignore_errors=True)
     return {
@@ -170,9 +172,10 @@ def quantized(
     start = make_plan(model, calibration, settings)
     if method == "rtn":
         return start, None
-    how = LEARNED[settings.learned_method]
+    how = METHODS[settings.learned_method]
     if method == "nearest":
-        start, how = nearest_exponents(model, calibration, start), replace(how, exponents=False)
+        start = nearest_exponents(model, calibration, start)
+        how = replace(how, refinements=(CompensatedCodes(), *how.refinements[1:]), over_network=())
     prepare = (lambda unit: use_zero_points(unit, settings)) if method == "asymmetric" else None
     done = reconstruct(
         model, calibration, start, method=how, prepare=prepare, seed=seed, checkpoints=folder
@@ -195,7 +198,7 @@ def without_moves(model: FloatModel, plan: Plan, network: NetworkPass) -> Plan:
 
 def nearest_exponents(model: FloatModel, calibration: Calibration, plan: Plan) -> Plan:
     """The same plan with each step the power of two nearest to the best free one."""
-    free = make_plan(model, calibration, replace(plan.settings, scales="free", method=("qdrop",)))
+    free = make_plan(model, calibration, plan.settings.with_free_steps("channel"))
 
     def nearest(step: float) -> float:
         return 2.0 ** round(float(torch.log2(torch.tensor(step, dtype=torch.float64))))

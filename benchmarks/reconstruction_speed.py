@@ -35,7 +35,7 @@ from tvmq.data.preprocessing import Preprocessing
 from tvmq.float_model import FloatModel
 from tvmq.plan.plan import ValuePlan, WeightPlan
 from tvmq.plan.planner import make_plan
-from tvmq.reconstruct.methods import LEARNED
+from tvmq.reconstruct.methods import METHODS
 from tvmq.reconstruct.training import Training, train_unit
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit, float_unit, network_steps
@@ -172,7 +172,7 @@ def compare(model: FloatModel, calibration: object, plan: object, count: int) ->
     """A line per unit, in the order of the network, and one for all."""
     units, steps = find_units(model), network_steps(model, plan)
     cache = UnitCache(model, units, calibration, steps)
-    method, training = LEARNED["qdrop"], Training(count, BATCH)
+    (learned,), training = METHODS["qdrop"].refinements, Training(count, BATCH)
     generator = torch.Generator().manual_seed(SEED)
     totals = [0.0, 0.0]
     for index, unit in enumerate(units):
@@ -183,7 +183,7 @@ def compare(model: FloatModel, calibration: object, plan: object, count: int) ->
             best[1] = min(best[1], public_iterations(model, unit, peer, cache, plan, count))
             ours = QuantizedUnit(model, plan, unit, steps)
             start = CLOCK()
-            train_unit(ours, cache, method.phases[0], training, cache.count, generator)
+            train_unit(ours, cache, learned.phases[0], training, cache.count, generator)
             best[0] = min(best[0], CLOCK() - start)
         cache.advance(index, ours)
         totals = [total + seconds for total, seconds in zip(totals, best, strict=True)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from targets.errors import InputError
+from tvmq.reconstruct.methods import learning, refusal
 
 Scales: TypeAlias = Literal["pot", "free"]
 Granularity: TypeAlias = Literal["tensor", "channel"]
@@ -17,13 +18,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "granularity": ("tensor", "channel"),
     "calib_method": ("minmax", "percentile", "mse", "lp"),
 }
-
-METHODS = ("rtn", "adaround", "brecq", "qdrop", "rapq", "wess", "equalize")
-"""What ``--method`` knows: rounding to nearest, what learns something on top of it, shifts per
-channel of weights, and channels of the float network made equally large."""
-
-LEARNED_METHODS = ("adaround", "brecq", "qdrop", "rapq")
-"""Those that learn from images how weights are rounded; one at a time (``tvmq/reconstruct``)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,7 @@ class Settings:
         percentile: of |x|, in (50, 100], for "percentile".
         bias_correction: subtract the mean error that quantization adds to each channel.
         exclude: globs of layer or module names that keep 8-bit weights.
-        method: names in METHODS, applied in this order.
+        method: names in the table of ``tvmq/reconstruct/methods.py``, applied in this order.
         iterations: steps of the optimizer per unit, for methods that learn.
         learn_batch: images in each of these steps.
         kappa: in [0, 1], how far "rapq" may move the exponent of a unit's loss above 1.
@@ -72,32 +66,8 @@ class Settings:
                 raise InputError(
                     f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}."
                 )
-        unknown = [name for name in self.method if name not in METHODS]
-        if unknown or not self.method:
-            raise InputError(
-                f"method {', '.join(unknown) or 'is empty'}: not known; choose from "
-                f"{', '.join(METHODS)}."
-            )
-        chosen = [name for name in self.method if name in ("rtn", *LEARNED_METHODS)]
-        if len(chosen) > 1:
-            raise InputError(
-                f"method {', '.join(chosen)}: each of these decides how the weights are rounded; "
-                "choose one."
-            )
-        if "rapq" in self.method and not self.pot:
-            raise InputError(
-                "method rapq is about power-of-two steps; use --scales pot, or qdrop for free ones."
-            )
-        if "wess" in self.method and self.granularity != "tensor":
-            raise InputError(
-                "method wess is one step per layer and a shift per channel; use --granularity "
-                "tensor. Steps per channel have no need of it."
-            )
-        if "equalize" in self.method[1:]:
-            raise InputError(
-                "method equalize changes the float network before anything is quantized; name it "
-                "first."
-            )
+        if words := refusal(self):
+            raise InputError(words)
         for name in ("iterations", "learn_batch"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give a positive number.")
@@ -108,8 +78,16 @@ class Settings:
 
     @property
     def learned_method(self) -> str:
-        """The one of LEARNED_METHODS that was asked for, or ""."""
-        return next((name for name in self.method if name in LEARNED_METHODS), "")
+        """Those of the methods that learn from images, joined by commas; "" without one."""
+        return ",".join(learning(self.method))
+
+    def with_free_steps(self, granularity: Granularity) -> Settings:
+        """The same ranges and bits with any step: what powers of two are compared with.
+
+        Learned codes reach one further down than others, so a method that learns stays one.
+        """
+        method = "qdrop" if self.learned_method else "rtn"
+        return replace(self, scales="free", granularity=granularity, method=(method,))
 
     @property
     def pot(self) -> bool:

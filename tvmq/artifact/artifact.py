@@ -68,9 +68,9 @@ class Manifest(BaseModel):
         preprocessing: what turns images into the input, repeated by `run` and `eval`; or None.
         placement: operators on each device.
         bit_exact: whether reference, CPU and NPU gave identical outputs for golden.npz.
-        reconstruction: what a method that learns did: held-out losses of "units" and which result
-            was kept, exponents moved by the pass over the "network", and "power_of_two_cost" by
-            layer; {} without one.
+        reconstruction: what a method that learns did: the "units" with the held-out losses of their
+            "candidates" and which was "kept", what refinements of the whole "network" moved, and
+            "power_of_two_cost" by layer; {} without one.
         seconds: of each stage.
         files: sha256 of every other file.
         sha256: of all fields above.

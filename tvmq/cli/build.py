@@ -12,7 +12,8 @@ from click.core import ParameterSource
 from targets.errors import InputError
 from tvmq.cli.options import IMAGE_FLAGS, PATH, images_options, shared_options
 from tvmq.cli.terminal import Terminal
-from tvmq.settings import LEARNED_METHODS, Settings, parse_methods, parse_precision
+from tvmq.reconstruct.methods import METHODS, learning
+from tvmq.settings import Settings, parse_methods, parse_precision
 
 LEARNING = ("iters", "learn_batch", "kappa")
 """Options that only methods that learn have."""
@@ -84,12 +85,10 @@ PLANNED = (
     "--method",
     default="rtn",
     show_default=True,
-    metavar="rtn|adaround|brecq|qdrop|rapq|wess|equalize",
-    help="A comma list. rtn: round to nearest. Learned from --calib-data: adaround, layer by "
-    "layer; brecq, qdrop and rapq, block by block; rapq searches exponents of powers of two too. "
-    "wess: one weight step per layer and a 4-bit shift per output channel, free on the NPU. "
-    "equalize: scale channels of consecutive layers by powers of two first, which leaves the float "
-    "network the same.",
+    metavar="|".join(METHODS),
+    help="A comma list. "
+    + " ".join(f"{name}: {method.summary}." for name, method in METHODS.items())
+    + f" {', '.join(learning())} learn from --calib-data.",
 )
 @click.option(
     "--iters",
@@ -202,10 +201,13 @@ def _refuse_unlearned(settings: Settings) -> None:
     if not settings.learned_method and (given := _given(LEARNING)):
         raise InputError(
             f"{', '.join(given)}: --method {','.join(settings.method)} learns nothing. Choose one "
-            f"of {', '.join(LEARNED_METHODS)}, or leave {', '.join(given)} out."
+            f"of {', '.join(learning())}, or leave {', '.join(given)} out."
         )
-    if settings.learned_method != "rapq" and _given(["kappa"]):
-        raise InputError("--kappa: only --method rapq has it. Leave it out, or choose rapq.")
+    for name, method in METHODS.items():
+        if name not in settings.method and (given := _given(method.options)):
+            raise InputError(
+                f"{', '.join(given)}: only --method {name} has it. Leave it out, or choose {name}."
+            )
 
 
 def _refuse_planned() -> None:

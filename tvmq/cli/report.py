@@ -51,15 +51,19 @@ def _reconstruction_lines(facts: Mapping[str, Any]) -> list[str]:
     if not facts or not facts["units"]:
         return []
     units, network = facts["units"], facts["network"]
-    refused = [unit["unit"] for unit in units if unit["kept"] == "nearest"]
+    refused = [
+        unit["unit"]
+        for unit in units
+        if not any(candidate["accepted"] for candidate in unit["candidates"][1:])
+    ]
     note = f"; rounded to nearest, since nothing else helped: {', '.join(refused)}"
     lines = [
         f"  reconstruction: {len(units) - len(refused)} of {len(units)} units closer to the float "
         f"network on held-out images{note if refused else ''}"
     ]
-    if network is not None:
-        lines.append(
-            f"  exponents moved for the network's outputs: {len(network['moves'])}, distance "
-            f"{network['loss_before']:.4g} -> {network['loss_after']:.4g}"
-        )
+    lines += [
+        f"  {refined['name']} moved for the network's outputs: {len(refined['moves'])}, distance "
+        f"{refined['loss_before']:.4g} -> {refined['loss_after']:.4g}"
+        for refined in network
+    ]
     return lines

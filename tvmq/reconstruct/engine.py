@@ -15,29 +15,26 @@ from tvmq.calibrate.calibrate import Calibration
 from tvmq.float_model import FloatModel
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.plan import BiasPlan, Plan
-from tvmq.reconstruct.compensation import compensate_weights
-from tvmq.reconstruct.methods import LEARNED, Method, loss_power
-from tvmq.reconstruct.network_pass import NetworkPass, search_network
+from tvmq.reconstruct.losses import LOSSES
+from tvmq.reconstruct.methods import Method, combined
+from tvmq.reconstruct.network_pass import NetworkPass, NetworkWork
 from tvmq.reconstruct.step_cost import StepCost, step_costs
-from tvmq.reconstruct.step_search import search_unit, unit_loss
-from tvmq.reconstruct.training import Training, train_unit
-from tvmq.reconstruct.unit_bias import correct_unit_biases
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit, float_unit, network_steps
 from tvmq.reconstruct.unit_state import (
+    NEAREST,
+    Candidate,
     Checkpoints,
     UnitResult,
     UnitState,
     apply_state,
     state_of,
 )
+from tvmq.reconstruct.unit_work import UnitWork
 from tvmq.reconstruct.units import find_units
 
 HELD_OUT = 8
 """One of so many calibration images is not trained on and decides what is accepted."""
-
-COMPENSATION = 0.5
-"""How far from the float weight to compensating codes learning starts."""
 
 Report = Callable[[int, int, str], None]
 """Called with the iterations done, those in all, and a few words."""
@@ -50,20 +47,20 @@ class Reconstruction:
     Attributes:
         plan: complete.
         units: what was done for each unit, in order.
-        network: what the pass over the whole network did; None if there was none.
+        network: what each refinement of the whole network did, in order.
         costs: of power-of-two steps, by layer; empty with free ones.
     """
 
     plan: Plan
     units: tuple[UnitResult, ...]
-    network: NetworkPass | None
+    network: tuple[NetworkPass, ...]
     costs: tuple[StepCost, ...]
 
     def as_json(self) -> dict[str, Any]:
         """For the manifest."""
         return {
             "units": [asdict(unit) for unit in self.units],
-            "network": None if self.network is None else asdict(self.network),
+            "network": [asdict(refined) for refined in self.network],
             "power_of_two_cost": [asdict(cost) for cost in self.costs],
         }
 
@@ -97,7 +94,7 @@ def reconstruct(
         InputError: too few images, or no room for what units read.
         ArithmeticRangeError: learned steps lead to integers that do not fit.
     """
-    method = method or LEARNED[start.settings.learned_method]
+    method = method or combined(start.settings.method)
     if calibration.samples < 2:
         raise InputError(
             f"method {', '.join(start.settings.method)} has {calibration.samples} calibration "
@@ -112,8 +109,7 @@ def reconstruct(
             job.run(index, files)
     finally:
         job.cache.close()
-    whole = method.exponents and start.settings.pot and job.units
-    network = job.search_network() if whole else None
+    network = job.refine_network()
     plan = job.plan()
     costs = step_costs(model, calibration, plan)
     return Reconstruction(plan, tuple(job.results), network, costs)
@@ -135,7 +131,7 @@ class _Job:
         self.model, self.calibration, self.start = model, calibration, start
         self.method, self.prepare = method, prepare
         self.seed, self.report = seed, report
-        self.units = find_units(model, whole_blocks=self.method.whole_blocks)
+        self.units = find_units(model, whole_blocks=method.units != "layers")
         self.steps = network_steps(model, start)
         self.cache = UnitCache(model, self.units, calibration, self.steps)
         self.held_out = max(1, self.cache.count // HELD_OUT)
@@ -143,8 +139,7 @@ class _Job:
         self.finished: list[QuantizedUnit] = []
         self.states: list[UnitState] = []
         self.results: list[UnitResult] = []
-        training = Training(start.settings.iterations, start.settings.learn_batch)
-        self.iterations = sum(training.iterations_of(phase) for phase in method.phases)
+        self.iterations = sum(part.iterations(start.settings) for part in method.refinements)
 
     def run(self, index: int, files: Checkpoints | None) -> None:
         """Reconstruct a unit, or find it among the files, and go on behind it."""
@@ -168,13 +163,16 @@ class _Job:
 
     def checkpoints(self, folder: Path) -> Checkpoints:
         """The files of this job; asked for before its first unit."""
-        return Checkpoints(folder, self.start, self.seed, self.cache.digest())
+        return Checkpoints(folder, self.start, self.method, self.seed, self.cache.digest())
 
-    def search_network(self) -> NetworkPass:
-        """Move exponents of activations by what they do to the network's outputs."""
-        return search_network(
+    def refine_network(self) -> tuple[NetworkPass, ...]:
+        """Apply what the method has for all units together, once they are decided."""
+        if not self.units:
+            return ()
+        work = NetworkWork(
             self.model, self.calibration, self.finished, self.steps, self.images, self.report
         )
+        return tuple(refinement.refine(work) for refinement in self.method.over_network)
 
     def plan(self) -> Plan:
         """The start with everything that was decided, complete."""
@@ -182,15 +180,16 @@ class _Job:
         biases: dict[str, BiasPlan] = {}
         for result, state in zip(self.results, self.states, strict=True):
             verdict = result.kept if result.accepted else "nearest, nothing else was better"
-            numbers = f"held-out loss {result.nearest_loss:.4g} -> {result.held_out_loss:.4g}"
-            for name, codes in state.codes.items():
+            nearest = result.candidates[0].loss
+            numbers = f"held-out loss {nearest:.4g} -> {result.held_out_loss:.4g}"
+            for name in result.layers:
+                weight, correction = state[f"{name}_weight"], state[f"{name}_bias"]["correction"]
                 weights[name] = replace(
                     weights[name],
-                    steps=tuple(state.weight_steps[name].tolist()),
-                    codes=codes.numpy().tobytes(),
+                    steps=tuple(weight["steps"].tolist()),
+                    codes=weight["codes"].numpy().tobytes(),
                     reason=f"{weights[name].reason}; {verdict} in {result.unit}: {numbers}",
                 )
-            for name, correction in state.corrections.items():
                 used = tuple(correction.double().tolist()) if bool(correction.any()) else ()
                 biases[name] = BiasPlan(used, f"{verdict} in {result.unit}: {numbers}")
         for name, value in values.items():
@@ -205,62 +204,39 @@ class _Job:
     def _learn(
         self, index: int, unit: QuantizedUnit, exact: torch.fx.GraphModule
     ) -> tuple[UnitState, UnitResult]:
+        """Apply the refinements in order; keep the state with the smallest held-out loss.
+
+        Each goes on from what the last one proposed, kept or not. Nothing here draws at random but
+        refinements, from the one generator of the unit.
+        """
         began = time.perf_counter()
         settings, method = self.start.settings, self.method
-        power = loss_power(self.model, self.units[index], method, settings.kappa)
-        held_out = slice(self.images, self.cache.count)
-        candidates: dict[str, tuple[float, UnitState]] = {}
-
-        def keep(name: str) -> None:
-            loss = unit_loss(unit, self.cache, power, held_out)
-            if name not in candidates or loss < candidates[name][0]:
-                candidates[name] = loss, state_of(unit)
-
-        def correct(name: str) -> None:
-            if settings.bias_correction:
-                correct_unit_biases(self.cache, unit, exact, self.images)
-                keep(name)
-                apply_state(unit, candidates[name][1])
-
-        keep("nearest")
-        correct("nearest")
-        if method.compensated:
-            if method.exponents:
-                search_unit(unit, exact, self.cache, power, self.images, settings)
-            else:
-                compensate_weights(unit, self.cache, self.images, (0,))
-            keep("compensated")
-            correct("compensated")
-            for weight in unit.weights.values():
-                weight.start_from(weight.codes, COMPENSATION)
+        loss = LOSSES[method.loss or "mse"](self.model, self.units[index], settings)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        training = Training(
-            settings.iterations,
-            settings.learn_batch,
-            power=power,
-            correct_biases=settings.bias_correction,
+        work = UnitWork(
+            unit, exact, self.cache, settings, loss, self.images, generator, self._told(index, 0)
         )
-        done = before = 0
-        for phase in method.phases:
-            if not phase.weights and not unit.own_steps(self.cache.regions.tied):
-                continue  # sums that leave the network have no step that could be learned
-            told = self._told(index, before)
-            done += train_unit(unit, self.cache, phase, training, self.images, generator, told)
-            before += training.iterations_of(phase)
-        keep("learned")
-        kept = min(candidates, key=lambda name: candidates[name][0])
+        work.correct_biases()
+        kept, best = state_of(unit), Candidate(NEAREST, work.held_out_loss(), accepted=True)
+        candidates, before = [best], 0
+        for refinement in method.refinements:
+            work.report = self._told(index, before)
+            refinement.propose(work)
+            found = work.held_out_loss()
+            candidates.append(Candidate(refinement.name, found, accepted=found < best.loss))
+            if candidates[-1].accepted:
+                kept, best = state_of(unit), candidates[-1]
+            before += refinement.iterations(settings)
         result = UnitResult(
             unit.unit.name,
             unit.unit.layers,
-            kept,
-            candidates["nearest"][0],
-            candidates["compensated"][0] if method.compensated else None,
-            candidates["learned"][0],
-            power,
-            done,
+            tuple(candidates),
+            best.name,
+            str(loss),
+            work.iterations,
             round(time.perf_counter() - began, 2),
         )
-        return candidates[kept][1], result
+        return kept, result
 
     def _told(self, index: int, before: int) -> Callable[[int, float], None]:
         def told(done: int, loss: float) -> None:

@@ -1,14 +1,16 @@
 """Activation steps that are learned, and the fake quantization that they are learned through.
 
-The gradient of a step is LSQ's: ``code - x / step`` inside the range, ``code`` outside (codes
-without zero point). The parameter is ``theta = log2(step)``, so that a free step stays positive
-and a power of two is ``2**round(theta)``: by the chain rule its gradient is TQT's. QDrop leaves
-elements unquantized at random while training.
+The gradient of a step is LSQ's (arXiv 1902.08153, eq. 3): ``code - x / step`` inside the range,
+``code`` outside (codes without zero point), scaled as in its section 2.2. The parameter is
+``theta = log2(step)``, so that a free step stays positive and a power of two is
+``2**round(theta)``: by the chain rule its gradient is TQT's (arXiv 1903.08066). QDrop (arXiv
+2203.05740) leaves elements unquantized at random while training.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -119,6 +121,14 @@ class LearnedStep(nn.Module):  # type: ignore[misc]  # torch is not followed by 
         """Use this step."""
         self.exact = step
         self.theta.data.fill_(math.log2(step))
+
+    def held(self) -> dict[str, torch.Tensor]:
+        """What ``hold`` takes: the step, float64[]."""
+        return {"step": torch.tensor(self.exact, dtype=torch.float64)}
+
+    def hold(self, held: Mapping[str, torch.Tensor]) -> None:
+        """Be what it was."""
+        self.fix(float(held["step"]))
 
 
 WINDOWS = 2**20

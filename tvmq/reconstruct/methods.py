@@ -1,81 +1,173 @@
-"""The methods: small configurations of one training loop."""
+"""The methods that ``--method`` knows, in one table: what each is made of and what it needs.
+
+Settings, the command line's help and the engine read this table and nothing else. It imports no
+torch, so that reading it costs nothing.
+"""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from tvmq.float_model import FloatModel
-from tvmq.reconstruct.units import Unit
+from tvmq.reconstruct.refinement import ROUNDING, Need, NetworkRefinement, Refinement
+from tvmq.reconstruct.refinements.compensated import SearchedExponents
+from tvmq.reconstruct.refinements.learned import Learned, Phase
+from tvmq.reconstruct.refinements.network_exponents import NetworkExponents
 
+if TYPE_CHECKING:
+    from tvmq.settings import Settings
 
-@dataclass(frozen=True)
-class Phase:
-    """One run of the training loop over a unit.
-
-    Attributes:
-        weights: the rounding of weights is learned.
-        steps: activation steps are learned.
-        drop: share of activations that stay float, in [0, 1]; 1: none is quantized inside.
-        share: of the iterations that were asked for.
-    """
-
-    weights: bool
-    steps: bool
-    drop: float
-    share: float = 1.0
+Units: TypeAlias = Literal["layers", "blocks"]
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a network is reconstructed.
+    """How a network is quantized, beyond rounding to nearest.
 
     Attributes:
-        whole_blocks: units are blocks; otherwise single layers.
-        phases: in order.
-        compensated: learning starts from codes whose rounding errors compensate each other.
-        exponents: exponents of weights and activations are searched for by what they do to the
-            unit, and activation exponents once more over the whole network.
-        batch_norm_power: the exponent of a unit's loss follows from its last batch norm.
+        summary: for the command line's help, behind ``NAME:``.
+        refinements: of a unit, in the order in which they are applied.
+        over_network: of all units together, behind those.
+        units: what is refined at once; None: whatever the other methods say, otherwise blocks.
+        loss: of a unit, a name in ``losses.LOSSES``; None: whatever the others say, otherwise mse.
+        options: fields of the settings that nothing else reads.
+        needs: of the settings, besides the needs of its refinements.
+        decides: what no other method may decide too, besides what its refinements decide.
     """
 
-    whole_blocks: bool
-    phases: tuple[Phase, ...]
-    compensated: bool = False
-    exponents: bool = False
-    batch_norm_power: bool = False
+    summary: str = ""
+    refinements: tuple[Refinement, ...] = ()
+    over_network: tuple[NetworkRefinement, ...] = ()
+    units: Units | None = None
+    loss: str | None = None
+    options: tuple[str, ...] = ()
+    needs: tuple[Need, ...] = ()
+    decides: frozenset[str] = frozenset()
+
+    @property
+    def learns(self) -> bool:
+        """Whether it reads calibration images beyond their ranges."""
+        return bool(self.refinements or self.over_network)
+
+    @property
+    def all_needs(self) -> tuple[Need, ...]:
+        """Its own and those of its refinements."""
+        return (*self.needs, *chain.from_iterable(part.needs for part in self._parts))
+
+    @property
+    def all_decides(self) -> frozenset[str]:
+        """What it and its refinements decide."""
+        return self.decides.union(*(part.decides for part in self._parts))
+
+    @property
+    def _parts(self) -> tuple[Refinement | NetworkRefinement, ...]:
+        return self.refinements + self.over_network
 
 
-LEARNED: dict[str, Method] = {
-    "adaround": Method(False, (Phase(weights=True, steps=False, drop=1.0),)),
+METHODS: dict[str, Method] = {
+    "rtn": Method("round to nearest", decides=frozenset({ROUNDING})),
+    # AdaRound, arXiv 2004.10568
+    "adaround": Method(
+        "rounding of weights learned layer by layer",
+        (Learned((Phase(weights=True, steps=False, drop=1.0),)),),
+        units="layers",
+    ),
+    # BRECQ, arXiv 2102.05426
     "brecq": Method(
-        True,
+        "the same block by block, then activation steps",
         (
-            Phase(weights=True, steps=False, drop=1.0),
-            Phase(weights=False, steps=True, drop=0.0, share=0.25),
+            Learned(
+                (
+                    Phase(weights=True, steps=False, drop=1.0),
+                    Phase(weights=False, steps=True, drop=0.0, share=0.25),
+                )
+            ),
+        ),
+        units="blocks",
+    ),
+    # QDrop, arXiv 2203.05740
+    "qdrop": Method(
+        "both together, activations quantized or not at random",
+        (Learned((Phase(weights=True, steps=True, drop=0.5),)),),
+        units="blocks",
+    ),
+    # RAPQ, arXiv 2204.12322
+    "rapq": Method(
+        "as qdrop, from searched exponents of powers of two",
+        (SearchedExponents(), Learned((Phase(weights=True, steps=True, drop=0.5),), start=0.5)),
+        (NetworkExponents(),),
+        units="blocks",
+        loss="batch-norm lp",
+        options=("kappa",),
+    ),
+    "wess": Method(
+        "one weight step per layer and a 4-bit shift per output channel, free on the NPU",
+        needs=(
+            Need(
+                lambda settings: settings.granularity == "tensor",
+                "is one step per layer and a shift per channel; use --granularity tensor. Steps "
+                "per channel have no need of it.",
+            ),
         ),
     ),
-    "qdrop": Method(True, (Phase(weights=True, steps=True, drop=0.5),)),
-    "rapq": Method(
-        True,
-        (Phase(weights=True, steps=True, drop=0.5),),
-        compensated=True,
-        exponents=True,
-        batch_norm_power=True,
+    "equalize": Method(
+        "scale channels of consecutive layers by powers of two first, which leaves the float "
+        "network the same",
+        needs=(
+            Need(
+                lambda settings: "equalize" not in settings.method[1:],
+                "changes the float network before anything is quantized; name it first.",
+            ),
+        ),
     ),
 }
-"""By the names of ``--method``."""
+"""By the names of ``--method``. All but wess and equalize, which change what the planner starts
+from, are what their refinements are."""
 
 
-def loss_power(model: FloatModel, unit: Unit, method: Method, kappa: float) -> float:
-    """The exponent of a unit's loss, from the scales of its last batch norm.
+def learning(names: Iterable[str] = METHODS) -> tuple[str, ...]:
+    """Those of the methods that learn from images."""
+    return tuple(name for name in names if METHODS[name].learns)
 
-    ``1 + kappa * sigmoid((sum(gamma) - 1) / channels)``, to one decimal, as in RAPQ; 2 for methods
-    that do not ask for it, for single layers and for units without batch norm.
+
+def combined(names: Sequence[str]) -> Method:
+    """Several methods as one: their refinements one behind the other.
+
+    Args:
+        names: in METHODS, in the order in which they are applied; ``refusal`` has nothing to say.
     """
-    norms = [model.batch_norms[name] for name in unit.nodes if name in model.batch_norms]
-    if not method.batch_norm_power or len(unit.layers) < 2 or not norms:
-        return 2.0
-    gamma = norms[-1].gamma
-    mean = (float(gamma.double().sum()) - 1) / len(gamma)
-    return round(1 + kappa / (1 + math.exp(-mean)), 1)
+    chosen = [METHODS[name] for name in names]
+    return Method(
+        refinements=tuple(chain.from_iterable(method.refinements for method in chosen)),
+        over_network=tuple(chain.from_iterable(method.over_network for method in chosen)),
+        units=next((method.units for method in chosen if method.units), None),
+        loss=next((method.loss for method in chosen if method.loss), None),
+    )
+
+
+def refusal(settings: Settings) -> str:
+    """Why the methods of settings do not go together, or not with the settings; "" if they do."""
+    names = settings.method
+    unknown = [name for name in names if name not in METHODS]
+    if unknown or not names:
+        return (
+            f"method {', '.join(unknown) or 'is empty'}: not known; choose from "
+            f"{', '.join(METHODS)}."
+        )
+    subjects = {subject for name in names for subject in METHODS[name].all_decides}
+    for subject in sorted(subjects):
+        rivals = [name for name in names if subject in METHODS[name].all_decides]
+        if len(rivals) > 1:
+            return f"method {', '.join(rivals)}: each of these decides {subject}; choose one."
+    for what in ("units", "loss"):
+        given = {name: value for name in names if (value := getattr(METHODS[name], what))}
+        if len(set(given.values())) > 1:
+            words = ", ".join(f"{name} ({value})" for name, value in given.items())
+            return f"method {words}: these differ in the {what} they learn with; choose one."
+    for name in names:
+        for need in METHODS[name].all_needs:
+            if not need.holds(settings):
+                return f"method {name} {need.otherwise}"
+    return ""

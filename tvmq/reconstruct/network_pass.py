@@ -59,35 +59,43 @@ class NetworkPass:
     """What the pass over the network did.
 
     Attributes:
+        name: of the refinement.
         loss_before: distance of the network's outputs from the float ones on held-out images.
         loss_after: the same, at its end.
         moves: in the order in which they were made.
     """
 
+    name: str
     loss_before: float
     loss_after: float
     moves: tuple[ExponentMove, ...]
 
 
-def search_network(
-    model: FloatModel,
-    calibration: Calibration,
-    units: Sequence[QuantizedUnit],
-    steps: dict[str, LearnedStep],
-    images: int,
-    report: Callable[[int, int, str], None] | None = None,
-) -> NetworkPass:
-    """Move the exponents of activations, in place.
+@dataclass(frozen=True)
+class NetworkWork:
+    """A whole network while it is refined.
 
-    Args:
+    Attributes:
         model: the float network.
         calibration: with images.
-        units: all of the network, in order, as they were decided.
-        steps: of all values (``network_steps``); powers of two.
+        units: all of the network, in order, as they were decided; changed in place.
+        steps: of all values (``network_steps``); changed in place.
         images: the first of the calibration may be learned from, the others are held out.
-        report: told the values done, the values in all and a few words.
+        report: told what is done, what there is in all and a few words.
     """
-    learned, held_out = _images(model, calibration, units, images)
+
+    model: FloatModel
+    calibration: Calibration
+    units: Sequence[QuantizedUnit]
+    steps: dict[str, LearnedStep]
+    images: int
+    report: Callable[[int, int, str], None] | None = None
+
+
+def search_network(work: NetworkWork) -> NetworkPass:
+    """Move the exponents of activations, all powers of two, in place."""
+    model, units, steps = work.model, work.units, work.steps
+    learned, held_out = _images(model, work.calibration, units, work.images)
     trials = _Outputs(model, units, steps, learned), _Outputs(model, units, steps, held_out)
     losses = [trial.losses(0) for trial in trials]
     before = float(losses[1].mean())
@@ -112,10 +120,10 @@ def search_network(
                 break
         else:
             step.fix(start)
-        if report is not None:
+        if work.report is not None:
             words = f"exponents over the network, distance {losses[1].mean():.4g}"
-            report(done + 1, len(groups), words)
-    return NetworkPass(before, float(losses[1].mean()), tuple(moves))
+            work.report(done + 1, len(groups), words)
+    return NetworkPass("exponents", before, float(losses[1].mean()), tuple(moves))
 
 
 def distance(output: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:

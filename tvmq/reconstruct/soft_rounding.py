@@ -1,5 +1,7 @@
 """AdaRound: whether each weight is rounded down or up, learned through a soft decision.
 
+Equations 21 to 24 of arXiv 2004.10568, for symmetric weights:
+
     w^ = step * clamp(floor(w / step) + h(alpha), low, high)
     h(alpha) = clamp(1.2 sigmoid(alpha) - 0.1, 0, 1)
 
@@ -10,6 +12,7 @@ side on which each h lies.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -96,7 +99,12 @@ class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by m
         self.exact_steps = steps
         column = steps.reshape(-1, *[1] * (self.weight.dim() - 1))
         self.register_buffer("steps", column.float())
-        self.start_from(torch.floor(self.weight.double() / column), 0.0)
+        self.start_at_weight()
+
+    def start_at_weight(self) -> None:
+        """Decide anew, between the two codes beside the float weight."""
+        scaled = self.weight.double() / self.exact_steps.reshape(self.steps.shape)
+        self.start_from(torch.floor(scaled), 0.0)
 
     def start_from(self, codes: torch.Tensor, share: float) -> None:
         """Decide anew, between a code and the one beside it on the side of the float weight.
@@ -147,6 +155,16 @@ class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by m
         self.codes = codes.detach().to(torch.int8)
         memory = torch.channels_last if codes.dim() == 4 else torch.contiguous_format
         self.frozen = (self.codes * self.steps).contiguous(memory_format=memory)
+
+    def held(self) -> dict[str, torch.Tensor]:
+        """What ``hold`` takes: int8 codes and float64[K or 1] steps."""
+        return {"codes": self.codes.clone(), "steps": self.exact_steps.clone()}
+
+    def hold(self, held: Mapping[str, torch.Tensor]) -> None:
+        """Be what it was."""
+        if not torch.equal(self.exact_steps, held["steps"]):
+            self.use_steps(held["steps"])
+        self.freeze(held["codes"])
 
 
 def annealed_beta(progress: float, warm_up: float) -> float | None:

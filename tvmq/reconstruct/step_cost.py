@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -43,11 +43,7 @@ def step_costs(model: FloatModel, calibration: Calibration, plan: Plan) -> tuple
     """The errors of all layers with weights, in order; none of a plan with free steps."""
     if not plan.settings.pot:
         return ()
-    free = replace(
-        plan.settings,
-        scales="free",
-        method=tuple("qdrop" if name == "rapq" else name for name in plan.settings.method),
-    )
+    free = plan.settings.with_free_steps(plan.settings.granularity)
     costs = []
     for layer in find_regions(model).weighted:
         used = plan.weights[layer.name]

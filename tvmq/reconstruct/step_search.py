@@ -8,19 +8,18 @@ the unit are tried one after the other.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch.fx import GraphModule
 
 from targets.arithmetic import MAX_SHIFT_SPREAD
 from tvmq.plan.weight_steps import choose_weight_steps
 from tvmq.reconstruct.compensation import compensate_weights
-from tvmq.reconstruct.training import reconstruction_loss
+from tvmq.reconstruct.losses import Loss
 from tvmq.reconstruct.unit_bias import correct_unit_biases
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit
 from tvmq.reconstruct.unit_state import UnitState, apply_state, state_of
+from tvmq.reconstruct.unit_work import unit_loss
 from tvmq.settings import Settings
 
 WEIGHT_EXPONENTS = (0, -1, 1)
@@ -35,7 +34,7 @@ def search_unit(
     unit: QuantizedUnit,
     exact: GraphModule,
     cache: UnitCache,
-    power: float,
+    loss: Loss,
     images: int,
     settings: Settings,
 ) -> None:
@@ -60,9 +59,9 @@ def search_unit(
         compensate_weights(unit, cache, images, exponents)
         if settings.bias_correction:
             correct_unit_biases(cache, unit, exact, images)
-        found.append((unit_loss(unit, cache, power, rows), state_of(unit)))
+        found.append((unit_loss(unit, cache, loss, rows), state_of(unit)))
     apply_state(unit, min(found, key=lambda item: item[0])[1])
-    search_activation_steps(unit, cache, power, images)
+    search_activation_steps(unit, cache, loss, images)
 
 
 def nearest_exponents(weight: torch.Tensor, bits: int, settings: Settings) -> torch.Tensor:
@@ -75,15 +74,12 @@ def nearest_exponents(weight: torch.Tensor, bits: int, settings: Settings) -> to
     """
     # With powers of two, WESS is a step per channel.
     granularity = "channel" if "wess" in settings.method else settings.granularity
-    settings = replace(settings, scales="free", method=("qdrop",), granularity=granularity)
-    free = choose_weight_steps(weight, bits, settings)
+    free = choose_weight_steps(weight, bits, settings.with_free_steps(granularity))
     steps = torch.exp2(torch.round(torch.log2(torch.tensor(free.steps, dtype=torch.float64))))
     return torch.maximum(steps, steps.max() * 2.0**-MAX_SHIFT_SPREAD)
 
 
-def search_activation_steps(
-    unit: QuantizedUnit, cache: UnitCache, power: float, images: int
-) -> None:
+def search_activation_steps(unit: QuantizedUnit, cache: UnitCache, loss: Loss, images: int) -> None:
     """Choose the exponents of the values inside a unit, one after the other, by the unit's loss.
 
     Those of its outputs stay: a unit cannot see what clipping them does to the units behind it, and
@@ -98,15 +94,5 @@ def search_activation_steps(
         start, losses = step.exact, {}
         for exponent in ACTIVATION_EXPONENTS:
             step.fix(start * 2.0**exponent)
-            losses[exponent] = unit_loss(unit, cache, power, rows)
+            losses[exponent] = unit_loss(unit, cache, loss, rows)
         step.fix(start * 2.0 ** min(losses, key=losses.__getitem__))
-
-
-def unit_loss(unit: QuantizedUnit, cache: UnitCache, power: float, rows: slice) -> float:
-    """Of a unit as it is, on some images."""
-    outputs = cache.quantized_outputs(unit, rows)
-    errors = [
-        output - cache.exact.rows(name, rows)
-        for name, output in zip(unit.unit.outputs, outputs, strict=True)
-    ]
-    return float(torch.stack([reconstruction_loss(error, power) for error in errors]).sum())

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from tvmq.reconstruct.learned_steps import DropMasks
-from tvmq.reconstruct.methods import Phase
+from tvmq.reconstruct.losses import MSE, Loss
+from tvmq.reconstruct.refinements.learned import Phase
 from tvmq.reconstruct.soft_rounding import annealed_beta
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit
@@ -29,7 +29,7 @@ class Training:
     Attributes:
         iterations: of the optimizer.
         batch: images per iteration.
-        power: of the reconstruction loss, in [1, 2].
+        loss: of the unit.
         weight_rate: Adam's learning rate of the rounding decisions.
         bias_rate: of what is added to biases.
         step_rate: of log2 of activation steps; decays to 0 as a cosine.
@@ -39,41 +39,12 @@ class Training:
 
     iterations: int
     batch: int
-    power: float = 2.0
+    loss: Loss = MSE
     weight_rate: float = 1e-2
     bias_rate: float = 1e-3
     step_rate: float = 1e-3
     regularization: float = 0.01
     correct_biases: bool = True
-
-    def iterations_of(self, phase: Phase) -> int:
-        """How many of them a phase has."""
-        return max(1, round(self.iterations * phase.share))
-
-
-def reconstruction_loss(error: torch.Tensor, power: float) -> torch.Tensor:
-    """Mean over images and places of the sum over channels of ``|error|**power``."""
-    # As they lie in memory: the gradient of a mean is laid out by the order of axes alone.
-    error = error.permute(0, 2, 3, 1) if error.dim() == 4 else error
-    raised: torch.Tensor = error.square() if power == 2.0 else _Power.apply(error, power)
-    return raised.mean() * error.shape[-1]
-
-
-class _Power(torch.autograd.Function):  # type: ignore[misc]  # torch is not followed by mypy
-    """``|x|**power`` with a single power for value and gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, power: float) -> torch.Tensor:
-        magnitude = x.abs()
-        lower = magnitude.pow(power - 1)
-        ctx.save_for_backward(torch.sign(x).mul_(lower))  # 0 for 0, also where lower is 0**0
-        ctx.power = power
-        return magnitude.mul_(lower)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (slope,) = ctx.saved_tensors
-        return slope * grad * ctx.power, None
 
 
 def train_unit(
@@ -99,7 +70,7 @@ def train_unit(
     Returns:
         The iterations that were done: fewer than asked for once every decision has been made.
     """
-    iterations = training.iterations_of(phase)
+    iterations = phase.iterations(training.iterations)
     masks = DropMasks(phase.drop, generator) if 0 < phase.drop < 1 else None
     optimizer, schedule = _prepare(unit, cache, phase, training, masks, iterations)
     names, outputs = unit.unit.inputs, unit.unit.outputs
@@ -108,8 +79,7 @@ def train_unit(
         inputs = [mixed_inputs(cache, name, which, masks) for name in names]
         loss = torch.zeros(())
         for name, output in zip(outputs, unit(*inputs), strict=True):
-            error = output - cache.exact.rows(name, which)
-            loss = loss + reconstruction_loss(error, training.power)
+            loss = loss + training.loss(output - cache.exact.rows(name, which))
         found = loss.detach()
         beta = annealed_beta(i / iterations, WARM_UP) if phase.weights else None
         if beta is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -14,6 +15,16 @@ from tvmq.reconstruct.learned_steps import LearnedStep
 from tvmq.reconstruct.soft_rounding import SoftWeight
 from tvmq.reconstruct.units import Unit
 from tvmq.regions import find_regions
+
+
+class HoldsState(Protocol):
+    """A module of a unit: what was decided about it can be taken out and put back."""
+
+    def held(self) -> dict[str, torch.Tensor]:
+        """A copy of it, by names without a slash."""
+
+    def hold(self, held: Mapping[str, torch.Tensor]) -> None:
+        """Be as it was when ``held`` gave this."""
 
 
 class LayerBias(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
@@ -34,6 +45,14 @@ class LayerBias(nn.Module):  # type: ignore[misc]  # torch is not followed by my
         """float32[K]."""
         return self.bias + self.correction
 
+    def held(self) -> dict[str, torch.Tensor]:
+        """What ``hold`` takes: the correction."""
+        return {"correction": self.correction.detach().clone()}
+
+    def hold(self, held: Mapping[str, torch.Tensor]) -> None:
+        """Be what it was."""
+        self.correction.data.copy_(held["correction"])
+
 
 class QuantizedUnit:
     """A unit whose layers read learned weights and whose values are held in learned steps.
@@ -44,6 +63,9 @@ class QuantizedUnit:
         weights: by layer.
         biases: by layer.
         steps: by value; values that are tied share one.
+        modules: all of these by their names in ``graph_module``: ``LAYER_weight``, ``LAYER_bias``,
+            ``VALUE_codes``. What they hold is the unit's state; a refinement that decides something
+            else puts its own module here, and into the graph.
     """
 
     def __init__(
@@ -66,10 +88,10 @@ class QuantizedUnit:
                 weight, layer = model.weight_of(node), plan.weights[node.name]
                 self.weights[node.name] = SoftWeight(weight, layer)
                 self.biases[node.name] = LayerBias(model.bias_of(node), len(weight))
-        modules: dict[str, nn.Module] = {f"{n}_codes": m for n, m in self.steps.items()}
-        modules |= {f"{n}_weight": m for n, m in self.weights.items()}
-        modules |= {f"{n}_bias": m for n, m in self.biases.items()}
-        self.graph_module = _extract(model, unit, modules)
+        self.modules: dict[str, HoldsState] = {f"{n}_codes": m for n, m in self.steps.items()}
+        self.modules |= {f"{n}_weight": m for n, m in self.weights.items()}
+        self.modules |= {f"{n}_bias": m for n, m in self.biases.items()}
+        self.graph_module = _extract(model, unit, self.modules)
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Outputs for inputs, float32."""
@@ -97,7 +119,7 @@ def float_unit(model: FloatModel, unit: Unit) -> GraphModule:
     return _extract(model, unit, {})
 
 
-def _extract(model: FloatModel, unit: Unit, modules: Mapping[str, nn.Module]) -> GraphModule:
+def _extract(model: FloatModel, unit: Unit, modules: Mapping[str, Any]) -> GraphModule:
     """Copy the nodes of a unit; those with a module read their weight, bias or codes from it."""
     root, graph = nn.Module(), Graph()
     for name, module in modules.items():

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,7 +20,29 @@ from targets.errors import InputError
 from tvmq import __version__
 from tvmq.plan.plan import Plan
 from tvmq.plan.plan_file import plan_to_json
+from tvmq.reconstruct.methods import Method
 from tvmq.reconstruct.unit_graph import QuantizedUnit
+
+NEAREST = "nearest"
+"""The candidate that all refinements are compared with: rounding to nearest, biases corrected."""
+
+FORM = 2
+"""Of the files; those of another form are of another job."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A state of a unit that was measured.
+
+    Attributes:
+        name: of the refinement that proposed it, or NEAREST.
+        loss: on held-out images.
+        accepted: it was better than all before it.
+    """
+
+    name: str
+    loss: float
+    accepted: bool
 
 
 @dataclass(frozen=True)
@@ -30,81 +52,45 @@ class UnitResult:
     Attributes:
         unit: its name.
         layers: its layers with weights.
-        kept: "nearest", "compensated" or "learned", whichever has the smallest held-out loss.
-        nearest_loss: on held-out images, weights rounded to nearest and biases corrected.
-        compensated_loss: on the same images, with compensating codes and searched exponents, before
-            anything is learned; None for methods that don't search.
-        learned_loss: on the same images, as learned.
-        power: of the loss.
+        candidates: NEAREST, then what the refinements proposed, in order.
+        kept: name of the last one that was accepted; it has the smallest loss.
+        loss: by which candidates were compared, in words.
         iterations: of the optimizer.
         seconds: for all of it.
     """
 
     unit: str
     layers: tuple[str, ...]
+    candidates: tuple[Candidate, ...]
     kept: str
-    nearest_loss: float
-    compensated_loss: float | None
-    learned_loss: float
-    power: float
+    loss: str
     iterations: int
     seconds: float
 
     @property
     def accepted(self) -> bool:
         """Whether anything but rounding to nearest is used."""
-        return self.kept != "nearest"
+        return any(candidate.accepted for candidate in self.candidates[1:])
 
     @property
     def held_out_loss(self) -> float:
         """Of what is used."""
-        losses = {
-            "nearest": self.nearest_loss,
-            "compensated": self.compensated_loss,
-            "learned": self.learned_loss,
-        }
-        loss = losses[self.kept]
-        assert loss is not None
-        return loss
+        return [candidate.loss for candidate in self.candidates if candidate.accepted][-1]
 
 
-@dataclass(frozen=True)
-class UnitState:
-    """Codes, steps and corrections of one unit.
-
-    Attributes:
-        codes: int8, by layer.
-        weight_steps: float64[K or 1], by layer.
-        corrections: float32[K], by layer.
-        steps: by value.
-    """
-
-    codes: Mapping[str, torch.Tensor]
-    weight_steps: Mapping[str, torch.Tensor]
-    corrections: Mapping[str, torch.Tensor]
-    steps: Mapping[str, float]
+UnitState: TypeAlias = Mapping[str, Mapping[str, torch.Tensor]]
+"""What the modules of a unit hold, by their names (``QuantizedUnit.modules``)."""
 
 
 def state_of(unit: QuantizedUnit) -> UnitState:
     """A copy of what a unit holds now."""
-    return UnitState(
-        {name: weight.codes.clone() for name, weight in unit.weights.items()},
-        {name: weight.exact_steps.clone() for name, weight in unit.weights.items()},
-        {name: bias.correction.detach().clone() for name, bias in unit.biases.items()},
-        {name: step.exact for name, step in unit.steps.items()},
-    )
+    return {name: module.held() for name, module in unit.modules.items()}
 
 
 def apply_state(unit: QuantizedUnit, state: UnitState) -> None:
     """Make a unit hold what was decided."""
-    for name, weight in unit.weights.items():
-        if not torch.equal(weight.exact_steps, state.weight_steps[name]):
-            weight.use_steps(state.weight_steps[name])
-        weight.freeze(state.codes[name])
-    for name, bias in unit.biases.items():
-        bias.correction.data.copy_(state.corrections[name])
-    for name, step in unit.steps.items():
-        step.fix(state.steps[name])
+    for name, module in unit.modules.items():
+        module.hold(state[name])
 
 
 def checkpoints_of(output: Path) -> Path:
@@ -130,12 +116,13 @@ class Checkpoints:
     What another job (network, settings, images, seed, version of tvmq) left is as good as nothing.
     """
 
-    def __init__(self, folder: Path, start: Plan, seed: int, images: str) -> None:
+    def __init__(self, folder: Path, start: Plan, method: Method, seed: int, images: str) -> None:
         """Use a folder, which is made if there is none.
 
         Args:
             folder: for nothing else.
             start: the plan that is learned from.
+            method: how.
             seed: of the job.
             images: a digest of them: two sets can lead to the same plan.
 
@@ -143,7 +130,7 @@ class Checkpoints:
             InputError: the folder holds something else, or is a file.
         """
         self.folder = folder
-        job = f"{__version__} {seed} {images}\n{plan_to_json(start)}"
+        job = f"{FORM} {__version__} {seed} {images}\n{method}\n{plan_to_json(start)}"
         self.job = hashlib.sha256(job.encode()).hexdigest()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -177,21 +164,25 @@ class Checkpoints:
         if found is None:
             return None
         facts, arrays = found
-        parts: dict[str, dict[str, torch.Tensor]] = {"codes": {}, "weight": {}, "bias": {}}
-        for name, array in arrays.items():
-            kind, layer = name.split(":", 1)
-            parts[kind][layer] = torch.from_numpy(array)
-        facts["result"]["layers"] = tuple(facts["result"]["layers"])
-        state = UnitState(parts["codes"], parts["weight"], parts["bias"], facts["steps"])
-        return state, UnitResult(**facts["result"])
+        state: dict[str, dict[str, torch.Tensor]] = {}
+        for path, array in arrays.items():
+            _, module, name = path.split("/")
+            state.setdefault(module, {})[name] = torch.from_numpy(array)
+        result = facts["result"]
+        result["layers"] = tuple(result["layers"])
+        result["candidates"] = tuple(Candidate(**given) for given in result["candidates"])
+        return state, UnitResult(**result)
 
     def save(self, index: int, state: UnitState, result: UnitResult) -> None:
-        """Write a finished unit; a file that is there is whole."""
-        facts = {"job": self.job, "steps": dict(state.steps), "result": asdict(result)}
+        """Write a finished unit; a file that is there is whole.
+
+        Its arrays are called ``REFINEMENT/MODULE/NAME``, after the refinement whose state was kept.
+        """
+        facts = {"job": self.job, "result": asdict(result)}
         arrays: dict[str, Any] = {"facts": np.array(json.dumps(facts))}
-        arrays |= {f"codes:{name}": tensor.numpy() for name, tensor in state.codes.items()}
-        arrays |= {f"weight:{name}": tensor.numpy() for name, tensor in state.weight_steps.items()}
-        arrays |= {f"bias:{name}": tensor.numpy() for name, tensor in state.corrections.items()}
+        for module, held in state.items():
+            for name, tensor in held.items():
+                arrays[f"{result.kept}/{module}/{name}"] = tensor.numpy()
         # Another build of the same output may work beside this one, or have just ended.
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f"{os.getpid()}.partial.npz"

@@ -94,10 +94,15 @@ def test_the_manifest_tells_what_was_done(rapq):
         *("conv2d", "conv2d_1..conv2d_2", "conv2d_3..conv2d_4", "linear")
     ]
     for unit in facts["units"]:
-        losses = {kind: unit[f"{kind}_loss"] for kind in ("nearest", "compensated", "learned")}
+        losses = {candidate["name"]: candidate["loss"] for candidate in unit["candidates"]}
+        assert list(losses) == ["nearest", "compensated", "learned"]
         assert unit["kept"] == min(losses, key=losses.__getitem__)
+        accepted = [one["name"] for one in unit["candidates"] if one["accepted"]]
+        assert accepted[-1] == unit["kept"]
         assert unit["iterations"] == 5
-    assert facts["network"]["loss_after"] <= facts["network"]["loss_before"]
+    (network,) = facts["network"]
+    assert network["name"] == "exponents"
+    assert network["loss_after"] <= network["loss_before"]
     assert {cost["layer"] for cost in facts["power_of_two_cost"]} >= LEARNED
 
 
@@ -106,18 +111,20 @@ def test_a_page_shows_it(rapq):
     page = render("reconstruction.html", reconstruction=facts)
     assert "<h2>Reconstruction</h2>" in page
     assert all(f"<td>{unit['unit']}</td>" in page for unit in facts["units"])
+    for name in ("nearest", "compensated", "learned"):
+        assert f'<th class="number">{name}</th>' in page
     assert "<h2>Cost of powers of two</h2>" in page
     assert all(f"<td>{cost['layer']}</td>" in page for cost in facts["power_of_two_cost"])
 
 
 def test_a_page_says_so_where_no_exponent_was_moved():
-    network = {"loss_before": 0.5, "loss_after": 0.25, "moves": []}
+    network = {"name": "exponents", "loss_before": 0.5, "loss_after": 0.25, "moves": []}
     move = {"values": ["relu"], "before": -1, "after": 0, "loss": 0.25}
-    facts = {"units": [], "network": network, "power_of_two_cost": []}
-    assert "No exponent was moved." in render("reconstruction.html", reconstruction=facts)
-    facts["network"] = {**network, "moves": [move]}
+    facts = {"units": [], "network": [network], "power_of_two_cost": []}
+    assert "Nothing was moved." in render("reconstruction.html", reconstruction=facts)
+    facts["network"] = [{**network, "moves": [move]}]
     page = render("reconstruction.html", reconstruction=facts)
-    assert "No exponent was moved." not in page
+    assert "Nothing was moved." not in page
     assert '<td>relu</td><td class="number">-1</td><td class="number">0</td>' in page
 
 

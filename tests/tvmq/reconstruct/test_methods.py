@@ -1,46 +1,83 @@
-"""The exponent of a unit's loss follows from the scales of its last batch norm."""
+"""One table of methods; what goes together follows from what refinements say of themselves."""
 
-import math
-from dataclasses import replace
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-import torch
-from quantization_cases import float_model
 
-from tvmq.reconstruct.methods import LEARNED, loss_power
-from tvmq.reconstruct.units import find_units
-from tvmq.settings import LEARNED_METHODS
+from targets.errors import InputError
+from tvmq.reconstruct.losses import LOSSES
+from tvmq.reconstruct.methods import METHODS, Method, combined, learning
+from tvmq.reconstruct.refinement import POWERS_OF_TWO, ROUNDING, Need, Refinement
+from tvmq.settings import Settings
 
-MODEL = float_model("resnet_small")
-BLOCK = find_units(MODEL)[1]
-
-
-def _with_gamma(gamma: torch.Tensor):
-    norms = dict(MODEL.batch_norms)
-    last = [name for name in BLOCK.nodes if name in norms][-1]
-    norms[last] = replace(norms[last], gamma=gamma)
-    return replace(MODEL, batch_norms=norms)
+DOCS = Path(__file__).parents[3] / "docs"
 
 
-@pytest.mark.parametrize(("gamma", "kappa"), [(1.0, 0.9), (4.0, 0.9), (-3.0, 0.9), (1.0, 0.1)])
-def test_power_by_hand(gamma, kappa):
-    model = _with_gamma(torch.full((8,), gamma))
-    expected = round(1 + kappa / (1 + math.exp(-(8 * gamma - 1) / 8)), 1)
-    assert loss_power(model, BLOCK, LEARNED["rapq"], kappa) == expected
+class _Shift(Refinement):
+    """Decides nothing that others decide."""
+
+    name = "shift"
+    needs = (Need(lambda settings: settings.weight_bits < 8, "is for few bits; use --precision."),)
+
+    def propose(self, work):
+        """Nothing."""
 
 
-def test_powers_differ_with_the_batch_norm():
-    powers = {
-        loss_power(_with_gamma(torch.full((8,), g)), BLOCK, LEARNED["rapq"], 0.9)
-        for g in (-4.0, 0.0, 4.0)
-    }
-    assert powers == {1.0, 1.4, 1.9}
+def test_every_loss_is_in_the_table():
+    assert {method.loss for method in METHODS.values()} - {None} <= set(LOSSES)
 
 
-def test_other_methods_and_single_layers_have_power_2():
-    assert {loss_power(MODEL, BLOCK, LEARNED[name], 0.9) for name in ("brecq", "qdrop")} == {2.0}
-    assert loss_power(MODEL, find_units(MODEL)[-1], LEARNED["rapq"], 0.9) == 2.0
+def test_methods_that_learn():
+    assert learning() == ("adaround", "brecq", "qdrop", "rapq")
+    assert learning(("wess", "rapq")) == ("rapq",)
 
 
-def test_every_name_of_the_command_line_has_a_method():
-    assert set(LEARNED) == set(LEARNED_METHODS)
+@pytest.mark.parametrize(
+    ("methods", "scales", "message"),
+    [
+        (("rapq", "rtn"), "pot", "method rapq, rtn: each of these decides how the weights are"),
+        (("wess", "qdrop", "adaround"), "pot", "method qdrop, adaround: each of these decides"),
+        (("rapq",), "free", "method rapq is about power-of-two steps"),
+        (("wess", "equalize"), "pot", "method equalize changes the float network"),
+        (("foo",), "pot", "method foo: not known; choose from rtn, adaround"),
+        ((), "pot", "method is empty: not known"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(methods, scales, message):
+    with pytest.raises(InputError, match=message):
+        Settings(method=methods, scales=scales)
+
+
+def test_a_new_method_is_refused_for_what_its_refinements_say(monkeypatch):
+    monkeypatch.setitem(METHODS, "shift", Method("of biases", (_Shift(),)))
+    assert Settings(weight_bits=4, method=("wess", "rapq", "shift")).learned_method == "rapq,shift"
+    with pytest.raises(InputError, match="method shift is for few bits; use --precision"):
+        Settings(method=("qdrop", "shift"))
+    monkeypatch.setitem(METHODS, "shift", Method("of biases", (_Shift(),), loss="mse"))
+    with pytest.raises(InputError, match=r"rapq \(batch-norm lp\), shift \(mse\): .* the loss"):
+        Settings(weight_bits=4, method=("rapq", "shift"))
+    monkeypatch.setattr(_Shift, "decides", frozenset({ROUNDING}))
+    with pytest.raises(InputError, match="method qdrop, shift: each of these decides how"):
+        Settings(weight_bits=4, method=("qdrop", "shift"))
+
+
+def test_several_methods_are_one_behind_the_other(monkeypatch):
+    monkeypatch.setitem(METHODS, "shift", Method("of biases", (_Shift(),)))
+    method, rapq = combined(("wess", "rapq", "shift")), METHODS["rapq"]
+    assert [part.name for part in method.refinements] == ["compensated", "learned", "shift"]
+    assert (method.units, method.loss) == ("blocks", "batch-norm lp")
+    assert method.over_network == rapq.over_network
+    assert POWERS_OF_TWO in method.all_needs
+
+
+def test_the_documentation_knows_every_method():
+    text = (DOCS / "reconstruction.md").read_text()
+    assert all(f"| `{name}` |" in text for name in learning())
+    assert f"--method {'|'.join(learning())}" in text
+
+
+def test_reading_the_table_imports_no_torch():
+    words = "import sys, tvmq.settings; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", words], check=False).returncode == 0

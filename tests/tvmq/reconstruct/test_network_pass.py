@@ -5,7 +5,7 @@ import torch
 from quantization_cases import calibration, float_model
 
 from tvmq.plan.planner import make_plan
-from tvmq.reconstruct.network_pass import distance, search_network, surely_smaller
+from tvmq.reconstruct.network_pass import NetworkWork, distance, search_network, surely_smaller
 from tvmq.reconstruct.unit_graph import QuantizedUnit, network_steps
 from tvmq.reconstruct.units import find_units
 from tvmq.settings import Settings
@@ -26,7 +26,7 @@ def test_a_wrong_exponent_is_found():
     model, units, steps = _network()
     right = steps["relu_1"].exact
     steps["relu_1"].fix(right / 2)  # codes that clip half of the range
-    done = search_network(model, calibration(NAME), units, steps, 24)
+    done = search_network(NetworkWork(model, calibration(NAME), units, steps, 24))
     assert steps["relu_1"].exact == right
     (move,) = [move for move in done.moves if "relu_1" in move.values]
     assert move.after == move.before + 1
@@ -37,8 +37,8 @@ def test_a_wrong_exponent_is_found():
 def test_losses_are_those_of_the_whole_network(name):
     """Running from a unit on, behind a remembered prefix, is running the network."""
     model, units, steps = _network(name)
-    done = search_network(model, calibration(name), units, steps, 24)
-    again = search_network(model, calibration(name), units, steps, 24)
+    done = search_network(NetworkWork(model, calibration(name), units, steps, 24))
+    again = search_network(NetworkWork(model, calibration(name), units, steps, 24))
     assert again.loss_before == done.loss_after
     images = torch.cat([batch[0] for batch in calibration(name).batches()])[24:]
     tensors = {"x": images} | {
@@ -67,7 +67,7 @@ def test_chance_moves_nothing():
 
 def test_the_input_of_the_network_stays():
     model, units, steps = _network()
-    done = search_network(model, calibration(NAME), units, steps, 24)
+    done = search_network(NetworkWork(model, calibration(NAME), units, steps, 24))
     inputs = {spec.name for spec in model.inputs}
     assert not inputs.intersection(name for move in done.moves for name in move.values)
 

@@ -6,13 +6,11 @@ from quantization_cases import calibration, float_model
 
 from tvmq.plan.planner import make_plan
 from tvmq.reconstruct.compensation import compensate_weights
-from tvmq.reconstruct.step_search import (
-    WEIGHT_EXPONENTS,
-    search_activation_steps,
-    unit_loss,
-)
+from tvmq.reconstruct.losses import MSE
+from tvmq.reconstruct.step_search import WEIGHT_EXPONENTS, search_activation_steps
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit, float_unit, network_steps
+from tvmq.reconstruct.unit_work import unit_loss
 from tvmq.reconstruct.units import find_units
 from tvmq.settings import Settings
 
@@ -33,7 +31,7 @@ def test_searched_exponents_are_near_and_better(granularity):
             compensate_weights(unit, cache, cache.count, exponents)
             ratio = torch.log2(unit.weights["conv2d"].exact_steps / nearest)
             assert set(ratio.tolist()) <= set(map(float, exponents))
-            losses[exponents] = unit_loss(unit, cache, 2.0, slice(0, cache.count))
+            losses[exponents] = unit_loss(unit, cache, MSE, slice(0, cache.count))
         assert losses[WEIGHT_EXPONENTS] <= losses[0,] * 1.05
     finally:
         cache.close()
@@ -56,7 +54,7 @@ def test_exponents_inside_a_unit_are_searched_and_those_of_its_outputs_stay():
         for name in (inside, output):
             steps[name].fix(steps[name].exact / 4)
         clipped = steps[output].exact
-        search_activation_steps(unit, cache, 2.0, cache.count)
+        search_activation_steps(unit, cache, MSE, cache.count)
         assert steps[inside].exact == right
         assert steps[output].exact == clipped
     finally:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tvmq.reconstruct.learned_steps import DropMasks
-from tvmq.reconstruct.training import mixed_inputs, reconstruction_loss
+from tvmq.reconstruct.losses import PowerLoss
+from tvmq.reconstruct.training import mixed_inputs
 from tvmq.reconstruct.unit_cache import Stream
 
 
@@ -16,7 +17,7 @@ from tvmq.reconstruct.unit_cache import Stream
 def test_value_and_gradient_are_those_of_the_formula(power, shape):
     error = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     error.requires_grad_(True)
-    loss = reconstruction_loss(error, power)
+    loss = PowerLoss(power)(error)
     channels = shape[1] if len(shape) == 4 else shape[-1]
     expected = error.abs().pow(power).mean() * channels
     torch.testing.assert_close(loss, expected)
@@ -27,7 +28,7 @@ def test_value_and_gradient_are_those_of_the_formula(power, shape):
 @pytest.mark.parametrize("power", [1.0, 1.7, 2.0])
 def test_no_error_has_no_gradient(power):
     error = torch.zeros(2, 3, 4, 5, requires_grad=True)
-    reconstruction_loss(error, power).backward()
+    PowerLoss(power)(error).backward()
     assert torch.equal(error.grad, torch.zeros_like(error))
 
 
@@ -36,7 +37,7 @@ def test_gradient_lies_as_the_images_do():
     error = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last).requires_grad_(True)
     found = []
     error.register_hook(lambda gradient: found.append(gradient))
-    reconstruction_loss(error * 1, 1.7).backward()
+    PowerLoss(1.7)(error * 1).backward()
     assert found[0].is_contiguous(memory_format=torch.channels_last)
 
 

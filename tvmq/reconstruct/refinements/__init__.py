@@ -1,0 +1,1 @@
+"""Refinements, a file each: what a learning method is put together from."""
