@@ -1,9 +1,10 @@
 """Rewrite an exported program into few ATen operators that run with any batch.
 
-The exported graph is read node by node and written anew: mutation and operators without a rule are
-removed first (by torch.export itself, where there are any, since that traces it again), constants are computed ahead, and every operator goes through its rule in
-``operator_rules``. Batch norm is left as ``aten.batch_norm``, for ``fold_batch_norm``. All
-operators that have no rule, or whose rule refuses, are reported together.
+The exported graph is read node by node and written anew: constants are computed ahead, and every
+operator goes through its rule in ``operator_rules``. Where there is mutation, or an operator
+without a rule, torch.export traces the program again first, which removes both or names the
+operator. Batch norm is left as ``aten.batch_norm``, for ``fold_batch_norm``. All operators that
+have no rule, or whose rule refuses, are reported together.
 """
 
 from __future__ import annotations
