@@ -10,7 +10,7 @@ compute the same integers; the float operators at the module's ends stay as they
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,11 +128,11 @@ def place(mod: IRModule, network: IntegerNetwork, spec: NpuSpec | None) -> Place
     """
     placed = placements(network, spec)
     builder = _PlacedBuilder(mod, network, spec)
-    new_mod, programs = builder.build(_segments(network.layers, placed))
+    new_mod, programs = builder.build(segments(network.layers, placed))
     return PlacedModule(new_mod, placed, tuple(programs))
 
 
-def _segments(
+def segments(
     layers: Sequence[AnyLayer], placed: Sequence[Placement]
 ) -> list[tuple[bool, list[AnyLayer]]]:
     """The layers of each NPU program (True), and single layers on the CPU (False)."""
@@ -157,7 +157,7 @@ class _PlacedBuilder:
         self.old = {var.name: var for var, _ in self.graph.bindings}
         self.new: dict[Var, Expr] = {param: param for param in self.graph.params}
         self.programs: list[Program] = []
-        self.readers = _readers(network)
+        self.readers = readers_of(network)
 
     def build(self, segments: list[tuple[bool, list[AnyLayer]]]) -> tuple[IRModule, list[Program]]:
         params = list(self.graph.params)
@@ -248,7 +248,7 @@ class _PlacedBuilder:
         """One call that executes the layers' program on every image of the batch."""
         assert self.spec is not None
         run: list[Layer] = [layer for layer in layers if not isinstance(layer, OpaqueLayer)]
-        inputs, outputs = self._boundary(run)
+        inputs, outputs = boundary(run, self.readers)
         program = compile_layers(run, inputs, outputs, self.spec)
         name = f"npu_program_{len(self.programs)}"
         self.programs.append(program)
@@ -275,17 +275,23 @@ class _PlacedBuilder:
             self._define(value, self.builder.emit(call))
             offset += host_bytes(value)
 
-    def _boundary(self, layers: list[Layer]) -> tuple[list[Value], list[Value]]:
-        """Tensors that a run of layers reads from outside, and those that the outside reads."""
-        made = {layer.output.name for layer in layers}
-        inputs = _unique(v for layer in layers for v in layer.inputs if v.name not in made)
-        outputs = _unique(
-            layer.output for layer in layers if not self.readers[layer.output.name] <= made
-        )
-        return inputs, outputs
+
+def boundary(
+    layers: Sequence[Layer], readers: Mapping[str, set[str]]
+) -> tuple[list[Value], list[Value]]:
+    """Tensors that a run of layers reads from outside, and those that the outside reads.
+
+    Args:
+        layers: of one program.
+        readers: of the whole network, from ``readers_of``.
+    """
+    made = {layer.output.name for layer in layers}
+    inputs = _unique(v for layer in layers for v in layer.inputs if v.name not in made)
+    outputs = _unique(layer.output for layer in layers if not readers[layer.output.name] <= made)
+    return inputs, outputs
 
 
-def _readers(network: IntegerNetwork) -> dict[str, set[str]]:
+def readers_of(network: IntegerNetwork) -> dict[str, set[str]]:
     """Who reads each value: outputs of layers, and "" for whoever calls the network."""
     readers: dict[str, set[str]] = defaultdict(set)
     for layer in network.layers:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch.fx import GraphModule, Node
@@ -71,6 +73,11 @@ class FloatModel:
     kind: str
     notes: tuple[str, ...] = field(default=())
 
+    @cached_property
+    def nodes(self) -> dict[str, Node]:
+        """The nodes of the graph, which stays as it is, by name."""
+        return {node.name: node for node in self.graph_module.graph.nodes}
+
     def weight_of(self, node: Node) -> torch.Tensor:
         """Weight of a conv2d (K, C/groups, R, S) or linear (K, C) node."""
         return constant_of(self.graph_module, node.args[1])
@@ -79,6 +86,12 @@ class FloatModel:
         """Bias of a conv2d or linear node, float32[K], or None."""
         bias = node.args[2] if len(node.args) > 2 else None
         return None if bias is None else constant_of(self.graph_module, bias)
+
+
+def copy_of(graph_module: GraphModule) -> GraphModule:
+    """A copy whose graph may be changed; it shares the constants, so those are only replaced."""
+    shared = {id(tensor): tensor for tensor in graph_module.buffers()}
+    return copy.deepcopy(graph_module, shared)
 
 
 def constant_of(graph_module: torch.nn.Module, node: object) -> torch.Tensor:

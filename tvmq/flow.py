@@ -15,7 +15,7 @@ from typing import Any
 
 from relay_passes.frontend.import_torch import import_torch
 from relay_passes.pipeline import lower_to_integer
-from relay_passes.place import PlacedModule, Placement, place
+from relay_passes.place import PlacedModule, Placement, place, placements
 from relay_passes.read_layers import read_layers
 from targets.errors import GateError, InputError
 from targets.npu.execute.compiled import made_meanwhile
@@ -247,8 +247,7 @@ def _refuse_early(
 ) -> None:
     """Raise what the stages behind would, before hours of learning; they do it again afterwards."""
     integer = lower_to_integer(import_torch(annotate(model, plan)))
-    placed = place(integer, read_layers(integer, _sources(model)), spec)
-    _check_fallback(placed.placements, request)
+    _check_fallback(placements(read_layers(integer, _sources(model)), spec), request)
 
 
 def _sources(model: FloatModel) -> dict[str, str]:
@@ -274,11 +273,11 @@ class _Samples:
         return (batch.inputs for batch in batches)
 
 
-def _check_fallback(placements: tuple[Placement, ...], request: BuildRequest) -> None:
-    refused = [item for item in placements if item.device == "cpu"]
+def _check_fallback(placed: tuple[Placement, ...], request: BuildRequest) -> None:
+    refused = [item for item in placed if item.device == "cpu"]
     if request.target == "cpu" or not refused:
         return
-    percent = 100 * len(refused) / len(placements)
+    percent = 100 * len(refused) / len(placed)
     limit = 0.0 if request.strict else request.max_fallback
     if limit is not None and percent > limit:
         listed = "; ".join(
@@ -286,6 +285,6 @@ def _check_fallback(placements: tuple[Placement, ...], request: BuildRequest) ->
         )
         flag = "--strict" if request.strict else f"--max-fallback {limit:g}"
         raise GateError(
-            f"{flag}: {len(refused)} of {len(placements)} operators ({percent:.0f} %) would run on "
+            f"{flag}: {len(refused)} of {len(placed)} operators ({percent:.0f} %) would run on "
             f"the CPU: {listed}. Change these layers or relax the flag."
         )

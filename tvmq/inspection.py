@@ -1,8 +1,8 @@
-"""What would run where, and why, before anything is quantized for real.
+"""What would run where, why, and at what price, before anything is quantized for real.
 
 The float network goes through the stages with stand-in ranges: from batch norms where it has them,
 else from seeded noise. Placement depends on shapes, kinds and shifts, hardly on ranges; what is
-printed is said to be a forecast.
+printed is said to be a forecast, and cycles are said to be estimates: nothing is compiled.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
+from relay_passes.estimate import Estimate, estimate
 from relay_passes.frontend.import_torch import import_torch
 from relay_passes.pipeline import lower_to_integer
-from relay_passes.place import decide
+from relay_passes.place import placements
 from relay_passes.read_layers import read_layers
 from targets.errors import InputError
 from targets.npu.machine.spec import NpuSpec
@@ -40,6 +41,9 @@ class Forecast:
         macs: multiply-accumulates of one image.
         device: "npu" or "cpu".
         reason: what the NPU refuses about it; "" on the NPU.
+        cycles: estimated, of one image; of a layer on the CPU those that it would take on the NPU
+            if the rule in ``reason`` were lifted; None where there is no NPU.
+        bound: what bounds it; "" for a layer without work and where there is no NPU.
     """
 
     name: str
@@ -49,12 +53,14 @@ class Forecast:
     macs: int
     device: str
     reason: str
+    cycles: int | None
+    bound: str
 
 
 def forecast(
     model: FloatModel, spec: NpuSpec | None, settings: Settings, progress: Progress
 ) -> list[Forecast]:
-    """Placement of every layer of a float network.
+    """Placement and price of every layer of a float network.
 
     Raises:
         UnsupportedError: something can't be quantized at all; all of it is named.
@@ -64,18 +70,22 @@ def forecast(
         integer = lower_to_integer(import_torch(annotate(model, plan)))
         sources = {name: str(origin) for name, origin in model.origins.items()}
         network = read_layers(integer, sources)
-        reasons = decide(network, spec)
+        placed = placements(network, spec)
+        nothing = [Estimate(0, "")] * len(placed)
+        estimates = nothing if spec is None else estimate(network, placed, spec)
     return [
         Forecast(
-            name=layer.name,
-            source=layer.source,
-            kind=layer.kind,
+            name=placement.name,
+            source=placement.source,
+            kind=placement.kind,
             shape=layer.output.shape,
-            macs=layer.macs,
-            device="npu" if reason is None else "cpu",
-            reason=reason or "",
+            macs=placement.macs,
+            device=placement.device,
+            reason=placement.reason,
+            cycles=None if spec is None else price.cycles,
+            bound=price.bound,
         )
-        for layer, reason in zip(network.layers, reasons, strict=True)
+        for layer, placement, price in zip(network.layers, placed, estimates, strict=True)
     ]
 
 

@@ -4,8 +4,9 @@ Behind a batch norm, channel c is distributed around beta[c] with spread |gamma[
 normal, each operator that follows changes mean, spread and bounds in a known way. The result is a
 Calibration like the one from images, so everything behind it is the same.
 
-Every element of a value is described by four tensors of the value's own shape (batch 1), so that
-operators which only move elements are applied to the descriptions as they are.
+Every element of a value is described by four numbers. The elements of a channel mostly share
+theirs, which are then held once, whatever the size of the image; padding and what follows it make
+the edges of an image differ from its middle, and then each element has its own.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ WEIGHTS = torch.softmax(-(POINTS**2) / 2, 0)
 
 @dataclass(frozen=True)
 class Spread:
-    """Normal elements, cut at bounds: ``clamp(normal(mean, std), low, high)``; float64[1, ...].
+    """Normal elements, cut at bounds: ``clamp(normal(mean, std), low, high)``.
+
+    The four are float64 and broadcast to the shape of the value with a batch of 1: [1, C, 1, 1]
+    where the elements of a channel are alike, else [1, C, H, W].
 
     Attributes:
         mean: of the normal variable, before the cut.
@@ -60,9 +64,15 @@ class Spread:
     low: torch.Tensor
     high: torch.Tensor
 
-    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> Spread:
-        """The same after an operator that moves, selects or pads with zeros."""
-        return Spread(move(self.mean), move(self.std), move(self.low), move(self.high))
+    def moved(self, move: Callable[[torch.Tensor], torch.Tensor], shape: tuple[int, ...]) -> Spread:
+        """The same after an operator that moves, selects or pads with zeros.
+
+        Args:
+            move: the operator.
+            shape: of the value that it reads.
+        """
+        parts = (self.mean, self.std, self.low, self.high)
+        return Spread(*(_held(move(part.expand(1, *shape[1:]))) for part in parts))
 
     def mapped(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Spread:
         """Mean and spread after an elementwise function, by quadrature, with its bounds."""
@@ -107,7 +117,8 @@ def ranges_from_batch_norm(
             spreads[node] = spread
         if node.name in regions.values and node in spreads:
             note = input_note if is_input else "batch-norm statistics"
-            histograms[node.name] = _histogram(spreads[node], note, uniform=is_input)
+            elements = math.prod(shape_of(node)[1:])
+            histograms[node.name] = _histogram(spreads[node], elements, note, uniform=is_input)
     _refuse_unknown(model, [name for name in regions.values if name not in histograms])
     source = f"batch norms of the network (data-free); range of the input: {input_note}"
     return Calibration(histograms, source)
@@ -137,7 +148,7 @@ def _input_spread(shape: tuple[int, ...], preprocessing: Preprocessing | None) -
         mean, std = _doubles(IMAGENET_MEAN), _doubles(IMAGENET_STD)
         low, high = (-mean / std).amin(), ((1 - mean) / std).amax()
     per_channel = [x.expand(channels).reshape(1, -1, *[1] * (len(shape) - 2)) for x in (low, high)]
-    low, high = (x.expand(1, *shape[1:]) for x in per_channel)
+    low, high = per_channel
     return Spread(torch.zeros_like(low), torch.ones_like(low), low, high)
 
 
@@ -147,11 +158,11 @@ def _doubles(numbers: tuple[float, ...]) -> torch.Tensor:
 
 def _propagate(model: FloatModel, node: Node, spreads: dict[Node, Spread]) -> Spread | None:
     """The spread behind an operator; None where nothing is known."""
+    shape = shape_of(node)
     statistics = model.batch_norms.get(node.name)
     if statistics is not None:
-        shape = shape_of(node)
         mean, std = (
-            x.double().reshape(1, -1, *[1] * (len(shape) - 2)).expand(1, *shape[1:])
+            x.double().reshape(1, -1, *[1] * (len(shape) - 2))
             for x in (statistics.beta, statistics.gamma.abs())
         )
         return Spread(mean, std, torch.full_like(mean, -math.inf), torch.full_like(mean, math.inf))
@@ -163,12 +174,8 @@ def _propagate(model: FloatModel, node: Node, spreads: dict[Node, Spread]) -> Sp
     if len(known) < len(sources):
         return None
     if op is aten.cat:
-        return Spread(
-            *(
-                torch.cat([getattr(k, part) for k in known], int(node.args[1]))
-                for part in ("mean", "std", "low", "high")
-            )
-        )
+        shapes = [shape_of(source) for source in node.all_input_nodes]
+        return _joined(known, shapes, int(node.args[1]))
     if op is aten.add:
         parts = [k.mapped(lambda x: x) for k in (known * 2)[:2]]
         return Spread(
@@ -181,26 +188,49 @@ def _propagate(model: FloatModel, node: Node, spreads: dict[Node, Spread]) -> Sp
     if op in BOUNDS:
         low, high = bounds_of(node)
         return Spread(x.mean, x.std, x.low.clamp(low, high), x.high.clamp(low, high))
-    call = _call(node)
+    call, read = _call(node), shape_of(node.all_input_nodes[0])
     if op in FUNCTIONS:
         return x.mapped(call)
     if op is aten.avg_pool2d:
-        return _averaged(x, call)
+        return _averaged(x, call, read, shape)
     assert op in MOVES, op
-    return x.moved(call)
+    return x.moved(call, read)
 
 
-def _averaged(x: Spread, call: Callable[[torch.Tensor], torch.Tensor]) -> Spread:
+def _held(x: torch.Tensor) -> torch.Tensor:
+    """One element per channel where all elements of each channel are equal."""
+    first = x[(slice(None), slice(None), *[slice(1)] * (x.ndim - 2))]
+    return first.clone() if bool((x == first).all()) else x
+
+
+def _joined(spreads: list[Spread], shapes: list[tuple[int, ...]], axis: int) -> Spread:
+    """The spread behind a concatenation of values of these shapes."""
+
+    def join(parts: list[torch.Tensor]) -> torch.Tensor:
+        if axis != 1 or len({part.shape[2:] for part in parts}) > 1:
+            pairs = zip(parts, shapes, strict=True)
+            parts = [part.expand(1, *shape[1:]) for part, shape in pairs]
+        return torch.cat(parts, axis)
+
+    names = ("mean", "std", "low", "high")
+    return Spread(*(join([getattr(spread, name) for spread in spreads]) for name in names))
+
+
+def _averaged(
+    x: Spread,
+    call: Callable[[torch.Tensor], torch.Tensor],
+    read: tuple[int, ...],
+    made: tuple[int, ...],
+) -> Spread:
     """An average of A elements spreads less: by A^(1/4), since neighbours resemble each other."""
     cut = x.mapped(lambda y: y)
-    ones = call(torch.ones_like(x.mean))  # below 1 where padding or a divisor takes part
-    mean_of_squares = call(cut.std**2)
-    elements = x.mean[0, 0].numel() / ones[0, 0].numel()
+    mean, mean_of_squares = (_held(call(y.expand(1, *read[1:]))) for y in (cut.mean, cut.std**2))
+    elements = math.prod(read[2:]) / math.prod(made[2:])
     return Spread(
-        call(cut.mean),
+        mean,
         mean_of_squares.sqrt() / max(elements, 1.0) ** 0.25,
-        x.low.amin().expand_as(ones),
-        x.high.amax().expand_as(ones),
+        x.low.amin().expand_as(mean),
+        x.high.amax().expand_as(mean),
     )
 
 
@@ -209,12 +239,19 @@ def _call(node: Node) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda x: target(x, *node.args[1:], **node.kwargs)
 
 
-def _histogram(spread: Spread, note: str, *, uniform: bool) -> Histogram:
-    """Sum over the distinct elements; an input of the network counts as uniform in its bounds."""
-    parts = torch.stack(
-        [x[0].reshape(-1) for x in (spread.mean, spread.std, spread.low, spread.high)]
-    )
+def _histogram(spread: Spread, elements: int, note: str, *, uniform: bool) -> Histogram:
+    """Sum over the distinct elements; an input of the network counts as uniform in its bounds.
+
+    Args:
+        spread: of a value.
+        elements: how many the value has in one image.
+        note: for the histogram.
+        uniform: in place of normal.
+    """
+    held = torch.broadcast_tensors(spread.mean, spread.std, spread.low, spread.high)
+    parts = torch.stack([x.reshape(-1) for x in held])
     rows, counts = np.unique(parts.numpy().T, axis=0, return_counts=True)
+    counts *= elements // parts.shape[1]
     mean, std, low, high = rows.T[:, :, None]
     least = low if uniform else np.clip(mean - SPREADS * std, low, high)
     most = high if uniform else np.clip(mean + SPREADS * std, low, high)

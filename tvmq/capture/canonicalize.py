@@ -1,9 +1,10 @@
 """Rewrite an exported program into few ATen operators that run with any batch.
 
-The exported graph is read node by node and written anew: mutation is removed first (by
-torch.export itself), constants are computed ahead, and every operator goes through its rule in
-``operator_rules``. Batch norm is left as ``aten.batch_norm``, for ``fold_batch_norm``. All
-operators that have no rule, or whose rule refuses, are reported together.
+The exported graph is read node by node and written anew: constants are computed ahead, and every
+operator goes through its rule in ``operator_rules``. Where there is mutation, or an operator
+without a rule, torch.export traces the program again first, which removes both or names the
+operator. Batch norm is left as ``aten.batch_norm``, for ``fold_batch_norm``. All operators that
+have no rule, or whose rule refuses, are reported together.
 """
 
 from __future__ import annotations
@@ -57,7 +58,17 @@ def canonicalize(program: ExportedProgram, *, attention: bool = False) -> Canoni
     """
     _refuse_training_mode(program)
     rules = RULES | ATTENTION_RULES if attention else RULES
-    return _Writer(program.run_decompositions({}), rules).write()
+    if not all(_is_plain(node, rules) for node in program.graph.nodes):
+        program = program.run_decompositions({})
+    return _Writer(program, rules).write()
+
+
+def _is_plain(node: Node, rules: dict[str, Rule]) -> bool:
+    """Whether the node can be read as it is: it changes no tensor, and there is a rule for it."""
+    if node.op != "call_function" or not _is_tensor_valued(node):
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return operator_name(node.target) in rules and not (schema and schema.is_mutable)
 
 
 def origin_of(node: Node) -> Origin:
@@ -102,6 +113,7 @@ class _Writer:
 
     def __init__(self, program: ExportedProgram, rules: dict[str, Rule]) -> None:
         self.program, self.rules = program, rules
+        self.placeholders = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
         self.values: dict[Node, Any] = {}  # what stands for a node: Node, list of Nodes or number
         self.lost: set[Node] = set()  # values behind a refused operator
         self.refused: list[str] = []
@@ -126,11 +138,7 @@ class _Writer:
 
     def _user_inputs(self) -> list[Node]:
         names = set(self.program.graph_signature.user_inputs)
-        return [
-            node
-            for node in self.program.graph.nodes
-            if node.op == "placeholder" and node.name in names
-        ]
+        return [node for name, node in self.placeholders.items() if name in names]
 
     def _example_batch(self) -> int:
         """Batch of the fake tensors: the exported one, or a small one where it is dynamic."""
@@ -150,7 +158,7 @@ class _Writer:
             self._write_user_input(node)
 
     def _write_constant(self, spec: Any) -> None:
-        node = next(n for n in self.program.graph.nodes if n.name == spec.arg.name)
+        node = self.placeholders[spec.arg.name]
         stored = self.program.state_dict.get(spec.target)
         value = self.program.constants[spec.target] if stored is None else stored
         if value.is_floating_point() and value.dtype != torch.float32:

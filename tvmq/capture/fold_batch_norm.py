@@ -12,7 +12,6 @@ Needs: a canonical graph. Leaves: no batch_norm.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from tvmq.capture.canonical_graph import tidy
-from tvmq.float_model import BatchNormStats, Origin, constant_of
+from tvmq.float_model import BatchNormStats, Origin, constant_of, copy_of
 
 aten = torch.ops.aten
 
@@ -38,7 +37,7 @@ def fold_batch_norm(
         the folded module; the statistics of every node that now carries the output of a batch
         norm; the origins with the new nodes.
     """
-    folder = _Folder(copy.deepcopy(graph_module), dict(origins))
+    folder = _Folder(copy_of(graph_module), dict(origins))
     for node in list(folder.module.graph.nodes):
         if node.target is aten.batch_norm.default:
             folder.fold(node)

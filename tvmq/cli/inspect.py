@@ -14,6 +14,11 @@ from tvmq.cli.report import settings_text
 from tvmq.cli.terminal import Terminal
 
 HEADINGS = ["layer", "kind", "MACs", "device", "where in the model", "reason"]
+PRICES = (
+    "Cycles are of one image and estimated; `tvmq profile` of the built artifact gives exact ones. "
+    "In parentheses: what a layer on the CPU would take on the NPU if it kept the rule."
+)
+PRICED = ["layer", "kind", "MACs", "device", "cycles", "bound", "where in the model", "reason"]
 
 
 @click.command("inspect")
@@ -35,7 +40,7 @@ HEADINGS = ["layer", "kind", "MACs", "device", "where in the model", "reason"]
 @shared_options
 @click.pass_obj
 def command(terminal: Terminal, /, subject: Path, stage: str | None, **options: Any) -> None:
-    """Say what will run where and why (MODEL), or what an artifact holds (ART)."""
+    """Say what will run where, why and at what price (MODEL), or what an artifact holds (ART)."""
     from tvmq.artifact.artifact import Artifact
 
     if not subject.is_dir():
@@ -73,14 +78,17 @@ def _inspect_model(
         from tvmq.pages.range_plot import channel_ranges, write_range_plot
 
         write_range_plot(channel_ranges(model), ranges)
-    layers = forecast(model, spec, settings, terminal.progress())
+    layers = [asdict(layer) for layer in forecast(model, spec, settings, terminal.progress())]
     if terminal.json:
         data = {"model": str(model_file), "kind": model.kind, "target": target}
-        terminal.print_json({**data, "operators": [asdict(layer) for layer in layers]})
+        terminal.print_json({**data, "operators": layers})
         return
     terminal.say(f"{model_file}: {model.kind}; forecast for {target}, {settings.precision}")
-    terminal.table(HEADINGS, [_row(asdict(layer)) for layer in layers], right={"MACs"})
-    _totals(terminal, [asdict(layer) for layer in layers])
+    headings = HEADINGS if spec is None else PRICED
+    terminal.table(headings, [_row(layer) for layer in layers], right={"MACs", "cycles"})
+    _totals(terminal, layers)
+    if spec is not None:
+        terminal.say(PRICES)
 
 
 def _inspect_artifact(terminal: Terminal, artifact: Any) -> None:
@@ -104,12 +112,21 @@ def _inspect_artifact(terminal: Terminal, artifact: Any) -> None:
 
 
 def _row(layer: dict[str, Any]) -> list[str]:
-    fields = ("name", "kind", "macs", "device", "source", "reason")
-    return [f"{layer[name]:,}" if name == "macs" else layer[name] for name in fields]
+    start = [layer["name"], layer["kind"], f"{layer['macs']:,}", layer["device"]]
+    end = [layer["source"], layer["reason"]]
+    if layer.get("cycles") is None:
+        return start + end
+    cycles = f"{layer['cycles']:,}" if layer["device"] == "npu" else f"({layer['cycles']:,})"
+    return [*start, cycles, layer["bound"], *end]
 
 
 def _totals(terminal: Terminal, layers: list[dict[str, Any]]) -> None:
     for device in ("npu", "cpu"):
         own = [layer for layer in layers if layer["device"] == device]
         macs = sum(layer["macs"] for layer in own)
-        terminal.say(f"{device}: {len(own)} operators, {macs:,} MACs per image")
+        text = f"{device}: {len(own)} operators, {macs:,} MACs per image"
+        known = [layer["cycles"] for layer in own if layer.get("cycles") is not None]
+        if known:
+            cycles = f"{sum(known):,}"
+            text += f", {cycles} cycles" if device == "npu" else f", ({cycles}) cycles"
+        terminal.say(text)

@@ -10,7 +10,6 @@ it ``conv2d_3_weight_q``.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 
 import tvmq.plan.fake_quantize  # noqa: F401  registers the operator
-from tvmq.float_model import FloatModel
+from tvmq.float_model import FloatModel, copy_of
 from tvmq.plan.plan import Plan
 from tvmq.plan.rounded_bias import rounded_bias
 from tvmq.plan.weight_steps import weight_codes
@@ -53,7 +52,7 @@ def annotated_graph(
     model: FloatModel, plan: Plan, dtype: torch.dtype = torch.float64
 ) -> GraphModule:
     """The same as a graph module that is not exported; float32 is exact enough for statistics."""
-    graph_module = copy.deepcopy(model.graph_module).to(dtype)
+    graph_module = copy_of(model.graph_module).to(dtype)
     regions = find_regions(model)
     annotator = _Annotator(model, plan, regions, graph_module, dtype)
     for node in list(graph_module.graph.nodes):

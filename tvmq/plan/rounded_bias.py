@@ -34,4 +34,4 @@ def rounded_bias(
 
 def node_of(model: FloatModel, name: str) -> Node:
     """The node of a layer or value."""
-    return next(node for node in model.graph_module.graph.nodes if node.name == name)
+    return model.nodes[name]

@@ -69,7 +69,7 @@ def weight_codes(weight: torch.Tensor, plan: WeightPlan) -> torch.Tensor:
     limit = weight_limit(plan.bits)
     steps = torch.tensor(plan.steps, dtype=torch.float64).reshape(-1, *[1] * (weight.dim() - 1))
     scaled = weight.detach().double() / steps
-    return torch.floor(scaled + HALF).clamp(-limit, limit).long()
+    return scaled.add_(HALF).floor_().clamp_(-limit, limit).long()
 
 
 def _search(
@@ -86,8 +86,8 @@ def _search(
     best, least = candidates[0], torch.full_like(full, torch.inf)
     for candidate in candidates:
         steps = candidate[:, None]
-        rounded = steps * torch.floor(rows / steps + 0.5).clamp(*codes)
-        errors = (rows - rounded).abs().pow(power).sum(dim=1)
+        rounded = (rows / steps).add_(0.5).floor_().clamp_(*codes).mul_(steps)
+        errors = rounded.sub_(rows).abs_().pow_(power).sum(dim=1)
         better = errors < least
         best = torch.where(better, candidate, best)
         least = torch.where(better, errors, least)

@@ -82,3 +82,31 @@ def test_every_value_behind_no_batch_norm_is_named():
     said = r"large relu_1 \(module 4\), relu_2 \(module 6\) get: no batch norm.*--calib-data"
     with pytest.raises(InputError, match=said):
         ranges_from_batch_norm(model)
+
+
+def test_elements_of_a_channel_are_held_once():
+    spread = Spread(*(torch.full((1, 2, 1, 1), x).double() for x in (1.0, 2.0, -9.0, 9.0)))
+    padded = spread.moved(lambda x: torch.nn.functional.pad(x, (1, 1, 1, 1)), (7, 2, 4, 4))
+    assert padded.mean.shape == (1, 2, 6, 6)
+    assert (padded.mean == 1).sum() == 2 * 4 * 4
+    cut = padded.moved(lambda x: x[:, :, 1:5, 1:5], (7, 2, 6, 6))
+    assert torch.equal(cut.mean, spread.mean)
+
+
+def test_quadrature_does_not_grow_with_the_image(monkeypatch):
+    sizes, mapped = [], Spread.mapped
+
+    def counted(self, function):
+        sizes.append(self.mean.numel())
+        return mapped(self, function)
+
+    monkeypatch.setattr(Spread, "mapped", counted)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.SiLU(),
+        torch.nn.MaxPool2d(2), torch.nn.AvgPool2d(3), torch.nn.Hardswish(),
+    ).eval()  # fmt: skip
+    model = capture_program(models.export((network, torch.randn(2, 3, 32, 32))))
+    histograms = ranges_from_batch_norm(model).histograms
+    assert sizes == [4, 4, 4]
+    assert histograms["silu"].counts.sum() == pytest.approx(4 * 30 * 30)
+    assert histograms["hardswish"].counts.sum() == pytest.approx(4 * 5 * 5)

@@ -370,3 +370,16 @@ def test_fingerprint_follows_weights(tmp_path):
     assert capture(tmp_path / "a.pt2").fingerprint == first
     module.fc.bias.data[0] += 1
     assert capture_program(export(module)).fingerprint != first
+
+
+def test_a_program_without_mutation_is_not_traced_again(monkeypatch):
+    def decompose(*_args):
+        raise AssertionError("traced again")
+
+    example = (torch.randn(2, 3, 8, 8),)
+    plain = nn.Sequential(conv_bn(3, 4), nn.ReLU(), nn.Dropout(), nn.Flatten()).eval()
+    changing = nn.Sequential(conv_bn(3, 4), nn.ReLU(inplace=True)).eval()
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", decompose)
+    capture_program(torch.export.export(plain, example))
+    with pytest.raises(AssertionError, match="traced again"):
+        capture_program(torch.export.export(changing, example))

@@ -1,11 +1,14 @@
 """`tvmq inspect` and `disasm`: they say what is there, and why."""
 
 import json
+import re
 
 import pytest
+import tomli_w
 from model_files import save
 
 from targets.npu.machine.program import Program
+from targets.npu.machine.spec import load_spec
 
 
 def test_inspect_model_forecasts_what_the_build_does(tvmq, small):
@@ -15,6 +18,35 @@ def test_inspect_model_forecasts_what_the_build_does(tvmq, small):
     assert [[row[key] for key in fields] for row in data["operators"]] == [
         [row[key] for key in fields] for row in built
     ]
+
+
+def test_inspect_prices_every_layer(tvmq, small):
+    model = small.parent / "resnet_small.pt2"
+    priced = json.loads(tvmq("inspect", model, "--json").out)["operators"]
+    exact = json.loads(tvmq("profile", small, "--json").out)["operators"]
+    total = sum(row["cycles"] for row in exact)
+    assert sum(row["cycles"] for row in priced) == pytest.approx(total, rel=0.15)
+    assert all(row["bound"] for row in priced if row["cycles"])
+    said = tvmq("inspect", model).out
+    assert f" MACs per image, {sum(row['cycles'] for row in priced):,} cycles\n" in said
+    assert "Cycles are of one image and estimated" in said
+
+
+def test_inspect_prices_what_the_machine_refuses(tvmq, small, tmp_path):
+    tight = load_spec("e256").model_dump()
+    tight["sram"]["act"]["bytes"] = 512
+    machine = tmp_path / "tight.toml"
+    machine.write_text(tomli_w.dumps(tight))
+    said = tvmq("inspect", small.parent / "resnet_small.pt2", "--target", machine).out
+    row = next(line for line in said.splitlines() if " cpu " in line)
+    assert re.search(r" cpu +\([\d,]+\) ", row), said
+    assert re.search(r"cpu: \d+ operators, [\d,]+ MACs per image, \([\d,]+\) cycles", said)
+
+
+def test_without_an_npu_there_are_no_cycles(tvmq, small):
+    words = ("inspect", small.parent / "resnet_small.pt2", "--target", "cpu")
+    assert all(row["cycles"] is None for row in json.loads(tvmq(*words, "--json").out)["operators"])
+    assert "cycles" not in tvmq(*words).out
 
 
 def test_inspect_model_without_batch_norm_and_in_words(tvmq, tmp_path):
