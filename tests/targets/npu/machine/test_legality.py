@@ -65,3 +65,5 @@ def test_boxes_that_meet_from_the_other_side_overlap():
     check(replace(LUT, src_addr=64, dst_addr=0), SPEC)
     with pytest.raises(TrapError, match="input and output overlap"):
         check(replace(LUT, src_addr=63, dst_addr=0), SPEC)
+    with pytest.raises(TrapError, match="input and output overlap"):
+        check(replace(LUT, len=1, src_addr=0, dst_addr=0), SPEC)
