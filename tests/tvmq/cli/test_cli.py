@@ -100,6 +100,13 @@ def test_color_only_where_it_is_wanted():
     assert "\x1b[" not in process("build", *wrong).stderr
 
 
+def test_a_missing_package_has_a_code_of_its_own(tvmq, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tvmq.build_request", None)  # its import fails
+    result = tvmq("build", "m.pt2")
+    assert result.code == 5
+    assert "tvmq doctor" in result.err
+
+
 def test_config_gives_defaults_and_the_command_line_wins(tvmq, tmp_path):
     config = tmp_path / "tvmq.toml"
     config.write_text('precision = "w9a9"\n[build]\ntarget = "gpu"\n')

@@ -209,7 +209,7 @@ def test_wrong_npz(tmp_path):
     refuse("labels have shape", save(path, x=FLOATS, labels=LABELS[:5]))
     refuse("class numbers", save(path, x=FLOATS, labels=LABELS * 1.0))
     refuse("label 3 of image", save(path, x=FLOATS, labels=LABELS), classes=3)
-    refuse("numbered 0", save(path, x=FLOATS, labels=LABELS - 9))
+    refuse("label -1 of image", save(path, x=FLOATS, labels=LABELS - 1 - LABELS.min()))
     refuse("no images", save(path, x=FLOATS[:0]))
     refuse("Python objects", save(path, x=np.array([None, {}], object)))
     refuse("column by column", save(path, x=np.asfortranarray(FLOATS)))
