@@ -22,6 +22,7 @@ CASES = [
     ("resnet_projection", Settings(scales="free", granularity="channel")),
     ("preact", Settings(scales="free")),
     ("densenet_small", Settings(granularity="channel")),
+    ("silu_net", Settings()),
     ("mobilenet_rescaled", Settings(scales="free", method=("wess",))),
 ]
 

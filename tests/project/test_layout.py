@@ -6,8 +6,6 @@ import ast
 import re
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("tvmq", "relay_passes", "targets")
 MAY_IMPORT = {
@@ -16,6 +14,7 @@ MAY_IMPORT = {
     "targets": {"targets"},
 }
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc"}
+ENDS = (".", "?", ":")
 MACHINE_PATH = re.compile(r"(?<![\w.])/(work|tmp|home|root|Users)/")
 
 
@@ -31,18 +30,20 @@ IN_PACKAGES = sources(*PACKAGES)
 ALL = sources(*PACKAGES, "tests", "benchmarks", "examples", "tutorials")
 
 
+TREES = {path: ast.parse(path.read_text()) for path in ALL}
+
+
 def imports(path: Path) -> set[str]:
     """First words of all absolute imports, those inside functions included."""
-    tree = ast.parse(path.read_text())
     names = [
         alias.name
-        for node in ast.walk(tree)
+        for node in ast.walk(TREES[path])
         if isinstance(node, ast.Import)
         for alias in node.names
     ]
     names += [
         node.module or "."
-        for node in ast.walk(tree)
+        for node in ast.walk(TREES[path])
         if isinstance(node, ast.ImportFrom) and node.level == 0
     ]
     return {name.split(".")[0] for name in names}
@@ -52,33 +53,34 @@ def test_the_packages_are_found():
     assert len(IN_PACKAGES) > 30
 
 
-@pytest.mark.parametrize("path", IN_PACKAGES, ids=relative)
-def test_imports_go_one_way(path):
-    package = relative(path).split("/")[0]
-    wrong = (imports(path) & set(PACKAGES)) - MAY_IMPORT[package]
-    assert not wrong, f"{package} must not import {', '.join(sorted(wrong))}"
+def test_imports_go_one_way():
+    wrong = {}
+    for path in IN_PACKAGES:
+        forbidden = (imports(path) & set(PACKAGES)) - MAY_IMPORT[relative(path).split("/")[0]]
+        if forbidden:
+            wrong[relative(path)] = forbidden
+    assert wrong == {}
 
 
-@pytest.mark.parametrize("path", IN_PACKAGES, ids=relative)
-def test_imports_are_absolute(path):
-    nodes = ast.walk(ast.parse(path.read_text()))
-    assert not [node for node in nodes if isinstance(node, ast.ImportFrom) and node.level > 0]
+def test_imports_are_absolute():
+    assert [
+        relative(path)
+        for path in IN_PACKAGES
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.ImportFrom) and node.level > 0
+    ] == []
 
 
-@pytest.mark.parametrize("path", ALL, ids=relative)
-def test_file_says_what_it_is(path):
-    docstring = ast.get_docstring(ast.parse(path.read_text()))
-    assert docstring, "needs a module docstring"
-    assert docstring.splitlines()[0].strip().endswith((".", "?", ":")), docstring.splitlines()[0]
+def test_files_say_what_they_are():
+    first = {path: (ast.get_docstring(TREES[path]) or "").split("\n")[0].strip() for path in ALL}
+    wrong = {relative(path): line for path, line in first.items() if not line.endswith(ENDS)}
+    assert wrong == {}, "each needs a module docstring whose first line is a sentence"
 
 
-@pytest.mark.parametrize("path", ALL, ids=relative)
-def test_name_says_something(path):
-    assert path.stem.removeprefix("test_") not in VAGUE
+def test_names_say_something():
+    assert [relative(p) for p in ALL if p.stem.removeprefix("test_") in VAGUE] == []
 
 
-@pytest.mark.parametrize("path", ALL, ids=relative)
-def test_no_path_of_a_machine(path):
-    if path == Path(__file__).resolve():
-        pytest.skip("spells the paths that it looks for")
-    assert not MACHINE_PATH.search(path.read_text())
+def test_no_path_of_a_machine():
+    others = [path for path in ALL if path != Path(__file__).resolve()]  # which spells them
+    assert [relative(path) for path in others if MACHINE_PATH.search(path.read_text())] == []

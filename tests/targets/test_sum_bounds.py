@@ -70,6 +70,11 @@ def test_some_partial_sum_reaches_the_bound_and_none_exceeds_it(weight, bias, co
     assert best == reach
 
 
+def test_products_at_the_lowest_code_count_where_the_whole_sum_is_smaller():
+    """Before its bias of -1 is added, the sum of one product is one larger than the whole."""
+    assert bound_sums(np.array([[-127]]), np.array([-1]), -128, 0).reach == 127 * 128
+
+
 def test_the_bound_is_tight():
     """A worst input reaches 90 % of the bound, residual, fraction and rounding included."""
     rng = np.random.default_rng(0)

@@ -3,11 +3,18 @@
 import math
 
 import numpy as np
+import pytest
+import torch
 from golden import HALF, check, codes, unchanged
+from torch.nn import functional as F
+from tvm import relax
 from tvm.script import ir as I
 from tvm.script import relax as R
 
+from relay_passes.forms.quantization import Quantize, emit_quantize
+from relay_passes.forms.table import Table, match_table
 from relay_passes.passes.lower_lookup import LowerLookup
+from relay_passes.relax_nodes import Graph
 
 
 def test_a_function_of_unsigned_codes():
@@ -96,3 +103,38 @@ def test_a_function_of_two_tensors_is_no_table():
             return out
 
     unchanged(LowerLookup, Module)
+
+
+FUNCTIONS = {
+    "sigmoid": (relax.op.sigmoid, torch.sigmoid),
+    "tanh": (relax.op.tanh, torch.tanh),
+    "exp": (relax.op.exp, torch.exp),
+    "silu": (relax.op.nn.silu, F.silu),
+    "gelu": (relax.op.nn.gelu, F.gelu),
+    "gelu_tanh": (relax.op.nn.gelu_tanh, lambda x: F.gelu(x, approximate="tanh")),
+    "leaky_relu": (lambda x: relax.op.nn.leakyrelu(x, 0.1), lambda x: F.leaky_relu(x, 0.1)),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_are_those_of_torch(name):
+    """On eight grids, so that a value that is a 256th of a step off shows somewhere."""
+    operator, function = FUNCTIONS[name]
+    reals = function(torch.arange(-128, 128, dtype=torch.float64) / 32).numpy()
+    for step in 2.0**-5 * np.arange(8, 16) / 8:
+        builder = relax.BlockBuilder()
+        x = relax.Var("x", relax.TensorType((2, 3), "int8"))
+        with builder.function("main", [x]):
+            with builder.dataflow():
+                wide = builder.emit(relax.op.astype(x, "float64"))
+                real = builder.emit(relax.op.multiply(wide, relax.const(1 / 32, "float64")))
+                value = builder.emit(operator(real))
+                quantize = Quantize(value, np.array(step), 0, -128, 127, "int8")
+                result = builder.emit_output(emit_quantize(builder.emit, quantize))
+            builder.emit_func_output(relax.Tuple([result]))
+        graph = Graph(LowerLookup()(builder.get()))
+        table = match_table(graph, graph.outputs[0])
+        assert isinstance(table, Table)
+        np.testing.assert_array_equal(
+            table.entries, np.clip(np.floor(reals / step + HALF), -128, 127)
+        )

@@ -144,3 +144,22 @@ def test_concatenation_of_two_grids_stays_real():
             return out
 
     unchanged(SinkDequantize, Module)
+
+
+def test_concatenation_of_two_zero_points_stays_real():
+    @I.ir_module
+    class Module:
+        @R.function
+        def main(x: R.Tensor((2, 3), "uint8"), y: R.Tensor((2, 2), "uint8")) -> R.Tuple(
+            R.Tensor((2, 5), "float64")
+        ):
+            with R.dataflow():
+                a = R.multiply(R.astype(x, "float64"), R.const(0.5, "float64"))
+                centred = R.subtract(R.astype(y, "float64"), R.const(3, "float64"))
+                b = R.multiply(centred, R.const(0.5, "float64"))
+                z = R.concat((a, b), axis=1)
+                out = (z,)
+                R.output(out)
+            return out
+
+    unchanged(SinkDequantize, Module)

@@ -62,9 +62,11 @@ def test_not_finite():
     [
         (torch.rand(999), False, False),
         (torch.linspace(-1, 1, 999), True, False),
+        (torch.linspace(-0.3, 1, 999), True, False),
+        (torch.linspace(-0.2, 1, 999), False, True),
         (torch.nn.functional.silu(torch.linspace(-6, 6, 999)), False, True),
     ],
-    ids=["unsigned", "signed", "one-sided"],
+    ids=["unsigned", "signed", "over a quarter", "under a quarter", "one-sided"],
 )
 @pytest.mark.parametrize("scales", ["pot", "free"])
 def test_type_of_codes(x, signed, zero, scales):

@@ -93,10 +93,18 @@ def test_doctor(tvmq, monkeypatch):
 def test_color_only_where_it_is_wanted():
     red = "31m"
     forced = {"FORCE_COLOR": "1", "TERM": "xterm-256color"}
-    assert red in process("build", "none.pt2", **forced).stderr
-    assert red not in process("build", "none.pt2", **forced, NO_COLOR="1").stderr
-    assert red not in process("build", "none.pt2", "--no-color", **forced).stderr
-    assert "\x1b[" not in process("build", "none.pt2").stderr
+    wrong = ("--scales", "cubic")  # refused before torch or TVM is imported
+    assert red in process("build", *wrong, **forced).stderr
+    assert red not in process("build", *wrong, **forced, NO_COLOR="1").stderr
+    assert red not in process("build", "--no-color", *wrong, **forced).stderr
+    assert "\x1b[" not in process("build", *wrong).stderr
+
+
+def test_a_missing_package_has_a_code_of_its_own(tvmq, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tvmq.build_request", None)  # its import fails
+    result = tvmq("build", "m.pt2")
+    assert result.code == 5
+    assert "tvmq doctor" in result.err
 
 
 def test_config_gives_defaults_and_the_command_line_wins(tvmq, tmp_path):

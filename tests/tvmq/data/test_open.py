@@ -161,14 +161,16 @@ def test_image_folder_classes_are_alphabetical(image_folder):
 
 def test_images_are_resized_and_cropped(tmp_path):
     (tmp_path / "one").mkdir()
-    gradient = np.broadcast_to(np.arange(60, dtype=np.uint8)[None, :, None], (30, 60, 3))
-    Image.fromarray(np.ascontiguousarray(gradient)).save(tmp_path / "one" / "a.png")
+    row, column = np.indices((30, 60), np.uint8)
+    Image.fromarray(np.stack([column, row, row], axis=2)).save(tmp_path / "one" / "a.png")
     how = Preprocessing((0.0,), (1.0,), resize=15, crop=10)
     source = open_data(str(tmp_path), (TensorSpec("x", (1, 3, 10, 10)),), how)
     (batch,) = source.batches(1)
     assert batch.inputs["x"].shape == (1, 3, 10, 10)
     # 30x60 becomes 15x30, the crop starts at column 10, whose center is 2 * 10.5 - 0.5.
-    np.testing.assert_allclose(batch.inputs["x"][0, 0, 0] * 255, np.arange(10) * 2 + 20.5, atol=0.6)
+    columns, rows, _ = batch.inputs["x"][0] * 255
+    np.testing.assert_allclose(columns[0], np.arange(10) * 2 + 20.5, atol=0.6)
+    np.testing.assert_allclose(rows[:, 0], np.arange(10) * 2 + 4.5, atol=0.6)  # from row 2 on
 
 
 def test_wrong_image_folders(image_folder, tmp_path):
@@ -207,7 +209,7 @@ def test_wrong_npz(tmp_path):
     refuse("labels have shape", save(path, x=FLOATS, labels=LABELS[:5]))
     refuse("class numbers", save(path, x=FLOATS, labels=LABELS * 1.0))
     refuse("label 3 of image", save(path, x=FLOATS, labels=LABELS), classes=3)
-    refuse("numbered 0", save(path, x=FLOATS, labels=LABELS - 9))
+    refuse("label -1 of image", save(path, x=FLOATS, labels=LABELS - 1 - LABELS.min()))
     refuse("no images", save(path, x=FLOATS[:0]))
     refuse("Python objects", save(path, x=np.array([None, {}], object)))
     refuse("column by column", save(path, x=np.asfortranarray(FLOATS)))

@@ -1,12 +1,21 @@
 """Complete plans: fields, exactness, policies."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
+import torch
+from models import export
 from quantization_cases import float_model, plan
+from torch import nn
 
 from targets.errors import InputError
+from tvmq.calibrate.calibrate import calibrate
+from tvmq.capture.capture import capture_program
+from tvmq.plan.complete_plan import complete_plan
+from tvmq.plan.planner import make_plan
+from tvmq.plan.weight_steps import weight_codes
 from tvmq.regions import find_regions
 from tvmq.settings import Settings
 
@@ -121,3 +130,40 @@ def test_tied_values_share_step_and_zero_point():
 def test_per_tensor_free_has_one_multiplier():
     quantized = _plan("resnet_small", scales="free")
     assert all(len(integers.multiplier) == 1 for integers in quantized.requantize.values())
+
+
+def test_a_clamp_is_at_the_nearest_code():
+    """6 / 0.047 = 127.66, whose code is 128."""
+    settings = Settings(scales="free")
+    quantized = plan("mobilenet_small", settings)
+    name = next(name for name in quantized.values if name.startswith("clamp"))
+    values = {**quantized.values, name: replace(quantized.values[name], step=0.047)}
+    model = float_model("mobilenet_small")
+    edited = complete_plan(model, settings, "", values, quantized.weights, {})
+    assert edited.values[name].step == 0.047
+    assert (edited.values[name].low, edited.values[name].high) == (0, 128)
+
+
+class _Joined(nn.Module):
+    """What reads the concatenation meets codes below 0, though the first part has none."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList([nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)])
+        self.reader = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        first, second = (part(x) for part in self.parts)
+        return self.reader(torch.cat([torch.relu(first), second], dim=1))
+
+
+def test_a_reader_of_joined_values_may_meet_the_codes_of_each():
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 5, 5)
+    model = capture_program(export((_Joined().eval(), x)))
+    quantized = make_plan(model, calibrate(model, [x]), Settings())
+    assert {value.low for value in quantized.values.values()} == {0, -128}
+    (node,) = (n for n in model.graph_module.graph.nodes if n.name == "conv2d_2")
+    weights = weight_codes(model.weight_of(node), quantized.weights["conv2d_2"]).long()
+    worst = (128 * weights.clamp(min=0)).sum(dim=(1, 2, 3)).max()
+    assert quantized.proofs["conv2d_2"].sums >= int(worst)

@@ -16,11 +16,16 @@ def _call(function, *arrays):
 
 
 def test_inputs_lie_one_behind_the_other():
-    values = [Value("a", (1, 2, 2), "uint8"), Value("b", (1, 1, 3), "int8")]
-    a, b = np.arange(8, dtype=np.uint8) + 250, np.arange(6, dtype=np.int8) - 3
-    a, b = a.reshape(2, 1, 2, 2), b.reshape(2, 1, 1, 3)
-    packed = _call(pack_inputs(values), a, b, np.zeros((2, 7), np.int8))
-    want = np.concatenate([a.view(np.int8).reshape(2, 4), b.reshape(2, 3)], axis=1)
+    shapes = {"a": (1, 2, 2), "b": (1, 1, 3), "c": (2, 1, 1)}
+    values = [
+        Value(name, shape, "uint8" if name == "a" else "int8") for name, shape in shapes.items()
+    ]
+    a, b, c = np.arange(8, dtype=np.uint8) + 250, np.arange(6, dtype=np.int8) - 3, np.arange(4)
+    arrays = [
+        x.astype(v.dtype).reshape(2, *v.shape) for x, v in zip((a, b, c), values, strict=True)
+    ]
+    packed = _call(pack_inputs(values), *arrays, np.zeros((2, 9), np.int8))
+    want = np.concatenate([x.view(np.int8).reshape(2, -1) for x in arrays], axis=1)
     np.testing.assert_array_equal(packed, want)
 
 

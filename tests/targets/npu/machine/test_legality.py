@@ -1,0 +1,69 @@
+"""Memories may be used to their last byte; one further, and the rule is named.
+
+The executor and the simulator check by the same rules, so that comparing the two says nothing about
+the rules.
+"""
+
+from dataclasses import replace
+
+import pytest
+
+from targets.errors import TrapError
+from targets.npu.machine import isa
+from targets.npu.machine.legality import check
+from targets.npu.machine.spec import load_spec
+
+SPEC = load_spec("e256")
+ACT, WGT, PAR = SPEC.sram.act.bytes, SPEC.sram.wgt.bytes, SPEC.sram.par.bytes
+R, C = SPEC.array.rows, SPEC.array.cols
+GEMM = isa.Gemm(m0=1, m1=1, k0=1, k1=1, k2=1, kvalid=R, nvalid=C)
+DWC = isa.Depthwise(m0=1, m1=1, kw=1, kh=1, nvalid=C)
+REQ = isa.Requantize(m0=1, m1=1, nvalid=C, lo=0, hi=255, out_unsigned=1, dst_addr=64)
+ADD = isa.Add(len=64, lo=0, hi=255, out_unsigned=1, b_addr=64, dst_addr=128)
+POOL = isa.Pool(c=64, ox=1, oy=1, kw=1, kh=1, stride=1, dst_addr=64)
+LUT = isa.Lut(len=64, dst_addr=64)
+LD = isa.Load(x_bytes=64, y=1, z=1)
+ST = isa.Store(x_bytes=64, y=1, z=1, region=1)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "field", "last", "words"),
+    [
+        (replace(GEMM, m0=4, m1=2), "acc_row", SPEC.acc_rows - 8, "ACC has fewer rows"),
+        (GEMM, "kvalid", R, "kvalid exceeds the lanes"),
+        (replace(GEMM, act_bits=1, wgt_bits=1), "kvalid", 2 * R, "kvalid exceeds the lanes"),
+        (GEMM, "nvalid", C, "nvalid exceeds the columns"),
+        (replace(GEMM, frac=3), "alpha_a", 3, "alpha_a exceeds frac"),
+        (GEMM, "act_addr", ACT - R, "ACT ends before the activations"),
+        (replace(GEMM, k0=2), "wgt_addr", WGT - 2 * R * C, "WGT ends before the weights"),
+        (DWC, "act_addr", ACT - C, "ACT ends before the activations"),
+        (replace(DWC, kw=3, kh=3), "wgt_addr", WGT - 9 * C, "WGT ends before the weights"),
+        (REQ, "par_addr", (PAR - 12 * C) // 4, "PAR ends before the records"),
+        (REQ, "dst_addr", ACT - C, "ACT ends before the output"),
+        (replace(REQ, residual=1), "res_addr", 64 - C, "residual and output overlap"),
+        (ADD, "shift", 47, "shift exceeds 47"),
+        (ADD, "a_addr", 64, "a and the output overlap"),
+        (ADD, "dst_addr", ACT - 64, "dst_addr: ACT ends first"),
+        (POOL, "src_addr", 0, "input and output overlap"),
+        (POOL, "dst_addr", ACT - 64, "ACT ends before the output"),
+        (LUT, "src_addr", 0, "input and output overlap"),
+        (LUT, "lut_addr", PAR - 256, "PAR ends before the table"),
+        (LD, "spm_addr", ACT - 64, "the scratchpad ends"),
+        (replace(LD, pad_x0=3, pad_x1=5), "spm_addr", ACT - 72, "the scratchpad ends"),
+        (replace(LD, region=2), "dram_off", 36, "the DRAM region ends"),
+        (ST, "dram_off", 36, "the DRAM region ends"),
+    ],
+)
+def test_a_memory_is_used_to_its_end_and_no_further(instruction, field, last, words):
+    regions = (100, 100, 100, 100)
+    check(replace(instruction, **{field: last}), SPEC, region_bytes=regions)
+    with pytest.raises(TrapError, match=words):
+        check(replace(instruction, **{field: last + 1}), SPEC, region_bytes=regions)
+
+
+def test_boxes_that_meet_from_the_other_side_overlap():
+    check(replace(LUT, src_addr=64, dst_addr=0), SPEC)
+    with pytest.raises(TrapError, match="input and output overlap"):
+        check(replace(LUT, src_addr=63, dst_addr=0), SPEC)
+    with pytest.raises(TrapError, match="input and output overlap"):
+        check(replace(LUT, len=1, src_addr=0, dst_addr=0), SPEC)

@@ -1,0 +1,57 @@
+"""Fields and sums of a layer may be used to their ends; one further, and the rule is named."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from npu_layers import LAYERS
+
+from targets.arithmetic import INT32_MAX
+from targets.npu.constraints import refusal
+from targets.npu.machine.spec import load_spec
+
+SPEC = load_spec("e256")
+CONV, ADD = LAYERS["residual_with_multipliers"], LAYERS["add"]
+CHANNELS = len(CONV.bias)
+
+
+def _requantized(**changes):
+    return replace(CONV, requantize=replace(CONV.requantize, **changes))
+
+
+def _first(value, others):
+    return np.array([value] + [others] * (CHANNELS - 1), np.int32)
+
+
+def _residual(**changes):
+    return _requantized(residual=replace(CONV.requantize.residual, **changes))
+
+
+@pytest.mark.parametrize(
+    ("layer", "last", "words"),
+    [
+        (lambda n: replace(CONV, max_sum=n), INT32_MAX, "a sum can reach 2147483648"),
+        (
+            lambda n: replace(_requantized(fraction=n), max_sum=1 << 14),
+            15,
+            "16 fraction bits",
+        ),
+        (lambda n: _requantized(shift=_first(n, 40)), 47, "right shifts run from 40 to 48"),
+        (lambda n: _requantized(shift=_first(n, 10)), 25, "right shifts run from 10 to 26"),
+        (lambda n: _requantized(shift=_first(-n, 10)), 0, "right shifts run from -1 to 10"),
+        (lambda n: _requantized(multiplier=_first(n, 1)), 65535, "multipliers of [65536]"),
+        (lambda n: _requantized(multiplier=_first(-n, 1)), -1, "multipliers of [0]"),
+        (lambda n: _residual(shift=_first(n, 0)), 31, "the residual's shifts run from 0 to 32"),
+        (lambda n: _residual(multiplier=n), 65535, "multipliers of [65536]"),
+        (lambda n: replace(ADD, shift=n), 47, "shifts of [48]"),
+        (lambda n: replace(ADD, a=replace(ADD.a, shift=n)), 31, "shifts of [32]"),
+        (lambda n: replace(ADD, b=replace(ADD.b, multiplier=n)), 65535, "multipliers of [65536]"),
+    ],
+    ids=[
+        *("sum", "fraction", "shift", "spread", "negative shift", "multiplier", "no multiplier"),
+        *("residual's shift", "residual's multiplier", "add's shift", "side's shift", "side"),
+    ],
+)
+def test_a_field_is_used_to_its_end_and_no_further(layer, last, words):
+    assert refusal(layer(last), SPEC) is None
+    assert words in (refusal(layer(last + 1), SPEC) or "")

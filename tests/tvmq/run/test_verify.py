@@ -1,0 +1,26 @@
+"""Every library is held against the reference, and the reference's outputs are kept."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tvmq.run import verify as module
+from tvmq.run.verify import verify
+
+MODEL = SimpleNamespace(inputs=[SimpleNamespace(name="x")], outputs=[SimpleNamespace(name="y")])
+
+
+@pytest.mark.parametrize("wrong", ["model.so", "cpu.so", ""])
+def test_one_other_bit_in_one_library_is_noticed(tmp_path, monkeypatch, wrong):
+    right = np.arange(3, dtype=np.float32)
+    other = np.nextafter(right, np.float32(9))
+    monkeypatch.setattr(module, "reference_runner", lambda *_: lambda _: [right])
+    monkeypatch.setattr(
+        module, "library_runner", lambda path: lambda _: [other if path.name == wrong else right]
+    )
+    x = np.ones((3, 2), np.float32)
+    assert verify(tmp_path, MODEL, {"x": x}) == (wrong == "")
+    with np.load(tmp_path / "golden.npz") as golden:
+        np.testing.assert_array_equal(golden["input.x"], x)
+        np.testing.assert_array_equal(golden["output.y"], right)
