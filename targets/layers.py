@@ -23,6 +23,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from targets.scale import AddScale, Scale
+
 DType: TypeAlias = Literal["int8", "uint8", "int32"]
 Ints: TypeAlias = npt.NDArray[np.int32]
 
@@ -83,6 +85,15 @@ class Requantize:
     low: int
     high: int
     residual: Residual | None = None
+
+    @property
+    def scale(self) -> Scale:
+        """Its integers, as they are derived from steps; per channel."""
+        multiplier, shift = tuple(self.multiplier.tolist()), tuple(self.shift.tolist())
+        if self.residual is None:
+            return Scale(self.fraction, multiplier, shift)
+        left = tuple(self.residual.shift.tolist())
+        return Scale(self.fraction, multiplier, shift, self.residual.multiplier, left)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +169,12 @@ class Add:
     high: int
     kind: str = "add"
     macs: int = 0
+
+    @property
+    def scale(self) -> AddScale:
+        """Its integers, as they are derived from steps."""
+        a, b = self.a, self.b
+        return AddScale((a.multiplier, b.multiplier), (a.shift, b.shift), self.shift)
 
     @property
     def inputs(self) -> tuple[Value, ...]:

@@ -57,8 +57,8 @@ def bound_sums(
         low: lowest input code; padding lies in the range, too.
         high: highest input code.
     """
-    rows = weight.reshape(len(weight), -1).astype(np.int64)
-    offset: Ints = bias.astype(np.int64)
+    rows = weight.reshape(len(weight), -1).astype(np.int64, copy=False)
+    offset: Ints = bias.astype(np.int64, copy=False)
     positive, negative = np.maximum(rows, 0).sum(axis=1), np.minimum(rows, 0).sum(axis=1)
     # A partial sum may leave out the products that are smallest of all.
     most = positive * max(high, 0) + negative * min(low, 0)

@@ -156,7 +156,7 @@ def _build_into(
         on_cpu = placed if spec is None else place(integer, network, None)
         _check_fallback(placed.placements, request)
         save_placement(folder, placed, spec)
-    with progress.stage("compile"):  # one after the other: TVM holds the GIL, threads gain nothing
+    with progress.stage("compile"):  # one after the other: in two threads they took as long
         compile_library(on_cpu.mod, folder / "cpu.so", None)
         if spec is None:
             shutil.copy(folder / "cpu.so", folder / "model.so")

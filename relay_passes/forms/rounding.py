@@ -27,6 +27,7 @@ from relay_passes.relax_nodes import (
     number,
 )
 from targets.arithmetic import Rounding
+from targets.errors import UnsupportedError
 
 Ints = npt.NDArray[np.int64]
 
@@ -58,7 +59,16 @@ class Rounded:
 
 
 def emit_rounded(emit: Emit, rounded: Rounded, name: str = "") -> Expr:
-    """Bind a rounding; the codes get the name."""
+    """Bind a rounding; the codes get the name.
+
+    Raises:
+        UnsupportedError: it is not half up, the only one that has a form.
+    """
+    if rounded.rounding is not Rounding.HALF_UP:
+        raise UnsupportedError(
+            f"{name}: rounds by {rounded.rounding.name}, which integer modules can't say. "
+            "Use HALF_UP."
+        )
     t, shift = rounded.total, rounded.shift
     dtype = dtype_of(t)
     if np.any(shift):

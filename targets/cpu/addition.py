@@ -9,19 +9,16 @@ from targets.cpu.host import CpuFeatures
 from targets.cpu.kernel import Kernel
 from targets.cpu.requantize import CODE_RANGE, Expr, round_and_clamp
 from targets.layers import Add, Operand
-from targets.scale import AddScale
 from targets.sum_bounds import CodeRange, add_needs_int64
 
 
 def build_add(layer: Add, _host: CpuFeatures) -> Kernel:
     """``clamp(half_up(a + b, shift) + zero_point)``, in int32 where the operands provably allow."""
-    sides = (layer.a, layer.b)
-    scale = AddScale(
-        (layer.a.multiplier, layer.b.multiplier), (layer.a.shift, layer.b.shift), layer.shift
+    a_codes, b_codes = (
+        CodeRange(*CODE_RANGE[side.value.dtype], side.zero_point) for side in (layer.a, layer.b)
     )
-    a_codes, b_codes = (CodeRange(*CODE_RANGE[x.value.dtype], x.zero_point) for x in sides)
     # the zero point is added after the clamp, where it can't overflow
-    kind = "int64" if add_needs_int64(scale, a_codes, b_codes, zero_point=0) else "int32"
+    kind = "int64" if add_needs_int64(layer.scale, a_codes, b_codes, zero_point=0) else "int32"
     n = tirx.Var("n", "int64")
     a, b = placeholder(n, layer.a.value, "a"), placeholder(n, layer.b.value, "b")
 

@@ -15,7 +15,6 @@ import numpy as np
 from tvm import ir, tirx
 
 from targets.layers import Conv2d, DType, Ints
-from targets.scale import Scale
 from targets.sum_bounds import CodeRange, SumBounds, bound_sums, needs_int64
 
 Expr: TypeAlias = ir.Expr
@@ -28,19 +27,16 @@ def fits_int32(layer: Conv2d) -> bool:
     q = layer.requantize
     if q is None:
         return True
-    residual, left, multiplier = None, (), 1
+    residual = None
     if q.residual is not None:
         residual = CodeRange(*CODE_RANGE[q.residual.value.dtype], q.residual.zero_point)
-        left, multiplier = tuple(q.residual.shift.tolist()), q.residual.multiplier
-    shift = tuple(q.shift.tolist())
-    scale = Scale(q.fraction, tuple(q.multiplier.tolist()), shift, multiplier, left)
     if layer.max_sum:
         reach = np.array([layer.max_sum])
         bounds = SumBounds(reach, -reach, reach)
     else:
         bounds = bound_sums(layer.weight, layer.bias, *CODE_RANGE[layer.input.dtype])
     # the zero point is added after the clamp, where it can't overflow
-    return not needs_int64(bounds, scale, residual, zero_point=0)
+    return not needs_int64(bounds, q.scale, residual, zero_point=0)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from targets.npu.compiler import compile_layers
 from targets.npu.machine import isa
 from targets.npu.machine.spec import load_spec
 from targets.npu.simulate.codes import RECORD
-from targets.scale import AddScale, Scale
+from targets.scale import Scale
 from tvmq.plan.annotate import annotate
 from tvmq.settings import Settings
 
@@ -35,16 +35,14 @@ def test_layers_hold_the_integers_of_the_plan(name, settings):
     found = {}
     for layer in network.layers:
         if isinstance(layer, Add):
-            sides = (layer.a, layer.b)
-            multipliers, shifts = zip(*((s.multiplier, s.shift) for s in sides), strict=True)
-            assert AddScale(multipliers, shifts, layer.shift) == quantized.additions[layer.name]
+            assert layer.scale == quantized.additions[layer.name]
         elif isinstance(layer, Conv2d):
             proof = quantized.proofs[layer.name]
             bound = max(proof.sums, proof.largest, -proof.smallest)
             # a table's codes, known once it is made, may span less than those that were planned
             assert layer.max_sum == bound or (name == "silu_net" and layer.max_sum < bound)
             if layer.requantize is not None:
-                found[layer.name] = _scale(layer)
+                found[layer.name] = layer.requantize.scale
     assert found == {name: _widened(s, found[name]) for name, s in quantized.requantize.items()}
 
 
@@ -79,15 +77,6 @@ def _executed(program, span):
                 channels.add((multiplier, i.shift + int(r["shift"]), int(r["res_shl"])))
             residual_multipliers.add(i.res_mult)
     return channels, residual_multipliers
-
-
-def _scale(layer):
-    q, r = layer.requantize, layer.requantize.residual
-    left = () if r is None else tuple(r.shift.tolist())
-    multiplier = 1 if r is None else r.multiplier
-    return Scale(
-        q.fraction, tuple(q.multiplier.tolist()), tuple(q.shift.tolist()), multiplier, left
-    )
 
 
 def _widened(scale, like):

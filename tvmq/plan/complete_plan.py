@@ -93,7 +93,6 @@ class _Draft:
     ) -> None:
         self.model, self.settings, self.regions, self.biases = model, settings, regions, biases
         self.tied = {name: names for names in regions.tied for name in names}
-        self.nodes = {node.name: node for node in model.graph_module.graph.nodes}
         self.values, self.weights = dict(values), dict(weights)
         self.requantize: dict[str, Scale] = {}
         self.additions: dict[str, AddScale] = {}
@@ -181,7 +180,7 @@ class _Draft:
         return derive_scale(ratios, residual)
 
     def _bounds(self, layer: Layer) -> SumBounds:
-        node, read = self.nodes[layer.name], self._codes_read(layer.inputs[0])
+        node, read = self.model.nodes[layer.name], self._codes_read(layer.inputs[0])
         if layer.kind == "pool":
             codes = np.ones((shape_of(node)[1], math.prod(window_of(node).kernel)), np.int64)
             bias = np.zeros(len(codes), np.int64)

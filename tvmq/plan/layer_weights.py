@@ -11,7 +11,6 @@ import torch
 from targets.errors import InputError
 from tvmq.float_model import FloatModel
 from tvmq.plan.plan import ValuePlan, WeightPlan
-from tvmq.plan.rounded_bias import node_of
 from tvmq.plan.weight_steps import choose_weight_steps
 from tvmq.plan.wess import Surroundings, choose_shifted_steps
 from tvmq.regions import Layer, Regions, window_of
@@ -37,7 +36,7 @@ def choose_weights(
     excluded = _excluded(dict.fromkeys(products, "") | modules, settings.exclude)
     plans = {}
     for layer in regions.layers.values():
-        node = node_of(model, layer.name)
+        node = model.nodes[layer.name]
         if layer.kind == "pool":
             divisor = window_of(node).divisor
             plans[layer.name] = WeightPlan((1 / divisor,), 8, f"average over {divisor}")
@@ -58,7 +57,7 @@ def choose_weights(
 
 
 def _surroundings(model: FloatModel, layer: Layer, values: Mapping[str, ValuePlan]) -> Surroundings:
-    node = node_of(model, layer.name)
+    node = model.nodes[layer.name]
     bias = model.bias_of(node)
     return Surroundings(
         values[layer.inputs[0]].step,

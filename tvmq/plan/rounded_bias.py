@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch.fx import Node
 
 from tvmq.float_model import FloatModel
 from tvmq.plan.fake_quantize import HALF
@@ -22,7 +21,7 @@ def rounded_bias(
         steps: of the weights, one or K.
         bias: the correction that is added before rounding.
     """
-    node = node_of(model, layer)
+    node = model.nodes[layer]
     value = model.bias_of(node)
     channels = model.weight_of(node).shape[0]
     exact = torch.zeros(channels, dtype=torch.float64) if value is None else value.double()
@@ -30,8 +29,3 @@ def rounded_bias(
         exact = exact + torch.tensor(bias.correction, dtype=torch.float64)
     unit = source * torch.tensor(steps, dtype=torch.float64)
     return torch.floor(exact / unit + HALF).long()
-
-
-def node_of(model: FloatModel, name: str) -> Node:
-    """The node of a layer or value."""
-    return model.nodes[name]

@@ -10,7 +10,6 @@ from tvmq.calibrate.calibrate import Calibration
 from tvmq.calibrate.observers import choose_codes, relative_error
 from tvmq.float_model import FloatModel
 from tvmq.plan.plan import Plan, WeightPlan
-from tvmq.plan.rounded_bias import node_of
 from tvmq.plan.weight_steps import choose_weight_steps
 from tvmq.regions import find_regions
 from tvmq.settings import learned_range
@@ -47,7 +46,7 @@ def step_costs(model: FloatModel, calibration: Calibration, plan: Plan) -> tuple
     costs = []
     for layer in find_regions(model).weighted:
         used = plan.weights[layer.name]
-        weight = model.weight_of(node_of(model, layer.name))
+        weight = model.weight_of(model.nodes[layer.name])
         best = choose_weight_steps(weight, used.bits, free)
         output_free, output_used = 0.0, 0.0
         if layer.output:

@@ -124,8 +124,7 @@ def _extract(model: FloatModel, unit: Unit, modules: Mapping[str, Any]) -> Graph
     root, graph = nn.Module(), Graph()
     for name, module in modules.items():
         root.add_module(name, module)
-    source = {node.name: node for node in model.graph_module.graph.nodes}
-    copies: dict[Node, Node] = {source[name]: graph.placeholder(name) for name in unit.inputs}
+    copies: dict[Node, Node] = {model.nodes[n]: graph.placeholder(n) for n in unit.inputs}
 
     def copied(node: Node) -> Node:
         if node not in copies:  # a constant
@@ -137,7 +136,7 @@ def _extract(model: FloatModel, unit: Unit, modules: Mapping[str, Any]) -> Graph
         return copies[node]
 
     for name in unit.nodes:
-        node = source[name]
+        node = model.nodes[name]
         if f"{name}_weight" in modules:
             data = copied(node.args[0])
             weight, bias = (graph.call_module(f"{name}_{part}") for part in ("weight", "bias"))
@@ -149,6 +148,6 @@ def _extract(model: FloatModel, unit: Unit, modules: Mapping[str, Any]) -> Graph
         if f"{name}_codes" in modules:
             copy = graph.call_module(f"{name}_codes", (copy,))
         copies[node] = copy
-    graph.output(tuple(copies[source[name]] for name in unit.outputs))
+    graph.output(tuple(copies[model.nodes[name]] for name in unit.outputs))
     graph.lint()
     return GraphModule(root, graph)

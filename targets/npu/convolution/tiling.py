@@ -84,8 +84,8 @@ def _weight_blocks(g: ConvGeometry) -> Iterator[tuple[int, int]]:
 def _few(most: int) -> list[int]:
     """1, 2, 3, 4, 6, 8, 12, ... up to ``most``: into how many parts to cut.
 
-    Costs change slowly with the number of parts, so steps of a half or a third find what all
-    numbers would and try far fewer.
+    Costs change slowly with the number of parts, so steps of a half or a third are tried for far
+    fewer estimates than all numbers.
     """
     counts = {most}
     step = 1

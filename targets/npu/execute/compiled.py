@@ -40,7 +40,7 @@ from targets.npu.machine.spec import NpuSpec, parse_spec
 
 FOLDER_VARIABLE = "TVMQ_CACHE"
 KEPT = 16
-"""Objects in the cache, half a megabyte each; those used longest ago go."""
+"""Objects in the cache, a tenth of a megabyte each; those used longest ago go."""
 
 
 def executor_symbol(spec: NpuSpec) -> str:
@@ -53,18 +53,19 @@ def executor_symbol(spec: NpuSpec) -> str:
 
 def executor_object(spec: NpuSpec) -> Path:
     """The object file with a machine's function; compiled if it is neither kept nor made yet."""
-    name = f"{executor_symbol(spec)}.o"
-    if executor_symbol(spec) in _makers:
-        _makers[executor_symbol(spec)].wait()
-    for folder in (cache_folder(), _own_folder()):
+    symbol, own = executor_symbol(spec), Path(_own_folder().name)
+    name = f"{symbol}.o"
+    if symbol in _makers:
+        _makers[symbol].wait()
+    for folder in (cache_folder(), own):
         if _intact(folder / name):
             with contextlib.suppress(OSError):
                 os.utime(folder / name)
             return folder / name
-    target, symbol = host_target(), executor_symbol(spec)
+    target = host_target()
     function = make_executor(spec, symbol, vnni=CpuFeatures.of(target).vnni)
     library = tvm.tirx.build(tvm.IRModule({symbol: function}), target)
-    made = _own_folder() / name
+    made = own / name
     library.write_to_file(str(made))
     _write_digest(made)
     return _keep(made) or made
@@ -79,6 +80,7 @@ def made_meanwhile(spec: NpuSpec | None) -> Iterator[None]:
     if spec is None or _intact(cache_folder() / f"{executor_symbol(spec)}.o"):
         yield
         return
+    symbol = executor_symbol(spec)
     with tempfile.TemporaryFile("w+") as machine:
         machine.write(tomli_w.dumps(spec.model_dump()))
         machine.seek(0)
@@ -89,11 +91,11 @@ def made_meanwhile(spec: NpuSpec | None) -> Iterator[None]:
             stderr=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
-    _makers[executor_symbol(spec)] = maker
+    _makers[symbol] = maker
     try:
         yield
     finally:
-        del _makers[executor_symbol(spec)]
+        del _makers[symbol]
         maker.kill()
         maker.wait()
 
@@ -193,14 +195,9 @@ def cache_folder() -> Path:
 
 
 @functools.cache
-def _own_folder() -> Path:
+def _own_folder() -> tempfile.TemporaryDirectory[str]:
     """A folder of this process, gone with it."""
-    folder = tempfile.TemporaryDirectory(prefix="tvmq-")
-    _kept_alive.append(folder)
-    return Path(folder.name)
-
-
-_kept_alive: list[tempfile.TemporaryDirectory[str]] = []
+    return tempfile.TemporaryDirectory(prefix="tvmq-")
 
 
 @functools.cache

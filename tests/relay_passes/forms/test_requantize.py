@@ -14,6 +14,7 @@ from relay_passes.forms.requantize import (
 )
 from relay_passes.relax_nodes import constant
 from targets.arithmetic import Rounding
+from targets.errors import UnsupportedError
 from targets.scale import Scale
 
 K = 3
@@ -139,3 +140,11 @@ def test_the_relax_is_the_formula_at_its_limits(numbers, codes, data):
         t = (a << fraction) * multiplier + (((residual - zero) * n) << left)
         rounded = (2 * t + (1 << shift)) >> (shift + 1)
         assert y == min(max(rounded + zero_point, low), high)
+
+
+def test_a_rounding_without_a_form_is_refused():
+    """Written half up in its place, it would quietly be another network."""
+    scale = Scale(0, (1,), (3,))
+    form = Requantization(SUMS, scale, None, False, 0, 0, 255, "uint8", Rounding.FLOOR)
+    with pytest.raises(UnsupportedError, match="y: rounds by FLOOR"):
+        graph_of([SUMS], lambda emit: emit_requantization(emit, form, "y"))

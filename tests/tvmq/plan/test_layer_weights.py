@@ -4,7 +4,6 @@ import torch
 from quantization_cases import float_model, plan
 
 from tvmq.plan.layer_weights import choose_weights
-from tvmq.plan.rounded_bias import node_of
 from tvmq.plan.weight_steps import choose_weight_steps
 from tvmq.plan.wess import choose_shifted_steps
 from tvmq.regions import find_regions
@@ -46,7 +45,7 @@ def test_without_wess_it_is_the_plain_rule():
     settings = Settings(weight_bits=4, granularity="channel")
     _, plans = _chosen(settings)
     for name in ("conv2d_1", "conv2d_2"):
-        weight = model.weight_of(node_of(model, name))
+        weight = model.weight_of(model.nodes[name])
         assert plans[name] == choose_weight_steps(weight, 4, settings)
 
 
@@ -67,7 +66,7 @@ def test_shifts_know_what_a_layer_reads_makes_and_adds(monkeypatch):
         assert around.output == (values[layer.output].step if layer.output else None)
         assert around.residual == (values[layer.residual].step if layer.residual else None)
         assert torch.equal(
-            around.bias, float_model(NAME).bias_of(node_of(float_model(NAME), name)).double()
+            around.bias, float_model(NAME).bias_of(float_model(NAME).nodes[name]).double()
         )
     assert {(a.output is None, a.residual is None) for a in seen} == {
         (False, True),
@@ -82,7 +81,7 @@ def test_a_layer_without_bias_is_not_held_back():
     values = plan("preact", WESS).values
     plans = choose_weights(model, regions, values, WESS)
     bare = [n for n in plans if regions.layers[n].kind == "conv"]
-    assert any(model.bias_of(node_of(model, name)) is None for name in bare)
+    assert any(model.bias_of(model.nodes[name]) is None for name in bare)
     assert all("held back" not in plans[name].reason for name in bare)
     assert all(torch.tensor(plans[name].steps).min() > 0 for name in bare)
 

@@ -10,7 +10,6 @@ from quantization_cases import calibration, float_model
 from targets.errors import InputError
 from tvmq.plan.plan_file import plan_from_json, plan_to_json, read_plan, write_plan
 from tvmq.plan.planner import make_plan
-from tvmq.plan.rounded_bias import node_of
 from tvmq.settings import Settings
 
 NAME = "resnet_small"
@@ -137,7 +136,7 @@ def learned():
     """The plan of a network whose first layer has learned codes."""
     plan = make_plan(float_model(NAME), calibration(NAME))
     weight = plan.weights["conv2d"]
-    count = float_model(NAME).weight_of(node_of(float_model(NAME), "conv2d")).numel()
+    count = float_model(NAME).weight_of(float_model(NAME).nodes["conv2d"]).numel()
     codes = (np.arange(count) % 16 - 8).astype(np.int8).tobytes()
     return replace(plan, weights={**plan.weights, "conv2d": replace(weight, bits=4, codes=codes)})
 

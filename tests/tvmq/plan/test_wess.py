@@ -19,7 +19,7 @@ from targets.scale import derive_scale
 from tvmq.plan.annotate import annotate
 from tvmq.plan.plan_file import read_plan, write_plan
 from tvmq.plan.planner import make_plan
-from tvmq.plan.rounded_bias import node_of, rounded_bias
+from tvmq.plan.rounded_bias import rounded_bias
 from tvmq.plan.snap import snap_weight_step
 from tvmq.plan.weight_steps import choose_weight_steps, weight_codes
 from tvmq.plan.wess import Surroundings, choose_shifted_steps
@@ -210,7 +210,7 @@ def test_weights_are_nearer_than_with_one_step():
     errors = {}
     for method in ("rtn", "wess"):
         chosen = plan(NAME, Settings(scales="free", method=(method,))).weights["conv2d_2"]
-        weight = float_model(NAME).weight_of(node_of(float_model(NAME), "conv2d_2"))
+        weight = float_model(NAME).weight_of(float_model(NAME).nodes["conv2d_2"])
         steps = torch.tensor(chosen.steps, dtype=torch.float64).reshape(-1, 1, 1, 1)
         error = (weight - weight_codes(weight, chosen) * steps).flatten(1).norm(dim=1)
         errors[method] = float((error / weight.flatten(1).norm(dim=1)).max())
