@@ -44,7 +44,7 @@ class BuildRequest:
     model_factory: str | None = None
     trust_pickle: bool = False
     input_shapes: str | None = None
-    batch: int = 64
+    batch: int = 16
     seed: int = 0
     strict: bool = False
     max_fallback: float | None = None

@@ -8,11 +8,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch.fx import Interpreter, Node
+from torch.fx import Node
 
 from targets.errors import InputError
 from tvmq.calibrate.observers import Histogram
 from tvmq.data.open import Batch, DataSource
+from tvmq.execute_graph import GraphRun
 from tvmq.float_model import FloatModel
 from tvmq.regions import Regions, find_regions
 
@@ -46,8 +47,8 @@ class Calibration:
     batches: Callable[[], Iterator[Inputs]] = field(default=lambda: iter(()))
 
 
-class _Observing(Interpreter):  # type: ignore[misc]  # torch is not followed by mypy
-    """Executes a float graph, shows values to their histograms and frees what is used up."""
+class _Observing(GraphRun):
+    """Executes a float graph and shows values to their histograms."""
 
     def __init__(self, model: FloatModel, regions: Regions) -> None:
         super().__init__(model.graph_module)

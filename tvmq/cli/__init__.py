@@ -19,6 +19,7 @@ import click
 
 from targets.errors import MissingDependencyError, TvmqError
 from tvmq import __version__
+from tvmq.cli.process import prepare
 from tvmq.cli.terminal import Terminal
 
 VERBS = ("build", "run", "eval", "profile", "inspect", "disasm", "targets", "doctor")
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     terminal = Terminal()
+    prepare()
     if not sys.warnoptions:  # torch warns about itself; nothing that a user can do
         warnings.simplefilter("ignore")
     if arguments is None:  # let an interrupted build clean up after itself

@@ -127,7 +127,7 @@ PLANNED = (
     "--input-shapes", metavar="x:1x3x32x32", help="For models that are not exported programs."
 )
 @click.option(
-    "--batch", type=click.IntRange(1), default=64, show_default=True, help="Calibration batch."
+    "--batch", type=click.IntRange(1), default=16, show_default=True, help="Calibration batch."
 )
 @click.option(
     "--seed",

@@ -9,24 +9,63 @@ network. Layers behind it then see its corrected output.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
-from torch.fx import GraphModule, Interpreter
+from torch.fx import GraphModule
 
 from tvmq.calibrate.calibrate import Calibration, Inputs, Progress
+from tvmq.execute_graph import GraphRun
 from tvmq.float_model import FloatModel
 from tvmq.plan.annotate import annotated_graph
 from tvmq.plan.plan import BiasPlan, Plan
 from tvmq.regions import find_regions, shape_of
 
-Errors: TypeAlias = Callable[[slice], torch.Tensor]
-"""Given which images, the differences that quantization makes to a layer's outputs, [..., K]."""
-
 MAX_IMAGES = 256
 MAX_BYTES = 2**28
 """The largest tensor of all images together; fewer images where it would be larger."""
+PART_BYTES = 2**25
+"""The largest tensor of the images that are computed at a time."""
+
+
+@dataclass
+class Errors:
+    """What quantization adds to the channels of a layer, summed up over images.
+
+    Attributes:
+        count: of numbers per channel.
+        total: float64[K], their sums.
+        squares: float64[K], the sums of their squares.
+    """
+
+    count: int
+    total: torch.Tensor
+    squares: torch.Tensor
+
+    @classmethod
+    def between(cls, exact: torch.Tensor, output: torch.Tensor, axis: int) -> Errors:
+        """Of ``exact - output``, whose channels are along ``axis``."""
+        difference = (exact - output).movedim(axis, -1)
+        others = tuple(range(difference.dim() - 1))
+        norms = torch.linalg.vector_norm(difference, dim=others)
+        count = difference[..., 0].numel()
+        return cls(count, difference.sum(dim=others).double(), norms.double().square())
+
+    def __add__(self, other: Errors) -> Errors:
+        total, squares = self.total + other.total, self.squares + other.squares
+        return Errors(self.count + other.count, total, squares)
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """float64[K]: what would take them away on average."""
+        return self.total / self.count
+
+    def mean_square(self, correction: torch.Tensor | float = 0.0) -> float:
+        """What they are on average, all channels together, once a correction is added."""
+        rest = self.squares / self.count - 2 * correction * self.mean + correction**2
+        return float(rest.mean())
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
@@ -44,11 +83,10 @@ def correct_biases(
     Returns:
         By name of layer; without numbers where the correction did not help.
     """
-    inputs = _images(model, calibration)
-    count = len(inputs[0])
-    half = count // 2
+    teaching, held_out = _images(model, calibration)
+    count = sum(len(part[0]) for part in held_out)
     layers = {layer.name: layer for layer in find_regions(model).weighted}
-    if half == 0:
+    if not teaching:
         return {name: BiasPlan((), "one image is too few for a correction") for name in layers}
     axes = {
         # Channels are axis 1 of images and the last one of what a linear layer makes.
@@ -58,86 +96,84 @@ def correct_biases(
     }
     biases: dict[str, BiasPlan] = {}
 
-    def decide(name: str, errors: Errors) -> torch.Tensor | None:
-        correction = errors(slice(0, half)).flatten(0, -2).mean(dim=0)
-        held_out = errors(slice(half, count))
-        variance, mean = torch.var_mean(
-            held_out, dim=tuple(range(held_out.dim() - 1)), correction=0
-        )
-        before = float((variance + mean.square()).mean())
-        after = float((variance + (mean - correction).square()).mean())
-        numbers = f"squared error {before:.4g} -> {after:.4g} on {count - half} held-out images"
-        known = plan.biases.get(name, BiasPlan((), ""))
+    def decide(name: str, errors: list[Errors]) -> torch.Tensor | None:
+        known, unseen = sum_of(errors[: len(teaching)]), sum_of(errors[len(teaching) :])
+        correction = known.mean
+        before, after = unseen.mean_square(), unseen.mean_square(correction)
+        numbers = f"squared error {before:.4g} -> {after:.4g} on {count} held-out images"
+        earlier = plan.biases.get(name, BiasPlan((), ""))
         helps = after < before
         if helps:
-            total = correction.double() + torch.tensor(known.correction or 0.0, dtype=torch.float64)
+            total = correction + torch.tensor(earlier.correction or 0.0, dtype=torch.float64)
             biases[name] = BiasPlan(tuple(total.tolist()), f"kept: {numbers}")
         else:
-            biases[name] = BiasPlan(known.correction, f"left out: {numbers}")
+            biases[name] = BiasPlan(earlier.correction, f"left out: {numbers}")
         if progress is not None:
             progress(len(biases), len(axes))
         return correction if helps else None
 
     quantized = annotated_graph(model, plan, torch.float32)
+    inputs = [*teaching, *held_out]
     correct_side_by_side((model.graph_module, inputs), (quantized, inputs), axes, decide)
     return biases
 
 
-def _images(model: FloatModel, calibration: Calibration) -> Inputs:
-    """As many calibration images as the memory bound allows."""
+def _images(model: FloatModel, calibration: Calibration) -> tuple[list[Inputs], list[Inputs]]:
+    """As many calibration images as the memory bound allows, half and half, in parts."""
     nodes = [n for n in model.graph_module.graph.nodes if n.op not in ("get_attr", "output")]
     most = max(4 * math.prod(shape_of(node)[1:]) for node in nodes)
-    count = min(MAX_IMAGES, max(2, MAX_BYTES // most))
+    wanted = left = min(MAX_IMAGES, max(2, MAX_BYTES // most))
     parts: list[Inputs] = []
     for inputs in calibration.batches():
-        parts.append(tuple(tensor[:count] for tensor in inputs))
-        count -= len(parts[-1][0])
-        if count <= 0:
+        parts.append(tuple(tensor[:left] for tensor in inputs))
+        left -= len(parts[-1][0])
+        if left <= 0:
             break
-    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    images = tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    half, size = (wanted - left) // 2, max(1, PART_BYTES // most)
+    halves = ([tensor[:half] for tensor in images], [tensor[half:] for tensor in images])
+    first, second = (
+        list(zip(*(tensor.split(size) for tensor in tensors), strict=True)) for tensors in halves
+    )
+    return (first, second) if half else ([], second)
 
 
 def correct_side_by_side(
-    exact: tuple[GraphModule, Inputs],
-    quantized: tuple[GraphModule, Inputs],
+    exact: tuple[GraphModule, Sequence[Inputs]],
+    quantized: tuple[GraphModule, Sequence[Inputs]],
     axes: Mapping[str, int],
-    decide: Callable[[str, Errors], torch.Tensor | None],
+    decide: Callable[[str, list[Errors]], torch.Tensor | None],
 ) -> None:
     """Run two versions of a graph, layer by layer; what is added at one, the next ones see.
 
+    All parts of the images wait at a layer for its correction, so that of each only what is read
+    later is in memory, and of one at a time what lies between two layers.
+
     Args:
-        exact: a graph and its inputs.
+        exact: a graph and its inputs, part by part.
         quantized: another one with the same layers.
         axes: where each layer's output has its channels; layers in the order of the graphs.
-        decide: given a layer and its errors, says what to add to its outputs, [K], or None.
+        decide: given a layer and its errors by part, says what to add to its outputs, [K], or None.
     """
-    targets, outputs = (run_with_stops(*pair, set(axes)) for pair in (exact, quantized))
-    replacement: torch.Tensor | None = None
+    first, second = (
+        [GraphRun(graph_module).start(*part) for part in parts]
+        for graph_module, parts in (exact, quantized)
+    )
+    following = dict(pairwise(axes))
     for name, axis in axes.items():
-        target, output = next(targets), outputs.send(replacement)
-        correction = decide(name, _errors(target, output, axis))
-        replacement = None
+        errors, outputs = [], []
+        for one, other in zip(first, second, strict=True):
+            outputs.append(other.result_of(name))
+            errors.append(Errors.between(one.result_of(name), outputs[-1], axis))
+            if name in following:  # the exact one has nothing to wait for
+                one.run_before(following[name])
+        correction = decide(name, errors)
         if correction is not None:  # in place: nothing else holds what a layer has just made
-            replacement = output.movedim(axis, -1).add_(correction).movedim(-1, axis)
+            for output in outputs:
+                output.movedim(axis, -1).add_(correction.to(output.dtype))
 
 
-def _errors(target: torch.Tensor, output: torch.Tensor, axis: int) -> Errors:
-    return lambda images: (target[images] - output[images]).movedim(axis, -1)
-
-
-def run_with_stops(
-    graph_module: GraphModule, inputs: Inputs, stops: set[str]
-) -> Generator[torch.Tensor, torch.Tensor | None, None]:
-    """Execute node by node, freeing what is used up; yield at stops and take a replacement."""
-    interpreter = Interpreter(graph_module)
-    interpreter.args_iter = iter(inputs)
-    for node in graph_module.graph.nodes:
-        if node.op == "output":
-            return
-        result = interpreter.run_node(node)
-        if node.name in stops:
-            replacement = yield result
-            result = result if replacement is None else replacement
-        interpreter.env[node] = result
-        for used in interpreter.user_to_last_uses.get(node, []):
-            del interpreter.env[used]
+def sum_of(errors: list[Errors]) -> Errors:
+    """The errors of several parts together."""
+    first, *others = errors
+    return sum(others, first)

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -45,10 +46,9 @@ _PIECE = 1 << 14
 CODE_DTYPES = ("int8", "uint8")
 
 _library = torch.library.Library("tvmq", "DEF")
-_library.define(
-    "fake_quantize(Tensor x, Tensor step, int zero_point, int low, int high, int axis, str dtype)"
-    " -> Tensor"
-)
+_CODES = "Tensor step, int zero_point, int low, int high, int axis, str dtype"
+_library.define(f"fake_quantize(Tensor x, {_CODES}) -> Tensor")
+_library.define(f"fake_quantize_(Tensor(a!) x, {_CODES}) -> Tensor(a!)")
 
 
 @torch.library.impl(_library, "fake_quantize", "CompositeExplicitAutograd")  # type: ignore[untyped-decorator]
@@ -78,15 +78,38 @@ def fake_quantize(
     Raises:
         ValueError: the dtype can't hold the codes, or ``step`` does not fit the axis.
     """
+    result = torch.empty_like(x, memory_format=torch.contiguous_format)
+    _quantize_into(result, x, step, zero_point, low, high, axis, dtype)
+    return result
+
+
+@torch.library.impl(_library, "fake_quantize_", "CompositeExplicitAutograd")  # type: ignore[untyped-decorator]
+def fake_quantize_in_place(x: torch.Tensor, *codes: Any) -> torch.Tensor:
+    """``fake_quantize`` that overwrites its tensor, as graphs are run (``execute_graph.py``)."""
+    _quantize_into(x, x, *codes)
+    return x
+
+
+def _quantize_into(
+    result: torch.Tensor,
+    x: torch.Tensor,
+    step: torch.Tensor,
+    zero_point: int,
+    low: int,
+    high: int,
+    axis: int,
+    dtype: str,
+) -> None:
     _check(x, step, low, high, axis, dtype)
     shape = [1] * x.dim()
     if axis >= 0:
         shape[axis] = -1
     scale = step.to(x.dtype).reshape(shape)
     half = HALF if x.dtype == torch.float64 else 0.5
-    result = torch.empty_like(x, memory_format=torch.contiguous_format)
     pieces = [(x, result)]
-    if axis < 0:  # pieces that stay in the cache from the first of six operations to the last
+    if (
+        axis < 0 and result.is_contiguous()
+    ):  # pieces that stay in the cache from the first of six operations to the last
         scale = scale.reshape(1)
         flat = x.reshape(-1).split(_PIECE), result.reshape(-1).split(_PIECE)
         pieces = list(zip(*flat, strict=True))
@@ -94,7 +117,6 @@ def fake_quantize(
         for piece, codes in pieces:
             torch.div(piece, scale, out=codes).add_(half).floor_().add_(zero_point)
             codes.clamp_(low, high).sub_(zero_point).mul_(scale)
-    return result
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import unfold
 
 from targets.arithmetic import MAX_SHIFT_SPREAD
-from tvmq.plan.bias_correction import run_with_stops
+from tvmq.execute_graph import GraphRun
 from tvmq.reconstruct.soft_rounding import SoftWeight
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit
@@ -128,7 +128,7 @@ def covariance(unit: QuantizedUnit, cache: UnitCache, layer: str, images: int) -
         chunk = min(images, first + (max(1, PATCH_BYTES // per_image) if per_image else 1))
         rows = slice(first, chunk)
         inputs = tuple(cache.quantized.rows(name, rows) for name in unit.unit.inputs)
-        x = next(run_with_stops(unit.graph_module, inputs, {source}))
+        x = GraphRun(unit.graph_module).start(*inputs).result_of(source)
         if kernel.dim() == 4:
             given = [*node.args[3:], *[None] * 4]
             strides, padding, dilation, groups = given[:4]

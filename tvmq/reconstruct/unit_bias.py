@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule
 
-from tvmq.plan.bias_correction import Errors, correct_side_by_side
+from tvmq.plan.bias_correction import Errors, correct_side_by_side, sum_of
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit
 
@@ -29,11 +29,12 @@ def correct_unit_biases(
     exact_inputs = tuple(cache.exact.rows(name, rows) for name in names)
     quantized_inputs = tuple(cache.quantized.rows(name, rows) for name in names)
 
-    def decide(name: str, errors: Errors) -> torch.Tensor:
-        correction = errors(slice(None)).flatten(0, -2).mean(dim=0)
+    def decide(name: str, errors: list[Errors]) -> torch.Tensor:
+        correction = sum_of(errors).mean
         unit.biases[name].correction.data.add_(correction)
         return correction
 
     # Channels are axis 1 of images and the last one of what a linear layer makes.
     axes = {n: 1 if unit.weights[n].weight.dim() == 4 else -1 for n in unit.unit.layers}
-    correct_side_by_side((exact, exact_inputs), (unit.graph_module, quantized_inputs), axes, decide)
+    both = (exact, [exact_inputs]), (unit.graph_module, [quantized_inputs])
+    correct_side_by_side(*both, axes, decide)

@@ -8,7 +8,7 @@ from torch import nn
 
 from tvmq.calibrate.calibrate import calibrate
 from tvmq.capture.capture import capture_program
-from tvmq.plan.bias_correction import run_with_stops
+from tvmq.execute_graph import GraphRun
 from tvmq.plan.plan import WeightPlan
 from tvmq.plan.planner import make_plan
 from tvmq.reconstruct.compensation import DAMPING, compensated_codes, covariance
@@ -129,7 +129,7 @@ def _rows_of(unit: QuantizedUnit, unit_cache: UnitCache, layer: str) -> list[tor
     """By group, [N, D]: cut out one by one, in the order of the layer's weight."""
     (node,) = (n for n in unit.graph_module.graph.nodes if n.name == layer)
     inputs = tuple(unit_cache.quantized.rows(name, slice(0, 16)) for name in unit.unit.inputs)
-    x = next(run_with_stops(unit.graph_module, inputs, {node.args[0].name})).detach()
+    x = GraphRun(unit.graph_module).start(*inputs).result_of(node.args[0].name).detach()
     weight = unit.weights[layer].weight
     if weight.dim() == 2:
         return [x.reshape(-1, x.shape[-1])]
