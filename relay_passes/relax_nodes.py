@@ -148,18 +148,17 @@ class Graph:
 
 def variables_in(value: Expr) -> list[Var]:
     """Variables that a call or a tuple reads, in order."""
-    if is_var(value):
-        return [value]
-    fields = value.args if isinstance(value, relax.Call) else getattr(value, "fields", ())
-    return [var for field in fields for var in variables_in(field)]
+    return [tensor for tensor in tensors_in(value) if is_var(tensor)]
 
 
 def tensors_in(value: Expr) -> list[Expr]:
     """Variables and constants that a call reads, in order; the fields of a tuple argument too."""
     if is_var(value) or is_constant(value):
         return [value]
-    fields = value.args if isinstance(value, relax.Call) else getattr(value, "fields", ())
-    return [tensor for field in fields for tensor in tensors_in(field)]
+    if not isinstance(value, relax.Call | relax.Tuple):
+        return []
+    fields = value.args if isinstance(value, relax.Call) else value.fields
+    return [tensor for field in fields[:] for tensor in tensors_in(field)]  # [:] is far quicker
 
 
 class Rewriter:
@@ -178,19 +177,40 @@ class Rewriter:
         """The new expression for one of the old graph."""
         if is_var(expr):
             return self._new.get(expr, expr)
-        return relax.Tuple([self.get(f) for f in expr.fields]) if is_tuple(expr) else expr
+        return relax.Tuple([self.get(f) for f in expr.fields[:]]) if is_tuple(expr) else expr
 
     def copy(self, value: Expr) -> Expr:
         """The same call or tuple on the new arguments."""
         if isinstance(value, relax.Call):
-            return relax.Call(
-                value.op, [self.get(arg) for arg in value.args], value.attrs, value.ty_args
-            )
+            args = [self.get(arg) for arg in value.args[:]]
+            return relax.Call(value.op, args, value.attrs, value.ty_args)
         return self.get(value)
+
+    def keep(self, var: Var, value: Expr) -> None:
+        """Bind the old variable to the old value, on the new arguments.
+
+        Where these have the types of the old ones, so has the result: TVM needn't infer it, and
+        what reads the variable need not be rebuilt at all.
+        """
+        new = value
+        if any(arg in self._new for arg in variables_in(value)):
+            args = [self.get(arg) for arg in value.args[:]]
+            if not all(map(_same_type, args, value.args[:])):
+                self.replace(var, self.emit(self.copy(value), var.name))
+                return
+            new = relax.Call(value.op, args, value.attrs, value.ty_args, ret_ty=value.ty)
+        name = self._builder.get_unique_name(var.name)
+        if name != var.name or not isinstance(var, relax.DataflowVar):
+            self.replace(var, relax.DataflowVar(name, var.ty))
+        self._builder.emit_normalized(relax.VarBinding(self.get(var), new))
 
     def replace(self, var: Var, new: Expr) -> None:
         """From here on, read ``new`` where the old graph reads ``var``."""
         self._new[var] = new
+
+
+def _same_type(a: Expr, b: Expr) -> bool:
+    return a is b or bool(tvm_ffi.structural_equal(a.ty, b.ty))
 
 
 Visit: TypeAlias = Callable[[Rewriter, Var, Expr], Expr | None]
@@ -229,6 +249,9 @@ def rewrite(
                     rewriter.replace(var, rewriter.get(value))  # only the returned tuple is bound
                     continue
                 new = visit(rewriter, var, value)
+                if new is None and isinstance(value, relax.Call):
+                    rewriter.keep(var, value)
+                    continue
                 new = rewriter.copy(value) if new is None else new
                 rewriter.replace(var, new if is_constant(new) else rewriter.emit(new, var.name))
             outputs = [rewriter.get(output) for output in graph.outputs]

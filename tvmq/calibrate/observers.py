@@ -114,7 +114,10 @@ class Histogram:
 
 def _count(elements: torch.Tensor, limit: float) -> Floats:
     """How many elements lie in each of 2 * SIDE_BINS bins over [-limit, limit)."""
-    pieces, shares = elements.split(_PIECE), torch.get_num_threads()
+    pieces = elements.split(_PIECE)
+    shares = min(torch.get_num_threads(), len(pieces))
+    if shares == 1:
+        return _count_pieces(pieces, limit).astype(np.float64)
     parts = _threads.map(lambda n: _count_pieces(pieces[n::shares], limit), range(shares))
     return np.sum(list(parts), axis=0, dtype=np.float64)
 

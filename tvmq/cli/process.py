@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -11,12 +12,15 @@ _NEVER = 2**31 - 1
 
 
 def prepare() -> None:
-    """Keep freed memory and let idle threads sleep; what the user has set stays.
+    """Keep freed memory, let idle threads sleep and seldom look for garbage.
 
     glibc gives every large tensor pages of its own and takes them back at once: the system zeroed
-    100 GB of pages in a build of MobileNetV2 and took half of its time for it. And threads of torch
-    that wait for work in a loop take the cores from whoever has some.
+    100 GB of pages in a build of MobileNetV2 and took half of its time for it. Threads of torch
+    that wait for work in a loop take the cores from whoever has some. And Python looks for garbage
+    among a million objects of torch and TVM each time that a graph of some thousand nodes is made.
+    What the user has set in the environment stays.
     """
+    gc.set_threshold(100_000, 50, 100)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc only
     if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
