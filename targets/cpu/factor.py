@@ -1,21 +1,23 @@
 """Products of two tensors: element by element, or as matrices.
 
-Elements are bound by memory, like sums of two tensors. The right one of two matrices is laid out
-anew, centred and its output channels in vectors, before the left one's rows are multiplied by it.
+Of elements, vectors are channels of a pixel: a layer's constants and most broadcasts are by
+channel. Of matrices, the right one is laid out anew, centred and its output channels in vectors,
+before the left one's rows are multiplied by it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from tvm import s_tir, te, tirx
 
-from targets.cpu.elements import function, placeholder, schedule_elements
+from targets.cpu.elements import VECTOR, function, placeholder
+from targets.cpu.geometry import LANES
 from targets.cpu.kernel import Kernel
 from targets.cpu.requantize import Epilogue, Expr
 from targets.layers import Conv2d, Factor, Pairing
 
-LANES = 16
 VECTORS = 4  # of accumulators, which hide the latency of a product
 
 
@@ -37,11 +39,8 @@ def build_factor(layer: Conv2d, factor: Factor) -> Kernel:
 
     out = te.compute((n, *layer.output.shape), code, name="out")
     func = function([*inputs, *constants, out])
-    if elements:
-        func = schedule_elements(func, layer.output, vectors=True)
-    else:
-        func = _schedule_matrices(func)
-    return Kernel(func, epilogue.constants)
+    schedule = _schedule_elements if elements else _schedule_matrices
+    return Kernel(schedule(func), epilogue.constants)
 
 
 def _elements(layer: Conv2d, factor: Factor, x: te.Tensor, r: te.Tensor) -> Callable[..., Expr]:
@@ -82,6 +81,16 @@ def _matrices(layer: Conv2d, factor: Factor, x: te.Tensor, r: te.Tensor) -> Call
 
 def _centred(code: Expr, zero_point: int) -> Expr:
     return code.astype("int32") - tirx.const(zero_point, "int32")
+
+
+def _schedule_elements(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Rows of images to all cores, channels to vectors."""
+    sch = s_tir.Schedule(func)
+    image, row, _, channel = sch.get_loops(sch.get_sblock("out"))
+    lanes = math.gcd(int(sch.get(channel).extent), VECTOR)
+    sch.vectorize(sch.split(channel, [None, lanes])[1])
+    sch.parallel(sch.fuse(image, row))
+    return sch.mod["main"].without_attr("global_symbol")
 
 
 def _schedule_matrices(func: tirx.PrimFunc) -> tirx.PrimFunc:
