@@ -151,8 +151,8 @@ class Factor:
 class Conv2d:
     """Sums of products: convolutions, and what are convolutions too.
 
-    These are dense layers (1 × 1 on 1 × 1), average pooling (depthwise, weights one), and products
-    of two tensors (1 × 1, the weights are made anew for each image).
+    Dense layers are (1 × 1 on 1 × 1), average pooling (depthwise, weights one), and products of two
+    tensors (1 × 1, with weights of each image's own, or of each pixel's).
 
     Attributes:
         right: what the input is multiplied by.

@@ -23,6 +23,8 @@ from targets.layers import Pairing
 GROUPS_FIRST = (0, 2, 1, 3)
 """[N, T, g, C] becomes [N, g, T, C], and back."""
 
+NO_TENSORS = "multiplies something else than two tensors of codes to int32 sums"
+
 
 @dataclass(frozen=True, eq=False)
 class Factor:
@@ -39,24 +41,42 @@ class Factor:
     pairing: Pairing
 
 
-def emit_factor(emit: Emit, codes: Expr, zero_point: int, factor: Factor, groups: int) -> Expr:
-    """Bind the products of ``codes - zero_point`` and a factor, summed per output channel."""
-    left, right = codes, factor.codes
+@dataclass(frozen=True, eq=False)
+class Multiplied:
+    """Sums of products of a tensor and a factor.
+
+    Attributes:
+        codes: int8 or uint8 tensor.
+        zero_point: subtracted from each code.
+        factor: what they are multiplied by.
+        groups: of channels, as of a convolution.
+    """
+
+    codes: Expr
+    zero_point: int
+    factor: Factor
+    groups: int
+
+
+def emit_multiplied(emit: Emit, multiplied: Multiplied) -> Expr:
+    """Bind the int32 sums."""
+    x, factor = multiplied, multiplied.factor
+    left, right = x.codes, factor.codes
     elements = factor.pairing is Pairing.ELEMENTS
-    if groups > 1 and not elements:
-        left, right = _split(emit, left, groups), _split(emit, right, groups)
+    if x.groups > 1 and not elements:
+        left, right = _split(emit, left, x.groups), _split(emit, right, x.groups)
     if factor.pairing is Pairing.ROWS:
         right = emit(relax.op.permute_dims(right, _turned(right)))
-    a = emit_term(emit, _term(left, zero_point), "int32")
+    a = emit_term(emit, _term(left, x.zero_point), "int32")
     b = emit_term(emit, _term(right, factor.zero_point), "int32")
     if elements:
         return emit(relax.op.multiply(a, b))
     sums = emit(relax.op.matmul(a, b, out_dtype="int32"))
-    return _joined(emit, sums) if groups > 1 else sums
+    return _joined(emit, sums) if x.groups > 1 else sums
 
 
-def match_factor(graph: Graph, expr: Expr) -> tuple[Expr, int, Factor, int] | str:
-    """The codes, their zero point, factor and groups of products, or why ``expr`` is none."""
+def match_multiplied(graph: Graph, expr: Expr) -> Multiplied | str:
+    """The products that ``expr`` is the sums of, or why it is none."""
     product = graph.match(expr, "multiply")
     if product is not None:
         return _match_elements(graph, product)
@@ -65,7 +85,7 @@ def match_factor(graph: Graph, expr: Expr) -> tuple[Expr, int, Factor, int] | st
         return "is no sum of products"
     left, right = (_match_centred(graph, arg) for arg in matmul.args)
     if left is None or right is None or dtype_of(matmul) != "int32":
-        return "multiplies something else than two tensors of codes to int32 sums"
+        return NO_TENSORS
     pairing, b = Pairing.COLUMNS, right.codes
     turned = graph.match(b, "permute_dims")
     if turned is not None and ints(turned.attrs.axes) == _turned(b):
@@ -75,20 +95,20 @@ def match_factor(graph: Graph, expr: Expr) -> tuple[Expr, int, Factor, int] | st
         a, b = _match_split(graph, a, groups), _match_split(graph, b, groups)
     if a is None or b is None or len(shape_of(a)) != 3 or len(shape_of(b)) != 3:
         return "multiplies matrices that are no images of one row, its channels split in groups"
-    return a, left.zero_point, Factor(b, right.zero_point, pairing), groups
+    return Multiplied(a, left.zero_point, Factor(b, right.zero_point, pairing), groups)
 
 
-def _match_elements(graph: Graph, product: Expr) -> tuple[Expr, int, Factor, int] | str:
+def _match_elements(graph: Graph, product: Expr) -> Multiplied | str:
     left, right = (_match_centred(graph, arg) for arg in product.args)
     if left is None or right is None:
-        return "multiplies something else than two tensors of codes to int32 sums"
+        return NO_TENSORS
     shape = shape_of(product)[1:]
     if shape_of(left.codes)[1:] != shape:
         left, right = right, left
     if shape_of(left.codes)[1:] != shape or len(shape_of(right.codes)) != 1 + len(shape):
         return "broadcasts both of the tensors that it multiplies"
     factor = Factor(right.codes, right.zero_point, Pairing.ELEMENTS)
-    return left.codes, left.zero_point, factor, shape[-1]
+    return Multiplied(left.codes, left.zero_point, factor, shape[-1])
 
 
 def _term(codes: Expr, zero_point: int) -> Term:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import relax
 
-from relay_passes.forms.factor import Factor, emit_factor, match_factor
+from relay_passes.forms.factor import Factor, Multiplied, emit_multiplied, match_multiplied
 from relay_passes.forms.padding import Padded, Sides, emit_padded, match_padded
 from relay_passes.forms.rounding import SUMS
 from relay_passes.operators import PRODUCTS
@@ -69,7 +69,7 @@ def emit_product(emit: Emit, product: Product) -> Expr:
     """Bind the int32 sums."""
     x, right = product, product.right
     if isinstance(right, Factor):
-        products = emit_factor(emit, x.codes, x.zero_point, right, x.groups)
+        products = emit_multiplied(emit, Multiplied(x.codes, x.zero_point, right, x.groups))
     elif x.dense:
         weight = constant(right[:, 0, 0].T, "int8")
         products = emit(relax.op.matmul(x.codes, weight, out_dtype="int32"))
@@ -99,11 +99,10 @@ def match_product(graph: Graph, expr: Expr) -> Product | str:
         return "its bias is not one number per channel"
     call = graph.match(products, *PRODUCTS)
     if call is None or not is_constant(call.args[1]):
-        found = match_factor(graph, products)
-        if isinstance(found, str):
-            return found
-        codes, zero_point, factor, groups = found
-        return Product(node, codes, factor, bias, zero_point=zero_point, groups=groups)
+        x = match_multiplied(graph, products)
+        if isinstance(x, str):
+            return x
+        return Product(node, x.codes, x.factor, bias, zero_point=x.zero_point, groups=x.groups)
     weight = array_of(call.args[1])
     if not is_codes(call.args[0]):
         return "is no sum of products of codes"

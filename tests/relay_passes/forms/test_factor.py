@@ -81,6 +81,11 @@ def _matmul(emit, x, r, dtype="int32"):
     return _products(emit, x, r, dtype, operator=relax.op.matmul)
 
 
+def _wide(emit, x, r):
+    a, b = (emit(relax.op.astype(codes, "int32")) for codes in (x, r))
+    return emit(relax.op.matmul(a, b, out_dtype="int64"))
+
+
 def _raw(emit, x, r):
     return emit(relax.op.matmul(x, r, out_dtype="int32"))
 
@@ -107,6 +112,7 @@ def test_the_smaller_of_two_tensors_is_the_factor():
         (IMAGE, GATE, lambda *at: _products(*at, shift=2), "something else than two tensors"),
         (IMAGE, GATE, lambda *at: _products(*at, dtype="int64"), "something else than two tensors"),
         (TOKENS, KEYS, lambda *at: _matmul(*at, dtype="int64"), "something else than two tensors"),
+        (TOKENS, KEYS, _wide, "something else than two tensors"),
         (TOKENS, KEYS, _raw, "something else than two tensors"),
         (HEADS, HEAD_KEYS, _matmul, "no images of one row"),
         (HEADS, HEAD_KEYS, lambda e, x, r: _joined(e, _matmul(e, x, r)), "no images of one row"),
@@ -124,8 +130,8 @@ def test_the_smaller_of_two_tensors_is_the_factor():
         ),
     ],
     ids=[
-        *("both broadcast", "shifted", "64-bit elements", "64-bit matrices", "raw codes"),
-        *("heads alone", "heads not split", "sums transposed", "pixels joined"),
+        *("both broadcast", "shifted", "64-bit elements", "64-bit matrices", "64-bit sums"),
+        *("raw codes", "heads alone", "heads not split", "sums transposed", "pixels joined"),
     ],
 )
 def test_near_misses_are_refused(x, r, write, reason):
