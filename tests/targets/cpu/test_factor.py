@@ -64,25 +64,25 @@ def _meaning(layer, x, r, *residual):
     return np.clip(half_up(total, q.shift) + q.zero_point, q.low, q.high).astype(np.int8)
 
 
+SWAPPED = {"dtypes": ("int8", "uint8"), "skip": True}
 LAYERS = {
-    "scores": (ROWS, (1, 5, 18), (1, 7, 18), 3),
-    "scores, more than a block": (ROWS, (1, 3, 8), (1, 70, 8), 1),
-    "context": (COLUMNS, (1, 5, 21), (1, 7, 30), 3),
-    "matrix by an image": (COLUMNS, (3, 4, 6), (1, 6, 16), 1),
-    "gate": (ELEMENTS, (3, 4, 24), (1, 1, 24), 24),
-    "mask": (ELEMENTS, (3, 4, 24), (3, 4, 1), 24),
-    "row": (ELEMENTS, (3, 4, 5), (1, 4, 5), 5),
-    "elements": (ELEMENTS, (3, 4, 5), (3, 4, 5), 5),
-    "vector": (ELEMENTS, (1, 1, 17), (1, 1, 17), 17),
+    "scores": (ROWS, (1, 5, 18), (1, 7, 18), 3, {}),
+    "scores, more than a block": (ROWS, (1, 3, 8), (1, 70, 8), 1, SWAPPED),
+    "sums of scores": (ROWS, (1, 5, 18), (1, 7, 18), 3, {"raw": True}),
+    "context": (COLUMNS, (1, 5, 21), (1, 7, 30), 3, SWAPPED),
+    "matrix by an image": (COLUMNS, (3, 4, 6), (1, 6, 16), 1, {}),
+    "gate": (ELEMENTS, (3, 4, 24), (1, 1, 24), 24, SWAPPED),
+    "mask": (ELEMENTS, (3, 4, 24), (3, 4, 1), 24, {}),
+    "row": (ELEMENTS, (3, 4, 5), (1, 4, 5), 5, {}),
+    "elements": (ELEMENTS, (3, 4, 5), (3, 4, 5), 5, SWAPPED),
+    "vector": (ELEMENTS, (1, 1, 17), (1, 1, 17), 17, {"raw": True}),
 }
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"dtypes": ("int8", "uint8"), "skip": True}, {"raw": True}]
-)
 @pytest.mark.parametrize("name", LAYERS)
-def test_products_of_two_tensors(name, options):
-    layer = factor_layer(*LAYERS[name], **options)
+def test_products_of_two_tensors(name):
+    *sizes, options = LAYERS[name]
+    layer = factor_layer(*sizes, **options)
     kernel = make_kernel(layer, VECTOR)
     rng = np.random.default_rng(1)
     for n in (1, 3):
