@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from targets.layers import Conv2d, Requantize, Value
+from targets.layers import Conv2d, Requantize, Value, Weights
 from targets.npu.compiler import compile_layers
 from targets.npu.machine.spec import NpuSpec, load_spec
 from targets.npu.price.layer_costs import PricedProgram, price
@@ -129,7 +129,7 @@ def make_layer(anchor: Anchor, *, multiply: bool) -> Conv2d:
         kind="conv2d",
         input=Value("x", (height, width, depth), "uint8"),
         output=Value("y", (out_h, out_w, channels), "uint8"),
-        weight=weight.astype(np.int8),
+        right=Weights(weight.astype(np.int8)),
         bias=np.zeros(channels, np.int32),
         strides=(stride, stride),
         padding=(y, x, y, x),

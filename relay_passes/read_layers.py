@@ -20,6 +20,7 @@ from tvm import IRModule
 
 from relay_passes.code_ranges import CodeRanges
 from relay_passes.forms.addition import Addition, match_addition
+from relay_passes.forms.factor import Factor as FactorForm
 from relay_passes.forms.move import Box, Shuffle, match_move
 from relay_passes.forms.pool import match_pool
 from relay_passes.forms.product import Product, match_product
@@ -43,17 +44,20 @@ from targets.layers import (
     Add,
     Conv2d,
     DType,
+    Factor,
     Layer,
     Lut,
     MaxPool2d,
     Move,
     Operand,
+    Pairing,
     Piece,
     Requantize,
     Residual,
     Value,
+    Weights,
 )
-from targets.sum_bounds import bound_sums
+from targets.sum_bounds import CodeRange, SumBounds, bound_products, bound_sums
 
 
 @dataclass(frozen=True)
@@ -202,7 +206,7 @@ class _Reader:
             product = match_product(self.graph, var)
             if isinstance(product, str):
                 return f"the int32 output {product}"
-            return self._convolution(var, product, None)
+            return self._product(var, product, None)
         if op == "astype":
             return self._rounded(var)
         if op == "nn.max_pool2d":
@@ -222,8 +226,8 @@ class _Reader:
             return requantization
         product = match_product(self.graph, requantization.sums)
         if isinstance(product, str):
-            return "what is rounded is neither a sum of products nor a sum of two tensors"
-        return self._convolution(var, product, requantization)
+            return f"what is rounded is no sum of two tensors, and {product}"
+        return self._product(var, product, requantization)
 
     def _addition(self, var: Var, form: Addition) -> Add:
         return Add(
@@ -241,27 +245,39 @@ class _Reader:
     def _operand(self, term: Term) -> Operand:
         return Operand(self.value(term.codes), term.zero_point, term.multiplier, int(term.shift))
 
-    def _convolution(self, var: Var, form: Product, rounding: Requantization | None) -> Conv2d:
-        low, high = self.ranges.of(form.codes)
-        if any(form.padding):
-            low, high = min(low, form.fill), max(high, form.fill)
+    def _product(self, var: Var, form: Product, rounding: Requantization | None) -> Conv2d:
+        right, bounds = self._right(form)
         return Conv2d(
             name=form.node,
             source=self.source(form.node),
             kind=_kind(form),
             input=self.value(form.codes),
             output=self.value(var),
-            weight=form.weight,
+            right=right,
             bias=form.bias,
             strides=form.strides,
             padding=form.padding,
             dilation=form.dilation,
             groups=form.groups,
-            input_zero_point=form.fill,
+            input_zero_point=form.zero_point,
             requantize=None if rounding is None else self._requantize(rounding),
-            max_sum=bound_sums(form.weight, form.bias, low, high).reach,
-            weight_bits=weight_bits(form.weight),
+            max_sum=bounds.reach,
         )
+
+    def _right(self, form: Product) -> tuple[Weights | Factor, SumBounds]:
+        """The right operand of a product, and the bounds of its sums."""
+        low, high = self.ranges.of(form.codes)
+        if isinstance(form.right, FactorForm):
+            codes, zero_point = form.right.codes, form.right.zero_point
+            factor = Factor(self.value(codes), zero_point, form.right.pairing)
+            left = CodeRange(low, high, form.zero_point)
+            right = CodeRange(*self.ranges.of(codes), zero_point)
+            count = shape_of(form.codes)[-1] // form.groups
+            return factor, bound_products(left, right, count, form.bias)
+        if any(form.padding):
+            low, high = min(low, form.zero_point), max(high, form.zero_point)
+        weights = Weights(form.right, weight_bits(form.right))
+        return weights, bound_sums(form.right, form.bias, low, high)
 
     def _requantize(self, form: Requantization) -> Requantize:
         scale, residual = form.scale, None
@@ -329,7 +345,7 @@ class _Reader:
             kind="shuffle",
             input=self.value(form.codes),
             output=self.value(var),
-            weight=weight,
+            right=Weights(weight, weight_bits(weight)),
             bias=bias,
             strides=(1, 1),
             padding=(0, 0, 0, 0),
@@ -338,7 +354,6 @@ class _Reader:
             input_zero_point=0,
             requantize=Requantize(0, bias + 1, bias, 0, low, high),
             max_sum=bound_sums(weight, bias, low, high).reach,
-            weight_bits=weight_bits(weight),
         )
 
 
@@ -350,10 +365,12 @@ def weight_bits(weight: Array) -> int:
 
 
 def _kind(form: Product) -> str:
+    if isinstance(form.right, FactorForm):
+        return "multiply" if form.right.pairing is Pairing.ELEMENTS else "matmul"
     if form.dense:
         return "dense"
     if form.groups > 1 and form.groups == shape_of(form.codes)[3] == len(form.bias):
-        return "avg_pool2d" if (form.weight == 1).all() else "depthwise_conv2d"
+        return "avg_pool2d" if (form.right == 1).all() else "depthwise_conv2d"
     return "conv2d"
 
 

@@ -17,7 +17,9 @@ With power-of-two steps ``multiplier`` is 1 everywhere and nothing is left but s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -97,15 +99,69 @@ class Requantize:
 
 
 @dataclass(frozen=True, eq=False)
-class Conv2d:
-    """Convolution; dense layers (1 × 1 on 1 × 1) and average pooling (depthwise, weights one) too.
+class Weights:
+    """The right operand of a product, where it is constant.
 
     Attributes:
-        weight: int8[K, R, S, C / groups].
+        codes: int8[K, R, S, C / groups]; their zero point is 0.
+        bits: codes use the range of this many bits (8, 4 or 2).
+    """
+
+    codes: npt.NDArray[np.int8]
+    bits: int = 8
+
+
+class Pairing(Enum):
+    """Which element of a tensor on the right multiplies which of the input.
+
+    Written with the input's element as ``x[h, w, g, c]`` and the sum as ``y[h, w, g, k]``, where
+    ``g`` is a group, ``c`` one of its input and ``k`` one of its output channels.
+    """
+
+    ROWS = "rows"
+    """``r[0, k, g, c]``: a pixel per output channel; Q K^T of attention, a group is a head."""
+    COLUMNS = "columns"
+    """``r[0, c, g, k]``: a pixel per input channel; A V of attention."""
+    ELEMENTS = "elements"
+    """``r[h, w, g]``, broadcast along axes of size 1; each channel is a group: gates."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """The right operand of a product, where it is a tensor.
+
+    Attributes:
+        value: uint8 or int8. With ``ROWS`` (1, K / groups, C), with ``COLUMNS`` (1, C / groups, K);
+            with ``ELEMENTS`` the output's shape, or 1 instead of any axis.
+        zero_point: subtracted from each code.
+        pairing: what its elements multiply.
+    """
+
+    value: Value
+    zero_point: int
+    pairing: Pairing
+
+    @property
+    def bits(self) -> int:
+        """Of its codes."""
+        return self.value.bits
+
+
+@dataclass(frozen=True, eq=False)
+class Conv2d:
+    """Sums of products: convolutions, and what are convolutions too.
+
+    Dense layers are (1 × 1 on 1 × 1), average pooling (depthwise, weights one), and products of two
+    tensors (1 × 1, with weights of each image's own, or of each pixel's).
+
+    Attributes:
+        right: what the input is multiplied by.
         strides: (y, x).
         padding: (top, left, bottom, right), filled with ``input_zero_point``.
         dilation: (y, x).
-        bias: int32[K], added to the sums; holds the folded input zero point.
+        bias: int32[K], added to the sums; with constant weights it holds what the input's zero
+            point adds to them.
+        input_zero_point: subtracted from each code of the input if ``right`` is a ``Factor``.
         requantize: None where the output is the int32 sums themselves (a network's logits).
         max_sum: proven bound of |acc + bias| over all inputs.
     """
@@ -115,7 +171,7 @@ class Conv2d:
     kind: str
     input: Value
     output: Value
-    weight: npt.NDArray[np.int8]
+    right: Weights | Factor
     bias: Ints
     strides: tuple[int, int]
     padding: tuple[int, int, int, int]
@@ -123,14 +179,22 @@ class Conv2d:
     groups: int
     input_zero_point: int
     requantize: Requantize | None
-    max_sum: int = 0
-    weight_bits: int = 8
+    max_sum: int
 
     @property
     def inputs(self) -> tuple[Value, ...]:
-        """The tensors it reads."""
+        """The tensors it reads: the input, then the factor and the residual if it has them."""
+        factor = (self.right.value,) if isinstance(self.right, Factor) else ()
         residual = self.requantize.residual if self.requantize else None
-        return (self.input,) if residual is None else (self.input, residual.value)
+        return (self.input, *factor, *(() if residual is None else (residual.value,)))
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """(K, R, S, C / groups), of a factor too, as the weights of any one pixel."""
+        if isinstance(self.right, Factor):
+            return self.output.shape[2], 1, 1, self.input.shape[2] // self.groups
+        K, R, S, C = self.right.codes.shape
+        return K, R, S, C
 
     @property
     def depthwise(self) -> bool:
@@ -141,7 +205,7 @@ class Conv2d:
     def macs(self) -> int:
         """Multiply-accumulates of one image."""
         h, w, _ = self.output.shape
-        return h * w * self.weight.size
+        return h * w * math.prod(self.weight_shape)
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ class SumBounds:
     """Bounds per output channel, int64[K].
 
     Attributes:
-        partial: largest magnitude of any partial sum of ``weight * code``, and of the bias.
-        smallest: of ``sum of weight * code + bias``.
+        partial: largest magnitude of any partial sum of products, and of the bias.
+        smallest: of the sum of products and bias.
         largest: likewise.
     """
 
@@ -68,6 +68,29 @@ def bound_sums(
         positive * low + negative * high + offset,
         positive * high + negative * low + offset,
     )
+
+
+def bound_products(
+    left: CodeRange, right: CodeRange, count: int, bias: npt.NDArray[np.integer]
+) -> SumBounds:
+    """Bounds of sums of ``count`` products of two tensors' codes, less their zero points each.
+
+    The factors are taken as independent; of a tensor multiplied by itself the bounds hold, too.
+
+    Args:
+        left: of one tensor.
+        right: of the other.
+        count: products of a sum.
+        bias: int[K], added to sums.
+    """
+    offset: Ints = bias.astype(np.int64, copy=False)
+    extremes = [
+        (a - left.zero_point) * (b - right.zero_point)
+        for a in (left.low, left.high)
+        for b in (right.low, right.high)
+    ]
+    least, most = (np.full_like(offset, count * pick(extremes)) for pick in (min, max))
+    return SumBounds(_magnitude(least, most, offset), least + offset, most + offset)
 
 
 def held_bound(

@@ -16,6 +16,7 @@ from targets.layers import (
     Requantize,
     Residual,
     Value,
+    Weights,
 )
 
 
@@ -70,7 +71,7 @@ def conv(
         kind="conv2d",
         input=Value("x", shape, dtype, bits),
         output=output,
-        weight=weight,
+        right=Weights(weight, weight_bits),
         bias=_i32(rng.integers(-5000, 5000, channels)),
         strides=strides,
         padding=padding,
@@ -79,7 +80,6 @@ def conv(
         input_zero_point=5 if bits == 8 else 1,
         requantize=requantize,
         max_sum=1 << 24,
-        weight_bits=weight_bits,
     )
 
 
@@ -212,7 +212,7 @@ def _conv(layer: Conv2d, inputs):
     top, left, bottom, right = layer.padding
     x = np.pad(x, ((top, bottom), (left, right), (0, 0)), constant_values=layer.input_zero_point)
     oh, ow, k = layer.output.shape
-    _, kh, kw, c = layer.weight.shape
+    _, kh, kw, c = layer.weight_shape
     per_group = k // layer.groups
     acc = np.zeros((oh, ow, k), np.int64) + layer.bias
     for ky in range(kh):
@@ -222,7 +222,7 @@ def _conv(layer: Conv2d, inputs):
             window = x[rows][:, columns]
             for g in range(layer.groups):
                 outputs = slice(g * per_group, (g + 1) * per_group)
-                weight = layer.weight[outputs, ky, kx].astype(np.int64)
+                weight = layer.right.codes[outputs, ky, kx].astype(np.int64)
                 acc[..., outputs] += window[..., g * c : (g + 1) * c] @ weight.T
     q = layer.requantize
     if q is None:

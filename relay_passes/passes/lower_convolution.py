@@ -249,7 +249,7 @@ def _on_codes(rewriter: Rewriter, product: RealProduct) -> Product:
         bias,
         strides=pair(attrs.strides),
         padding=(top, left, bottom, right),
-        fill=product.data.zero_point,
+        zero_point=product.data.zero_point,
         dilation=pair(attrs.dilation),
         groups=int(attrs.groups),
     )

@@ -20,24 +20,27 @@ from typing import TypeAlias
 import numpy as np
 from tvm import s_tir, te, tirx
 
+from targets.cpu.factor import build_factor
 from targets.cpu.geometry import LANES, Dot, Geometry
 from targets.cpu.host import CpuFeatures
 from targets.cpu.kernel import Kernel
 from targets.cpu.requantize import Epilogue, Expr
-from targets.layers import Conv2d
+from targets.layers import Conv2d, Factor
 
 Indices: TypeAlias = tuple[Expr, ...]
 
 
 def build_conv2d(layer: Conv2d, host: CpuFeatures) -> Kernel:
     """The scheduled kernel and its packed constants."""
+    if isinstance(layer.right, Factor):
+        return build_factor(layer, layer.right)
     dot = Dot.of(layer, host)
     geometry = Geometry.of(layer, host, dot)
     bias = layer.bias.astype(np.int64)
     if dot.flip:
-        bias = bias - 128 * layer.weight.sum(axis=(1, 2, 3), dtype=np.int64)
+        bias = bias - 128 * layer.right.codes.sum(axis=(1, 2, 3), dtype=np.int64)
     epilogue = Epilogue.of(layer, bias.astype(np.int32), geometry.pack_channels)
-    weight = geometry.pack_weight(layer.weight, dot)
+    weight = geometry.pack_weight(layer.right.codes, dot)
     tensors = _Definition(layer, geometry, dot, epilogue, weight.shape).tensors()
     func = te.create_prim_func(tensors, index_dtype_override="int64")
     return Kernel(_schedule(func, layer, geometry, dot), (weight, *epilogue.constants))

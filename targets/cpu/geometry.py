@@ -98,7 +98,7 @@ class Geometry:
         tile_blocks = 1 if layer.depthwise else group_blocks
 
         view: View = "image"
-        r, s = layer.weight.shape[1:3]
+        r, s = layer.weight_shape[1:3]
         if (r, s) == (1, 1) and layer.strides == (1, 1) and not any(layer.padding):
             if height * width == 1:
                 view, height, width = "batch", 1, 0
@@ -115,7 +115,7 @@ class Geometry:
             tiles = blocks // vectors
             wanted = -(-tasks // (height // rows))
             chunk = vectors * max(d for d in _divisors(tiles) if d == 1 or tiles // d >= wanted)
-        depth = blocks * LANES if layer.depthwise else _round_up(layer.weight.shape[3], dot.depth)
+        depth = blocks * LANES if layer.depthwise else _round_up(layer.weight_shape[3], dot.depth)
         ragged = not full or width == 0 or width % pixels != 0
         return Geometry(
             view, height, width, rows, pixels, vectors, chunk, blocks, groups, depth, full, ragged
@@ -183,5 +183,5 @@ def _rows(layer: Conv2d, height: int, tasks: int) -> int:
         for rows in _divisors(height)
         if rows * layer.strides[0] * width * channels <= STAGE_BYTES
     ] or [1]
-    tall = [rows for rows in fitting if rows >= layer.weight.shape[1]] or fitting[-1:]
+    tall = [rows for rows in fitting if rows >= layer.weight_shape[1]] or fitting[-1:]
     return max([rows for rows in tall if height // rows >= tasks] or tall[:1])

@@ -15,7 +15,7 @@ import numpy as np
 from tvm import ir, tirx
 
 from targets.layers import Conv2d, DType, Ints
-from targets.sum_bounds import CodeRange, SumBounds, bound_sums, needs_int64
+from targets.sum_bounds import CodeRange, SumBounds, needs_int64
 
 Expr: TypeAlias = ir.Expr
 
@@ -30,11 +30,8 @@ def fits_int32(layer: Conv2d) -> bool:
     residual = None
     if q.residual is not None:
         residual = CodeRange(*CODE_RANGE[q.residual.value.dtype], q.residual.zero_point)
-    if layer.max_sum:
-        reach = np.array([layer.max_sum])
-        bounds = SumBounds(reach, -reach, reach)
-    else:
-        bounds = bound_sums(layer.weight, layer.bias, *CODE_RANGE[layer.input.dtype])
+    reach = np.array([layer.max_sum])
+    bounds = SumBounds(reach, -reach, reach)
     # the zero point is added after the clamp, where it can't overflow
     return not needs_int64(bounds, q.scale, residual, zero_point=0)
 

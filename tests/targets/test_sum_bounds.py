@@ -8,7 +8,14 @@ from hypothesis.extra import numpy as hnp
 
 from targets.arithmetic import INT32_MAX
 from targets.scale import AddScale, Scale
-from targets.sum_bounds import CodeRange, add_needs_int64, bound_sums, held_bound, needs_int64
+from targets.sum_bounds import (
+    CodeRange,
+    add_needs_int64,
+    bound_products,
+    bound_sums,
+    held_bound,
+    needs_int64,
+)
 
 CODES = st.sampled_from([(0, 255, 0), (-128, 127, 0), (0, 255, 40), (0, 15, 3), (40, 255, 40)])
 WEIGHTS = hnp.arrays(np.int8, st.tuples(st.integers(1, 3), st.integers(1, 9)))
@@ -86,6 +93,47 @@ def test_the_bound_is_tight():
     ]
     reached += [-((w[k] @ np.where(w[k] < 0, 255, 0) + bias[k]) << 2) for k in range(4)]
     assert 0.9 * held <= max(reached) <= held
+
+
+RANGES = st.tuples(*[st.integers(-128, 255)] * 3).map(
+    lambda n: CodeRange(min(n[:2]), max(n[:2]), n[2])
+)
+
+
+@given(RANGES, RANGES, st.integers(1, 40), st.integers(-(2**20), 2**20), st.data())
+def test_some_product_of_two_tensors_reaches_the_bound_and_none_exceeds_it(
+    left, right, count, bias, data
+):
+    bounds = bound_products(left, right, count, np.array([bias]))
+
+    def partial(a, b):
+        return np.cumsum((a - left.zero_point) * (b - right.zero_point))
+
+    def codes(codes):
+        drawn = st.integers(codes.low, codes.high)
+        return np.array(data.draw(st.lists(drawn, min_size=count, max_size=count)))
+
+    sums = partial(codes(left), codes(right))
+    assert bounds.smallest <= sums[-1] + bias <= bounds.largest
+    assert np.abs(sums).max() <= bounds.partial
+    # The adversary: all products are the same one, of two ends of the ranges.
+    ways = [
+        partial(np.full(count, a), np.full(count, b))
+        for a in (left.low, left.high)
+        for b in (right.low, right.high)
+    ]
+    assert min(way[-1] for way in ways) + bias == bounds.smallest
+    assert max(way[-1] for way in ways) + bias == bounds.largest
+    assert max(abs(bias), *(np.abs(way).max() for way in ways)) == bounds.partial
+
+
+def test_products_of_bytes_at_their_extremes():
+    """-128 * -128 is further from 0 than any product of the other signs."""
+    codes = CodeRange(-128, 127)
+    assert bound_products(codes, codes, 131071, np.zeros(1, int)).reach == 2**31 - 2**14
+    assert bound_products(codes, codes, 131072, np.zeros(1, int)).reach == 2**31
+    far = bound_products(CodeRange(0, 255, 255), CodeRange(0, 255), 2, np.array([5]))
+    assert (far.smallest[0], far.largest[0], far.partial[0]) == (5 - 2 * 255**2, 5, 2 * 255**2)
 
 
 def test_int32_is_used_to_its_end_and_no_further():

@@ -29,7 +29,7 @@ from relay_passes.relax_nodes import (
     variables_in,
 )
 from targets.errors import InputError, UnsupportedError
-from targets.sum_bounds import bound_sums
+from targets.sum_bounds import CodeRange, bound_products, bound_sums
 
 Array = npt.NDArray[Any]
 
@@ -151,9 +151,12 @@ def _max_pool2d(call: Expr, x: Array) -> Array:
     return result
 
 
-def _matmul(_: Expr, x: Array, weight: Array) -> Array:
-    """int8 or uint8 [..., C] times int8[C, K]; int32 sums."""
-    return _sums(x, weight.T)
+def _matmul(_: Expr, x: Array, y: Array) -> Array:
+    """Integers [..., T, C] times weights [C, K], or times [..., C, K] each; int32 sums."""
+    if y.ndim == 2:
+        return _sums(x, y.T)
+    left, right = (CodeRange(int(z.min(initial=0)), int(z.max(initial=0))) for z in (x, y))
+    return _product(x, y, bound_products(left, right, x.shape[-1], np.zeros(1, np.int64)).reach)
 
 
 def _conv2d(call: Expr, x: Array, weight: Array) -> Array:
@@ -200,10 +203,15 @@ def _sums(x: Array, weight: Array) -> Array:
     """x[..., C] times weight[K, C], exactly, as int32."""
     low, high = int(x.min(initial=0)), int(x.max(initial=0))
     bound = bound_sums(weight, np.zeros(len(weight), np.int64), low, high).reach
+    return _product(x, weight.T, bound)
+
+
+def _product(x: Array, y: Array, bound: int) -> Array:
+    """The matrix product of integers, as int32; no partial sum of it is larger than ``bound``."""
     for limit, dtype in ((2**24, np.float32), (2**53, np.float64)):
         if bound < limit:
-            return (x.astype(dtype) @ weight.T.astype(dtype)).astype(np.int32)
-    return (x.astype(np.int64) @ weight.T.astype(np.int64)).astype(np.int32)
+            return (x.astype(dtype) @ y.astype(dtype)).astype(np.int32)
+    return (x.astype(np.int64) @ y.astype(np.int64)).astype(np.int32)
 
 
 _OPERATORS: dict[str, Callable[..., Array]] = {

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from targets.layers import Conv2d
+from targets.layers import Conv2d, Weights
 from targets.npu.kinds.cost import ceil_div
 from targets.npu.machine.elements import pack
 from targets.npu.schedule.intrinsics import RECORD_WORDS
@@ -50,7 +50,7 @@ class ConvGeometry:
     @cached_property
     def wgt_bits(self) -> int:
         """Bits that a weight takes in memory: the least that the machine multiplies."""
-        return min(p for p in self.spec.array.precisions if p >= self.layer.weight_bits)
+        return min(p for p in self.spec.array.precisions if p >= self.layer.right.bits)
 
     @cached_property
     def lanes(self) -> int:
@@ -80,7 +80,7 @@ class ConvGeometry:
     @cached_property
     def kernel(self) -> tuple[int, int]:
         """(R, S), kernel rows and columns."""
-        return int(self.layer.weight.shape[1]), int(self.layer.weight.shape[2])
+        return self.layer.weight_shape[1:3]
 
     @cached_property
     def groups(self) -> int:
@@ -90,7 +90,7 @@ class ConvGeometry:
     @cached_property
     def group_channels_in(self) -> int:
         """Input channels that one output channel reads."""
-        return int(self.layer.weight.shape[3])
+        return self.layer.weight_shape[3]
 
     @cached_property
     def group_channels_out(self) -> int:
@@ -230,7 +230,9 @@ class ConvGeometry:
         """
         kh, kw = self.kernel
         k, c = self.group_channels_out, self.columns
-        weight = self.layer.weight.reshape(self.groups, k, kh, kw, self.group_channels_in)
+        right = self.layer.right
+        assert isinstance(right, Weights)  # no other layer is taken
+        weight = right.codes.reshape(self.groups, k, kh, kw, self.group_channels_in)
         columns = np.zeros((self.groups, self.tiles_per_group * c, *weight.shape[2:]), np.int8)
         columns[:, :k] = weight
         columns = columns.reshape(self.tiles, c, kh, kw, -1)

@@ -16,7 +16,7 @@ from targets.arithmetic import (
     MAX_SHIFT_SPREAD,
 )
 from targets.errors import CapacityError
-from targets.layers import Conv2d, Requantize, Value
+from targets.layers import Conv2d, Factor, Requantize, Value
 from targets.npu.convolution.geometry import ConvGeometry
 from targets.npu.convolution.loop_nest import schedule_convolution
 from targets.npu.convolution.tile_cost import ConvTiling, estimate
@@ -35,6 +35,8 @@ class Convolution(Kind[Conv2d, ConvTiling]):
 
     def broken_rules(self, layer: Conv2d, spec: NpuSpec) -> Iterator[tuple[Rule, str]]:
         """All that is about products, sums and their requantization."""
+        if isinstance(layer.right, Factor):
+            yield Rule.WEIGHTS, f"'{layer.right.value.name}' is computed"
         yield from wide(layer.inputs)
         if 8 not in spec.array.precisions:
             yield Rule.PRECISION, f"array.precisions is {spec.array.precisions}"

@@ -35,6 +35,10 @@ class Rule(Enum):
     BYTES = (
         "Tensors are int8 or uint8; only the output of a convolution or dense layer may be int32."
     )
+    WEIGHTS = (
+        "The array multiplies by constants of the program: of a product of two tensors, one would "
+        "have to be a parameter of the model."
+    )
     PRECISION = "The array multiplies 8-bit operands; codes at the edges of a program lie in bytes."
     SUMS = "No sum, shifted left by the layer's fraction bits, exceeds 32 bits."
     SHIFTS = (

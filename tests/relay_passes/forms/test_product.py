@@ -92,4 +92,4 @@ def test_padding_that_others_read_is_no_part_of_it(shared):
     graph = graph_of([X], write)
     found = match_product(graph, graph.outputs[0])
     assert found.codes == (padded[0] if shared else X)
-    assert (found.padding, found.fill) == (((0, 0, 0, 0), 0) if shared else ((1, 0, 0, 2), 7))
+    assert (found.padding, found.zero_point) == (((0, 0, 0, 0), 0) if shared else ((1, 0, 0, 2), 7))

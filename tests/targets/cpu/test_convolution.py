@@ -20,7 +20,9 @@ from targets.layers import (
     Requantize,
     Residual,
     Value,
+    Weights,
 )
+from targets.sum_bounds import bound_sums
 
 VECTOR = CpuFeatures.of(TARGET)
 PLAIN = CpuFeatures(vnni=False, cores=2)
@@ -29,7 +31,7 @@ PLAIN = CpuFeatures(vnni=False, cores=2)
 def conv_reference(layer: Conv2d, inputs: list[np.ndarray]) -> np.ndarray:
     x = inputs[0].astype(np.int64)
     n = len(x)
-    k, r, s, c = layer.weight.shape
+    k, r, s, c = layer.weight_shape
     ho, wo, _ = layer.output.shape
     (sy, sx), (dy, dx), (t, left, b, right) = layer.strides, layer.dilation, layer.padding
     x = np.pad(x, ((0, 0), (t, b), (left, right), (0, 0)), constant_values=layer.input_zero_point)
@@ -39,7 +41,7 @@ def conv_reference(layer: Conv2d, inputs: list[np.ndarray]) -> np.ndarray:
         for i, j in itertools.product(range(r), range(s)):
             window = x[:, i * dy :, j * dx :, first : first + c]
             window = window[:, : (ho - 1) * sy + 1 : sy, : (wo - 1) * sx + 1 : sx]
-            acc[..., ko] += window @ layer.weight[ko, i, j].astype(np.int64)
+            acc[..., ko] += window @ layer.right.codes[ko, i, j].astype(np.int64)
     acc += layer.bias
     q = layer.requantize
     if q is None:
@@ -94,8 +96,9 @@ def conv(
         zy = int(rng.integers(low, high + 1)) if zero_point else 0
         requantize = Requantize(fraction, m, shift, zy, low + 1, high - 2, skip)
     return Conv2d(
-        "conv", "test", "conv2d", Value("x", shape, dtype), output, weight, bias, strides, padding,
-        dilation, groups, zero_point, requantize,
+        "conv", "test", "conv2d", Value("x", shape, dtype), output, Weights(weight), bias, strides,
+        padding, dilation, groups, zero_point, requantize,
+        bound_sums(weight, bias, *RANGE[dtype]).reach,
     )  # fmt: skip
 
 
@@ -223,13 +226,14 @@ def test_sums_at_the_edge_of_int32(code: int, fraction: int) -> None:
         127,
         Residual(skip, 127 if code < 0 else -128, 1, one * 23),
     )
+    weight = np.full((16, 1, 1, 31), code, np.int8)
     layer = Conv2d(
         "c",
         "",
         "conv2d",
         value,
         Value("y", (1, 2, 16), "int8"),
-        np.full((16, 1, 1, 31), code, np.int8),
+        Weights(weight),
         one * 0,
         (1, 1),
         (0,) * 4,
@@ -237,6 +241,7 @@ def test_sums_at_the_edge_of_int32(code: int, fraction: int) -> None:
         1,
         0,
         q,
+        bound_sums(weight, one * 0, -128, 127).reach,
     )
     inputs = [np.full((1, *v.shape), code, np.int8) for v in layer.inputs]
     got = run(make_kernel(layer, VECTOR), layer, inputs)

@@ -63,6 +63,16 @@ def test_sums_stay_exact_where_float32_is_not(terms):
     np.testing.assert_array_equal(reference._sums(x, w), want)
 
 
+@pytest.mark.parametrize("terms", [512, 600, 60_000], ids=["float32", "just above", "float64"])
+def test_products_of_two_tensors_stay_exact_where_float32_is_not(terms):
+    """128 * 255 * 515 is the first sum of these that float32 can't hold."""
+    x = np.full((2, 1, terms), -128, np.int32)
+    y = np.full((2, terms, 1), 255, np.int32)
+    x[0, 0, 0], y[1, 0, 0] = -127, 254
+    want = (x.astype(np.int64) @ y.astype(np.int64)).astype(np.int32)
+    np.testing.assert_array_equal(reference._matmul(None, x, y), want)
+
+
 def test_max_pool_of_codes():
     x = np.random.default_rng(0).integers(-128, 128, (2, 5, 5, 3)).astype("int8")
     mod = _one_op(

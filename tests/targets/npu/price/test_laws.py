@@ -52,7 +52,7 @@ def touched(layer) -> dict[int, int]:
     if isinstance(layer, Move):
         bytes_in = sum(math.prod(piece.size) for piece in layer.pieces)
     itemsize = 4 if layer.output.dtype == "int32" else 1
-    weights = layer.weight.size * layer.weight_bits // 8 if isinstance(layer, Conv2d) else 0
+    weights = layer.right.codes.size * layer.right.bits // 8 if isinstance(layer, Conv2d) else 0
     return {
         INPUTS: bytes_in,
         OUTPUTS: math.prod(layer.output.shape) * itemsize,
@@ -62,7 +62,7 @@ def touched(layer) -> dict[int, int]:
 
 def read(size: int, outputs: int, axis: int, layer: Conv2d) -> set[int]:
     """Rows (or columns) of the input that some output depends on."""
-    kernel = layer.weight.shape[1 + axis]
+    kernel = layer.weight_shape[1 + axis]
     stride, dilation, padding = (x[axis] for x in (layer.strides, layer.dilation, layer.padding))
     rows = {o * stride + tap * dilation - padding for o in range(outputs) for tap in range(kernel)}
     return {row for row in rows if 0 <= row < size}
@@ -73,7 +73,7 @@ def test_no_bound_is_beaten(name, machine, programs):
     layer, spec, program = LAYERS[name], MACHINES[machine], programs[name, machine]
     priced = price(program, spec)
     total = priced.timeline.total
-    widest = max(layer.input.bits, layer.weight_bits) if isinstance(layer, Conv2d) else 8
+    widest = max(layer.input.bits, layer.right.bits) if isinstance(layer, Conv2d) else 8
     assert total * spec.peak_macs_per_cycle * 8 // widest >= layer.macs
     fewest = sum(touched(layer).values()) + len(program.instructions) * spec.issue.insn_bytes
     assert total * spec.dma.bytes_per_cycle >= fewest
@@ -137,8 +137,8 @@ def tile_padding(layer: Layer, spec: NpuSpec) -> Fraction:
     """How many products there are at most per MAC: reduction tiles may be filled up with zeros."""
     if not isinstance(layer, Conv2d) or layer.depthwise:
         return Fraction(1)
-    depth = layer.weight.shape[3]
-    lanes = spec.array.rows * 8 // max(layer.input.bits, layer.weight_bits)
+    depth = layer.weight_shape[3]
+    lanes = spec.array.rows * 8 // max(layer.input.bits, layer.right.bits)
     return Fraction(-(-depth // lanes) * lanes, depth)
 
 

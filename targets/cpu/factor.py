@@ -1,0 +1,116 @@
+"""Products of two tensors: element by element, or as matrices.
+
+Of elements, vectors are channels of a pixel: a layer's constants and most broadcasts are by
+channel. Of matrices, the right one is laid out anew, centred and its output channels in vectors,
+before the left one's rows are multiplied by it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from tvm import s_tir, te, tirx
+
+from targets.cpu.elements import VECTOR, function, placeholder
+from targets.cpu.geometry import LANES
+from targets.cpu.kernel import Kernel
+from targets.cpu.requantize import Epilogue, Expr
+from targets.layers import Conv2d, Factor, Pairing
+
+VECTORS = 4  # of accumulators, which hide the latency of a product
+
+
+def build_factor(layer: Conv2d, factor: Factor) -> Kernel:
+    """The kernel of a layer whose right operand is ``factor``."""
+    n = tirx.Var("n", "int64")
+    inputs = [placeholder(n, value, f"input{i}") for i, value in enumerate(layer.inputs)]
+    epilogue = Epilogue.of(layer, layer.bias, lambda channels: channels)
+    constants = [
+        te.placeholder(array.shape, "int32", name=f"constant{i}")
+        for i, array in enumerate(epilogue.constants)
+    ]
+    elements = factor.pairing is Pairing.ELEMENTS
+    products = (_elements if elements else _matrices)(layer, factor, *inputs[:2])
+
+    def code(*at: Expr) -> Expr:
+        residual = inputs[2][at] if len(inputs) > 2 else None
+        return epilogue(products(*at), [constant[at[-1]] for constant in constants], residual)
+
+    out = te.compute((n, *layer.output.shape), code, name="out")
+    func = function([*inputs, *constants, out])
+    schedule = _schedule_elements if elements else _schedule_matrices
+    return Kernel(schedule(func), epilogue.constants)
+
+
+def _elements(layer: Conv2d, factor: Factor, x: te.Tensor, r: te.Tensor) -> Callable[..., Expr]:
+    """Products by element of the output; the right operand's axes of size 1 are broadcast."""
+
+    def product(n: Expr, *at: Expr) -> Expr:
+        sizes = factor.value.shape
+        shared = [i if size > 1 else 0 for i, size in zip(at, sizes, strict=True)]
+        left = _centred(x[(n, *at)], layer.input_zero_point)
+        return left * _centred(r[(n, *shared)], factor.zero_point)
+
+    return product
+
+
+def _matrices(layer: Conv2d, factor: Factor, x: te.Tensor, r: te.Tensor) -> Callable[..., Expr]:
+    """Sums by element of the output, from a tensor of whole vectors per group."""
+    n, (height, width, _), (K, _, _, C) = x.shape[0], layer.output.shape, layer.weight_shape
+    each = K // layer.groups
+    block = LANES * VECTORS
+    padded = -(-each // block) * block
+
+    def laid_out(b: Expr, g: Expr, c: Expr, k: Expr) -> Expr:
+        rows = factor.pairing is Pairing.ROWS
+        code = r[(b, 0, k, g * C + c) if rows else (b, 0, c, g * each + k)]
+        zero = tirx.const(0, "int32")
+        return tirx.if_then_else(k < each, _centred(code, factor.zero_point), zero)
+
+    right = te.compute((n, layer.groups, C, padded), laid_out, name="right")
+    channel = te.reduce_axis((0, C), name="c")
+
+    def summed(b: Expr, y: Expr, p: Expr, g: Expr, k: Expr) -> Expr:
+        left = _centred(x[b, y, p, g * C + channel], layer.input_zero_point)
+        return te.sum(left * right[b, g, channel, k], axis=channel)
+
+    sums = te.compute((n, height, width, layer.groups, padded), summed, name="sums")
+    return lambda b, y, p, k: sums[b, y, p, k // each, k % each]
+
+
+def _centred(code: Expr, zero_point: int) -> Expr:
+    return code.astype("int32") - tirx.const(zero_point, "int32")
+
+
+def _schedule_elements(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Rows of images to all cores, channels to vectors."""
+    sch = s_tir.Schedule(func)
+    image, row, _, channel = sch.get_loops(sch.get_sblock("out"))
+    lanes = math.gcd(int(sch.get(channel).extent), VECTOR)
+    sch.vectorize(sch.split(channel, [None, lanes])[1])
+    sch.parallel(sch.fuse(image, row))
+    return sch.mod["main"].without_attr("global_symbol")
+
+
+def _schedule_matrices(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Rows of the left matrix to all cores, output channels to vectors of accumulators."""
+    sch = s_tir.Schedule(func)
+    right, sums, out = (sch.get_sblock(name) for name in ("right", "sums", "out"))
+    *rows, lane = sch.get_loops(right)
+    sch.parallel(sch.fuse(*rows))
+    sch.vectorize(sch.split(lane, [None, LANES])[1])
+
+    *pixels, channel, depth = sch.get_loops(sums)
+    _, vector, lane = sch.split(channel, [None, VECTORS, LANES])
+    sch.reorder(depth, vector, lane)
+    sch.parallel(sch.fuse(*pixels))
+    sch.unroll(vector)
+    sch.vectorize(lane)
+    init = sch.decompose_reduction(sums, depth)
+    *_, vector, lane = sch.get_loops(init)
+    sch.unroll(vector)
+    sch.vectorize(lane)
+
+    sch.parallel(sch.fuse(*sch.get_loops(out)[:-1]))
+    return sch.mod["main"].without_attr("global_symbol")
