@@ -8,7 +8,11 @@ from targets.errors import ArithmeticRangeError
 from targets.layers import MaxPool2d, Value
 from targets.npu.compiler import compile_layers
 from targets.npu.constraints import refusal
+from targets.npu.emit.compute import emit_call
+from targets.npu.emit.emitted import ACC, ACT, WGT, Place
+from targets.npu.emit.loop_tree import Leaf, Number, Offset
 from targets.npu.machine.spec import load_spec
+from targets.npu.schedule.meanings import ProductFields
 from targets.npu.simulate.simulator import Simulator
 
 E256 = load_spec("e256")
@@ -38,3 +42,46 @@ def test_a_larger_window_is_refused_and_never_cut(kernel):
     assert f"a window of {kernel[0]} x {kernel[1]}" in refusal(layer, E256)
     with pytest.raises(ArithmeticRangeError, match="window is too large"):
         compile_layers([layer], layer.inputs, [layer.output], E256)
+
+
+LANES, COLUMNS = 16, 16
+TILE = LANES * COLUMNS
+Strides = tuple[int, int, int]
+
+
+def gemms(*loops: tuple[int, Strides], initialise: bool = True) -> list[tuple[int, ...]]:
+    """(row of ACC, address of the weights, whether its sums start at zero) of what is emitted.
+
+    ``loops`` have an extent and what a step adds to input, weights and sums, outermost first.
+    """
+    named = {f"i{n}": loop for n, loop in enumerate(loops)}
+    offsets = tuple(
+        Offset(buffer, Number(strides={name: strides[n] for name, (_, strides) in named.items()}))
+        for n, buffer in enumerate(("act", "wgt", "acc"))
+    )
+    extents = tuple((name, Number(extent)) for name, (extent, _) in named.items())
+    fields = ProductFields(LANES, COLUMNS, 8, 8, "uint8", 0, LANES, COLUMNS)
+    leaf = Leaf("npu.gemm", offsets, fields, loops=extents)
+    places = {
+        "act": Place(ACT, 0, 1, dram=False),
+        "wgt": Place(WGT, 0, 1, dram=False),
+        "acc": Place(ACC, 0, 4, dram=False),
+    }
+    emitted = emit_call(leaf, {}, places, E256, initialise=initialise)
+    return [(i.acc_row, i.wgt_addr, i.acc_init) for i in (e.instruction for e in emitted)]
+
+
+def test_sums_start_anew_wherever_a_cut_leads_to_other_sums():
+    """Two rows of pixels that don't follow each other in ACC, in front of the kernel's loop."""
+    pixels, kernel = (2, (64, 0, 9 * COLUMNS)), (3, (LANES, TILE, 0))
+    assert gemms(pixels, kernel, (4, (8, 0, COLUMNS))) == [(0, 0, True), (9, 0, True)]
+    assert gemms(pixels, kernel, initialise=False) == [(0, 0, False), (9, 0, False)]
+
+
+def test_sums_go_on_wherever_a_cut_leads_along_the_kernel():
+    """A kernel of four loops, and one in front of rows of pixels that must be cut as well."""
+    four = [(2, (64, n * TILE, 0)) for n in (8, 4, 2, 1)]
+    assert gemms(*four) == [(0, 0, True), (0, 8 * TILE, False)]
+    rows = [(2, (64, TILE, 0)), (2, (8, 0, 9 * COLUMNS)), (2, (1, 0, COLUMNS))]
+    anew = [(0, 0, True), (9, 0, True)]
+    assert gemms(*rows) == [*anew, (0, TILE, False), (9, TILE, False)]
