@@ -44,13 +44,13 @@ def test_a_larger_window_is_refused_and_never_cut(kernel):
         compile_layers([layer], layer.inputs, [layer.output], E256)
 
 
-LANES, COLUMNS = 16, 16
+LANES, COLUMNS, KVALID = 16, 16, 5
 TILE = LANES * COLUMNS
 Strides = tuple[int, int, int]
 
 
 def gemms(*loops: tuple[int, Strides], initialise: bool = True) -> list[tuple[int, ...]]:
-    """(row of ACC, address of the weights, whether its sums start at zero) of what is emitted.
+    """(row of ACC, tile of weights, valid lanes, whether its sums start at zero) of each GEMM.
 
     ``loops`` have an extent and what a step adds to input, weights and sums, outermost first.
     """
@@ -60,7 +60,7 @@ def gemms(*loops: tuple[int, Strides], initialise: bool = True) -> list[tuple[in
         for n, buffer in enumerate(("act", "wgt", "acc"))
     )
     extents = tuple((name, Number(extent)) for name, (extent, _) in named.items())
-    fields = ProductFields(LANES, COLUMNS, 8, 8, "uint8", 0, LANES, COLUMNS)
+    fields = ProductFields(LANES, COLUMNS, 8, 8, "uint8", 0, KVALID, COLUMNS)
     leaf = Leaf("npu.gemm", offsets, fields, loops=extents)
     places = {
         "act": Place(ACT, 0, 1, dram=False),
@@ -68,20 +68,33 @@ def gemms(*loops: tuple[int, Strides], initialise: bool = True) -> list[tuple[in
         "acc": Place(ACC, 0, 4, dram=False),
     }
     emitted = emit_call(leaf, {}, places, E256, initialise=initialise)
-    return [(i.acc_row, i.wgt_addr, i.acc_init) for i in (e.instruction for e in emitted)]
+    instructions = [each.instruction for each in emitted]
+    return [(i.acc_row, i.wgt_addr // TILE, i.kvalid, i.acc_init) for i in instructions]
 
 
 def test_sums_start_anew_wherever_a_cut_leads_to_other_sums():
     """Two rows of pixels that don't follow each other in ACC, in front of the kernel's loop."""
-    pixels, kernel = (2, (64, 0, 9 * COLUMNS)), (3, (LANES, TILE, 0))
-    assert gemms(pixels, kernel, (4, (8, 0, COLUMNS))) == [(0, 0, True), (9, 0, True)]
-    assert gemms(pixels, kernel, initialise=False) == [(0, 0, False), (9, 0, False)]
+    nest = [(2, (64, 0, 9 * COLUMNS)), (3, (LANES, TILE, 0)), (4, (8, 0, COLUMNS))]
+    assert gemms(*nest) == [(0, 0, KVALID, True), (9, 0, KVALID, True)]
+    assert gemms(*nest, initialise=False) == [(0, 0, KVALID, False), (9, 0, KVALID, False)]
 
 
 def test_sums_go_on_wherever_a_cut_leads_along_the_kernel():
-    """A kernel of four loops, and one in front of rows of pixels that must be cut as well."""
+    """A kernel of four loops: the innermost, whose last tile has few lanes, stays whole."""
     four = [(2, (64, n * TILE, 0)) for n in (8, 4, 2, 1)]
-    assert gemms(*four) == [(0, 0, True), (0, 8 * TILE, False)]
+    assert gemms(*four) == [(0, 0, KVALID, True), (0, 8, KVALID, False)]
+
+
+def test_tiles_that_do_not_follow_each_other_are_products_of_their_own():
+    """The innermost loop is cut: all lanes of the tiles before the last are valid."""
+    apart = [(3, (LANES, 2 * TILE, 0)), (4, (8, 0, COLUMNS))]
+    assert gemms(*apart) == [(0, 0, LANES, True), (0, 2, LANES, False), (0, 4, KVALID, False)]
+
+
+def test_rows_of_sums_that_do_not_follow_each_other_are_products_of_their_own():
     rows = [(2, (64, TILE, 0)), (2, (8, 0, 9 * COLUMNS)), (2, (1, 0, COLUMNS))]
-    anew = [(0, 0, True), (9, 0, True)]
-    assert gemms(*rows) == [*anew, (0, TILE, False), (9, TILE, False)]
+    first = [(0, 0, LANES, True), (9, 0, LANES, True)]
+    assert gemms(*rows) == [*first, (0, 1, KVALID, False), (9, 1, KVALID, False)]
+    columns = [(2, (64, TILE, 0)), (2, (8, 0, 2 * COLUMNS))]
+    first = [(0, 0, LANES, True), (2, 0, LANES, True)]
+    assert gemms(*columns) == [*first, (0, 1, KVALID, False), (2, 1, KVALID, False)]
