@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+from tvmq.cli import VERBS
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("tvmq", "relay_passes", "targets")
 MAY_IMPORT = {
@@ -60,6 +62,12 @@ def test_imports_go_one_way():
         if forbidden:
             wrong[relative(path)] = forbidden
     assert wrong == {}
+
+
+def test_lower_packages_do_not_know_the_command_line():
+    word = re.compile(rf"`tvmq ({'|'.join(VERBS)})\b|[` ]--[a-z]+")
+    lower = [p for p in IN_PACKAGES if not relative(p).startswith("tvmq/")]
+    assert [relative(path) for path in lower if word.search(path.read_text())] == []
 
 
 def test_imports_are_absolute():

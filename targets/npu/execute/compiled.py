@@ -180,8 +180,7 @@ def linking(library: str) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError, OSError) as error:
         raise MissingDependencyError(
-            f"{library} can't be linked ({str(error).splitlines()[0]}). "
-            f"Install g++ or clang++; `tvmq doctor` checks it."
+            f"{library} can't be linked ({str(error).splitlines()[0]}). Install g++ or clang++."
         ) from error
 
 
