@@ -11,6 +11,7 @@ from targets.npu.constraints import refusal
 from targets.npu.emit.compute import emit_call
 from targets.npu.emit.emitted import ACC, ACT, WGT, Place
 from targets.npu.emit.loop_tree import Leaf, Number, Offset
+from targets.npu.machine import isa
 from targets.npu.machine.spec import load_spec
 from targets.npu.schedule.meanings import ProductFields
 from targets.npu.simulate.simulator import Simulator
@@ -49,18 +50,17 @@ TILE = LANES * COLUMNS
 Strides = tuple[int, int, int]
 
 
-def gemms(*loops: tuple[int, Strides], initialise: bool = True) -> list[tuple[int, ...]]:
-    """(row of ACC, tile of weights, valid lanes, whether its sums start at zero) of each GEMM.
-
-    ``loops`` have an extent and what a step adds to input, weights and sums, outermost first.
-    """
+def products(
+    *loops: tuple[int, Strides], initialise: bool = True, tiles: int = 2
+) -> list[isa.Gemm]:
+    """What is emitted for loops of an extent and what a step adds to input, weights and sums."""
     named = {f"i{n}": loop for n, loop in enumerate(loops)}
     offsets = tuple(
         Offset(buffer, Number(strides={name: strides[n] for name, (_, strides) in named.items()}))
         for n, buffer in enumerate(("act", "wgt", "acc"))
     )
     extents = tuple((name, Number(extent)) for name, (extent, _) in named.items())
-    fields = ProductFields(LANES, COLUMNS, 8, 8, "uint8", 0, KVALID, COLUMNS)
+    fields = ProductFields(LANES, COLUMNS, 8, 8, "uint8", 0, KVALID, COLUMNS, tiles)
     leaf = Leaf("npu.gemm", offsets, fields, loops=extents)
     places = {
         "act": Place(ACT, 0, 1, dram=False),
@@ -68,8 +68,13 @@ def gemms(*loops: tuple[int, Strides], initialise: bool = True) -> list[tuple[in
         "acc": Place(ACC, 0, 4, dram=False),
     }
     emitted = emit_call(leaf, {}, places, E256, initialise=initialise)
-    instructions = [each.instruction for each in emitted]
-    return [(i.acc_row, i.wgt_addr // TILE, i.kvalid, i.acc_init) for i in instructions]
+    return [each.instruction for each in emitted]
+
+
+def gemms(*loops: tuple[int, Strides], initialise: bool = True) -> list[tuple[int, ...]]:
+    """(row of ACC, tile of weights, valid lanes, whether its sums start at zero) of each GEMM."""
+    emitted = products(*loops, initialise=initialise)
+    return [(i.acc_row, i.wgt_addr // TILE, i.kvalid, i.acc_init) for i in emitted]
 
 
 def test_sums_start_anew_wherever_a_cut_leads_to_other_sums():
@@ -98,3 +103,20 @@ def test_rows_of_sums_that_do_not_follow_each_other_are_products_of_their_own():
     columns = [(2, (64, TILE, 0)), (2, (8, 0, 2 * COLUMNS))]
     first = [(0, 0, LANES, True), (2, 0, LANES, True)]
     assert gemms(*columns) == [*first, (0, 1, KVALID, False), (2, 1, KVALID, False)]
+
+
+def test_taps_of_few_channels_have_few_lanes_each():
+    """k0 is the loop over tiles of channels; without one it does not become that of taps."""
+    taps = [(5, (64, 3 * TILE, 0)), (3, (LANES, TILE, 0)), (4, (8, 0, COLUMNS))]
+    (deep,) = products(*taps, tiles=3)
+    assert (deep.k2, deep.k1, deep.k0) == (1, 5, 3)
+    (shallow,) = products(*taps, tiles=1)
+    assert (shallow.k2, shallow.k1, shallow.k0) == (5, 3, 1)
+    assert (shallow.as_k2, shallow.as_k1, shallow.kvalid) == (64, LANES, KVALID)
+    cut = products((2, (64, 9 * TILE, 0)), (4, (8, 0, COLUMNS)), tiles=1)
+    assert [i.kvalid for i in cut] == [KVALID, KVALID]
+
+
+def test_a_kernel_too_long_for_k1_is_still_one_product():
+    (tall,) = products((35, (64, TILE, 0)), (4, (8, 0, COLUMNS)), tiles=1)
+    assert (tall.k2, tall.k1, tall.k0) == (1, 1, 35)
