@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from targets.code_range import code_range
 from tvmq.calibrate.calibrate import calibrate
 from tvmq.capture.capture import capture
 from tvmq.data.open import open_data
@@ -40,7 +41,7 @@ from tvmq.reconstruct.training import Training, train_unit
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit, float_unit, network_steps
 from tvmq.reconstruct.units import Unit, find_units
-from tvmq.settings import Settings, code_range, learned_range
+from tvmq.settings import Settings, learned_range
 
 IMAGES = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SAMPLES, BATCH, SEED = 1024, 32, 0

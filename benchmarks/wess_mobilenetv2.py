@@ -49,14 +49,13 @@ from tvmq.build_request import BuildRequest
 from tvmq.calibrate.calibrate import calibrate
 from tvmq.capture.capture import capture, capture_program
 from tvmq.data.preprocessing import Preprocessing
-from tvmq.float_model import FloatModel, constant_of
+from tvmq.float_model import FloatModel
 from tvmq.flow import build
 from tvmq.plan.annotate import annotate
 from tvmq.plan.equalize import equalize
 from tvmq.plan.plan import Plan
 from tvmq.plan.plan_file import read_plan
 from tvmq.plan.planner import make_plan
-from tvmq.plan.rounded_bias import node_of
 from tvmq.plan.weight_steps import weight_codes
 from tvmq.run.execute import open_for
 from tvmq.run.metrics import Accuracy
@@ -197,10 +196,9 @@ class FakeSession:
     def __init__(self, model: FloatModel, plan: Plan) -> None:
         self.model = replace(model, graph_module=copy.deepcopy(model.graph_module))
         for name, weights in plan.weights.items():
-            node = node_of(self.model, name)
             if weights.reason.startswith("average"):
                 continue
-            weight = constant_of(self.model.graph_module, node.args[1])
+            weight = self.model.weight_of(self.model.nodes[name])
             steps = torch.tensor(weights.steps, dtype=torch.float64)
             codes = weight_codes(weight, weights)
             weight.copy_(codes * steps.reshape(-1, *[1] * (weight.ndim - 1)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from relay_passes.operators import KEEPS_CODES
 from relay_passes.relax_nodes import (
     Expr,
@@ -17,6 +15,7 @@ from relay_passes.relax_nodes import (
     op_of,
     tensors_in,
 )
+from targets.code_range import type_range
 
 
 class CodeRanges:
@@ -35,10 +34,10 @@ class CodeRanges:
 
     def of(self, codes: Expr) -> tuple[int, int]:
         """Lowest and highest code that an int8 or uint8 tensor of the graph can hold."""
-        return self._known[codes] if codes in self._known else _type_range(codes)
+        return self._known[codes] if codes in self._known else type_range(dtype_of(codes))
 
     def _range(self, var: Var, call: Expr) -> tuple[int, int]:
-        first, last = _type_range(var)
+        first, last = type_range(dtype_of(var))
         op = op_of(call)
         if op == "astype" and (clip := self._graph.match(call.args[0], "clip")) is not None:
             low, high = (int(number(clip.args[i])) for i in (1, 2))
@@ -52,8 +51,3 @@ class CodeRanges:
         if op == "nn.pad":
             ranges.append((int(call.attrs.pad_value),) * 2)
         return min(low for low, _ in ranges), max(high for _, high in ranges)
-
-
-def _type_range(codes: Expr) -> tuple[int, int]:
-    limits = np.iinfo(dtype_of(codes))
-    return int(limits.min), int(limits.max)

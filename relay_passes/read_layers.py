@@ -39,6 +39,7 @@ from relay_passes.relax_nodes import (
     shape_of,
     variables_in,
 )
+from targets.code_range import code_range
 from targets.errors import UnsupportedError
 from targets.layers import (
     Add,
@@ -377,9 +378,7 @@ def _kind(form: Product) -> str:
 def _bits(dtype: str, low: int, high: int) -> int:
     """The fewest bits, 2, 4 or 8, whose codes reach from ``low`` to ``high``."""
     for bits in (2, 4):
-        first, last = (
-            (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if dtype == "int8" else (0, (1 << bits) - 1)
-        )
+        first, last = code_range(bits, dtype == "int8")
         if first <= low and high <= last:
             return bits
     return 8

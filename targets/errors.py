@@ -4,7 +4,7 @@ TvmqError                      4  the pipeline can't do this
 ├── InputError                 2  a file, flag or array of the user is wrong
 │   └── SpecError              2  a machine description is wrong
 ├── UnsupportedError           4  an operator or model that can't be quantized or compiled
-├── GateError                  1  a gate failed: accuracy, bit-exactness, --strict, --max-fallback
+├── GateError                  1  a gate failed: accuracy, bit-exactness, layers on the CPU
 ├── MissingDependencyError     5  a package is missing or of a version that doesn't work
 ├── ArithmeticRangeError       4  a number does not fit the field or accumulator it must fit
 ├── CapacityError              4  a tile or tensor does not fit a memory of the machine
@@ -36,7 +36,7 @@ class UnsupportedError(TvmqError):
 
 
 class GateError(TvmqError):
-    """A gate failed: accuracy, bit-exactness, ``--strict`` or ``--max-fallback``."""
+    """A gate failed: accuracy, bit-exactness, or too many layers on the CPU."""
 
     exit_code = 1
 

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
+from targets.code_range import code_range
 from targets.errors import InputError
 from tvmq.reconstruct.methods import learning, refusal
 
@@ -127,9 +128,4 @@ def weight_limit(bits: int) -> int:
 
 def learned_range(bits: int) -> tuple[int, int]:
     """Lowest and highest code of a learned weight: all that the bits can hold."""
-    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-
-
-def code_range(bits: int, signed: bool) -> tuple[int, int]:
-    """Lowest and highest code of an activation."""
-    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    return code_range(bits, signed=True)

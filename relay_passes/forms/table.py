@@ -22,6 +22,7 @@ from relay_passes.relax_nodes import (
     is_codes,
     is_constant,
 )
+from targets.code_range import type_range
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class Table:
 
 def first_code(dtype: str) -> int:
     """The code that the first entry of a table belongs to."""
-    return -128 if dtype == "int8" else 0
+    return type_range(dtype)[0]
 
 
 def emit_table(emit: Emit, table: Table, name: str = "") -> Expr:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from tvm import te, tirx
 
+from targets.code_range import type_range
 from targets.cpu.elements import function, placeholder, schedule_elements
 from targets.cpu.host import CpuFeatures
 from targets.cpu.kernel import Kernel
-from targets.cpu.requantize import CODE_RANGE, Expr, round_and_clamp
+from targets.cpu.requantize import Expr, round_and_clamp
 from targets.layers import Add, Operand
 from targets.sum_bounds import CodeRange, add_needs_int64
 
@@ -15,7 +16,7 @@ from targets.sum_bounds import CodeRange, add_needs_int64
 def build_add(layer: Add, _host: CpuFeatures) -> Kernel:
     """``clamp(half_up(a + b, shift) + zero_point)``, in int32 where the operands provably allow."""
     a_codes, b_codes = (
-        CodeRange(*CODE_RANGE[side.value.dtype], side.zero_point) for side in (layer.a, layer.b)
+        CodeRange(*type_range(side.value.dtype), side.zero_point) for side in (layer.a, layer.b)
     )
     # the zero point is added after the clamp, where it can't overflow
     kind = "int64" if add_needs_int64(layer.scale, a_codes, b_codes, zero_point=0) else "int32"

@@ -6,10 +6,11 @@ import math
 
 from tvm import s_tir, te, tirx
 
+from targets.code_range import type_range
 from targets.cpu.elements import VECTOR, function, placeholder
 from targets.cpu.host import CpuFeatures
 from targets.cpu.kernel import Kernel
-from targets.cpu.requantize import CODE_RANGE, Expr
+from targets.cpu.requantize import Expr
 from targets.layers import MaxPool2d
 
 
@@ -33,7 +34,7 @@ def build_max_pool2d(layer: MaxPool2d, _host: CpuFeatures) -> Kernel:
         inside += [at_x < w] if right >= w else []
         code = x[b, at_y, at_x, c]
         if inside:
-            lowest = tirx.const(CODE_RANGE[layer.input.dtype][0], layer.input.dtype)
+            lowest = tirx.const(type_range(layer.input.dtype)[0], layer.input.dtype)
             code = tirx.if_then_else(tirx.all(*inside), code, lowest)
         return te.max(code, axis=[r, s])
 

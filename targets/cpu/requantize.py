@@ -14,12 +14,11 @@ from typing import TypeAlias
 import numpy as np
 from tvm import ir, tirx
 
+from targets.code_range import type_range
 from targets.layers import Conv2d, DType, Ints
 from targets.sum_bounds import CodeRange, SumBounds, needs_int64
 
 Expr: TypeAlias = ir.Expr
-
-CODE_RANGE = {"int8": (-128, 127), "uint8": (0, 255)}
 
 
 def fits_int32(layer: Conv2d) -> bool:
@@ -29,7 +28,7 @@ def fits_int32(layer: Conv2d) -> bool:
         return True
     residual = None
     if q.residual is not None:
-        residual = CodeRange(*CODE_RANGE[q.residual.value.dtype], q.residual.zero_point)
+        residual = CodeRange(*type_range(q.residual.value.dtype), q.residual.zero_point)
     reach = np.array([layer.max_sum])
     bounds = SumBounds(reach, -reach, reach)
     # the zero point is added after the clamp, where it can't overflow

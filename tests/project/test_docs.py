@@ -47,9 +47,25 @@ def test_every_verb_takes_the_shared_options(verb):
     assert {"--json", "--verbose", "--quiet", "--no-color", "--config"} <= known
 
 
-FILE = re.compile(r"`((?:tvmq|relay_passes|targets|tests|docs|benchmarks)/[\w/]+\.py)`")
+FOLDERS = "tvmq|relay_passes|targets|tests|docs|benchmarks|scripts|examples|tutorials"
+PLACE = re.compile(rf"(?<![\w/.])((?:{FOLDERS})/[\w/.-]*\w)")
+MODULE = re.compile(r"python -m (benchmarks\.\w+)")
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
 
-def test_files_that_are_named_exist():
-    named = {(path.name, name) for path in DOCUMENTS for name in FILE.findall(path.read_text())}
-    assert {(page, name) for page, name in named if not (ROOT / name).is_file()} == set()
+def test_files_and_folders_that_are_named_exist():
+    missing = set()
+    for path in DOCUMENTS:
+        text = path.read_text()
+        modules = [f"{name.replace('.', '/')}.py" for name in MODULE.findall(text)]
+        named = {*PLACE.findall(text), *modules}
+        missing |= {(path.name, name) for name in named if not (ROOT / name).exists()}
+    assert missing == set()
+
+
+def test_options_that_are_named_exist():
+    commands = [cli.get_command(click.Context(cli), verb) for verb in VERBS]
+    known = {word for command in commands for option in command.params for word in option.opts}
+    known |= {"--help", *OPTION.findall("".join(map(Path.read_text, ROOT.glob("benchmarks/*.py"))))}
+    named = {(path.name, word) for path in DOCUMENTS for word in OPTION.findall(path.read_text())}
+    assert {(page, word) for page, word in named if word not in known} == set()

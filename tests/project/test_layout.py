@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from pathlib import Path
+
+from tvmq.cli import VERBS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("tvmq", "relay_passes", "targets")
@@ -60,6 +63,25 @@ def test_imports_go_one_way():
         if forbidden:
             wrong[relative(path)] = forbidden
     assert wrong == {}
+
+
+def test_what_benchmarks_and_examples_import_exists():
+    """They run seldom, some for hours: a name that has moved must not wait for that."""
+    missing = [
+        (relative(path), node.module, alias.name)
+        for path in sources("benchmarks", "examples", "tutorials")
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES
+        for alias in node.names
+        if not hasattr(importlib.import_module(node.module), alias.name)
+    ]
+    assert missing == []
+
+
+def test_lower_packages_do_not_know_the_command_line():
+    word = re.compile(rf"`tvmq ({'|'.join(VERBS)})\b|[` ]--[a-z]+")
+    lower = [p for p in IN_PACKAGES if not relative(p).startswith("tvmq/")]
+    assert [relative(path) for path in lower if word.search(path.read_text())] == []
 
 
 def test_imports_are_absolute():

@@ -34,8 +34,11 @@ from targets.errors import InputError
 from targets.npu.machine.program import Program
 from targets.schema_errors import in_words
 
-FORMAT = 1
-"""Version of the folder's layout; raised by any change that an older tvmq would misread."""
+FORMAT = 2
+"""Version of the folder's layout and of the manifest's fields, ``reconstruction`` included.
+
+Raised by any change that the tvmq before it, or after it, would misread.
+"""
 
 MANIFEST = "manifest.json"
 
@@ -59,7 +62,7 @@ class Manifest(BaseModel):
     """The contents of manifest.json.
 
     Attributes:
-        format: version of the layout.
+        format: ``FORMAT`` of the tvmq that built it.
         versions: of tvmq, tvm, torch, numpy and Python.
         model: file, kind and fingerprint of the model.
         target: as asked for, such as "npu:e256".

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tvmq.settings import Settings, code_range
+from targets.code_range import code_range
+from tvmq.settings import Settings
 
 SIDE_BINS = 4096
 """Bins on each side of zero; at least half of them lie within the values seen."""

@@ -10,6 +10,7 @@ from fractions import Fraction
 import numpy as np
 
 from targets.arithmetic import INT32_MAX
+from targets.code_range import code_range
 from targets.errors import ArithmeticRangeError
 from targets.scale import AddScale, Scale, TooFineError, derive_addition, derive_scale
 from targets.sum_bounds import CodeRange, SumBounds, bound_sums, held_bound
@@ -20,7 +21,7 @@ from tvmq.plan.rounded_bias import rounded_bias
 from tvmq.plan.snap import snap_steps, snap_weight_step
 from tvmq.plan.weight_steps import weight_codes
 from tvmq.regions import Layer, Regions, find_regions, shape_of, window_of
-from tvmq.settings import Settings, code_range
+from tvmq.settings import Settings
 
 MAX_DOUBLINGS = 64
 

@@ -38,6 +38,8 @@ from typing import Any
 
 import torch
 
+from targets.code_range import type_range
+
 HALF = 0.5 + 2.0**-34
 """What float64 adds before the floor; the network's input is quantized with the same number."""
 
@@ -147,7 +149,7 @@ def _shape_of_result(
 def _check(x: torch.Tensor, step: torch.Tensor, low: int, high: int, axis: int, dtype: str) -> None:
     if dtype not in CODE_DTYPES:
         raise ValueError(f"fake_quantize: expected dtype 'int8' or 'uint8', got {dtype!r}.")
-    first, last = (-128, 127) if dtype == "int8" else (0, 255)
+    first, last = type_range(dtype)
     if not first <= low <= high <= last:
         raise ValueError(
             f"fake_quantize: codes [{low}, {high}] do not fit {dtype} [{first}, {last}]."

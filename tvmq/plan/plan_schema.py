@@ -16,7 +16,8 @@ from pydantic import (
     model_validator,
 )
 
-from tvmq.settings import Settings, code_range
+from targets.code_range import code_range
+from tvmq.settings import Settings
 
 FORMAT = "tvmq-plan-1"
 

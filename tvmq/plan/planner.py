@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import reduce
 
+from targets.code_range import code_range
 from tvmq.calibrate.calibrate import Calibration, Progress
 from tvmq.calibrate.observers import Histogram, choose_codes
 from tvmq.float_model import FloatModel
@@ -12,7 +13,7 @@ from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.layer_weights import choose_weights
 from tvmq.plan.plan import Plan, ValuePlan
 from tvmq.regions import Regions, find_regions
-from tvmq.settings import Settings, code_range
+from tvmq.settings import Settings
 
 
 def make_plan(

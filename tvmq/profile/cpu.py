@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from targets.npu.execute.compiled import SYMBOL
 from tvmq.artifact.artifact import Artifact
 from tvmq.run.session import load_library
 
+NPU_SYMBOLS = (SYMBOL, "npu_program_")
+"""The NPU's simulation, and what packs its inputs and outputs: time of the machine and its bus."""
 REPEATS = 20
 """Runs; the smallest time counts, since whatever disturbs a run makes it longer."""
 
@@ -45,7 +48,7 @@ def measure_cpu(artifact: Artifact, layers: list[dict[str, Any]]) -> CpuTimes:
         kind = symbol.removeprefix("cpu_").rstrip("0123456789")  # TVM numbers equal names
         if symbol.startswith("cpu_") and waiting.get(kind):
             times.layers[waiting[kind].pop(0)] = us
-        elif not symbol.startswith("npu_program_"):
+        elif not symbol.startswith(NPU_SYMBOLS):
             times.host[symbol] = times.host.get(symbol, 0.0) + us
     return times
 

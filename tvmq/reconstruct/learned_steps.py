@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from targets.code_range import code_range
 from tvmq.plan.plan import ValuePlan
-from tvmq.settings import code_range
 
 
 class FakeQuantize(torch.autograd.Function):  # type: ignore[misc]  # torch is not followed by mypy

@@ -115,7 +115,7 @@ class _LoopNest:
 
     def build(self) -> Scheduled:
         g, layer = self.g, self.layer
-        self.variants = product_variants(g, self.k_blocks, self.fraction)
+        self.variants = product_variants(g, self.t.k0, self.fraction)
         base_shift = self.fields.shift if self.fields else 0
         weights = g.packed_weights(self.t.tiles, self.t.k0)
         params = g.records(base_shift) if self.fields else self._padded_bias()

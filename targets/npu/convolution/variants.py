@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from targets.npu.convolution.geometry import ConvGeometry
+from targets.npu.kinds.cost import ceil_div
 from targets.npu.schedule.meanings import ProductFields
 
 
@@ -29,8 +30,10 @@ class Variant:
     fields: ProductFields
 
 
-def product_variants(g: ConvGeometry, k_blocks: int, fraction: int) -> list[Variant]:
-    """The variants of a layer whose reduction is cut into ``k_blocks``."""
+def product_variants(g: ConvGeometry, k0: int, fraction: int) -> list[Variant]:
+    """The variants of a layer whose reduction is cut into blocks of ``k0`` tiles."""
+    k_blocks = ceil_div(g.reduction[2], k0)
+    rest = g.reduction[2] - (k_blocks - 1) * k0
     kind = "dwconv" if g.depthwise else "gemm"
     lasts = [None] if k_blocks == 1 else [False, True]
     tails = [None] if g.tail == g.columns or g.tiles_per_group == 1 else [False, True]
@@ -46,6 +49,7 @@ def product_variants(g: ConvGeometry, k_blocks: int, fraction: int) -> list[Vari
                 fraction=fraction,
                 kvalid=g.lanes if g.depthwise or last is False else g.last_valid,
                 nvalid=g.columns if tail is False else g.tail,
+                tiles=k0 if last is False else rest,
             )
             variants.append(Variant(f"{kind}_{len(variants)}", last, tail, fields))
     return variants

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from targets.npu.emit.call_nest import Call, pad, rows_fit, span
+from targets.npu.emit.call_nest import Axis, Call, pad, rows_fit, span
 from targets.npu.emit.emitted import ACC, ACT, WGT, Emitted
 from targets.npu.emit.tokens import Span
 from targets.npu.machine import isa
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.meanings import ProductFields
+
+_LONGEST_KERNEL = isa.largest(isa.Gemm, "k1", "k2")
 
 
 def encode_gemm(call: Call, spec: NpuSpec) -> Emitted | None:
@@ -23,7 +25,7 @@ def encode_gemm(call: Call, spec: NpuSpec) -> Emitted | None:
     pixels = tuple(a for a in call.axes if a.strides[acc] != 0)
     if call.axes != kernel + pixels or len(kernel) > 3 or len(pixels) > 2:
         return None
-    k2, k1, k0 = pad(kernel, 3, 3)
+    k2, k1, k0 = pad(_with_k0(kernel, f), 3, 3)
     m1, m0 = pad(pixels, 2, 3)
     tile = f.lanes * f.columns * f.wgt_bits // 8
     expected = 1
@@ -66,10 +68,20 @@ def encode_gemm(call: Call, spec: NpuSpec) -> Emitted | None:
     return _accumulating(gemm, call, reads, m0.extent * m1.extent * row)
 
 
+def _with_k0(kernel: tuple[Axis, ...], f: ProductFields) -> tuple[Axis, ...]:
+    """The kernel's loops with k0 as the innermost, also where it has one step and is no loop.
+
+    Taps on k1 and k2 have ``kvalid`` lanes each; on k0 only the last would, and the zeros of the
+    others would count as work. They go there only if the fields of k1 and k2 are too narrow.
+    """
+    fit = len(kernel) <= 2 and all(axis.extent <= _LONGEST_KERNEL for axis in kernel)
+    return (*kernel, Axis(1, (0, 0, 0))) if f.tiles == 1 and fit else kernel
+
+
 def before_the_last(call: Call) -> Call:
     """A GEMM of which an unrolled kernel loop has more to come: if that was k0, all lanes count."""
-    if any(axis.strides[2] == 0 for axis in call.axes):
-        return call  # a loop further in is k0
+    if call.fields.tiles == 1 or any(axis.strides[2] == 0 for axis in call.axes):
+        return call  # there is no loop k0, or it is further in
     return replace(call, fields=replace(call.fields, kvalid=call.fields.lanes))
 
 

@@ -38,6 +38,8 @@ from targets.npu.execute.traps import Trap
 from targets.npu.machine.program import Program
 from targets.npu.machine.spec import NpuSpec, parse_spec
 
+SYMBOL = "npu_execute_"
+"""How the name of every machine's function begins."""
 FOLDER_VARIABLE = "TVMQ_CACHE"
 KEPT = 16
 """Objects in the cache, a tenth of a megabyte each; those used longest ago go."""
@@ -48,7 +50,7 @@ def executor_symbol(spec: NpuSpec) -> str:
     array, sram = spec.array, spec.sram
     banks = (sram.act, sram.wgt, sram.acc, sram.par)
     sizes = (array.rows, array.cols, *array.precisions, *(bank.bytes for bank in banks))
-    return f"npu_execute_{_key(sizes)}"
+    return SYMBOL + _key(sizes)
 
 
 def executor_object(spec: NpuSpec) -> Path:
@@ -180,8 +182,7 @@ def linking(library: str) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError, OSError) as error:
         raise MissingDependencyError(
-            f"{library} can't be linked ({str(error).splitlines()[0]}). "
-            f"Install g++ or clang++; `tvmq doctor` checks it."
+            f"{library} can't be linked ({str(error).splitlines()[0]}). Install g++ or clang++."
         ) from error
 
 
@@ -243,7 +244,7 @@ def _keep(made: Path) -> Path | None:
 
 
 def _forget_oldest(folder: Path) -> None:
-    objects = sorted(folder.glob("npu_execute_*.o"), key=lambda path: path.stat().st_mtime)
+    objects = sorted(folder.glob(f"{SYMBOL}*.o"), key=lambda path: path.stat().st_mtime)
     for path in objects[:-KEPT]:
         path.unlink(missing_ok=True)
         path.with_suffix(".sha256").unlink(missing_ok=True)

@@ -17,9 +17,17 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, Generic, TypeVar
 
+from targets.arithmetic import (
+    MAX_FRACTION,
+    MAX_MULTIPLIER,
+    MAX_RESIDUAL_SHIFT,
+    MAX_SHIFT,
+    MAX_SHIFT_SPREAD,
+)
 from targets.errors import CapacityError
 from targets.layers import Layer, Value
 from targets.npu.kinds.cost import Cost
+from targets.npu.machine import isa
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.scheduled import Scheduled
@@ -42,10 +50,14 @@ class Rule(Enum):
     PRECISION = "The array multiplies 8-bit operands; codes at the edges of a program lie in bytes."
     SUMS = "No sum, shifted left by the layer's fraction bits, exceeds 32 bits."
     SHIFTS = (
-        "Right shifts lie in [0, 47], at most 15 apart between channels; left shifts in [0, 31]."
+        f"Right shifts lie in [0, {MAX_SHIFT}], at most {MAX_SHIFT_SPREAD} apart between channels; "
+        f"left shifts in [0, {MAX_RESIDUAL_SHIFT}], those of sums in [0, {MAX_FRACTION}]."
     )
-    MULTIPLIERS = "Multipliers are unsigned 16-bit numbers."
-    WINDOW = "A max pooling's window has at most 31 rows and 31 columns."
+    MULTIPLIERS = f"Multipliers lie in [1, {MAX_MULTIPLIER}]."
+    WINDOW = (
+        f"A max pooling's window has at most {isa.largest(isa.Pool, 'kh')} rows and "
+        f"{isa.largest(isa.Pool, 'kw')} columns."
+    )
     CAPACITY = (
         "One row of output, with the inputs and weights it needs, fits the machine's memories."
     )

@@ -14,6 +14,7 @@ from functools import partial
 
 from tvm import tirx
 
+from targets.code_range import code_range
 from targets.layers import MaxPool2d, Value
 from targets.npu.kinds.cost import Cost, Step, bus_cycles, ceil_div, streamed
 from targets.npu.kinds.kind import Kind, Padding, Rule, same_width, wide
@@ -165,4 +166,4 @@ def _stripe_bytes(job: Job[MaxPool2d], rows: int) -> int:
 
 
 def _lowest_code(value: Value, bits: int) -> int:
-    return 0 if value.dtype == "uint8" else -(1 << (bits - 1))
+    return code_range(bits, value.dtype == "int8")[0]

@@ -77,7 +77,7 @@ class Store(Instruction):
 class Gemm(Instruction):
     """GEMM: sums of products over tiles (k2, k1, k0) for pixels (m1, m0).
 
-    ``simulator.Simulator.gemm`` is the definition. ``act_bits`` and ``wgt_bits`` are codes
+    ``targets/npu/simulate/sums.py`` is the definition. ``act_bits`` and ``wgt_bits`` are codes
     of ``WIDTHS``. A product P counts as ``(P << (frac - alpha_a)) ± (P << (frac - alpha_b))``;
     ``alpha_sign`` 0 leaves the second term out, 1 adds it, 2 subtracts it.
     """

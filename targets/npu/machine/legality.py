@@ -220,7 +220,7 @@ def _code_limits(i: Any, bits_code: Number, unsigned: Number) -> Iterator[Rule]:
 
 def _add(i: Any, spec: NpuSpec) -> Iterator[Rule]:
     yield from _at_least_one(i, "len")
-    yield "shift exceeds 47", MAX_SHIFT - i.shift
+    yield f"shift exceeds {MAX_SHIFT}", MAX_SHIFT - i.shift
     yield "elem_bits must be 0, 1 or 2", 2 - i.elem_bits
     yield from _code_limits(i, i.elem_bits, i.out_unsigned)
     size = row_bytes(i.len, i.elem_bits)
@@ -233,7 +233,7 @@ def _add(i: Any, spec: NpuSpec) -> Iterator[Rule]:
 def _pool(i: Any, spec: NpuSpec) -> Iterator[Rule]:
     yield from _at_least_one(i, "c", "ox", "oy", "kw", "kh", "stride")
     yield "elem_bits must be 0, 1 or 2", 2 - i.elem_bits
-    yield "shift exceeds 47", MAX_SHIFT - i.shift
+    yield f"shift exceeds {MAX_SHIFT}", MAX_SHIFT - i.shift
     x = (i.ox - 1) * i.stride + i.kw
     y = (i.oy - 1) * i.stride + i.kh
     channels = row_bytes(i.c, i.elem_bits)

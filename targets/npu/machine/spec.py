@@ -190,7 +190,7 @@ class NpuSpec(_Part):
 
     Attributes:
         name: the preset's, stored in every program.
-        title: a few words for `tvmq targets`.
+        title: a few words for lists of machines.
         clock_hz: cycles per second; turns cycles into microseconds.
     """
 

@@ -1,6 +1,8 @@
 """What an instruction computes and moves: MACs, bytes of DRAM, elements of the scratchpads.
 
-Only lanes and columns with data count; the border that LD writes is no DRAM traffic.
+Only lanes and columns with data count; the border that LD writes is no DRAM traffic. A GEMM says of
+its last k0 tile alone how many lanes have data: where a kernel of more than 31 rows or columns and
+few channels has its taps on k0, all but the last count as full.
 """
 
 from __future__ import annotations

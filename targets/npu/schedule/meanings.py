@@ -120,6 +120,7 @@ class ProductFields:
         fraction: left shift of every product.
         kvalid: lanes of the last k0 tile that have weights.
         nvalid: columns that have weights.
+        tiles: extent of k0, the loop over reduction tiles of one kernel tap; 1 for DWC.
     """
 
     lanes: int
@@ -130,6 +131,7 @@ class ProductFields:
     fraction: int
     kvalid: int
     nvalid: int
+    tiles: int
 
     def loops(self) -> tuple[int, ...]:
         """(bytes of lanes, lanes in a byte, bytes of columns, columns in a byte); without ones."""

@@ -137,6 +137,21 @@ def test_any_order_of_the_units_leaves_the_same_bytes() -> None:
         np.testing.assert_array_equal(got, want)
 
 
+def test_a_layer_beside_a_tensor_in_act_keeps_below_it() -> None:
+    """Alone, the first layer would load its whole input, so that weights are loaded only once."""
+    layers = chained(
+        conv((16, 16, 900), 512, (1, 1), padding=FLAT, seed=1),
+        conv((16, 16, 512), 16, (1, 1), padding=FLAT, seed=2),
+    )
+    first, second = layers
+    assert 16 * 16 * 900 <= E256.sram.act.bytes < 16 * 16 * (900 + 512)
+    program = compiled(layers)
+    assert program.arena_bytes == 0
+    x = random_inputs(first)[0]
+    got = Simulator(E256).run(program, x.tobytes()).view(np.uint8)
+    np.testing.assert_array_equal(got.reshape(second.output.shape), expected(layers, x))
+
+
 def test_a_tensor_that_does_not_fit_goes_through_dram() -> None:
     side = 80
     layers = chained(conv((side, side, 64), 64, seed=1), conv((side, side, 64), 64, seed=2))

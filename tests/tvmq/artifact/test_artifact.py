@@ -129,11 +129,15 @@ def test_missing_file(tmp_path):
     ("change", "message"),
     [
         ({"format": FORMAT + 1}, f"has format {FORMAT + 1}, this tvmq reads format {FORMAT}"),
+        (
+            {"format": 1, "reconstruction": {"units": [{"unit": "u", "loss_before": 0.1}]}},
+            f"has format 1, this tvmq reads format {FORMAT}. Build it again",
+        ),
         ({"placement": "all"}, "placement is 'all': Input should be a valid dictionary"),
         ({"preprocessing": {"mean": [0.5]}}, r"manifest.json: changed since it was built"),
         ({"files": {}}, r"manifest.json: changed since it was built"),
     ],
-    ids=["format", "field", "edited", "no files"],
+    ids=["newer", "older", "field", "edited", "no files"],
 )
 def test_wrong_manifest(tmp_path, change, message):
     folder = make(tmp_path / "a")

@@ -65,6 +65,12 @@ def test_stalls_fill_the_windows(data):
     assert any("LD" in row["stalls"].get("MM", {}) for row in data["operators"])
 
 
+def test_the_simulation_of_the_npu_is_no_time_of_the_host(data):
+    host = {row["name"] for row in data["operators"] if row["device"] == "cpu"}
+    assert "divide" in host  # the input's codes
+    assert not [name for name in host if name.startswith("npu_")]
+
+
 def test_transfers_between_cpu_and_npu_are_counted(data):
     transfers = {r["name"]: r for r in data["operators"] if r["op"] == "transfer"}
     assert set(transfers) == {"program_0.bin inputs", "program_0.bin outputs"}

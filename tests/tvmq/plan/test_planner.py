@@ -15,6 +15,7 @@ from tvmq.calibrate.calibrate import calibrate
 from tvmq.capture.capture import capture_program
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.planner import make_plan
+from tvmq.plan.rounded_bias import rounded_bias
 from tvmq.plan.weight_steps import weight_codes
 from tvmq.regions import find_regions
 from tvmq.settings import Settings
@@ -163,7 +164,25 @@ def test_a_reader_of_joined_values_may_meet_the_codes_of_each():
     model = capture_program(export((_Joined().eval(), x)))
     quantized = make_plan(model, calibrate(model, [x]), Settings())
     assert {value.low for value in quantized.values.values()} == {0, -128}
-    (node,) = (n for n in model.graph_module.graph.nodes if n.name == "conv2d_2")
-    weights = weight_codes(model.weight_of(node), quantized.weights["conv2d_2"]).long()
-    worst = (128 * weights.clamp(min=0)).sum(dim=(1, 2, 3)).max()
-    assert quantized.proofs["conv2d_2"].sums >= int(worst)
+    assert_sums_are_of_the_worst_input(model, quantized, "conv2d_2", low=-128, high=127)
+
+
+def test_sums_are_proven_of_codes_about_their_zero_point():
+    """conv2d_1 of this network reads a SiLU, whose codes are 13 higher than its values."""
+    model, quantized = float_model("silu_net"), _plan("silu_net")
+    assert quantized.values["silu"].zero_point == 13
+    assert_sums_are_of_the_worst_input(model, quantized, "conv2d_1", low=-13, high=242)
+
+
+def assert_sums_are_of_the_worst_input(model, quantized, layer, low, high):
+    """The proof's smallest and largest sum, from input codes less their zero point."""
+    weights, (source,) = quantized.weights[layer], find_regions(model).layers[layer].inputs
+    codes = weight_codes(model.weight_of(model.nodes[layer]), weights).long()
+    step = quantized.values[source].step
+    bias = rounded_bias(model, layer, step, weights.steps, quantized.biases.get(layer))
+    least, most = (
+        (codes * torch.where(codes > 0, *ends)).sum(dim=(1, 2, 3)) + bias
+        for ends in ((low, high), (high, low))
+    )
+    proof = quantized.proofs[layer]
+    assert (proof.smallest, proof.largest) == (int(least.min()), int(most.max()))

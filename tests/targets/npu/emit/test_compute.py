@@ -8,7 +8,12 @@ from targets.errors import ArithmeticRangeError
 from targets.layers import MaxPool2d, Value
 from targets.npu.compiler import compile_layers
 from targets.npu.constraints import refusal
+from targets.npu.emit.compute import emit_call
+from targets.npu.emit.emitted import ACC, ACT, WGT, Place
+from targets.npu.emit.loop_tree import Leaf, Number, Offset
+from targets.npu.machine import isa
 from targets.npu.machine.spec import load_spec
+from targets.npu.schedule.meanings import ProductFields
 from targets.npu.simulate.simulator import Simulator
 
 E256 = load_spec("e256")
@@ -38,3 +43,80 @@ def test_a_larger_window_is_refused_and_never_cut(kernel):
     assert f"a window of {kernel[0]} x {kernel[1]}" in refusal(layer, E256)
     with pytest.raises(ArithmeticRangeError, match="window is too large"):
         compile_layers([layer], layer.inputs, [layer.output], E256)
+
+
+LANES, COLUMNS, KVALID = 16, 16, 5
+TILE = LANES * COLUMNS
+Strides = tuple[int, int, int]
+
+
+def products(
+    *loops: tuple[int, Strides], initialise: bool = True, tiles: int = 2
+) -> list[isa.Gemm]:
+    """What is emitted for loops of an extent and what a step adds to input, weights and sums."""
+    named = {f"i{n}": loop for n, loop in enumerate(loops)}
+    offsets = tuple(
+        Offset(buffer, Number(strides={name: strides[n] for name, (_, strides) in named.items()}))
+        for n, buffer in enumerate(("act", "wgt", "acc"))
+    )
+    extents = tuple((name, Number(extent)) for name, (extent, _) in named.items())
+    fields = ProductFields(LANES, COLUMNS, 8, 8, "uint8", 0, KVALID, COLUMNS, tiles)
+    leaf = Leaf("npu.gemm", offsets, fields, loops=extents)
+    places = {
+        "act": Place(ACT, 0, 1, dram=False),
+        "wgt": Place(WGT, 0, 1, dram=False),
+        "acc": Place(ACC, 0, 4, dram=False),
+    }
+    emitted = emit_call(leaf, {}, places, E256, initialise=initialise)
+    return [each.instruction for each in emitted]
+
+
+def gemms(*loops: tuple[int, Strides], initialise: bool = True) -> list[tuple[int, ...]]:
+    """(row of ACC, tile of weights, valid lanes, whether its sums start at zero) of each GEMM."""
+    emitted = products(*loops, initialise=initialise)
+    return [(i.acc_row, i.wgt_addr // TILE, i.kvalid, i.acc_init) for i in emitted]
+
+
+def test_sums_start_anew_wherever_a_cut_leads_to_other_sums():
+    """Two rows of pixels that don't follow each other in ACC, in front of the kernel's loop."""
+    nest = [(2, (64, 0, 9 * COLUMNS)), (3, (LANES, TILE, 0)), (4, (8, 0, COLUMNS))]
+    assert gemms(*nest) == [(0, 0, KVALID, True), (9, 0, KVALID, True)]
+    assert gemms(*nest, initialise=False) == [(0, 0, KVALID, False), (9, 0, KVALID, False)]
+
+
+def test_sums_go_on_wherever_a_cut_leads_along_the_kernel():
+    """A kernel of four loops: the innermost, whose last tile has few lanes, stays whole."""
+    four = [(2, (64, n * TILE, 0)) for n in (8, 4, 2, 1)]
+    assert gemms(*four) == [(0, 0, KVALID, True), (0, 8, KVALID, False)]
+
+
+def test_tiles_that_do_not_follow_each_other_are_products_of_their_own():
+    """The innermost loop is cut: all lanes of the tiles before the last are valid."""
+    apart = [(3, (LANES, 2 * TILE, 0)), (4, (8, 0, COLUMNS))]
+    assert gemms(*apart) == [(0, 0, LANES, True), (0, 2, LANES, False), (0, 4, KVALID, False)]
+
+
+def test_rows_of_sums_that_do_not_follow_each_other_are_products_of_their_own():
+    rows = [(2, (64, TILE, 0)), (2, (8, 0, 9 * COLUMNS)), (2, (1, 0, COLUMNS))]
+    first = [(0, 0, LANES, True), (9, 0, LANES, True)]
+    assert gemms(*rows) == [*first, (0, 1, KVALID, False), (9, 1, KVALID, False)]
+    columns = [(2, (64, TILE, 0)), (2, (8, 0, 2 * COLUMNS))]
+    first = [(0, 0, LANES, True), (2, 0, LANES, True)]
+    assert gemms(*columns) == [*first, (0, 1, KVALID, False), (2, 1, KVALID, False)]
+
+
+def test_taps_of_few_channels_have_few_lanes_each():
+    """k0 is the loop over tiles of channels; without one it does not become that of taps."""
+    taps = [(5, (64, 3 * TILE, 0)), (3, (LANES, TILE, 0)), (4, (8, 0, COLUMNS))]
+    (deep,) = products(*taps, tiles=3)
+    assert (deep.k2, deep.k1, deep.k0) == (1, 5, 3)
+    (shallow,) = products(*taps, tiles=1)
+    assert (shallow.k2, shallow.k1, shallow.k0) == (5, 3, 1)
+    assert (shallow.as_k2, shallow.as_k1, shallow.kvalid) == (64, LANES, KVALID)
+    cut = products((2, (64, 9 * TILE, 0)), (4, (8, 0, COLUMNS)), tiles=1)
+    assert [i.kvalid for i in cut] == [KVALID, KVALID]
+
+
+def test_a_kernel_too_long_for_k1_is_still_one_product():
+    (tall,) = products((35, (64, TILE, 0)), (4, (8, 0, COLUMNS)), tiles=1)
+    assert (tall.k2, tall.k1, tall.k0) == (1, 1, 35)

@@ -331,6 +331,28 @@ def test_illegal_instructions_trap_at_the_same_index(machine, name):
     assert got.value.index == expected.value.index == (at_halt if name == "token left" else 6)
 
 
+def test_a_token_is_taken_once(machine):
+    """Two from LD and one from MM wait for VU, which takes one of each, then LD's other one."""
+    spec, executor, simulator = machine
+    to_vu, from_ld, from_mm = 1 << isa.VU, 1 << isa.LD, 1 << isa.MM
+    body = [
+        isa.Nop(on=isa.LD, push=to_vu),
+        isa.Nop(on=isa.MM, push=to_vu),
+        isa.Nop(on=isa.LD, push=to_vu),
+        isa.Nop(on=isa.VU, pop=from_ld | from_mm),
+        isa.Nop(on=isa.VU, pop=from_ld),
+    ]
+    program = _program(spec, body, np.random.default_rng(0), extreme=False)
+    image = np.zeros(ACT, np.uint8)
+    expected = simulator.run(program, image)
+    np.testing.assert_array_equal(executor.run(program, image[None])[0], expected)
+    program = _program(spec, [*body, body[-1]], np.random.default_rng(0), extreme=False)
+    for run in (lambda: simulator.run(program, image), lambda: executor.run(program, image[None])):
+        with pytest.raises(TrapError) as trap:
+            run()
+        assert program.instructions[trap.value.index - 1] == program.instructions[trap.value.index]
+
+
 def test_a_program_without_halt_traps_behind_its_end(machine):
     spec, executor, simulator = machine
     program = _program(spec, [], np.random.default_rng(0), extreme=False)

@@ -94,7 +94,7 @@ def test_tensorized_function_computes_only_by_intrinsics(name: str) -> None:
 
 def test_intrinsic_descriptions_run_on_their_own() -> None:
     """The meaning of a GEMM tile is executable TIR; unsigned activations, one fraction bit."""
-    fields = ProductFields(16, 16, 8, 8, "uint8", 1, 16, 16)
+    fields = ProductFields(16, 16, 8, 8, "uint8", 1, 16, 16, 1)
     desc = TensorIntrin.get(intrinsics.product(fields)).desc
     rng = np.random.default_rng(0)
     act = rng.integers(0, 256, 16).astype(np.uint8)
@@ -107,7 +107,7 @@ def test_intrinsic_descriptions_run_on_their_own() -> None:
 
 
 def test_intrinsics_are_registered_once() -> None:
-    fields = ProductFields(0, 16, 8, 8, "int8", 0, 16, 16)
+    fields = ProductFields(0, 16, 8, 8, "int8", 0, 16, 16, 1)
     assert intrinsics.product(fields) == intrinsics.product(fields)
 
 
@@ -143,7 +143,7 @@ def test_a_machine_that_does_not_multiply_bytes_refuses_in_words() -> None:
 @pytest.mark.parametrize(
     ("call", "fields"),
     [
-        ("npu.gemm", ProductFields(32, 16, 8, 4, "uint8", 1, 9, 7)),
+        ("npu.gemm", ProductFields(32, 16, 8, 4, "uint8", 1, 9, 7, 2)),
         ("npu.requantize", RequantizeRow(3, True, -5, -8, 7, "int8", "", 2, 9, 4, channels=6)),
         ("npu.requantize", RequantizeRow(3, False, 5, 0, 9, "uint8", "int8", channels=16)),
         ("npu.max", MaxFields("int8", 2)),

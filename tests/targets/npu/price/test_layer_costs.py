@@ -114,6 +114,16 @@ def test_accesses_of_a_gemm():
     assert accesses(replace(gemm, acc_init=0), E256).acc_bytes == 4 * 20 * 7 * 24
 
 
+@pytest.mark.parametrize(
+    "name", ["square", "grouped", "dilated_asymmetric", "weights_of_4_bits", "dense_in_k_blocks"]
+)
+def test_energy_counts_the_products_of_a_layer(name):
+    """Lanes and columns of the array for which the layer has no weights do no work."""
+    layer = LAYERS[name]
+    program = compile_layers([layer], layer.inputs, [layer.output], E256)
+    assert sum(accesses(i, E256).macs for i in program.instructions) == layer.macs
+
+
 def test_accesses_of_others():
     load = isa.Load(x_bytes=10, y=3, z=2, pad_x0=1, pad_y1=1)
     assert (accesses(load, E256).dram_bytes, accesses(load, E256).spm_bytes) == (60, 11 * 4 * 2)
