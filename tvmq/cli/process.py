@@ -20,7 +20,7 @@ def prepare() -> None:
     among a million objects of torch and TVM each time that a graph of some thousand nodes is made.
     What the user has set in the environment stays.
     """
-    gc.set_threshold(100_000, 50, 100)
+    gc.set_threshold(10_000, 10, 10)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc only
     if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
