@@ -45,6 +45,7 @@ class Rule(Enum):
         "Right shifts lie in [0, 47], at most 15 apart between channels; left shifts in [0, 31]."
     )
     MULTIPLIERS = "Multipliers are unsigned 16-bit numbers."
+    ROUNDING = "Convolutions and dense layers round half up or to the floor, additions half up."
     WINDOW = "A max pooling's window has at most 31 rows and 31 columns."
     CAPACITY = (
         "One row of output, with the inputs and weights it needs, fits the machine's memories."
