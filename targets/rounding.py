@@ -24,9 +24,10 @@ satisfied; blocked summation, which BLAS uses, divides n by the number of partia
 are clamped are above suspicion: the clamp absorbs any error. With power-of-two steps nothing is
 rounded (e = 0).
 
-A grid finer than 2**-33 has M = 1 and ``|t| < 2**31``, so every value is below 1/4: half up it goes
-to 0 with or without the constant, but the floor of a small negative number would come out as 0.
-Plans whose floor needs such a shift are refused (``MAX_FLOOR_SHIFT``).
+Without multipliers ``s <= 31``, for half of ``2**s`` is held in 32 bits. With them s exceeds 33
+where the step of the output is some 2**18 times that of the sums: there a number that is less than
+2**-34 short of a code gets it. Plans that round such sums to the floor are refused
+(``MAX_FLOOR_SHIFT``).
 """
 
 from __future__ import annotations

@@ -38,9 +38,12 @@ def _in_range(step: float) -> float:
 
 
 def _mode(given: Any) -> Any:
-    if given not in RoundingMode.__members__:
-        raise ValueError(f"give one of {', '.join(RoundingMode.__members__)}")
-    return RoundingMode[given]
+    if isinstance(given, RoundingMode):
+        return given
+    modes = RoundingMode.__members__
+    if not isinstance(given, str) or given not in modes:
+        raise ValueError(f"{given} is no rounding; give one of {', '.join(modes)}")
+    return modes[given]
 
 
 def _inflated(packed: bytes) -> bytes:
