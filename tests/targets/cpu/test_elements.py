@@ -16,7 +16,11 @@ from targets.rounding import FLOOR, HALF_UP, Rounding
 VECTOR = CpuFeatures.of(TARGET)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 17), (5, 7, 3), (16, 16, 32)])
+@pytest.mark.parametrize(
+    ("shape", "rounding"),
+    [((1, 1, 17), HALF_UP), ((5, 7, 3), FLOOR), ((16, 16, 32), HALF_UP)],
+    ids=["dense", "to the floor", "image"],
+)
 @pytest.mark.parametrize(
     ("a", "b", "shift", "zero_point"),
     [
@@ -26,8 +30,7 @@ VECTOR = CpuFeatures.of(TARGET)
         (("int8", 0, 65535, 9), ("int8", 0, 1, 30), 40, 0),
     ],
 )
-@pytest.mark.parametrize("rounding", [HALF_UP, FLOOR], ids=["half up", "floor"])
-def test_additions(shape, a, b, shift: int, zero_point: int, rounding: Rounding) -> None:
+def test_additions(shape, rounding: Rounding, a, b, shift: int, zero_point: int) -> None:
     operands = [
         Operand(Value(name, shape, dtype), zero, multiplier, left)
         for name, (dtype, zero, multiplier, left) in zip("ab", (a, b), strict=True)
