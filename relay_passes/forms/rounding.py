@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 from tvm import relax
 
-from relay_passes.operators import PRODUCTS
 from relay_passes.relax_nodes import (
     Emit,
     Expr,
@@ -27,6 +26,7 @@ from relay_passes.relax_nodes import (
     is_codes,
     is_constant,
     is_scalar,
+    is_var,
     number,
 )
 from targets.rounding import FLOOR, HALF_UP, Rounding, refused
@@ -109,8 +109,8 @@ def _without_half(graph: Graph, expr: Expr, shift: Ints) -> Expr | None:
     raised = graph.match(expr, "add")
     if raised is None or not is_constant(raised.args[1]):
         return None
-    if graph.match(raised.args[0], *PRODUCTS) is not None:
-        return None  # what is added to products is their bias, whatever its numbers are
+    if is_var(expr) and str(expr.name).endswith(SUMS):
+        return None  # what made them sums is their bias, whatever its numbers are
     return raised.args[0] if np.array_equal(array_of(raised.args[1]), _half(shift)) else None
 
 
