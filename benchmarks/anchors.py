@@ -16,6 +16,7 @@ from targets.layers import Conv2d, Requantize, Value, Weights
 from targets.npu.compiler import compile_layers
 from targets.npu.machine.spec import NpuSpec, load_spec
 from targets.npu.price.layer_costs import PricedProgram, price
+from targets.rounding import HALF_UP
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -143,6 +144,7 @@ def make_layer(anchor: Anchor, *, multiply: bool) -> Conv2d:
             zero_point=0,
             low=0,
             high=255,
+            rounding=HALF_UP,
         ),
         max_sum=1 << 28,
     )

@@ -58,6 +58,7 @@ from targets.layers import (
     Value,
     Weights,
 )
+from targets.rounding import HALF_UP
 from targets.sum_bounds import CodeRange, SumBounds, bound_products, bound_sums
 
 
@@ -241,6 +242,7 @@ class _Reader:
             form.zero_point,
             form.low,
             form.high,
+            form.rounding,
         )
 
     def _operand(self, term: Term) -> Operand:
@@ -293,6 +295,7 @@ class _Reader:
             form.zero_point,
             form.low,
             form.high,
+            form.rounding,
             residual,
         )
 
@@ -353,7 +356,7 @@ class _Reader:
             dilation=(1, 1),
             groups=1,
             input_zero_point=0,
-            requantize=Requantize(0, bias + 1, bias, 0, low, high),
+            requantize=Requantize(0, bias + 1, bias, 0, low, high, HALF_UP),
             max_sum=bound_sums(weight, bias, low, high).reach,
         )
 

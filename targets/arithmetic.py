@@ -8,13 +8,13 @@ All intermediate numbers are int64. Within the ranges named below, no step overf
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from targets.errors import ArithmeticRangeError
+from targets.rounding import Rounding, RoundingMode
 
 Int64s: TypeAlias = npt.NDArray[np.int64]
 
@@ -32,23 +32,13 @@ BORDER_BITS = 8
 """A border is a fraction of an output step in 1/256; 128 is half."""
 
 
-class Rounding(IntEnum):
-    """How a right shift rounds; the values are the codes of REQ's flags."""
-
-    FLOOR = 0
-    HALF_UP = 1
-    HALF_AWAY = 2
-    HALF_EVEN = 3
-    BORDER = 4
-
-
-def shift_round(t: npt.ArrayLike, shift: npt.ArrayLike, rounding: Rounding) -> Int64s:
+def shift_round(t: npt.ArrayLike, shift: npt.ArrayLike, mode: RoundingMode) -> Int64s:
     """``t / 2^shift`` rounded to an integer.
 
     Args:
         t: |t| < 2^62.
         shift: broadcast against ``t``, in [0, 47].
-        rounding: any but BORDER, which needs a table (``shift_border``).
+        mode: any but BORDER, which needs a table (``shift_border``).
 
     Raises:
         ArithmeticRangeError: a shift lies outside its range.
@@ -56,13 +46,13 @@ def shift_round(t: npt.ArrayLike, shift: npt.ArrayLike, rounding: Rounding) -> I
     t, shift = _int64(t), _checked_shift(shift)
     half = (np.int64(1) << shift) >> 1  # 0 where nothing is shifted out
     exact = shift == 0
-    if rounding is Rounding.FLOOR:
+    if mode is RoundingMode.FLOOR:
         addend = np.zeros_like(half)
-    elif rounding is Rounding.HALF_UP:
+    elif mode is RoundingMode.HALF_UP:
         addend = half
-    elif rounding is Rounding.HALF_AWAY:
+    elif mode is RoundingMode.HALF_AWAY:
         addend = np.where(exact, 0, half - (t < 0))
-    elif rounding is Rounding.HALF_EVEN:
+    elif mode is RoundingMode.HALF_EVEN:
         addend = np.where(exact, 0, half - 1 + ((t >> shift) & 1))
     else:
         msg = "rounding by border needs its level table: call shift_border"
@@ -119,13 +109,12 @@ def requantize(
     bias: npt.ArrayLike,
     shift: npt.ArrayLike,
     *,
+    rounding: Rounding,
     zero_point: int,
     low: int,
     high: int,
     multiplier: npt.ArrayLike = 1,
     residual: npt.ArrayLike = 0,
-    rounding: Rounding = Rounding.HALF_UP,
-    borders: npt.NDArray[np.uint8] | None = None,
 ) -> Int64s:
     """Sums to codes.
 
@@ -133,25 +122,21 @@ def requantize(
         acc: int32[..., K] sums, already shifted left by their fraction bits.
         bias: int32[K], in the domain of ``acc``.
         shift: [K] or one, in [0, 47].
+        rounding: of the shift; borders of one row or K.
         zero_point: added after rounding.
         low: lowest code kept.
         high: highest code kept.
         multiplier: [K] or one, in [0, 65535].
         residual: what ``residual_term`` gives, or 0.
-        rounding: of the shift.
-        borders: uint8[K, high - low], with Rounding.BORDER.
 
     Returns:
         int64[..., K] in [low, high].
     """
     t = (_int64(acc) + _int64(bias)) * _int64(multiplier) + _int64(residual)
-    if rounding is Rounding.BORDER:
-        if borders is None:
-            msg = "rounding by border needs its level table"
-            raise ValueError(msg)
-        code = shift_border(t, shift, borders, low - zero_point)
+    if rounding.mode is RoundingMode.BORDER:
+        code = shift_border(t, shift, rounding.table(low, high), low - zero_point)
     else:
-        code = shift_round(t, shift, rounding)
+        code = shift_round(t, shift, rounding.mode)
     return saturate(code + zero_point, low, high)
 
 

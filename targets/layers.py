@@ -10,7 +10,7 @@ reports.
 The arithmetic of every layer that requantizes is the same (``targets/arithmetic.py``):
 
     t = ((acc + bias) << fraction) * multiplier[k] + ((r - r_zero) * r_multiplier) << r_shift[k]
-    y = clamp(half_up(t, shift[k]) + zero_point, low, high)
+    y = clamp(round(t, shift[k]) + zero_point, low, high)
 
 With power-of-two steps ``multiplier`` is 1 everywhere and nothing is left but shifts.
 """
@@ -25,6 +25,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from targets.rounding import Rounding
 from targets.scale import AddScale, Scale
 
 DType: TypeAlias = Literal["int8", "uint8", "int32"]
@@ -73,10 +74,11 @@ class Requantize:
         fraction: left shift of ``acc + bias``, in [0, 15]: room for a residual or an output that is
             finer than the sums.
         multiplier: int32[K] in [1, 65535].
-        shift: int32[K] in [0, 47], right, rounding half up.
+        shift: int32[K] in [0, 47], right.
         zero_point: added after the shift.
         low: lowest code kept.
         high: highest code kept.
+        rounding: of the shift.
         residual: or None.
     """
 
@@ -86,6 +88,7 @@ class Requantize:
     zero_point: int
     low: int
     high: int
+    rounding: Rounding
     residual: Residual | None = None
 
     @property
@@ -220,7 +223,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Add:
-    """Sum of two tensors outside an accumulator: ``clamp(half_up(a + b, shift) + zero_point)``."""
+    """Sum of two tensors outside an accumulator: ``clamp(round(a + b, shift) + zero_point)``."""
 
     name: str
     source: str
@@ -231,6 +234,7 @@ class Add:
     zero_point: int
     low: int
     high: int
+    rounding: Rounding
     kind: str = "add"
     macs: int = 0
 

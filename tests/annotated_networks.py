@@ -14,8 +14,8 @@ import tvmq.plan.fake_quantize  # noqa: F401  registers the operator
 from targets.scale import nearest_multiplier
 
 
-def quantize(x, step, zero_point=0, low=0, high=255, dtype="uint8", axis=-1):
-    return torch.ops.tvmq.fake_quantize(x, step, zero_point, low, high, axis, dtype)
+def quantize(x, step, zero_point=0, low=0, high=255, dtype="uint8", axis=-1, rounding="HALF_UP"):
+    return torch.ops.tvmq.fake_quantize(x, step, zero_point, low, high, axis, dtype, rounding)
 
 
 def snapped(rng, source, target, channels, free):
@@ -42,7 +42,7 @@ class Layer(nn.Module):
 
     def quantized(self):
         axis = 0 if self.step.numel() > 1 else -1
-        return torch.ops.tvmq.fake_quantize(self.weight, self.step, 0, -128, 127, axis, "int8")
+        return quantize(self.weight, self.step, 0, -128, 127, "int8", axis)
 
 
 class Average(nn.Module):
@@ -58,7 +58,7 @@ class Average(nn.Module):
         self.weight = nn.Buffer(torch.ones((channels, 1, *kernel), dtype=torch.float64) * factor)
 
     def forward(self, x):
-        weight = torch.ops.tvmq.fake_quantize(self.weight, self.step, 0, -127, 127, -1, "int8")
+        weight = quantize(self.weight, self.step, 0, -127, 127, "int8")
         return F.conv2d(x, weight, None, self.kernel, groups=self.channels)
 
 

@@ -6,6 +6,7 @@ import tvm
 from targets.cpu.host import host_target
 from targets.cpu.kernel import Kernel
 from targets.layers import Layer, Value
+from targets.rounding import FLOOR, HALF_UP, Rounding
 
 TARGET = host_target()
 RANGE = {"int8": (-128, 127), "uint8": (0, 255)}
@@ -26,6 +27,7 @@ def codes(rng: np.random.Generator, n: int, value: Value) -> np.ndarray:
     return rng.integers(low, high + 1, (n, *value.shape)).astype(value.dtype)
 
 
-def half_up(t: np.ndarray, shift: np.ndarray | int) -> np.ndarray:
+def rounded(t: np.ndarray, shift: np.ndarray | int, rounding: Rounding) -> np.ndarray:
     shift = np.asarray(shift, np.int64)
-    return (t + np.where(shift > 0, np.int64(1) << np.maximum(shift - 1, 0), 0)) >> shift
+    half = np.where(shift > 0, np.int64(1) << np.maximum(shift - 1, 0), 0)
+    return (t + {HALF_UP: half, FLOOR: 0}[rounding]) >> shift

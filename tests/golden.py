@@ -12,7 +12,8 @@ from tvm import IRModule, relax
 from relay_passes.relax_nodes import Array
 
 HALF = 0.5 + 2.0**-34
-"""What a quantize adds before it rounds down; ``test_pipeline`` holds the definitions together."""
+FLOOR = 2.0**-34
+"""What a quantize that rounds half up, or to the floor, adds before it rounds down, once more."""
 
 
 def check(transform: Any, before: IRModule, expected: IRModule, *inputs: Array) -> IRModule:

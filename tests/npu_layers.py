@@ -18,6 +18,7 @@ from targets.layers import (
     Value,
     Weights,
 )
+from targets.rounding import FLOOR, HALF_UP
 
 
 def conv(
@@ -38,6 +39,7 @@ def conv(
     bits=8,
     weight_bits=8,
     out_bits=8,
+    rounding=HALF_UP,
     seed=0,
 ) -> Conv2d:
     """A convolution of random numbers; ``out`` "int32" leaves the sums as they are."""
@@ -63,7 +65,7 @@ def conv(
             value = Value("r", output.shape, residual, out_bits)
             added = Residual(value, 3, 40001 if multiply else 1, _i32(left))
         requantize = Requantize(
-            fraction, _i32(multiplier), _i32(shift), zero_point, low, high, added
+            fraction, _i32(multiplier), _i32(shift), zero_point, low, high, rounding, added
         )
     return Conv2d(
         name="layer",
@@ -112,6 +114,7 @@ LAYERS: dict[str, Layer] = {
     "residual": conv((8, 8, 16), 20, residual="uint8"),
     "residual_with_multipliers": conv((8, 8, 16), 20, residual="int8", multiply=True),
     "residual_with_fraction": conv((8, 8, 16), 20, residual="uint8", fraction=2, dtype="int8"),
+    "to_the_floor": conv((8, 8, 16), 20, residual="int8", multiply=True, rounding=FLOOR),
     "pointwise_strided": conv((15, 15, 40), 24, (1, 1), strides=(2, 2), padding=FLAT),
     "dense_sums": conv((1, 1, 100), 10, (1, 1), padding=FLAT, out="int32"),
     "dense_in_k_blocks": conv((1, 1, 30000), 40, (1, 1), padding=FLAT),
@@ -135,6 +138,7 @@ LAYERS: dict[str, Layer] = {
         zero_point=1,
         low=0,
         high=255,
+        rounding=HALF_UP,
     ),
     "lut": Lut(
         "layer",
@@ -202,9 +206,10 @@ def meaning(layer: Layer, inputs: list[np.ndarray]) -> np.ndarray:
     return _MEANINGS[type(layer)](layer, [x.astype(np.int64) for x in inputs])
 
 
-def _half_up(t, shift):
+def _rounded(t, shift, rounding):
     shift = np.asarray(shift, np.int64)
-    return (t + ((np.int64(1) << shift) >> 1)) >> shift
+    half = (np.int64(1) << shift) >> 1
+    return (t + {HALF_UP: half, FLOOR: 0}[rounding]) >> shift
 
 
 def _conv(layer: Conv2d, inputs):
@@ -231,7 +236,7 @@ def _conv(layer: Conv2d, inputs):
     if q.residual is not None:
         r = q.residual
         t = t + (((inputs[1] - r.zero_point) * r.multiplier) << r.shift.astype(np.int64))
-    code = _half_up(t, q.shift) + q.zero_point
+    code = _rounded(t, q.shift, q.rounding) + q.zero_point
     return np.clip(code, q.low, q.high).astype(layer.output.dtype)
 
 
@@ -240,7 +245,7 @@ def _add(layer: Add, inputs):
         ((x - o.zero_point) * o.multiplier) << o.shift
         for x, o in zip(inputs, (layer.a, layer.b), strict=True)
     )
-    code = _half_up(a + b, layer.shift) + layer.zero_point
+    code = _rounded(a + b, layer.shift, layer.rounding) + layer.zero_point
     return np.clip(code, layer.low, layer.high).astype(layer.output.dtype)
 
 

@@ -10,6 +10,7 @@ from npu_layers import FLAT, code_limits, conv, meaning
 from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d, Move, Operand, Piece, Value
 from targets.npu.constraints import refusal
 from targets.npu.machine.spec import NpuSpec, load_spec
+from targets.rounding import HALF_UP
 
 MOST_LAYERS = 8
 MOST_NUMBERS = 6000
@@ -188,7 +189,8 @@ def _add(rng, name, value, values) -> Add:
     output = Value(name, value.shape, pick(rng, "uint8", "int8"), pick(rng, value.bits, 8))
     first = Operand(value, int(rng.integers(0, 2)), 1, int(rng.integers(0, 4)))
     second = Operand(other, 1, pick(rng, 1, 40001), int(rng.integers(0, 3)))
-    return Add(name, "", first, second, output, int(rng.integers(0, 8)), 1, *code_limits(output))
+    shift = int(rng.integers(0, 8))
+    return Add(name, "", first, second, output, shift, 1, *code_limits(output), HALF_UP)
 
 
 def _lut(rng, name, value, values) -> Lut:

@@ -14,7 +14,7 @@ from tvm import relax
 from relay_passes.forms.rounding import SUMS, Ints, Rounded, emit_rounded, match_rounded
 from relay_passes.forms.term import Term, emit_term, match_term
 from relay_passes.relax_nodes import Emit, Expr, Graph, dtype_of
-from targets.arithmetic import Rounding
+from targets.rounding import Rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Addition:
     low: int
     high: int
     dtype: str
-    rounding: Rounding = Rounding.HALF_UP
+    rounding: Rounding
 
 
 def emit_addition(emit: Emit, addition: Addition, name: str = "") -> Expr:

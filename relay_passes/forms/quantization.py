@@ -1,11 +1,12 @@
 """What a quantize and a dequantize look like in Relax, how to write and how to recognise them.
 
-    quantize    astype(clip(floor(x / step + half) + zero_point, low, high), "uint8" | "int8")
+    quantize    astype(clip(floor(x / step + addend) + zero_point, low, high), "uint8" | "int8")
     dequantize  (astype(codes, "float64") - zero_point) * step          (no subtract if it is 0)
 
 In float64 and spelt out, because ``R.quantize`` rounds half to even, takes float32 steps only and
 is legalized to float32: a free step would lose the bits that make the integer multipliers exact.
-Written this way the module computes, on any TVM target, just what torch computes.
+Written this way the module computes, on any TVM target, just what torch computes. The addend says
+how it is rounded (``targets/rounding.py``).
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from relay_passes.relax_nodes import (
     is_scalar,
     number,
 )
+from targets.rounding import ADDENDS, Rounding, addend
 
-HALF = 0.5 + 2.0**-34
-"""As in ``tvmq/plan/fake_quantize.py``, where the reason is; a test holds the two together."""
+_ROUNDINGS = {raised: rounding for rounding, raised in ADDENDS.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,7 @@ class Quantize:
     low: int
     high: int
     dtype: str
+    rounding: Rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +67,14 @@ def exact_step(step: float | Array) -> Fraction:
 
 
 def emit_quantize(emit: Emit, quantize: Quantize, name: str = "") -> Expr:
-    """Bind a quantize; the codes get the name."""
+    """Bind a quantize; the codes get the name.
+
+    Raises:
+        UnsupportedError: real numbers can't be rounded so.
+    """
     x = emit(relax.op.divide(quantize.source, constant(quantize.step, "float64")))
-    x = emit(relax.op.floor(emit(relax.op.add(x, constant(HALF, "float64")))))
+    raised = constant(addend(quantize.rounding, name), "float64")
+    x = emit(relax.op.floor(emit(relax.op.add(x, raised))))
     if quantize.zero_point:
         x = emit(relax.op.add(x, constant(quantize.zero_point, "float64")))
     x = emit(relax.op.clip(x, quantize.low, quantize.high))
@@ -98,11 +105,14 @@ def match_quantize(graph: Graph, expr: Expr) -> Quantize | None:
     ratio = None if raised is None else graph.match(raised.args[0], "divide")
     if raised is None or ratio is None or not is_constant(ratio.args[1]):
         return None
-    if not is_scalar(raised.args[1]) or float(array_of(raised.args[1])) != HALF:
-        return None  # another rounding
+    if not is_scalar(raised.args[1]):
+        return None
+    rounding = _ROUNDINGS.get(float(array_of(raised.args[1])))
+    if rounding is None:
+        return None
     low, high = (int(number(clip.args[i])) for i in (1, 2))
     step = array_of(ratio.args[1])
-    return Quantize(ratio.args[0], step, zero_point, low, high, dtype_of(cast))
+    return Quantize(ratio.args[0], step, zero_point, low, high, dtype_of(cast), rounding)
 
 
 def match_dequantize(graph: Graph, expr: Expr) -> Dequantize | None:

@@ -28,7 +28,7 @@ from relay_passes.relax_nodes import (
     is_var,
     shape_of,
 )
-from targets.arithmetic import Rounding
+from targets.rounding import Rounding
 from targets.scale import Scale
 
 
@@ -52,7 +52,7 @@ class Requantization:
     low: int
     high: int
     dtype: str
-    rounding: Rounding = Rounding.HALF_UP
+    rounding: Rounding
 
 
 def emit_requantization(emit: Emit, requantization: Requantization, name: str = "") -> Expr:

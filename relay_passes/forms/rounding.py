@@ -1,9 +1,11 @@
 """From wide integers to codes with one rounding: how everything ends that computes.
 
-astype(clip(((t + half) >> shift) + zero_point, low, high), "uint8" | "int8")
+astype(clip(((t + half) >> shift) + zero_point, low, high), "uint8" | "int8")      half up
+astype(clip((t >> shift) + zero_point, low, high), "uint8" | "int8")               to the floor
 
 ``half`` is 2**(shift - 1), and 0 where nothing is shifted out; without any shift neither it nor the
-shift is written, without a zero point no sum with it.
+shift is written, and nothing is rounded (which is read as half up); without a zero point no sum
+with it is written.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ from relay_passes.relax_nodes import (
     is_codes,
     is_constant,
     is_scalar,
+    is_var,
     number,
 )
-from targets.arithmetic import Rounding
-from targets.errors import UnsupportedError
+from targets.rounding import FLOOR, HALF_UP, Rounding, refused
 
 Ints = npt.NDArray[np.int64]
 
@@ -55,24 +57,22 @@ class Rounded:
     low: int
     high: int
     dtype: str
-    rounding: Rounding = Rounding.HALF_UP
+    rounding: Rounding
 
 
 def emit_rounded(emit: Emit, rounded: Rounded, name: str = "") -> Expr:
     """Bind a rounding; the codes get the name.
 
     Raises:
-        UnsupportedError: it is not half up, the only one that has a form.
+        UnsupportedError: it is neither half up nor to the floor; others have no form.
     """
-    if rounded.rounding is not Rounding.HALF_UP:
-        raise UnsupportedError(
-            f"{name}: rounds by {rounded.rounding.name}, which integer modules can't say. "
-            "Use HALF_UP."
-        )
+    if rounded.rounding not in (HALF_UP, FLOOR):
+        raise refused(rounded.rounding, name, "integer modules")
     t, shift = rounded.total, rounded.shift
     dtype = dtype_of(t)
     if np.any(shift):
-        t = emit(relax.op.add(t, constant(_half(shift), dtype)))
+        if rounded.rounding == HALF_UP:
+            t = emit(relax.op.add(t, constant(_half(shift), dtype)))
         t = emit(relax.op.right_shift(t, constant(shift, dtype)))
     if rounded.zero_point:
         t = emit(relax.op.add(t, constant(rounded.zero_point, dtype)))
@@ -94,18 +94,24 @@ def match_rounded(graph: Graph, expr: Expr) -> Rounded | str:
     if (shifted := graph.match(t, "add")) is not None and is_scalar(shifted.args[1]):
         t, zero_point = shifted.args[0], int(array_of(shifted.args[1]))
     if (moved := graph.match(t, "right_shift")) is None:
-        return Rounded(t, np.zeros((), np.int64), zero_point, low, high, dtype)
+        return Rounded(t, np.zeros((), np.int64), zero_point, low, high, dtype, HALF_UP)
     if not is_constant(moved.args[1]):
         return "its right shift is no constant"
     shift = array_of(moved.args[1]).astype(np.int64)
-    raised = graph.match(moved.args[0], "add")
-    if (
-        raised is None
-        or not is_constant(raised.args[1])
-        or not np.array_equal(array_of(raised.args[1]), _half(shift))
-    ):
-        return "its right shift does not round half up"
-    return Rounded(raised.args[0], shift, zero_point, low, high, dtype)
+    t, rounding = moved.args[0], FLOOR
+    if (total := _without_half(graph, t, shift)) is not None:
+        t, rounding = total, HALF_UP
+    return Rounded(t, shift, zero_point, low, high, dtype, rounding)
+
+
+def _without_half(graph: Graph, expr: Expr, shift: Ints) -> Expr | None:
+    """What ``half`` is added to; None if it isn't."""
+    raised = graph.match(expr, "add")
+    if raised is None or not is_constant(raised.args[1]):
+        return None
+    if is_var(expr) and str(expr.name).endswith(SUMS):
+        return None  # what made them sums is their bias, whatever its numbers are
+    return raised.args[0] if np.array_equal(array_of(raised.args[1]), _half(shift)) else None
 
 
 def _half(shift: Ints) -> Ints:

@@ -31,6 +31,7 @@ from relay_passes.relax_nodes import (
     shape_of,
 )
 from targets.errors import UnsupportedError
+from targets.rounding import Rounding, RoundingMode
 
 
 def import_torch(program: torch.export.ExportedProgram) -> IRModule:
@@ -110,7 +111,7 @@ def _converters(program: torch.export.ExportedProgram) -> dict[str, Converter]:
         return importer.env[node] if stored is None else constant(stored, str(stored.dtype))
 
     def fake_quantize(node: fx.Node, importer: Importer) -> Var:
-        source, step_node, zero_point, low, high, axis, dtype = node.args
+        source, step_node, zero_point, low, high, axis, dtype, mode = node.args
         emit = importer.block_builder.emit
         x = operand(source, importer)
         step = np.asarray(array(step_node), np.float64)
@@ -118,9 +119,9 @@ def _converters(program: torch.export.ExportedProgram) -> dict[str, Converter]:
             step = step.reshape([-1 if i == axis else 1 for i in range(len(shape_of(x)))])
         else:
             step = step.reshape(())
-        codes = emit_quantize(
-            emit, Quantize(x, step, zero_point, low, high, dtype), f"{source.name}_codes"
-        )
+        rounding = Rounding(RoundingMode[mode])
+        quantize = Quantize(x, step, zero_point, low, high, dtype, rounding)
+        codes = emit_quantize(emit, quantize, f"{source.name}_codes")
         return emit_dequantize(emit, Dequantize(codes, step, zero_point), node.name)
 
     def conv2d(node: fx.Node, importer: Importer) -> Var:

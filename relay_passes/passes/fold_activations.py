@@ -3,8 +3,8 @@
     quantize(relu(x), low, high)        -->  quantize(x, max(low, zero_point), high)
     quantize(clip(x, a, b), low, high)  -->  quantize(x, max(low, q(a)), min(high, q(b)))
 
-Exact, whether or not the bounds lie on the grid: rounding is monotone, so it commutes with
-clamping.
+Exact, whether or not the bounds lie on the grid: each way of rounding is monotone, by borders too
+(a code is never rounded beyond the next), so it commutes with clamping.
 
 Needs: nothing. Leaves: no quantize whose source is a relu or a clip.
 """
@@ -12,12 +12,14 @@ Needs: nothing. Leaves: no quantize whose source is a relu or a clip.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import tvm
 from tvm import IRModule
 
-from relay_passes.forms.quantization import HALF, Quantize, emit_quantize, match_quantize
+from relay_passes.forms.quantization import Quantize, emit_quantize, match_quantize
 from relay_passes.relax_nodes import Expr, Graph, Rewriter, Var, number, op_of, rewrite
+from targets.rounding import round_reals
 
 
 @tvm.transform.module_pass(opt_level=0, name="FoldActivations")
@@ -33,22 +35,12 @@ def _visit(rewriter: Rewriter, var: Var, _value: Expr) -> Expr | None:
     quantize = match_quantize(rewriter.graph, var)
     if quantize is None:
         return None
-    source, low, high = _bounds(rewriter.graph, quantize)
-    return emit_quantize(
-        rewriter.emit,
-        Quantize(
-            rewriter.get(source),
-            quantize.step,
-            quantize.zero_point,
-            low,
-            high,
-            quantize.dtype,
-        ),
-        var.name,
-    )
+    source, low, high = _bounds(rewriter.graph, quantize, var.name)
+    folded = replace(quantize, source=rewriter.get(source), low=low, high=high)
+    return emit_quantize(rewriter.emit, folded, var.name)
 
 
-def _bounds(graph: Graph, quantize: Quantize) -> tuple[Expr, int, int]:
+def _bounds(graph: Graph, quantize: Quantize, name: str) -> tuple[Expr, int, int]:
     """What is rounded when no activation stands before it, and between which codes."""
     source, low, high = quantize.source, quantize.low, quantize.high
     while (call := graph.match(source, "nn.relu", "clip")) is not None:
@@ -56,15 +48,17 @@ def _bounds(graph: Graph, quantize: Quantize) -> tuple[Expr, int, int]:
         if op_of(call) == "clip":
             least, most = number(call.args[1]), number(call.args[2])
         low, high = (
-            max(min(bound, _code(most, quantize)), _code(least, quantize)) for bound in (low, high)
+            max(min(bound, _code(most, quantize, name)), _code(least, quantize, name))
+            for bound in (low, high)
         )
         source = call.args[0]
     return source, low, high
 
 
-def _code(x: float, quantize: Quantize) -> int:
+def _code(x: float, quantize: Quantize, name: str) -> int:
     """The code of a real number, saturated."""
     if math.isinf(x):
         return quantize.high if x > 0 else quantize.low
-    code = math.floor(x / float(quantize.step) + HALF) + quantize.zero_point
+    whole = round_reals(x / float(quantize.step), quantize.rounding, name)
+    code = int(whole) + quantize.zero_point
     return min(max(code, quantize.low), quantize.high)

@@ -1,7 +1,7 @@
 """Lower the sum of two quantized tensors.
 
     quantize(dequantize(a) + dequantize(b))
-        -->  clip((A + B + half >> s) + zero_point, low, high),    A = (a - za) * Na << ka
+        -->  clip(round(A + B, s) + zero_point, low, high),    A = (a - za) * Na << ka
 
 Both sides are brought to the finer of the two grids, then rounded once.
 
@@ -68,5 +68,6 @@ def _lowered(rewriter: Rewriter, var: Var, ranges: CodeRanges) -> Expr | None:
         quantize.low,
         quantize.high,
         quantize.dtype,
+        quantize.rounding,
     )
     return emit_addition(rewriter.emit, addition, var.name)

@@ -142,6 +142,7 @@ class _Lowering:
             quantize.low,
             quantize.high,
             quantize.dtype,
+            quantize.rounding,
         )
         return emit_requantization(rewriter.emit, requantization, var.name)
 

@@ -17,7 +17,7 @@ import numpy as np
 import tvm
 from tvm import IRModule
 
-from relay_passes.forms.quantization import HALF, match_dequantize, match_quantize
+from relay_passes.forms.quantization import match_dequantize, match_quantize
 from relay_passes.forms.table import Table, emit_table, first_code
 from relay_passes.relax_nodes import (
     Array,
@@ -34,6 +34,7 @@ from relay_passes.relax_nodes import (
     op_of,
     rewrite,
 )
+from targets.rounding import round_reals
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerLookup")
@@ -53,7 +54,8 @@ def _visit(rewriter: Rewriter, var: Var, _value: Expr) -> Expr | None:
     reals = function.values(quantize.source)
     if reals is None or function.codes is None:
         return None
-    codes = np.floor(reals / quantize.step + HALF) + quantize.zero_point
+    whole = round_reals(reals / quantize.step, quantize.rounding, var.name)
+    codes = whole + quantize.zero_point
     entries = np.clip(codes, quantize.low, quantize.high).astype(quantize.dtype)
     return emit_table(rewriter.emit, Table(rewriter.get(function.codes), entries), var.name)
 

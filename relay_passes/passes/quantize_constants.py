@@ -13,7 +13,7 @@ import numpy as np
 import tvm
 from tvm import IRModule
 
-from relay_passes.forms.quantization import HALF, match_quantize
+from relay_passes.forms.quantization import match_quantize
 from relay_passes.relax_nodes import (
     Expr,
     Rewriter,
@@ -23,6 +23,7 @@ from relay_passes.relax_nodes import (
     is_constant,
     rewrite,
 )
+from targets.rounding import round_reals
 
 
 @tvm.transform.module_pass(opt_level=0, name="QuantizeConstants")
@@ -38,5 +39,6 @@ def _visit(rewriter: Rewriter, var: Var, _value: Expr) -> Expr | None:
     quantize = match_quantize(rewriter.graph, var)
     if quantize is None or not is_constant(quantize.source):
         return None
-    codes = np.floor(array_of(quantize.source) / quantize.step + HALF) + quantize.zero_point
+    reals = array_of(quantize.source) / quantize.step
+    codes = round_reals(reals, quantize.rounding, var.name) + quantize.zero_point
     return constant(np.clip(codes, quantize.low, quantize.high), quantize.dtype)

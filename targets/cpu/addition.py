@@ -14,7 +14,7 @@ from targets.sum_bounds import CodeRange, add_needs_int64
 
 
 def build_add(layer: Add, _host: CpuFeatures) -> Kernel:
-    """``clamp(half_up(a + b, shift) + zero_point)``, in int32 where the operands provably allow."""
+    """``clamp(round(a + b, shift) + zero_point)``, in int32 where the operands provably allow."""
     a_codes, b_codes = (
         CodeRange(*type_range(side.value.dtype), side.zero_point) for side in (layer.a, layer.b)
     )
@@ -30,8 +30,7 @@ def build_add(layer: Add, _host: CpuFeatures) -> Kernel:
 
     def added(*at: Expr) -> Expr:
         total = term(layer.a, a[at]) + term(layer.b, b[at])
-        shift, limits = tirx.const(layer.shift, kind), (layer.low, layer.high)
-        return round_and_clamp(total, kind, shift, layer.zero_point, limits, layer.output.dtype)
+        return round_and_clamp(total, kind, tirx.const(layer.shift, kind), layer, layer)
 
     out = te.compute((n, *layer.output.shape), added, name="out")
     return Kernel(schedule_elements(function([a, b, out]), layer.output, vectors=True), ())

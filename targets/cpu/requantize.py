@@ -15,7 +15,8 @@ import numpy as np
 from tvm import ir, tirx
 
 from targets.code_range import type_range
-from targets.layers import Conv2d, DType, Ints
+from targets.layers import Add, Conv2d, Ints, Requantize
+from targets.rounding import FLOOR, HALF_UP, refused
 from targets.sum_bounds import CodeRange, SumBounds, needs_int64
 
 Expr: TypeAlias = ir.Expr
@@ -86,18 +87,33 @@ class Epilogue:
             r = residual.astype(kind) - tirx.const(q.residual.zero_point, kind)
             r = r * tirx.const(q.residual.multiplier, kind)
             t = t + (r << rest.pop(0) if rest else r)
-        limits = (q.low, q.high)
-        return round_and_clamp(t, kind, shift, q.zero_point, limits, self.layer.output.dtype)
+        return round_and_clamp(t, kind, shift, q, self.layer)
 
 
 def round_and_clamp(
-    t: Expr, kind: str, shift: Expr, zero_point: int, limits: tuple[int, int], dtype: DType
+    t: Expr, kind: str, shift: Expr, ends: Requantize | Add, layer: Conv2d | Add
 ) -> Expr:
-    """``clamp(half_up(t, shift) + zero_point, *limits)`` as ``dtype``; the rest in ``kind``."""
-    one = tirx.const(1, kind)
-    # Half of the last place, without a branch: (1 << shift) >> 1 is 0 where shift is 0.
-    t = (t + ((one << shift) >> one)) >> shift
+    """The code of a wide integer: ``clamp(round(t, shift) + zero_point, low, high)``.
+
+    Args:
+        t: in ``kind``, "int32" or "int64", as all that follows but for the code.
+        kind: see above.
+        shift: of the element's channel, in ``kind``.
+        ends: rounding, zero point and limits.
+        layer: whose code it is.
+
+    Raises:
+        UnsupportedError: the layer rounds neither half up nor to the floor.
+    """
+    if ends.rounding not in (HALF_UP, FLOOR):
+        raise refused(ends.rounding, layer.name, "the CPU")
+    if ends.rounding == HALF_UP:
+        # Half of the last place, without a branch: (1 << shift) >> 1 is 0 where shift is 0.
+        one = tirx.const(1, kind)
+        t = t + ((one << shift) >> one)
+    t = t >> shift
     # Clamped before the zero point is added, where the sum can't overflow.
-    low, high = (tirx.const(limit - zero_point, kind) for limit in limits)
+    low, high = (tirx.const(limit - ends.zero_point, kind) for limit in (ends.low, ends.high))
     t = tirx.min(tirx.max(t, low), high)
-    return (t.astype("int32") + tirx.const(zero_point, "int32")).astype(dtype)
+    code = t.astype("int32") + tirx.const(ends.zero_point, "int32")
+    return code.astype(layer.output.dtype)

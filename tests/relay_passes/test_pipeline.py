@@ -10,19 +10,13 @@ from placed_modules import run_placed
 from torch import nn
 from tvm import relax
 
-from relay_passes.forms.quantization import HALF
 from relay_passes.frontend.import_torch import import_torch
 from relay_passes.pipeline import PIPELINE, Step, lower_to_integer
 from relay_passes.place import place
 from relay_passes.read_layers import read_layers
 from targets.errors import ArithmeticRangeError, TvmqError, UnsupportedError
 from targets.npu.machine.spec import load_spec
-from tvmq.plan import fake_quantize
 from tvmq.run.reference import run_reference
-
-
-def test_both_definitions_of_half_agree():
-    assert HALF == fake_quantize.HALF
 
 
 @pytest.mark.parametrize("free", [False, True], ids=["pot", "free"])

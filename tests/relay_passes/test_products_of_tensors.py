@@ -23,6 +23,7 @@ from targets.npu.kinds.kind import Rule
 from targets.npu.kinds.table import plan
 from targets.npu.machine.spec import load_spec
 from targets.npu.schedule.job import Job
+from targets.rounding import FLOOR, HALF_UP
 from targets.scale import Scale
 from tvmq.run.reference import run_reference
 
@@ -36,7 +37,8 @@ def _codes(emit, product, shift, dtype="int8", skip=None):
     """The sums of a product, rounded; the codes get the product's name."""
     scale = Scale(0, (1,), (shift,), 1, () if skip is None else (shift - 1,))
     limits = np.iinfo(dtype)
-    rounded = (0, int(limits.min), int(limits.max), dtype)
+    rounding = HALF_UP if skip is None else FLOOR
+    rounded = (0, int(limits.min), int(limits.max), dtype, rounding)
     sums, added = emit_product(emit, product), None if skip is None else (skip, 3)
     return emit_requantization(
         emit, Requantization(sums, scale, added, False, *rounded), product.node
@@ -61,7 +63,7 @@ def _network(shape, write):
 
     def whole(emit):
         real = emit(relax.op.astype(x, "float64"))
-        codes = emit_quantize(emit, Quantize(real, ONE, 0, 0, 255, "uint8"), "codes")
+        codes = emit_quantize(emit, Quantize(real, ONE, 0, 0, 255, "uint8", HALF_UP), "codes")
         real = emit_dequantize(emit, Dequantize(write(emit, codes), ONE, 0))
         return emit(relax.op.astype(real, "float32"))
 

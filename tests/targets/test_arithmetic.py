@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from targets.arithmetic import (
-    Rounding,
     requantize,
     residual_term,
     scale_product,
@@ -17,38 +16,42 @@ from targets.arithmetic import (
     shift_round,
 )
 from targets.errors import ArithmeticRangeError
+from targets.rounding import HALF_UP, RoundingMode
 
 sums = st.integers(-(1 << 56), 1 << 56)
 shifts = st.integers(0, 47)
 int32s = st.integers(-(1 << 31), (1 << 31) - 1)
 
 
-def _exact(x: Fraction, rounding: Rounding) -> int:
+MODES = st.sampled_from([mode for mode in RoundingMode if mode is not RoundingMode.BORDER])
+
+
+def _exact(x: Fraction, mode: RoundingMode) -> int:
     half = Fraction(1, 2)
-    if rounding is Rounding.FLOOR:
+    if mode is RoundingMode.FLOOR:
         return math.floor(x)
-    if rounding is Rounding.HALF_UP:
+    if mode is RoundingMode.HALF_UP:
         return math.floor(x + half)
-    if rounding is Rounding.HALF_AWAY:
+    if mode is RoundingMode.HALF_AWAY:
         return math.floor(abs(x) + half) * (1 if x >= 0 else -1)
     return round(x)
 
 
-@given(sums, shifts, st.sampled_from([r for r in Rounding if r is not Rounding.BORDER]))
-def test_rounding_equals_rational_numbers(t, shift, rounding):
-    assert shift_round(t, shift, rounding) == _exact(Fraction(t, 1 << shift), rounding)
+@given(sums, shifts, MODES)
+def test_rounding_equals_rational_numbers(t, shift, mode):
+    assert shift_round(t, shift, mode) == _exact(Fraction(t, 1 << shift), mode)
 
 
-@given(st.integers(-40, 40), st.sampled_from([r for r in Rounding if r is not Rounding.BORDER]))
-def test_ties_equal_rational_numbers(halves, rounding):
+@given(st.integers(-40, 40), MODES)
+def test_ties_equal_rational_numbers(halves, mode):
     tie = (2 * halves + 1) << 3
-    assert shift_round(tie, 4, rounding) == _exact(Fraction(tie, 16), rounding)
+    assert shift_round(tie, 4, mode) == _exact(Fraction(tie, 16), mode)
 
 
 @given(sums, shifts)
 def test_border_128_is_half_up(t, shift):
     table = np.full((1, 15), 128, np.uint8)
-    assert shift_border([t], shift, table, 0) == shift_round([t], shift, Rounding.HALF_UP)
+    assert shift_border([t], shift, table, 0) == shift_round([t], shift, RoundingMode.HALF_UP)
 
 
 @given(st.integers(-(1 << 20), 1 << 20), st.integers(8, 16), st.binary(min_size=3, max_size=3))
@@ -62,9 +65,18 @@ def test_border_is_that_of_the_level(t, shift, borders):
 
 @given(int32s, int32s, st.integers(0, 65535), shifts, st.integers(-128, 127))
 def test_requantize_equals_rational_numbers(acc, bias, multiplier, shift, zero):
-    got = requantize(acc, bias, shift, zero_point=zero, low=-128, high=127, multiplier=multiplier)
+    got = requantize(
+        acc,
+        bias,
+        shift,
+        rounding=HALF_UP,
+        zero_point=zero,
+        low=-128,
+        high=127,
+        multiplier=multiplier,
+    )
     x = Fraction((acc + bias) * multiplier, 1 << shift)
-    assert got == min(max(_exact(x, Rounding.HALF_UP) + zero, -128), 127)
+    assert got == min(max(_exact(x, RoundingMode.HALF_UP) + zero, -128), 127)
 
 
 @given(
@@ -77,9 +89,11 @@ def test_requantize_equals_rational_numbers(acc, bias, multiplier, shift, zero):
 )
 def test_residual_is_added_before_the_one_rounding(acc, code, zero, multiplier, left, shift):
     residual = residual_term(code, zero, multiplier, left)
-    got = requantize(acc, 0, shift, zero_point=0, low=0, high=255, residual=residual)
+    got = requantize(
+        acc, 0, shift, rounding=HALF_UP, zero_point=0, low=0, high=255, residual=residual
+    )
     x = Fraction(acc + (code - zero) * multiplier * 2**left, 1 << shift)
-    assert got == min(max(_exact(x, Rounding.HALF_UP), 0), 255)
+    assert got == min(max(_exact(x, RoundingMode.HALF_UP), 0), 255)
 
 
 @given(
@@ -102,4 +116,4 @@ def test_product_scaling_is_exact_and_distributes_over_tiles(tiles, fraction, a,
 @pytest.mark.parametrize("shift", [-1, 48])
 def test_a_shift_out_of_range_is_refused(shift):
     with pytest.raises(ArithmeticRangeError, match="right shift"):
-        shift_round(1, shift, Rounding.FLOOR)
+        shift_round(1, shift, RoundingMode.FLOOR)

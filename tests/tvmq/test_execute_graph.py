@@ -10,7 +10,7 @@ import tvmq.plan.fake_quantize  # noqa: F401  registers the operator
 from tvmq.execute_graph import GraphRun
 
 aten = torch.ops.aten
-CODES = (0, -8, 7, -1, "int8")
+CODES = (0, -8, 7, -1, "int8", "HALF_UP")
 
 
 def _graph(build, *shapes):

@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 
 import tvmq.plan.fake_quantize  # noqa: F401  registers the operator
+from targets.rounding import HALF_UP
 from tvmq.float_model import FloatModel, copy_of
 from tvmq.plan.plan import Plan
 from tvmq.plan.rounded_bias import rounded_bias
@@ -89,7 +90,7 @@ class _Annotator:
             step = self._constant(
                 f"{node.name}_step", torch.tensor([plan.step], dtype=torch.float64)
             )
-        codes = (plan.zero_point, plan.low, plan.high, -1, plan.dtype)
+        codes = (plan.zero_point, plan.low, plan.high, -1, plan.dtype, plan.rounding.mode.name)
         with self.graph.inserting_after(step):
             quantized = self._call(
                 torch.ops.tvmq.fake_quantize.default, (node, step, *codes), f"{node.name}_q"
@@ -119,7 +120,7 @@ class _Annotator:
             weight = self._constant(f"{layer}_weight_learned", exact)
             low, high = learned_range(plan.bits)
         step = self._constant(f"{layer}_weight_step", steps)
-        arguments = (weight, step, 0, low, high, axis, "int8")
+        arguments = (weight, step, 0, low, high, axis, "int8", HALF_UP.mode.name)
         return self._call(torch.ops.tvmq.fake_quantize.default, arguments, f"{layer}_weight_q")
 
     def _bias(self, layer: str) -> Node:

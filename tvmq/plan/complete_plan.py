@@ -12,10 +12,10 @@ import numpy as np
 from targets.arithmetic import INT32_MAX
 from targets.code_range import code_range
 from targets.errors import ArithmeticRangeError
+from targets.rounding import FLOOR, MAX_FLOOR_SHIFT, addend, round_reals
 from targets.scale import AddScale, Scale, TooFineError, derive_addition, derive_scale
 from targets.sum_bounds import CodeRange, SumBounds, bound_sums, held_bound
 from tvmq.float_model import FloatModel
-from tvmq.plan.fake_quantize import HALF
 from tvmq.plan.plan import AccumulatorProof, BiasPlan, Plan, ValuePlan, WeightPlan
 from tvmq.plan.rounded_bias import rounded_bias
 from tvmq.plan.snap import snap_steps, snap_weight_step
@@ -41,6 +41,7 @@ def complete_plan(
 
     Raises:
         ArithmeticRangeError: an accumulator or shift can't be made to fit.
+        UnsupportedError: a value is rounded as nobody executes it.
     """
     regions = find_regions(model)
     steps = dict(values)
@@ -107,14 +108,16 @@ class _Draft:
         """
         if not self.settings.pot:
             self._snap()
-        for name in self.values:
+        for name, plan in self.values.items():
+            addend(plan.rounding, f"value {name}")  # refuses what nobody executes
             self._cut_codes(name)
         for layer in self.regions.layers.values():
             try:
                 if layer.kind == "add":
                     sides = (layer.inputs * 2)[:2]  # one operand may be added to itself
                     a, b = (self._step(name) / self._step(layer.output) for name in sides)
-                    self.additions[layer.name] = derive_addition(a, b)
+                    addition = self.additions[layer.name] = derive_addition(a, b)
+                    self._check_floor(layer, (addition.shift,))
                 elif layer.kind != "function":
                     self._derive_layer(layer)
             except TooFineError as error:
@@ -142,10 +145,21 @@ class _Draft:
         plan, value = self.values[name], self.regions.values[name]
         low, high = code_range(plan.bits, plan.signed)
         if math.isfinite(value.low):
-            low = max(low, min(math.floor(value.low / plan.step + HALF) + plan.zero_point, high))
+            low = max(low, min(self._code(name, value.low), high))
         if math.isfinite(value.high):
-            high = min(high, max(math.floor(value.high / plan.step + HALF) + plan.zero_point, low))
+            high = min(high, max(self._code(name, value.high), low))
         self.values[name] = replace(plan, low=low, high=high)
+
+    def _code(self, name: str, x: float) -> int:
+        plan = self.values[name]
+        return int(round_reals(x / plan.step, plan.rounding, f"value {name}")) + plan.zero_point
+
+    def _check_floor(self, layer: Layer, shifts: tuple[int, ...]) -> None:
+        if self.values[layer.output].rounding == FLOOR and max(shifts) > MAX_FLOOR_SHIFT:
+            raise ArithmeticRangeError(
+                f"rounds by FLOOR after a right shift of {max(shifts)}, at most {MAX_FLOOR_SHIFT} "
+                "are exact. Use HALF_UP or a finer step."
+            )
 
     def _codes_read(self, name: str) -> CodeRange:
         """The codes that a reader of ``name`` can meet: those of all values joined with it."""
@@ -165,6 +179,7 @@ class _Draft:
             self.weights[layer.name] = _doubled(self.weights[layer.name], held > INT32_MAX)
         self.proofs[layer.name] = _proof(bounds, held)
         if scale is not None:
+            self._check_floor(layer, scale.shift)
             self.requantize[layer.name] = scale
 
     def _scale(self, layer: Layer) -> Scale | None:

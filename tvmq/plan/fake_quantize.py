@@ -1,33 +1,16 @@
 """The torch operator that stands for one quantization: ``tvmq::fake_quantize``.
 
-    y = step * (clamp(floor(x / step + 1/2) + zero_point, low, high) - zero_point)
+    y = step * (clamp(floor(x / step + addend) + zero_point, low, high) - zero_point)
 
 It marks, in an exported graph, where a tensor is held in ``low .. high`` codes; torch runs it as
 the formula says, ``relay_passes/frontend/import_torch.py`` turns it into ``R.quantize`` followed by
-``R.dequantize``. It rounds half **up**, as the integer arithmetic does (``(t + half) >> shift``),
-and not half to even as ``torch.round``. Not a training op: it has no gradient.
+``R.dequantize``. The addend is 1/2 to round half **up**, as the integer arithmetic does (``(t +
+half) >> shift``), and not half to even as ``torch.round``; it is 0 for the floor. In float64 it is
+2**-34 more, so that the codes are those of the integers (``targets/rounding.py`` shows why). Not a
+training op: it has no gradient.
 
-**Why float64 adds 2**-34 to the half.** With free steps the codes in front of the rounding lie on
-the grid ``t / 2**s`` (t an integer, s the shift), where exact ties ``k + 1/2`` occur and must go
-up. Steps such as 0.0123 are not exact in binary, so the floating-point sum misses the grid by some
-error e, and a tie that comes out as ``k + 1/2 - e`` would go down. With the constant ``c = 1/2 +
-2**-34`` and ``|e| <= 2**-35``:
-
-* on a tie or above one, ``t / 2**s >= k - 1/2``, the value floored is at least ``k - 2**-35 +
-  2**-34 > k``;
-* below one, ``t / 2**s <= k - 1/2 - 2**-s``; for ``s <= 33`` the value floored is at most ``k -
-  2**-33 + 2**-34 + 2**-35 < k``.
-
-So floor gives the integer answer exactly. A sum of n products, made of codes and steps that were
-rounded once each, has ``|e| <= (n + 5) * 2**-53 * A`` where A is the sum of the absolute products
-in units of the output's step: the condition is ``(n + 5) * A <= 2**18`` (n = 576, A = 400:
-satisfied; blocked summation, which BLAS uses, divides n by the number of partial sums). Codes that
-are clamped are above suspicion: the clamp absorbs any error. With power-of-two steps nothing is
-rounded (e = 0), and a grid finer than 2**-33 has M = 1 and ``|t| < 2**31``, so every value is
-below 1/4 and goes to 0 with or without the constant.
-
-float32 adds nothing: there a sum is exact only with power-of-two steps and sums below 2**24, and
-then so are ties.
+float32 adds no more than 1/2 or 0: there a sum is exact only with power-of-two steps and sums below
+2**24, and then so are ties.
 """
 
 from __future__ import annotations
@@ -39,16 +22,14 @@ from typing import Any
 import torch
 
 from targets.code_range import type_range
-
-HALF = 0.5 + 2.0**-34
-"""What float64 adds before the floor; the network's input is quantized with the same number."""
+from targets.rounding import SLACK, Rounding, RoundingMode, addend
 
 _PIECE = 1 << 14
 
 CODE_DTYPES = ("int8", "uint8")
 
 _library = torch.library.Library("tvmq", "DEF")
-_CODES = "Tensor step, int zero_point, int low, int high, int axis, str dtype"
+_CODES = "Tensor step, int zero_point, int low, int high, int axis, str dtype, str rounding"
 _library.define(f"fake_quantize(Tensor x, {_CODES}) -> Tensor")
 _library.define(f"fake_quantize_(Tensor(a!) x, {_CODES}) -> Tensor(a!)")
 
@@ -62,6 +43,7 @@ def fake_quantize(
     high: int,
     axis: int,
     dtype: str,
+    rounding: str,
 ) -> torch.Tensor:
     """Round a tensor to the values that its codes can hold.
 
@@ -73,15 +55,17 @@ def fake_quantize(
         high: highest code kept.
         axis: -1 per tensor, or the axis that ``step`` runs along (0: a weight's output channels).
         dtype: "int8" or "uint8", how a code is stored.
+        rounding: name of a ``RoundingMode`` without borders.
 
     Returns:
         A tensor of the shape and dtype of ``x``.
 
     Raises:
         ValueError: the dtype can't hold the codes, or ``step`` does not fit the axis.
+        UnsupportedError: real numbers can't be rounded so.
     """
     result = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _quantize_into(result, x, step, zero_point, low, high, axis, dtype)
+    _quantize_into(result, x, step, zero_point, low, high, axis, dtype, rounding)
     return result
 
 
@@ -101,13 +85,16 @@ def _quantize_into(
     high: int,
     axis: int,
     dtype: str,
+    rounding: str,
 ) -> None:
     _check(x, step, low, high, axis, dtype)
     shape = [1] * x.dim()
     if axis >= 0:
         shape[axis] = -1
     scale = step.to(x.dtype).reshape(shape)
-    half = HALF if x.dtype == torch.float64 else 0.5
+    raised = addend(Rounding(RoundingMode[rounding]), "fake_quantize")
+    if x.dtype != torch.float64:
+        raised -= SLACK
     pieces = [(x, result)]
     if (
         axis < 0 and result.is_contiguous()
@@ -117,7 +104,7 @@ def _quantize_into(
         pieces = list(zip(*flat, strict=True))
     with _one_thread():
         for piece, codes in pieces:
-            torch.div(piece, scale, out=codes).add_(half).floor_().add_(zero_point)
+            torch.div(piece, scale, out=codes).add_(raised).floor_().add_(zero_point)
             codes.clamp_(low, high).sub_(zero_point).mul_(scale)
 
 
@@ -141,6 +128,7 @@ def _shape_of_result(
     high: int,
     axis: int,
     dtype: str,
+    rounding: str,
 ) -> torch.Tensor:
     _check(x, step, low, high, axis, dtype)
     return torch.empty_like(x)

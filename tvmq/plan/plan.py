@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from targets.arithmetic import INT32_MAX
+from targets.rounding import HALF_UP, Rounding
 from targets.scale import AddScale, Scale
 from targets.sum_bounds import CodeRange
 from tvmq.settings import Settings
@@ -28,6 +29,7 @@ class ValuePlan:
         signed: int8, otherwise uint8.
         bits: the codes are those of this many bits.
         reason: why this step, in one line.
+        rounding: of what is written; borders begin at the lowest code of the bits.
     """
 
     step: float
@@ -37,6 +39,7 @@ class ValuePlan:
     signed: bool
     bits: int
     reason: str
+    rounding: Rounding = HALF_UP
 
     @property
     def codes(self) -> CodeRange:

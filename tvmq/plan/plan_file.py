@@ -20,12 +20,13 @@ import numpy as np
 from pydantic import ValidationError
 
 from targets.errors import InputError
+from targets.rounding import HALF_UP, Rounding
 from targets.schema_errors import in_words
 from tvmq.float_model import FloatModel
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.plan import BiasPlan, Plan, ValuePlan, WeightPlan
 from tvmq.plan.plan_schema import FORMAT, PlanFile
-from tvmq.regions import find_regions
+from tvmq.regions import find_regions, shape_of
 from tvmq.settings import Settings, learned_range
 
 
@@ -57,6 +58,7 @@ def plan_to_json(plan: Plan) -> str:
             "zero_point": value.zero_point,
             "type": value.dtype,
             "bits": value.bits,
+            **_write_rounding(value.rounding),
             "reason": value.reason,
             "derived": {"codes": [value.low, value.high]},
         }
@@ -157,7 +159,10 @@ class _Reader:
                 entry.type == "int8",
                 entry.bits,
                 entry.reason,
+                entry.rounds,
             )
+            channels = shape_of(self.model.nodes[name])[1]
+            self._check_length(entry.borders, {0, 1, channels}, f"values.{name}.borders", "rows")
         for names in self.regions.tied:
             for name in names[1:]:
                 first, other = plans[names[0]], plans[name]
@@ -224,10 +229,12 @@ class _Reader:
         if missing:
             raise InputError(f"{self.where}: {section}.{missing[0]} is missing; add an entry.")
 
-    def _check_length(self, items: Sized, lengths: set[int], place: str) -> None:
+    def _check_length(
+        self, items: Sized, lengths: set[int], place: str, what: str = "numbers"
+    ) -> None:
         if len(items) not in lengths:
             sizes = " or ".join(map(str, sorted(lengths)))
-            raise InputError(f"{self.where}: {place} has {len(items)} numbers; give {sizes}.")
+            raise InputError(f"{self.where}: {place} has {len(items)} {what}; give {sizes}.")
 
     def _check_step(self, step: float, place: str) -> None:
         if self.file.settings.pot and math.frexp(step)[0] != 0.5:
@@ -256,6 +263,13 @@ class _Reader:
 def _write_step(step: float, pot: bool) -> str | float:
     mantissa, exponent = math.frexp(step)
     return f"2^{exponent - 1}" if pot and mantissa == 0.5 else step
+
+
+def _write_rounding(rounding: Rounding) -> dict[str, Any]:
+    if rounding == HALF_UP:
+        return {}
+    borders = [list(row) for row in rounding.borders]
+    return {"rounding": rounding.mode.name} | ({"borders": borders} if borders else {})
 
 
 def _one_line_lists(text: str) -> str:

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from targets.code_range import code_range
+from targets.rounding import Rounding, RoundingMode
 from tvmq.settings import Settings
 
 FORMAT = "tvmq-plan-1"
@@ -37,6 +38,15 @@ def _in_range(step: float) -> float:
     return step
 
 
+def _mode(given: Any) -> Any:
+    if isinstance(given, RoundingMode):
+        return given
+    modes = RoundingMode.__members__
+    if not isinstance(given, str) or given not in modes:
+        raise ValueError(f"{given} is no rounding; give one of {', '.join(modes)}")
+    return modes[given]
+
+
 def _inflated(packed: bytes) -> bytes:
     try:
         return zlib.decompress(packed)
@@ -47,6 +57,8 @@ def _inflated(packed: bytes) -> bytes:
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Step = Annotated[Number, BeforeValidator(_number), AfterValidator(_in_range)]
 Bits = Annotated[int, Field(ge=2, le=8)]
+Mode = Annotated[RoundingMode, BeforeValidator(_mode)]
+Border = Annotated[int, Field(ge=0, le=255)]
 Codes = Annotated[Base64Bytes, AfterValidator(_inflated)]
 
 
@@ -59,23 +71,41 @@ class _Entry(BaseModel):
 
 
 class ValueEntry(_Entry):
-    """A tensor of codes."""
+    """A tensor of codes; ``rounding`` and ``borders`` are left out where it is rounded half up."""
 
     step: Step
     zero_point: int
     type: Literal["int8", "uint8"]
     bits: Bits
+    rounding: Mode = RoundingMode.HALF_UP
+    borders: tuple[tuple[Border, ...], ...] = ()
 
     @property
     def codes(self) -> tuple[int, int]:
         """The lowest and the highest."""
         return code_range(self.bits, self.type == "int8")
 
+    @property
+    def rounds(self) -> Rounding:
+        """How it is rounded, by its own borders."""
+        first = self.codes[0] if self.borders else 0
+        return Rounding(self.rounding, tuple(map(bytes, self.borders)), first)
+
     @model_validator(mode="after")
     def _zero_point_is_a_code(self) -> ValueEntry:
         low, high = self.codes
         if not low <= self.zero_point <= high:
             raise ValueError(f"zero_point is {self.zero_point}; give one of [{low}, {high}]")
+        return self
+
+    @model_validator(mode="after")
+    def _borders_fit(self) -> ValueEntry:
+        low, high = self.codes
+        for row in self.borders:
+            if len(row) != high - low:
+                wanted = f"{high - low}, one between each two codes"
+                raise ValueError(f"a row of borders has {len(row)} numbers; give {wanted}")
+        _ = self.rounds  # whose mode wants borders, or none
         return self
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from targets.rounding import HALF
 from tvmq.float_model import FloatModel
-from tvmq.plan.fake_quantize import HALF
 from tvmq.plan.plan import BiasPlan
 
 

@@ -7,8 +7,8 @@ import math
 import torch
 
 from targets.arithmetic import MAX_SHIFT_SPREAD
+from targets.rounding import HALF
 from tvmq.calibrate.observers import EXPONENTS, FRACTIONS
-from tvmq.plan.fake_quantize import HALF
 from tvmq.plan.plan import WeightPlan
 from tvmq.settings import Settings, learned_range, weight_limit
 

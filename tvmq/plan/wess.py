@@ -18,8 +18,8 @@ import torch
 
 from targets.arithmetic import MAX_SHIFT_SPREAD
 from targets.errors import ArithmeticRangeError
+from targets.rounding import HALF
 from targets.scale import TooFineError, derive_scale, nearest_multiplier, power_of_two
-from tvmq.plan.fake_quantize import HALF
 from tvmq.plan.plan import WeightPlan
 from tvmq.plan.weight_steps import EMPTY_STEP, peaks_of
 from tvmq.settings import Settings, weight_limit

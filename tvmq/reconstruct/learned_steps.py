@@ -17,6 +17,8 @@ import torch
 from torch import nn
 
 from targets.code_range import code_range
+from targets.errors import UnsupportedError
+from targets.rounding import HALF_UP
 from tvmq.plan.plan import ValuePlan
 
 
@@ -78,8 +80,17 @@ class LearnedStep(nn.Module):  # type: ignore[misc]  # torch is not followed by 
     """
 
     def __init__(self, plan: ValuePlan, *, pot: bool) -> None:
-        """Start at the step of a plan; ``pot``: only powers of two are ever used."""
+        """Start at the step of a plan; ``pot``: only powers of two are ever used.
+
+        Raises:
+            UnsupportedError: the plan rounds the value otherwise than half up.
+        """
         super().__init__()
+        if plan.rounding != HALF_UP:
+            mode = plan.rounding.mode.name
+            raise UnsupportedError(
+                f"A value rounds by {mode}, but steps are learned half up. Use HALF_UP."
+            )
         self.pot = pot
         low, high = code_range(plan.bits, plan.signed)
         self.low, self.high = low - plan.zero_point, high - plan.zero_point

@@ -65,6 +65,7 @@ def requantize_fields(g: ConvGeometry) -> RequantizeFields | None:
         low=requantize.low,
         high=requantize.high,
         dtype=g.output.dtype,
+        rounding=requantize.rounding.mode,
         residual_dtype=residual.value.dtype if residual else "",
         residual_zero_point=residual.zero_point if residual else 0,
         residual_multiplier=residual.multiplier if residual else 1,

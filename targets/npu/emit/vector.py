@@ -5,7 +5,6 @@ An encoder returns None where the loops are not of the shape that the instructio
 
 from __future__ import annotations
 
-from targets.arithmetic import Rounding
 from targets.npu.emit.call_nest import Axis, Call, pad, rows_fit, span
 from targets.npu.emit.emitted import ACC, ACT, PAR, Emitted
 from targets.npu.emit.tokens import Span
@@ -27,7 +26,7 @@ def encode_requantize(call: Call, spec: NpuSpec) -> Emitted | None:
     if not rows_fit((m1, m0), acc, columns):
         return None
     instruction = isa.Requantize(
-        rounding=Rounding.HALF_UP,
+        rounding=f.rounding,
         multiply=f.multiplier,
         residual=residual,
         residual_unsigned=f.residual_dtype == "uint8",

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from targets.arithmetic import MAX_RESIDUAL_SHIFT, MAX_SHIFT, MAX_SHIFT_SPREAD, Rounding
+from targets.arithmetic import MAX_RESIDUAL_SHIFT, MAX_SHIFT, MAX_SHIFT_SPREAD
 from targets.npu.execute.memory import Buffer, Expr, State, byte_value, chunks, i32, i64, when
 from targets.npu.execute.traps import BAD_RECORD
 from targets.npu.machine.legality import RECORD_BYTES, code_range
+from targets.rounding import RoundingMode
 
 _LANES = 16
 
@@ -53,7 +54,7 @@ def _read_records(
             zero != 0,
         ]
         ends = border + (limits.high - limits.low) > state.spec.sram.par.bytes
-        illegal.append(tirx.all(i.rounding == int(Rounding.BORDER), ends))
+        illegal.append(tirx.all(i.rounding == int(RoundingMode.BORDER), ends))
         with when(tirx.any(*illegal)):
             state.stop(BAD_RECORD)
         half = (i64(1) << i64(shift)) >> i64(1)
@@ -101,12 +102,12 @@ def _row(
             added = _packed_code(state, start, c, i.res_bits, i.residual_unsigned)
             centred = i64(added - zero) * i64(i.res_mult)
             T.buffer_store(t, t[c] + (centred << records["res_shl"][c]), [c])
-    for rounding in Rounding:
-        with when(i.rounding == int(rounding)):
-            if rounding is Rounding.BORDER:
+    for mode in RoundingMode:
+        with when(i.rounding == int(mode)):
+            if mode is RoundingMode.BORDER:
                 _round_border(state, i, limits, records)
             else:
-                _round(rounding, records, columns)
+                _round(mode, records, columns)
     with T.vectorized(0, columns) as c:
         value = code[c] + i64(limits.zero)
         clamped = tirx.max(tirx.min(value, i64(limits.high)), i64(limits.low))
@@ -114,16 +115,16 @@ def _row(
     _store_codes(state, i, code, i.dst_addr + m1 * i.ds_m1 + m0 * i.ds_m0)
 
 
-def _round(rounding: Rounding, records: dict[str, Buffer], columns: int) -> None:
+def _round(mode: RoundingMode, records: dict[str, Buffer], columns: int) -> None:
     """``code = round(t / 2^shift)``, without branches: ``half`` is 0 where the shift is."""
     t, shift, half = records["t"], records["shift"], records["half"]
     with T.vectorized(0, columns) as c:
         zero = tirx.Select(half[c] == 0, i64(0), i64(1))
-        if rounding is Rounding.FLOOR:
+        if mode is RoundingMode.FLOOR:
             addend = i64(0)
-        elif rounding is Rounding.HALF_UP:
+        elif mode is RoundingMode.HALF_UP:
             addend = half[c]
-        elif rounding is Rounding.HALF_AWAY:
+        elif mode is RoundingMode.HALF_AWAY:
             addend = half[c] - zero * tirx.Select(t[c] < 0, i64(1), i64(0))
         else:
             addend = half[c] - zero + zero * ((t[c] >> shift[c]) & i64(1))

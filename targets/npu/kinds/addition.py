@@ -15,13 +15,14 @@ from targets.npu.schedule.job import Job
 from targets.npu.schedule.loops import buffer_argument, prim_func, root, store
 from targets.npu.schedule.meanings import AddFields
 from targets.npu.schedule.scheduled import Scheduled, tensorize
+from targets.rounding import HALF_UP
 
 
 class Addition(Kind[Add, int]):
     """A choice is the bytes of a run."""
 
     def broken_rules(self, layer: Add, spec: NpuSpec) -> Iterator[tuple[Rule, str]]:
-        """Bytes, shifts and multipliers."""
+        """Bytes, shifts, multipliers and the rounding."""
         yield from wide((*layer.inputs, layer.output))
         sides = (layer.a, layer.b)
         shifts = [side.shift for side in sides if not 0 <= side.shift <= MAX_RESIDUAL_SHIFT]
@@ -32,6 +33,8 @@ class Addition(Kind[Add, int]):
         multipliers = [s.multiplier for s in sides if not 1 <= s.multiplier <= MAX_MULTIPLIER]
         if multipliers:
             yield Rule.MULTIPLIERS, f"multipliers of {multipliers}"
+        if layer.rounding != HALF_UP:
+            yield Rule.ROUNDING, f"it rounds by {layer.rounding.mode.name}"
 
     def choices(self, job: Job[Add]) -> Iterator[int]:
         """Runs, longest first."""

@@ -26,6 +26,7 @@ from targets.npu.kinds.kind import Kind, Padding, Rule, wide
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.scheduled import Scheduled
+from targets.rounding import FLOOR, HALF_UP
 
 
 class Convolution(Kind[Conv2d, ConvTiling]):
@@ -90,7 +91,7 @@ class Convolution(Kind[Conv2d, ConvTiling]):
 
 
 def _broken_fields(requantize: Requantize) -> Iterator[tuple[Rule, str]]:
-    """What does not fit the fields of REQ and of its records."""
+    """What does not fit the fields of REQ and of its records, or is not compiled for it."""
     shift, residual = requantize.shift, requantize.residual
     low, high = int(shift.min()), int(shift.max())
     if low < 0 or high > MAX_SHIFT or high - low > MAX_SHIFT_SPREAD:
@@ -106,3 +107,5 @@ def _broken_fields(requantize: Requantize) -> Iterator[tuple[Rule, str]]:
     wide_ones = [m for m in multipliers if not 1 <= m <= MAX_MULTIPLIER]
     if wide_ones:
         yield Rule.MULTIPLIERS, f"multipliers of {wide_ones}"
+    if requantize.rounding not in (HALF_UP, FLOOR):
+        yield Rule.ROUNDING, f"it rounds by {requantize.rounding.mode.name}"

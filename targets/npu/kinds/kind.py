@@ -54,6 +54,7 @@ class Rule(Enum):
         f"left shifts in [0, {MAX_RESIDUAL_SHIFT}], those of sums in [0, {MAX_FRACTION}]."
     )
     MULTIPLIERS = f"Multipliers lie in [1, {MAX_MULTIPLIER}]."
+    ROUNDING = "Convolutions and dense layers round half up or to the floor, additions half up."
     WINDOW = (
         f"A max pooling's window has at most {isa.largest(isa.Pool, 'kh')} rows and "
         f"{isa.largest(isa.Pool, 'kw')} columns."

@@ -3,7 +3,8 @@
     ; conv2d_1  conv2d  589824 MACs  module layer1.first.0, train.py:52
         17  GEMM  pop LD  push VU  acc_init act_unsigned act_addr=0 wgt_addr=0 m0=16 ...
 
-Fields that have their default value are left out; memories and regions are named.
+Fields that have their default value are left out, but for a rounding; memories, regions and
+roundings are named.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import fields
 
 from targets.npu.machine import isa
 from targets.npu.machine.program import Program
+from targets.rounding import RoundingMode
 
 _MEMORIES = ("ACT", "WGT", "ACC", "PAR")
 _REGIONS = ("constants", "arena", "inputs", "outputs")
@@ -42,7 +44,7 @@ def instruction_text(instruction: isa.Instruction) -> str:
         words += [f"{way} {','.join(units)} "] if units else []
     for item in fields(instruction):
         value = getattr(instruction, item.name)
-        if item.name in ("pop", "push") or value == item.default:
+        if item.name in ("pop", "push") or (value == item.default and item.name != "rounding"):
             continue
         words.append(_field(item.name, value, is_flag=item.metadata["width"] == 1))
     return " ".join(words).rstrip()
@@ -53,6 +55,8 @@ def _field(name: str, value: int, *, is_flag: bool) -> str:
         return _MEMORIES[value]
     if name == "region":
         return _REGIONS[value]
+    if name == "rounding":
+        return f"rounding={RoundingMode(value).name}"
     if is_flag and value == 1:
         return name
     return f"{name}={value}"

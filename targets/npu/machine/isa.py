@@ -137,7 +137,7 @@ class Depthwise(Instruction):
 class Requantize(Instruction):
     """REQ: sums to codes, with the parameter record of each channel; see ``arithmetic.requantize``.
 
-    ``rounding`` is an ``arithmetic.Rounding``. ``par_addr`` counts 4-byte words. ``zp``, ``lo``,
+    ``rounding`` is a ``rounding.RoundingMode``. ``par_addr`` counts 4-byte words. ``zp``, ``lo``,
     ``hi`` are unsigned bytes with ``out_unsigned``, else signed; ``res_zp`` likewise with
     ``residual_unsigned``.
     """

@@ -6,7 +6,7 @@ code generator folds the loops around such calls into the hardware loops of one 
 
     npu.gemm        acc[j] += (sum_r act[r] * wgt[r, j]) << fraction    a tile of lanes x columns
     npu.dwconv      acc[j] += (act[j] * wgt[j]) << fraction             one kernel tap of C channels
-    npu.requantize  out[j] = clamp(half_up(t[j], shift) + zero)         C or fewer channels
+    npu.requantize  out[j] = clamp(round(t[j], shift) + zero)           C or fewer channels
     npu.max         out = max(out, act)                                 one tap of one byte's codes
     npu.add         out = clamp(half_up(a + b, shift) + zero)           one byte's codes
     npu.lut         out = table[byte of act]                            one byte
@@ -38,6 +38,7 @@ from targets.npu.schedule.meanings import (
     max_byte,
     packed_byte,
 )
+from targets.rounding import RoundingMode
 
 ACT, WGT, ACC, PAR = "global.act", "global.wgt", "global.acc", "global.par"
 RECORD_WORDS = 3
@@ -156,7 +157,12 @@ def read_fields(call: str, numbers: Sequence[int]) -> Any:
     """The fields of a call, from its integers: reverses ``immediates``; None if it has none."""
     if call not in FIELDS:
         return None
-    read: dict[str, Callable[[int], Any]] = {"str": _DTYPES.__getitem__, "bool": bool, "int": int}
+    read: dict[str, Callable[[int], Any]] = {
+        "str": _DTYPES.__getitem__,
+        "bool": bool,
+        "int": int,
+        "RoundingMode": RoundingMode,
+    }
     declared = dataclass_fields(FIELDS[call])
     values = {f.name: read[str(f.type)](n) for f, n in zip(declared, numbers, strict=True)}
     return FIELDS[call](**values)

@@ -13,12 +13,17 @@ from typing import Any, TypeAlias
 
 from tvm import tirx
 
+from targets.rounding import RoundingMode
+
 Expr: TypeAlias = Any  # tvm.ir.Expr: TVM ships no types
 
 
 @dataclass(frozen=True)
 class RequantizeFields:
-    """The immediates of REQ that the meaning depends on; see ``arithmetic.requantize``."""
+    """The immediates of REQ that the meaning depends on; see ``arithmetic.requantize``.
+
+    ``rounding`` is FLOOR or HALF_UP: convolutions that round by another mode are refused.
+    """
 
     shift: int
     multiplier: bool
@@ -26,6 +31,7 @@ class RequantizeFields:
     low: int
     high: int
     dtype: str
+    rounding: RoundingMode
     residual_dtype: str = ""
     residual_zero_point: int = 0
     residual_multiplier: int = 1
@@ -49,8 +55,9 @@ class RequantizeFields:
             left = tirx.Cast("int64", (shifts >> 8) & tirx.IntImm("int32", 0xFF))
             t = t + ((centred * _i64(self.residual_multiplier)) << left)
         right = _i64(self.shift) + tirx.Cast("int64", shifts & tirx.IntImm("int32", 0xFF))
-        half = (_i64(1) << right) >> 1
-        code = ((t + half) >> right) + _i64(self.zero_point)
+        if self.rounding is RoundingMode.HALF_UP:
+            t = t + ((_i64(1) << right) >> 1)
+        code = (t >> right) + _i64(self.zero_point)
         return tirx.Cast(self.dtype, tirx.max(tirx.min(code, _i64(self.high)), _i64(self.low)))
 
 
@@ -71,7 +78,7 @@ class MaxFields:
 
 @dataclass(frozen=True)
 class AddFields:
-    """The immediates of VADD."""
+    """The immediates of VADD, which rounds half up and not otherwise."""
 
     a_dtype: str
     a_zero_point: int

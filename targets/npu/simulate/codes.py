@@ -11,7 +11,6 @@ from targets.arithmetic import (
     MAX_RESIDUAL_SHIFT,
     MAX_SHIFT,
     MAX_SHIFT_SPREAD,
-    Rounding,
     residual_term,
     saturate,
     shift_round,
@@ -28,6 +27,7 @@ from targets.npu.machine.legality import (
     row_bytes,
 )
 from targets.npu.simulate.state import Ints, Machine
+from targets.rounding import Rounding, RoundingMode
 
 RECORD = np.dtype(
     [
@@ -49,10 +49,12 @@ def requantize(m: Machine, i: isa.Requantize) -> None:
     _check_records(m, i, records)
     low, high, zero = (byte_value(x, i.out_unsigned) for x in (i.lo, i.hi, i.zp))
     sums = m.acc[i.acc_row : i.acc_row + i.m0 * i.m1, : i.nvalid]
-    rounding = Rounding(i.rounding)
-    borders = None
-    if rounding is Rounding.BORDER:
-        borders = m.par[records["border"][:, None] + np.arange(high - low)]
+    mode = RoundingMode(i.rounding)
+    if mode is RoundingMode.BORDER:
+        table = m.par[records["border"][:, None] + np.arange(high - low)]
+        rounding = Rounding(mode, tuple(row.tobytes() for row in table), low)
+    else:
+        rounding = Rounding(mode)
     residual: Any = 0
     if i.residual:
         codes = _codes(
@@ -68,13 +70,12 @@ def requantize(m: Machine, i: isa.Requantize) -> None:
         sums,
         records["bias"],
         i.shift + records["shift"].astype(np.int64),
+        rounding=rounding,
         zero_point=zero,
         low=low,
         high=high,
         multiplier=records["mult"] if i.multiply else 1,
         residual=residual,
-        rounding=rounding,
-        borders=borders,
     )
     for target, row in zip(
         _rows(i.dst_addr, i, i.ds_m0, i.ds_m1), pack(codes, isa.WIDTHS[i.out_bits]), strict=True
@@ -91,7 +92,7 @@ def add(m: Machine, i: isa.Add) -> None:
     t = residual_term(a, byte_value(i.za, i.a_unsigned), i.ma, i.sa)
     t = t + residual_term(b, byte_value(i.zb, i.b_unsigned), i.mb, i.sb)
     low, high, zero = (byte_value(x, i.out_unsigned) for x in (i.lo, i.hi, i.zo))
-    codes = saturate(shift_round(t, i.shift, Rounding.HALF_UP) + zero, low, high)
+    codes = saturate(shift_round(t, i.shift, RoundingMode.HALF_UP) + zero, low, high)
     packed = pack(codes, isa.WIDTHS[i.elem_bits])
     m.act[i.dst_addr : i.dst_addr + packed.size] = packed
 
@@ -105,7 +106,7 @@ def pool(m: Machine, i: isa.Pool) -> None:
         taps = start + np.arange(i.kh)[:, None] * i.ss_y + np.arange(i.kw) * i.ss_x
         window = _codes(m, taps.reshape(-1), i.c, i.unsigned, i.elem_bits)
         if i.average:
-            scaled = shift_round(window.sum(axis=0) * i.mult, i.shift, Rounding.HALF_UP)
+            scaled = shift_round(window.sum(axis=0) * i.mult, i.shift, RoundingMode.HALF_UP)
             codes = saturate(scaled + zero, low, high)
         else:
             codes = window.max(axis=0)
@@ -124,7 +125,7 @@ def _check_records(m: Machine, i: isa.Requantize, records: npt.NDArray[np.void])
     shift = records["shift"].astype(np.int64)
     illegal = (shift > MAX_SHIFT_SPREAD) | (shift + i.shift > MAX_SHIFT)
     illegal |= (records["res_shl"] > MAX_RESIDUAL_SHIFT) | (records["zero"] != 0)
-    if i.rounding == Rounding.BORDER:
+    if i.rounding == RoundingMode.BORDER:
         low, high = (byte_value(x, i.out_unsigned) for x in (i.lo, i.hi))
         illegal |= records["border"].astype(np.int64) + (high - low) > m.par.size
     if illegal.any():

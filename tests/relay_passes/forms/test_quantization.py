@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from tvm import relax
 
 from relay_passes.forms.quantization import (
-    HALF,
     Dequantize,
     Quantize,
     emit_dequantize,
@@ -17,17 +16,19 @@ from relay_passes.forms.quantization import (
     match_quantize,
 )
 from relay_passes.relax_nodes import constant
+from targets.errors import UnsupportedError
+from targets.rounding import FLOOR, HALF, HALF_UP, Rounding, RoundingMode
 
 REALS = tensor("x", (2, 3), "float64")
 STEPS = st.floats(2.0**-20, 2.0**20).map(np.float64) | st.just(np.array([0.5, 0.25, 3.0]))
 
 
 @settings(max_examples=40, deadline=None)
-@given(STEPS, st.integers(-128, 255), SIGNED, st.data())
-def test_a_written_quantize_is_read(step, zero_point, dtype, data):
+@given(STEPS, st.integers(-128, 255), SIGNED, st.sampled_from([HALF_UP, FLOOR]), st.data())
+def test_a_written_quantize_is_read(step, zero_point, dtype, rounding, data):
     limits = np.iinfo(dtype)
     low, high = sorted(data.draw(st.tuples(*[st.integers(limits.min, limits.max)] * 2)))
-    form = Quantize(REALS, np.asarray(step), zero_point, low, high, dtype)
+    form = Quantize(REALS, np.asarray(step), zero_point, low, high, dtype, rounding)
     graph = graph_of([REALS], lambda emit: emit_quantize(emit, form, "y"))
     assert graph.outputs[0].name == "y"
     assert_same(match_quantize(graph, graph.outputs[0]), form)
@@ -66,6 +67,13 @@ def _written(emit, half=HALF, rounded=relax.op.floor, clipped=True, dtype="uint8
 def test_near_misses_are_no_quantize(changes, read):
     graph = graph_of([REALS], lambda emit: _written(emit, **changes))
     assert (match_quantize(graph, graph.outputs[0]) is not None) == read
+
+
+def test_a_rounding_without_a_form_is_refused():
+    rounding = Rounding(RoundingMode.BORDER, (bytes([128] * 255),))
+    form = Quantize(REALS, np.asarray(0.5), 0, 0, 255, "uint8", rounding)
+    with pytest.raises(UnsupportedError, match="y: rounds by BORDER, but real numbers only by"):
+        graph_of([REALS], lambda emit: emit_quantize(emit, form, "y"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int64"])

@@ -7,14 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
+from relay_passes.forms.product import Product, emit_product, match_product
 from relay_passes.forms.requantize import (
     Requantization,
     emit_requantization,
     match_requantization,
 )
+from relay_passes.forms.rounding import match_rounded
 from relay_passes.relax_nodes import constant
-from targets.arithmetic import Rounding
 from targets.errors import UnsupportedError
+from targets.rounding import FLOOR, HALF_UP, Rounding, RoundingMode
 from targets.scale import Scale
 
 K = 3
@@ -37,7 +39,9 @@ def requantizations(draw):
     dtype = draw(SIGNED)
     ends = sorted(draw(st.tuples(*[st.integers(*_limits(dtype))] * 2)))
     added = None if residual is None else (RESIDUAL, residual)
-    return Requantization(SUMS, scale, added, wide, draw(st.integers(-128, 255)), *ends, dtype)
+    zero_point = draw(st.integers(-128, 255))
+    rounding = draw(st.sampled_from([HALF_UP, FLOOR])) if any(scale.shift) else HALF_UP
+    return Requantization(SUMS, scale, added, wide, zero_point, *ends, dtype, rounding)
 
 
 def _limits(dtype):
@@ -49,9 +53,7 @@ def _limits(dtype):
 def test_what_is_written_is_read(form):
     graph = graph_of([SUMS, RESIDUAL], lambda emit: emit_requantization(emit, form, "y"))
     assert graph.outputs[0].name == "y"
-    found = match_requantization(graph, graph.outputs[0])
-    assert_same(found, form)
-    assert found.rounding is Rounding.HALF_UP
+    assert_same(match_requantization(graph, graph.outputs[0]), form)
 
 
 def _written(emit, **changes):
@@ -69,24 +71,51 @@ def _written(emit, **changes):
 
 def test_the_parts_together_are_one():
     graph = graph_of([SUMS], _written)
-    assert match_requantization(graph, graph.outputs[0]).scale.shift == (3, 4, 5)
+    found = match_requantization(graph, graph.outputs[0])
+    assert (found.scale.shift, found.rounding) == ((3, 4, 5), HALF_UP)
+
+
+@pytest.mark.parametrize(
+    "half",
+    [
+        lambda _: SUMS,
+        lambda _: relax.op.add(SUMS, constant([4, 8, 15], "int32")),
+        lambda _: relax.op.add(SUMS, SUMS),
+    ],
+    ids=["none", "another", "variable"],
+)
+def test_without_its_half_it_is_the_floor(half):
+    """Of whatever is shifted."""
+    graph = graph_of([SUMS], lambda emit: _written(emit, half=half))
+    assert match_rounded(graph, graph.outputs[0]).rounding == FLOOR
+
+
+@pytest.mark.parametrize("rounding", [HALF_UP, FLOOR], ids=["half up", "floor"])
+def test_a_bias_of_just_a_half_is_no_half(rounding):
+    x = tensor("x", (2, 5), "uint8")
+    bias = np.array([4, 8, 16], np.int32)
+    product = Product("linear", x, np.ones((3, 1, 1, 5), np.int8), bias, dense=True)
+
+    def write(emit):
+        sums, scale = emit_product(emit, product), Scale(0, (1,) * 3, (3, 4, 5))
+        form = Requantization(sums, scale, None, False, 0, 0, 255, "uint8", rounding)
+        return emit_requantization(emit, form, "y")
+
+    graph = graph_of([x], write)
+    found = match_requantization(graph, graph.outputs[0])
+    assert found.rounding == rounding
+    assert_same(match_product(graph, found.sums), product)
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"half": lambda _: SUMS}, "does not round half up"),
-        (
-            {"half": lambda _: relax.op.add(SUMS, constant([4, 8, 15], "int32"))},
-            "does not round half up",
-        ),
-        ({"half": lambda _: relax.op.add(SUMS, SUMS)}, "does not round half up"),
         ({"shift": lambda t: relax.op.right_shift(t, t)}, "its right shift is no constant"),
         ({"clip": lambda t: t}, "not clipped"),
         ({"clip": lambda t: relax.op.clip(t, 0, 256)}, "leaves more than uint8 holds"),
         ({"clip": lambda t: relax.op.clip(t, -1, 255)}, "leaves more than uint8 holds"),
     ],
-    ids=["none", "another", "variable", "shift", "no clip", "high", "low"],
+    ids=["shift", "no clip", "high", "low"],
 )
 def test_near_misses_are_refused(changes, reason):
     graph = graph_of([SUMS], lambda emit: _written(emit, **changes))
@@ -133,18 +162,20 @@ def test_the_relax_is_the_formula_at_its_limits(numbers, codes, data):
     shape = (len(acc), 1)
     sums, r = tensor("sums", shape, "int32"), tensor("r", shape, "uint8")
     added = (r, zero) if n else None
-    form = Requantization(sums, scale, added, wide, zero_point, low, high, dtype)
+    rounding = data.draw(st.sampled_from([HALF_UP, FLOOR]))
+    form = Requantization(sums, scale, added, wide, zero_point, low, high, dtype, rounding)
     arrays = np.array(acc, np.int32).reshape(shape), np.array(codes_r, np.uint8).reshape(shape)
     got = run([sums, r], lambda emit: emit_requantization(emit, form, "y"), *arrays)
     for y, a, residual in zip(got.reshape(-1).tolist(), acc, codes_r, strict=True):
         t = (a << fraction) * multiplier + (((residual - zero) * n) << left)
-        rounded = (2 * t + (1 << shift)) >> (shift + 1)
+        rounded = (2 * t + (1 << shift if rounding == HALF_UP else 0)) >> (shift + 1)
         assert y == min(max(rounded + zero_point, low), high)
 
 
 def test_a_rounding_without_a_form_is_refused():
     """Written half up in its place, it would quietly be another network."""
     scale = Scale(0, (1,), (3,))
-    form = Requantization(SUMS, scale, None, False, 0, 0, 255, "uint8", Rounding.FLOOR)
-    with pytest.raises(UnsupportedError, match="y: rounds by FLOOR"):
+    even = Rounding(RoundingMode.HALF_EVEN)
+    form = Requantization(SUMS, scale, None, False, 0, 0, 255, "uint8", even)
+    with pytest.raises(UnsupportedError, match="y: rounds by HALF_EVEN, but integer modules only"):
         graph_of([SUMS], lambda emit: emit_requantization(emit, form, "y"))

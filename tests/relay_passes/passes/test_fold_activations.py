@@ -1,23 +1,24 @@
 """FoldActivations: ReLU and clamp become limits of the clip."""
 
 import pytest
-from golden import HALF, check, reals, unchanged
+from golden import FLOOR, HALF, check, reals, unchanged
 from tvm.script import ir as I
 from tvm.script import relax as R
 
 from relay_passes.passes.fold_activations import FoldActivations
 
 
-def test_relu_and_clamp_off_the_grid():
+@pytest.mark.parametrize(("addend", "high"), [(HALF, 23), (FLOOR, 22)], ids=["half up", "floor"])
+def test_relu_and_clamp_off_the_grid(addend, high):
     @I.ir_module
     class Before:
         @R.function
         def main(x: R.Tensor(("n", 40), "float64")) -> R.Tuple(R.Tensor(("n", 40), "uint8")):
             with R.dataflow():
                 relu = R.nn.relu(x)
-                clamped = R.clip(relu, -1.0, 6.2)
+                clamped = R.clip(relu, -1.0, 6.3)
                 ratio = R.divide(clamped, R.const(0.5, "float64"))
-                whole = R.floor(R.add(ratio, R.const(HALF, "float64")))
+                whole = R.floor(R.add(ratio, R.const(addend, "float64")))
                 shifted = R.add(whole, R.const(10, "float64"))
                 y = R.astype(R.clip(shifted, 0, 255), "uint8")
                 out = (y,)
@@ -30,9 +31,9 @@ def test_relu_and_clamp_off_the_grid():
         def main(x: R.Tensor(("n", 40), "float64")) -> R.Tuple(R.Tensor(("n", 40), "uint8")):
             with R.dataflow():
                 ratio = R.divide(x, R.const(0.5, "float64"))
-                whole = R.floor(R.add(ratio, R.const(HALF, "float64")))
+                whole = R.floor(R.add(ratio, R.const(addend, "float64")))
                 shifted = R.add(whole, R.const(10, "float64"))
-                y = R.astype(R.clip(shifted, 10, 22), "uint8")
+                y = R.astype(R.clip(shifted, 10, high), "uint8")
                 out = (y,)
                 R.output(out)
             return out

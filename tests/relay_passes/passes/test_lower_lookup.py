@@ -15,6 +15,7 @@ from relay_passes.forms.quantization import Quantize, emit_quantize
 from relay_passes.forms.table import Table, match_table
 from relay_passes.passes.lower_lookup import LowerLookup
 from relay_passes.relax_nodes import Graph
+from targets.rounding import HALF_UP
 
 
 def test_a_function_of_unsigned_codes():
@@ -129,7 +130,7 @@ def test_functions_are_those_of_torch(name):
                 wide = builder.emit(relax.op.astype(x, "float64"))
                 real = builder.emit(relax.op.multiply(wide, relax.const(1 / 32, "float64")))
                 value = builder.emit(operator(real))
-                quantize = Quantize(value, np.array(step), 0, -128, 127, "int8")
+                quantize = Quantize(value, np.array(step), 0, -128, 127, "int8", HALF_UP)
                 result = builder.emit_output(emit_quantize(builder.emit, quantize))
             builder.emit_func_output(relax.Tuple([result]))
         graph = Graph(LowerLookup()(builder.get()))

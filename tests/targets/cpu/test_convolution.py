@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from cpu_kernels import RANGE, TARGET, codes, half_up, run
+from cpu_kernels import RANGE, TARGET, codes, rounded, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax, tirx
 
 from targets.cpu.host import CpuFeatures
 from targets.cpu.kernels import make_kernel
+from targets.errors import UnsupportedError
 from targets.layers import (
     Conv2d,
     Requantize,
@@ -22,6 +23,7 @@ from targets.layers import (
     Value,
     Weights,
 )
+from targets.rounding import FLOOR, HALF_UP, Rounding, RoundingMode
 from targets.sum_bounds import bound_sums
 
 VECTOR = CpuFeatures.of(TARGET)
@@ -50,7 +52,8 @@ def conv_reference(layer: Conv2d, inputs: list[np.ndarray]) -> np.ndarray:
     if q.residual is not None:
         r64 = inputs[1].astype(np.int64) - q.residual.zero_point
         total += (r64 * q.residual.multiplier) << q.residual.shift.astype(np.int64)
-    return np.clip(half_up(total, q.shift) + q.zero_point, q.low, q.high).astype(layer.output.dtype)
+    code = rounded(total, q.shift, q.rounding) + q.zero_point
+    return np.clip(code, q.low, q.high).astype(layer.output.dtype)
 
 
 def conv(
@@ -68,6 +71,7 @@ def conv(
     raw=False,
     fraction=0,
     zero_point=0,
+    rounding=HALF_UP,
     seed=0,
 ) -> Conv2d:
     """A layer with random weights whose codes spread over the whole output range."""
@@ -94,7 +98,7 @@ def conv(
             rz = int(rng.integers(RANGE[residual][0], RANGE[residual][1] + 1))
             skip = Residual(Value("r", (ho, wo, k), residual), rz, rm, rs)
         zy = int(rng.integers(low, high + 1)) if zero_point else 0
-        requantize = Requantize(fraction, m, shift, zy, low + 1, high - 2, skip)
+        requantize = Requantize(fraction, m, shift, zy, low + 1, high - 2, rounding, skip)
     return Conv2d(
         "conv", "test", "conv2d", Value("x", shape, dtype), output, Weights(weight), bias, strides,
         padding, dilation, groups, zero_point, requantize,
@@ -152,6 +156,7 @@ CONVS = {
         "shape": (14, 14, 192), "k": 64, "kernel": (1, 1), "padding": (0,) * 4, "dtype": "uint8",
     },
     "unpadded unsigned": {"shape": (9, 9, 16), "k": 32, "padding": (0,) * 4, "dtype": "uint8"},
+    "to the floor": {"multiplier": True, "residual": "int8", "rounding": FLOOR},
     "tall": {"shape": (64, 3, 16), "k": 16},
     "deep": {"shape": (7, 7, 128), "k": 256},
 }  # fmt: skip
@@ -167,6 +172,13 @@ def test_convolutions(name: str, host: CpuFeatures) -> None:
         inputs = [codes(rng, n, value) for value in layer.inputs]
         want = conv_reference(layer, inputs)
         np.testing.assert_array_equal(run(kernel, layer, inputs), want)
+
+
+def test_another_rounding_is_refused() -> None:
+    """Half up in its place, it would quietly be another network."""
+    layer = conv(rounding=Rounding(RoundingMode.HALF_EVEN))
+    with pytest.raises(UnsupportedError, match="conv: rounds by HALF_EVEN, but the CPU only by"):
+        make_kernel(layer, VECTOR)
 
 
 sides = st.integers(1, 9)
@@ -203,6 +215,7 @@ def test_random_convolutions(data: st.DataObject) -> None:
         draw(st.booleans()),
         draw(st.sampled_from([0, 2])),
         draw(st.sampled_from([0, 17])),
+        draw(st.sampled_from([HALF_UP, FLOOR])),
         draw(st.integers(0, 99)),
     )
     inputs = [codes(np.random.default_rng(0), 2, value) for value in layer.inputs]
@@ -224,6 +237,7 @@ def test_sums_at_the_edge_of_int32(code: int, fraction: int) -> None:
         0,
         -128,
         127,
+        HALF_UP,
         Residual(skip, 127 if code < 0 else -128, 1, one * 23),
     )
     weight = np.full((16, 1, 1, 31), code, np.int8)

@@ -6,16 +6,21 @@ import itertools
 
 import numpy as np
 import pytest
-from cpu_kernels import RANGE, TARGET, codes, half_up, run
+from cpu_kernels import RANGE, TARGET, codes, rounded, run
 
 from targets.cpu.host import CpuFeatures
 from targets.cpu.kernels import make_kernel
 from targets.layers import Add, Lut, MaxPool2d, Move, Operand, Value
+from targets.rounding import FLOOR, HALF_UP, Rounding
 
 VECTOR = CpuFeatures.of(TARGET)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 17), (5, 7, 3), (16, 16, 32)])
+@pytest.mark.parametrize(
+    ("shape", "rounding"),
+    [((1, 1, 17), HALF_UP), ((5, 7, 3), FLOOR), ((16, 16, 32), HALF_UP)],
+    ids=["dense", "to the floor", "image"],
+)
 @pytest.mark.parametrize(
     ("a", "b", "shift", "zero_point"),
     [
@@ -25,12 +30,14 @@ VECTOR = CpuFeatures.of(TARGET)
         (("int8", 0, 65535, 9), ("int8", 0, 1, 30), 40, 0),
     ],
 )
-def test_additions(shape, a, b, shift: int, zero_point: int) -> None:
+def test_additions(shape, rounding: Rounding, a, b, shift: int, zero_point: int) -> None:
     operands = [
         Operand(Value(name, shape, dtype), zero, multiplier, left)
         for name, (dtype, zero, multiplier, left) in zip("ab", (a, b), strict=True)
     ]
-    layer = Add("add", "", *operands, Value("y", shape, "int8"), shift, zero_point, -100, 120)
+    layer = Add(
+        "add", "", *operands, Value("y", shape, "int8"), shift, zero_point, -100, 120, rounding
+    )
     rng = np.random.default_rng(3)
     for n in (1, 3):
         inputs = [codes(rng, n, value) for value in layer.inputs]
@@ -38,7 +45,7 @@ def test_additions(shape, a, b, shift: int, zero_point: int) -> None:
             ((x.astype(np.int64) - o.zero_point) * o.multiplier) << o.shift
             for x, o in zip(inputs, operands, strict=True)
         )
-        want = np.clip(half_up(total, shift) + zero_point, -100, 120)
+        want = np.clip(rounded(total, shift, rounding) + zero_point, -100, 120)
         np.testing.assert_array_equal(run(make_kernel(layer, VECTOR), layer, inputs), want)
 
 

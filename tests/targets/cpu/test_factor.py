@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from cpu_kernels import RANGE, TARGET, codes, half_up, run
+from cpu_kernels import RANGE, TARGET, codes, rounded, run
 
 from targets.cpu.host import CpuFeatures
 from targets.cpu.kernels import make_kernel
 from targets.layers import Conv2d, Factor, Pairing, Requantize, Residual, Value
+from targets.rounding import FLOOR, HALF_UP
 from targets.sum_bounds import CodeRange, bound_products
 
 VECTOR = CpuFeatures.of(TARGET)
@@ -14,7 +15,17 @@ ROWS, COLUMNS, ELEMENTS = Pairing
 ZEROS = {"int8": -3, "uint8": 130}
 
 
-def factor_layer(pairing, shape, right, groups, dtypes=("uint8", "int8"), *, raw=False, skip=False):
+def factor_layer(
+    pairing,
+    shape,
+    right,
+    groups,
+    dtypes=("uint8", "int8"),
+    *,
+    raw=False,
+    skip=False,
+    rounding=HALF_UP,
+):
     """A layer of two tensors whose codes spread over the whole output range."""
     h, w, c = shape
     channels = {ROWS: groups * right[1], COLUMNS: right[2], ELEMENTS: c}[pairing]
@@ -27,7 +38,7 @@ def factor_layer(pairing, shape, right, groups, dtypes=("uint8", "int8"), *, raw
         shift = rng.integers(23, 26, channels).astype(np.int32) + int(np.log2(c // groups) / 2)
         multiplier = rng.integers(1, 65536, channels).astype(np.int32)
         added = Residual(Value("s", output.shape, "uint8"), 9, 77, shift - 14) if skip else None
-        requantize = Requantize(1, multiplier, shift, 4, -100, 127, added)
+        requantize = Requantize(1, multiplier, shift, 4, -100, 127, rounding, added)
     return Conv2d(
         name="mul",
         source="",
@@ -61,10 +72,11 @@ def _meaning(layer, x, r, *residual):
     for added in residual:
         term = (added.astype(np.int64) - q.residual.zero_point) * q.residual.multiplier
         total += term << q.residual.shift.astype(np.int64)
-    return np.clip(half_up(total, q.shift) + q.zero_point, q.low, q.high).astype(np.int8)
+    code = rounded(total, q.shift, q.rounding) + q.zero_point
+    return np.clip(code, q.low, q.high).astype(np.int8)
 
 
-SWAPPED = {"dtypes": ("int8", "uint8"), "skip": True}
+SWAPPED = {"dtypes": ("int8", "uint8"), "skip": True, "rounding": FLOOR}
 LAYERS = {
     "scores": (ROWS, (1, 5, 18), (1, 7, 18), 3, {}),
     "scores, more than a block": (ROWS, (1, 3, 8), (1, 70, 8), 1, SWAPPED),

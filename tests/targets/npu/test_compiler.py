@@ -14,6 +14,7 @@ from targets.npu.machine import isa
 from targets.npu.machine.program import Program
 from targets.npu.machine.spec import load_spec
 from targets.npu.simulate.simulator import Simulator
+from targets.rounding import HALF_UP
 
 IMAGES = 3
 
@@ -58,7 +59,7 @@ def block() -> list[Layer]:
     return [
         replace(first, output=hidden),
         replace(second, input=hidden, output=end),
-        Add("add", "", Operand(x, 0, 1, 0), Operand(end, 0, 1, 1), total, 1, 0, 0, 255),
+        Add("add", "", Operand(x, 0, 1, 0), Operand(end, 0, 1, 1), total, 1, 0, 0, 255, HALF_UP),
     ]
 
 
@@ -116,6 +117,7 @@ def narrow_block(bits: int, weight_bits: int, channels: int, dtype: str) -> list
             0,
             low,
             high,
+            HALF_UP,
         ),
         MaxPool2d("pool", "", value("f"), value("g", size=5), (3, 3), (2, 2), (1, 1, 0, 0)),
         replace(last, input=value("g", size=5)),

@@ -9,6 +9,7 @@ from npu_layers import LAYERS
 from targets.arithmetic import INT32_MAX
 from targets.npu.constraints import refusal
 from targets.npu.machine.spec import load_spec
+from targets.rounding import FLOOR, HALF_UP, Rounding, RoundingMode
 
 SPEC = load_spec("e256")
 CONV, ADD = LAYERS["residual_with_multipliers"], LAYERS["add"]
@@ -55,3 +56,18 @@ def _residual(**changes):
 def test_a_field_is_used_to_its_end_and_no_further(layer, last, words):
     assert refusal(layer(last), SPEC) is None
     assert words in (refusal(layer(last + 1), SPEC) or "")
+
+
+def test_roundings_that_are_not_compiled_are_refused():
+    """REQ to the floor, too; VADD has no field for it."""
+    for layer, roundings in ((CONV.requantize, [HALF_UP, FLOOR]), (ADD, [HALF_UP])):
+        for mode in RoundingMode:
+            rounding = Rounding(mode, (bytes(255),) if mode is RoundingMode.BORDER else ())
+            changed = replace(layer, rounding=rounding)
+            changed = changed if layer is ADD else replace(CONV, requantize=changed)
+            why = refusal(changed, SPEC)
+            if rounding in roundings:
+                assert why is None
+            else:
+                assert why is not None
+                assert why.endswith(f"Here: it rounds by {mode.name}.")

@@ -18,6 +18,7 @@ from targets.npu.machine.program import ARENA, INPUTS, Program
 from targets.npu.machine.spec import load_spec
 from targets.npu.simulate.interleave import at_random, interleaved, youngest
 from targets.npu.simulate.simulator import Simulator
+from targets.rounding import HALF_UP
 
 E256 = load_spec("e256")
 
@@ -163,7 +164,7 @@ def test_what_a_table_or_an_addition_reads_goes_through_dram() -> None:
     first, second = chained(conv((8, 8, 16), 16, seed=1), conv((8, 8, 16), 16, seed=2))
     total = Value("total", (8, 8, 16), "uint8")
     a, b = Operand(first.output, 0, 1, 0), Operand(second.output, 0, 1, 1)
-    layers = [first, second, Add("add", "", a, b, total, 1, 0, *code_limits(total))]
+    layers = [first, second, Add("add", "", a, b, total, 1, 0, *code_limits(total), HALF_UP)]
     assert plan_layers(layers, [first.input], [total], E256).residents == []
 
 

@@ -5,12 +5,15 @@ import pytest
 import torch
 
 import tvmq.plan.fake_quantize  # noqa: F401  registers the operator
+from targets.errors import UnsupportedError
 
 ONE = torch.tensor([1.0], dtype=torch.float64)
 
 
-def _codes(x, step=ONE, zero_point=0, low=-128, high=127, axis=-1, dtype="int8"):
-    y = torch.ops.tvmq.fake_quantize(x, step, zero_point, low, high, axis, dtype)
+def _codes(
+    x, step=ONE, zero_point=0, low=-128, high=127, axis=-1, dtype="int8", rounding="HALF_UP"
+):
+    y = torch.ops.tvmq.fake_quantize(x, step, zero_point, low, high, axis, dtype, rounding)
     assert y.dtype == x.dtype
     return y
 
@@ -19,6 +22,7 @@ def _codes(x, step=ONE, zero_point=0, low=-128, high=127, axis=-1, dtype="int8")
 def test_ties_go_up(dtype):
     x = torch.tensor([-2.5, -1.5, -0.5, 0.5, 1.5, 0.49, -0.51], dtype=dtype)
     assert _codes(x).tolist() == [-2, -1, 0, 1, 2, 0, -1]
+    assert _codes(x, rounding="FLOOR").tolist() == [-3, -2, -1, 0, 1, 0, -1]
 
 
 def test_saturates_around_the_zero_point():
@@ -34,17 +38,19 @@ def test_steps_per_output_channel():
 
 
 @pytest.mark.parametrize("shift", [1, 8, 20, 33])
-def test_free_steps_equal_the_integers(shift):
-    """A product of rounded steps times an integer, at ties and one grid point beside them."""
+@pytest.mark.parametrize("rounding", ["HALF_UP", "FLOOR"])
+def test_free_steps_equal_the_integers(shift, rounding):
+    """A product of rounded steps times an integer, where a code begins and a grid point beside."""
     rng = np.random.default_rng(shift)
     s_y = rng.uniform(0.001, 1.0, 2000)
     multiplier = rng.integers(1, 2 ** min(16, shift + 1), 2000)
     s_acc = s_y * (multiplier / 2.0**shift)
-    tie = ((2 * rng.integers(-100, 100, 2000) + 1) << (shift - 1)) // multiplier
+    half = 1 << (shift - 1) if rounding == "HALF_UP" else 0
+    tie = ((rng.integers(-100, 100, 2000) << shift) + half) // multiplier
     acc = tie + rng.integers(-1, 2, 2000)
-    want = np.clip((acc * multiplier + (1 << (shift - 1))) >> shift, -128, 127)
+    want = np.clip((acc * multiplier + half) >> shift, -128, 127)
     got = [
-        _codes(ONE * (a * s), step=ONE * y).item() / y
+        _codes(ONE * (a * s), step=ONE * y, rounding=rounding).item() / y
         for a, s, y in zip(acc.tolist(), s_acc.tolist(), s_y.tolist(), strict=True)
     ]
     np.testing.assert_array_equal(np.rint(got), want)
@@ -73,14 +79,19 @@ def test_refuses(change, message):
         _codes(torch.ones(4), **change)
 
 
+def test_a_rounding_of_integers_only_is_refused():
+    with pytest.raises(UnsupportedError, match="rounds by HALF_EVEN, but real numbers only by"):
+        _codes(torch.ones(4), rounding="HALF_EVEN")
+
+
 def test_survives_export_with_a_symbolic_batch():
     class Net(torch.nn.Module):
         def forward(self, x):
-            return torch.ops.tvmq.fake_quantize(x, ONE, 0, 0, 255, -1, "uint8")
+            return torch.ops.tvmq.fake_quantize(x, ONE, 0, 0, 255, -1, "uint8", "FLOOR")
 
     batch = torch.export.Dim("batch")
     exported = torch.export.export(Net(), (torch.rand(3, 2),), dynamic_shapes=({0: batch},))
     assert [n.target for n in exported.graph.nodes if n.op == "call_function"] == [
         torch.ops.tvmq.fake_quantize.default
     ]
-    assert exported.module()(torch.full((5, 2), 1.6)).tolist() == [[2.0, 2.0]] * 5
+    assert exported.module()(torch.full((5, 2), 1.6)).tolist() == [[1.0, 1.0]] * 5

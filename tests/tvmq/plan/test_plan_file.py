@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from quantization_cases import calibration, float_model
 
-from targets.errors import InputError
+from targets.errors import InputError, UnsupportedError
+from targets.rounding import FLOOR, HALF_UP, Rounding, RoundingMode
 from tvmq.plan.plan_file import plan_from_json, plan_to_json, read_plan, write_plan
+from tvmq.plan.plan_schema import PlanFile
 from tvmq.plan.planner import make_plan
 from tvmq.settings import Settings
 
@@ -47,6 +49,44 @@ def test_an_edited_step_changes_what_follows_from_it(text):
     assert after.requantize["conv2d_2"].shift[0] == before.requantize["conv2d_2"].shift[0] - 1
 
 
+def test_half_up_goes_without_saying(text):
+    for entry in json.loads(text)["values"].values():
+        assert not {"rounding", "borders"} & set(entry)
+
+
+def test_a_rounding_comes_back(text):
+    document = json.loads(text)
+    document["values"]["relu_1"]["rounding"] = "FLOOR"
+    plan = plan_from_json(json.dumps(document), float_model(NAME))
+    assert {name for name, value in plan.values.items() if value.rounding == FLOOR} == {"relu_1"}
+    assert plan_from_json(plan_to_json(plan), float_model(NAME)) == plan
+
+
+@pytest.mark.parametrize("name", ["x", "relu_1"], ids=["signed", "unsigned"])
+@pytest.mark.parametrize("channels", [False, True], ids=["one row", "a row per channel"])
+def test_borders_come_back_and_are_refused_by_what_does_not_execute_them(text, name, channels):
+    plan = plan_from_json(text, float_model(NAME))
+    value = plan.values[name]
+    count = float_model(NAME).nodes[name].meta["val"].shape[1] if channels else 1
+    rows = np.random.default_rng(0).integers(0, 256, (count, 255), np.uint8)
+    first = -128 if value.signed else 0
+    rounding = Rounding(RoundingMode.BORDER, tuple(row.tobytes() for row in rows), first)
+    values = plan.values | {name: replace(value, rounding=rounding)}
+    written = plan_to_json(replace(plan, values=values))
+    entries = PlanFile.model_validate_json(written).values
+    assert entries[name].rounds == rounding
+    assert {entry.rounds for n, entry in entries.items() if n != name} == {HALF_UP}
+    with pytest.raises(UnsupportedError, match=f"value {name}: rounds by BORDER, but real numbers"):
+        plan_from_json(written, float_model(NAME))
+
+
+def test_borders_are_of_all_channels_or_of_each(text):
+    document = json.loads(text)
+    document["values"]["relu_1"] |= {"rounding": "BORDER", "borders": [[128] * 255] * 3}
+    with pytest.raises(InputError, match=r"values.relu_1.borders has 3 rows; give .* 1 or 16"):
+        plan_from_json(json.dumps(document), float_model(NAME))
+
+
 def _edit(text, path, value):
     document = json.loads(text)
     *parents, last = path
@@ -73,6 +113,11 @@ def _edit(text, path, value):
         (("values", "relu_1", "zero_point"), 300, r"values.relu_1: zero_point is 300.*\[0, 255\]"),
         (("values", "relu_1", "bits"), 9, "values.relu_1.bits is 9: .*less than or equal to 8"),
         (("values", "relu_1", "type"), "int4", "values.relu_1.type is 'int4': .*'int8' or 'uint8'"),
+        (("values", "relu_1", "rounding"), "UP", "relu_1.rounding: UP is no rounding; give one of"),
+        (("values", "relu_1", "rounding"), "BORDER", "relu_1: BORDER with 0 rows of borders"),
+        (("values", "relu_1", "borders"), [[1] * 255], "values.relu_1: HALF_UP with 1 rows"),
+        (("values", "relu_1", "borders"), [[1] * 254], "row of borders has 254 numbers; give 255"),
+        (("values", "relu_1", "borders"), [[256] * 255], "values.relu_1.borders.0.0 is 256"),
         (("values", "relu_9"), VALUE, "values.relu_9 is not in the network"),
         (("values", "relu_1"), None, "values.relu_1 is missing"),
         (

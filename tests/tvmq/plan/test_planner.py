@@ -10,7 +10,8 @@ from models import export
 from quantization_cases import float_model, plan
 from torch import nn
 
-from targets.errors import InputError
+from targets.errors import ArithmeticRangeError, InputError, UnsupportedError
+from targets.rounding import FLOOR, Rounding, RoundingMode
 from tvmq.calibrate.calibrate import calibrate
 from tvmq.capture.capture import capture_program
 from tvmq.plan.complete_plan import complete_plan
@@ -143,6 +144,40 @@ def test_a_clamp_is_at_the_nearest_code():
     edited = complete_plan(model, settings, "", values, quantized.weights, {})
     assert edited.values[name].step == 0.047
     assert (edited.values[name].low, edited.values[name].high) == (0, 128)
+    values[name] = replace(values[name], rounding=FLOOR)
+    edited = complete_plan(model, settings, "", values, quantized.weights, {})
+    assert (edited.values[name].low, edited.values[name].high) == (0, 127)
+
+
+@pytest.mark.parametrize("mode", [RoundingMode.HALF_AWAY, RoundingMode.HALF_EVEN])
+def test_a_rounding_that_nobody_executes_is_refused(mode):
+    """Also of a value that no clamp cuts."""
+    quantized = _plan("resnet_small")
+    values = {**quantized.values, "x": replace(quantized.values["x"], rounding=Rounding(mode))}
+    message = f"value x: rounds by {mode.name}, but real numbers only by HALF_UP or FLOOR"
+    with pytest.raises(UnsupportedError, match=message):
+        complete_plan(float_model("resnet_small"), Settings(), "", values, quantized.weights, {})
+
+
+@pytest.mark.parametrize(("coarseness", "shift"), [(2.0**19, 33), (2.0**20, 34)])
+def test_a_floor_that_float64_may_miss_is_refused(coarseness, shift):
+    quantized, model = _plan("mlp", scales="free"), float_model("mlp")
+    layer = next(layer for layer in find_regions(model).layers.values() if layer.output)
+    sums = quantized.values[layer.inputs[0]].step * quantized.weights[layer.name].steps[0]
+    coarse = replace(quantized.values[layer.output], step=coarseness * 1.37 * sums)
+
+    def complete(value):
+        values = {**quantized.values, layer.output: value}
+        return complete_plan(model, quantized.settings, "", values, quantized.weights, {})
+
+    assert complete(coarse).requantize[layer.name].shift == (shift,)
+    if shift <= 33:
+        complete(replace(coarse, rounding=FLOOR))
+    else:
+        with pytest.raises(
+            ArithmeticRangeError, match="FLOOR after a right shift of 34, at most 33"
+        ):
+            complete(replace(coarse, rounding=FLOOR))
 
 
 class _Joined(nn.Module):

@@ -15,6 +15,7 @@ from relay_passes.read_layers import read_layers
 from targets.arithmetic import requantize as requantize_sums
 from targets.npu.machine import isa
 from targets.npu.machine.spec import load_spec
+from targets.rounding import HALF_UP
 from targets.scale import derive_scale
 from tvmq.plan.annotate import annotate
 from tvmq.plan.plan_file import read_plan, write_plan
@@ -75,6 +76,7 @@ def test_integers_round_the_real_numbers_half_up(multiplied):
         np.zeros(64, np.int64),
         np.array(integers.shift),
         multiplier=np.array(integers.multiplier),
+        rounding=HALF_UP,
         zero_point=0,
         low=-(2**40),
         high=2**40,

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from targets.errors import UnsupportedError
+from targets.rounding import FLOOR
 from tvmq.plan.plan import ValuePlan
 from tvmq.reconstruct.learned_steps import DropMasks, LearnedStep
 
@@ -89,3 +91,8 @@ def test_masks_of_a_seed_are_the_same():
     masks = first.take(x)
     assert torch.equal(masks, second.take(x))
     assert not torch.equal(masks, first.take(x))
+
+
+def test_a_step_is_learned_half_up_only():
+    with pytest.raises(UnsupportedError, match="rounds by FLOOR, but steps are learned half up"):
+        LearnedStep(ValuePlan(1.0, 0, -8, 7, True, 4, "", FLOOR), pot=True)

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from targets.arithmetic import Rounding
 from targets.npu.execute.compiled import Executor
 from targets.npu.machine import isa
 from targets.npu.machine.program import Program
 from targets.npu.machine.spec import load_spec
 from targets.npu.simulate.codes import RECORD
 from targets.npu.simulate.simulator import Simulator
+from targets.rounding import RoundingMode
 
 ROWS, LANES, OUT = 9, 16, 1024
 BORDERS = 2048
@@ -26,7 +26,7 @@ def _program(spec, rng, widths, *, composed, fraction, residual):
     """One tile of sums, requantized: plain, or with product scaling, multiplier and borders."""
     act, wgt, shift = widths
     columns, extra = spec.array.cols, fraction if composed else 0
-    rounding = Rounding.BORDER if composed else Rounding.HALF_UP
+    rounding = RoundingMode.BORDER if composed else RoundingMode.HALF_UP
     records = np.zeros(columns, RECORD)
     records["bias"] = rng.integers(-999, 999, columns) << extra
     records["mult"] = 1

@@ -19,6 +19,7 @@ from targets.npu.machine.spec import load_spec
 from targets.npu.price.layer_costs import BOUNDS, price
 from targets.npu.schedule import loops
 from targets.npu.schedule.job import Job
+from targets.rounding import HALF_UP
 
 MACHINES = {name: load_spec(name) for name in ("e256", "m2048")}
 X, R, Y = (Value(name, (28, 28, 64), "uint8") for name in "xry")
@@ -29,7 +30,7 @@ ORDINARY: dict[str, Layer] = {
     "depthwise": conv((28, 28, 96), 96, groups=96),
     "pointwise with a residual": conv((28, 28, 96), 24, (1, 1), padding=FLAT, residual="uint8"),
     "dense": conv((1, 1, 512), 100, (1, 1), padding=FLAT, out="int32"),
-    "add": Add("layer", "", Operand(X, 3, 1, 2), Operand(R, 1, 1, 0), Y, 4, 0, 0, 255),
+    "add": Add("layer", "", Operand(X, 3, 1, 2), Operand(R, 1, 1, 0), Y, 4, 0, 0, 255, HALF_UP),
     "lut": Lut("layer", "", X, Y, bytes(range(256))),
     "pool": MaxPool2d(
         "layer", "", X, Value("y", (14, 14, 64), "uint8"), (3, 3), (2, 2), (1, 1, 0, 0)

@@ -17,6 +17,7 @@ from targets.npu.schedule.job import Job
 from targets.npu.schedule.meanings import AddFields, MaxFields, ProductFields, RequantizeRow
 from targets.npu.schedule.scheduled import Scheduled
 from targets.npu.target import lower
+from targets.rounding import RoundingMode
 
 MACHINES = {name: load_spec(name) for name in ("e256", "m2048")}
 
@@ -144,8 +145,14 @@ def test_a_machine_that_does_not_multiply_bytes_refuses_in_words() -> None:
     ("call", "fields"),
     [
         ("npu.gemm", ProductFields(32, 16, 8, 4, "uint8", 1, 9, 7, 2)),
-        ("npu.requantize", RequantizeRow(3, True, -5, -8, 7, "int8", "", 2, 9, 4, channels=6)),
-        ("npu.requantize", RequantizeRow(3, False, 5, 0, 9, "uint8", "int8", channels=16)),
+        (
+            "npu.requantize",
+            RequantizeRow(3, True, -5, -8, 7, "int8", RoundingMode.FLOOR, "", 2, 9, 4, channels=6),
+        ),
+        (
+            "npu.requantize",
+            RequantizeRow(3, False, 5, 0, 9, "uint8", RoundingMode.HALF_UP, "int8", channels=16),
+        ),
         ("npu.max", MaxFields("int8", 2)),
         ("npu.add", AddFields("int8", -4, 3, 2, "uint8", 5, 6, 7, 8, 9, -10, 11, "int8", 4)),
     ],

@@ -18,9 +18,11 @@ from targets.npu.machine.program import LayerSpan, Program
             isa.Gemm(pop=0b1001, acc_init=1, act_bits=2, m0=7, frac=3),
             "GEMM  pop LD,ST  acc_init act_bits=2 m0=7 frac=3",
         ),
+        (isa.Requantize(nvalid=4), "REQ   rounding=FLOOR nvalid=4"),
+        (isa.Requantize(rounding=4, nvalid=4), "REQ   rounding=BORDER nvalid=4"),
         (isa.Halt(), "HALT"),
     ],
-    ids=["load", "gemm", "halt"],
+    ids=["load", "gemm", "floor", "border", "halt"],
 )
 def test_instruction(instruction, text):
     assert instruction_text(instruction) == text
