@@ -44,7 +44,7 @@ from tvmq.capture.capture import capture
 from tvmq.data.open import open_data
 from tvmq.data.preprocessing import Preprocessing
 from tvmq.float_model import FloatModel
-from tvmq.plan.annotate import annotated_graph
+from tvmq.plan.annotate import annotate
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.plan import Plan
 from tvmq.plan.planner import make_plan
@@ -243,7 +243,7 @@ def use_zero_points(unit: QuantizedUnit, settings: Settings) -> None:
 
 def accuracy(model: FloatModel, plan: Plan, data: Path) -> float:
     """Top-1 of the annotated network on all images of cifar10_eval.npz."""
-    graph_module = annotated_graph(model, plan, torch.float32)
+    graph_module = annotate(model, plan, torch.float32)
     source = open_data(str(data / "cifar10_eval.npz"), model.inputs, IMAGES)
     right = count = 0
     with torch.no_grad():

@@ -145,10 +145,10 @@ def _build_into(
             plan = learned.plan
     write_plan(plan, folder / "plan.json")
     with progress.stage("annotate"):
-        program = annotate(model, plan)
-        save_annotated(folder, program)
+        annotated = annotate(model, plan)
+        save_annotated(folder, annotated)
     with progress.stage("integer"):
-        integer = lower_to_integer(import_torch(program), dump=folder / "ir" / "passes")
+        integer = lower_to_integer(import_torch(annotated), dump=folder / "ir" / "passes")
         save_integer(folder, integer)
     with progress.stage("place"):
         network = read_layers(integer, _sources(model))

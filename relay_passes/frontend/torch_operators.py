@@ -3,22 +3,50 @@
 These are the operators of ``tvmq/capture/operator_rules.py`` that have integers, which has refused
 whatever else their arguments could say; averages are convolutions by now.
 
-Each binds its result under the node's name. Operators that read parameters (convolution, linear,
-quantization) are in ``import_torch.py``, which knows the stored tensors.
+Each binds its result under the node's name.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import numpy as np
 from torch import fx
 from tvm import relax
 
-from relay_passes.relax_nodes import Expr, Var, constant, shape_of
+from relay_passes.forms.quantization import Dequantize, Quantize, emit_dequantize, emit_quantize
+from relay_passes.relax_nodes import Array, Emit, Expr, Var, constant, shape_of
 from targets.errors import UnsupportedError
+from targets.rounding import Rounding, RoundingMode
 
-Importer: TypeAlias = Any  # tvm's BaseFXGraphImporter: ``env`` and ``block_builder``
+
+@dataclass(frozen=True)
+class Importer:
+    """What converters have in common.
+
+    Attributes:
+        emit: binds an expression.
+        arrays: by node of the graph, the stored tensors.
+        env: by node of the graph, what is computed.
+    """
+
+    emit: Emit
+    arrays: dict[fx.Node, Array]
+    env: dict[fx.Node, Expr] = field(default_factory=dict)
+
+    def array(self, node: fx.Node | None) -> Array | None:
+        """A stored tensor that may be left out."""
+        return None if node is None else self.arrays[node]
+
+    def operand(self, node: fx.Node) -> Expr:
+        """What a node stands for, computed or stored."""
+        stored = self.arrays.get(node)
+        return self.env[node] if stored is None else constant(stored, str(stored.dtype))
+
+
 Converter: TypeAlias = Callable[[fx.Node, Importer], Expr]
 
 
@@ -35,8 +63,8 @@ def pair(value: int | list[int]) -> list[int]:
 
 def _elementwise(build: Callable[..., Expr]) -> Converter:
     def convert(node: fx.Node, importer: Importer) -> Var:
-        return importer.block_builder.emit(
-            build(importer.env[node.args[0]], *node.args[1:], **node.kwargs), name_hint=node.name
+        return importer.emit(
+            build(importer.env[node.args[0]], *node.args[1:], **node.kwargs), node.name
         )
 
     return convert
@@ -70,14 +98,14 @@ def _elu(x: Expr, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1
 
 def _add(node: fx.Node, importer: Importer) -> Var:
     a, b = (importer.env[arg] for arg in node.args)
-    return importer.block_builder.emit(relax.op.add(a, b), name_hint=node.name)
+    return importer.emit(relax.op.add(a, b), node.name)
 
 
 def _cat(node: fx.Node, importer: Importer) -> Var:
     tensors = [importer.env[arg] for arg in node.args[0]]
     (axis,) = arguments(node, None, 0)[1:]
     axis %= len(shape_of(tensors[0]))
-    return importer.block_builder.emit(relax.op.concat(tensors, axis), name_hint=node.name)
+    return importer.emit(relax.op.concat(tensors, axis), node.name)
 
 
 def _max_pool2d(node: fx.Node, importer: Importer) -> Var:
@@ -91,7 +119,7 @@ def _max_pool2d(node: fx.Node, importer: Importer) -> Var:
     if not ceil_mode:
         widths = pair(padding) * 2
     pooled = relax.op.nn.max_pool2d(x, kernel, strides, widths, dilation)
-    return importer.block_builder.emit(pooled, name_hint=node.name)
+    return importer.emit(pooled, node.name)
 
 
 def _pool_padding(
@@ -116,16 +144,18 @@ def _reshape(node: fx.Node, importer: Importer) -> Var:
     x = importer.env[node.args[0]]
     shape = [int(d) for d in node.meta["val"].shape[1:]]
     reshaped = relax.op.reshape(x, [shape_of(x)[0], *shape])
-    return importer.block_builder.emit(reshaped, name_hint=node.name)
+    return importer.emit(reshaped, node.name)
 
 
 def _slice(node: fx.Node, importer: Importer) -> Var:
     source, axis, begin, end, step = arguments(node, None, 0, None, None, 1)
     x = importer.env[source]
     axis %= len(shape_of(x))
+    if axis == 0 and not begin and end in (None, sys.maxsize) and step == 1:
+        return x  # all images: how export says ``x[:, ...]``
     start, stop, step = slice(begin, end, step).indices(shape_of(x)[axis])
     sliced = relax.op.strided_slice(x, [axis], [start], [stop], [step])
-    return importer.block_builder.emit(sliced, name_hint=node.name)
+    return importer.emit(sliced, node.name)
 
 
 def _pad(node: fx.Node, importer: Importer) -> Var:
@@ -134,16 +164,65 @@ def _pad(node: fx.Node, importer: Importer) -> Var:
     pairs = [widths[i : i + 2] for i in range(0, len(widths), 2)][::-1]  # torch: last axis first
     full = [[0, 0]] * (len(shape_of(x)) - len(pairs)) + pairs
     padded = relax.op.nn.pad(x, [width for pair in full for width in pair], "constant", 0.0)
-    return importer.block_builder.emit(padded, name_hint=node.name)
+    return importer.emit(padded, node.name)
 
 
 def _permute(node: fx.Node, importer: Importer) -> Var:
     x = importer.env[node.args[0]]
     axes = [axis % len(node.args[1]) for axis in node.args[1]]
-    return importer.block_builder.emit(relax.op.permute_dims(x, axes), name_hint=node.name)
+    return importer.emit(relax.op.permute_dims(x, axes), node.name)
+
+
+def _fake_quantize(node: fx.Node, importer: Importer) -> Var:
+    source, step_node, zero_point, low, high, axis, dtype, mode = node.args
+    x = importer.operand(source)
+    step = np.asarray(importer.array(step_node), np.float64)
+    if axis >= 0:
+        step = step.reshape([-1 if i == axis else 1 for i in range(len(shape_of(x)))])
+    else:
+        step = step.reshape(())
+    quantize = Quantize(x, step, zero_point, low, high, dtype, Rounding(RoundingMode[mode]))
+    codes = emit_quantize(importer.emit, quantize, f"{source.name}_codes")
+    return emit_dequantize(importer.emit, Dequantize(codes, step, zero_point), node.name)
+
+
+def _conv2d(node: fx.Node, importer: Importer) -> Var:
+    x, weight, bias, stride, padding, dilation, groups = arguments(
+        node, None, None, None, (1, 1), (0, 0), (1, 1), 1
+    )
+    pad_y, pad_x = pair(padding)
+    result = relax.op.nn.conv2d(
+        importer.operand(x),
+        importer.operand(weight),
+        strides=pair(stride),
+        padding=[pad_y, pad_x, pad_y, pad_x],
+        dilation=pair(dilation),
+        groups=groups,
+    )
+    offset = importer.array(bias)
+    return _with_bias(
+        node, importer, result, None if offset is None else offset.reshape(1, -1, 1, 1)
+    )
+
+
+def _linear(node: fx.Node, importer: Importer) -> Var:
+    x, weight, bias = arguments(node, None, None, None)
+    transposed = importer.emit(relax.op.permute_dims(importer.operand(weight)))
+    result = relax.op.matmul(importer.operand(x), transposed)
+    return _with_bias(node, importer, result, importer.array(bias))
+
+
+def _with_bias(node: fx.Node, importer: Importer, product: Expr, bias: Array | None) -> Var:
+    if bias is None:
+        return importer.emit(product, node.name)
+    total = relax.op.add(importer.emit(product), constant(bias, "float64"))
+    return importer.emit(total, node.name)
 
 
 CONVERTERS: dict[str, Converter] = {
+    "fake_quantize.default": _fake_quantize,
+    "conv2d.default": _conv2d,
+    "linear.default": _linear,
     "relu.default": _elementwise(relax.op.nn.relu),
     "clamp.default": _elementwise(_clamp),
     "sigmoid.default": _elementwise(relax.op.sigmoid),

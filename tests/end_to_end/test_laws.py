@@ -47,7 +47,7 @@ def test_every_fake_quantized_tensor_is_its_codes(name: str, settings: Settings)
     run_reference(
         lower_to_integer(import_torch(program)), {model.inputs[0].name: x.numpy()}, values
     )
-    recorder = _Recorder(program.module())
+    recorder = _Recorder(program)
     with torch.no_grad():
         recorder.run(x.double())
     compared = 0

@@ -49,7 +49,7 @@ def test_floor_goes_all_the_way(name, settings, floors):
     on_cpu, on_npu = place(integer, network, None), place(integer, network, SPEC)
     want = run_reference(integer, inputs)
     for answer in (
-        [t.float().numpy() for t in program.module()(x.double())],
+        [t.float().numpy() for t in program(x.double())],
         run_placed(on_cpu, None, x.numpy()),
         run_placed(on_npu, SPEC, x.numpy()),
     ):

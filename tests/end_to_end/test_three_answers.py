@@ -70,7 +70,7 @@ def test_all_answers_are_equal(name: str, settings: str) -> None:
     network = read_layers(integer)
 
     want = run_reference(integer, {model.inputs[0].name: images})
-    fake = program.module()(torch.from_numpy(images).double())
+    fake = program(torch.from_numpy(images).double())
     on_cpu = place(integer, network, None)
     spec = load_spec("e256")
     on_npu = place(integer, network, spec)

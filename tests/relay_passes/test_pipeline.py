@@ -5,7 +5,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 import tvm
-from annotated_networks import Average, Layer, Residual, export, image, quantize, run_torch, run_tvm
+from annotated_networks import (
+    Average,
+    Layer,
+    Residual,
+    export,
+    graph_of,
+    image,
+    quantize,
+    run_torch,
+    run_tvm,
+)
 from placed_modules import run_placed
 from torch import nn
 from tvm import relax
@@ -69,7 +79,7 @@ def _fake_quantized(program, x):
                     seen[source.name] = (result.numpy(), step, node.args[2])
             return result
 
-    Watch(program.module()).run(torch.tensor(x, dtype=torch.float64))
+    Watch(program).run(torch.tensor(x, dtype=torch.float64))
     return seen
 
 
@@ -290,9 +300,7 @@ def test_value_that_stays_float_is_named():
 
 
 def test_float32_graph_is_refused():
-    module = Residual().float()
-    batch = torch.export.Dim("batch")
-    program = torch.export.export(module, (torch.zeros(2, 3, 12, 9),), dynamic_shapes=({0: batch},))
+    program = graph_of(Residual().float(), torch.zeros(2, 3, 12, 9))
     with pytest.raises(UnsupportedError, match=r"expected '.*' in float64"):
         import_torch(program)
 

@@ -13,7 +13,8 @@ import numpy as np
 import tomli_w
 import torch
 import tvm
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim
+from torch.fx import GraphModule
 from tvm import IRModule
 
 from relay_passes.place import PlacedModule
@@ -39,9 +40,9 @@ def save_float(folder: Path, model: FloatModel) -> None:
     _write_text(folder, "float", model.graph_module.code)
 
 
-def save_annotated(folder: Path, program: ExportedProgram) -> None:
+def save_annotated(folder: Path, graph_module: GraphModule) -> None:
     """The text of the fake-quantized graph."""
-    _write_text(folder, "annotated", program.graph_module.code)
+    _write_text(folder, "annotated", graph_module.code)
 
 
 def save_integer(folder: Path, integer: IRModule) -> None:

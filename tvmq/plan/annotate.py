@@ -1,4 +1,4 @@
-"""The float graph with a ``fake_quantize`` behind every value and weight, exported for import.
+"""The float graph with a ``fake_quantize`` behind every value and weight.
 
 What comes out runs in torch as the fake-quantized network, in float64, and is what
 ``relay_passes/frontend/import_torch.py`` reads. An average pooling is written as the depthwise
@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule, Node
 
 import tvmq.plan.fake_quantize  # noqa: F401  registers the operator
@@ -28,31 +27,18 @@ from tvmq.settings import learned_range, weight_limit
 aten = torch.ops.aten
 
 
-def annotate(model: FloatModel, plan: Plan) -> ExportedProgram:
-    """The quantized network as an exported program, float64, for any batch.
+def annotate(model: FloatModel, plan: Plan, dtype: torch.dtype = torch.float64) -> GraphModule:
+    """The quantized network as a graph module, for any batch.
 
     Args:
         model: the float network.
         plan: complete, of the same network.
+        dtype: float32 is exact enough for statistics.
 
     Returns:
-        A program whose outputs are the dequantized codes, or the scaled int32 sums where a
+        A graph whose outputs are the dequantized codes, or the scaled int32 sums where a
         convolution or linear layer is itself an output.
     """
-    graph_module = annotated_graph(model, plan)
-    examples = tuple(
-        torch.zeros((3, *spec.shape[1:]), dtype=torch.float64) for spec in model.inputs
-    )
-    shapes = tuple({0: Dim("batch")} for _ in examples)
-    program = torch.export.export(graph_module, examples, dynamic_shapes=shapes, strict=False)
-    _restore_names(program, graph_module)
-    return program
-
-
-def annotated_graph(
-    model: FloatModel, plan: Plan, dtype: torch.dtype = torch.float64
-) -> GraphModule:
-    """The same as a graph module that is not exported; float32 is exact enough for statistics."""
     graph_module = copy_of(model.graph_module).to(dtype)
     regions = find_regions(model)
     annotator = _Annotator(model, plan, regions, graph_module, dtype)
@@ -152,17 +138,3 @@ class _Annotator:
         node = self.graph.create_node("call_function", target, arguments, {}, name=name)
         node.meta["val"] = arguments[0].meta["val"]
         return node
-
-
-def _restore_names(program: ExportedProgram, graph_module: GraphModule) -> None:
-    """Give the exported nodes the names they had; export numbers them anew, in the same order."""
-    ours = [node for node in graph_module.graph.nodes if node.op == "call_function"]
-    theirs = [node for node in program.graph.nodes if node.op == "call_function"]
-    assert [n.target for n in ours] == [n.target for n in theirs], "export changed the operators"
-    names = {}
-    for node, named in zip(theirs, ours, strict=True):
-        names[node.name] = named.name
-        node.name = named.name  # not _rename, which avoids all names that were ever given
-    for spec in program.graph_signature.output_specs:
-        spec.arg.name = names.get(spec.arg.name, spec.arg.name)
-    program.graph_module.recompile()

@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 from tvmq.calibrate.calibrate import Calibration, Inputs, Progress
 from tvmq.execute_graph import GraphRun
 from tvmq.float_model import FloatModel
-from tvmq.plan.annotate import annotated_graph
+from tvmq.plan.annotate import annotate
 from tvmq.plan.plan import BiasPlan, Plan
 from tvmq.regions import find_regions, shape_of
 
@@ -112,7 +112,7 @@ def correct_biases(
             progress(len(biases), len(axes))
         return correction if helps else None
 
-    quantized = annotated_graph(model, plan, torch.float32)
+    quantized = annotate(model, plan, torch.float32)
     inputs = [*teaching, *held_out]
     correct_side_by_side((model.graph_module, inputs), (quantized, inputs), axes, decide)
     return biases

@@ -41,8 +41,8 @@ def test_runs_close_to_float_for_any_batch(name, settings):
     x = images(name)
     with torch.no_grad():
         exact = float_model(name).graph_module(x)[0]
-        outputs = program.module()(x.double())[0]
-        alone = program.module()(x[:1].double())[0]
+        outputs = program(x.double())[0]
+        alone = program(x[:1].double())[0]
     # The last sums are not rounded to codes, so their order shows in the last bits.
     torch.testing.assert_close(alone, outputs[:1], rtol=1e-12, atol=1e-12)
     assert outputs.dtype == torch.float64
@@ -53,11 +53,11 @@ def test_runs_close_to_float_for_any_batch(name, settings):
 def test_steps_reach_the_graph_exactly(settings):
     program, quantized = _program("resnet_small", settings)
     for name, value in quantized.values.items():
-        step = program.state_dict[f"{name}_step"]
+        step = program.get_buffer(f"{name}_step")
         assert step.dtype == torch.float64
         assert step.item() == value.step
     for name, weight in quantized.weights.items():
-        assert program.state_dict[f"{name}_weight_step"].tolist() == list(weight.steps)
+        assert program.get_buffer(f"{name}_weight_step").tolist() == list(weight.steps)
 
 
 def test_a_layer_equals_its_integers():
@@ -71,7 +71,7 @@ def test_a_layer_equals_its_integers():
             return seen[n.name]
 
     with torch.no_grad():
-        Recorder(program.module()).run(images("resnet_small")[:4].double())
+        Recorder(program).run(images("resnet_small")[:4].double())
     by_target = {name: value for name, value in seen.items() if isinstance(value, torch.Tensor)}
 
     def codes(name, step):
@@ -82,7 +82,7 @@ def test_a_layer_equals_its_integers():
     q, weight = quantized.requantize["conv2d_2"], quantized.weights["conv2d_2"]
     source, output = quantized.values["relu_1"], quantized.values["relu_2"]
     unit = source.step * np.array(weight.steps)
-    bias = np.rint(program.state_dict["conv2d_2_bias_q"].numpy() / unit).astype(np.int64)
+    bias = np.rint(program.conv2d_2_bias_q.numpy() / unit).astype(np.int64)
     w = torch.round(
         by_target["conv2d_2_weight_q"] / torch.tensor(weight.steps).double().reshape(-1, 1, 1, 1)
     )

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 from quantization_cases import calibration, float_model, images
 
-from tvmq.plan.annotate import annotated_graph
+from tvmq.plan.annotate import annotate
 from tvmq.plan.bias_correction import correct_biases
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.planner import make_plan
@@ -19,9 +19,7 @@ def _mean_error(plan):
     x = images(NAME)
     with torch.no_grad():
         exact = float_model(NAME).graph_module(x)[0]
-        return (
-            (annotated_graph(float_model(NAME), plan)(x.double())[0] - exact).mean(0).abs().mean()
-        )
+        return (annotate(float_model(NAME), plan)(x.double())[0] - exact).mean(0).abs().mean()
 
 
 def test_mean_error_of_the_outputs_shrinks():

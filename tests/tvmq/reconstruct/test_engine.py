@@ -12,7 +12,7 @@ from quantization_cases import calibration, float_model, images
 from targets.errors import InputError
 from tvmq.calibrate.calibrate import calibrate
 from tvmq.capture.capture import capture_program
-from tvmq.plan.annotate import annotated_graph
+from tvmq.plan.annotate import annotate
 from tvmq.plan.plan_file import plan_to_json
 from tvmq.plan.planner import make_plan
 from tvmq.reconstruct import training, unit_cache, unit_state
@@ -53,7 +53,7 @@ def _rapq() -> Reconstruction:
 def _squared_error(plan, name: str = NAME) -> float:
     with torch.no_grad():
         exact = float_model(name).graph_module(images(name))[0]
-        quantized = annotated_graph(float_model(name), plan)(images(name).double())[0]
+        quantized = annotate(float_model(name), plan)(images(name).double())[0]
     return float((quantized - exact).square().mean())
 
 

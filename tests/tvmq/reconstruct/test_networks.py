@@ -11,7 +11,7 @@ from torch import nn
 from targets.errors import UnsupportedError
 from tvmq.calibrate.calibrate import calibrate
 from tvmq.capture.capture import capture_program
-from tvmq.plan.annotate import annotated_graph
+from tvmq.plan.annotate import annotate
 from tvmq.plan.planner import make_plan
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.settings import Settings
@@ -87,7 +87,7 @@ def test_a_vision_transformer_reconstructs_in_fake_quantization():
     with torch.no_grad():
         exact = model.graph_module(x)[0]
         errors = [
-            float((annotated_graph(model, plan, torch.float32)(x)[0] - exact).square().mean())
+            float((annotate(model, plan, torch.float32)(x)[0] - exact).square().mean())
             for plan in (done.plan, nearest)
         ]
     assert errors[0] < errors[1]
