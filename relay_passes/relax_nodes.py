@@ -28,19 +28,23 @@ Array: TypeAlias = npt.NDArray[Any]
 Emit: TypeAlias = Callable[..., Var]  # emit(expr, name_hint="") -> Var
 
 
+# Types are compared because nodes come by the million and ``isinstance`` runs Python code of TVM.
+_VARS = (relax.DataflowVar, relax.Var)
+
+
 def is_var(expr: Expr) -> bool:
     """Whether the expression is a variable."""
-    return isinstance(expr, relax.Var)
+    return type(expr) in _VARS
 
 
 def is_constant(expr: Expr) -> bool:
     """Whether the expression is a tensor constant."""
-    return isinstance(expr, tvm.ir.expr.GenericConst)
+    return type(expr) is tvm.ir.expr.GenericConst
 
 
 def is_tuple(expr: Expr) -> bool:
     """Whether the expression is a tuple written out."""
-    return isinstance(expr, relax.Tuple)
+    return type(expr) is relax.Tuple
 
 
 def is_scalar(expr: Expr) -> bool:
@@ -155,9 +159,9 @@ def tensors_in(value: Expr) -> list[Expr]:
     """Variables and constants that a call reads, in order; the fields of a tuple argument too."""
     if is_var(value) or is_constant(value):
         return [value]
-    if not isinstance(value, relax.Call | relax.Tuple):
+    if type(value) not in (relax.Call, relax.Tuple):
         return []
-    fields = value.args if isinstance(value, relax.Call) else value.fields
+    fields = value.args if type(value) is relax.Call else value.fields
     return [tensor for field in fields[:] for tensor in tensors_in(field)]  # [:] is far quicker
 
 

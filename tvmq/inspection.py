@@ -26,7 +26,7 @@ from tvmq.plan.planner import make_plan
 from tvmq.progress import Progress
 from tvmq.settings import Settings
 
-NOISE_IMAGES = 8
+NOISE_IMAGES = 2
 
 
 @dataclass(frozen=True)
