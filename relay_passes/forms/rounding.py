@@ -29,6 +29,7 @@ from relay_passes.relax_nodes import (
     is_var,
     number,
 )
+from targets.code_range import type_range
 from targets.rounding import FLOOR, HALF_UP, Rounding, refused
 
 Ints = npt.NDArray[np.int64]
@@ -88,7 +89,8 @@ def match_rounded(graph: Graph, expr: Expr) -> Rounded | str:
         return "its codes are not clipped"
     low, high = (int(number(clip.args[i])) for i in (1, 2))
     dtype = dtype_of(cast)
-    if low < np.iinfo(dtype).min or high > np.iinfo(dtype).max:
+    first, last = type_range(dtype)
+    if low < first or high > last:
         return f"its clip leaves more than {dtype} holds"
     t, zero_point = clip.args[0], 0
     if (shifted := graph.match(t, "add")) is not None and is_scalar(shifted.args[1]):
