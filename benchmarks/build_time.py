@@ -90,7 +90,6 @@ def prepare(room: Path, cases: list[str], data: Path | None) -> str:
             trained = data and name == "mobilenet_v2"
             source = data / "models" / "mobilenet_v2_imagenet.pt2" if data and trained else None
             _write_model(room, name, make, source, f"onnxruntime-{name}" in cases)
-    (room / "executors").mkdir()
     if data is not None:
         (room / "images").symlink_to((data / "imagenet" / "calib").resolve())
         return f"{IMAGES} images of {data / 'imagenet' / 'calib'}"
@@ -117,8 +116,7 @@ def measured(case: str, room: Path) -> dict[str, Any]:
     """Run a case in a process of its own and print its stages."""
     words = [sys.executable, "-W", "ignore", "-m", "benchmarks.build_time"]
     words += ["--case", case, "--room", str(room)]
-    cache = room / ("empty" if case.endswith("-first") else "executors")
-    environment = os.environ | {"TVMQ_CACHE": str(cache)}
+    environment = os.environ | {"TVMQ_CACHE": str(room / "executors")}
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     wall = time.perf_counter() - start

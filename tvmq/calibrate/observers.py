@@ -8,8 +8,6 @@ result does not depend on how the images were cut into batches.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from targets.code_range import code_range
+from tvmq.calibrate.count_bins import count_bins
 from tvmq.settings import Settings
 
 SIDE_BINS = 4096
@@ -24,11 +23,6 @@ SIDE_BINS = 4096
 
 FRACTIONS = np.arange(10, 101) / 100
 """Parts of the full range that a search for a free step tries."""
-
-_PIECE = 1 << 15
-"""Elements counted at a time, the most that torch does not share between threads of its own."""
-_FIRST_BIN = torch.tensor(float(SIDE_BINS))
-_threads = ThreadPoolExecutor(thread_name_prefix="histogram")
 
 EXPONENTS = range(-4, 1)
 """Offsets from the power of two that just holds the full range."""
@@ -65,7 +59,7 @@ class Histogram:
             raise ValueError("not finite")
         self.extend(low, high)
         if self.limit:
-            self.counts += _count(tensor.float().reshape(-1), self.limit)
+            self.counts += count_bins(tensor.float().reshape(-1), self.limit, 2 * SIDE_BINS)
 
     def extend(self, low: float, high: float) -> None:
         """Note the extremes and make room for them."""
@@ -111,32 +105,6 @@ class Histogram:
         index = int(np.searchsorted(share, percent / 100 - 1e-12))
         bound = self.limit * min(index + 1, SIDE_BINS) / SIDE_BINS
         return max(self.low, -bound), min(self.high, bound)
-
-
-def _count(elements: torch.Tensor, limit: float) -> Floats:
-    """How many elements lie in each of 2 * SIDE_BINS bins over [-limit, limit)."""
-    pieces = elements.split(_PIECE)
-    shares = min(torch.get_num_threads(), len(pieces))
-    if shares == 1:
-        return _count_pieces(pieces, limit).astype(np.float64)
-    parts = _threads.map(lambda n: _count_pieces(pieces[n::shares], limit), range(shares))
-    return np.sum(list(parts), axis=0, dtype=np.float64)
-
-
-def _count_pieces(pieces: Sequence[torch.Tensor], limit: float) -> npt.NDArray[np.int64]:
-    """The same, int64[2 * SIDE_BINS].
-
-    ``torch.histc`` takes twice as long and counts in float32, which stops at 2**24. A piece of this
-    size stays in the cache while it is scaled, truncated and counted.
-    """
-    counts = torch.zeros(2 * SIDE_BINS + 1, dtype=torch.int64)
-    scaled, bins = torch.empty(_PIECE), torch.empty(_PIECE, dtype=torch.int16)
-    for piece in pieces:
-        size = len(piece)
-        position = torch.add(_FIRST_BIN, piece, alpha=SIDE_BINS / limit, out=scaled[:size])
-        counts += bins[:size].copy_(position).bincount(minlength=len(counts))
-    counts[-2] += counts[-1]  # just below the limit, float32 rounds up to it
-    return counts[:-1].numpy()
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,17 @@ _NEVER = 2**31 - 1
 
 
 def prepare() -> None:
-    """Keep freed memory, let idle threads sleep and seldom look for garbage.
+    """Keep freed memory, let idle threads sleep soon and seldom look for garbage.
 
     glibc gives every large tensor pages of its own and takes them back at once: the system zeroed
     100 GB of pages in a build of MobileNetV2 and took half of its time for it. Threads of torch
-    that wait for work in a loop take the cores from whoever has some. And Python looks for garbage
-    among a million objects of torch and TVM each time that a graph of some thousand nodes is made.
-    What the user has set in the environment stays.
+    wait for work in a loop, for milliseconds, and take the cores from whoever has some. And Python
+    looks for garbage among a million objects of torch and TVM whenever a graph of some thousand
+    nodes is made. What the user has set in the environment stays.
     """
     gc.set_threshold(10_000, 10, 10)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc only
     if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
         mallopt(_MMAP_THRESHOLD, _NEVER)

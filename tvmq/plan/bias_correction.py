@@ -26,7 +26,7 @@ from tvmq.regions import find_regions, shape_of
 MAX_IMAGES = 256
 MAX_BYTES = 2**28
 """The largest tensor of all images together; fewer images where it would be larger."""
-PART_BYTES = 2**25
+PART_BYTES = 2**24
 """The largest tensor of the images that are computed at a time."""
 
 
