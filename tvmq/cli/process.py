@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import functools
 import gc
 import os
 
@@ -11,6 +13,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _NEVER = 2**31 - 1
 
 
+@functools.cache
 def prepare() -> None:
     """Keep freed memory, let idle threads sleep soon and seldom look for garbage.
 
@@ -18,9 +21,11 @@ def prepare() -> None:
     100 GB of pages in a build of MobileNetV2 and took half of its time for it. Threads of torch
     wait for work in a loop, for milliseconds, and take the cores from whoever has some. And Python
     looks for garbage among a million objects of torch and TVM whenever a graph of some thousand
-    nodes is made. What the user has set in the environment stays.
+    nodes is made, and a last time when the process ends. What the user has set in the environment
+    stays.
     """
     gc.set_threshold(10_000, 10, 10)
+    atexit.register(gc.freeze)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc only
