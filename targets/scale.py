@@ -189,8 +189,10 @@ def _with_shifts_from(
     room = [_BITS - m.bit_length() for m in M]
     if len(set(M)) > 1:  # the field of a channel's shift is narrow: make them as equal as may be
         grown = [min(max(s) - shift, free) for shift, free in zip(s, room, strict=True)]
-        missing = [max(least - shift - up, 0) for shift, up in zip(s, grown, strict=True)]
-        grown = [min(up + more, free) for up, more, free in zip(grown, missing, room, strict=True)]
+        # what the channel with the least room leaves is left to the sums, which all channels share:
+        # another one that grew further would only be farther from it
+        within = min(least, *(shift + free for shift, free in zip(s, room, strict=True)))
+        grown = [max(up, within - shift) for shift, up in zip(s, grown, strict=True)]
     else:
         free = 0 if M[0] == 1 else room[0]
         grown = [min(max(least - min(s), 0), free)] * len(s)

@@ -88,6 +88,11 @@ def test_channels_with_and_without_a_multiplier_share_a_narrow_field():
     assert scale.multiplier == (1 << 15, 65535)
 
 
+def test_no_channel_grows_beyond_the_one_with_the_least_room():
+    scale = derive_scale([Fraction(1, 2**18), Fraction(3, 16)], Fraction(1, 2**33))
+    assert (scale.multiplier, scale.fraction, scale.shift) == ((1, 3 << 14), 15, (33, 33))
+
+
 @given(st.lists(RATIOS, min_size=1, max_size=5), st.none() | RATIOS)
 def test_a_scale_is_the_ratios_exactly_or_does_not_fit(ratios, residual):
     try:
