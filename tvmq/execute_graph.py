@@ -8,6 +8,7 @@ the system for it.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ class GraphRun(Interpreter):  # type: ignore[misc]  # torch is not followed by m
 
     def __init__(self, graph_module: GraphModule) -> None:
         super().__init__(graph_module)
+        self.extra_traceback = False  # errors of ours say what they have to say
+        self._given: set[int] = set()
         self._in_place = {
             node: operator
             for node in graph_module.graph.nodes
@@ -28,10 +31,26 @@ class GraphRun(Interpreter):  # type: ignore[misc]  # torch is not followed by m
     def run_node(self, n: Node) -> Any:
         """Execute a node; its first argument may be gone afterwards."""
         operator = self._in_place.get(n)
-        if operator is None:
-            return super().run_node(n)
-        arguments, named = self.fetch_args_kwargs_from_env(n)
-        return operator(*arguments, **named)
+        if operator is not None:
+            arguments, named = self.fetch_args_kwargs_from_env(n)
+            if self._may_overwrite(arguments):
+                return operator(*arguments, **named)
+        result = super().run_node(n)
+        if n.op in ("placeholder", "get_attr") and isinstance(result, torch.Tensor):
+            self._given.add(_memory(result))
+        return result
+
+    def _may_overwrite(self, arguments: tuple[Any, ...]) -> bool:
+        """Whether the first tensor is as large as the result and really nobody else's.
+
+        Some operators return their argument and don't say so, such as a dropout that is off.
+        """
+        first, *others = (x for x in arguments if isinstance(x, torch.Tensor))
+        if any(dim > own for x in others for dim, own in _aligned(x.shape, first.shape)):
+            return False
+        memory = _memory(first)
+        living = (x for x in self.env.values() if isinstance(x, torch.Tensor))
+        return memory not in self._given and sum(_memory(x) == memory for x in living) == 1
 
     def start(self, *inputs: torch.Tensor) -> GraphRun:
         """Take the inputs; nothing is executed yet."""
@@ -60,6 +79,15 @@ class GraphRun(Interpreter):  # type: ignore[misc]  # torch is not followed by m
             self.env[node] = self.run_node(node)
             for used in self.user_to_last_uses.get(node, []):
                 del self.env[used]
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage().data_ptr())
+
+
+def _aligned(other: torch.Size, own: torch.Size) -> Iterator[tuple[int, int]]:
+    """Sizes along the same axis, as broadcasting counts axes: from the last one."""
+    return zip(reversed(other), (*reversed(own), *[0] * len(other)), strict=False)
 
 
 def _in_place(node: Node) -> Any | None:

@@ -191,7 +191,8 @@ class _Finder:
             else:
                 raise UnsupportedError(
                     f"operator {node.target} at {self._place(node)} can't be quantized; replace it "
-                    "in the model by operators that `tvmq ops` lists."
+                    "in the model by convolutions, dense layers, pooling, additions, "
+                    "concatenations, slices and functions of one tensor."
                 )
         return Regions(
             self.values, self.layers, self.carried, self._groups(), self._first(), self._last()

@@ -13,7 +13,7 @@ from tvm import relax
 
 from relay_passes.forms.rounding import SUMS, Ints, Rounded, emit_rounded, match_rounded
 from relay_passes.forms.term import Term, emit_term, match_term
-from relay_passes.relax_nodes import Emit, Expr, Graph, dtype_of
+from relay_passes.relax_nodes import Emit, Expr, Graph, dtype_of, shape_of
 from targets.rounding import Rounding
 
 
@@ -61,6 +61,8 @@ def match_addition(graph: Graph, expr: Expr) -> Addition | str:
     a, b = (None, None) if added is None else (match_term(graph, arg) for arg in added.args)
     if a is None or b is None:
         return "what is rounded is no sum of two tensors"
+    if shape_of(a.codes)[1:] != shape_of(b.codes)[1:]:
+        return "it adds tensors of different shapes"
     if rounded.shift.ndim or a.shift.ndim or b.shift.ndim:
         return "its shift differs by channel"
     node = str(rounded.total.name).removesuffix(SUMS)

@@ -80,7 +80,8 @@ def match_move(graph: Graph, var: Var) -> Move | Shuffle | str:
     if op in RESHAPES:
         return _rearrangement(graph, var)
     if op == "strided_slice":
-        return Move((_box(graph, var),))
+        box = _box(graph, var)
+        return "its slice reads backwards" if box.codes is var else Move((box,))
     if op == "nn.pad":
         before = _last_three(ints(call.attrs.pad_width)[2::2], 0)
         box = _box(graph, call.args[0])
@@ -105,10 +106,15 @@ def _box(graph: Graph, var: Var) -> Box:
     while (call := graph.match(var, "strided_slice")) is not None:
         if not first and (len(graph.users(var)) > 1 or graph.is_output(var)):
             break
-        axes, begin, _, strides = (ints(arg) for arg in call.args[1:5])
+        axes, begin, _, *given = (ints(arg) for arg in call.args[1:])
+        strides = given[0] if given else [1] * len(axes)
+        if any(stride < 1 for stride in strides):
+            break
+        sizes = shape_of(call.args[0])
         for axis, offset, stride in zip(axes, begin, strides, strict=True):
-            place = axis - rank  # counted from the end: h, w, c are the last three axes
-            start[place] = offset + start[place] * stride
+            place = axis % rank - rank  # counted from the end: h, w, c are the last three axes
+            first_read = offset if offset >= 0 else offset + int(sizes[place])
+            start[place] = first_read + start[place] * stride
             step[place] *= stride
         var, first = call.args[0], False
     return Box(var, (start[0], start[1], start[2]), (step[0], step[1], step[2]), size)

@@ -90,6 +90,8 @@ def match_requantization(graph: Graph, expr: Expr) -> Requantization | str:
         if term is None:
             return "what is added to the sums is no quantized tensor"
         t = added.args[0]
+        if shape_of(term.codes)[1:] != shape_of(t)[1:]:
+            return "what is added to the sums has another shape"
     multiplier, fraction = np.ones((), np.int64), 0
     if (product := graph.match(t, "multiply")) is not None and is_constant(product.args[1]):
         t, multiplier = product.args[0], array_of(product.args[1])

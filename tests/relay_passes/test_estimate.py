@@ -56,3 +56,11 @@ def test_an_expression_that_no_layer_describes_costs_moving_its_tensors():
     _, estimates = _estimated(FIRST, opaque, THIRD)
     assert estimates[1].cycles == 2 * 14 * 14 * 64 // SPEC.dma.bytes_per_cycle
     assert estimates[1].bound == "DMA"
+
+
+def test_a_machine_that_does_not_multiply_bytes_still_has_prices():
+    spec = SPEC.model_copy(update={"array": SPEC.array.model_copy(update={"precisions": (4,)})})
+    network = IntegerNetwork((FIRST,), (A,), (B,))
+    placed = placements(network, spec)
+    assert placed[0].device == "cpu"
+    assert estimate(network, placed, spec)[0].cycles > 0

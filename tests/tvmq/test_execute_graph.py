@@ -114,3 +114,24 @@ def test_step_by_step_a_changed_result_is_what_others_read():
     run.run_before(product)
     operator.iadd(run.result_of(product), 1.0)
     assert torch.equal(run.result_of(negative), -(inputs[0] * inputs[0] + 1.0))
+
+
+@pytest.mark.parametrize("same", [aten.dropout.default, aten.type_as.default])
+def test_an_operator_that_returns_its_argument_is_not_believed(same):
+    def build(call, x):
+        more = (0.5, False) if same is aten.dropout.default else (x,)
+        return call(aten.relu.default, call(same, x, *more))
+
+    module, inputs = _graph(build, (3, 4))
+    kept = inputs[0].clone()
+    GraphRun(module).run(*inputs)
+    assert torch.equal(inputs[0], kept)
+
+
+def test_a_batch_that_broadcasts_takes_a_tensor_of_its_own():
+    """With one image the shapes were equal."""
+    module, _ = _graph(
+        lambda call, x, y: call(aten.add.Tensor, call(aten.mul.Tensor, x, x), y), (1, 4), (1, 4)
+    )
+    x, y = torch.randn(1, 4), torch.randn(3, 4)
+    assert torch.equal(GraphRun(module).run(x, y)[0], x * x + y)

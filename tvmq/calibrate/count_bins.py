@@ -30,8 +30,6 @@ _ALIGNMENT = 64
 _SHARE = 1 << 18
 """Fewer elements are not worth a thread."""
 
-_threads = ThreadPoolExecutor(thread_name_prefix="count_bins")
-
 
 def count_bins(elements: torch.Tensor, limit: float, bins: int) -> npt.NDArray[np.int64]:
     """Counts of ``bins`` equal bins over [-limit, limit).
@@ -39,7 +37,7 @@ def count_bins(elements: torch.Tensor, limit: float, bins: int) -> npt.NDArray[n
     Args:
         elements: float32[n], contiguous, all within the limits; just below the upper one, where
             float32 rounds up to it, counts as within.
-        limit: a power of two.
+        limit: a power of two, at least 2**-100.
         bins: even.
 
     Returns:
@@ -57,8 +55,11 @@ def count_bins(elements: torch.Tensor, limit: float, bins: int) -> npt.NDArray[n
         count(tvm.runtime.from_dlpack(part), scale, tables)
         return tables.numpy().sum(axis=0)
 
-    run = map if len(parts) == 1 else _threads.map
-    counts: npt.NDArray[np.int64] = np.sum(list(run(counted, parts)), axis=0)
+    if len(parts) == 1:
+        counts = counted(parts[0])
+    else:  # threads of this call only: those of a module would be missing in a forked process
+        with ThreadPoolExecutor(len(parts)) as threads:
+            counts = np.sum(list(threads.map(counted, parts)), axis=0)
     counts[-2] += counts[-1]
     return counts[:-1]
 
@@ -78,7 +79,9 @@ def _compiled(bins: int) -> Any:
             found = T.alloc_buffer((_BLOCK,), "int32")
 
             def position(at: Any) -> Any:
-                return tirx.Cast("int32", elements[at] * scale + tirx.FloatImm("float32", bins / 2))
+                place = elements[at] * scale + tirx.FloatImm("float32", bins / 2)
+                # whatever a float says, nothing is written outside of the tables
+                return tirx.max(tirx.min(tirx.Cast("int32", place), bins), 0)
 
             def count(table: Any, at: Any) -> None:
                 T.buffer_store(tables, tables[table, at] + 1, [table, at])

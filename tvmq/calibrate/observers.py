@@ -24,6 +24,9 @@ SIDE_BINS = 4096
 FRACTIONS = np.arange(10, 101) / 100
 """Parts of the full range that a search for a free step tries."""
 
+SMALLEST_EXPONENT = -100
+"""Of a histogram's limit: float32 holds the reciprocal of a bin, and what is smaller is 0."""
+
 EXPONENTS = range(-4, 1)
 """Offsets from the power of two that just holds the full range."""
 
@@ -54,19 +57,21 @@ class Histogram:
         Raises:
             ValueError: an element is not finite.
         """
+        tensor = tensor.float()
         low, high = (float(x) for x in torch.aminmax(tensor))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("not finite")
         self.extend(low, high)
         if self.limit:
-            self.counts += count_bins(tensor.float().reshape(-1), self.limit, 2 * SIDE_BINS)
+            self.counts += count_bins(tensor.reshape(-1), self.limit, 2 * SIDE_BINS)
 
     def extend(self, low: float, high: float) -> None:
         """Note the extremes and make room for them."""
         self.low, self.high = min(self.low, low), max(self.high, high)
         peak = max(abs(low), abs(high))
         if peak > 0.0:
-            self._grow(2.0 ** math.frexp(peak)[1])  # > peak, so that a bin holds it
+            # > peak, so that a bin holds it
+            self._grow(2.0 ** max(math.frexp(peak)[1], SMALLEST_EXPONENT))
 
     def _grow(self, limit: float) -> None:
         self.limit = self.limit or limit

@@ -129,7 +129,7 @@ def _verify_function(
         if not _close(want.float(), got[:batch]):
             raise UnsupportedError(
                 f"output {index} of the captured graph differs from the exported program by "
-                f"{(want.float() - got[:batch]).abs().max():.3g}; please report this network"
+                f"{_difference(want.float(), got[:batch])}; please report this network"
             )
     singles = [graph_module(*[sample[i : i + 1] for sample in samples]) for i in range(2)]
     for index, together in enumerate(outputs):
@@ -161,6 +161,12 @@ def _run_exported(program: ExportedProgram, samples: list[torch.Tensor]) -> list
 def _samples(inputs: tuple[TensorSpec, ...], batch: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [torch.randn((batch, *spec.shape[1:]), generator=generator) for spec in inputs]
+
+
+def _difference(want: torch.Tensor, got: torch.Tensor) -> str:
+    if want.shape != got.shape:
+        return f"its shape, {list(got.shape)} for {list(want.shape)}"
+    return f"{(want - got).abs().max():.3g}"
 
 
 def _close(want: torch.Tensor, got: torch.Tensor) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import threading
 import typing
 import warnings
 import zipfile
@@ -32,6 +33,7 @@ from tvmq.capture.export_module import (
 from tvmq.capture.inert_archive import verify_archive_is_inert
 
 _EXPORT_IT = 'save it with torch.export.save(torch.export.export(model.eval(), (x,)), "model.pt2")'
+_patching = threading.Lock()
 _SCHEMA = "torch._export.serde.schema"
 _TRUST = "--trust-pickle (runs code of the file: only for files you trust)"
 
@@ -179,6 +181,11 @@ def _known_type_hints() -> Iterator[None]:
     It is a third of the time that it takes to read a program of some hundred layers. Only the few
     classes of its schema are asked for, always in the same namespace.
     """
+    with _patching:
+        yield from _patched_type_hints()
+
+
+def _patched_type_hints() -> Iterator[None]:
     original = typing.get_type_hints
     known: dict[Any, dict[str, Any]] = {}
 

@@ -29,6 +29,13 @@ def prepare() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc only
-    if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
-        mallopt(_MMAP_THRESHOLD, _NEVER)
+    if mallopt is None or _tuned_by_the_user():
+        return
+    # older versions take 32 MB at most; where neither is taken, the rest would make it worse
+    if mallopt(_MMAP_THRESHOLD, _NEVER) or mallopt(_MMAP_THRESHOLD, 2**25):
         mallopt(_TRIM_THRESHOLD, _NEVER)
+
+
+def _tuned_by_the_user() -> bool:
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    return "glibc.malloc" in tunables or any(name.startswith("MALLOC_") for name in os.environ)

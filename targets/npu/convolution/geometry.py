@@ -49,8 +49,12 @@ class ConvGeometry:
 
     @cached_property
     def wgt_bits(self) -> int:
-        """Bits that a weight takes in memory: the least that the machine multiplies."""
-        return min(p for p in self.spec.array.precisions if p >= self.layer.right.bits)
+        """Bits that a weight takes in memory: the least that the machine multiplies.
+
+        A layer that the machine refuses is priced, too: as if it multiplied such weights.
+        """
+        bits = self.layer.right.bits
+        return min((p for p in self.spec.array.precisions if p >= bits), default=bits)
 
     @cached_property
     def lanes(self) -> int:

@@ -51,3 +51,12 @@ def test_a_shift_per_channel_is_refused(which):
     form = Addition("add", a, b, False, shifts["shift"], 0, 0, 255, "uint8", HALF_UP)
     graph = graph_of([A, B], lambda emit: emit_addition(emit, form, "y"))
     assert match_addition(graph, graph.outputs[0]) == "its shift differs by channel"
+
+
+@pytest.mark.parametrize("shapes", [((2, 4, 4, 8), (2, 1, 1, 8)), ((2, 1, 8), (2, 5, 8))])
+def test_tensors_that_broadcast_are_refused(shapes):
+    a, b = (tensor(name, shape, "uint8") for name, shape in zip("ab", shapes, strict=True))
+    terms = (Term(x, 0, 1, np.int64(1)) for x in (a, b))
+    form = Addition("add", *terms, False, np.int64(1), 0, 0, 255, "uint8", HALF_UP)
+    graph = graph_of([a, b], lambda emit: emit_addition(emit, form, "y"))
+    assert match_addition(graph, graph.outputs[0]) == "it adds tensors of different shapes"

@@ -163,3 +163,21 @@ def test_codes_move_as_the_real_numbers_do(move):
     wide = [tensor(name, SHAPE, "int32") for name in ("x", "y")]
     want = run(wide, lambda emit: emit(move(*wide)), *numbers)
     np.testing.assert_array_equal(got.astype(np.int32) - 7, want)
+
+
+@pytest.mark.parametrize(
+    ("cut", "start"),
+    [(([1], [0], [2]), 0), (([1], [-3], [-1]), 1), (([-3], [1], [3]), 1)],
+    ids=["no strides", "from the end", "an axis from the end"],
+)
+def test_slices_are_read_however_they_are_said(cut, start):
+    x = tensor("x", (2, 4, 4, 8), "uint8")
+    graph = graph_of([x], lambda emit: emit(relax.op.strided_slice(x, *cut)))
+    (box,) = match_move(graph, graph.outputs[0]).boxes
+    assert (box.start, box.step, box.size) == ((start, 0, 0), (1, 1, 1), (2, 4, 8))
+
+
+def test_a_slice_that_reads_backwards_is_refused():
+    x = tensor("x", (2, 4, 4, 8), "uint8")
+    graph = graph_of([x], lambda emit: emit(relax.op.strided_slice(x, [1], [3], [0], [-1])))
+    assert match_move(graph, graph.outputs[0]) == "its slice reads backwards"

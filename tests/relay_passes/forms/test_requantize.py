@@ -179,3 +179,15 @@ def test_a_rounding_without_a_form_is_refused():
     form = Requantization(SUMS, scale, None, False, 0, 0, 255, "uint8", even)
     with pytest.raises(UnsupportedError, match="y: rounds by HALF_EVEN, but integer modules only"):
         graph_of([SUMS], lambda emit: emit_requantization(emit, form, "y"))
+
+
+@pytest.mark.parametrize(
+    "shapes", [((2, 5, 3), (2, 1, 3)), ((2, 5, 3), (2, 5, 1)), ((2, 1, 3), (2, 5, 3))]
+)
+def test_a_residual_of_another_shape_is_refused(shapes):
+    sums, codes = tensor("sums", shapes[0], "int32"), tensor("r", shapes[1], "uint8")
+    form = Requantization(
+        sums, Scale(0, (1,), (3,), 1, (2,)), (codes, 0), False, 0, 0, 255, "uint8", HALF_UP
+    )
+    graph = graph_of([sums, codes], lambda emit: emit_requantization(emit, form, "y"))
+    assert isinstance(match_requantization(graph, graph.outputs[0]), str)

@@ -116,3 +116,16 @@ def test_percentile():
 
 def test_always_zero():
     assert choose_codes(_observed(torch.zeros(4)), 8, Settings()).step == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("peak", [1e-44, 1e-36, 1e-30, 1e38])
+def test_values_of_any_size_are_counted(peak, dtype):
+    histogram = Histogram()
+    histogram.add(torch.tensor([0.0, peak, -peak / 2], dtype=dtype))
+    assert histogram.counts.sum() == 3
+
+
+def test_what_float32_can_not_hold_is_not_finite():
+    with pytest.raises(ValueError, match="not finite"):
+        Histogram().add(torch.tensor([1e300, 1.0], dtype=torch.float64))
