@@ -69,6 +69,7 @@ def _sliced_again(emit, x, cuts):
 @settings(max_examples=40, deadline=None)
 @given(st.lists(slices(), min_size=1, max_size=4))
 @example([(2, 0, 6, 2), (2, 0, 3, 2)])
+@example([(2, 0, 6, 2), (2, 1, 3, 1)])
 def test_slices_of_slices_are_one_box(cuts):
     form = _check(lambda emit: _sliced_again(emit, X, cuts), [X])
     assert [box.codes for box in form.boxes] == [X]
