@@ -87,9 +87,9 @@ def prepare(room: Path, cases: list[str], data: Path | None) -> str:
     for make in makers:
         name = make.__name__
         if any(case.endswith(f"-{name}") for case in cases):
-            trained = data and name == "mobilenet_v2"
-            source = data / "models" / "mobilenet_v2_imagenet.pt2" if data and trained else None
-            _write_model(room, name, make, source, f"onnxruntime-{name}" in cases)
+            source = data / "models" / "mobilenet_v2_imagenet.pt2" if data else None
+            trained = source if name == "mobilenet_v2" else None
+            _write_model(room, name, make, trained, f"onnxruntime-{name}" in cases)
     if data is not None:
         (room / "images").symlink_to((data / "imagenet" / "calib").resolve())
         return f"{IMAGES} images of {data / 'imagenet' / 'calib'}"
@@ -198,26 +198,10 @@ def run_case(case: str, room: Path) -> None:
 
 def _build(clock: Clock, room: Path, name: str) -> None:
     _listen(clock)
-    words = [
-        "build",
-        "--target",
-        "npu",
-        "--seed",
-        str(SEED),
-        "-o",
-        str(room / f"{name}.tvmq"),
-        "-q",
-    ]
+    words = [*f"build --target npu --seed {SEED} -q -o".split(), str(room / f"{name}.tvmq")]
     if name.startswith("digits"):
-        words += [
-            "--calib-data",
-            str(DIGITS / "digits_calib.npz"),
-            "--mean",
-            "0.3",
-            "--std",
-            "0.35",
-        ]
-        words += [str(DIGITS / "digits.pt2")]
+        words += ["--calib-data", str(DIGITS / "digits_calib.npz")]
+        words += ["--mean", "0.3", "--std", "0.35", str(DIGITS / "digits.pt2")]
     else:
         words += ["--calib-data", str(_images(room)), "--calib-samples", str(IMAGES)]
         words += ["--mean", MEAN, "--std", STD, "--crop", str(PIXELS), str(room / f"{name}.pt2")]

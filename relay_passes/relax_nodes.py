@@ -7,7 +7,7 @@ more is dropped, names are kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -224,8 +224,6 @@ def rewrite(
     mod: IRModule,
     visit: Visit,
     *,
-    params: Sequence[Var] | None = None,
-    start: Callable[[Rewriter], None] | None = None,
     finish: Callable[[Rewriter, Expr, Expr], Expr] | None = None,
 ) -> IRModule:
     """Build ``main`` anew, binding by binding; the given module stays as it was.
@@ -233,9 +231,7 @@ def rewrite(
     Args:
         mod: a module with a function ``main`` of straight-line bindings.
         visit: gets (rewriter, old variable, old value); returns the new value (a variable if it was
-            bound already, a constant to read in its place), or None to copy the binding.
-        params: parameters of the new function; default, those of the old one.
-        start: called before the first binding.
+            bound already, a constant to read in its place), or None to keep the binding.
         finish: gets (rewriter, old output, new output), returns what is returned in its place.
 
     Returns:
@@ -244,10 +240,8 @@ def rewrite(
     graph = Graph(mod)
     builder = relax.BlockBuilder()
     rewriter = Rewriter(graph, builder)
-    with builder.function("main", list(graph.params if params is None else params)):
+    with builder.function("main", list(graph.params)):
         with builder.dataflow():
-            if start is not None:
-                start(rewriter)
             for var, value in graph.bindings:
                 if is_tuple(value):
                     rewriter.replace(var, rewriter.get(value))  # only the returned tuple is bound
@@ -287,11 +281,6 @@ def _without_dead_code(function: Expr) -> Expr:
     return relax.Function(
         function.params, body, function.ret_ty, function.is_pure, function.attrs, function.span
     )
-
-
-def new_var(name: str, like: Var, dtype: str) -> Var:
-    """A parameter of the shape of ``like`` and another element type."""
-    return relax.Var(name, relax.TensorType(like.ty.shape, dtype))
 
 
 def _dimension(value: Expr) -> Any:

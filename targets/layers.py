@@ -1,11 +1,9 @@
 """What a backend is given: the layers of an integer network, and nothing of where they came from.
 
 A layer turns 8-bit-coded tensors into one tensor. Tensors are N H W C (or N C for a dense network;
-read as
-H = W = 1); a layer describes **one image**, the batch is the backend's business. Values are named
-as in the
-integer Relax module, and ``source`` is the module path and source line of the user's model, for
-reports.
+read as H = W = 1); a layer describes **one image**, the batch is the backend's business. Values are
+named as in the integer Relax module, and ``source`` is the module path and source line of the
+user's model, for reports.
 
 The arithmetic of every layer that requantizes is the same (``targets/arithmetic.py``):
 

@@ -1,6 +1,6 @@
 """How a number between two codes becomes one of them: a value that travels with what is rounded.
 
-A plan gives every value its rounding, and each stage hands it on: annotated program, quantize,
+A plan gives every value its rounding, and each stage hands it on: annotated graph, quantize,
 integer forms, layers, instructions. Who can't execute one refuses it in words; nobody assumes one.
 
 Integers are rounded by their right shift (``targets/arithmetic.py``). Real numbers, in float64, are
@@ -114,8 +114,7 @@ def addend(rounding: Rounding, where: str) -> float:
     Raises:
         UnsupportedError: real numbers can't be rounded so.
     """
-    if rounding not in ADDENDS:
-        raise refused(rounding, where, "real numbers")
+    check_executed(rounding, where, "real numbers")
     return ADDENDS[rounding]
 
 
@@ -125,9 +124,14 @@ def round_reals(x: npt.ArrayLike, rounding: Rounding, where: str) -> npt.NDArray
     return whole
 
 
-def refused(rounding: Rounding, where: str, what: str) -> UnsupportedError:
-    """The error of who rounds ``what`` half up or to the floor, and is asked for something else."""
-    return UnsupportedError(
-        f"{where}: rounds by {rounding.mode.name}, but {what} only by HALF_UP or FLOOR. "
-        "Use one of these."
-    )
+def check_executed(rounding: Rounding, where: str, what: str) -> None:
+    """Refuse whatever is neither half up nor the floor, for who rounds ``what`` by these only.
+
+    Raises:
+        UnsupportedError: it is another rounding.
+    """
+    if rounding not in ADDENDS:
+        raise UnsupportedError(
+            f"{where}: rounds by {rounding.mode.name}, but {what} only by HALF_UP or FLOOR. "
+            "Use one of these."
+        )

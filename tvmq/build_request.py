@@ -7,7 +7,7 @@ from pathlib import Path
 
 from targets.errors import InputError
 from tvmq.data.preprocessing import Preprocessing
-from tvmq.settings import Settings
+from tvmq.settings import CALIBRATION_BATCH, Settings
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class BuildRequest:
     model_factory: str | None = None
     trust_pickle: bool = False
     input_shapes: str | None = None
-    batch: int = 16
+    batch: int = CALIBRATION_BATCH
     seed: int = 0
     strict: bool = False
     max_fallback: float | None = None

@@ -52,8 +52,14 @@ class GraphRun(Interpreter):  # type: ignore[misc]  # torch is not followed by m
         living = (x for x in self.env.values() if isinstance(x, torch.Tensor))
         return memory not in self._given and sum(_memory(x) == memory for x in living) == 1
 
+    def run(self, *args: Any, **options: Any) -> Any:
+        """Execute everything; as ``Interpreter.run``."""
+        self._given.clear()
+        return super().run(*args, **options)
+
     def start(self, *inputs: torch.Tensor) -> GraphRun:
         """Take the inputs; nothing is executed yet."""
+        self._given.clear()
         self.args_iter = iter(inputs)
         self._left = deque(self.graph.nodes)
         return self

@@ -10,6 +10,9 @@ from targets.code_range import code_range
 from targets.errors import InputError
 from tvmq.reconstruct.methods import learning, refusal
 
+CALIBRATION_BATCH = 16
+"""Images calibrated at a time, unless one says otherwise."""
+
 Scales: TypeAlias = Literal["pot", "free"]
 Granularity: TypeAlias = Literal["tensor", "channel"]
 RangeMethod: TypeAlias = Literal["minmax", "percentile", "mse", "lp"]

@@ -30,7 +30,7 @@ from relay_passes.relax_nodes import (
     number,
 )
 from targets.code_range import type_range
-from targets.rounding import FLOOR, HALF_UP, Rounding, refused
+from targets.rounding import FLOOR, HALF_UP, Rounding, check_executed
 
 Ints = npt.NDArray[np.int64]
 
@@ -67,8 +67,7 @@ def emit_rounded(emit: Emit, rounded: Rounded, name: str = "") -> Expr:
     Raises:
         UnsupportedError: it is neither half up nor to the floor; others have no form.
     """
-    if rounded.rounding not in (HALF_UP, FLOOR):
-        raise refused(rounded.rounding, name, "integer modules")
+    check_executed(rounded.rounding, name, "integer modules")
     t, shift = rounded.total, rounded.shift
     dtype = dtype_of(t)
     if np.any(shift):

@@ -16,7 +16,7 @@ from tvm import ir, tirx
 
 from targets.code_range import type_range
 from targets.layers import Add, Conv2d, Ints, Requantize
-from targets.rounding import FLOOR, HALF_UP, refused
+from targets.rounding import HALF_UP, check_executed
 from targets.sum_bounds import CodeRange, SumBounds, needs_int64
 
 Expr: TypeAlias = ir.Expr
@@ -105,8 +105,7 @@ def round_and_clamp(
     Raises:
         UnsupportedError: the layer rounds neither half up nor to the floor.
     """
-    if ends.rounding not in (HALF_UP, FLOOR):
-        raise refused(ends.rounding, layer.name, "the CPU")
+    check_executed(ends.rounding, layer.name, "the CPU")
     if ends.rounding == HALF_UP:
         # Half of the last place, without a branch: (1 << shift) >> 1 is 0 where shift is 0.
         one = tirx.const(1, kind)

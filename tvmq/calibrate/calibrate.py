@@ -16,12 +16,11 @@ from tvmq.data.open import Batch, DataSource
 from tvmq.execute_graph import GraphRun
 from tvmq.float_model import FloatModel
 from tvmq.regions import Regions, find_regions
+from tvmq.settings import CALIBRATION_BATCH
 
 InputBatch: TypeAlias = Any
 """A batch of a data source, a tensor or array, a sequence of them in the order of the inputs, or a
 mapping by input name."""
-
-BATCH_SIZE = 32
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with the images done and the images in all."""
@@ -90,7 +89,7 @@ def calibrate(
 
     def again() -> Iterator[Inputs]:
         if isinstance(data, DataSource):
-            return _take(model, data.samples(samples, BATCH_SIZE), samples)
+            return _take(model, data.samples(samples, CALIBRATION_BATCH), samples)
         return _take(model, data, samples)
 
     observing = _Observing(model, find_regions(model))

@@ -35,8 +35,8 @@ def count_bins(elements: torch.Tensor, limit: float, bins: int) -> npt.NDArray[n
     """Counts of ``bins`` equal bins over [-limit, limit).
 
     Args:
-        elements: float32[n], contiguous, all within the limits; just below the upper one, where
-            float32 rounds up to it, counts as within.
+        elements: float32[n]. What lies beyond the limits counts in the outermost bins, as does
+            what float32 rounds up to the upper limit.
         limit: a power of two, at least 2**-100.
         bins: even.
 

@@ -33,9 +33,10 @@ from tvmq.capture.export_module import (
 from tvmq.capture.inert_archive import verify_archive_is_inert
 
 _EXPORT_IT = 'save it with torch.export.save(torch.export.export(model.eval(), (x,)), "model.pt2")'
-_patching = threading.Lock()
-_SCHEMA = "torch._export.serde.schema"
 _TRUST = "--trust-pickle (runs code of the file: only for files you trust)"
+
+_SCHEMA = "torch._export.serde.schema"
+_patching = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -181,11 +182,6 @@ def _known_type_hints() -> Iterator[None]:
     It is a third of the time that it takes to read a program of some hundred layers. Only the few
     classes of its schema are asked for, always in the same namespace.
     """
-    with _patching:
-        yield from _patched_type_hints()
-
-
-def _patched_type_hints() -> Iterator[None]:
     original = typing.get_type_hints
     known: dict[Any, dict[str, Any]] = {}
 
@@ -196,11 +192,12 @@ def _patched_type_hints() -> Iterator[None]:
             known[cls] = original(cls, *arguments, **options)
         return known[cls]
 
-    typing.get_type_hints = hints  # type: ignore[assignment]  # torch asks in this form only
-    try:
-        yield
-    finally:
-        typing.get_type_hints = original
+    with _patching:
+        typing.get_type_hints = hints  # type: ignore[assignment]  # torch asks in this form only
+        try:
+            yield
+        finally:
+            typing.get_type_hints = original
 
 
 def _load_pickle(

@@ -13,7 +13,7 @@ from targets.errors import InputError
 from tvmq.cli.options import IMAGE_FLAGS, PATH, images_options, shared_options
 from tvmq.cli.terminal import Terminal
 from tvmq.reconstruct.methods import METHODS, learning
-from tvmq.settings import Settings, parse_methods, parse_precision
+from tvmq.settings import CALIBRATION_BATCH, Settings, parse_methods, parse_precision
 
 LEARNING = ("iters", "learn_batch", "kappa")
 """Options that only methods that learn have."""
@@ -127,7 +127,11 @@ PLANNED = (
     "--input-shapes", metavar="x:1x3x32x32", help="For models that are not exported programs."
 )
 @click.option(
-    "--batch", type=click.IntRange(1), default=16, show_default=True, help="Calibration batch."
+    "--batch",
+    type=click.IntRange(1),
+    default=CALIBRATION_BATCH,
+    show_default=True,
+    help="Calibration batch.",
 )
 @click.option(
     "--seed",

@@ -12,7 +12,7 @@ import numpy as np
 from targets.arithmetic import INT32_MAX
 from targets.code_range import code_range
 from targets.errors import ArithmeticRangeError
-from targets.rounding import FLOOR, MAX_FLOOR_SHIFT, addend, round_reals
+from targets.rounding import FLOOR, MAX_FLOOR_SHIFT, check_executed, round_reals
 from targets.scale import AddScale, Scale, TooFineError, derive_addition, derive_scale
 from targets.sum_bounds import CodeRange, SumBounds, bound_sums, held_bound
 from tvmq.float_model import FloatModel
@@ -109,7 +109,7 @@ class _Draft:
         if not self.settings.pot:
             self._snap()
         for name, plan in self.values.items():
-            addend(plan.rounding, f"value {name}")  # refuses what nobody executes
+            check_executed(plan.rounding, f"value {name}", "real numbers")
             self._cut_codes(name)
         for layer in self.regions.layers.values():
             try:

@@ -2,7 +2,7 @@
 
     y = step * (clamp(floor(x / step + addend) + zero_point, low, high) - zero_point)
 
-It marks, in an exported graph, where a tensor is held in ``low .. high`` codes; torch runs it as
+It marks, in an annotated graph, where a tensor is held in ``low .. high`` codes; torch runs it as
 the formula says, ``relay_passes/frontend/import_torch.py`` turns it into ``R.quantize`` followed by
 ``R.dequantize``. The addend is 1/2 to round half **up**, as the integer arithmetic does (``(t +
 half) >> shift``), and not half to even as ``torch.round``; it is 0 for the floor. In float64 it is
@@ -44,6 +44,7 @@ def fake_quantize(
     axis: int,
     dtype: str,
     rounding: str,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Round a tensor to the values that its codes can hold.
 
@@ -56,6 +57,7 @@ def fake_quantize(
         axis: -1 per tensor, or the axis that ``step`` runs along (0: a weight's output channels).
         dtype: "int8" or "uint8", how a code is stored.
         rounding: name of a ``RoundingMode`` without borders.
+        out: is written and returned, if given; it may be ``x``.
 
     Returns:
         A tensor of the shape and dtype of ``x``.
@@ -64,30 +66,9 @@ def fake_quantize(
         ValueError: the dtype can't hold the codes, or ``step`` does not fit the axis.
         UnsupportedError: real numbers can't be rounded so.
     """
-    result = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _quantize_into(result, x, step, zero_point, low, high, axis, dtype, rounding)
-    return result
-
-
-@torch.library.impl(_library, "fake_quantize_", "CompositeExplicitAutograd")  # type: ignore[untyped-decorator]
-def fake_quantize_in_place(x: torch.Tensor, *codes: Any) -> torch.Tensor:
-    """``fake_quantize`` that overwrites its tensor, as graphs are run (``execute_graph.py``)."""
-    _quantize_into(x, x, *codes)
-    return x
-
-
-def _quantize_into(
-    result: torch.Tensor,
-    x: torch.Tensor,
-    step: torch.Tensor,
-    zero_point: int,
-    low: int,
-    high: int,
-    axis: int,
-    dtype: str,
-    rounding: str,
-) -> None:
     _check(x, step, low, high, axis, dtype)
+    if out is None:
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
     shape = [1] * x.dim()
     if axis >= 0:
         shape[axis] = -1
@@ -95,17 +76,23 @@ def _quantize_into(
     raised = addend(Rounding(RoundingMode[rounding]), "fake_quantize")
     if x.dtype != torch.float64:
         raised -= SLACK
-    pieces = [(x, result)]
-    if (
-        axis < 0 and result.is_contiguous()
-    ):  # pieces that stay in the cache from the first of six operations to the last
+    pieces = [(x, out)]
+    if axis < 0 and out.is_contiguous():
+        # pieces that stay in the cache from the first of six operations to the last
         scale = scale.reshape(1)
-        flat = x.reshape(-1).split(_PIECE), result.reshape(-1).split(_PIECE)
+        flat = x.reshape(-1).split(_PIECE), out.reshape(-1).split(_PIECE)
         pieces = list(zip(*flat, strict=True))
     with _one_thread():
         for piece, codes in pieces:
             torch.div(piece, scale, out=codes).add_(raised).floor_().add_(zero_point)
             codes.clamp_(low, high).sub_(zero_point).mul_(scale)
+    return out
+
+
+@torch.library.impl(_library, "fake_quantize_", "CompositeExplicitAutograd")  # type: ignore[untyped-decorator]
+def fake_quantize_in_place(x: torch.Tensor, *codes: Any) -> torch.Tensor:
+    """``fake_quantize`` that overwrites its tensor, as graphs are run (``execute_graph.py``)."""
+    return fake_quantize(x, *codes, out=x)
 
 
 @contextmanager
@@ -120,16 +107,8 @@ def _one_thread() -> Iterator[None]:
 
 
 @torch.library.register_fake("tvmq::fake_quantize")  # type: ignore[untyped-decorator]
-def _shape_of_result(
-    x: torch.Tensor,
-    step: torch.Tensor,
-    zero_point: int,
-    low: int,
-    high: int,
-    axis: int,
-    dtype: str,
-    rounding: str,
-) -> torch.Tensor:
+def _shape_of_result(x: torch.Tensor, *codes: Any) -> torch.Tensor:
+    step, _, low, high, axis, dtype, _ = codes
     _check(x, step, low, high, axis, dtype)
     return torch.empty_like(x)
 

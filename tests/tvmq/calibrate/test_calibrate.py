@@ -62,8 +62,9 @@ def test_batches_by_name_and_as_arrays():
     ids=["empty", "name", "shape", "count", "infinite"],
 )
 def test_refuses(batches, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as refused:
         calibrate(float_model(NAME), batches)
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_images_that_cannot_be_written_to_are_taken_without_a_warning():

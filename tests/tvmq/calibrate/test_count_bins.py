@@ -39,3 +39,10 @@ def test_more_than_float32_can_count():
 def test_in_inference_mode():
     with torch.inference_mode():
         assert count_bins(torch.ones(10), 2.0, BINS).sum() == 10
+
+
+@pytest.mark.parametrize("limit", [1.0, 2.0**-140])
+def test_nothing_is_counted_outside_of_the_bins(limit):
+    """Whatever a float says: a compiled kernel would write there."""
+    elements = torch.tensor([0.0, 5.0, -7.0, 3e38, -3e38, float("inf"), float("nan")] * 100)
+    assert count_bins(elements, limit, BINS).sum() == 700
