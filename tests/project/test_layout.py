@@ -30,7 +30,7 @@ def relative(path: Path) -> str:
 
 
 IN_PACKAGES = sources(*PACKAGES)
-ALL = sources(*PACKAGES, "tests", "benchmarks", "examples", "tutorials")
+ALL = sources(*PACKAGES, "tests", "benchmarks", "attacks", "examples", "tutorials")
 
 
 TREES = {path: ast.parse(path.read_text()) for path in ALL}
