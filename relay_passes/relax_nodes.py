@@ -121,7 +121,7 @@ class Graph:
         self.params: tuple[Var, ...] = tuple(self.function.params)
         body = self.function.body
         self.bindings: list[tuple[Var, Expr]] = [
-            (binding.var, binding.value) for block in body.blocks for binding in block.bindings
+            (binding.var, binding.value) for block in body.blocks for binding in block.bindings[:]
         ]
         self._value = dict(self.bindings)
         result = self.value(body.body)
@@ -162,7 +162,13 @@ def tensors_in(value: Expr) -> list[Expr]:
     if type(value) not in (relax.Call, relax.Tuple):
         return []
     fields = value.args if type(value) is relax.Call else value.fields
-    return [tensor for field in fields[:] for tensor in tensors_in(field)]  # [:] is far quicker
+    tensors = []
+    for field in fields[:]:  # [:] is far quicker
+        if is_var(field) or is_constant(field):
+            tensors.append(field)
+        elif type(field) is relax.Tuple:
+            tensors += tensors_in(field)
+    return tensors
 
 
 class Rewriter:
@@ -272,7 +278,7 @@ def _without_dead_code(function: Expr) -> Expr:
     """The function without the bindings that nothing reads; linear, as TVM's pass is not."""
     (block,) = function.body.blocks
     live, kept = set(variables_in(function.body.body)), []
-    for binding in reversed(block.bindings):
+    for binding in reversed(block.bindings[:]):
         if binding.var in live:
             live.update(variables_in(binding.value))
             kept.append(binding)

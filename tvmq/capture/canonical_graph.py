@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 
 from tvmq.float_model import Origin
+
+aten = torch.ops.aten
 
 
 class Refusal(Exception):  # noqa: N818 - control flow inside canonicalize, never seen by users
@@ -17,13 +18,13 @@ class Refusal(Exception):  # noqa: N818 - control flow inside canonicalize, neve
 
 
 class CanonicalGraph:
-    """A torch.fx graph under construction; every node gets a fake tensor in ``meta["val"]``.
+    """A torch.fx graph under construction; ``meta["val"]`` of a node is a tensor without data.
 
     Attributes:
         graph: the graph so far.
         root: holds the constants, under flat names.
         origins: where each node comes from, by name.
-        batch: size of axis 0 in the fake tensors.
+        batch: size of axis 0 in these tensors.
     """
 
     def __init__(self, batch: int) -> None:
@@ -32,14 +33,12 @@ class CanonicalGraph:
         self.origins: dict[str, Origin] = {}
         self.batch = batch
         self.origin = Origin()
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._constants: dict[str, Node] = {}
 
     def input(self, name: str, shape: Sequence[int]) -> Node:
         """Add an input, float32 of the given shape."""
         node = self.graph.placeholder(name)
-        with self._fake:
-            node.meta["val"] = torch.empty(tuple(shape))
+        node.meta["val"] = torch.empty(tuple(shape), device="meta")
         return node
 
     def constant(self, name: str, value: torch.Tensor) -> Node:
@@ -55,7 +54,7 @@ class CanonicalGraph:
             value = value.float()
         self.root.register_buffer(free, value.contiguous())
         node = self.graph.get_attr(free)
-        node.meta["val"] = self._fake.from_tensor(value)
+        node.meta["val"] = value.to("meta")
         self._constants[name] = node
         return node
 
@@ -72,8 +71,7 @@ class CanonicalGraph:
             Refusal: if the operator does not keep the batch on axis 0.
         """
         name = target._schema.name.partition("::")[2]
-        with self._fake:
-            value = target(*torch.fx.map_arg(args, lambda node: node.meta["val"]), **kwargs)
+        value = result_of(target, args, kwargs)
         if value.ndim == 0 or value.shape[0] != self.batch:
             raise Refusal("mixes the images of a batch; axis 0 must stay the batch")
         node = self.graph.create_node("call_function", target, args, kwargs, name=name)
@@ -97,6 +95,14 @@ def tidy(module: GraphModule) -> None:
         delattr(module, name)
     module.graph.lint()
     module.recompile()
+
+
+def result_of(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    """What a call gives, without data: its shape and type."""
+    if target is aten.batch_norm.default:  # torch takes it apart, in Python, to find the same shape
+        first: torch.Tensor = args[0].meta["val"]
+        return first
+    return target(*torch.fx.map_arg(args, lambda node: node.meta["val"]), **kwargs)
 
 
 def shape_of(node: Node) -> tuple[int, ...]:

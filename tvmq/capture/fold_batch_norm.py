@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from tvmq.capture.canonical_graph import tidy
+from tvmq.capture.canonical_graph import result_of, tidy
 from tvmq.float_model import BatchNormStats, Origin, constant_of, copy_of
 
 aten = torch.ops.aten
@@ -84,8 +84,8 @@ class _Folder:
         with self.module.graph.inserting_before(layer):
             layer.args = (
                 x,
-                self._constant(f"{layer.name}_weight", folded, layer),
-                self._constant(f"{layer.name}_bias", offset, layer),
+                self._constant(f"{layer.name}_weight", folded),
+                self._constant(f"{layer.name}_bias", offset),
                 *rest[1:],
             )
 
@@ -101,8 +101,8 @@ class _Folder:
                 if flat
                 else source
             )
-            weight = self._constant(f"{norm.name}_weight", scale.reshape(-1, 1, 1, 1), norm)
-            bias = self._constant(f"{norm.name}_bias", shift, norm)
+            weight = self._constant(f"{norm.name}_weight", scale.reshape(-1, 1, 1, 1))
+            bias = self._constant(f"{norm.name}_bias", shift)
             carrier = self._call(
                 norm, aten.conv2d.default, image, weight, bias, [1, 1], [0, 0], [1, 1], channels
             )
@@ -125,19 +125,17 @@ class _Folder:
     def _call(self, norm: Node, target: Any, *args: Any) -> Node:
         name = target._schema.name.partition("::")[2]
         node = self.module.graph.create_node("call_function", target, args, {}, name=name)
-        value = norm.meta["val"]
-        with value.fake_mode:
-            node.meta["val"] = target(*torch.fx.map_arg(args, lambda a: a.meta["val"]))
+        node.meta["val"] = result_of(target, args, {})
         self.origins[node.name] = self.origins.get(norm.name, Origin())
         return node
 
-    def _constant(self, name: str, value: torch.Tensor, near: Node) -> Node:
+    def _constant(self, name: str, value: torch.Tensor) -> Node:
         while hasattr(self.module, name):
             name += "_"
         value = value.float().contiguous()
         self.module.register_buffer(name, value)
         node = self.module.graph.get_attr(name)
-        node.meta["val"] = near.meta["val"].fake_mode.from_tensor(value)
+        node.meta["val"] = value.to("meta")
         return node
 
     def _double(self, node: object) -> torch.Tensor:

@@ -11,6 +11,7 @@ never mixes groups.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from functools import cached_property
 
 import numpy as np
@@ -41,6 +42,18 @@ class ConvGeometry:
         self.input, self.output = job.stored(job.layer.input), job.output
         added = job.layer.requantize.residual if job.layer.requantize else None
         self.residual: Stored | None = job.stored(added.value) if added else None
+
+    @cached_property
+    def key(self) -> Hashable:
+        """Equal for layers that are tiled alike at the same costs: all but names and numbers."""
+        layer = self.layer
+        return (
+            *(self.spec.digest, self.act_bytes),
+            *(layer.weight_shape, layer.right.bits, layer.groups),
+            *(layer.strides, layer.padding, layer.dilation),
+            *(layer.requantize is not None, self.requantize_cycles),
+            *(self.input.form, self.output.form, self.residual and self.residual.form),
+        )
 
     @cached_property
     def act_bits(self) -> int:

@@ -5,7 +5,7 @@ What a tiling is, which there are, what they cost and the loops of one: ``target
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 
 from targets.arithmetic import (
     INT32_MAX,
@@ -34,6 +34,9 @@ class Convolution(Kind[Conv2d, ConvTiling]):
 
     makes_near = True
 
+    def __init__(self) -> None:
+        self._fastest: dict[Hashable, ConvTiling] = {}  # by geometry: networks repeat their layers
+
     def broken_rules(self, layer: Conv2d, spec: NpuSpec) -> Iterator[tuple[Rule, str]]:
         """All that is about products, sums and their requantization."""
         if isinstance(layer.right, Factor):
@@ -59,9 +62,12 @@ class Convolution(Kind[Conv2d, ConvTiling]):
     def choose(self, job: Job[Conv2d]) -> ConvTiling:
         """The tiling with the fewest estimated cycles."""
         g = ConvGeometry(job)
-        best = min(tilings(g), key=lambda tiling: estimate(g, tiling).cycles, default=None)
+        best = self._fastest.get(g.key)
         if best is None:
-            raise CapacityError(no_tiling_fits(g))
+            best = min(tilings(g), key=lambda tiling: estimate(g, tiling).cycles, default=None)
+            if best is None:
+                raise CapacityError(no_tiling_fits(g))
+            self._fastest[g.key] = best
         return best
 
     def cost(self, job: Job[Conv2d], choice: ConvTiling) -> Cost:

@@ -33,6 +33,11 @@ class Stored:
     border: Border | None = None
 
     @property
+    def form(self) -> tuple[Any, ...]:
+        """All but its name."""
+        return self.shape, self.dtype, self.bits, self.border
+
+    @property
     def near(self) -> bool:
         """Whether it stays in ACT: nobody loads or stores it."""
         return self.border is not None
