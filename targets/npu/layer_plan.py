@@ -7,9 +7,10 @@ No TIR is made, so this is also how a layer is priced before anything is compile
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from targets.errors import CapacityError
 from targets.layers import Layer, Move, Value
 from targets.npu.kinds.table import Planned, kind_of, plan
 from targets.npu.machine.spec import NpuSpec
@@ -48,27 +49,47 @@ def plan_layers(
         spec: the machine.
     """
     layers = _copied_where_needed(layers, inputs, outputs)
-    bits = _stored_bits(layers, [*inputs, *outputs], spec.array.precisions)
-    planned = []
-    for layer in layers:
-        tensors = {v.name: Stored(v, bits[v.name]) for v in (*layer.inputs, layer.output)}
-        planned.append(plan(Job(layer, tensors, spec, spec.sram.act.bytes)))
-    return LayerPlan(*choose_residents(planned, {v.name for v in (*inputs, *outputs)}, spec))
+    outside = {v.name for v in (*inputs, *outputs)}
+    return LayerPlan(*choose_residents(_planned(layers, outside, spec), outside, spec))
+
+
+def _planned(layers: Sequence[Layer], outside: set[str], spec: NpuSpec) -> list[Planned]:
+    """The layers with all tensors in DRAM, as narrow as they can be.
+
+    Narrow codes fill more lanes of the array, so that a tile has more weights: a layer that fits
+    with bytes may not fit with them, and then gets bytes.
+    """
+    as_bytes = set(outside)
+    while True:
+        bits = _stored_bits(layers, as_bytes, spec.array.precisions)
+        planned, narrow = [], set[str]()
+        for layer in layers:
+            tensors = {v.name: Stored(v, bits[v.name]) for v in (*layer.inputs, layer.output)}
+            try:
+                planned.append(plan(Job(layer, tensors, spec, spec.sram.act.bytes)))
+            except CapacityError:
+                own = {name for name in tensors if bits[name] < 8}
+                if not own:
+                    raise
+                narrow |= own
+        if not narrow:
+            return planned
+        as_bytes |= narrow
 
 
 def _stored_bits(
-    layers: Sequence[Layer], edges: Sequence[Value], widths: Sequence[int]
+    layers: Sequence[Layer], as_bytes: Iterable[str], widths: Sequence[int]
 ) -> dict[str, int]:
     """Every tensor's width: the least that all who touch it can work on.
 
     Args:
         layers: in order, all in one program.
-        edges: tensors from outside and for outside; they are bytes.
+        as_bytes: names of tensors that are bytes in any case.
         widths: what the machine's array computes with, in bits.
     """
     values = [v for layer in layers for v in (*layer.inputs, layer.output)]
     bits = {v.name: v.bits if v.bits in widths else 8 for v in values}
-    bits |= dict.fromkeys((v.name for v in edges), 8)
+    bits |= dict.fromkeys(as_bytes, 8)
     while bytewise := {
         name for layer in layers for name in kind_of(layer).bytewise(layer, bits) if bits[name] != 8
     }:

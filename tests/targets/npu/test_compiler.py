@@ -5,14 +5,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from machines import varied
 from npu_layers import LAYERS, code_limits, conv, meaning, random_inputs
 
+from targets.errors import CapacityError
 from targets.layers import Add, Layer, MaxPool2d, Operand, Value
 from targets.npu.compiler import compile_layers
 from targets.npu.execute.compiled import Executor
+from targets.npu.kinds.table import plan
 from targets.npu.machine import isa
 from targets.npu.machine.program import Program
 from targets.npu.machine.spec import load_spec
+from targets.npu.schedule.job import Job
+from targets.npu.schedule.storage import Stored
 from targets.npu.simulate.simulator import Simulator
 from targets.rounding import HALF_UP
 
@@ -181,3 +186,21 @@ def test_equal_constants_are_stored_once() -> None:
         load_spec("e256"),
     )
     assert two.constants == one.constants
+
+
+def test_a_layer_that_fits_with_bytes_only_reads_bytes() -> None:
+    """Two-bit codes fill four times the lanes, so that a tile has more weights than WGT holds."""
+    spec = varied(load_spec("e256"), "sram.wgt", bytes=600)
+    hidden = Value("hidden", (6, 6, 8), "uint8", 2)
+    first = conv((6, 6, 8), 8, (1, 1), padding=(0, 0, 0, 0), weight_bits=2, out_bits=2)
+    second = conv((6, 6, 8), 16, bits=2, weight_bits=2)
+    narrow = Stored(second.input, 2), Stored(second.output)
+    tensors = {stored.value.name: stored for stored in narrow}
+    with pytest.raises(CapacityError):
+        plan(Job(second, tensors, spec, spec.sram.act.bytes))
+    layers = [replace(first, output=hidden), replace(second, input=hidden)]
+    program = compile_layers(layers, [first.input], [second.output], spec)
+    (x,) = random_inputs(first, 0)
+    expected = meaning(layers[1], [meaning(layers[0], [x]).astype("uint8")])
+    got = Simulator(spec).run(program, x.tobytes())
+    np.testing.assert_array_equal(unpack(got, second.output)[0], expected)
