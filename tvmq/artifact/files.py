@@ -36,6 +36,9 @@ def save_float(folder: Path, model: FloatModel) -> None:
     examples = tuple(torch.zeros(3, *spec.shape[1:]) for spec in model.inputs)
     shapes = tuple({0: Dim("batch")} for _ in examples)
     program = torch.export.export(model.graph_module, examples, dynamic_shapes=shapes, strict=False)
+    for node in program.graph.nodes:  # addresses of this process and counts of its graphs
+        for volatile in ("from_node", "stack_trace"):
+            node.meta.pop(volatile, None)
     torch.export.save(program, folder / "float.pt2")
     _write_text(folder, "float", model.graph_module.code)
 
