@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch.fx import Node
 
+from relay_passes.frontend.pointwise import is_pointwise
 from targets.errors import UnsupportedError
 from tvmq.float_model import FloatModel
 
@@ -23,16 +24,6 @@ aten = torch.ops.aten
 
 PRODUCTS = (aten.conv2d, aten.linear)
 BOUNDS = (aten.relu, aten.clamp)
-FUNCTIONS = (
-    aten.sigmoid,
-    aten.silu,
-    aten.hardswish,
-    aten.hardsigmoid,
-    aten.tanh,
-    aten.gelu,
-    aten.leaky_relu,
-    aten.elu,
-)
 ATTENTION = (aten.layer_norm, aten.softmax, aten.matmul, aten.scaled_dot_product_attention)
 """Functions of whole tensors, in torch only (``attention_rules.py``)."""
 
@@ -179,7 +170,7 @@ class _Finder:
                 self._add_sum(node)
             elif op is aten.avg_pool2d:
                 self._add_layer(node, "pool", node, [node])
-            elif op in BOUNDS or op in FUNCTIONS:
+            elif op in BOUNDS or is_pointwise(node.target):
                 self._add_layer(node, "function", node, [node], fuse=False)
             elif op in ATTENTION:
                 read = [a for a in node.all_input_nodes if a.name in self.carried]

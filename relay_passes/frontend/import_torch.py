@@ -14,10 +14,11 @@ from __future__ import annotations
 from operator import attrgetter
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from tvm import IRModule, relax, tirx
 
-from relay_passes.frontend.torch_operators import CONVERTERS, Importer
+from relay_passes.frontend.pointwise import is_pointwise
+from relay_passes.frontend.torch_operators import CONVERTERS, Converter, Importer, pointwise
 from targets.errors import UnsupportedError
 
 BATCH = "n"
@@ -59,7 +60,9 @@ def import_torch(graph_module: GraphModule) -> IRModule:
                 importer.env[node] = builder.emit(relax.op.astype(param, "float64"))
             for node in graph.nodes:
                 if node.op == "call_function":
-                    importer.env[node] = CONVERTERS[node.target.__name__](node, importer)
+                    converter = _converter(node)
+                    assert converter is not None
+                    importer.env[node] = converter(node, importer)
             outputs = [
                 builder.emit(relax.op.astype(importer.env[node], "float32"))
                 for node in output.args[0]
@@ -69,11 +72,16 @@ def import_torch(graph_module: GraphModule) -> IRModule:
     return builder.get()
 
 
+def _converter(node: Node) -> Converter | None:
+    known = CONVERTERS.get(node.target.__name__)
+    return known or (pointwise if is_pointwise(node.target) else None)
+
+
 def _check_operators(graph_module: GraphModule) -> None:
     missing = {
         f"{node.target} at '{node.name}'"
         for node in graph_module.graph.nodes
-        if node.op == "call_function" and node.target.__name__ not in CONVERTERS
+        if node.op == "call_function" and _converter(node) is None
     }
     if missing:
         raise UnsupportedError(

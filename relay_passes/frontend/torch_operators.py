@@ -1,7 +1,8 @@
 """One converter per ATen operator of an annotated graph, from its torch node to Relax.
 
 These are the operators of ``tvmq/capture/operator_rules.py`` that have integers, which has refused
-whatever else their arguments could say; averages are convolutions by now.
+whatever else their arguments could say; averages are convolutions by now. What is neither here
+nor a function of one tensor, for which ``pointwise`` is, has no Relax.
 
 Each binds its result under the node's name.
 """
@@ -18,8 +19,9 @@ from torch import fx
 from tvm import relax
 
 from relay_passes.forms.quantization import Dequantize, Quantize, emit_dequantize, emit_quantize
+from relay_passes.frontend.pointwise import table_of
 from relay_passes.relax_nodes import Array, Emit, Expr, Var, constant, shape_of
-from targets.errors import UnsupportedError
+from targets.code_range import code_range
 from targets.rounding import Rounding, RoundingMode
 
 
@@ -76,24 +78,6 @@ def _scalar(value: float) -> Expr:
 
 def _clamp(x: Expr, low: float, high: float) -> Expr:
     return relax.op.clip(x, low, high)
-
-
-def _hardsigmoid(x: Expr) -> Expr:
-    shifted = relax.op.clip(relax.op.add(x, _scalar(3.0)), 0.0, 6.0)
-    return relax.op.divide(shifted, _scalar(6.0))
-
-
-def _gelu(x: Expr, approximate: str = "none") -> Expr:
-    return relax.op.nn.gelu(x) if approximate == "none" else relax.op.nn.gelu_tanh(x)
-
-
-def _elu(x: Expr, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Expr:
-    if scale != 1 or input_scale != 1:
-        raise UnsupportedError("Import: elu with a scale is not supported. Use plain elu.")
-    grown = relax.op.multiply(
-        _scalar(float(alpha)), relax.op.subtract(relax.op.exp(x), _scalar(1.0))
-    )
-    return relax.op.where(relax.op.greater(x, _scalar(0.0)), x, grown)
 
 
 def _add(node: fx.Node, importer: Importer) -> Var:
@@ -219,20 +203,26 @@ def _with_bias(node: fx.Node, importer: Importer, product: Expr, bias: Array | N
     return importer.emit(total, node.name)
 
 
+def pointwise(node: fx.Node, importer: Importer) -> Var:
+    """Any function of one tensor: an element of its table, by the code that the tensor holds."""
+    read = node.args[0]
+    while str(read.target) != "tvmq.fake_quantize.default":  # moves keep codes
+        read = read.all_input_nodes[0]
+    _, step_node, zero_point, low, high, _, dtype, _ = read.args
+    step = float(np.asarray(importer.array(step_node)).reshape(()))
+    table = table_of(node, step, zero_point, low, high, dtype)
+    code = relax.op.round(relax.op.divide(importer.env[node.args[0]], _scalar(step)))
+    first = _scalar(float(code_range(8, dtype == "int8")[0] - zero_point))
+    index = relax.op.astype(relax.op.subtract(code, first), "int32")
+    return importer.emit(relax.op.take(constant(table, "float64"), index, 0), node.name)
+
+
 CONVERTERS: dict[str, Converter] = {
     "fake_quantize.default": _fake_quantize,
     "conv2d.default": _conv2d,
     "linear.default": _linear,
     "relu.default": _elementwise(relax.op.nn.relu),
     "clamp.default": _elementwise(_clamp),
-    "sigmoid.default": _elementwise(relax.op.sigmoid),
-    "silu.default": _elementwise(relax.op.nn.silu),
-    "tanh.default": _elementwise(relax.op.tanh),
-    "hardsigmoid.default": _elementwise(_hardsigmoid),
-    "hardswish.default": _elementwise(lambda x: relax.op.multiply(x, _hardsigmoid(x))),
-    "gelu.default": _elementwise(_gelu),
-    "leaky_relu.default": _elementwise(lambda x, slope=0.01: relax.op.nn.leakyrelu(x, slope)),
-    "elu.default": _elementwise(_elu),
     "add.Tensor": _add,
     "cat.default": _cat,
     "max_pool2d.default": _max_pool2d,

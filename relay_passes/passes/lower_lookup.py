@@ -3,7 +3,8 @@
     quantize(f(dequantize(x)))  -->  table[x],    table[q] = quantize(f(dequantize(q)))
 
 ``f`` is any expression of elementwise operators and scalar constants over one tensor of codes:
-sigmoid, hardswish, a change of step (f = identity), ... It is evaluated here for all 256 codes.
+sigmoid, hardswish, a change of step (f = identity), a table that the importer made, ... It is
+evaluated here for all 256 codes.
 
 Needs: FoldActivations, SinkDequantize. Leaves: no quantize of a function of one tensor of codes.
 """
@@ -84,6 +85,9 @@ class _Function:
             first = first_code(dtype_of(found.codes))
             return (np.arange(first, first + 256) - found.zero_point) * found.step.reshape(())
         call = self._graph.value(expr)
+        if op_of(call) == "take" and is_constant(call.args[0]):
+            index = self.values(call.args[1])
+            return None if index is None else array_of(call.args[0])[index]
         evaluate = _ELEMENTWISE.get(op_of(call))
         if evaluate is None:
             return None
@@ -115,6 +119,8 @@ _ELEMENTWISE: dict[str, Callable[..., Array]] = {
     "minimum": lambda _, a, b: np.minimum(a, b),
     "greater": lambda _, a, b: a > b,
     "where": lambda _, c, a, b: np.asarray(np.where(c, a, b)),
+    "round": lambda _, x: np.asarray(np.round(x)),
+    "astype": lambda call, x: x.astype(call.attrs.dtype),
     "exp": lambda _, x: np.exp(x),
     "tanh": lambda _, x: np.tanh(x),
     "sigmoid": lambda _, x: _sigmoid(x),

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from torch.fx import Node
 
+from relay_passes.frontend.pointwise import is_pointwise
 from targets.errors import InputError
 from tvmq.calibrate.calibrate import Calibration
 from tvmq.calibrate.observers import SIDE_BINS, Floats, Histogram
 from tvmq.data.preprocessing import Preprocessing
 from tvmq.float_model import FloatModel
-from tvmq.regions import BOUNDS, FUNCTIONS, MOVES, bounds_of, find_regions, op_of, shape_of
+from tvmq.regions import BOUNDS, MOVES, bounds_of, find_regions, op_of, shape_of
 
 aten = torch.ops.aten
 
@@ -189,7 +190,7 @@ def _propagate(model: FloatModel, node: Node, spreads: dict[Node, Spread]) -> Sp
         low, high = bounds_of(node)
         return Spread(x.mean, x.std, x.low.clamp(low, high), x.high.clamp(low, high))
     call, read = _call(node), shape_of(node.all_input_nodes[0])
-    if op in FUNCTIONS:
+    if is_pointwise(node.target):
         return x.mapped(call)
     if op is aten.avg_pool2d:
         return _averaged(x, call, read, shape)

@@ -19,11 +19,12 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from relay_passes.frontend.pointwise import is_pointwise
 from targets.errors import UnsupportedError
 from tvmq.capture.attention_rules import ATTENTION_RULES
 from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant
 from tvmq.capture.layout_rules import LAYOUT_RULES
-from tvmq.capture.operator_rules import HINTS, OPERATOR_RULES
+from tvmq.capture.operator_rules import HINTS, OPERATOR_RULES, pointwise
 from tvmq.capture.pooling_rules import POOLING_RULES
 from tvmq.capture.rule_table import Rule
 from tvmq.float_model import Origin
@@ -68,7 +69,8 @@ def _is_plain(node: Node, rules: dict[str, Rule]) -> bool:
     if node.op != "call_function" or not _is_tensor_valued(node):
         return True
     schema = getattr(node.target, "_schema", None)
-    return operator_name(node.target) in rules and not (schema and schema.is_mutable)
+    known = operator_name(node.target) in rules or is_pointwise(node.target)
+    return known and not (schema and schema.is_mutable)
 
 
 def origin_of(node: Node) -> Origin:
@@ -123,7 +125,7 @@ class _Writer:
     def write(self) -> CanonicalProgram:
         self._write_inputs()
         for node in self.program.graph.nodes:
-            if node.op == "call_function":
+            if node.op == "call_function" and node.users:  # indices that nobody reads have none
                 self._write_call(node)
         if self.refused:
             count = len(self.refused)
@@ -194,7 +196,7 @@ class _Writer:
         lost = any(source in self.lost for source in node.all_input_nodes)
         try:
             if lost:
-                if name not in self.rules:
+                if name not in self.rules and not is_pointwise(node.target):
                     raise Refusal(HINTS.get(name, ""))
                 self.lost.add(node)
             else:
@@ -214,12 +216,13 @@ class _Writer:
             )
             if isinstance(value, torch.Tensor):
                 return self.graph.constant(node.name, value)
-        if name not in self.rules:
+        rule = self.rules.get(name) or (pointwise if is_pointwise(node.target) else None)
+        if rule is None:
             raise Refusal(HINTS.get(name, ""))
         if hasattr(node.target, "_schema"):
             named = _name_arguments(node.target, args, kwargs)
-            return self.rules[name](self.graph, node, named)
-        return self.rules[name](self.graph, node, {"values": args[0], "index": args[1]})
+            return rule(self.graph, node, named)
+        return rule(self.graph, node, {"values": args[0], "index": args[1]})
 
     def _stands_for(self, node: Node) -> Any:
         # Sizes of the batch have no counterpart: the canonical graph never asks for them.

@@ -130,30 +130,35 @@ def _bounded(g: CanonicalGraph, x: Node, low: Any, high: Any) -> Node:
         raise Refusal("bounds that are tensors")
     if low == 0 and (high is None or high == math.inf):
         return g.call(aten.relu.default, x)
-    if low is None or high is None:
-        raise Refusal("only clamps with both bounds, or at zero from below")
-    return g.call(aten.clamp.default, x, float(low), float(high))
+    low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
+    return g.call(aten.clamp.default, x, low, high)
 
 
-@rule("sigmoid", "silu", "hardswish", "hardsigmoid", "tanh")
-def _unary(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
-    return g.call(node.target, a["self"])
+def pointwise(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
+    """Any other function of one tensor, element by element, as it is."""
+    if not node.meta["val"].is_floating_point():
+        raise Refusal(f"gives {str(node.meta['val'].dtype)[6:]}, only floats can be quantized")
+    x, *others = (a[argument.name] for argument in node.target._schema.arguments)
+    named = dict(zip([o.name for o in node.target._schema.arguments][1:], others, strict=True))
+    return g.call(node.target, x, **{k: v for k, v in named.items() if k != "dtype"})
 
 
-@rule("gelu")
-def _gelu(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
-    return g.call(aten.gelu.default, a["self"], approximate=a["approximate"])
-
-
-@rule("leaky_relu")
-def _leaky_relu(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
-    return g.call(aten.leaky_relu.default, a["self"], float(a["negative_slope"]))
-
-
-@rule("elu")
-def _elu(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
-    alpha, scale, input_scale = a["alpha"], a["scale"], a["input_scale"]
-    return g.call(aten.elu.default, a["self"], float(alpha), float(scale), float(input_scale))
+@rule("prelu", "_prelu_kernel")
+def _prelu(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
+    """``relu(x) - slope * relu(-x)``; one slope for all is a leaky ReLU."""
+    x, slopes = a["self"], a["weight"]
+    if not is_constant(slopes):
+        raise Refusal("slopes that depend on the input")
+    values = g.value(slopes).reshape(-1)
+    if bool((values == values[0]).all()):
+        return g.call(aten.leaky_relu.default, x, float(values[0]))
+    below = g.call(aten.relu.default, _per_channel(g, node, x, scale=-1.0))
+    column = values.reshape(1, -1, *[1] * (len(shape_of(x)) - 2))
+    return g.call(
+        aten.add.Tensor,
+        g.call(aten.relu.default, x),
+        _per_channel(g, node, below, scale=-column, name="slopes"),
+    )
 
 
 # ---- several inputs
@@ -163,21 +168,30 @@ def _elu(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
 def _add(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     x, y = a["self"], a["other"]
     if _is_activation(x) and _is_activation(y):
-        if a["alpha"] != 1:
-            raise Refusal(f"alpha is {a['alpha']}, only 1 is supported")
-        if shape_of(x) != shape_of(y):
-            raise Refusal(f"shapes differ: {list(shape_of(x))} and {list(shape_of(y))}")
-        return g.call(aten.add.Tensor, x, y)
+        return _sum(g, node, x, y, a["alpha"])
     if _is_activation(y):  # alpha * activation + constant
         return _per_channel(g, node, y, scale=a["alpha"], shift=x)
     return _per_channel(g, node, x, shift=y, shift_factor=a["alpha"])
+
+
+def _sum(g: CanonicalGraph, node: Node, x: Node, y: Node, alpha: float) -> Node:
+    """``x + alpha * y``; the factor is folded into the layer that makes y, if it can be."""
+    if shape_of(x) != shape_of(y):
+        shapes = f"{list(shape_of(x))} and {list(shape_of(y))}"
+        raise Refusal(f"shapes differ: {shapes}; only tensors of one shape can be added")
+    return g.call(aten.add.Tensor, x, _per_channel(g, node, y, scale=alpha))
+
+
+@rule("neg")
+def _neg(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
+    return _per_channel(g, node, a["self"], scale=-1.0)
 
 
 @rule("sub")
 def _sub(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     x, y = a["self"], a["other"]
     if _is_activation(x) and _is_activation(y):
-        raise Refusal("difference of two activations")
+        return _sum(g, node, x, y, -a["alpha"])
     if _is_activation(y):
         return _per_channel(g, node, y, scale=-a["alpha"], shift=x)
     return _per_channel(g, node, x, shift=y, shift_factor=-a["alpha"])
@@ -218,6 +232,7 @@ def _per_channel(
     scale: Any = 1.0,
     shift: Any = 0.0,
     shift_factor: float = 1.0,
+    name: str = "",
 ) -> Node:
     """``x * scale + shift`` with constants per channel, written as a batch norm to be folded."""
     if len(shape_of(x)) not in (2, 4):
@@ -226,14 +241,14 @@ def _per_channel(
     beta = _channel_vector(g, x, shift) * shift_factor
     if bool((gamma == 1).all()) and bool((beta == 0).all()):
         return x
-    channels = shape_of(x)[1]
+    channels, prefix = shape_of(x)[1], f"{node.name}_{name}".rstrip("_")
     result = g.call(
         aten.batch_norm.default,
         x,
-        g.constant(f"{node.name}_scale", gamma),
-        g.constant(f"{node.name}_shift", beta),
-        g.constant(f"{node.name}_zeros", torch.zeros(channels)),
-        g.constant(f"{node.name}_ones", torch.ones(channels)),
+        g.constant(f"{prefix}_scale", gamma),
+        g.constant(f"{prefix}_shift", beta),
+        g.constant(f"{prefix}_zeros", torch.zeros(channels)),
+        g.constant(f"{prefix}_ones", torch.ones(channels)),
         False, 0.0, 0.0, False,
     )  # fmt: skip
     result.meta["affine"] = True
@@ -264,3 +279,20 @@ def _cat(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     if not all(_is_activation(part) for part in parts):
         raise Refusal("concatenates a constant")
     return parts[0] if len(parts) == 1 else g.call(aten.cat.default, parts, axis)
+
+
+@rule("stack")
+def _stack(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+    parts = list(a["tensors"])
+    if not all(_is_activation(part) for part in parts):
+        raise Refusal("stacks a constant")
+    shape = shape_of(parts[0])
+    axis = positive_axis(a["dim"], len(shape) + 1)
+    if axis == 0:
+        raise Refusal("stacks before the batch; axis 0 must stay the batch")
+    joined = parts[0] if len(parts) == 1 else g.call(aten.cat.default, parts, 1)
+    stacked = g.call(aten.reshape.default, joined, [-1, len(parts), *shape[1:]])
+    order = [0, *range(2, axis + 1), 1, *range(axis + 1, len(shape) + 1)]
+    if order == sorted(order):
+        return stacked
+    return g.call(aten.permute.default, stacked, order)

@@ -1,11 +1,12 @@
 """How pooling is written: max_pool2d or avg_pool2d with explicit windows, for ``canonicalize``.
 
-A mean over height and width and an adaptive pooling that divides evenly are average poolings with
-the window they have for the exported size.
+A mean or sum over height, width or both and an adaptive pooling that divides evenly are average
+poolings with the window they have for the exported size; the largest of them is a max pooling.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -77,24 +78,64 @@ def _adaptive_avg_pool(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
 def _adaptive_max_pool(g: CanonicalGraph, _node: Node, a: Arguments) -> Any:
     x = _image(a["self"])
     window = _even_window(x, a["output_size"])
-    return [g.call(aten.max_pool2d.default, x, window, window, [0, 0], [1, 1], False), None]
+    return [_largest_of(g, x, window), None]
 
 
 @rule("mean")
 def _mean(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
-    shape = shape_of(a["self"])
+    return _reduced(g, a, lambda x, window: _mean_over(g, x, window), "averages")
+
+
+@rule("sum")
+def _sum(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+    """An average that isn't divided."""
+    return _reduced(g, a, lambda x, window: _mean_over(g, x, window, divisor=1), "adds up")
+
+
+@rule("amax")
+def _amax(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+    return _reduced(g, a, lambda x, window: _largest_of(g, x, window), "takes the largest")
+
+
+@rule("max")
+def _max(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
+    if a.get("dim") is None:
+        raise Refusal("takes the largest of the batch; name the axes, as in amax(x, (2, 3))")
+    found = _reduced(
+        g, a | {"dim": [a["dim"]]}, lambda x, window: _largest_of(g, x, window), "takes the largest"
+    )
+    return [found, None] if isinstance(node.meta["val"], tuple | list) else found
+
+
+def _reduced(
+    g: CanonicalGraph, a: Arguments, reduce: Callable[[Node, list[int]], Node], what: str
+) -> Node:
+    """A reduction over some of the axes behind the channels, by a pooling of windows that large."""
+    x, shape = a["self"], shape_of(a["self"])
     axes = a.get("dim")
     axes = sorted(positive_axis(axis, len(shape)) for axis in (axes or range(len(shape))))
     if 0 in axes:
-        raise Refusal("averages over the batch")
-    if len(shape) != 4 or axes != [2, 3]:
-        raise Refusal(f"only a mean over height and width, got axes {axes} of {len(shape)}")
-    pooled = _mean_over(g, a["self"], list(shape[2:]))
-    return pooled if a["keepdim"] else g.call(aten.reshape.default, pooled, [-1, shape[1]])
+        raise Refusal(f"{what} over the batch; name the axes, such as (2, 3)")
+    if len(shape) not in (3, 4) or 1 in axes:
+        raise Refusal(f"{what} over axes {axes} of {len(shape)}, only those behind the channels")
+    if len(shape) == 3:
+        x = g.call(aten.reshape.default, x, [-1, *shape[1:], 1])
+    window = [size if axis in axes else 1 for axis, size in ((2, shape[2]), (3, [*shape, 1][3]))]
+    pooled = x if window == [1, 1] else reduce(x, window)
+    kept = [1 if axis in axes else size for axis, size in enumerate(shape)]
+    if not a["keepdim"]:
+        kept = [size for axis, size in enumerate(shape) if axis not in axes]
+    if tuple(kept[1:]) == shape_of(pooled)[1:]:
+        return pooled
+    return g.call(aten.reshape.default, pooled, [-1, *kept[1:]])
 
 
-def _mean_over(g: CanonicalGraph, x: Node, window: list[int]) -> Node:
-    return g.call(aten.avg_pool2d.default, x, window, window, [0, 0], False, True, None)
+def _largest_of(g: CanonicalGraph, x: Node, window: list[int]) -> Node:
+    return g.call(aten.max_pool2d.default, x, window, window, [0, 0], [1, 1], False)
+
+
+def _mean_over(g: CanonicalGraph, x: Node, window: list[int], divisor: int | None = None) -> Node:
+    return g.call(aten.avg_pool2d.default, x, window, window, [0, 0], False, True, divisor)
 
 
 def _image(x: Node) -> Node:

@@ -299,7 +299,6 @@ REFUSED: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
     "flip batch": (lambda x: x.permute(1, 0, 2, 3), "moves the batch"),
     "merge batch": (lambda x: x.view(-1, 4), "moves the batch"),
     "cat batch": (lambda x: torch.cat([x, x], 0), "along the batch"),
-    "alpha": (lambda x: torch.add(x, F.relu(x), alpha=2), "alpha is 2"),
     "broadcast": (lambda x: x + x.mean((2, 3), keepdim=True), "shapes differ"),
     "reflect": (lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), "mode 'reflect'"),
     "pad with one": (lambda x: F.pad(x, (1, 1), value=1.0), "value 1"),
@@ -309,7 +308,9 @@ REFUSED: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
         r"avg_pool2d.*test_capture.py:\d+.*divided by fewer.*count_include_pad=True",
     ),
     "ceil mode": (lambda x: F.avg_pool2d(x, 3, 2, ceil_mode=True), "ceil_mode=False"),
-    "one-sided clamp": (lambda x: x.clamp(min=-1), "both bounds"),
+    "sum over channels": (lambda x: x.sum(1), "behind the channels"),
+    "largest of all": (lambda x: x * x.max(), "name the axes"),
+    "truth values": (lambda x: torch.isnan(x) * 1.0, "only floats"),
     "indices": (lambda x: F.max_pool2d(x, 2, return_indices=True)[1] * 1.0, "indices"),
 }
 
