@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 
 from tvmq.float_model import Origin
 
+LARGEST_VALUE = 2**32
+"""Bytes of a value, for the images of the example together: a file can ask for any size."""
+
 
 class Refusal(Exception):  # noqa: N818 - control flow inside canonicalize, never seen by users
     """One operator can't be expressed; canonicalize collects them into one UnsupportedError."""
+
+
+def in_one_line(error: Exception) -> str:
+    """An error of torch, or why an operator was refused, for a message."""
+    first = (str(error).strip().splitlines() or [""])[0][:300]
+    return first if isinstance(error, Refusal) else f"{type(error).__name__}: {first}"
 
 
 class CanonicalGraph:
@@ -40,6 +50,7 @@ class CanonicalGraph:
         node = self.graph.placeholder(name)
         with self._fake:
             node.meta["val"] = torch.empty(tuple(shape))
+        _check_size(node.meta["val"])
         return node
 
     def constant(self, name: str, value: torch.Tensor) -> Node:
@@ -73,7 +84,8 @@ class CanonicalGraph:
         """
         name = target._schema.name.partition("::")[2]
         with self._fake:
-            value = target(*torch.fx.map_arg(args, lambda node: node.meta["val"]), **kwargs)
+            value = target(*_fakes(args), **kwargs)
+        _check_size(value)
         if value.ndim == 0 or value.shape[0] != self.batch:
             raise Refusal("mixes the images of a batch; axis 0 must stay the batch")
         node = self.graph.create_node("call_function", target, args, kwargs, name=name)
@@ -81,11 +93,31 @@ class CanonicalGraph:
         self.origins[node.name] = self.origin
         return node
 
+    def compute(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """What an operator gives for constants.
+
+        Raises:
+            Refusal: if that is too large.
+        """
+        with self._fake, contextlib.suppress(DynamicOutputShapeException):
+            _check_size(target(*_fakes(args), **_fakes(kwargs)))
+        return target(*torch.fx.map_arg(args, self.value), **torch.fx.map_arg(kwargs, self.value))
+
     def module(self) -> GraphModule:
         """The finished module, without unused nodes and constants."""
         module = GraphModule(self.root, self.graph)
         tidy(module)
         return module.eval()
+
+
+def _fakes(arguments: Any) -> Any:
+    return torch.fx.map_arg(arguments, lambda node: node.meta["val"])
+
+
+def _check_size(value: object) -> None:
+    if isinstance(value, torch.Tensor) and value.numel() * value.itemsize > LARGEST_VALUE:
+        size = f"{value.numel() * value.itemsize / 2**30:,.0f} GB"
+        raise Refusal(f"gives a value of {size}, more than {LARGEST_VALUE >> 30} GB")
 
 
 def tidy(module: GraphModule) -> None:

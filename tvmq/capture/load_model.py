@@ -8,6 +8,7 @@ an ``inert_copy`` of them.
 from __future__ import annotations
 
 import io
+import logging
 import pickle
 import threading
 import typing
@@ -147,15 +148,26 @@ def _kind_of_archive(path: Path, archive: zipfile.ZipFile) -> str:
 
 def _load_program(path: Path, source: io.BytesIO) -> ExportedProgram:
     try:
-        with warnings.catch_warnings():  # of torch about its own tree specs
-            warnings.simplefilter("ignore", FutureWarning)
-            with _known_type_hints():
-                return torch.export.load(source)
+        # torch warns about its own tree specs and forms, and logs what it raises.
+        with warnings.catch_warnings(), _quiet("torch.export"), _known_type_hints():
+            warnings.simplefilter("ignore")
+            return torch.export.load(source)
     except Exception as error:  # torch raises whatever its parsers meet
         raise InputError(
             f"{path} looks like an ExportedProgram archive, but torch {torch.__version__} can't "
             f"read it ({_first_line(error)}); export it again with this version"
         ) from error
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def check_expression(text: str) -> str:
     """
     try:
         tree = ast.parse(text[: LONGEST + 1], mode="eval")
-        if len(text) > LONGEST:
+        if len(text) > LONGEST or not text.isascii():  # Python and sympy read others differently
             raise ValueError
         _size_of(tree.body, 0)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
