@@ -27,14 +27,15 @@ def kinds() -> list[Hostile]:
 
 
 def attempts(count: int, seed: int, room: Path) -> Iterator[Attempt]:
-    """Load ``count`` files: honest ones, one of each kind, and more of kinds drawn at random."""
+    """Load ``count`` files: honest ones, one of each kind, then more of the varied ones."""
     honest, work = room / "honest", room / "work"
     honest.mkdir()
     work.mkdir()
     ways.make_honest(honest)
     rng = random.Random(seed)
     every = kinds()
-    chosen = every[:count] + rng.choices(every, k=max(0, count - len(every)))
+    varied = [kind for kind in every if kind.varied]
+    chosen = every[:count] + rng.choices(varied, k=max(0, count - len(every)))
     with Victims(ways.make_loads, honest, work) as victims:
         for way, name in ways.HONEST:  # a loader that refuses everything would not do
             said = victims.load(way, honest / name)

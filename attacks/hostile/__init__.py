@@ -49,11 +49,13 @@ class Hostile(NamedTuple):
         name: what is wrong with it.
         way: how it is loaded, a key of ``ways.make_loads``.
         make: writes one into a file, from the honest ones in a folder.
+        varied: each is another one, so that trying many is worth it.
     """
 
     name: str
     way: str
     make: Callable[[random.Random, Path, Path], None]
+    varied: bool = False
 
 
 def nested(opening: str, closing: str, depth: int, core: str = "") -> str:

@@ -193,7 +193,8 @@ def _archives() -> Iterator[Hostile]:  # noqa: C901 - a list of rules
         zeros, labels_bomb, header_bomb, unknown_bomb, many, twice, names, flipped, cut, another,
         compressed_otherwise,
     ):  # fmt: skip
-        yield Hostile(f"data: {make.__name__.replace('_', ' ')}", "data", make)
+        name, varied = make.__name__.replace("_", " "), make in (flipped, cut, names)
+        yield Hostile(f"data: {name}", "data", make, varied)
 
 
 def _units() -> Iterator[Hostile]:
@@ -250,7 +251,7 @@ def _units() -> Iterator[Hostile]:
     def inflated(rng: random.Random, honest: Path, path: Path) -> None:
         _write_long(path, "facts.npy", header(describe(f"({2**30},)", "'|u1'")), 1024)
 
-    yield Hostile("unit: damaged", "checkpoint", damaged)
+    yield Hostile("unit: damaged", "checkpoint", damaged, varied=True)
     yield Hostile("unit: inflated", "checkpoint", inflated)
 
 

@@ -141,7 +141,7 @@ def _in_every_place() -> Iterator[Hostile]:
                 records[record] = _dumps(tree)
                 write(path, records)
 
-            yield Hostile(name, "model", make)
+            yield Hostile(name, "model", make, varied=True)
 
 
 def _spoil(rng: random.Random, tree: Json, place: tuple[Any, ...], what: str) -> None:
@@ -585,4 +585,4 @@ def _bytes() -> Iterator[Hostile]:
         path.write_bytes(data)
 
     for make in (flipped, index_flipped, cut, wrapped, overstated, renamed, encrypted):
-        yield Hostile(f"bytes: {make.__name__.replace('_', ' ')}", "model", make)
+        yield Hostile(f"bytes: {make.__name__.replace('_', ' ')}", "model", make, varied=True)

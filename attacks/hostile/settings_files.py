@@ -34,7 +34,7 @@ def _plans() -> Iterator[Hostile]:
             change(tree, rng)
             path.write_text(json.dumps(tree), errors="replace")
 
-        return Hostile(f"plan: {what}", "plan", make)
+        return Hostile(f"plan: {what}", "plan", make, varied=change in (odd, gone, key))
 
     def codes(content: bytes | str) -> Callable[[Any, random.Random], None]:
         def change(tree: Any, rng: random.Random) -> None:
@@ -149,6 +149,6 @@ def _machines() -> Iterator[Hostile]:
         path.write_text(f"{rng.choice(names)}_ = 1\n{text}\n[more]\nx = {rng.choice(values)}\n")
 
     for _ in range(3):
-        yield Hostile("machine: a field is odd", "machine", changed)
-    yield Hostile("machine: a line is missing", "machine", missing)
+        yield Hostile("machine: a field is odd", "machine", changed, varied=True)
+    yield Hostile("machine: a line is missing", "machine", missing, varied=True)
     yield Hostile("machine: a field too many", "machine", more)

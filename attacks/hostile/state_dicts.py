@@ -188,4 +188,5 @@ def _damaged() -> Iterator[Hostile]:
         )
 
     for make in (flipped, pickle_flipped, cut, big_endian, deflated, noise):
-        yield Hostile(f"state: {make.__name__.replace('_', ' ')}", "state dict", make)
+        name = f"state: {make.__name__.replace('_', ' ')}"
+        yield Hostile(name, "state dict", make, varied=make is not deflated)

@@ -15,7 +15,7 @@ from typing import IO, Any
 import torch
 
 _DEEPEST = 64
-_MOST_STEPS = 2**21
+_MOST_STEPS = 2**20
 _OLD_PARTS = 5
 """Pickles in front of the numbers in a file that torch wrote before version 1.6."""
 

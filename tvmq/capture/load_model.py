@@ -33,7 +33,7 @@ from tvmq.capture.export_module import (
 )
 from tvmq.capture.inert_archive import inert_copy
 from tvmq.capture.inert_pickle import load_tensors
-from tvmq.capture.torch_archive import open_archive, truncated, verify_stored
+from tvmq.capture.torch_archive import is_archive, open_archive, truncated, verify_stored
 
 _EXPORT_IT = 'save it with torch.export.save(torch.export.export(model.eval(), (x,)), "model.pt2")'
 _TRUST = "--trust-pickle (runs code of the file: only for files you trust)"
@@ -72,7 +72,7 @@ def load_model(
     """
     path = Path(path)
     _check_is_file(path)
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         _refuse_other_formats(path)
         return _load_pickle(path, model_factory, trust_pickle, input_shapes)
     with open_archive(path) as archive:

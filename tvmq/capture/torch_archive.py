@@ -14,6 +14,14 @@ _ENCRYPTED = 0x1
 _LONGEST_NAME = 1_000
 
 
+def is_archive(path: Path) -> bool:
+    """Whether a file ends like a zip archive, possibly a damaged one."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True
+
+
 @contextmanager
 def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a zip archive by its index.

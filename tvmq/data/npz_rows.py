@@ -95,6 +95,10 @@ def npz_members(path: Path) -> dict[str, NpzMember]:
     try:
         with zipfile.ZipFile(path) as archive:
             for record in archive.infolist():
+                if not record.filename.endswith(".npy"):
+                    raise InputError(
+                        f"{path}: {record.filename[:80]!r} is no array; write it with np.savez"
+                    )
                 key = record.filename.removesuffix(".npy")
                 with archive.open(record) as stream:
                     header = _read_header(stream)

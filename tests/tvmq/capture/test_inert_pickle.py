@@ -14,13 +14,13 @@ HEAD = b"\x80\x02"
 
 @pytest.mark.parametrize("new", [True, False])
 def test_checkpoints_come_back(new):
-    state = {f"layer{i}.weight": torch.randn(3, 4) for i in range(3_000)}
-    optimizer = {"param_groups": [{"lr": 0.1, "params": list(range(3_000))}], "betas": (0.9, 0.99)}
+    state = {f"layer{i}.weight": torch.randn(3, 4) for i in range(1_500)}
+    optimizer = {"param_groups": [{"lr": 0.1, "params": list(range(1_500))}], "betas": (0.9, 0.99)}
     file = io.BytesIO()
     torch.save({"state": state, "optimizer": optimizer}, file, _use_new_zipfile_serialization=new)
     loaded = load_tensors(file)
     assert loaded["optimizer"] == optimizer
-    assert torch.equal(loaded["state"]["layer2999.weight"], state["layer2999.weight"])
+    assert torch.equal(loaded["state"]["layer1499.weight"], state["layer1499.weight"])
 
 
 @pytest.mark.parametrize(
@@ -29,14 +29,15 @@ def test_checkpoints_come_back(new):
         (b"c__builtin__\nbytearray\n\x8a\x01\x7f\x85R.", "Unpickling", "bytearray"),
         (b"}" + b")" + b"\x85" * 1_000 + b"K\x01s.", "Unpickling", "nested too deep"),
         (b"}" + b")" + b"q\x00h\x00\x85" * 1_000 + b"K\x01s.", "Unpickling", "nested too deep"),
-        (b"N0" * 2_000_000 + b"N.", "Unpickling", "too long"),
+        (b"N0" * 100_000 + b"N.", "Unpickling", "too long"),
         (b"h\x07.", "Value", "no whole pickle"),
         (b"R.", "Value", "no whole pickle"),
         (b"}", "Value", "pickle exhausted"),
         (b"X\xff\xff\xff\x7fabc.", "Value", "expected"),
     ],
 )  # fmt: skip
-def test_pickles_that_take_memory_or_stack(text, error, words):
+def test_pickles_that_take_memory_or_stack(text, error, words, monkeypatch):
+    monkeypatch.setattr("tvmq.capture.inert_pickle._MOST_STEPS", 100_000)
     errors = {"Unpickling": pickle.UnpicklingError, "Value": ValueError}
     with pytest.raises(errors[error], match=words):
         verify_pickle(io.BytesIO(HEAD + text))

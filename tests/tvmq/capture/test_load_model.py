@@ -114,6 +114,14 @@ def test_truncated_and_corrupt_archives(program_file):
     refuse(program_file, "corrupt archive: record .*model.json")
 
 
+def test_an_index_on_several_disks(program_file):
+    data = bytearray(program_file.read_bytes())
+    at = data.rindex(b"PK\x06\x07")  # of the larger form of the index
+    data[at + 16] = 2
+    program_file.write_bytes(data)
+    refuse(program_file, "corrupt archive .*multiple disks")
+
+
 def test_truncated_state_dict(state_file):
     data = state_file.read_bytes()
     state_file.write_bytes(data[: len(data) // 2])
@@ -194,6 +202,15 @@ def test_state_dict_that_does_not_fit(folder):
 )
 def test_wrong_factories(state_file, factory, pattern):
     refuse(state_file, pattern, model_factory=factory, input_shapes="1x3x8x8")
+
+
+def test_tensors_that_are_no_weights(folder):
+    options = {"model_factory": "my_factory:small", "input_shapes": "1x3x8x8"}
+    for weight in (torch.zeros(4, 3, 3, 3).to_sparse(), torch.empty(4, 3, 3, 3, device="meta")):
+        torch.save({"0.weight": weight, "0.bias": torch.zeros(4)}, folder / "state.pt")
+        refuse(folder / "state.pt", "does not fit --model .*an exception occurred", **options)
+    torch.save({"0.weight\x1b[2J": torch.zeros(1)}, folder / "state.pt")
+    refuse(folder / "state.pt", r"unknown to the network: 0\.weight\\x1b\[2J", **options)
 
 
 def test_dicts_and_objects_that_are_no_model(folder):
