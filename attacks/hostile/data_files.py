@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from attacks.hostile import CANARY, ODD_VALUES, Hostile, nested
 from attacks.hostile.programs import Evil
@@ -59,6 +60,7 @@ def kinds() -> Iterator[Hostile]:
         for name in ("x", "labels"):
             yield _member(f"{name}: {what}", name, content)
     yield from _archives()
+    yield from _images()
     yield from _units()
 
 
@@ -195,6 +197,35 @@ def _archives() -> Iterator[Hostile]:  # noqa: C901 - a list of rules
     ):  # fmt: skip
         name, varied = make.__name__.replace("_", " "), make in (flipped, cut, names)
         yield Hostile(f"data: {name}", "data", make, varied)
+
+
+def _images() -> Iterator[Hostile]:
+    formats = ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP", "PPM")
+
+    def damaged(rng: random.Random, honest: Path, path: Path) -> None:
+        file = io.BytesIO()
+        Image.new("RGB", (40, 30), (200, 3, 7)).save(file, rng.choice(formats))
+        data = bytearray(file.getvalue())
+        for _ in range(rng.choice((1, 3, 10))):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        path.write_bytes(data[: rng.choice((len(data), rng.randrange(len(data))))])
+
+    def postscript(rng: random.Random, honest: Path, path: Path) -> None:
+        path.write_bytes(
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"
+            b"(canary) (w) file closefile\nshowpage\n%%EOF\n"
+        )
+
+    def of_size(width: int, height: int) -> Callable[[random.Random, Path, Path], None]:
+        def make(rng: random.Random, honest: Path, path: Path) -> None:
+            Image.new("1", (width, height)).save(path, "PNG")
+
+        return make
+
+    yield Hostile("image: damaged", "images", damaged, varied=True)
+    yield Hostile("image: PostScript", "images", postscript)
+    for width, height in ((60_000, 60_000), (15_000, 11_000), (1, 60_000), (60_000, 1)):
+        yield Hostile(f"image: {width} x {height}", "images", of_size(width, height))
 
 
 def _units() -> Iterator[Hostile]:

@@ -19,6 +19,7 @@ from tvmq.capture.capture import FloatModel, capture, capture_program
 from tvmq.capture.load_model import load_model
 from tvmq.cli import main
 from tvmq.data.open import open_data
+from tvmq.data.preprocessing import Preprocessing
 from tvmq.plan.plan import Plan
 from tvmq.plan.plan_file import planned_settings, read_plan, write_plan
 from tvmq.plan.planner import make_plan
@@ -37,8 +38,8 @@ HONEST = (
 """Ways to load, and the honest files that must load that way."""
 
 SUFFIXES = {
-    "model": ".pt2", "state dict": ".pt", "data": ".npz", "plan": ".json", "machine": ".toml",
-    "config": ".toml", "checkpoint": ".npz",
+    "model": ".pt2", "state dict": ".pt", "data": ".npz", "images": ".png", "plan": ".json",
+    "machine": ".toml", "config": ".toml", "checkpoint": ".npz",
 }  # fmt: skip
 
 
@@ -107,6 +108,7 @@ def make_loads(room: Path) -> dict[str, Callable[[Path], None]]:
         "model": _load_model,
         "state dict": _load_state_dict,
         "data": lambda path: _read_data(path, model),
+        "images": lambda path: _read_images(path, model),
         "plan": lambda path: _read_plan(path, model),
         "machine": lambda path: _run(load_spec, str(path)),
         "config": lambda path: _command("build", path, "--config"),
@@ -134,6 +136,15 @@ def _read_data(path: Path, model: FloatModel) -> None:
     source.fingerprint()
     for batch in source.batches(2, limit=4):
         assert len(batch) <= 2
+
+
+def _read_images(path: Path, model: FloatModel) -> None:
+    folder = path.with_suffix(".images")
+    folder.mkdir()
+    path.rename(folder / "image.png")
+    how = Preprocessing((0.5,) * 3, (0.5,) * 3, resize=8, crop=8)
+    for batch in open_data(str(folder), model.inputs, how, classes=4).batches(2):
+        assert len(batch) == 1
 
 
 def _read_plan(path: Path, model: FloatModel) -> None:

@@ -190,6 +190,14 @@ def test_truncated_image_is_named(image_folder):
     refuse(r"c_owl/2\.png", str(image_folder), HOW)
 
 
+def test_formats_that_start_programs_are_not_read(image_folder, monkeypatch):
+    file = image_folder / "c_owl" / "2.png"
+    with file.open("wb") as stream:
+        Image.new("RGB", (6, 8)).save(stream, "EPS")
+    monkeypatch.setattr("subprocess.check_call", lambda *_args, **_options: pytest.fail("started"))
+    refuse(r"c_owl/2\.png can't be read as an image", str(image_folder), HOW)
+
+
 def test_wrong_npz(tmp_path):
     path = tmp_path / "d.npz"
     refuse("no such file", str(path))
