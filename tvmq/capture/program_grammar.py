@@ -109,13 +109,17 @@ def _branch(spec: Any, depth: int) -> dict[str, Any]:
     }
 
 
+_KEY = re.compile(r"[\w \-+:@/.,()\[\]]{0,200}")
+"""Keys of keyword arguments are pasted into source: no quotes, backslashes or line ends."""
+
+
 def _keys(context: Any, count: int) -> str:
     keys: Any = json.loads(context) if isinstance(context, str) else None
     if not isinstance(keys, list) or len(keys) != count:
         raise ValueError("a dict of inputs or outputs has not as many keys as values")
-    if not all(type(key) in (str, int) for key in keys):
-        raise ValueError("the keys of a dict of inputs or outputs are neither text nor numbers")
-    return json.dumps([_legible(key) if isinstance(key, str) else key for key in keys])
+    if not all(type(key) is int or (type(key) is str and _KEY.fullmatch(key)) for key in keys):
+        raise ValueError("the keys of a dict of inputs or outputs are neither names nor numbers")
+    return json.dumps(keys)
 
 
 _Bool = Annotated[bool, Field(strict=True)]

@@ -137,7 +137,9 @@ def test_weights_as_pickles(honest):
 
 def test_guards_are_left_out(honest):
     path = edited(honest, lambda program: program.update(guards_code=[CODE]))
-    same_network(load_model(path).program, honest)
+    program = load_model(path).program
+    assert program._guards_code == []
+    same_network(program, honest)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +203,19 @@ def set_tree(kind, context):
     return change
 
 
+def set_key(key):
+    """Of the keyword arguments, whose names are pasted into source."""
+    leaf = {"type": None, "context": None, "children_spec": []}
+
+    def change(program):
+        call = program["graph_module"]["module_call_graph"][0]["signature"]
+        version, spec = json.loads(call["in_spec"])
+        spec["children_spec"][1] |= {"context": json.dumps([key]), "children_spec": [leaf]}
+        call["in_spec"] = json.dumps([version, spec])
+
+    return change
+
+
 def rename_everywhere(old, new):
     def change(tree):
         items = list(tree.items()) if isinstance(tree, dict) else list(enumerate(tree))
@@ -227,6 +242,8 @@ ENUM = '[{"__enum__": true, "fqn": "this.s", "name": "x"}]'
         (set_tree("collections.defaultdict", DEFAULT), "are of the type"),
         (set_tree("os.system", "null"), "are of the type"),
         (set_tree("builtins.dict", ENUM), "not as many keys"),
+        (set_key('a"), open("canary", "w"), ("'), "the keys of a dict"),
+        (set_key({"__enum__": True, "fqn": "this.s", "name": "x"}), "the keys of a dict"),
         (rename_everywhere("image", f"image=({CODE})"), "is no name of a tensor"),
         (rename_everywhere("image", "lambda"), "is no name of a tensor"),
         (rename_everywhere("input", f"x=({CODE})"), "is no name of an argument"),
