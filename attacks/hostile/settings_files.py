@@ -36,9 +36,9 @@ def _plans() -> Iterator[Hostile]:
 
         return Hostile(f"plan: {what}", "plan", make, varied=change in (odd, gone, key))
 
-    def codes(content: bytes | str) -> Callable[[Any, random.Random], None]:
+    def codes(content: Callable[[], bytes] | str) -> Callable[[Any, random.Random], None]:
         def change(tree: Any, rng: random.Random) -> None:
-            text = content if isinstance(content, str) else base64.b64encode(content).decode()
+            text = content if isinstance(content, str) else base64.b64encode(content()).decode()
             tree["learned_codes"][rng.choice(sorted(tree["learned_codes"]))] = text
 
         return change
@@ -67,13 +67,13 @@ def _plans() -> Iterator[Hostile]:
         yield plan("an odd value", odd)
     yield plan("an entry is missing", gone)
     yield plan("an odd key", key)
-    yield plan("codes that inflate to 2 GB", codes(inflating(2**31)))
+    yield plan("codes that inflate to 2 GB", codes(lambda: inflating(2**31)))
     yield plan("codes of many layers that inflate", many_codes)
     yield plan("codes that are no base64", codes("*" * 1_000))
-    yield plan("codes that are no zlib", codes(b"x" * 1_000))
-    yield plan("codes that are cut", codes(inflating(2**20)[:50]))
-    yield plan("codes and more behind them", codes(inflating(2**20) + b"more"))
-    yield plan("no codes", codes(b""))
+    yield plan("codes that are no zlib", codes(lambda: b"x" * 1_000))
+    yield plan("codes that are cut", codes(lambda: inflating(2**20)[:50]))
+    yield plan("codes and more behind them", codes(lambda: inflating(2**20) + b"more"))
+    yield plan("no codes", codes(lambda: b""))
     yield plan("many steps", numbers)
 
 

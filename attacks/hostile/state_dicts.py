@@ -71,7 +71,7 @@ def kinds() -> Iterator[Hostile]:
     """Every kind of hostile state dict."""
     for what, text in PICKLES.items():
         for form in (_zipped, _bare, _old):
-            yield _file(f"a pickle in a {form.__name__[1:]} file: {what}", form(text))
+            yield _file(f"a pickle in a {form.__name__[1:]} file: {what}", form, text)
     for what, change in _states().items():
         yield _saved(what, change)
     yield from _damaged()
@@ -100,9 +100,9 @@ def _old(text: bytes) -> bytes:
     return head + text + pickle.dumps([], protocol=2)
 
 
-def _file(name: str, content: bytes) -> Hostile:
+def _file(name: str, form: Callable[[bytes], bytes], text: bytes) -> Hostile:
     def make(rng: random.Random, honest: Path, path: Path) -> None:
-        path.write_bytes(content)
+        path.write_bytes(form(text))
 
     return Hostile(name, "state dict", make)
 
