@@ -20,6 +20,13 @@ class TvmqError(Exception):
 
     exit_code = 4
 
+    def __str__(self) -> str:
+        """The message, without what a terminal would obey: it can quote a file's contents."""
+        text = super().__str__()
+        if text.replace("\n", "").isprintable():
+            return text
+        return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
 
 class InputError(TvmqError):
     """A file, flag or array that the user gave is wrong."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,10 +12,18 @@ from torch.fx import Graph, GraphModule, Node
 from tvmq.float_model import Origin
 
 aten = torch.ops.aten
+LARGEST_VALUE = 2**32
+"""Bytes of a value, for the images of the example together: a file can ask for any size."""
 
 
 class Refusal(Exception):  # noqa: N818 - control flow inside canonicalize, never seen by users
     """One operator can't be expressed; canonicalize collects them into one UnsupportedError."""
+
+
+def in_one_line(error: Exception) -> str:
+    """An error of torch, or why an operator was refused, for a message."""
+    first = (str(error).strip().splitlines() or [""])[0][:300]
+    return first if isinstance(error, Refusal) else f"{type(error).__name__}: {first}"
 
 
 class CanonicalGraph:
@@ -39,6 +48,7 @@ class CanonicalGraph:
         """Add an input, float32 of the given shape."""
         node = self.graph.placeholder(name)
         node.meta["val"] = torch.empty(tuple(shape), device="meta")
+        _check_size(node.meta["val"])
         return node
 
     def constant(self, name: str, value: torch.Tensor) -> Node:
@@ -72,6 +82,7 @@ class CanonicalGraph:
         """
         name = target._schema.name.partition("::")[2]
         value = result_of(target, args, kwargs)
+        _check_size(value)
         if value.ndim == 0 or value.shape[0] != self.batch:
             raise Refusal("mixes the images of a batch; axis 0 must stay the batch")
         node = self.graph.create_node("call_function", target, args, kwargs, name=name)
@@ -79,11 +90,27 @@ class CanonicalGraph:
         self.origins[node.name] = self.origin
         return node
 
+    def compute(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """What an operator gives for constants.
+
+        Raises:
+            Refusal: if that is too large.
+        """
+        with contextlib.suppress(NotImplementedError):  # the size depends on the numbers
+            _check_size(result_of(target, args, kwargs))
+        return target(*torch.fx.map_arg(args, self.value), **torch.fx.map_arg(kwargs, self.value))
+
     def module(self) -> GraphModule:
         """The finished module, without unused nodes and constants."""
         module = GraphModule(self.root, self.graph)
         tidy(module)
         return module.eval()
+
+
+def _check_size(value: object) -> None:
+    if isinstance(value, torch.Tensor) and value.numel() * value.itemsize > LARGEST_VALUE:
+        size = f"{value.numel() * value.itemsize / 2**30:,.0f} GB"
+        raise Refusal(f"gives a value of {size}, more than {LARGEST_VALUE >> 30} GB")
 
 
 def tidy(module: GraphModule) -> None:
@@ -102,7 +129,8 @@ def result_of(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     if target is aten.batch_norm.default:  # torch takes it apart, in Python, to find the same shape
         first: torch.Tensor = args[0].meta["val"]
         return first
-    return target(*torch.fx.map_arg(args, lambda node: node.meta["val"]), **kwargs)
+    args, kwargs = torch.fx.map_arg((args, kwargs), lambda node: node.meta["val"])
+    return target(*args, **kwargs)
 
 
 def shape_of(node: Node) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from relay_passes.frontend.pointwise import is_pointwise
 from targets.errors import UnsupportedError
 from tvmq.capture.attention_rules import ATTENTION_RULES
-from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant
+from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, in_one_line, is_constant
 from tvmq.capture.layout_rules import LAYOUT_RULES
 from tvmq.capture.operator_rules import HINTS, OPERATOR_RULES, pointwise
 from tvmq.capture.pooling_rules import POOLING_RULES
@@ -60,8 +60,17 @@ def canonicalize(program: ExportedProgram, *, attention: bool = False) -> Canoni
     _refuse_training_mode(program)
     rules = RULES | ATTENTION_RULES if attention else RULES
     if not all(_is_plain(node, rules) for node in program.graph.nodes):
-        program = program.run_decompositions({})
+        program = _decomposed(program)
     return _Writer(program, rules).write()
+
+
+def _decomposed(program: ExportedProgram) -> ExportedProgram:
+    try:
+        return program.run_decompositions({})
+    except Exception as error:  # torch raises whatever it meets in a program that isn't coherent
+        raise UnsupportedError(
+            f"torch can't trace the network again ({in_one_line(error)}); export it anew"
+        ) from error
 
 
 def _is_plain(node: Node, rules: dict[str, Rule]) -> bool:
@@ -186,7 +195,13 @@ class _Writer:
                 f"input {node.name} has {batch} on axis 0 where others have {self.graph.batch}; "
                 "axis 0 of every input must be the batch"
             )
-        self.values[node] = self.graph.input(node.name, (self.graph.batch, *value.shape[1:]))
+        shape = (self.graph.batch, *value.shape[1:])
+        try:
+            self.values[node] = self.graph.input(node.name, shape)
+        except (Refusal, RuntimeError) as error:
+            raise UnsupportedError(
+                f"input {node.name} of {list(shape)} {in_one_line(error)}"
+            ) from error
 
     def _write_call(self, node: Node) -> None:
         if not _is_tensor_valued(node):
@@ -201,19 +216,21 @@ class _Writer:
                 self.lost.add(node)
             else:
                 self.values[node] = self._apply(name, node)
-        except Refusal as refusal:
-            reason = f": {refusal}" if str(refusal) else ""
+        except MemoryError:
+            raise
+        except Exception as error:
+            # A file may give an operator any arguments, and torch raises what it pleases.
+            reason = f": {in_one_line(error)}" if str(error) else ""
             self.refused.append(f"{node.target} ({self.graph.origin}){reason}")
             self.lost.add(node)
 
     def _apply(self, name: str, node: Node) -> Any:
         args = torch.fx.map_arg(node.args, self._stands_for)
         kwargs = torch.fx.map_arg(node.kwargs, self._stands_for)
-        if hasattr(node.target, "_schema") and _only_constants(args, kwargs):
-            value = node.target(
-                *torch.fx.map_arg(args, self.graph.value),
-                **torch.fx.map_arg(kwargs, self.graph.value),
-            )
+        # Operators of torch's own use trust their arguments.
+        usable = name in self.rules or not name.startswith("_")
+        if usable and hasattr(node.target, "_schema") and _only_constants(args, kwargs):
+            value = self.graph.compute(node.target, args, kwargs)
             if isinstance(value, torch.Tensor):
                 return self.graph.constant(node.name, value)
         rule = self.rules.get(name) or (pointwise if is_pointwise(node.target) else None)

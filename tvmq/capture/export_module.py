@@ -152,7 +152,11 @@ def load_state_dict(
     ]
     if problems:
         raise InputError(f"{path} does not fit --model {spec}: {'; '.join(problems)}")
-    module.load_state_dict(dict(state))
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:  # sparse or quantized tensors, or those without numbers
+        words = " ".join(str(error).split())
+        raise InputError(f"{path} does not fit --model {spec}: {words[:300]}") from error
     return notes
 
 

@@ -1,13 +1,14 @@
 """Recognise a model file and turn it into an ExportedProgram; each wrong file has its own message.
 
 Unpickling runs code, so nothing here unpickles freely without ``trust_pickle``. That includes
-ExportedProgram archives, inside which torch itself would fall back to free unpickling:
-``verify_archive_is_inert`` refuses those before torch reads them.
+ExportedProgram archives, which torch itself would unpickle, execute and evaluate in part: it gets
+an ``inert_copy`` of them.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import pickle
 import threading
 import typing
@@ -30,7 +31,9 @@ from tvmq.capture.export_module import (
     make_module,
     working_folder_importable,
 )
-from tvmq.capture.inert_archive import verify_archive_is_inert
+from tvmq.capture.inert_archive import inert_copy
+from tvmq.capture.inert_pickle import load_tensors
+from tvmq.capture.torch_archive import is_archive, open_archive, truncated, verify_stored
 
 _EXPORT_IT = 'save it with torch.export.save(torch.export.export(model.eval(), (x,)), "model.pt2")'
 _TRUST = "--trust-pickle (runs code of the file: only for files you trust)"
@@ -69,24 +72,21 @@ def load_model(
     """
     path = Path(path)
     _check_is_file(path)
-    if not zipfile.is_zipfile(path):
+    if not is_archive(path):
         _refuse_other_formats(path)
         return _load_pickle(path, model_factory, trust_pickle, input_shapes)
-    with zipfile.ZipFile(path) as archive:
-        # A truncated file can end in the index of an archive that it holds as a record.
-        if min((record.header_offset for record in archive.infolist()), default=0) > 0:
-            raise _truncated(path)
+    with open_archive(path) as archive:
         kind = _kind_of_archive(path, archive)
-        _check_records(path, archive)
-        if kind == "program" and not trust_pickle:
-            verify_archive_is_inert(path, archive)
+        verify_stored(path, archive)
+        if kind == "program" and model_factory is not None:
+            raise InputError(
+                f"{path} is an ExportedProgram archive, which has its own graph: leave out --model"
+            )
+        if kind == "program":
+            source = io.BytesIO(path.read_bytes()) if trust_pickle else inert_copy(path, archive)
     if kind == "pickle":
         return _load_pickle(path, model_factory, trust_pickle, input_shapes)
-    if model_factory is not None:
-        raise InputError(
-            f"{path} is an ExportedProgram archive, which has its own graph: leave out --model"
-        )
-    program = _load_program(path)
+    program = _load_program(path, source)
     if input_shapes is not None:
         check_shapes_fit(program, input_shapes)
     return LoadedProgram(program, "ExportedProgram archive")
@@ -105,7 +105,7 @@ def _refuse_other_formats(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(16)
     if head[:4] == b"PK\x03\x04":
-        raise _truncated(path)
+        raise truncated(path)
     formats = [
         (path.suffix == ".onnx", "an ONNX model"),
         (head[4:8] == b"TFL3", "a TensorFlow Lite model"),
@@ -122,12 +122,6 @@ def _refuse_other_formats(path: Path) -> None:
         raise InputError(
             f"{path} is not a PyTorch file (neither an archive nor a pickle); {_EXPORT_IT}"
         )
-
-
-def _truncated(path: Path) -> InputError:
-    return InputError(
-        f"{path} is a truncated or corrupt archive (its index is missing); copy it again"
-    )
 
 
 def _kind_of_archive(path: Path, archive: zipfile.ZipFile) -> str:
@@ -152,27 +146,28 @@ def _kind_of_archive(path: Path, archive: zipfile.ZipFile) -> str:
     raise InputError(f"{path} is a zip archive but not one of PyTorch; {_EXPORT_IT}")
 
 
-def _check_records(path: Path, archive: zipfile.ZipFile) -> None:
+def _load_program(path: Path, source: io.BytesIO) -> ExportedProgram:
     try:
-        damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise InputError(f"{path} is a corrupt archive ({error}); copy it again") from error
-    if damaged is not None:
-        raise InputError(f"{path} is a corrupt archive: record {damaged} is damaged; copy it again")
-
-
-def _load_program(path: Path) -> ExportedProgram:
-    try:
-        with warnings.catch_warnings():  # of torch about its own tree specs
-            warnings.simplefilter("ignore", FutureWarning)
-            # From memory, because torch warns about names that don't end in .pt2.
-            with _known_type_hints():
-                return torch.export.load(io.BytesIO(path.read_bytes()))
+        # torch warns about its own tree specs and forms, and logs what it raises.
+        with warnings.catch_warnings(), _quiet("torch.export"), _known_type_hints():
+            warnings.simplefilter("ignore")
+            return torch.export.load(source)
     except Exception as error:  # torch raises whatever its parsers meet
         raise InputError(
             f"{path} looks like an ExportedProgram archive, but torch {torch.__version__} can't "
             f"read it ({_first_line(error)}); export it again with this version"
         ) from error
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager
@@ -224,7 +219,8 @@ def _load_pickle(
 
 def _unpickle_safely(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            return load_tensors(file)
     except pickle.UnpicklingError as error:
         needs = _globals_of(path)
         if not needs:

@@ -93,6 +93,9 @@ def _batch_norm(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
     if len(shape_of(a["input"])) not in (2, 4):
         raise Refusal("batch norm of a rank other than 2 or 4")
     channels = shape_of(mean)[0]
+    given = [mean, variance, *filter(None, (a["weight"], a["bias"]))]
+    if any(shape_of(each) != shape_of(a["input"])[1:2] for each in given):
+        raise Refusal("statistics of another number of channels than its input has")
     gamma = a["weight"] or g.constant(f"{node.name}_gamma", torch.ones(channels))
     beta = a["bias"] or g.constant(f"{node.name}_beta", torch.zeros(channels))
     result = g.call(

@@ -10,17 +10,13 @@ is the context's ``obj``. A ``--config`` file gives defaults, which the command 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from targets.toml_file import parse_toml
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -103,10 +99,10 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     if path is None:
         return
     try:
-        data = tomllib.loads(path.read_text())
+        data = parse_toml(path.read_text())
     except OSError as error:
         raise click.BadParameter(f"{path}: can't be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise click.BadParameter(f"{path}: not TOML ({error})") from error
     verb = str(context.info_name)
     _check_config(path, data, context)

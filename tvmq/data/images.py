@@ -17,6 +17,8 @@ from tvmq.float_model import TensorSpec
 _SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff"}
 )
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "GIF", "TIFF")
+"""Whatever a file is called: for others, such as EPS, Pillow would start programs."""
 
 
 class ImageFolderSource(DataSource):
@@ -73,7 +75,7 @@ class ImageFolderSource(DataSource):
 
     def _decode(self, file: Path) -> Bytes:
         try:
-            with Image.open(file) as image:
+            with Image.open(file, formats=_FORMATS) as image:
                 picture = image.convert("RGB" if self._channels == 3 else "L")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from targets.errors import InputError
 from tvmq.data.npz_rows import NpzMember, npz_members
 from tvmq.data.preprocessing import Floats, Preprocessing
-from tvmq.data.source import Batch, DataSource, as_labels, sha256_of_file
+from tvmq.data.source import Batch, DataSource, as_labels, check_one_each, sha256_of_file
 from tvmq.float_model import TensorSpec
 
 
@@ -34,6 +34,7 @@ class NpzSource(DataSource):
         self._check_types()
         self.labels = None
         if "labels" in members:
+            check_one_each(members["labels"].shape, self.count, spec)
             self.labels = as_labels(members["labels"].read(), self.count, spec)
             self._check_labels(self.labels)
         self.has_labels = self.labels is not None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,14 @@ import numpy.typing as npt
 from targets.errors import InputError
 
 _BROKEN = (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError, RuntimeError)
+
+_LONGEST_HEADER = 2**16
+_LARGEST_ROW = 2**28
+_LARGEST_WHOLE = 2**28
+"""Bytes: what is read at once can be a thousand times larger than the file."""
+
+_BEST_COMPRESSION = 1_100
+"""Times that deflate can make zeros smaller, rounded up; whoever declares more is lying."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class NpzMember:
         wanted: Sequence[int] = range(self.shape[0]) if indices is None else indices
         row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.key}.npy") as stream:
-            _read_header(stream)
+            stream.seek(_read_header(stream).size)
             position = 0
             for start in range(0, len(wanted), size):
                 rows = []
@@ -56,7 +65,17 @@ class NpzMember:
                 yield rows[0] if len(rows) == 1 else np.concatenate(rows)
 
     def read(self) -> npt.NDArray[Any]:
-        """The whole array; for small ones."""
+        """The whole array; for small ones.
+
+        Raises:
+            InputError: as ``chunks``; also if it is large.
+        """
+        size = math.prod(self.shape) * self.dtype.itemsize
+        if size > _LARGEST_WHOLE:
+            raise InputError(
+                f"{self.path}: the array {self.key!r} has {size >> 20} MB, which is more than "
+                f"labels need; give less"
+            )
         parts = list(self.chunks(max(1, self.shape[0])))
         return parts[0] if parts else np.empty(self.shape, self.dtype)
 
@@ -75,18 +94,16 @@ def npz_members(path: Path) -> dict[str, NpzMember]:
     members = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                key = name.removesuffix(".npy")
-                with archive.open(name) as stream:
-                    shape, fortran, dtype = _read_header(stream)
-                if dtype.hasobject:
-                    raise InputError(f"{path}: {key!r} holds Python objects; save plain numbers")
-                if fortran and len(shape) > 1:
+            for record in archive.infolist():
+                if not record.filename.endswith(".npy"):
                     raise InputError(
-                        f"{path}: {key!r} is stored column by column; "
-                        "save np.ascontiguousarray of it"
+                        f"{path}: {record.filename[:80]!r} is no array; write it with np.savez"
                     )
-                members[key] = NpzMember(path, key, shape, dtype)
+                key = record.filename.removesuffix(".npy")
+                with archive.open(record) as stream:
+                    header = _read_header(stream)
+                _check_header(f"{path}: {key!r}", header, record)
+                members[key] = NpzMember(path, key, header.shape, header.dtype)
     except _BROKEN as error:
         raise InputError(
             f"{path} is not a readable .npz ({error}); write it with np.savez"
@@ -94,11 +111,51 @@ def npz_members(path: Path) -> dict[str, NpzMember]:
     return members
 
 
-def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(stream)
-    return np.lib.format.read_array_header_2_0(stream)
+class _Header(NamedTuple):
+    """What stands before the numbers of an array, and how many bytes that takes."""
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[Any]
+    size: int
+
+
+def _read_header(stream: IO[bytes]) -> _Header:
+    start = io.BytesIO(stream.read(_LONGEST_HEADER))
+    try:
+        old = np.lib.format.read_magic(start) == (1, 0)
+        read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+        return _Header(*read(start), start.tell())
+    except Exception as error:  # numpy's parser raises whatever it meets in the text
+        words = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"the header of an array is wrong: {words}") from error
+
+
+def _check_header(where: str, header: _Header, record: zipfile.ZipInfo) -> None:
+    """Check that an array is as large as it says, and its rows are not too large to be read."""
+    shape, dtype = header.shape, header.dtype
+    if dtype.hasobject:
+        raise InputError(f"{where} holds Python objects; save plain numbers")
+    if header.fortran and len(shape) > 1:
+        raise InputError(f"{where} is stored column by column; save np.ascontiguousarray of it")
+    if (
+        any(type(size) is not int or size < 0 for size in shape)
+        or dtype.itemsize == 0
+        or 0 in shape[1:]
+    ):
+        raise InputError(f"{where} has shape {list(shape)} of {dtype}; save an array of numbers")
+    if math.prod(shape) * dtype.itemsize != record.file_size - header.size:
+        raise InputError(
+            f"{where} says that it has shape {str(list(shape))[:100]}, but holds "
+            f"{record.file_size - header.size:,} bytes; write it with np.savez"
+        )
+    if record.file_size > record.compress_size * _BEST_COMPRESSION + _LONGEST_HEADER:
+        raise InputError(f"{where} says that it is larger than it can be; write it with np.savez")
+    if math.prod(shape[1:]) * dtype.itemsize > _LARGEST_ROW:
+        raise InputError(
+            f"{where} has {math.prod(shape[1:]) * dtype.itemsize >> 20} MB for one image; "
+            f"give at most {_LARGEST_ROW >> 20} MB"
+        )
 
 
 def _runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -215,13 +215,22 @@ def as_labels(values: Any, count: int, spec: str) -> Labels:
         InputError: if they are no whole numbers, or not one per image.
     """
     labels = np.asarray(values)
-    if labels.shape != (count,):
-        raise InputError(
-            f"{spec}: labels have shape {list(labels.shape)} for {count} images; one number each"
-        )
+    check_one_each(labels.shape, count, spec)
     if not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f"{spec}: labels are {labels.dtype}; they must be class numbers (int64)")
     return labels.astype(np.int64)
+
+
+def check_one_each(shape: tuple[int, ...], count: int, spec: str) -> None:
+    """Check the shape of labels.
+
+    Raises:
+        InputError: if it is not one number per image.
+    """
+    if shape != (count,):
+        raise InputError(
+            f"{spec}: labels have shape {list(shape)} for {count} images; one number each"
+        )
 
 
 def _join(parts: list[Batch]) -> Batch:

@@ -25,7 +25,7 @@ from targets.schema_errors import in_words
 from tvmq.float_model import FloatModel
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.plan import BiasPlan, Plan, ValuePlan, WeightPlan
-from tvmq.plan.plan_schema import FORMAT, PlanFile
+from tvmq.plan.plan_schema import FORMAT, PlanFile, inflate
 from tvmq.regions import find_regions, shape_of
 from tvmq.settings import Settings, learned_range
 
@@ -197,13 +197,10 @@ class _Reader:
             if layer.kind != "pool":
                 for k, step in enumerate(entry.weight_steps):
                     self._check_step(step, f"{place}.weight_steps[{k}]")
+            codes = b""
             if name in learned:
-                self._check_codes(
-                    learned[name], shapes[name].numel(), entry.weight_bits, f"learned_codes.{name}"
-                )
-            plans[name] = WeightPlan(
-                entry.weight_steps, entry.weight_bits, entry.reason, learned.get(name, b"")
-            )
+                codes = self._codes(name, shapes[name].numel(), entry.weight_bits)
+            plans[name] = WeightPlan(entry.weight_steps, entry.weight_bits, entry.reason, codes)
         return plans
 
     def biases(self) -> dict[str, BiasPlan]:
@@ -244,16 +241,23 @@ class _Reader:
                 "settings.scales to free."
             )
 
-    def _check_codes(self, codes: bytes, count: int, bits: int, place: str) -> None:
+    def _codes(self, name: str, count: int, bits: int) -> bytes:
+        place = f"learned_codes.{name}"
+        try:
+            codes = inflate(self.file.learned_codes[name], count)
+        except ValueError as error:
+            raise InputError(f"{self.where}: {place}: {error}") from None
         low, high = learned_range(bits)
         numbers = np.frombuffer(codes, np.int8)
         if len(numbers) != count:
-            found, wanted = f"{len(numbers)} codes", str(count)
+            more = len(numbers) > count
+            found = f"more than {count} codes" if more else f"{len(numbers)} codes"
+            wanted = str(count)
         elif numbers.min() < low or numbers.max() > high:
             found = f"codes in [{numbers.min()}, {numbers.max()}]"
             wanted = f"[{low}, {high}] with {bits} bits"
         else:
-            return
+            return codes
         raise InputError(
             f"{self.where}: {place} holds {found}, the layer takes {wanted}; remove the entry to "
             "round the weights to nearest."

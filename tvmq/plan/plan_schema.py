@@ -47,11 +47,20 @@ def _mode(given: Any) -> Any:
     return modes[given]
 
 
-def _inflated(packed: bytes) -> bytes:
+def inflate(packed: bytes, most: int) -> bytes:
+    """Learned codes, one byte each; one more than ``most`` stands for any number of them.
+
+    Raises:
+        ValueError: they are not whole, or something follows them.
+    """
+    stream = zlib.decompressobj()
     try:
-        return zlib.decompress(packed)
+        codes = stream.decompress(packed, most + 1)
     except zlib.error as error:
         raise ValueError(f"not zlib in base64 ({error})") from None
+    if len(codes) <= most and (not stream.eof or stream.unused_data):
+        raise ValueError("not zlib in base64 (incomplete, or followed by something else)")
+    return codes
 
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -59,7 +68,6 @@ Step = Annotated[Number, BeforeValidator(_number), AfterValidator(_in_range)]
 Bits = Annotated[int, Field(ge=2, le=8)]
 Mode = Annotated[RoundingMode, BeforeValidator(_mode)]
 Border = Annotated[int, Field(ge=0, le=255)]
-Codes = Annotated[Base64Bytes, AfterValidator(_inflated)]
 
 
 class _Entry(BaseModel):
@@ -134,4 +142,5 @@ class PlanFile(BaseModel):
     values: dict[str, ValueEntry]
     layers: dict[str, LayerEntry]
     additions: Any = None
-    learned_codes: dict[str, Codes] = {}
+    learned_codes: dict[str, Base64Bytes] = {}
+    """Deflated: how many there must be is known with the network only; see ``inflate``."""

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 
 from targets.errors import InputError
 from tvmq import __version__
@@ -26,7 +27,7 @@ from tvmq.reconstruct.unit_graph import QuantizedUnit
 NEAREST = "nearest"
 """The candidate that all refinements are compared with: rounding to nearest, biases corrected."""
 
-FORM = 2
+FORM = 3
 """Of the files; those of another form are of another job."""
 
 
@@ -110,6 +111,27 @@ def _others(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not ours.fullmatch(path.name))
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What the file of a unit says beside its arrays."""
+
+    job: str
+    result: UnitResult
+    digest: str
+
+
+_FACTS = TypeAdapter(_Facts)
+
+
+def _digest(arrays: Mapping[str, Any]) -> str:
+    """Of arrays, their names and forms: what was changed or misread by others is not used."""
+    digest = hashlib.sha256()
+    for name, array in arrays.items():
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
 class Checkpoints:
     """A folder with a file per finished unit; each says of which job it is.
 
@@ -168,36 +190,39 @@ class Checkpoints:
         for path, array in arrays.items():
             _, module, name = path.split("/")
             state.setdefault(module, {})[name] = torch.from_numpy(array)
-        result = facts["result"]
-        result["layers"] = tuple(result["layers"])
-        result["candidates"] = tuple(Candidate(**given) for given in result["candidates"])
-        return state, UnitResult(**result)
+        return state, facts.result
 
     def save(self, index: int, state: UnitState, result: UnitResult) -> None:
         """Write a finished unit; a file that is there is whole.
 
         Its arrays are called ``REFINEMENT/MODULE/NAME``, after the refinement whose state was kept.
         """
-        facts = {"job": self.job, "result": asdict(result)}
-        arrays: dict[str, Any] = {"facts": np.array(json.dumps(facts))}
-        for module, held in state.items():
-            for name, tensor in held.items():
-                arrays[f"{result.kept}/{module}/{name}"] = tensor.numpy()
+        arrays = {
+            f"{result.kept}/{module}/{name}": tensor.numpy()
+            for module, held in state.items()
+            for name, tensor in held.items()
+        }
+        facts = json.dumps(asdict(_Facts(self.job, result, _digest(arrays))))
         # Another build of the same output may work beside this one, or have just ended.
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f"{os.getpid()}.partial.npz"
-        np.savez(partial, **arrays)
+        np.savez(partial, facts=np.array(facts), **arrays)
         partial.rename(self._path(index))
 
-    def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    def _read(self, path: Path) -> tuple[_Facts, dict[str, Any]] | None:
         """Facts and arrays of a file; None if it isn't of this job or not whole."""
         try:
+            with zipfile.ZipFile(path) as archive:
+                # Stored as they are, arrays are no larger than the file.
+                if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+                    return None
             with np.load(path) as file:
                 arrays = {name: file[name] for name in file.files}
-        except (OSError, ValueError, zipfile.BadZipFile, EOFError):
+            facts = _FACTS.validate_json(str(arrays.pop("facts")))
+        except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError, MemoryError):
             return None
-        facts = json.loads(str(arrays.pop("facts", "{}")))
-        return (facts, arrays) if facts.get("job") == self.job else None
+        whole = facts.job == self.job and facts.digest == _digest(arrays)
+        return (facts, arrays) if whole else None
 
     def _path(self, index: int) -> Path:
         return self.folder / f"unit_{index}.npz"

@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import sys
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -21,11 +20,7 @@ from targets.errors import SpecError
 from targets.npu.machine import isa
 from targets.npu.machine.energy_tables import Energy
 from targets.schema_errors import in_words
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from targets.toml_file import parse_toml
 
 MAX_ACC_ROWS = 1 + isa.largest(isa.Gemm, "acc_row")
 """What the field acc_row of an instruction can name."""
@@ -277,8 +272,8 @@ def load_spec(name: str) -> NpuSpec:
 def parse_spec(text: str, origin: str) -> NpuSpec:
     """Read a description from TOML text; ``origin`` is its name in errors."""
     try:
-        content: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        content = parse_toml(text)
+    except ValueError as error:
         msg = f"{origin}: not valid TOML: {error}"
         raise SpecError(msg) from error
     try:

@@ -382,5 +382,27 @@ def test_a_program_without_mutation_is_not_traced_again(monkeypatch):
     changing = nn.Sequential(conv_bn(3, 4), nn.ReLU(inplace=True)).eval()
     monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", decompose)
     capture_program(torch.export.export(plain, example))
-    with pytest.raises(AssertionError, match="traced again"):
+    with pytest.raises(UnsupportedError, match="traced again"):
         capture_program(torch.export.export(changing, example))
+
+
+def test_values_that_no_memory_holds(monkeypatch):
+    class Repeat(nn.Module):
+        def forward(self, x):
+            return nn.functional.pad(x, (0, 10**5, 0, 10**5))
+
+    with pytest.raises(UnsupportedError, match=r"gives a value of .* GB, more than 4 GB"):
+        capture_program(torch.export.export(Repeat(), (torch.zeros(2, 3, 8, 8),)))
+    too_large = torch.export.export(nn.ReLU(), (torch.zeros(2, 3, 8, 8),))
+    monkeypatch.setattr("tvmq.capture.canonical_graph.LARGEST_VALUE", 100)
+    with pytest.raises(UnsupportedError, match=r"input .* gives a value of"):
+        capture_program(too_large)
+
+
+def test_a_lack_of_memory_is_said(monkeypatch):
+    def samples(*_args):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr("tvmq.capture.capture._samples", samples)
+    with pytest.raises(UnsupportedError, match="more memory than there is"):
+        capture_program(torch.export.export(nn.ReLU(), (torch.zeros(2, 3, 8, 8),)))

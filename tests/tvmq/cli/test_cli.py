@@ -120,6 +120,7 @@ def test_config_gives_defaults_and_the_command_line_wins(tvmq, tmp_path):
     ("content", "message"),
     [
         ("a = ", "not TOML"),
+        ("a = " + "[" * 2_000 + "]" * 2_000, "not TOML (it is nested too deep)"),
         ("[build]\nprecisoin = 'w8a8'\n", "[build] has 'precisoin', which is no option"),
         ("[eval]\nstrict = true\n", "[eval] has 'strict', which is no option of `tvmq eval`"),
         ("calib-date = 'c.npz'\n", "'calib-date' is no option of any verb"),
@@ -127,7 +128,16 @@ def test_config_gives_defaults_and_the_command_line_wins(tvmq, tmp_path):
         ("[biuld]\nstrict = true\n", "[biuld] is no verb; sections are build, run"),
         (None, "can't be read"),
     ],
-    ids=["syntax", "typo", "other verb", "common typo", "no section", "verb typo", "missing"],
+    ids=[
+        "syntax",
+        "depth",
+        "typo",
+        "other verb",
+        "common typo",
+        "no section",
+        "verb typo",
+        "missing",
+    ],
 )
 def test_wrong_config(tvmq, tmp_path, content, message):
     if content is not None:

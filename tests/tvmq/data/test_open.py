@@ -2,6 +2,7 @@
 
 import sys
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -189,6 +190,14 @@ def test_truncated_image_is_named(image_folder):
     refuse(r"c_owl/2\.png", str(image_folder), HOW)
 
 
+def test_formats_that_start_programs_are_not_read(image_folder, monkeypatch):
+    file = image_folder / "c_owl" / "2.png"
+    with file.open("wb") as stream:
+        Image.new("RGB", (6, 8)).save(stream, "EPS")
+    monkeypatch.setattr("subprocess.check_call", lambda *_args, **_options: pytest.fail("started"))
+    refuse(r"c_owl/2\.png can't be read as an image", str(image_folder), HOW)
+
+
 def test_wrong_npz(tmp_path):
     path = tmp_path / "d.npz"
     refuse("no such file", str(path))
@@ -213,6 +222,51 @@ def test_wrong_npz(tmp_path):
     refuse("no images", save(path, x=FLOATS[:0]))
     refuse("Python objects", save(path, x=np.array([None, {}], object)))
     refuse("column by column", save(path, x=np.asfortranarray(FLOATS)))
+
+
+def npy(shape, descr="<f4", more=b"", version=(1, 0)):
+    text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    size = len(text).to_bytes(2 if version == (1, 0) else 4, "little")
+    return b"\x93NUMPY" + bytes(version) + size + text + more
+
+
+@pytest.mark.parametrize(
+    ("member", "content", "pattern"),
+    [
+        ("labels", npy("(1000000000000,)", "<i8"), "says that it has shape .1000000000000., but"),
+        ("x", npy("(23, 3, 8, 1000000000)"), "but holds 0 bytes"),
+        ("x", npy("(-1, 3, 8, 6)"), r"has shape \[-1, 3, 8, 6\]"),
+        ("x", npy("(23, 3, 0, 6)"), r"has shape \[23, 3, 0, 6\]"),
+        ("labels", npy("()", "<i8", bytes(8)), r"labels have shape \[\] for 23 images"),
+        ("labels", npy("(23,)", "|S0"), "save an array of numbers"),
+        ("x", npy("(23, 3, 8, 6"), "the header of an array is wrong"),
+        ("x", npy("(" + "9" * 5_000 + ",)"), "not a readable .npz"),
+        ("x", npy("(1,)" + " " * 60_000), "the header of an array is wrong"),
+        ("x", b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + bytes(2**22), "header of an array is wrong"),
+    ],
+)
+def test_an_npz_holds_what_it_says(tmp_path, member, content, pattern):
+    path = save(tmp_path / "d.npz", x=FLOATS, labels=LABELS)
+    with zipfile.ZipFile(path) as old:
+        members = {name: old.read(name) for name in old.namelist()} | {f"{member}.npy": content}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name, data in members.items():
+            new.writestr(name, data)
+    refuse(pattern, path)
+
+
+def test_an_npz_holds_nothing_but_arrays(tmp_path):
+    path = save(tmp_path / "d.npz", x=FLOATS)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("y", npy("(1,)", more=bytes(4)))
+    refuse("'y' is no array", path)
+
+
+def test_rows_and_labels_that_would_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("tvmq.data.npz_rows._LARGEST_ROW", 2**12)
+    refuse("0 MB for one image", save(tmp_path / "d.npz", x=np.zeros((1, 3, 800, 6), np.float32)))
+    monkeypatch.setattr("tvmq.data.npz_rows._LARGEST_WHOLE", 2**6)
+    refuse("more than labels need", save(tmp_path / "d.npz", x=FLOATS, labels=LABELS))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

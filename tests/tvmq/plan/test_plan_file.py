@@ -1,6 +1,9 @@
 """Plans as JSON: there and back, edited, and wrong."""
 
+import base64
 import json
+import tracemalloc
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -199,6 +202,29 @@ def test_learned_codes_must_fit_their_bits(learned):
         InputError, match=r"codes in \[-8, 7\], the layer takes \[-4, 3\] with 3 bits"
     ):
         plan_from_json(text, float_model(NAME))
+
+
+def packed(*parts):
+    return base64.b64encode(b"".join(parts)).decode()
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (packed(zlib.compress(bytes(2**24))), "holds more than .* codes"),
+        (packed(zlib.compress(bytes(100))[:-3]), "not zlib in base64 .incomplete"),
+        (packed(zlib.compress(bytes(100)), b"more"), "followed by something else"),
+        (packed(), "not zlib in base64"),
+    ],
+)
+def test_learned_codes_are_no_more_than_the_layer_takes(learned, codes, message):
+    text = _edit(plan_to_json(learned), ("learned_codes", "conv2d"), codes)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=f"learned_codes.conv2d.*{message}"):
+        plan_from_json(text, float_model(NAME))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**24
 
 
 def test_steps_are_numbers_or_powers_of_two(text):

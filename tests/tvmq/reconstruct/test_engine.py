@@ -1,6 +1,7 @@
 """The engine: every method runs, seeds decide, an interrupt changes nothing, gates hold."""
 
 import errno
+import json
 from dataclasses import replace
 from functools import cache
 
@@ -151,6 +152,34 @@ def test_checkpoints_of_another_job_are_not_used(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(unit_state, what, "another")
             assert _checkpoints(tmp_path).load(0) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda facts, arrays: facts.update(result={}),
+        lambda facts, arrays: facts["result"].update(candidates=[1]),
+        lambda facts, arrays: facts.clear(),
+        lambda facts, arrays: arrays.update({"x": np.zeros(3)}),
+        lambda facts, arrays: arrays.update({"nearest/a/b": np.zeros(3)}),
+        lambda facts, arrays: arrays["nearest/relu_codes/step"].fill(7),
+        lambda facts, arrays: arrays.update({"nearest/relu_codes/step": np.array("text")}),
+    ],
+)
+def test_files_of_units_are_used_as_they_were_written_or_not_at_all(tmp_path, change):
+    result = UnitResult("u", (), (Candidate("nearest", 2.0, True),), "nearest", "mse", 5, 0.1)
+    state = {"relu_codes": {"step": torch.tensor(0.1, dtype=torch.float64)}}
+    _checkpoints(tmp_path).save(0, state, result)
+    assert _checkpoints(tmp_path).load(0) == (state, result)
+    path = tmp_path / "unit_0.npz"
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    facts = json.loads(str(arrays.pop("facts")))
+    change(facts, arrays)
+    np.savez(path, facts=np.array(json.dumps(facts)), **arrays)
+    assert _checkpoints(tmp_path).load(0) is None
+    np.savez(path, facts=np.array("[" * 100_000))
+    assert _checkpoints(tmp_path).load(0) is None
 
 
 def test_other_images_are_another_job(tmp_path, monkeypatch):

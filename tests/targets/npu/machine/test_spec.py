@@ -45,6 +45,19 @@ def test_a_wrong_field_is_named(old, new, message):
         parse_spec(E256.replace(old, new, 1), "mine")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = " + "[" * 2_000 + "]" * 2_000, "it is nested too deep"),
+        ("a" + ".a" * 50_000 + " = 1", "it has 100,005 characters"),
+        ("x = " + "9" * 5_000, "not valid TOML"),
+    ],
+)
+def test_a_text_that_nobody_wrote(text, message):
+    with pytest.raises(SpecError, match=f"mine: .*{message}"):
+        parse_spec(text, "mine")
+
+
 def test_an_unknown_machine_names_the_known_ones():
     with pytest.raises(SpecError, match="e256, m2048"):
         load_spec("e265")
