@@ -13,9 +13,11 @@ long as the process.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,15 +34,20 @@ from tvm.support import cc
 from tvm.target import codegen
 
 from targets.cpu.host import CpuFeatures, host_target
-from targets.errors import InputError, MissingDependencyError, TrapError
+from targets.errors import InputError, TrapError
+from targets.interrupts import held_back
+from targets.linker import linking
 from targets.npu.execute.executor import make_executor
 from targets.npu.execute.traps import Trap
 from targets.npu.machine.program import Program
 from targets.npu.machine.spec import NpuSpec, parse_spec
+from targets.whole_files import whole_file
 
 SYMBOL = "npu_execute_"
 """How the name of every machine's function begins."""
 FOLDER_VARIABLE = "TVMQ_CACHE"
+_PARENT_DEATH_SIGNAL = 1
+"""Of prctl."""
 KEPT = 16
 """Objects in the cache, a tenth of a megabyte each; those used longest ago go."""
 
@@ -83,23 +90,28 @@ def made_meanwhile(spec: NpuSpec | None) -> Iterator[None]:
         yield
         return
     symbol = executor_symbol(spec)
+    try:
+        with held_back():
+            _makers[symbol] = _start_maker(spec)
+        yield
+    finally:
+        with held_back():
+            if maker := _makers.pop(symbol, None):
+                maker.kill()
+                maker.wait()
+
+
+def _start_maker(spec: NpuSpec) -> subprocess.Popen[bytes]:
     with tempfile.TemporaryFile("w+") as machine:
         machine.write(tomli_w.dumps(spec.model_dump()))
         machine.seek(0)
-        maker = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", __name__],
             stdin=machine,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
-    _makers[symbol] = maker
-    try:
-        yield
-    finally:
-        del _makers[symbol]
-        maker.kill()
-        maker.wait()
 
 
 _makers: dict[str, subprocess.Popen[bytes]] = {}
@@ -171,21 +183,6 @@ def _loaded(symbol: str, path: str) -> Any:
     return function
 
 
-@contextlib.contextmanager
-def linking(library: str) -> Iterator[None]:
-    """Say what is missing where a library can't be linked.
-
-    Raises:
-        MissingDependencyError: there is no C++ compiler to link with.
-    """
-    try:
-        yield
-    except (RuntimeError, ValueError, OSError) as error:
-        raise MissingDependencyError(
-            f"{library} can't be linked ({str(error).splitlines()[0]}). Install g++ or clang++."
-        ) from error
-
-
 def cache_folder() -> Path:
     """Where objects are kept: ``$TVMQ_CACHE``, or ``tvmq`` in the user's cache folder."""
     given = os.environ.get(FOLDER_VARIABLE)
@@ -234,11 +231,10 @@ def _keep(made: Path) -> Path | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in (made, made.with_suffix(".sha256")):
-            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            with whole_file(folder / path.name) as file:
                 file.write(path.read_bytes())
-            Path(file.name).replace(folder / path.name)
         _forget_oldest(folder)
-    except OSError:
+    except (OSError, InputError):
         return None
     return folder / made.name
 
@@ -250,5 +246,13 @@ def _forget_oldest(folder: Path) -> None:
         path.with_suffix(".sha256").unlink(missing_ok=True)
 
 
+def _end_with_parent() -> None:
+    """Let the kernel kill this process when the one that has started it is killed."""
+    control = getattr(ctypes.CDLL(None), "prctl", None)  # Linux only
+    if control is not None:
+        control(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    _end_with_parent()
     executor_object(parse_spec(sys.stdin.read(), "standard input"))
