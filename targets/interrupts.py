@@ -1,4 +1,4 @@
-"""Signals that end a job: a KeyboardInterrupt that can't get lost, held back where a step is one.
+"""Signals that end a job: an exception that can't get lost, held back where a step is one.
 
 What Python raises out of a signal can be lost on its way up: TVM's C++ makes a RuntimeError of it,
 finalizers swallow it, a broad ``except`` takes it for a failure. So there is a record. Whoever ends
@@ -25,6 +25,14 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TOGETHER = 0.5
 """Seconds within which signals count as one: a terminal that closes sends several, and a second one
 must not interrupt what the first one makes an end of."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal came.
+
+    Not the KeyboardInterrupt itself: where that passes through an ``exec``, Python remembers it and,
+    although it was caught, ends the process by a signal instead of with its code.
+    """
 
 
 class _Record:
@@ -61,10 +69,10 @@ def check() -> None:
     """Raise what may have been swallowed.
 
     Raises:
-        KeyboardInterrupt: a signal came.
+        Interrupted: a signal came.
     """
     if came() and _in_main_thread():
-        raise KeyboardInterrupt
+        raise Interrupted
 
 
 @contextmanager
@@ -80,7 +88,7 @@ def held_back() -> Iterator[None]:
         _record.steps -= 1
         if _record.waits and not _record.steps:
             _record.waits = False
-            raise KeyboardInterrupt
+            raise Interrupted
 
 
 def _interrupt(_: int, __: FrameType | None) -> None:
@@ -92,7 +100,7 @@ def _interrupt(_: int, __: FrameType | None) -> None:
     if _record.steps:
         _record.waits = True
         return
-    raise KeyboardInterrupt
+    raise Interrupted
 
 
 def _in_main_thread() -> bool:

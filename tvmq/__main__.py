@@ -24,7 +24,9 @@ def main() -> int:
     except BaseException:
         if not interrupts.came():
             raise
-        return interrupts.EXIT_CODE  # before there was anything that could say so
+        # before there was anything that says so in colour
+        print("error: interrupted; nothing was half-written.", file=sys.stderr)
+        return interrupts.EXIT_CODE
 
 
 if __name__ == "__main__":
