@@ -267,8 +267,8 @@ def _attempt(strike: Strike, targets: Range) -> Attempt:
     interrupted = strike.number != signal.SIGKILL and heeded
     if left and (interrupted or watched.process.returncode == 0):
         faults.append(f"left behind: {left}")
-    units = (targets.place / "a.units").exists()
-    if left or units or strike.number == signal.SIGKILL or place is None or faults:
+    again = strike.command == "learned" or strike.number == signal.SIGKILL and place is not None
+    if left or faults or again:
         faults += _faults_of_another(strike, targets)
     return Attempt(name, "; ".join(faults))
 

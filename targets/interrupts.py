@@ -30,8 +30,8 @@ must not interrupt what the first one makes an end of."""
 class Interrupted(KeyboardInterrupt):
     """A signal came.
 
-    Not the KeyboardInterrupt itself: where that passes through an ``exec``, Python remembers it and,
-    although it was caught, ends the process by a signal instead of with its code.
+    Not the KeyboardInterrupt itself: where that passes through an ``exec``, Python remembers it
+    and, although it was caught, ends the process by a signal instead of with its code.
     """
 
 
