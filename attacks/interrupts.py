@@ -267,8 +267,8 @@ def _attempt(strike: Strike, targets: Range) -> Attempt:
     interrupted = strike.number != signal.SIGKILL and heeded
     if left and (interrupted or watched.process.returncode == 0):
         faults.append(f"left behind: {left}")
-    again = strike.command == "learned" or strike.number == signal.SIGKILL and place is not None
-    if left or faults or again:
+    killed = strike.number == signal.SIGKILL and place is not None
+    if left or faults or killed or strike.command == "learned":
         faults += _faults_of_another(strike, targets)
     return Attempt(name, "; ".join(faults))
 

@@ -97,6 +97,8 @@ def whole_folder(destination: Path, may_replace: Callable[[Path], None]) -> Iter
             may_replace(place)
             if place.is_mount():
                 raise OSError(errno.EBUSY, "it is a mount point; a folder in it will do")
+            if place.exists() and not os.access(place, os.W_OK):  # found at the end otherwise
+                raise OSError(errno.EACCES, "what stands there may not be moved")
             stack.enter_context(_parents(place.parent))
             folder = stack.enter_context(room(place.parent, _prefix(place), place))
             (folder / NEW).mkdir()
