@@ -172,19 +172,15 @@ def _open_steadily(folder: Path) -> int:
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             patience -= 1
-            if not patience or not _rooms_of(folder.parent, _prefix(folder)):
+            if patience < 0 or not _rooms_of(folder.parent, _prefix(folder)):
                 raise
             time.sleep(0.002)
             continue
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                free = _flock(descriptor, fcntl.LOCK_SH)
-                if free is not False and _is_at(descriptor, folder):
-                    return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
+        free = _flock(descriptor, fcntl.LOCK_SH)
+        if (free is not False and _is_at(descriptor, folder)) or not patience:
+            return descriptor
         os.close(descriptor)  # it was being removed; what has taken its place is there already
+        patience -= free is False
 
 
 def _put(folder: Path, place: Path, may_replace: Callable[[Path], None]) -> None:
@@ -233,12 +229,14 @@ def _exchange(one: Path, other: Path) -> bool:
 def _make(parent: Path, prefix: str) -> Path:
     while True:
         folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
-        with contextlib.suppress(FileNotFoundError):  # swept before it was locked
+        try:
             descriptor, free = _lock(folder)
-            if free is not False and _is_at(descriptor, folder / LOCK):
-                _rooms[folder] = descriptor, os.getpid()
-                return folder
-            os.close(descriptor)
+        except FileNotFoundError:  # swept before it was locked
+            continue
+        if free is not False and _is_at(descriptor, folder / LOCK):
+            _rooms[folder] = descriptor, os.getpid()
+            return folder
+        os.close(descriptor)  # it is just being swept
 
 
 def _leave(folder: Path) -> None:
@@ -328,7 +326,11 @@ def _flock(descriptor: int, how: int) -> bool | None:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    return os.path.samestat(os.fstat(descriptor), path.stat())
+    """Whether what was opened stands at a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _prefix(place: Path) -> str:

@@ -106,7 +106,7 @@ def _start_maker(spec: NpuSpec) -> subprocess.Popen[bytes]:
         machine.write(tomli_w.dumps(spec.model_dump()))
         machine.seek(0)
         return subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            [sys.executable, "-m", __name__, str(os.getpid())],
             stdin=machine,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -246,13 +246,16 @@ def _forget_oldest(folder: Path) -> None:
         path.with_suffix(".sha256").unlink(missing_ok=True)
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: int) -> None:
     """Let the kernel kill this process when the one that has started it is killed."""
     control = getattr(ctypes.CDLL(None), "prctl", None)  # Linux only
     if control is not None:
         control(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:  # it was killed before that
+        sys.exit()
 
 
 if __name__ == "__main__":
-    _end_with_parent()
+    if sys.argv[1:]:
+        _end_with(int(sys.argv[1]))
     executor_object(parse_spec(sys.stdin.read(), "standard input"))
