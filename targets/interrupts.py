@@ -11,7 +11,10 @@ line calls first of all.
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +28,9 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TOGETHER = 0.5
 """Seconds within which signals count as one: a terminal that closes sends several, and a second one
 must not interrupt what the first one makes an end of."""
+
+_PARENT_DEATH_SIGNAL = 1
+"""Of prctl."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -58,6 +64,15 @@ def ignore() -> None:
     """From now on, no signal does anything: what is left is cleaning up, which takes no time."""
     for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def end_with(parent: int) -> None:
+    """Let the kernel kill this process when the one that has started it is killed (Linux)."""
+    control = getattr(ctypes.CDLL(None), "prctl", None)
+    if control is not None:
+        control(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:  # it was killed before that
+        sys.exit()
 
 
 def came() -> bool:

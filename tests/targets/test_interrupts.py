@@ -105,3 +105,24 @@ except KeyboardInterrupt:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, check=False)
     assert done.returncode == 130
+
+
+def test_a_helper_does_not_outlive_who_started_it():
+    """It has our pipe, too, which ends when both have ended."""
+    helper = """
+import sys, time
+from targets.interrupts import end_with
+end_with(int(sys.argv[1]))
+print(flush=True)
+time.sleep(30)
+"""
+    middle = f"""
+import os, signal, subprocess, sys
+words = [sys.executable, "-c", {helper!r}, str(os.getpid())]
+subprocess.Popen(words, stdout=subprocess.PIPE).stdout.readline()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    words = [sys.executable, "-c", middle]
+    done = subprocess.run(words, env=environment, stderr=subprocess.PIPE, timeout=20, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGKILL, b"")

@@ -13,11 +13,9 @@ long as the process.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import hashlib
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -46,8 +44,13 @@ from targets.whole_files import whole_file
 SYMBOL = "npu_execute_"
 """How the name of every machine's function begins."""
 FOLDER_VARIABLE = "TVMQ_CACHE"
-_PARENT_DEATH_SIGNAL = 1
-"""Of prctl."""
+MAKER = """
+from targets.interrupts import end_with
+end_with({parent})
+from targets.npu.execute.compiled import make
+make()
+"""
+"""What another process runs; before it imports TVM, it sees to it that it does not outlive ours."""
 KEPT = 16
 """Objects in the cache, a tenth of a megabyte each; those used longest ago go."""
 
@@ -106,7 +109,7 @@ def _start_maker(spec: NpuSpec) -> subprocess.Popen[bytes]:
         machine.write(tomli_w.dumps(spec.model_dump()))
         machine.seek(0)
         return subprocess.Popen(
-            [sys.executable, "-m", __name__, str(os.getpid())],
+            [sys.executable, "-c", MAKER.format(parent=os.getpid())],
             stdin=machine,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -246,16 +249,10 @@ def _forget_oldest(folder: Path) -> None:
         path.with_suffix(".sha256").unlink(missing_ok=True)
 
 
-def _end_with(parent: int) -> None:
-    """Let the kernel kill this process when the one that has started it is killed."""
-    control = getattr(ctypes.CDLL(None), "prctl", None)  # Linux only
-    if control is not None:
-        control(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    if os.getppid() != parent:  # it was killed before that
-        sys.exit()
+def make() -> None:
+    """Make the executor of the machine that standard input describes."""
+    executor_object(parse_spec(sys.stdin.read(), "standard input"))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        _end_with(int(sys.argv[1]))
-    executor_object(parse_spec(sys.stdin.read(), "standard input"))
+    make()
