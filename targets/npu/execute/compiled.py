@@ -45,12 +45,15 @@ SYMBOL = "npu_execute_"
 """How the name of every machine's function begins."""
 FOLDER_VARIABLE = "TVMQ_CACHE"
 MAKER = """
+import sys
+sys.path.remove("")
 from targets.interrupts import end_with
 end_with({parent})
 from targets.npu.execute.compiled import make
 make()
 """
-"""What another process runs; before it imports TVM, it sees to it that it does not outlive ours."""
+"""What another process runs: with modules from where ours has them, not from where the user is; and
+before it imports TVM, it sees to it that it does not outlive ours."""
 KEPT = 16
 """Objects in the cache, a tenth of a megabyte each; those used longest ago go."""
 
