@@ -46,7 +46,7 @@ SYMBOL = "npu_execute_"
 FOLDER_VARIABLE = "TVMQ_CACHE"
 MAKER = """
 import sys
-sys.path.remove("")
+sys.path[:] = filter(None, sys.path)
 from targets.interrupts import end_with
 end_with({parent})
 from targets.npu.execute.compiled import make
