@@ -7,7 +7,6 @@ imports torch or TVM before their versions are known to be sound, because an uns
 from __future__ import annotations
 
 import platform
-import shutil
 import sys
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,6 +14,9 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 from packaging.version import Version
+
+from targets.errors import TvmqError
+from targets.linker import find_linker, try_linker
 
 State = Literal["ok", "warning", "error"]
 
@@ -42,9 +44,9 @@ class Check:
 def examine() -> list[Check]:
     """Run every check."""
     checks = [_python(), _ffi(), *(_package(name) for name in _requirements())]
-    checks += [_entry_point(), _compiler()]
+    checks += [_entry_point()]
     if all(check.state != "error" for check in checks):
-        checks += [_llvm(), _processor()]
+        checks += [_compiler(), _llvm(), _processor()]
     return checks
 
 
@@ -106,11 +108,13 @@ def _entry_point() -> Check:
 
 
 def _compiler() -> Check:
-    """TVM writes objects by itself but links model.so with the system's compiler driver."""
-    for name in ("g++", "clang++", "c++", "gcc", "clang", "cc"):
-        if path := shutil.which(name):
-            return Check("C++ compiler", "ok", path)
-    return Check("C++ compiler", "error", "none", "install g++ or clang++: it links model.so")
+    """TVM writes objects by itself but links model.so with the system's compiler."""
+    name = "C++ compiler"
+    try:
+        try_linker()
+        return Check(name, "ok", find_linker())
+    except TvmqError as error:
+        return Check(name, "error", "none that works", str(error))
 
 
 def _llvm() -> Check:

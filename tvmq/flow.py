@@ -18,12 +18,15 @@ from relay_passes.pipeline import lower_to_integer
 from relay_passes.place import PlacedModule, Placement, place, placements
 from relay_passes.read_layers import read_layers
 from targets.errors import GateError, InputError
+from targets.linker import try_linker
 from targets.npu.execute.compiled import made_meanwhile
 from targets.npu.machine.spec import NpuSpec, load_spec
 from tvmq.artifact.artifact import Manifest, write_manifest, writing
 from tvmq.artifact.files import (
     compile_library,
     make_manifest,
+    require_room_for,
+    require_room_to_link,
     save_annotated,
     save_float,
     save_integer,
@@ -98,7 +101,8 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
         TvmqError: a stage can't do it; the message says what, where and what to do.
     """
     spec = parse_target(request.target)
-    with made_meanwhile(spec), writing(request.output) as folder:
+    try_linker()
+    with writing(request.output) as folder, made_meanwhile(spec):
         manifest, placed = _build_into(folder, spec, request, progress or Progress())
         write_manifest(folder, manifest)
     if manifest.reconstruction:  # another build leaves alone what an interrupted one has learned
@@ -131,6 +135,8 @@ def _build_into(
 ) -> tuple[Manifest, PlacedModule]:
     with progress.stage("capture"):
         model = _capture(request, progress)
+        require_room_for(model, folder)
+        require_room_to_link(model)
         save_float(folder, model)
         data = _open_data(model, request)
     with progress.stage("calibrate"):
@@ -157,6 +163,7 @@ def _build_into(
         _check_fallback(placed.placements, request)
         save_placement(folder, placed, spec)
     with progress.stage("compile"):  # one after the other: in two threads they took as long
+        require_room_to_link(model)
         compile_library(on_cpu.mod, folder / "cpu.so", None)
         if spec is None:
             shutil.copy(folder / "cpu.so", folder / "model.so")

@@ -21,6 +21,8 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.status import Status
 
+from targets.interrupts import check
+
 LINE_EVERY = 20.0
 """Seconds between the lines of a long job where no terminal shows a bar."""
 
@@ -48,7 +50,7 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the block and show that it is running."""
+        """Time the block and show that it is running; the end of a stage heeds interrupts."""
         start = time.perf_counter()
         if self._console is not None and self._console.is_terminal:
             with self._console.status(name) as self._status:
@@ -56,6 +58,7 @@ class Progress:
             self._status = None
         else:
             yield
+        check()
         self.seconds[name] = round(time.perf_counter() - start, 3)
         if self._verbose:
             self._say(f"{name}: {self.seconds[name]:.2f} s")
@@ -64,7 +67,7 @@ class Progress:
     def bar(self, what: str) -> Iterator[Bar]:
         """A function to call now and then: a bar on terminals, otherwise a line at times."""
         if self._console is None:
-            yield lambda done, total, words="": None
+            yield lambda done, total, words="": check()
             return
         if not self._console.is_terminal:
             yield _Lines(what, self.note)
@@ -81,6 +84,7 @@ class Progress:
             task = bars.add_task(what, total=None)
 
             def show(done: int, total: int | None, words: str = "") -> None:
+                check()
                 text = f"{what} {words}".rstrip()
                 bars.update(task, completed=done, total=total, description=text)
 
@@ -106,6 +110,7 @@ class _Lines:
         self.first: int | None = None
 
     def __call__(self, done: int, total: int | None, words: str = "") -> None:
+        check()
         now = time.perf_counter()
         if self.first is None or done < self.first:
             # What an earlier run has done says nothing about the speed, nor does another count.

@@ -12,8 +12,9 @@
     golden.npz         inputs and the outputs that every device gives for them, bit for bit
     ir/                text of the stages, to read
 
-An artifact is built in a temporary folder beside its destination and renamed at the end: what
-stands at the destination is always whole.
+An artifact is built in a hidden folder beside its destination and exchanged with what stands there
+at the end: what stands at the destination is always whole, and who reads it reads one artifact to
+the end.
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from targets.errors import InputError
 from targets.npu.machine.program import Program
 from targets.schema_errors import in_words
+from targets.whole_files import Held, whole_folder
 
 FORMAT = 2
 """Version of the folder's layout and of the manifest's fields, ``reconstruction`` included.
@@ -41,6 +42,12 @@ Raised by any change that the tvmq before it, or after it, would misread.
 """
 
 MANIFEST = "manifest.json"
+
+OURS = re.compile(
+    r"(manifest|plan|integer|layers)\.json|npu\.toml|(model|cpu)\.so|program_\d+\.bin"
+    r"|float\.pt2|golden\.npz|ir/(passes/)?[^/]+\.py"
+)
+"""What an artifact's files are called, for one whose manifest can't be read."""
 
 
 class TensorInfo(BaseModel):
@@ -100,10 +107,17 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Artifact:
-    """A folder that was checked: known format, nothing missing, nothing changed."""
+    """A folder that was checked: known format, nothing missing, nothing changed.
+
+    Attributes:
+        folder: as it was given.
+        manifest: of it.
+        held: keeps the files that were checked, even if a build replaces the artifact.
+    """
 
     folder: Path
     manifest: Manifest
+    held: Held
 
     @classmethod
     def load(cls, folder: Path) -> Artifact:
@@ -112,23 +126,24 @@ class Artifact:
         Raises:
             InputError: not an artifact, another format, or a file missing or changed.
         """
-        if not folder.exists():
+        try:
+            held = Held(folder)
+        except FileNotFoundError:
             raise InputError(
                 f"{folder}: no such artifact. Build one with `tvmq build MODEL -o DIR`."
-            )
-        if not is_artifact(folder):
-            raise InputError(
-                f"{folder}: not an artifact (it has no {MANIFEST}). "
-                f"Give the folder that `tvmq build` wrote."
-            )
-        manifest = _read_manifest(folder / MANIFEST)
+            ) from None
+        except NotADirectoryError:
+            raise _no_artifact(folder, "it is a file") from None
+        if not is_artifact(held.path):
+            raise _no_artifact(folder, f"it has no {MANIFEST}")
+        manifest = _read_manifest(held.path / MANIFEST, folder / MANIFEST)
         for name, digest in manifest.files.items():
-            path = folder / name
+            path = held.path / name
             if not path.is_file():
-                raise InputError(f"{path}: missing from the artifact. Build it again.")
+                raise InputError(f"{folder / name}: missing from the artifact. Build it again.")
             if _sha256(path) != digest:
-                raise _changed(path)
-        return cls(folder, manifest)
+                raise _changed(folder / name)
+        return cls(folder, manifest, held)
 
     def path(self, name: str) -> Path:
         """Where one of its files lies.
@@ -138,7 +153,7 @@ class Artifact:
         """
         if name not in self.manifest.files:
             raise InputError(f"{self.folder}: has no {name}. Build it again for a target that has.")
-        return self.folder / name
+        return self.held.file(name)
 
     def has(self, name: str) -> bool:
         """Whether it has a file of that name."""
@@ -193,47 +208,39 @@ def check_destination(destination: Path) -> None:
     Raises:
         InputError: a file, or a folder with other things in it, stands there.
     """
-    if not destination.exists() or is_artifact(destination):
+    if not destination.exists():
         return
     if not destination.is_dir():
         raise InputError(f"{destination}: is a file. Give another folder with -o.")
-    if any(destination.iterdir()):
+    if others := _others(destination):
+        what = "holds other things, too" if is_artifact(destination) else "not an artifact"
         raise InputError(
-            f"{destination}: is not empty and not an artifact, so it is left alone. "
+            f"{destination}: is not empty and {what} ({others[0]}), so it is left alone. "
             f"Give another folder with -o."
         )
 
 
-@contextmanager
-def writing(destination: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``destination`` when the block ends without an error.
-
-    Whatever interrupts the block, the destination keeps what it had and nothing else is left.
+def writing(destination: Path) -> AbstractContextManager[Path]:
+    """A folder that becomes ``destination`` when the block ends without an error.
 
     Raises:
         InputError: the destination must not be replaced or can't be written.
     """
-    destination = destination.absolute()
-    check_destination(destination)
+    return whole_folder(destination.absolute(), check_destination)
+
+
+def _others(folder: Path) -> list[str]:
+    """Files and empty folders that no build wrote: not in the manifest, and not called like it."""
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        room = tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.")
-    except OSError as error:
-        raise InputError(
-            f"{destination}: can't be written ({error}). Give another folder."
-        ) from error
-    with room:
-        new, old = Path(room.name) / "new", Path(room.name) / "old"
-        new.mkdir()
-        yield new
-        if destination.exists():
-            destination.rename(old)
-        try:
-            new.rename(destination)
-        except BaseException:
-            if old.exists():
-                old.rename(destination)
-            raise
+        listed = set(json.loads((folder / MANIFEST).read_text())["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        listed = set()
+    names = (
+        path.relative_to(folder).as_posix()
+        for path in sorted(folder.rglob("*"))
+        if path.is_symlink() or not path.is_dir()
+    )
+    return [name for name in names if name not in listed and not OURS.fullmatch(name)]
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -245,9 +252,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST).write_text(json.dumps(complete, indent=2) + "\n")
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _no_artifact(folder: Path, why: str) -> InputError:
+    return InputError(
+        f"{folder}: not an artifact ({why}). Give the folder that `tvmq build` wrote."
+    )
+
+
+def _read_manifest(file: Path, path: Path) -> Manifest:
+    """Read a manifest from ``file``, which the user knows as ``path``."""
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(file.read_text())
         found = data["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a manifest of tvmq ({error!r}). Build it again.") from error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
+import tempfile
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +21,9 @@ from tvm import IRModule
 
 from relay_passes.place import PlacedModule
 from targets.cpu.host import host_target
-from targets.npu.execute.compiled import executor_object, linking
+from targets.disk_space import require_room
+from targets.linker import linking
+from targets.npu.execute.compiled import executor_object
 from targets.npu.machine.spec import NpuSpec
 from tvmq import __version__
 from tvmq.artifact.artifact import FORMAT, Manifest, TensorInfo
@@ -27,8 +31,43 @@ from tvmq.build_request import BuildRequest
 from tvmq.data.source import DataSource, sha256_of_file
 from tvmq.float_model import FloatModel, TensorSpec
 from tvmq.plan.plan import Plan
+from tvmq.run.verify import CALIBRATION_IMAGES, NOISE_IMAGES
 
 DATA_FREE = "data-free: batch-norm statistics of the network"
+
+
+PER_PARAMETER, FIXED = 16, 2_000_000
+"""Bytes of an artifact at most, from those of networks of 46 thousand to 3.5 million parameters: of
+these, 4 are in float.pt2, 3 in integer.json, the rest in the libraries and programs."""
+
+OBJECTS_PER_PARAMETER = 8
+"""Bytes of what lies in temporary files while a library is linked or loaded."""
+
+
+def require_room_for(model: FloatModel, folder: Path) -> None:
+    """Refuse to begin where the disk is too full for an artifact.
+
+    Raises:
+        InputError: it is.
+    """
+    values = sum(math.prod(spec.shape[1:]) for spec in (*model.inputs, *model.outputs))
+    golden = (CALIBRATION_IMAGES + NOISE_IMAGES) * 4 * values
+    need = PER_PARAMETER * _parameters(model) + FIXED + golden
+    require_room(folder.parents[1], need, "the artifact of this network")
+
+
+def require_room_to_link(model: FloatModel) -> None:
+    """Refuse to begin, or to go on, where there is no room for objects: LLVM ends the process then.
+
+    Raises:
+        InputError: there is none.
+    """
+    need = OBJECTS_PER_PARAMETER * _parameters(model) + FIXED
+    require_room(Path(tempfile.gettempdir()), need, "linking the libraries of this network")
+
+
+def _parameters(model: FloatModel) -> int:
+    return sum(value.numel() for value in model.graph_module.state_dict().values())
 
 
 def save_float(folder: Path, model: FloatModel) -> None:
@@ -69,11 +108,12 @@ def compile_library(mod: IRModule, path: Path, spec: NpuSpec | None) -> None:
     """Compile a placed module for this host and link it, with the executor of its machine.
 
     Raises:
-        MissingDependencyError: there is no C++ compiler to link with.
+        InputError: there is no room for it.
+        MissingDependencyError: it can't be linked.
     """
     executable = tvm.compile(mod, target=host_target())
     objects = [] if spec is None else [str(executor_object(spec))]
-    with linking(path.name):
+    with linking(path.name, path.parent):
         executable.export_library(str(path), addons=objects)
 
 

@@ -6,25 +6,25 @@ so the files of the verbs import them inside their functions and `tvmq --help` i
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
-import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from types import FrameType
 
 import click
 
+from targets import interrupts
+from targets.disk_space import explained
 from targets.errors import MissingDependencyError, TvmqError
 from tvmq import __version__
 from tvmq.cli.process import prepare
 from tvmq.cli.terminal import Terminal
 
 VERBS = ("build", "run", "eval", "profile", "inspect", "disasm", "targets", "doctor")
-
-INTERRUPTED = 130
 
 
 class Verbs(click.Group):
@@ -56,28 +56,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     terminal = Terminal()
-    prepare()
+    if arguments is None:
+        interrupts.heed()
+    try:
+        code = _run(words, terminal, alone=arguments is None)
+        interrupts.check()  # the exception was swallowed, and the job done before it was noticed
+        return code
+    except BaseException as error:
+        if interrupts.came() or isinstance(error, (KeyboardInterrupt, click.Abort)):
+            return _interrupted(words, terminal)
+        raise
+    finally:
+        if arguments is None:
+            interrupts.ignore()
+
+
+def _run(words: list[str], terminal: Terminal, *, alone: bool) -> int:
+    """Run a command line; interrupts go through.
+
+    Args:
+        words: of it.
+        terminal: gets what it says.
+        alone: the process does nothing else.
+    """
+    prepare(alone=alone)
     if not sys.warnoptions:  # torch warns about itself; nothing that a user can do
         warnings.simplefilter("ignore")
-    if arguments is None:  # let an interrupted build clean up after itself
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _interrupt)
     try:
         code = cli.main(words, prog_name="tvmq", standalone_mode=False, obj=terminal)
+        sys.stdout.flush()  # a full disk is to be found here, not when the process has its code
         return code if isinstance(code, int) else 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        return 2
-    except click.ClickException as error:
-        return _usage(error, terminal)
-    except (KeyboardInterrupt, click.Abort):
+    except Exception as error:
+        interrupts.check()  # whatever it says: an interrupt becomes many things on its way up
+        return _failed(error, terminal)
+
+
+def _interrupted(words: list[str], terminal: Terminal) -> int:
+    with contextlib.suppress(OSError):  # the terminal may have gone, which was the signal
+        terminal.stderr.show_cursor()
         command = shlex.join(["tvmq", *words])
         terminal.error(f"interrupted; nothing was half-written. To do it again: {command}")
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        return 0
-    except Exception as error:
-        return _failed(error, terminal)
+    return interrupts.EXIT_CODE
+
+
+def _close_stdout() -> None:
+    """Throw away what could not be written, before Python tries again at the end and complains."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage(error: click.ClickException, terminal: Terminal) -> int:
@@ -88,6 +115,19 @@ def _usage(error: click.ClickException, terminal: Terminal) -> int:
 
 
 def _failed(error: Exception, terminal: Terminal) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message())
+        return 2
+    if isinstance(error, click.Abort):
+        raise error
+    if isinstance(error, click.ClickException):
+        return _usage(error, terminal)
+    if isinstance(error, BrokenPipeError):  # the reader of our output, such as `head`, has gone
+        _close_stdout()
+        return 0
+    if not isinstance(error, TvmqError) and (full := explained(error)):
+        _close_stdout()
+        error = full
     if terminal.verbosity > 1:
         terminal.stderr.print("".join(traceback.format_exception(error)), markup=False)
     if isinstance(error, TvmqError):
@@ -100,7 +140,3 @@ def _failed(error: Exception, terminal: Terminal) -> int:
     what = f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
     terminal.error(f"internal: {what}. This is a fault of tvmq; -vv shows where.")
     return TvmqError.exit_code
-
-
-def _interrupt(_: int, __: FrameType | None) -> None:
-    raise KeyboardInterrupt

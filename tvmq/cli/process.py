@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import gc
 import os
+import tempfile
 import threading
 from importlib.util import find_spec
 from pathlib import Path
+
+from targets.whole_files import make_room
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's ``mallopt``."""
@@ -17,7 +21,7 @@ _NEVER = 2**31 - 1
 
 
 @functools.cache
-def prepare() -> None:
+def prepare(*, alone: bool) -> None:
     """Keep freed memory, let idle threads sleep soon, seldom look for garbage, know the symbols.
 
     glibc gives every large tensor pages of its own and takes them back at once: of the 46 CPU
@@ -26,10 +30,15 @@ def prepare() -> None:
     looks for garbage among a million objects of torch and TVM whenever a graph of some thousand
     nodes is made, and a last time when the process ends. What the user has set in the environment
     stays.
+
+    Args:
+        alone: the process does nothing else, so that its temporary files are all ours.
     """
+    if alone:
+        _gather_temporary_files()
+        threading.Thread(target=_read_symbols, daemon=True).start()
     gc.set_threshold(50_000, 10, 10)
     atexit.register(gc.freeze)
-    threading.Thread(target=_read_symbols, daemon=True).start()
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc only
@@ -48,14 +57,19 @@ def _read_symbols() -> None:
     """
     package = find_spec("tvm_ffi")
     for folder in (package and package.submodule_search_locations) or ():
-        library = Path(folder, "lib", "libtvm_ffi.so")
-        trace = (
-            getattr(ctypes.CDLL(str(library)), "TVMFFIBacktrace", None)
-            if library.exists()
-            else None
-        )
-        if trace is not None:
-            trace(None, 0, None, 0)
+        with contextlib.suppress(OSError, AttributeError):
+            library = ctypes.CDLL(str(Path(folder, "lib", "libtvm_ffi.so")))
+            library.TVMFFIBacktrace(None, 0, None, 0)
+
+
+def _gather_temporary_files() -> None:
+    """Let all temporary files, those of torch, TVM and the compiler too, lie in one folder.
+
+    It goes with the process, and if that is killed, with the next one.
+    """
+    with contextlib.suppress(OSError):  # whoever needs one will say so
+        folder = make_room(Path(tempfile.gettempdir()), "tvmq-scratch-")
+        tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
 
 
 def _tuned_by_the_user() -> bool:

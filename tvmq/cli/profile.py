@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,7 @@ def command(
 
     A second artifact is put beside the first, row by row.
     """
+    from targets.whole_files import whole_file
     from tvmq.artifact.artifact import Artifact
     from tvmq.profile.as_json import to_csv, to_json
     from tvmq.profile.profile import profile
@@ -56,11 +58,17 @@ def command(
             raise click.UsageError("--csv, --trace and --html are of one artifact: give them one.")
         _compare(terminal, artifact, other, energy)
         return
-    with terminal.progress().stage("profile"):
-        result = profile(Artifact.load(artifact), energy)
-    for path, render in ((csv_file, to_csv), (trace, to_trace), (html, _page)):
-        if path is not None:
-            _write(terminal, path, render, result)
+    wanted = ((csv_file, to_csv), (trace, to_trace), (html, _page))
+    files = [(path, render) for path, render in wanted if path is not None]
+    with ExitStack() as stack:
+        opened = [stack.enter_context(whole_file(path)) for path, _ in files]
+        with terminal.progress().stage("profile"):
+            result = profile(Artifact.load(artifact), energy)
+        for file, (_, render) in zip(opened, files, strict=True):
+            file.write(render(result).encode())
+    for path, _ in files:
+        if not terminal.quiet:
+            terminal.stderr.print(f"wrote {path}", markup=False)
     if terminal.json:
         terminal.print_json(to_json(result))
     else:
@@ -90,16 +98,3 @@ def _show(terminal: Terminal, table: Table, lines: Iterable[str]) -> None:
     terminal.table(table.headings, table.rows, table.numbers, table.dispensable)
     for line in lines:
         terminal.say(line)
-
-
-def _write(
-    terminal: Terminal, path: Path, render: Callable[[Profile], str], result: Profile
-) -> None:
-    from targets.errors import InputError
-
-    try:
-        path.write_text(render(result), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: can't be written ({error.strerror}).") from error
-    if not terminal.quiet:
-        terminal.stderr.print(f"wrote {path}", markup=False)

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
-from targets.errors import InputError
+from targets.whole_files import whole_file
 from tvmq.float_model import FloatModel
 from tvmq.pages.svg import drawing, printable, svg_file
 from tvmq.regions import PRODUCTS, op_of
@@ -47,10 +47,8 @@ def write_range_plot(ranges: Mapping[str, torch.Tensor], path: Path) -> None:
     Raises:
         InputError: it can't be written.
     """
-    try:
-        path.write_text(range_plot(ranges), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}. Give a file that can be written.") from None
+    with whole_file(path) as file:
+        file.write(range_plot(ranges).encode())
 
 
 def range_plot(ranges: Mapping[str, torch.Tensor]) -> str:

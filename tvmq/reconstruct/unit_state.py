@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import zipfile
@@ -18,6 +17,7 @@ import torch
 from pydantic import TypeAdapter
 
 from targets.errors import InputError
+from targets.whole_files import whole_file
 from tvmq import __version__
 from tvmq.plan.plan import Plan
 from tvmq.plan.plan_file import plan_to_json
@@ -107,7 +107,7 @@ def forget_checkpoints(folder: Path) -> None:
 
 def _others(folder: Path) -> list[str]:
     """Names in a folder that Checkpoints did not write."""
-    ours = re.compile(r"unit_\d+\.npz|\d+\.partial\.npz")
+    ours = re.compile(r"unit_\d+\.npz|\.unit_\d+\.npz\..{8}")
     return sorted(path.name for path in folder.iterdir() if not ours.fullmatch(path.name))
 
 
@@ -203,11 +203,16 @@ class Checkpoints:
             for name, tensor in held.items()
         }
         facts = json.dumps(asdict(_Facts(self.job, result, _digest(arrays))))
-        # Another build of the same output may work beside this one, or have just ended.
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f"{os.getpid()}.partial.npz"
-        np.savez(partial, facts=np.array(facts), **arrays)
-        partial.rename(self._path(index))
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with whole_file(self._path(index)) as file:
+                    np.savez(file, facts=np.array(facts), **arrays)
+                return
+            except InputError as error:
+                # another build of the same output has just ended, and removed the folder
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
 
     def _read(self, path: Path) -> tuple[_Facts, dict[str, Any]] | None:
         """Facts and arrays of a file; None if it isn't of this job or not whole."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from targets.errors import InputError
+from targets.whole_files import whole_file
 from tvmq.artifact.artifact import Artifact
 from tvmq.data.open import open_data
 from tvmq.data.preprocessing import Preprocessing
@@ -49,17 +50,14 @@ def run_file(
     data = open_for(session.artifact, str(inputs))
     parts: list[dict[str, Array]] = []
     done = 0
-    with progress.bar("run") as report:
-        for piece in data.batches(batch):
-            parts.append(session.run(piece.inputs))
-            done += len(piece)
-            report(done, data.count)
-    joined: dict[str, Any] = {
-        name: np.concatenate([part[name] for part in parts]) for name in parts[0]
-    }
-    try:
-        with outputs.open("wb") as file:  # savez given a path would add .npz to its name
-            np.savez(file, **joined)
-    except OSError as error:
-        raise InputError(f"{outputs}: can't be written ({error.strerror}).") from error
+    with whole_file(outputs) as file:
+        with progress.bar("run") as report:
+            for piece in data.batches(batch):
+                parts.append(session.run(piece.inputs))
+                done += len(piece)
+                report(done, data.count)
+        joined: dict[str, Any] = {
+            name: np.concatenate([part[name] for part in parts]) for name in parts[0]
+        }
+        np.savez(file, **joined)
     return {name: list(array.shape) for name, array in joined.items()}

@@ -32,15 +32,28 @@ from tvm.support import cc
 from tvm.target import codegen
 
 from targets.cpu.host import CpuFeatures, host_target
-from targets.errors import InputError, MissingDependencyError, TrapError
+from targets.errors import InputError, TrapError
+from targets.interrupts import held_back
+from targets.linker import linking
 from targets.npu.execute.executor import make_executor
 from targets.npu.execute.traps import Trap
 from targets.npu.machine.program import Program
 from targets.npu.machine.spec import NpuSpec, parse_spec
+from targets.whole_files import whole_file
 
 SYMBOL = "npu_execute_"
 """How the name of every machine's function begins."""
 FOLDER_VARIABLE = "TVMQ_CACHE"
+MAKER = """
+import sys
+sys.path[:] = filter(None, sys.path)
+from targets.interrupts import end_with
+end_with({parent})
+from targets.npu.execute.compiled import make
+make()
+"""
+"""What another process runs: with modules from where ours has them, not from where the user is; and
+before it imports TVM, it sees to it that it does not outlive ours."""
 KEPT = 16
 """Objects in the cache, a tenth of a megabyte each; those used longest ago go."""
 
@@ -83,23 +96,28 @@ def made_meanwhile(spec: NpuSpec | None) -> Iterator[None]:
         yield
         return
     symbol = executor_symbol(spec)
+    try:
+        with held_back():
+            _makers[symbol] = _start_maker(spec)
+        yield
+    finally:
+        with held_back():
+            if maker := _makers.pop(symbol, None):
+                maker.kill()
+                maker.wait()
+
+
+def _start_maker(spec: NpuSpec) -> subprocess.Popen[bytes]:
     with tempfile.TemporaryFile("w+") as machine:
         machine.write(tomli_w.dumps(spec.model_dump()))
         machine.seek(0)
-        maker = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+        return subprocess.Popen(
+            [sys.executable, "-c", MAKER.format(parent=os.getpid())],
             stdin=machine,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
-    _makers[symbol] = maker
-    try:
-        yield
-    finally:
-        del _makers[symbol]
-        maker.kill()
-        maker.wait()
 
 
 _makers: dict[str, subprocess.Popen[bytes]] = {}
@@ -171,21 +189,6 @@ def _loaded(symbol: str, path: str) -> Any:
     return function
 
 
-@contextlib.contextmanager
-def linking(library: str) -> Iterator[None]:
-    """Say what is missing where a library can't be linked.
-
-    Raises:
-        MissingDependencyError: there is no C++ compiler to link with.
-    """
-    try:
-        yield
-    except (RuntimeError, ValueError, OSError) as error:
-        raise MissingDependencyError(
-            f"{library} can't be linked ({str(error).splitlines()[0]}). Install g++ or clang++."
-        ) from error
-
-
 def cache_folder() -> Path:
     """Where objects are kept: ``$TVMQ_CACHE``, or ``tvmq`` in the user's cache folder."""
     given = os.environ.get(FOLDER_VARIABLE)
@@ -234,11 +237,10 @@ def _keep(made: Path) -> Path | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in (made, made.with_suffix(".sha256")):
-            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            with whole_file(folder / path.name) as file:
                 file.write(path.read_bytes())
-            Path(file.name).replace(folder / path.name)
         _forget_oldest(folder)
-    except OSError:
+    except (OSError, InputError):
         return None
     return folder / made.name
 
@@ -250,5 +252,10 @@ def _forget_oldest(folder: Path) -> None:
         path.with_suffix(".sha256").unlink(missing_ok=True)
 
 
-if __name__ == "__main__":
+def make() -> None:
+    """Make the executor of the machine that standard input describes."""
     executor_object(parse_spec(sys.stdin.read(), "standard input"))
+
+
+if __name__ == "__main__":
+    make()

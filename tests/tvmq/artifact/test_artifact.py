@@ -1,6 +1,8 @@
 """The artifact folder: whole or absent, and refused when damaged."""
 
 import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,8 +26,9 @@ MANIFEST = Manifest(
 )
 
 
-def make(folder: Path, content: str = "plan") -> Path:
+def make(folder: Path, content: str = "plan", meanwhile: Callable = bool) -> Path:
     with writing(folder) as room:
+        meanwhile()
         (room / "ir").mkdir()
         (room / "plan.json").write_text(content)
         (room / "ir" / "01-float.txt").write_text("graph")
@@ -37,6 +40,10 @@ def interrupted(folder: Path) -> None:
     with writing(folder) as room:
         (room / "plan.json").write_text("half")
         raise KeyboardInterrupt
+
+
+def read(folder: Path) -> str:
+    return Artifact.load(folder).path("plan.json").read_text()
 
 
 def names(folder: Path) -> list[str]:
@@ -70,7 +77,7 @@ def test_a_failed_first_build_leaves_nothing(tmp_path):
 
 def test_an_artifact_is_replaced_whole(tmp_path):
     folder = make(tmp_path / "a", "old")
-    (folder / "left.txt").write_text("from before")
+    (folder / "program_7.bin").write_text("from before")
     make(folder, "new")
     assert Artifact.load(folder).path("plan.json").read_text() == "new"
     assert names(folder) == ["ir", "manifest.json", "plan.json"]
@@ -87,6 +94,57 @@ def test_other_folders_are_left_alone(tmp_path):
     with pytest.raises(InputError, match="not empty and not an artifact"):
         make(tmp_path)
     assert names(tmp_path) == ["thesis.tex"]
+
+
+def test_what_a_user_has_put_into_an_artifact_is_not_lost(tmp_path):
+    folder = make(tmp_path / "a", "old")
+    (folder / "profile.html").write_text("mine")
+    with pytest.raises(InputError, match=r"holds other things, too \(profile.html\)"):
+        make(folder, "new")
+    (folder / "profile.html").unlink()
+    with pytest.raises(InputError, match="holds other things"):
+        make(folder, "new", lambda: (folder / "notes.txt").write_text("mine, meanwhile"))
+    assert (folder / "notes.txt").read_text().startswith("mine")
+    assert names(tmp_path) == ["a"]
+
+
+def test_another_programs_manifest_is_no_artifact(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"manifest_version": 3}')
+    (tmp_path / "background.js").write_text("years of work")
+    with pytest.raises(InputError, match=r"background\.js"):
+        make(tmp_path)
+    assert names(tmp_path) == ["background.js", "manifest.json"]
+
+
+def test_a_link_leads_to_what_is_replaced(tmp_path):
+    folder = make(tmp_path / "a", "old")
+    (tmp_path / "link").symlink_to(folder)
+    make(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert Artifact.load(folder).path("plan.json").read_text() == "new"
+
+
+def test_who_reads_an_artifact_reads_one_to_the_end(tmp_path):
+    folder = make(tmp_path / "a", "old")
+    reader = Artifact.load(folder)
+    make(folder, "new")
+    assert reader.path("plan.json").read_text() == "old"
+    assert Artifact.load(folder).path("plan.json").read_text() == "new"
+    del reader
+    make(folder, "newer")
+    assert names(tmp_path) == ["a"]
+
+
+def test_readers_and_writers_side_by_side(tmp_path):
+    """No reader finds nothing or a mixture, no writer fails, and nothing is left."""
+    folder = make(tmp_path / "a", "x")
+    with ThreadPoolExecutor(4) as pool:
+        writers = [pool.submit(make, folder, text) for text in "yz" * 40]
+        readers = [pool.submit(read, folder) for _ in range(300)]
+        assert all(writer.result() == folder for writer in writers)
+        assert {reader.result() for reader in readers} <= {*"xyz"}
+    make(folder, "end")
+    assert names(tmp_path) == ["a"]
 
 
 def test_a_file_as_destination_is_refused(tmp_path):

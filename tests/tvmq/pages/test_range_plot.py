@@ -56,7 +56,7 @@ def test_inspect_writes_it(tvmq, tmp_path):
     assert min(map(float, spans)) < -6
     result = tvmq("inspect", model, "--ranges", tmp_path / "no" / "ranges.svg")
     assert result.code == 2
-    assert "No such file or directory. Give a file that can be written." in result.err
+    assert "can't be written (No such file or directory). Give another file." in result.err
 
 
 def test_an_artifact_has_no_such_plot(tvmq, small, tmp_path):
