@@ -50,6 +50,12 @@ class BuildRequest:
     max_fallback: float | None = None
 
     def __post_init__(self) -> None:
+        for name, least in (("calib_samples", 1), ("batch", 1), ("seed", 0)):
+            number = getattr(self, name)
+            if number is not None and (not isinstance(number, int) or number < least):
+                raise InputError(f"{name} is {number!r}; give a whole number from {least} on.")
+        if self.max_fallback is not None and not 0 <= self.max_fallback <= 100:
+            raise InputError(f"max_fallback is {self.max_fallback}; give a percentage, 0 to 100.")
         method = self.settings.learned_method
         if method and self.calib_data is None and self.plan is None:
             raise InputError(

@@ -279,7 +279,7 @@ def _check_fallback(placed: tuple[Placement, ...], request: BuildRequest) -> Non
         return
     percent = 100 * len(refused) / len(placed)
     limit = 0.0 if request.strict else request.max_fallback
-    if limit is not None and percent > limit:
+    if limit is not None and not percent <= limit:  # NaN is below no limit
         listed = "; ".join(
             f"{item.name} ({item.source}): {item.reason.rstrip('.')}" for item in refused
         )

@@ -73,8 +73,9 @@ class Settings:
         if words := refusal(self):
             raise InputError(words)
         for name in ("iterations", "learn_batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give a positive number.")
+            number = getattr(self, name)
+            if not isinstance(number, int) or number < 1:
+                raise InputError(f"{name} is {number!r}; give a positive whole number.")
         if not 0 <= self.kappa <= 1:
             raise InputError(f"kappa is {self.kappa}; give a number in [0, 1].")
         if not 50 < self.percentile <= 100:

@@ -15,7 +15,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Interpreter
 
-from targets.errors import InputError, UnsupportedError
+from targets.causes import cause_of, first_line
+from targets.errors import InputError, TvmqError, UnsupportedError
 from tvmq.capture.canonicalize import CanonicalProgram, canonicalize
 from tvmq.capture.fold_batch_norm import fold_batch_norm
 from tvmq.capture.load_model import load_model
@@ -49,7 +50,18 @@ def capture(
     loaded = load_model(
         path, model_factory=model_factory, trust_pickle=trust_pickle, input_shapes=input_shapes
     )
-    return capture_program(loaded.program, kind=loaded.kind, notes=loaded.notes)
+    try:
+        return capture_program(loaded.program, kind=loaded.kind, notes=loaded.notes)
+    except TvmqError:
+        raise
+    except Exception as error:  # torch raises whatever a graph of unknown origin leads it to
+        cause = cause_of(error)
+        words = (
+            f"{first_line(error)}. Check that torch runs it with two images, and export it again."
+            if cause is None
+            else f"{cause.what}. {cause.advice}"
+        )
+        raise UnsupportedError(f"{path}: this network can't be captured: {words}") from error
 
 
 def capture_program(

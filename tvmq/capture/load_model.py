@@ -22,15 +22,17 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from targets.causes import first_line
 from targets.errors import InputError
+from targets.reading import check_is_file, reading
 from tvmq.capture.export_module import (
     check_shapes_fit,
     export_module,
     load_state_dict,
     make_module,
-    working_folder_importable,
 )
 from tvmq.capture.inert_archive import verify_archive_is_inert
+from tvmq.users_code import users_code, working_folder_importable
 
 _EXPORT_IT = 'save it with torch.export.save(torch.export.export(model.eval(), (x,)), "model.pt2")'
 _TRUST = "--trust-pickle (runs code of the file: only for files you trust)"
@@ -68,18 +70,8 @@ def load_model(
         UnsupportedError: if torch.export can't capture the module.
     """
     path = Path(path)
-    _check_is_file(path)
-    if not zipfile.is_zipfile(path):
-        _refuse_other_formats(path)
-        return _load_pickle(path, model_factory, trust_pickle, input_shapes)
-    with zipfile.ZipFile(path) as archive:
-        # A truncated file can end in the index of an archive that it holds as a record.
-        if min((record.header_offset for record in archive.infolist()), default=0) > 0:
-            raise _truncated(path)
-        kind = _kind_of_archive(path, archive)
-        _check_records(path, archive)
-        if kind == "program" and not trust_pickle:
-            verify_archive_is_inert(path, archive)
+    with reading(path, "a model", f"To get one, {_EXPORT_IT}."):
+        kind = _kind_of_file(path, trust_pickle)
     if kind == "pickle":
         return _load_pickle(path, model_factory, trust_pickle, input_shapes)
     if model_factory is not None:
@@ -92,13 +84,23 @@ def load_model(
     return LoadedProgram(program, "ExportedProgram archive")
 
 
-def _check_is_file(path: Path) -> None:
-    if not path.exists():
-        raise InputError(f"{path}: no such file; give the path of a .pt2 or .pt model")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the model file inside it")
+def _kind_of_file(path: Path, trust_pickle: bool) -> str:
+    """What it is, "program" or "pickle"; whatever can be told without unpickling is refused."""
+    check_is_file(path, "Give a .pt2 or .pt model.")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is an empty file; was it written to the end?")
+    if not zipfile.is_zipfile(path):
+        _refuse_other_formats(path)
+        return "pickle"
+    with zipfile.ZipFile(path) as archive:
+        # A truncated file can end in the index of an archive that it holds as a record.
+        if min((record.header_offset for record in archive.infolist()), default=0) > 0:
+            raise _truncated(path)
+        kind = _kind_of_archive(path, archive)
+        _check_records(path, archive)
+        if kind == "program" and not trust_pickle:
+            verify_archive_is_inert(path, archive)
+    return kind
 
 
 def _refuse_other_formats(path: Path) -> None:
@@ -171,7 +173,7 @@ def _load_program(path: Path) -> ExportedProgram:
     except Exception as error:  # torch raises whatever its parsers meet
         raise InputError(
             f"{path} looks like an ExportedProgram archive, but torch {torch.__version__} can't "
-            f"read it ({_first_line(error)}); export it again with this version"
+            f"read it ({first_line(error)}); export it again with this version"
         ) from error
 
 
@@ -229,14 +231,14 @@ def _unpickle_safely(path: Path) -> Any:
         needs = _globals_of(path)
         if not needs:
             raise InputError(
-                f"{path} can't be read ({_first_line(error)}); it is corrupt or no torch file"
+                f"{path} can't be read ({first_line(error)}); it is corrupt or no torch file"
             ) from error
         raise InputError(
             f"{path} is a pickle of Python objects ({', '.join(needs[:3])}), such as a whole "
             f"module; give {_TRUST}, or {_EXPORT_IT}"
         ) from error
     except Exception as error:  # torch raises whatever its parsers meet
-        raise InputError(f"{path} is a corrupt or no torch file ({_first_line(error)})") from error
+        raise InputError(f"{path} is a corrupt or no torch file ({first_line(error)})") from error
 
 
 def _globals_of(path: Path) -> list[str]:
@@ -253,16 +255,14 @@ def _is_torch_pickle(path: Path) -> bool:
 
 
 def _unpickle_freely(path: Path) -> Any:
-    with working_folder_importable():
+    with working_folder_importable(), users_code(f"{path}: unpickling it"):
         try:
             return torch.load(path, map_location="cpu", weights_only=False)
         except (AttributeError, ModuleNotFoundError) as error:
             raise InputError(
-                f"{path} needs Python code that is not there ({_first_line(error)}); "
+                f"{path} needs Python code that is not there ({first_line(error)}); "
                 "run in the folder that holds the source of the network"
             ) from error
-        except Exception as error:  # unpickling runs whatever code the file brings
-            raise InputError(f"{path} can't be unpickled ({_first_line(error)})") from error
 
 
 def _find_state_dict(path: Path, content: Any) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
@@ -290,8 +290,3 @@ def _is_state_dict(value: Mapping[Any, Any]) -> bool:
         and all(isinstance(name, str) for name in value)
         and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

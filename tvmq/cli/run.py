@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tvmq.cli.options import PATH, device_option, shared_options
+from tvmq.cli.options import PATH, Whole, device_option, shared_options
 from tvmq.cli.terminal import Terminal
 
 
@@ -20,7 +20,7 @@ from tvmq.cli.terminal import Terminal
     help="A .npz keyed by input name, or with `images`, which are preprocessed as in the build.",
 )
 @click.option("-o", "--outputs", required=True, type=PATH, help="The .npz to write.")
-@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Batch size.")
+@click.option("--batch", type=Whole(1), default=64, show_default=True, help="Batch size.")
 @device_option()
 @shared_options
 @click.pass_obj

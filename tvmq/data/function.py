@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from targets.errors import InputError
-from tvmq.capture.export_module import import_object
 from tvmq.data.preprocessing import Floats, Preprocessing
 from tvmq.data.source import Batch, DataSource, Labels, as_labels
 from tvmq.float_model import TensorSpec
+from tvmq.users_code import import_object
 
 
 class FunctionSource(DataSource):

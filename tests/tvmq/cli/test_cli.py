@@ -125,7 +125,7 @@ def test_config_gives_defaults_and_the_command_line_wins(tvmq, tmp_path):
         ("calib-date = 'c.npz'\n", "'calib-date' is no option of any verb"),
         ("build = 3\n", "'build' is no option of any verb"),
         ("[biuld]\nstrict = true\n", "[biuld] is no verb; sections are build, run"),
-        (None, "can't be read"),
+        (None, "no such file"),
     ],
     ids=["syntax", "typo", "other verb", "common typo", "no section", "verb typo", "missing"],
 )

@@ -1,0 +1,88 @@
+"""Reading what a user gave: whatever goes wrong is an InputError that names the file."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from targets.causes import cause_of, first_line
+from targets.errors import InputError, TvmqError
+
+LARGEST_TEXT = 2**28
+"""Bytes of a text file; a plan of a large network, learned codes included, has some 10 million."""
+
+
+@contextmanager
+def reading(path: str | Path, what: str, advice: str = "") -> Iterator[None]:
+    """Turn whatever the block raises into an InputError.
+
+    Args:
+        path: what is read in the block.
+        what: it should be, such as "an .npz".
+        advice: a sentence of what to do where the content is wrong.
+
+    Raises:
+        InputError: the block raised an exception of another kind than our own.
+    """
+    try:
+        yield
+    except TvmqError:
+        raise
+    except Exception as error:  # parsers raise whatever they meet
+        cause = cause_of(error)
+        if cause is None:
+            raise InputError(
+                f"{path}: not {what} ({first_line(error)}). {advice}".strip()
+            ) from error
+        raise InputError(f"{path}: can't be read: {cause.what}. {cause.advice}") from error
+
+
+def what_is(path: str | Path) -> Literal["nothing", "file", "folder", "device"]:
+    """What stands at a path; a pipe counts as a file, since it can be read to its end.
+
+    Raises:
+        InputError: the system can't say, because of permissions or the path itself.
+    """
+    with reading(path, "a path"):
+        try:
+            mode = os.stat(path).st_mode  # noqa: PTH116  # Path.stat of "" is that of "."
+        except (FileNotFoundError, NotADirectoryError):
+            return "nothing"
+    if stat.S_ISDIR(mode):
+        return "folder"
+    return "file" if stat.S_ISREG(mode) or stat.S_ISFIFO(mode) else "device"
+
+
+def check_is_file(path: str | Path, advice: str) -> None:
+    """Check that a file can be read to its end.
+
+    Raises:
+        InputError: nothing is there, or something else; ends with ``advice``.
+    """
+    found = what_is(path)
+    if found != "file":
+        words = {"nothing": "no such file", "folder": "is a folder", "device": "is a device"}
+        raise InputError(f"{path}: {words[found]}. {advice}")
+
+
+def read_text(path: Path, what: str, advice: str) -> str:
+    """The text of a file.
+
+    Args:
+        path: of the file.
+        what: it should be, such as "a plan".
+        advice: a sentence of what to do where it isn't.
+
+    Raises:
+        InputError: there is no such file, or it is no text, or one beyond all measure.
+    """
+    check_is_file(path, advice)
+    with reading(path, what, advice), path.open("rb") as file:
+        data = file.read(LARGEST_TEXT + 1)
+        if len(data) > LARGEST_TEXT:
+            raise InputError(f"{path}: too large for {what}. {advice}")
+        return data.decode("utf-8")
