@@ -17,13 +17,16 @@ LARGEST_TEXT = 2**28
 
 
 @contextmanager
-def reading(path: str | Path, what: str, advice: str = "") -> Iterator[None]:
+def reading(
+    path: str | Path, what: str, advice: str = "", kind: type[InputError] = InputError
+) -> Iterator[None]:
     """Turn whatever the block raises into an InputError.
 
     Args:
         path: what is read in the block.
         what: it should be, such as "an .npz".
         advice: a sentence of what to do where the content is wrong.
+        kind: the error to raise.
 
     Raises:
         InputError: the block raised an exception of another kind than our own.
@@ -34,11 +37,12 @@ def reading(path: str | Path, what: str, advice: str = "") -> Iterator[None]:
         raise
     except Exception as error:  # parsers raise whatever they meet
         cause = cause_of(error)
-        if cause is None:
-            raise InputError(
-                f"{path}: not {what} ({first_line(error)}). {advice}".strip()
-            ) from error
-        raise InputError(f"{path}: can't be read: {cause.what}. {cause.advice}") from error
+        words = (
+            f"not {what} ({first_line(error)}). {advice}"
+            if cause is None
+            else f"can't be read: {cause.what}. {cause.advice}"
+        )
+        raise kind(f"{path}: {words}".strip()) from error
 
 
 def what_is(path: str | Path) -> Literal["nothing", "file", "folder", "device"]:

@@ -273,7 +273,7 @@ def load_spec(name: str) -> NpuSpec:
 
 def parse_spec(text: str, origin: str) -> NpuSpec:
     """Read a description from TOML text; ``origin`` is its name in errors."""
-    with reading(origin, "valid TOML"):
+    with reading(origin, "valid TOML", kind=SpecError):
         content: dict[str, Any] = tomllib.loads(text)
     try:
         return NpuSpec.model_validate(content)

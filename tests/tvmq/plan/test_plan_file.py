@@ -146,7 +146,7 @@ def _edit(text, path, value):
         (
             ("settings", "learn_batch"),
             0,
-            "plan: settings: learn_batch is 0; give a positive number",
+            "plan: settings: learn_batch is 0; give a positive whole number",
         ),
         (("settings", "kappa"), "x", "settings.kappa is 'x': .*number"),
         (("settings", "bias_correction"), "no", "settings.bias_correction is 'no': .*boolean"),
@@ -232,5 +232,5 @@ def test_not_a_plan(content):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(InputError, match="can't be read"):
+    with pytest.raises(InputError, match="no such file"):
         read_plan(tmp_path / "none.json", float_model(NAME))
