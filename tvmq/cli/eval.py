@@ -51,9 +51,10 @@ def command(
 ) -> None:
     """Measure the accuracy of ART.
 
-    Data is a .npz keyed by input name, with `labels`; a .npz with `images` (uint8 N,H,W,C) and
-    `labels`; an image folder in ImageNet layout; or module:function. Images are preprocessed as in
-    the build, unless --mean, --std, --resize or --crop say otherwise.
+    Data is a .npz keyed by input name, or with `images`, and with `labels`; an image folder in
+    ImageNet layout; or module:function. Floats are taken as they are. uint8 arrays are images
+    (N,H,W,C) and are preprocessed as in the build, where --mean, --std, --resize and --crop do not
+    say otherwise.
     """
     from tvmq.artifact.artifact import Artifact
     from tvmq.data.preprocessing import Preprocessing

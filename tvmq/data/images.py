@@ -36,6 +36,7 @@ class ImageFolderSource(DataSource):
         )
         self.class_names = [folder.name for folder in folders]
         self.has_labels = bool(folders)
+        self.takes_images = True
         self.files: list[tuple[Path, int]] = [
             (file, label)
             for label, folder in enumerate(folders or [self.root])

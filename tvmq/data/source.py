@@ -49,10 +49,13 @@ class DataSource(abc.ABC):
         classes: number of classes of the network, to check labels; None if unknown.
         count: number of images; None where only reading to the end would tell.
         has_labels: whether batches have labels; None where only reading would tell.
+        takes_images: whether there are 8-bit images, so that ``preprocessing`` means something;
+            None where only reading would tell.
     """
 
     count: int | None = None
     has_labels: bool | None = None
+    takes_images: bool | None = None
 
     def __init__(
         self,
@@ -161,11 +164,12 @@ class DataSource(abc.ABC):
                     f"the network takes {_shape(wanted.shape)}"
                     + _shape_hint(value.shape, wanted.shape)
                 )
-            finite = np.isfinite(value).reshape(len(value), -1).all(axis=1)
+            finite = np.isfinite(value).all(axis=tuple(range(1, value.ndim)))
             if not finite.all():
                 raise InputError(
                     f"{self.spec}: input {wanted.name!r} of image {first + int(finite.argmin())} "
-                    "has a NaN or infinite value. Remove it, or mend the preprocessing."
+                    "has a NaN or infinite value, or one beyond float32. Remove it, or mend the "
+                    "preprocessing."
                 )
         if batch.labels is not None:
             self._check_labels(batch.labels, first)

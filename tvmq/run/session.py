@@ -168,15 +168,19 @@ def _check(artifact: Artifact, inputs: Mapping[str, npt.NDArray[np.generic]]) ->
     arrays = []
     for info in wanted:
         array = inputs[info.name]
-        if array.dtype.kind not in "fiu" or array.shape[1:] != info.image_shape or not len(array):
+        if array.dtype.kind != "f" or array.shape[1:] != info.image_shape or not len(array):
             shape = ", ".join(map(str, info.shape[1:]))
             raise InputError(
                 f"Input {info.name}: expected {info.dtype}[N, {shape}], "
                 f"got {array.dtype}{list(array.shape)}. Give one array of N preprocessed inputs."
             )
-        arrays.append(np.ascontiguousarray(array, np.float32))
+        with np.errstate(over="ignore"):
+            arrays.append(np.ascontiguousarray(array, np.float32))
         if not np.isfinite(arrays[-1]).all():
-            raise InputError(f"Input {info.name}: has NaN or infinite values. Remove them.")
+            raise InputError(
+                f"Input {info.name}: has NaN or infinite values, or some beyond float32. Remove "
+                "them."
+            )
     if len({len(array) for array in arrays}) > 1:
         raise InputError(f"Inputs {', '.join(names)}: have different batch sizes. Give equal ones.")
     return arrays
