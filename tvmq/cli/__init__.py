@@ -17,8 +17,8 @@ from types import FrameType
 
 import click
 
-from targets.errors import MissingDependencyError, TvmqError
 from tvmq import __version__
+from tvmq.cli.failures import failure
 from tvmq.cli.process import prepare
 from tvmq.cli.terminal import Terminal
 
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         return 0
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return _failed(error, terminal)
 
 
@@ -87,19 +87,12 @@ def _usage(error: click.ClickException, terminal: Terminal) -> int:
     return 2
 
 
-def _failed(error: Exception, terminal: Terminal) -> int:
+def _failed(error: BaseException, terminal: Terminal) -> int:
     if terminal.verbosity > 1:
         terminal.stderr.print("".join(traceback.format_exception(error)), markup=False)
-    if isinstance(error, TvmqError):
-        terminal.error(str(error))
-        return error.exit_code
-    if isinstance(error, ModuleNotFoundError):
-        terminal.error(f"{error}. `tvmq doctor` says what is missing and how to install it.")
-        return MissingDependencyError.exit_code
-    lines = str(error).strip().splitlines()
-    what = f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
-    terminal.error(f"internal: {what}. This is a fault of tvmq; -vv shows where.")
-    return TvmqError.exit_code
+    words, code = failure(error)
+    terminal.error(words)
+    return code
 
 
 def _interrupt(_: int, __: FrameType | None) -> None:
