@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from targets.errors import InputError
-
-_BROKEN = (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError, RuntimeError)
+from targets.reading import reading
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class NpzMember:
             InputError: if the file ends early or its compression is damaged.
         """
         wanted: Sequence[int] = range(self.shape[0]) if indices is None else indices
+        where = f"{self.path}: the array {self.key!r}"
         row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.key}.npy") as stream:
             _read_header(stream)
@@ -44,13 +44,11 @@ class NpzMember:
             for start in range(0, len(wanted), size):
                 rows = []
                 for first, last in _runs(wanted[start : start + size]):
-                    try:
+                    with reading(where, "what was written there", "Copy the file again."):
                         stream.seek((first - position) * row_bytes, 1)
                         data = stream.read((last - first) * row_bytes)
-                    except _BROKEN as error:
-                        raise self._damaged(str(error)) from error
                     if len(data) != (last - first) * row_bytes:
-                        raise self._damaged("it ends early")
+                        raise InputError(f"{where} ends early. Copy the file again.")
                     rows.append(np.frombuffer(data, self.dtype).reshape(-1, *self.shape[1:]))
                     position = last
                 yield rows[0] if len(rows) == 1 else np.concatenate(rows)
@@ -60,11 +58,6 @@ class NpzMember:
         parts = list(self.chunks(max(1, self.shape[0])))
         return parts[0] if parts else np.empty(self.shape, self.dtype)
 
-    def _damaged(self, reason: str) -> InputError:
-        return InputError(
-            f"{self.path}: the array {self.key!r} is damaged ({reason}); copy it again"
-        )
-
 
 def npz_members(path: Path) -> dict[str, NpzMember]:
     """Keys, shapes and types of an .npz, from the headers only.
@@ -73,24 +66,21 @@ def npz_members(path: Path) -> dict[str, NpzMember]:
         InputError: if the file is no .npz, or an array can't be read row by row.
     """
     members = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                key = name.removesuffix(".npy")
-                with archive.open(name) as stream:
-                    shape, fortran, dtype = _read_header(stream)
-                if dtype.hasobject:
-                    raise InputError(f"{path}: {key!r} holds Python objects; save plain numbers")
-                if fortran and len(shape) > 1:
-                    raise InputError(
-                        f"{path}: {key!r} is stored column by column; "
-                        "save np.ascontiguousarray of it"
-                    )
-                members[key] = NpzMember(path, key, shape, dtype)
-    except _BROKEN as error:
-        raise InputError(
-            f"{path} is not a readable .npz ({error}); write it with np.savez"
-        ) from error
+    with (
+        reading(path, "a readable .npz", "Write it with np.savez."),
+        zipfile.ZipFile(path) as archive,
+    ):
+        for name in archive.namelist():
+            key = name.removesuffix(".npy")
+            with archive.open(name) as stream:
+                shape, fortran, dtype = _read_header(stream)
+            if dtype.hasobject:
+                raise InputError(f"{path}: {key!r} holds Python objects; save plain numbers")
+            if fortran and len(shape) > 1:
+                raise InputError(
+                    f"{path}: {key!r} is stored column by column; save np.ascontiguousarray of it"
+                )
+            members[key] = NpzMember(path, key, shape, dtype)
     return members
 
 

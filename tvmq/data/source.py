@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from targets.errors import InputError
+from targets.reading import reading
 from tvmq.data.preprocessing import Floats, Preprocessing
 from tvmq.float_model import TensorSpec
 
@@ -206,7 +207,7 @@ def spread_indices(total: int, count: int, seed: int) -> list[int]:
 def sha256_of_file(path: Path) -> str:
     """Sha256 of a file, read in pieces."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with reading(path, "a file"), path.open("rb") as file:
         while piece := file.read(_READ_BYTES):
             digest.update(piece)
     return digest.hexdigest()
