@@ -54,8 +54,6 @@ def cause_of(error: BaseException) -> Cause | None:
         # strerror of a subclass may be about something else, such as an archive
         what = os.strerror(error.errno)
         return Cause(what[0].lower() + what[1:], _ADVICE.get(error.errno, "Give another."))
-    if isinstance(error, UnicodeError):
-        return Cause("not UTF-8 text", "Give a text file.")
     if isinstance(error, RecursionError):
         return Cause("nested too deeply", "Make it simpler.", TvmqError)
     if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):

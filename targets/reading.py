@@ -45,8 +45,8 @@ def reading(
         raise kind(f"{path}: {words}".strip()) from error
 
 
-def what_is(path: str | Path) -> Literal["nothing", "file", "folder", "device"]:
-    """What stands at a path; a pipe counts as a file, since it can be read to its end.
+def what_is(path: str | Path) -> Literal["nothing", "file", "folder", "pipe", "device"]:
+    """What stands at a path, or at the end of the links that stand there.
 
     Raises:
         InputError: the system can't say, because of permissions or the path itself.
@@ -58,19 +58,26 @@ def what_is(path: str | Path) -> Literal["nothing", "file", "folder", "device"]:
             return "nothing"
     if stat.S_ISDIR(mode):
         return "folder"
-    return "file" if stat.S_ISREG(mode) or stat.S_ISFIFO(mode) else "device"
+    if stat.S_ISFIFO(mode):
+        return "pipe"
+    return "file" if stat.S_ISREG(mode) else "device"
 
 
-def check_is_file(path: str | Path, advice: str) -> None:
+def check_is_file(path: str | Path, advice: str, *, or_pipe: bool = False) -> None:
     """Check that a file can be read to its end.
 
+    Args:
+        path: of the file.
+        advice: a sentence of what to do where it is none.
+        or_pipe: a pipe will do, since it is read from its beginning to its end.
+
     Raises:
-        InputError: nothing is there, or something else; ends with ``advice``.
+        InputError: nothing is there, or something else.
     """
     found = what_is(path)
-    if found != "file":
-        words = {"nothing": "no such file", "folder": "is a folder", "device": "is a device"}
-        raise InputError(f"{path}: {words[found]}. {advice}")
+    if found != "file" and not (or_pipe and found == "pipe"):
+        words = "no such file" if found == "nothing" else f"is a {found}"
+        raise InputError(f"{path}: {words}. {advice}")
 
 
 def read_text(path: Path, what: str, advice: str) -> str:
@@ -84,9 +91,12 @@ def read_text(path: Path, what: str, advice: str) -> str:
     Raises:
         InputError: there is no such file, or it is no text, or one beyond all measure.
     """
-    check_is_file(path, advice)
+    check_is_file(path, advice, or_pipe=True)
     with reading(path, what, advice), path.open("rb") as file:
         data = file.read(LARGEST_TEXT + 1)
         if len(data) > LARGEST_TEXT:
             raise InputError(f"{path}: too large for {what}. {advice}")
-        return data.decode("utf-8")
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not UTF-8 text. {advice}") from error

@@ -6,6 +6,7 @@ so the files of the verbs import them inside their functions and `tvmq --help` i
 
 from __future__ import annotations
 
+import io
 import shlex
 import signal
 import sys
@@ -55,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or as ``targets/errors.py`` says, 130 when interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name need not be of the terminal's letters
+            stream.reconfigure(errors="backslashreplace")
     terminal = Terminal()
     prepare()
     if not sys.warnoptions:  # torch warns about itself; nothing that a user can do
