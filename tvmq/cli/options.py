@@ -21,6 +21,7 @@ import click
 
 from targets.errors import InputError
 from targets.reading import read_text, reading, what_is
+from tvmq.settings import MOST
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -31,9 +32,6 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 DEVICES = ("npu", "cpu", "reference", "float")
 IMAGE_FLAGS = ("mean", "std", "resize", "crop")
-
-MOST = 10**9
-"""Of images, steps and pixels."""
 
 
 class Whole(click.IntRange):

@@ -1,5 +1,6 @@
 """Machine descriptions: presets, and errors that name the field."""
 
+import re
 from importlib import resources
 
 import pytest
@@ -43,6 +44,24 @@ def test_a_wrong_field_is_named(old, new, message):
     assert old in E256
     with pytest.raises(SpecError, match=f"(?s)mine: .*{message}"):
         parse_spec(E256.replace(old, new, 1), "mine")
+
+
+NUMBERS = [match.span(1) for match in re.finditer(r"\b[a-z_0-9]+ = ([\d_.]+)", E256)]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "1e999", "9" * 25, "'1'"])
+def test_no_number_of_a_machine_may_be_none(value):
+    assert len(NUMBERS) > 35
+    for begin, end in NUMBERS:
+        with pytest.raises(SpecError, match="mine: "):
+            parse_spec(E256[:begin] + value + E256[end:], "mine")
+
+
+def test_a_description_of_anything_else():
+    with pytest.raises(SpecError, match="mine: can't be read: nested too deeply"):
+        parse_spec("a = " + "[" * 50_000, "mine")
+    with pytest.raises(SpecError, match="mine: not valid TOML"):
+        parse_spec("clock_hz = " + "9" * 5000, "mine")
 
 
 def test_an_unknown_machine_names_the_known_ones():
