@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from targets.errors import InputError
-from targets.reading import check_is_file
+from targets.reading import check_is_file, what_is
 from tvmq.artifact.artifact import Artifact
 from tvmq.data.open import open_data
 from tvmq.data.preprocessing import Preprocessing
@@ -70,6 +70,8 @@ def run_file(
         InputError: the file does not fit the network, or the outputs can't be written.
     """
     check_is_file(inputs, "Give an .npz keyed by input name.")
+    if (found := what_is(outputs)) not in ("nothing", "file"):
+        raise InputError(f"{outputs}: is a {found}. Give the .npz to write.")
     data = open_for(session.artifact, str(inputs), given)
     parts: list[dict[str, Array]] = []
     done = 0

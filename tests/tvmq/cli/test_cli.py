@@ -137,6 +137,13 @@ def test_wrong_config(tvmq, tmp_path, content, message):
     assert message in result.err
 
 
+def test_names_do_not_break_the_line_of_an_error(tvmq, tmp_path):
+    result = tvmq("inspect", tmp_path / "a\nb\x1b[31m\udcff[bold].pt2")
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    assert "a\\nb\\x1b[31m\\udcff[bold].pt2: no such file" in result.err
+
+
 def test_quiet_says_only_errors(tvmq, tmp_path):
     result = tvmq("build", tmp_path / "none.pt2", "-q")
     assert result.err.startswith("error: ")

@@ -165,6 +165,15 @@ def test_missing_files(tvmq, tmp_path, small):
     assert "no such artifact" in result.err
 
 
+def test_outputs_are_a_file(tvmq, tmp_path, small):
+    inputs, _ = golden(small)
+    np.savez(tmp_path / "in.npz", **inputs)
+    for place, words in ((tmp_path, "is a folder"), ("/dev/null", "is a device")):
+        result = tvmq("run", small, "-i", tmp_path / "in.npz", "-o", place)
+        assert result.code == 2
+        assert f"{place}: {words}. Give the .npz to write" in result.err
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
