@@ -180,8 +180,9 @@ def test_manifest_that_is_none(tmp_path, text):
         lambda text: text.replace('"format": 2', '"format": 1, "format": 2'),
         lambda text: text.replace("0.5", "0.50"),
         lambda text: json.dumps(json.loads(text)),
+        lambda text: text.replace('"capture": 0.5', '"capture": 0.7'),
     ],
-    ids=["newline", "no newline", "space", "twice", "digit", "one line"],
+    ids=["newline", "no newline", "space", "twice", "digit", "one line", "entry"],
 )
 def test_a_manifest_is_checked_byte_for_byte(tmp_path, edit):
     path = make(tmp_path / "a") / "manifest.json"

@@ -9,6 +9,7 @@ import pytest
 from model_files import DIGITS
 
 from tvmq.artifact.artifact import Artifact
+from tvmq.run.metrics import Accuracy
 from tvmq.run.session import Session
 
 
@@ -130,6 +131,12 @@ def test_accuracy_gate(tvmq, digits):
     wrong = tvmq(*words, "--min-top1", "0.9", "--mean", "0.9", "--std", "0.01")
     assert wrong.code == 1
     assert "--min-top1 asks for 0.9" in wrong.err
+
+
+def test_an_accuracy_that_is_no_number_passes_no_gate(tvmq, digits, monkeypatch):
+    monkeypatch.setattr(Accuracy, "top1", property(lambda _: float("nan")))
+    words = ["--data", DIGITS / "digits_eval.npz", "--samples", 5, "--min-top1", 0]
+    assert tvmq("eval", digits, *words).code == 1
 
 
 def test_evaluation_without_labels(tvmq, tmp_path, small):
