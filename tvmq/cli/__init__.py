@@ -56,11 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or as ``targets/errors.py`` says, 130 when interrupted.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    terminal = Terminal()
+    prepare()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name need not be of the terminal's letters
             stream.reconfigure(errors="backslashreplace")
-    terminal = Terminal()
-    prepare()
     if not sys.warnoptions:  # torch warns about itself; nothing that a user can do
         warnings.simplefilter("ignore")
     if arguments is None:  # let an interrupted build clean up after itself

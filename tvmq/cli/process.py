@@ -7,6 +7,7 @@ import ctypes
 import functools
 import gc
 import os
+import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's ``mallopt``."""
@@ -24,6 +25,7 @@ def prepare() -> None:
     nodes is made, and a last time when the process ends. What the user has set in the environment
     stays.
     """
+    _open_standard_streams()
     gc.set_threshold(10_000, 10, 10)
     atexit.register(gc.freeze)
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -34,6 +36,21 @@ def prepare() -> None:
     # older versions take 32 MB at most; where neither is taken, the rest would make it worse
     if mallopt(_MMAP_THRESHOLD, _NEVER) or mallopt(_MMAP_THRESHOLD, 2**25):
         mallopt(_TRIM_THRESHOLD, _NEVER)
+
+
+def _open_standard_streams() -> None:
+    """Let those that the caller has closed lead to nothing.
+
+    The next file that is opened would be one of them otherwise, and get what is printed; and MKL
+    gives up where it can't print.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nothing = os.open(os.devnull, os.O_RDWR)
+            if nothing != number:
+                os.dup2(nothing, number)
+                os.close(nothing)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
 
 
 def _tuned_by_the_user() -> bool:
