@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import sys
 import sysconfig
 import traceback
@@ -14,10 +15,12 @@ from typing import Any
 from targets.causes import first_line
 from targets.errors import InputError, TvmqError
 
-_INSTALLED = tuple(
-    sorted({str(Path(sysconfig.get_path(name))) for name in ("stdlib", "purelib", "platlib")})
+_NOT_THE_USERS = (
+    "<",
+    *(str(Path(sysconfig.get_path(name))) + os.sep for name in ("stdlib", "purelib", "platlib")),
+    *(str(Path(__file__).resolve().parents[1] / name) + os.sep for name in ("tvmq", "targets")),
 )
-_OWN = str(Path(__file__).resolve().parent)
+"""How the names of files begin in which nobody looks for a fault of their own."""
 
 
 @contextlib.contextmanager
@@ -48,7 +51,7 @@ def _place(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({error.filename}:{error.lineno})"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith(("<", _OWN, *_INSTALLED)):
+        if not frame.filename.startswith(_NOT_THE_USERS):
             return f" ({frame.filename}:{frame.lineno})"
     return ""
 

@@ -15,6 +15,9 @@ from targets.causes import cause_of, first_line
 from targets.errors import InputError, UnsupportedError
 from tvmq.users_code import import_object, users_code
 
+LONGEST_SIZE = 18
+"""Digits of a size; torch counts in 64 bits."""
+
 _ONE_SHAPE = r"(?:([A-Za-z_]\w*):)?(?:\[([\d,\s]+)\]|(\d+(?:x\d+)*))"
 
 
@@ -32,7 +35,10 @@ def parse_input_shapes(text: str) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for match in re.finditer(_ONE_SHAPE, text):
         name, listed, crossed = match.groups()
-        shape = tuple(int(size) for size in re.findall(r"\d+", listed or crossed))
+        sizes = re.findall(r"\d+", listed or crossed)
+        if max(map(len, sizes), default=0) > LONGEST_SIZE:
+            raise InputError(f"--input-shapes {text!r:.80} is beyond any memory")
+        shape = tuple(map(int, sizes))
         if 0 in shape:
             raise InputError(f"--input-shapes {text!r} has a size of zero")
         if (name or "") in shapes:

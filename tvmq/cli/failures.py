@@ -25,6 +25,8 @@ def failure(error: BaseException) -> tuple[str, int]:
     if cause is not None:
         names = [getattr(error, name, None) for name in ("filename", "filename2")]
         where = " -> ".join(str(name) for name in names if name is not None)
+        if not where and isinstance(error, OSError) and error.strerror:
+            where = error.strerror  # of what, in words, as where no temporary folder can be had
         words = f"{where}: {cause.what}" if where else cause.what
         return f"{words}. {cause.advice}", cause.kind.exit_code
     lines = str(error).strip().splitlines()

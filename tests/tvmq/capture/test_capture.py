@@ -383,3 +383,16 @@ def test_a_program_without_mutation_is_not_traced_again(monkeypatch):
     capture_program(torch.export.export(plain, example))
     with pytest.raises(AssertionError, match="traced again"):
         capture_program(torch.export.export(changing, example))
+
+
+def test_what_torch_raises_at_a_graph_is_said_of_the_file(tmp_path, monkeypatch):
+    def raise_it(*_, **__):
+        raise IndexError("tuple index out of range")
+
+    program = torch.export.export(nn.Linear(3, 4).eval(), (torch.randn(2, 3),))
+    torch.export.save(program, tmp_path / "m.pt2")
+    monkeypatch.setattr("tvmq.capture.capture.canonicalize", raise_it)
+    with pytest.raises(
+        UnsupportedError, match=r"m\.pt2: this network can't be captured: tuple ind"
+    ):
+        capture(tmp_path / "m.pt2")

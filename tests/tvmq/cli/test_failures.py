@@ -27,6 +27,10 @@ def deep():
     return deep()
 
 
+def no_room():
+    raise FileNotFoundError(errno.ENOENT, "No usable temporary directory")
+
+
 @pytest.mark.parametrize(
     ("call", "code", "words"),
     [
@@ -39,6 +43,7 @@ def deep():
         (lambda: torch.empty(2**48), 4, "memory"),
         (lambda: torch.empty(2**40, 2**40), 4, "memory"),
         (deep, 4, "nested too deeply"),
+        (no_room, 2, "No usable temporary directory: no such file or directory"),
         (lambda: exit(0), 2, "called sys.exit"),
         (lambda: {}["x"], 4, "internal: KeyError: 'x'. This is a fault of tvmq"),
     ],
@@ -102,3 +107,46 @@ def test_files_that_may_not_be_read(tvmq, tmp_path, small, monkeypatch, name):
     result = tvmq(name, first, *more.get(name, []))
     assert result.code == 2
     assert "permission denied. Change its permissions" in result.err
+
+
+FILES = [
+    ("build", "MODEL"),
+    ("build", "--plan"),
+    ("build", "--config"),
+    ("build", "--calib-data"),
+    ("run", "ART"),
+    ("run", "--inputs"),
+    ("eval", "ART"),
+    ("eval", "--data"),
+    ("profile", "ART"),
+    ("inspect", "ART"),
+    ("inspect", "--target"),
+    ("disasm", "ART"),
+]
+
+
+@pytest.mark.parametrize(("verb", "parameter"), FILES, ids=["-".join(pair) for pair in FILES])
+def test_whatever_is_given_for_a_file_is_refused(tvmq, tmp_path, small, verb, parameter):
+    places = [tmp_path / name for name in ("empty", "noise", "folder", "text", "x" * 300)]
+    places[0].touch()
+    places[1].write_bytes(np.random.default_rng(0).bytes(5000))
+    places[2].mkdir()
+    places[3].write_text("[" * 20_000)
+    before = {path.name for path in tmp_path.iterdir()}
+    model = small.parent / "resnet_small.pt2"
+    if parameter == "--config":
+        places = places[1:]  # an empty one is one
+    for place in (*places, "/dev/zero", "/proc/self/mem"):
+        first = model if verb in ("build", "inspect") else small
+        words = [verb, place if parameter in ("MODEL", "ART") else first]
+        if verb == "run" and parameter != "--inputs":
+            words += ["-i", small.parent / "resnet_small.npz"]
+        words += ["-o", tmp_path / "made"] if verb in ("build", "run") else []
+        words += ["--data", small.parent / "resnet_small.npz"] if verb == "eval" else []
+        if parameter.startswith("--"):
+            words += [parameter, f"npu:{place}" if parameter == "--target" else place]
+        result = tvmq(*words)
+        assert result.code == 2, result.err
+        assert result.err.count("error: ") == 1
+        assert "internal" not in result.err
+        assert {path.name for path in tmp_path.iterdir()} == before
