@@ -23,7 +23,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -301,6 +301,41 @@ def check_destination(destination: Path) -> None:
 
 
 @contextmanager
+def _folders_above(destination: Path) -> Iterator[None]:
+    """Make the folders that a path needs; those made go again where the block ends with an error.
+
+    Raises:
+        InputError: they can't be made.
+    """
+    missing = [folder for folder in destination.parents if not folder.exists()]
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_written(destination, error) from error
+    try:
+        yield
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):  # something else may be in it by now
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def _room_beside(destination: Path) -> Iterator[Path]:
+    try:
+        room = tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.")
+    except OSError as error:
+        raise _not_written(destination, error) from error
+    with room:
+        yield Path(room.name)
+
+
+def _not_written(destination: Path, error: OSError) -> InputError:
+    return InputError(f"{destination}: can't be written ({error}). Give another folder.")
+
+
+@contextmanager
 def writing(destination: Path) -> Iterator[Path]:
     """A temporary folder that becomes ``destination`` when the block ends without an error.
 
@@ -311,15 +346,8 @@ def writing(destination: Path) -> Iterator[Path]:
     """
     destination = destination.absolute()
     check_destination(destination)
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        room = tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.")
-    except OSError as error:
-        raise InputError(
-            f"{destination}: can't be written ({error}). Give another folder."
-        ) from error
-    with room:
-        new, old = Path(room.name) / "new", Path(room.name) / "old"
+    with _folders_above(destination), _room_beside(destination) as room:
+        new, old = room / "new", room / "old"
         new.mkdir()
         yield new
         if destination.exists():

@@ -85,6 +85,15 @@ def test_a_failed_first_build_leaves_nothing(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_folders_that_a_failed_build_made_go_again(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(tmp_path / "mine" / "b" / "c" / "a")
+    assert names(tmp_path) == ["mine"]
+    assert names(tmp_path / "mine") == []
+    Artifact.load(make(tmp_path / "mine" / "b" / "c" / "a"))
+
+
 def test_an_artifact_is_replaced_whole(tmp_path):
     folder = make(tmp_path / "a", "old")
     (folder / "left.txt").write_text("from before")
