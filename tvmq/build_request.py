@@ -7,7 +7,7 @@ from pathlib import Path
 
 from targets.errors import InputError
 from tvmq.data.preprocessing import Preprocessing
-from tvmq.settings import CALIBRATION_BATCH, Settings
+from tvmq.settings import CALIBRATION_BATCH, MOST, Settings
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,18 @@ class BuildRequest:
     max_fallback: float | None = None
 
     def __post_init__(self) -> None:
+        for name, least, most in (
+            ("calib_samples", 1, MOST),
+            ("batch", 1, MOST),
+            ("seed", 0, 2**32 - 1),
+        ):
+            number = getattr(self, name)
+            if number is not None and not (isinstance(number, int) and least <= number <= most):
+                raise InputError(
+                    f"{name} is {number!r}; give a whole number from {least} to {most}."
+                )
+        if self.max_fallback is not None and not 0 <= self.max_fallback <= 100:
+            raise InputError(f"max_fallback is {self.max_fallback}; give a percentage, 0 to 100.")
         method = self.settings.learned_method
         if method and self.calib_data is None and self.plan is None:
             raise InputError(

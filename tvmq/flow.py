@@ -37,6 +37,7 @@ from tvmq.calibrate.batch_norm_ranges import ranges_from_batch_norm
 from tvmq.calibrate.calibrate import Calibration, calibrate
 from tvmq.capture.capture import FloatModel, capture
 from tvmq.data.open import open_data
+from tvmq.data.preprocessing import Preprocessing
 from tvmq.data.source import DataSource
 from tvmq.plan.annotate import annotate
 from tvmq.plan.equalize import equalize
@@ -138,7 +139,7 @@ def _build_into(
         require_room_for(model, folder)
         require_room_to_link(model)
         save_float(folder, model)
-        data = _open_data(model, request)
+        data = _open_data(model, request, progress)
     with progress.stage("calibrate"):
         calibration = _calibrate(model, data, request, progress)
     with progress.stage("plan"):
@@ -192,10 +193,16 @@ def _capture(request: BuildRequest, progress: Progress) -> FloatModel:
     return model
 
 
-def _open_data(model: FloatModel, request: BuildRequest) -> DataSource | None:
+def _open_data(model: FloatModel, request: BuildRequest, progress: Progress) -> DataSource | None:
     if request.calib_data is None:
         return None
-    return open_data(request.calib_data, model.inputs, request.preprocessing)
+    data = open_data(request.calib_data, model.inputs, request.preprocessing)
+    if data.takes_images is False and request.preprocessing != Preprocessing():
+        progress.note(
+            f"note: {data.spec} holds floats, which are taken as they are; --mean, --std, --resize "
+            "and --crop are kept for the images that `eval` and `run` get."
+        )
+    return data
 
 
 def _calibrate(
@@ -286,7 +293,7 @@ def _check_fallback(placed: tuple[Placement, ...], request: BuildRequest) -> Non
         return
     percent = 100 * len(refused) / len(placed)
     limit = 0.0 if request.strict else request.max_fallback
-    if limit is not None and percent > limit:
+    if limit is not None and not percent <= limit:  # NaN is below no limit
         listed = "; ".join(
             f"{item.name} ({item.source}): {item.reason.rstrip('.')}" for item in refused
         )

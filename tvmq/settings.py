@@ -13,6 +13,9 @@ from tvmq.reconstruct.methods import learning, refusal
 CALIBRATION_BATCH = 16
 """Images calibrated at a time, unless one says otherwise."""
 
+MOST = 10**9
+"""Of images and steps, whatever is asked for."""
+
 Scales: TypeAlias = Literal["pot", "free"]
 Granularity: TypeAlias = Literal["tensor", "channel"]
 RangeMethod: TypeAlias = Literal["minmax", "percentile", "mse", "lp"]
@@ -73,8 +76,9 @@ class Settings:
         if words := refusal(self):
             raise InputError(words)
         for name in ("iterations", "learn_batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; give a positive number.")
+            number = getattr(self, name)
+            if not isinstance(number, int) or not 1 <= number <= MOST:
+                raise InputError(f"{name} is {number!r:.40}; give a whole number from 1 to {MOST}.")
         if not 0 <= self.kappa <= 1:
             raise InputError(f"kappa is {self.kappa}; give a number in [0, 1].")
         if not 50 < self.percentile <= 100:

@@ -22,16 +22,24 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 
 from targets.errors import InputError
 from targets.npu.machine.program import Program
+from targets.reading import reading, what_is
 from targets.schema_errors import in_words
 from targets.whole_files import Held, whole_folder
 
@@ -50,13 +58,29 @@ OURS = re.compile(
 """What an artifact's files are called, for one whose manifest can't be read."""
 
 
-class TensorInfo(BaseModel):
+_BUILD_AGAIN = "Build it again."
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True)
+
+
+def _below(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or path.as_posix() != name or "\0" in name:
+        raise ValueError(f"{name!r} is no file of the folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_below)]
+"""A path below the artifact."""
+
+
+class TensorInfo(_Entry):
     """An input or output of the network; ``shape[0]`` is "N", any batch."""
 
-    model_config = ConfigDict(frozen=True)
-
     name: str
-    shape: tuple[Literal["N"] | int, ...]
+    shape: Annotated[tuple[Literal["N"] | Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
     dtype: str
 
     @property
@@ -65,7 +89,53 @@ class TensorInfo(BaseModel):
         return tuple(int(size) for size in self.shape[1:])
 
 
-class Manifest(BaseModel):
+class _SettingsRead(_Entry):
+    """What is read of the settings in a manifest, which holds more."""
+
+    precision: str
+    method: tuple[str, ...] | list[str]
+    scales: str
+    granularity: str
+    first_last_bits: int
+
+
+class _CalibrationRead(_Entry):
+    source: str
+
+
+class _ModelRead(_Entry):
+    file: str
+    kind: str
+
+
+class _PlacementRead(_Entry):
+    npu: int
+    cpu: int
+
+
+def _holds(wanted: type[_Entry]) -> AfterValidator:
+    """Check entries of a mapping, which stays one."""
+
+    def check(value: Any) -> Any:
+        wanted.model_validate(value)
+        return value
+
+    return AfterValidator(check)
+
+
+class LayerEntry(_Entry):
+    """A layer in layers.json; ``relay_passes/place.py`` says what its fields mean."""
+
+    name: str
+    source: str
+    kind: str
+    device: Literal["npu", "cpu"]
+    reason: str
+    macs: int
+    program: int | None
+
+
+class Manifest(_Entry):
     """The contents of manifest.json.
 
     Attributes:
@@ -86,22 +156,20 @@ class Manifest(BaseModel):
         sha256: of all fields above.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     format: int
     versions: dict[str, str]
-    model: dict[str, str]
+    model: Annotated[dict[str, str], _holds(_ModelRead)]
     target: str
-    settings: dict[str, Any]
-    calibration: dict[str, Any]
+    settings: Annotated[dict[str, Any], _holds(_SettingsRead)]
+    calibration: Annotated[dict[str, Any], _holds(_CalibrationRead)]
     preprocessing: dict[str, Any] | None
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-    placement: dict[str, int]
+    inputs: Annotated[tuple[TensorInfo, ...], Field(min_length=1)]
+    outputs: Annotated[tuple[TensorInfo, ...], Field(min_length=1)]
+    placement: Annotated[dict[str, int], _holds(_PlacementRead)]
     bit_exact: bool
     reconstruction: dict[str, Any] = {}
     seconds: dict[str, float]
-    files: dict[str, str] = {}
+    files: dict[FileName, str] = {}
     sha256: str = ""
 
 
@@ -126,22 +194,17 @@ class Artifact:
         Raises:
             InputError: not an artifact, another format, or a file missing or changed.
         """
-        try:
-            held = Held(folder)
-        except FileNotFoundError:
-            raise InputError(
-                f"{folder}: no such artifact. Build one with `tvmq build MODEL -o DIR`."
-            ) from None
-        except NotADirectoryError:
-            raise _no_artifact(folder, "it is a file") from None
+        with reading(folder, "an artifact", _BUILD_AGAIN):
+            held = _held(folder)
         if not is_artifact(held.path):
             raise _no_artifact(folder, f"it has no {MANIFEST}")
         manifest = _read_manifest(held.path / MANIFEST, folder / MANIFEST)
         for name, digest in manifest.files.items():
-            path = held.path / name
-            if not path.is_file():
-                raise InputError(f"{folder / name}: missing from the artifact. Build it again.")
-            if _sha256(path) != digest:
+            with reading(folder / name, "a file of an artifact", _BUILD_AGAIN):
+                if what_is(held.path / name) != "file":
+                    raise InputError(f"{folder / name}: missing from the artifact. {_BUILD_AGAIN}")
+                found = _sha256(held.path / name)
+            if found != digest:
                 raise _changed(folder / name)
         return cls(folder, manifest, held)
 
@@ -155,6 +218,17 @@ class Artifact:
             raise InputError(f"{self.folder}: has no {name}. Build it again for a target that has.")
         return self.held.file(name)
 
+    @contextmanager
+    def reading(self, name: str) -> Iterator[Path]:
+        """The path of one of its files, to be read in the block.
+
+        Raises:
+            InputError: this artifact has no such file, or the block can't read what is in it.
+        """
+        path = self.path(name)
+        with reading(self.folder / name, "what tvmq writes", _BUILD_AGAIN):
+            yield path
+
     def has(self, name: str) -> bool:
         """Whether it has a file of that name."""
         return name in self.manifest.files
@@ -163,7 +237,11 @@ class Artifact:
         """The NPU programs by file name, in the order in which model.so executes them."""
         names = [name for name in self.manifest.files if re.fullmatch(r"program_\d+\.bin", name)]
         names.sort(key=lambda name: int(name[8:-4]))
-        return {name: Program.from_bytes(self.path(name).read_bytes(), name) for name in names}
+        programs = {}
+        for name in names:
+            with self.reading(name) as path:
+                programs[name] = Program.from_bytes(path.read_bytes(), name)
+        return programs
 
     def stages(self) -> list[str]:
         """Names of the stages whose text it keeps, in the order of the flow."""
@@ -187,14 +265,25 @@ class Artifact:
                 name.startswith("ir/")
                 and Path(name).stem.split("-", 1)[-1].lower() == stage.lower()
             ):
-                return self.path(name).read_text()
+                with self.reading(name) as path:
+                    return path.read_text()
         raise InputError(
             f"{self.folder}: has no stage {stage!r}. Choose one of {', '.join(self.stages())}."
         )
 
     def read_json(self, name: str) -> Any:
         """Parse one of its JSON files."""
-        return json.loads(self.path(name).read_text())
+        with self.reading(name) as path:
+            return json.loads(path.read_bytes())
+
+    def layers(self) -> list[dict[str, Any]]:
+        """The layers of the integer network, in order; fields as ``LayerEntry`` names them."""
+        with self.reading("layers.json") as path:
+            entries = _LAYERS.validate_json(path.read_bytes())
+        return [entry.model_dump() for entry in entries]
+
+
+_LAYERS = TypeAdapter(list[LayerEntry])
 
 
 def is_artifact(folder: Path) -> bool:
@@ -233,7 +322,7 @@ def _others(folder: Path) -> list[str]:
     """Files and empty folders that no build wrote: not in the manifest, and not called like it."""
     try:
         listed = set(json.loads((folder / MANIFEST).read_text())["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         listed = set()
     names = (
         path.relative_to(folder).as_posix()
@@ -249,7 +338,18 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     files = {path.relative_to(folder).as_posix(): _sha256(path) for path in paths}
     fields = manifest.model_dump(mode="json") | {"files": files}
     complete = fields | {"sha256": _sha256_of_fields(fields)}
-    (folder / MANIFEST).write_text(json.dumps(complete, indent=2) + "\n")
+    (folder / MANIFEST).write_text(_text_of(complete))
+
+
+def _held(folder: Path) -> Held:
+    try:
+        return Held(folder)
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder}: no such artifact. Build one with `tvmq build MODEL -o DIR`."
+        ) from None
+    except NotADirectoryError:
+        raise _no_artifact(folder, "it is a file") from None
 
 
 def _no_artifact(folder: Path, why: str) -> InputError:
@@ -260,27 +360,32 @@ def _no_artifact(folder: Path, why: str) -> InputError:
 
 def _read_manifest(file: Path, path: Path) -> Manifest:
     """Read a manifest from ``file``, which the user knows as ``path``."""
-    try:
-        data = json.loads(file.read_text())
+    with reading(path, "a manifest of tvmq", _BUILD_AGAIN):
+        text = file.read_bytes().decode("utf-8")
+        data = json.loads(text)
         found = data["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a manifest of tvmq ({error!r}). Build it again.") from error
     if found != FORMAT:
         raise InputError(
             f"{path}: has format {found!r}, this tvmq reads format {FORMAT}. "
             f"Build it again, or use the tvmq that built it."
         )
     try:
-        manifest = Manifest.model_validate(data)
+        manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
-        raise InputError(f"{path}: {in_words(error.errors()[0])}. Build it again.") from error
-    if manifest.sha256 != _sha256_of_fields(data):
+        raise InputError(f"{path}: {in_words(error.errors()[0])}. {_BUILD_AGAIN}") from error
+    # The digest is of what the text says: that the text is the one that says it, byte for byte, is
+    # another question.
+    if manifest.sha256 != _sha256_of_fields(data) or text != _text_of(data):
         raise _changed(path)
     return manifest
 
 
 def _changed(path: Path) -> InputError:
-    return InputError(f"{path}: changed since it was built (sha256 differs). Build it again.")
+    return InputError(f"{path}: changed since it was built (sha256 differs). {_BUILD_AGAIN}")
+
+
+def _text_of(fields: Mapping[str, Any]) -> str:
+    return json.dumps(fields, indent=2) + "\n"
 
 
 def _sha256_of_fields(fields: Mapping[str, Any]) -> str:

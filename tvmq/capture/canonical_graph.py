@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
+from targets.causes import first_line
 from tvmq.float_model import Origin
 
 aten = torch.ops.aten
@@ -22,7 +23,7 @@ class Refusal(Exception):  # noqa: N818 - control flow inside canonicalize, neve
 
 def in_one_line(error: Exception) -> str:
     """An error of torch, or why an operator was refused, for a message."""
-    first = (str(error).strip().splitlines() or [""])[0][:300]
+    first = first_line(error)[:300]
     return first if isinstance(error, Refusal) else f"{type(error).__name__}: {first}"
 
 

@@ -8,8 +8,6 @@ made for one size fails at one of these two.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,8 +15,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Interpreter
 
+from targets.causes import cause_of, first_line
 from targets.errors import InputError, TvmqError, UnsupportedError
-from tvmq.capture.canonical_graph import in_one_line
 from tvmq.capture.canonicalize import CanonicalProgram, canonicalize
 from tvmq.capture.fold_batch_norm import fold_batch_norm
 from tvmq.capture.load_model import load_model
@@ -52,7 +50,18 @@ def capture(
     loaded = load_model(
         path, model_factory=model_factory, trust_pickle=trust_pickle, input_shapes=input_shapes
     )
-    return capture_program(loaded.program, kind=loaded.kind, notes=loaded.notes)
+    try:
+        return capture_program(loaded.program, kind=loaded.kind, notes=loaded.notes)
+    except TvmqError:
+        raise
+    except Exception as error:  # torch raises whatever a graph of unknown origin leads it to
+        cause = cause_of(error)
+        words = (
+            f"{first_line(error)}. Check that torch runs it with two images, and export it again."
+            if cause is None
+            else f"{cause.what}. {cause.advice}"
+        )
+        raise UnsupportedError(f"{path}: this network can't be captured: {words}") from error
 
 
 def capture_program(
@@ -70,46 +79,6 @@ def capture_program(
         InputError: a weight is NaN or infinite.
         UnsupportedError: as ``capture``; also if the result is not the same function.
     """
-    with _memory_for_network():
-        return _capture_program(program, kind, notes, attention)
-
-
-@contextmanager
-def _memory_for_network() -> Iterator[None]:
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not _is_lack_of_memory(error):
-            raise
-        raise UnsupportedError(
-            "the network needs more memory than there is to run a few images; "
-            "export it for a smaller image or batch"
-        ) from error
-
-
-@contextmanager
-def _coherent_program() -> Iterator[None]:
-    """For running a program as it is in the file, where its numbers may contradict each other."""
-    try:
-        yield
-    except TvmqError:
-        raise
-    except Exception as error:
-        if _is_lack_of_memory(error):
-            raise
-        raise UnsupportedError(
-            f"the exported program can't be run ({in_one_line(error)}); export the network again"
-        ) from error
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    """Torch has no class of its own for it."""
-    return isinstance(error, MemoryError) or "allocate memory" in str(error)
-
-
-def _capture_program(
-    program: ExportedProgram, kind: str, notes: tuple[str, ...], attention: bool
-) -> FloatModel:
     canonical = canonicalize(program, attention=attention)
     _verify_finite(canonical)
     graph_module, batch_norms, origins = fold_batch_norm(canonical.graph_module, canonical.origins)
@@ -123,7 +92,7 @@ def _capture_program(
         TensorSpec(name, tuple(node.meta["val"].shape))
         for name, node in zip(canonical.output_names, output.args[0], strict=True)
     )
-    with torch.no_grad(), _coherent_program():
+    with torch.no_grad():
         _verify_function(program, graph_module, inputs)
     return FloatModel(
         graph_module=graph_module,

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import inspect
 import logging
 import re
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
+from targets.causes import cause_of, first_line
 from targets.errors import InputError, UnsupportedError
+from tvmq.users_code import import_object, users_code
+
+LONGEST_SIZE = 18
+"""Digits of a size; torch counts in 64 bits."""
 
 _ONE_SHAPE = r"(?:([A-Za-z_]\w*):)?(?:\[([\d,\s]+)\]|(\d+(?:x\d+)*))"
 
@@ -34,7 +35,10 @@ def parse_input_shapes(text: str) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for match in re.finditer(_ONE_SHAPE, text):
         name, listed, crossed = match.groups()
-        shape = tuple(int(size) for size in re.findall(r"\d+", listed or crossed))
+        sizes = re.findall(r"\d+", listed or crossed)
+        if max(map(len, sizes), default=0) > LONGEST_SIZE:
+            raise InputError(f"--input-shapes {text!r:.80} is beyond any memory")
+        shape = tuple(map(int, sizes))
         if 0 in shape:
             raise InputError(f"--input-shapes {text!r} has a size of zero")
         if (name or "") in shapes:
@@ -62,47 +66,6 @@ def check_shapes_fit(program: ExportedProgram, input_shapes: str) -> None:
             )
 
 
-@contextlib.contextmanager
-def working_folder_importable() -> Iterator[None]:
-    """Let imports find modules in the working folder, as ``python -m`` does."""
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
-
-
-def import_object(spec: str, flag: str) -> Any:
-    """Import ``package.module:name``, also from the working folder.
-
-    Args:
-        spec: the text after the flag.
-        flag: the flag, for the message.
-
-    Raises:
-        InputError: says which half was not found.
-    """
-    module_name, _, attribute = spec.partition(":")
-    if not module_name or not attribute:
-        raise InputError(f"{flag} {spec!r} is not of the form package.module:function")
-    with working_folder_importable():
-        try:
-            found: Any = importlib.import_module(module_name)
-        except ImportError as error:
-            raise InputError(
-                f"{flag} {spec}: can't import {module_name} ({error}); run in the folder that "
-                "holds it or install it"
-            ) from error
-        except Exception as error:  # the user's module may raise anything
-            raise InputError(f"{flag} {spec}: importing {module_name} failed: {error}") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise InputError(f"{flag} {spec}: {module_name} has no {attribute}")
-        found = getattr(found, part)
-    return found
-
-
 def make_module(spec: str) -> torch.nn.Module:
     """Call the factory of ``--model package.module:factory``.
 
@@ -112,10 +75,8 @@ def make_module(spec: str) -> torch.nn.Module:
     factory = import_object(spec, "--model")
     if isinstance(factory, torch.nn.Module):
         return factory
-    try:
+    with users_code(f"--model {spec}, called without arguments,"):
         module = factory()
-    except Exception as error:  # the user's factory may raise anything
-        raise InputError(f"--model {spec} failed when called without arguments: {error}") from error
     if not isinstance(module, torch.nn.Module):
         raise InputError(
             f"--model {spec} returned a {type(module).__name__}; it must return a torch.nn.Module"
@@ -172,9 +133,7 @@ def export_module(path: Path, module: torch.nn.Module, input_shapes: str | None)
             f"{path} holds a module, which does not say the shape of its inputs; "
             "give --input-shapes, for instance x:1x3x32x32"
         )
-    generator = torch.Generator().manual_seed(0)
-    shapes = parse_input_shapes(input_shapes)
-    arguments = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    arguments = _random_inputs(input_shapes)
     parameters = list(inspect.signature(module.forward).parameters)
     unknown = [name for name in arguments if name and name not in parameters]
     if unknown:
@@ -187,16 +146,31 @@ def export_module(path: Path, module: torch.nn.Module, input_shapes: str | None)
     in_order = {name: named[name] for name in parameters if name in named}
     if list(in_order) == parameters[: len(in_order)] and not positional:
         positional, in_order = tuple(in_order.values()), {}
+    network = type(module).__name__
+    with users_code(f"{path}: {network}, called with inputs of {input_shapes},"), torch.no_grad():
+        module = module.float().eval()
+        module(*positional, **in_order)
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     was_disabled, logger.disabled = logger.disabled, True  # the same text is in the error
     try:
         with torch.no_grad():
-            return torch.export.export(module.float().eval(), positional, in_order)
-    except Exception as error:  # torch.export raises whatever the network's code meets
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+            return torch.export.export(module, positional, in_order)
+    except (Exception, SystemExit) as error:  # torch.export raises whatever the code meets
         raise UnsupportedError(
-            f"torch.export can't capture {type(module).__name__} of {path}: {reason[0]}; "
-            f"does it run with inputs of {input_shapes}?"
+            f"{path}: torch.export can't capture {network}, which runs as it is "
+            f"({first_line(error)}). Write its forward without what depends on values of tensors."
         ) from error
     finally:
         logger.disabled = was_disabled
+
+
+def _random_inputs(input_shapes: str) -> dict[str, torch.Tensor]:
+    """By name; "" for one without."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = parse_input_shapes(input_shapes)
+    try:
+        return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
+        cause = cause_of(error)  # torch takes sizes below 2**63, and says so as a TypeError
+        what = cause.what if cause else first_line(error)
+        raise InputError(f"--input-shapes {input_shapes}: {what}. Give smaller sizes.") from error

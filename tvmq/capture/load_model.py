@@ -23,17 +23,19 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from targets.causes import first_line
 from targets.errors import InputError
+from targets.reading import check_is_file, reading
 from tvmq.capture.export_module import (
     check_shapes_fit,
     export_module,
     load_state_dict,
     make_module,
-    working_folder_importable,
 )
 from tvmq.capture.inert_archive import inert_copy
 from tvmq.capture.inert_pickle import load_tensors
 from tvmq.capture.torch_archive import is_archive, open_archive, truncated, verify_stored
+from tvmq.users_code import users_code, working_folder_importable
 
 _EXPORT_IT = 'save it with torch.export.save(torch.export.export(model.eval(), (x,)), "model.pt2")'
 _TRUST = "--trust-pickle (runs code of the file: only for files you trust)"
@@ -71,20 +73,9 @@ def load_model(
         UnsupportedError: if torch.export can't capture the module.
     """
     path = Path(path)
-    _check_is_file(path)
-    if not is_archive(path):
-        _refuse_other_formats(path)
-        return _load_pickle(path, model_factory, trust_pickle, input_shapes)
-    with open_archive(path) as archive:
-        kind = _kind_of_archive(path, archive)
-        verify_stored(path, archive)
-        if kind == "program" and model_factory is not None:
-            raise InputError(
-                f"{path} is an ExportedProgram archive, which has its own graph: leave out --model"
-            )
-        if kind == "program":
-            source = io.BytesIO(path.read_bytes()) if trust_pickle else inert_copy(path, archive)
-    if kind == "pickle":
+    with reading(path, "a model", f"To get one, {_EXPORT_IT}."):
+        source = _program_in(path, model_factory, trust_pickle)
+    if source is None:
         return _load_pickle(path, model_factory, trust_pickle, input_shapes)
     program = _load_program(path, source)
     if input_shapes is not None:
@@ -92,13 +83,24 @@ def load_model(
     return LoadedProgram(program, "ExportedProgram archive")
 
 
-def _check_is_file(path: Path) -> None:
-    if not path.exists():
-        raise InputError(f"{path}: no such file; give the path of a .pt2 or .pt model")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the model file inside it")
+def _program_in(path: Path, model_factory: str | None, trust_pickle: bool) -> io.BytesIO | None:
+    """An ExportedProgram archive for torch to read; None for a pickle, which needs unpickling."""
+    check_is_file(path, "Give a .pt2 or .pt model.")
     if path.stat().st_size == 0:
         raise InputError(f"{path} is an empty file; was it written to the end?")
+    if not is_archive(path):
+        _refuse_other_formats(path)
+        return None
+    with open_archive(path) as archive:
+        kind = _kind_of_archive(path, archive)
+        verify_stored(path, archive)
+        if kind == "pickle":
+            return None
+        if model_factory is not None:
+            raise InputError(
+                f"{path} is an ExportedProgram archive, which has its own graph: leave out --model"
+            )
+        return io.BytesIO(path.read_bytes()) if trust_pickle else inert_copy(path, archive)
 
 
 def _refuse_other_formats(path: Path) -> None:
@@ -155,7 +157,7 @@ def _load_program(path: Path, source: io.BytesIO) -> ExportedProgram:
     except Exception as error:  # torch raises whatever its parsers meet
         raise InputError(
             f"{path} looks like an ExportedProgram archive, but torch {torch.__version__} can't "
-            f"read it ({_first_line(error)}); export it again with this version"
+            f"read it ({first_line(error)}); export it again with this version"
         ) from error
 
 
@@ -225,14 +227,14 @@ def _unpickle_safely(path: Path) -> Any:
         needs = _globals_of(path)
         if not needs:
             raise InputError(
-                f"{path} can't be read ({_first_line(error)}); it is corrupt or no torch file"
+                f"{path} can't be read ({first_line(error)}); it is corrupt or no torch file"
             ) from error
         raise InputError(
             f"{path} is a pickle of Python objects ({', '.join(needs[:3])}), such as a whole "
             f"module; give {_TRUST}, or {_EXPORT_IT}"
         ) from error
     except Exception as error:  # torch raises whatever its parsers meet
-        raise InputError(f"{path} is a corrupt or no torch file ({_first_line(error)})") from error
+        raise InputError(f"{path} is a corrupt or no torch file ({first_line(error)})") from error
 
 
 def _globals_of(path: Path) -> list[str]:
@@ -249,16 +251,14 @@ def _is_torch_pickle(path: Path) -> bool:
 
 
 def _unpickle_freely(path: Path) -> Any:
-    with working_folder_importable():
+    with working_folder_importable(), users_code(f"{path}: unpickling it"):
         try:
             return torch.load(path, map_location="cpu", weights_only=False)
         except (AttributeError, ModuleNotFoundError) as error:
             raise InputError(
-                f"{path} needs Python code that is not there ({_first_line(error)}); "
+                f"{path} needs Python code that is not there ({first_line(error)}); "
                 "run in the folder that holds the source of the network"
             ) from error
-        except Exception as error:  # unpickling runs whatever code the file brings
-            raise InputError(f"{path} can't be unpickled ({_first_line(error)})") from error
 
 
 def _find_state_dict(path: Path, content: Any) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
@@ -286,8 +286,3 @@ def _is_state_dict(value: Mapping[Any, Any]) -> bool:
         and all(isinstance(name, str) for name in value)
         and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -7,6 +7,7 @@ so the files of the verbs import them inside their functions and `tvmq --help` i
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shlex
 import sys
@@ -19,8 +20,9 @@ import click
 
 from targets import interrupts
 from targets.disk_space import explained
-from targets.errors import MissingDependencyError, TvmqError
+from targets.errors import TvmqError
 from tvmq import __version__
+from tvmq.cli.failures import failure
 from tvmq.cli.process import prepare
 from tvmq.cli.terminal import Terminal
 
@@ -80,13 +82,16 @@ def _run(words: list[str], terminal: Terminal, *, alone: bool) -> int:
         alone: the process does nothing else.
     """
     prepare(alone=alone)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name need not be of the terminal's letters
+            stream.reconfigure(errors="backslashreplace")
     if not sys.warnoptions:  # torch warns about itself; nothing that a user can do
         warnings.simplefilter("ignore")
     try:
         code = cli.main(words, prog_name="tvmq", standalone_mode=False, obj=terminal)
         sys.stdout.flush()  # a full disk is to be found here, not when the process has its code
         return code if isinstance(code, int) else 0
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         interrupts.check()  # whatever it says: an interrupt becomes many things on its way up
         return _failed(error, terminal)
 
@@ -114,7 +119,7 @@ def _usage(error: click.ClickException, terminal: Terminal) -> int:
     return 2
 
 
-def _failed(error: Exception, terminal: Terminal) -> int:
+def _failed(error: BaseException, terminal: Terminal) -> int:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(error.format_message())
         return 2
@@ -130,13 +135,6 @@ def _failed(error: Exception, terminal: Terminal) -> int:
         error = full
     if terminal.verbosity > 1:
         terminal.stderr.print("".join(traceback.format_exception(error)), markup=False)
-    if isinstance(error, TvmqError):
-        terminal.error(str(error))
-        return error.exit_code
-    if isinstance(error, ModuleNotFoundError):
-        terminal.error(f"{error}. `tvmq doctor` says what is missing and how to install it.")
-        return MissingDependencyError.exit_code
-    lines = str(error).strip().splitlines()
-    what = f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
-    terminal.error(f"internal: {what}. This is a fault of tvmq; -vv shows where.")
-    return TvmqError.exit_code
+    words, code = failure(error)
+    terminal.error(words)
+    return code

@@ -10,7 +10,14 @@ import click
 from click.core import ParameterSource
 
 from targets.errors import InputError
-from tvmq.cli.options import IMAGE_FLAGS, PATH, images_options, shared_options
+from tvmq.cli.options import (
+    IMAGE_FLAGS,
+    PATH,
+    Real,
+    Whole,
+    images_options,
+    shared_options,
+)
 from tvmq.cli.terminal import Terminal
 from tvmq.reconstruct.methods import METHODS, learning
 from tvmq.settings import CALIBRATION_BATCH, Settings, parse_methods, parse_precision
@@ -38,7 +45,7 @@ PLANNED = (
 @click.option("--calib-data", metavar="D", help="Calibration data; see `tvmq eval --help`.")
 @click.option(
     "--calib-samples",
-    type=click.IntRange(1),
+    type=Whole(1),
     help="Images used [default: 256, or 1024 to learn from; all where there are fewer].",
 )
 @click.option(
@@ -70,7 +77,7 @@ PLANNED = (
 )
 @click.option(
     "--first-last-bits",
-    type=click.IntRange(2, 8),
+    type=Whole(2, 8),
     default=8,
     show_default=True,
     help="At least this many bits for the first and the last layer.",
@@ -92,7 +99,7 @@ PLANNED = (
 )
 @click.option(
     "--iters",
-    type=click.IntRange(1),
+    type=Whole(1),
     default=2000,
     show_default=True,
     help="Training steps per block, for methods that learn; brecq makes a quarter more, for "
@@ -100,14 +107,14 @@ PLANNED = (
 )
 @click.option(
     "--learn-batch",
-    type=click.IntRange(1),
+    type=Whole(1),
     default=32,
     show_default=True,
     help="Images per training step; fewer take less memory.",
 )
 @click.option(
     "--kappa",
-    type=click.FloatRange(0, 1),
+    type=Real(0, 1),
     default=0.9,
     show_default=True,
     help="rapq: the loss of a block of layers is |error|^p, p at most 1 + kappa, from its last "
@@ -128,14 +135,14 @@ PLANNED = (
 )
 @click.option(
     "--batch",
-    type=click.IntRange(1),
+    type=Whole(1),
     default=CALIBRATION_BATCH,
     show_default=True,
     help="Calibration batch.",
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0, 2**32 - 1),
+    type=Whole(0, 2**32 - 1),
     default=0,
     show_default=True,
     help="For everything random.",
@@ -143,7 +150,7 @@ PLANNED = (
 @click.option("--strict", is_flag=True, help="Fail if anything would run on the CPU (exit code 1).")
 @click.option(
     "--max-fallback",
-    type=click.FloatRange(0, 100),
+    type=Real(0, 100),
     metavar="PCT",
     help="Fail if more than this percentage of operators would run on the CPU (exit code 1).",
 )

@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from targets.errors import GateError
-from tvmq.cli.options import IMAGE_FLAGS, PATH, device_option, images_options, shared_options
+from tvmq.cli.options import (
+    IMAGE_FLAGS,
+    PATH,
+    Real,
+    Whole,
+    device_option,
+    images_options,
+    shared_options,
+)
 from tvmq.cli.terminal import Terminal
 
 
@@ -18,11 +26,11 @@ from tvmq.cli.terminal import Terminal
 @click.option(
     "--data", required=True, metavar="D", help="Labelled data, in one of the forms above."
 )
-@click.option("--samples", type=click.IntRange(1), help="Only the first images.")
-@click.option("--batch", type=click.IntRange(1), default=64, show_default=True, help="Batch size.")
+@click.option("--samples", type=Whole(1), help="Only the first images.")
+@click.option("--batch", type=Whole(1), default=64, show_default=True, help="Batch size.")
 @click.option(
     "--min-top1",
-    type=click.FloatRange(0, 1),
+    type=Real(0, 1),
     metavar="FRACTION",
     help="Fail below this accuracy (exit code 1).",
 )
@@ -43,9 +51,10 @@ def command(
 ) -> None:
     """Measure the accuracy of ART.
 
-    Data is a .npz keyed by input name, with `labels`; a .npz with `images` (uint8 N,H,W,C) and
-    `labels`; an image folder in ImageNet layout; or module:function. Images are preprocessed as in
-    the build, unless --mean, --std, --resize or --crop say otherwise.
+    Data is a .npz keyed by input name, or with `images`, and with `labels`; an image folder in
+    ImageNet layout; or module:function. Floats are taken as they are. uint8 arrays are images
+    (N,H,W,C) and are preprocessed as in the build, where --mean, --std, --resize and --crop do not
+    say otherwise.
     """
     from tvmq.artifact.artifact import Artifact
     from tvmq.data.preprocessing import Preprocessing
@@ -68,7 +77,7 @@ def command(
             f"{session.device}: top-1 {result.top1:.4f}, top-5 {result.top5:.4f} of {result.n} "
             f"images, {result.images_per_second:.0f} images/s"
         )
-    if min_top1 is not None and result.top1 < min_top1:
+    if min_top1 is not None and not result.top1 >= min_top1:  # NaN is above none
         raise GateError(
             f"{artifact}: top-1 is {result.top1:.4f} on {data}, --min-top1 asks for {min_top1:g}. "
             f"Build it with calibration data, more bits or --granularity channel."

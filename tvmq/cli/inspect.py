@@ -92,7 +92,7 @@ def _inspect_model(
 
 
 def _inspect_artifact(terminal: Terminal, artifact: Any) -> None:
-    layers = artifact.read_json("layers.json")
+    layers = artifact.layers()
     manifest = artifact.manifest
     if terminal.json:
         manifest_json = manifest.model_dump(mode="json")

@@ -10,19 +10,73 @@ is the context's ``obj``. A ``--config`` file gives defaults, which the command 
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from targets.errors import InputError
+from targets.reading import read_text, reading, what_is
 from targets.toml_file import parse_toml
+from tvmq.settings import MOST
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 DEVICES = ("npu", "cpu", "reference", "float")
-PATH = click.Path(path_type=Path)
 IMAGE_FLAGS = ("mean", "std", "resize", "crop")
+
+
+class Whole(click.IntRange):
+    """A whole number; not 2.5, which a TOML file can hold and ``int`` would cut."""
+
+    def __init__(self, least: int, most: int = MOST) -> None:
+        super().__init__(least, most)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Of a string, or of a number in a configuration."""
+        if isinstance(value, float):
+            self.fail(f"{value!r} is not a whole number.", param, ctx)
+        number: int = super().convert(value, param, ctx)
+        return number
+
+
+class Real(click.FloatRange):
+    """A number between two others; NaN, which is neither below nor above a bound, is none."""
+
+    def __init__(self, least: float, most: float) -> None:
+        super().__init__(least, most)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Of a string, or of a number in a configuration."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
+class FilePath(click.Path):
+    """A path that the system can look up, whether something stands there or not."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Of a string."""
+        if not value:
+            self.fail("an empty path names nothing.", param, ctx)
+        try:
+            what_is(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = FilePath()
 
 
 def shared_options(function: Function) -> Function:
@@ -73,8 +127,8 @@ def images_options(function: Function) -> Function:
     options = [
         click.option("--mean", metavar="M,M,M", help="Mean of each channel, of pixels in 0..1."),
         click.option("--std", metavar="S,S,S", help="Standard deviation of each channel."),
-        click.option("--resize", type=click.IntRange(1), help="Shorter side of the image."),
-        click.option("--crop", type=click.IntRange(1), help="Side of the square in its middle."),
+        click.option("--resize", type=Whole(1), help="Shorter side of the image."),
+        click.option("--crop", type=Whole(1), help="Side of the square in its middle."),
     ]
     for option in reversed(options):
         function = option(function)
@@ -98,18 +152,18 @@ def _terminal_option(
 def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> None:
     if path is None:
         return
-    try:
-        data = parse_toml(path.read_text())
-    except OSError as error:
-        raise click.BadParameter(f"{path}: can't be read ({error.strerror})") from error
-    except ValueError as error:
-        raise click.BadParameter(f"{path}: not TOML ({error})") from error
+    advice = "Give a TOML file with defaults for options."
+    text = read_text(path, "a configuration", advice)
+    with reading(path, "TOML", advice):
+        data = parse_toml(text)
     verb = str(context.info_name)
     _check_config(path, data, context)
     known = _options(context.command)
     chosen = {key: value for key, value in data.items() if not isinstance(value, dict)}
     context.default_map = {
-        known[key]: value for key, value in {**chosen, **data.get(verb, {})}.items() if key in known
+        str(known[key].name): value
+        for key, value in {**chosen, **data.get(verb, {})}.items()
+        if key in known
     }
 
 
@@ -121,24 +175,41 @@ def _check_config(path: Path, data: dict[str, Any], context: click.Context) -> N
     options = {name: _options(verb) for name, verb in verbs.items() if verb is not None}
     for key, value in data.items():
         if not isinstance(value, dict):
-            if not any(key in known for known in options.values()):
+            found = [known[key] for known in options.values() if key in known]
+            if not found:
                 raise click.BadParameter(f"{path}: {key!r} is no option of any verb")
-        elif key not in options:
+            _check_value(f"{path}: {key!r}", found[0], value)
+            continue
+        if key not in options:
             raise click.BadParameter(
                 f"{path}: [{key}] is no verb; sections are {', '.join(options)}"
             )
-        else:
-            unknown = sorted(set(value) - set(options[key]))
-            if unknown:
+        for name, entry in value.items():
+            if name not in options[key]:
                 raise click.BadParameter(
-                    f"{path}: [{key}] has {unknown[0]!r}, which is no option of `tvmq {key}`"
+                    f"{path}: [{key}] has {name!r}, which is no option of `tvmq {key}`"
                 )
+            _check_value(f"{path}: [{key}] {name!r}", options[key][name], entry)
 
 
-def _options(verb: click.Command) -> dict[str, str]:
-    """Option as typed, without dashes -> name of its parameter."""
+def _check_value(where: str, option: click.Option, value: Any) -> None:
+    """Raise where click would take a value for something else: true for 1, a date for a word."""
+    if option.is_flag:
+        fits, wanted = isinstance(value, bool), "true or false"
+    elif option.multiple:
+        fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        wanted = "a list of strings"
+    else:
+        fits = isinstance(value, str | int | float) and not isinstance(value, bool)
+        wanted = "a string or a number"
+    if not fits:
+        raise click.BadParameter(f"{where} is {reprlib.repr(value)}; give {wanted}")
+
+
+def _options(verb: click.Command) -> dict[str, click.Option]:
+    """By the option as typed, without dashes."""
     return {
-        word.lstrip("-"): str(option.name)
+        word.lstrip("-"): option
         for option in verb.params
         if isinstance(option, click.Option)
         for word in option.opts

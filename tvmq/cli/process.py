@@ -8,6 +8,7 @@ import ctypes
 import functools
 import gc
 import os
+import sys
 import tempfile
 import threading
 from importlib.util import find_spec
@@ -34,6 +35,7 @@ def prepare(*, alone: bool) -> None:
     Args:
         alone: the process does nothing else, so that its temporary files are all ours.
     """
+    _open_standard_streams()
     if alone:
         _gather_temporary_files()
         threading.Thread(target=_read_symbols, daemon=True).start()
@@ -70,6 +72,21 @@ def _gather_temporary_files() -> None:
     with contextlib.suppress(OSError):  # whoever needs one will say so
         folder = make_room(Path(tempfile.gettempdir()), "tvmq-scratch-")
         tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
+
+
+def _open_standard_streams() -> None:
+    """Let those that the caller has closed lead to nothing.
+
+    The next file that is opened would be one of them otherwise, and get what is printed; and MKL
+    gives up where it can't print.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nothing = os.open(os.devnull, os.O_RDWR)
+            if nothing != number:
+                os.dup2(nothing, number)
+                os.close(nothing)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
 
 
 def _tuned_by_the_user() -> bool:

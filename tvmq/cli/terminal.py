@@ -55,8 +55,9 @@ class Terminal:
         return Progress(self.stderr, verbose=self.verbosity > 0)
 
     def error(self, text: str) -> None:
-        """One line of what, where and what to do."""
-        self.stderr.print(f"[bold red]error:[/] {_escape(text)}", soft_wrap=True)
+        """One line of what, where and what to do; names in it can't break the line or color it."""
+        plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        self.stderr.print(f"[bold red]error:[/] {_escape(plain)}", soft_wrap=True)
 
     def say(self, text: str) -> None:
         """A line of the result."""

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 
 from targets.errors import InputError
-from tvmq.capture.export_module import import_object
+from tvmq.data.arrays import as_floats, check_array
 from tvmq.data.preprocessing import Floats, Preprocessing
 from tvmq.data.source import Batch, DataSource, Labels, as_labels
 from tvmq.float_model import TensorSpec
+from tvmq.users_code import import_object, users_code
+
+_END = object()
 
 
 class FunctionSource(DataSource):
@@ -51,13 +54,14 @@ class FunctionSource(DataSource):
             raise InputError(f"{self.spec} yields no data")
 
     def _items(self) -> Iterable[Any]:
-        try:
-            items = self.function() if callable(self.function) else self.function
-            yield from items
-        except InputError:
-            raise
-        except Exception as error:  # the user's code may raise anything
-            raise InputError(f"{self.spec} failed: {type(error).__name__}: {error}") from error
+        with users_code(self.spec):
+            items = iter(self.function() if callable(self.function) else self.function)
+        while True:
+            with users_code(self.spec):
+                item = next(items, _END)
+            if item is _END:
+                return
+            yield item
 
     def _as_batch(self, item: Any) -> Batch:
         labels: Any = None
@@ -88,21 +92,23 @@ class FunctionSource(DataSource):
         return Batch(inputs, self._labels(labels, counts.pop()))
 
     def _labels(self, labels: Any, count: int) -> Labels | None:
-        return None if labels is None else as_labels(_as_array(labels), count, self.spec)
+        if labels is None:
+            return None
+        with users_code(f"{self.spec}: making an array of the labels that it yields"):
+            array = _as_array(labels)
+        return as_labels(array, count, self.spec)
 
     def _prepared(self, wanted: TensorSpec, value: Any) -> Floats:
-        array = _as_array(value)
-        if array.ndim != len(wanted.shape):
+        with users_code(f"{self.spec}: making an array of what it yields as {wanted.name!r}"):
+            array = _as_array(value)
+        where = f"{self.spec}: {wanted.name!r}"
+        check_array(where, array.shape, array.dtype, wanted, self.preprocessing)
+        if array.dtype != np.uint8 and array.ndim != len(wanted.shape):
             raise InputError(
                 f"{self.spec} yields {wanted.name!r} of shape {list(array.shape)}; wanted are "
                 f"batches of {list(wanted.shape[1:])}"
             )
-        if array.dtype == np.uint8 and array.ndim == 4:
-            self.preprocessing.check_given(self.spec, array.shape[3])
-            return self.preprocessing.normalize(self.preprocessing.fit(array))
-        if not np.issubdtype(array.dtype, np.floating):
-            raise InputError(f"{self.spec} yields {array.dtype}; wanted float32 or uint8 images")
-        return np.ascontiguousarray(array, np.float32)
+        return as_floats(where, array, self.preprocessing)
 
 
 def _as_array(value: Any) -> np.ndarray[Any, Any]:

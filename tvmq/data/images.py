@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from targets.errors import InputError
+from targets.reading import reading
 from tvmq.data.preprocessing import Bytes, Preprocessing, as_array
 from tvmq.data.source import Batch, DataSource
 from tvmq.float_model import TensorSpec
@@ -33,11 +34,13 @@ class ImageFolderSource(DataSource):
     ) -> None:
         super().__init__(spec, inputs, preprocessing, classes)
         self.root = Path(spec)
-        folders = sorted(
-            entry for entry in self.root.iterdir() if entry.is_dir() and entry.name[0] != "."
-        )
+        with reading(spec, "a folder of images"):
+            folders = sorted(
+                entry for entry in self.root.iterdir() if entry.is_dir() and entry.name[0] != "."
+            )
         self.class_names = [folder.name for folder in folders]
         self.has_labels = bool(folders)
+        self.takes_images = True
         self.files: list[tuple[Path, int]] = [
             (file, label)
             for label, folder in enumerate(folders or [self.root])
@@ -77,7 +80,7 @@ class ImageFolderSource(DataSource):
         try:
             with Image.open(file, formats=_FORMATS) as image:
                 picture = image.convert("RGB" if self._channels == 3 else "L")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # decoders raise whatever a damaged image leads them to
             raise InputError(
                 f"{file} can't be read as an image ({error}); remove or replace it"
             ) from error

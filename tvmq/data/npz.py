@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from targets.errors import InputError
+from tvmq.data.arrays import as_floats, check_array
 from tvmq.data.npz_rows import NpzMember, npz_members
-from tvmq.data.preprocessing import Floats, Preprocessing
+from tvmq.data.preprocessing import Preprocessing
 from tvmq.data.source import Batch, DataSource, as_labels, check_one_each, sha256_of_file
 from tvmq.float_model import TensorSpec
 
@@ -31,9 +30,12 @@ class NpzSource(DataSource):
         members = npz_members(self.path)
         self.members = self._find_inputs(members)
         self.count = self._common_count()
-        self._check_types()
+        for wanted in self.inputs:
+            member = self.members[wanted.name]
+            check_array(self._where(member), member.shape, member.dtype, wanted, preprocessing)
+        self.takes_images = any(member.dtype == np.uint8 for member in self.members.values())
         self.labels = None
-        if "labels" in members:
+        if "labels" in members and "labels" not in self.members:
             check_one_each(members["labels"].shape, self.count, spec)
             self.labels = as_labels(members["labels"].read(), self.count, spec)
             self._check_labels(self.labels)
@@ -51,14 +53,15 @@ class NpzSource(DataSource):
             stop = done + len(arrays[0])
             rows = slice(done, stop) if indices is None else list(indices[done:stop])
             labels = None if self.labels is None else self.labels[rows]
-            yield Batch({name: self._prepared(array) for name, array in named.items()}, labels)
+            inputs = {
+                name: as_floats(self._where(self.members[name]), array, self.preprocessing)
+                for name, array in named.items()
+            }
+            yield Batch(inputs, labels)
             done = stop
 
-    def _prepared(self, array: npt.NDArray[Any]) -> Floats:
-        if array.dtype != np.uint8:
-            return np.ascontiguousarray(array, np.float32)
-        images = array if array.ndim == 4 else array[..., None]
-        return self.preprocessing.normalize(self.preprocessing.fit(images))
+    def _where(self, member: NpzMember) -> str:
+        return f"{self.spec}: {member.key!r}"
 
     def _find_inputs(self, members: dict[str, NpzMember]) -> dict[str, NpzMember]:
         names = [wanted.name for wanted in self.inputs]
@@ -68,7 +71,7 @@ class NpzSource(DataSource):
             return {self._only_input().name: members["images"]}
         raise InputError(
             f"{self.spec} has the keys {', '.join(members) or 'none'}; wanted are "
-            f"{', '.join(names)} (the inputs of the network), or images for 8-bit images"
+            f"{', '.join(names)} (the inputs of the network), or images where it reads nothing else"
         )
 
     def _common_count(self) -> int:
@@ -79,24 +82,3 @@ class NpzSource(DataSource):
         if count == 0:
             raise InputError(f"{self.spec} has no images; the first axis counts them")
         return count
-
-    def _check_types(self) -> None:
-        for name, member in self.members.items():
-            where = f"{self.spec}: {member.key!r}"
-            if member.dtype == np.uint8:
-                if len(member.shape) not in (3, 4):
-                    raise InputError(f"{where} has shape {list(member.shape)}; wanted (N, H, W, C)")
-                channels = member.shape[3] if len(member.shape) == 4 else 1
-                self.preprocessing.check_given(self.spec, channels)
-            elif member.key != name:
-                raise InputError(
-                    f"{where} is {member.dtype}; wanted uint8 images (N, H, W, C), or float32 "
-                    f"arrays under the name of the input, {name!r}"
-                )
-            elif not np.issubdtype(member.dtype, np.floating):
-                raise InputError(f"{where} is {member.dtype}; wanted float32, or uint8 for images")
-            elif self.preprocessing != Preprocessing():
-                raise InputError(
-                    f"{where} is {member.dtype}, which is taken as it is; leave out --mean, --std, "
-                    "--resize and --crop, or store uint8 images"
-                )

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from targets.errors import InputError
-
-_BROKEN = (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError, RuntimeError)
+from targets.reading import reading
 
 _LONGEST_HEADER = 2**16
 _LARGEST_ROW = 2**28
@@ -46,6 +45,7 @@ class NpzMember:
             InputError: if the file ends early or its compression is damaged.
         """
         wanted: Sequence[int] = range(self.shape[0]) if indices is None else indices
+        where = f"{self.path}: the array {self.key!r}"
         row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.key}.npy") as stream:
             stream.seek(_read_header(stream).size)
@@ -53,13 +53,11 @@ class NpzMember:
             for start in range(0, len(wanted), size):
                 rows = []
                 for first, last in _runs(wanted[start : start + size]):
-                    try:
+                    with reading(where, "what was written there", "Copy the file again."):
                         stream.seek((first - position) * row_bytes, 1)
                         data = stream.read((last - first) * row_bytes)
-                    except _BROKEN as error:
-                        raise self._damaged(str(error)) from error
                     if len(data) != (last - first) * row_bytes:
-                        raise self._damaged("it ends early")
+                        raise InputError(f"{where} ends early. Copy the file again.")
                     rows.append(np.frombuffer(data, self.dtype).reshape(-1, *self.shape[1:]))
                     position = last
                 yield rows[0] if len(rows) == 1 else np.concatenate(rows)
@@ -79,11 +77,6 @@ class NpzMember:
         parts = list(self.chunks(max(1, self.shape[0])))
         return parts[0] if parts else np.empty(self.shape, self.dtype)
 
-    def _damaged(self, reason: str) -> InputError:
-        return InputError(
-            f"{self.path}: the array {self.key!r} is damaged ({reason}); copy it again"
-        )
-
 
 def npz_members(path: Path) -> dict[str, NpzMember]:
     """Keys, shapes and types of an .npz, from the headers only.
@@ -92,22 +85,20 @@ def npz_members(path: Path) -> dict[str, NpzMember]:
         InputError: if the file is no .npz, or an array can't be read row by row.
     """
     members = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for record in archive.infolist():
-                if not record.filename.endswith(".npy"):
-                    raise InputError(
-                        f"{path}: {record.filename[:80]!r} is no array; write it with np.savez"
-                    )
-                key = record.filename.removesuffix(".npy")
-                with archive.open(record) as stream:
-                    header = _read_header(stream)
-                _check_header(f"{path}: {key!r}", header, record)
-                members[key] = NpzMember(path, key, header.shape, header.dtype)
-    except _BROKEN as error:
-        raise InputError(
-            f"{path} is not a readable .npz ({error}); write it with np.savez"
-        ) from error
+    with (
+        reading(path, "a readable .npz", "Write it with np.savez."),
+        zipfile.ZipFile(path) as archive,
+    ):
+        for record in archive.infolist():
+            if not record.filename.endswith(".npy"):
+                raise InputError(
+                    f"{path}: {record.filename[:80]!r} is no array; write it with np.savez"
+                )
+            key = record.filename.removesuffix(".npy")
+            with archive.open(record) as stream:
+                header = _read_header(stream)
+            _check_header(f"{path}: {key!r}", header, record)
+            members[key] = NpzMember(path, key, header.shape, header.dtype)
     return members
 
 

@@ -1,18 +1,19 @@
 """Data for calibration and evaluation: four forms, one stream of checked batches.
 
-* ``.npz`` keyed by input name, float arrays, optionally ``labels``;
-* ``.npz`` with ``images`` (uint8 N,H,W,C) and optionally ``labels``, with mean and std;
+* ``.npz`` keyed by input name, or with ``images`` for the only input; optionally ``labels``;
 * a folder of images in ImageNet layout (class folders sorted by name), with mean and std;
 * ``module:function`` whose result iterates over arrays, dicts, or (either, labels).
+
+Arrays are floats as the network reads them, or uint8 images (N, H, W, C), which need mean and std.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from targets.errors import InputError
+from targets.reading import what_is
 from tvmq.data.function import FunctionSource
 from tvmq.data.images import ImageFolderSource
 from tvmq.data.npz import NpzSource
@@ -42,10 +43,10 @@ def open_data(
         InputError: says what is wrong with the source and what would be right.
     """
     how = preprocessing or Preprocessing()
-    path = Path(spec)
-    if path.is_dir():
+    found = what_is(spec)
+    if found == "folder":
         return ImageFolderSource(spec, inputs, how, classes)
-    if path.is_file():
+    if found == "file":
         return NpzSource(spec, inputs, how, classes)
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", spec):
         return FunctionSource(spec, inputs, how, classes)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,11 @@ from targets.errors import InputError
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
+
+LARGEST_SIDE = 2**14
+"""Pixels of a side that ``--resize`` and ``--crop`` may ask for."""
+MOST_PIXELS = 2**28
+"""Of a resized image, which may be many times as long as it is wide."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,13 @@ class Preprocessing:
                 raise InputError(f"--mean has {len(self.mean)} values and --std {len(self.std)}")
             if not all(map(math.isfinite, self.mean + self.std)) or min(self.std) <= 0:
                 raise InputError("--mean must be finite and --std positive")
+            extremes = np.array([[[[0] * len(self.mean)], [[255] * len(self.mean)]]], np.uint8)
+            with np.errstate(all="ignore"):
+                if not np.isfinite(self.normalize(extremes)).all():
+                    raise InputError("--mean and --std lead beyond float32; give those of pixels")
         for flag, size in (("--resize", self.resize), ("--crop", self.crop)):
-            if size is not None and size < 1:
-                raise InputError(f"{flag} {size} is no size; give a number of pixels")
+            if size is not None and not (isinstance(size, int) and 1 <= size <= LARGEST_SIDE):
+                raise InputError(f"{flag} {size} is no size; give 1 to {LARGEST_SIDE} pixels")
 
     @classmethod
     def from_flags(
@@ -80,6 +89,11 @@ class Preprocessing:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"the manifest's preprocessing {dict(entry)} is damaged") from error
+
+    def otherwise(self, other: Preprocessing) -> Preprocessing:
+        """This one, where ``other`` does not say otherwise."""
+        said = {name: value for name, value in vars(other).items() if value is not None}
+        return replace(self, **said)
 
     def to_manifest(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -133,6 +147,11 @@ class Preprocessing:
             short = min(width, height)
             # The longer side is rounded down, as torchvision does.
             size = (self.resize * width // short, self.resize * height // short)
+            if size[0] * size[1] > MOST_PIXELS:
+                raise InputError(
+                    f"{width}x{height} with --resize {self.resize} is {size[0]}x{size[1]}, beyond "
+                    f"{MOST_PIXELS:,} pixels; give a smaller --resize"
+                )
             image = image.resize(size, Image.Resampling.BILINEAR)
         if self.crop is None:
             return image
@@ -145,9 +164,18 @@ class Preprocessing:
         return image.crop((left, top, left + self.crop, top + self.crop))
 
     def fit(self, images: Bytes) -> Bytes:
-        """Resize and crop uint8[N, H, W, C]; returns the same array where neither was asked."""
+        """Resize and crop uint8[N, H, W, C]; returns the same array where neither was asked.
+
+        Raises:
+            InputError: the images are smaller than the crop, or neither gray nor RGB.
+        """
         if self.resize is None and self.crop is None:
             return images
+        if images.shape[3] not in (1, 3):
+            raise InputError(
+                f"images of {images.shape[3]} channels can't be resized or cropped, only those of "
+                "1 and 3; store them in the size that the network takes"
+            )
         gray = images.shape[3] == 1
         pictures = [Image.fromarray(image[:, :, 0] if gray else image) for image in images]
         return np.stack([as_array(self.resize_and_crop(picture)) for picture in pictures])

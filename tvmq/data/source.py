@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from targets.errors import InputError
+from targets.reading import reading
 from tvmq.data.preprocessing import Floats, Preprocessing
 from tvmq.float_model import TensorSpec
 
@@ -49,10 +50,13 @@ class DataSource(abc.ABC):
         classes: number of classes of the network, to check labels; None if unknown.
         count: number of images; None where only reading to the end would tell.
         has_labels: whether batches have labels; None where only reading would tell.
+        takes_images: whether there are 8-bit images, so that ``preprocessing`` means something;
+            None where only reading would tell.
     """
 
     count: int | None = None
     has_labels: bool | None = None
+    takes_images: bool | None = None
 
     def __init__(
         self,
@@ -161,11 +165,12 @@ class DataSource(abc.ABC):
                     f"the network takes {_shape(wanted.shape)}"
                     + _shape_hint(value.shape, wanted.shape)
                 )
-            finite = np.isfinite(value).reshape(len(value), -1).all(axis=1)
+            finite = np.isfinite(value).all(axis=tuple(range(1, value.ndim)))
             if not finite.all():
                 raise InputError(
                     f"{self.spec}: input {wanted.name!r} of image {first + int(finite.argmin())} "
-                    "has a NaN or infinite value. Remove it, or mend the preprocessing."
+                    "has a NaN or infinite value, or one beyond float32. Remove it, or mend the "
+                    "preprocessing."
                 )
         if batch.labels is not None:
             self._check_labels(batch.labels, first)
@@ -202,7 +207,7 @@ def spread_indices(total: int, count: int, seed: int) -> list[int]:
 def sha256_of_file(path: Path) -> str:
     """Sha256 of a file, read in pieces."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with reading(path, "a file"), path.open("rb") as file:
         while piece := file.read(_READ_BYTES):
             digest.update(piece)
     return digest.hexdigest()

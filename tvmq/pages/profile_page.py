@@ -6,8 +6,10 @@ Names come from models and artifacts of anyone: templates escape everything but 
 from __future__ import annotations
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from targets.npu.price.stalls import CLASSES
+from targets.reading import reading
 from tvmq.pages.profile_plots import profile_plots
 from tvmq.profile.profile import Profile
 from tvmq.profile.table import off_the_npu, operator_table, totals
@@ -25,7 +27,15 @@ CLASS_COLOURS = dict(
 
 
 def profile_page(profile: Profile) -> str:
-    """The page's text."""
+    """The page's text.
+
+    Raises:
+        InputError: the manifest says of the reconstruction what no build does.
+    """
+    with reading(f"{profile.artifact}: reconstruction in its manifest", "what a build says of it"):
+        reconstruction = Markup(
+            render("reconstruction.html", reconstruction=profile.reconstruction)
+        )
     return render(
         "profile.html",
         profile=profile,
@@ -34,7 +44,7 @@ def profile_page(profile: Profile) -> str:
         table=operator_table(profile),
         elsewhere=off_the_npu(profile),
         class_colours=CLASS_COLOURS,
-        reconstruction=profile.reconstruction,
+        reconstruction=reconstruction,
     )
 
 

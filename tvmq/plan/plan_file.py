@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from targets.errors import InputError
+from targets.reading import read_text
 from targets.rounding import HALF_UP, Rounding
 from targets.schema_errors import in_words
 from tvmq.float_model import FloatModel
@@ -28,6 +29,8 @@ from tvmq.plan.plan import BiasPlan, Plan, ValuePlan, WeightPlan
 from tvmq.plan.plan_schema import FORMAT, PlanFile, inflate
 from tvmq.regions import find_regions, shape_of
 from tvmq.settings import Settings, learned_range
+
+_WRITTEN = "`tvmq build` writes them: plan.json in an artifact."
 
 
 def write_plan(plan: Plan, path: Path) -> None:
@@ -42,12 +45,12 @@ def read_plan(path: Path, model: FloatModel) -> Plan:
         InputError: not a plan, not of this network, or an entry is wrong; it is named.
         ArithmeticRangeError: the steps do not lead to integers that fit.
     """
-    return plan_from_json(_read_text(path), model, str(path))
+    return plan_from_json(read_text(path, "a plan", _WRITTEN), model, str(path))
 
 
 def planned_settings(path: Path) -> Settings:
     """The settings of a plan file, for what comes before it is read; raises as ``read_plan``."""
-    return _read_file(_read_text(path), str(path)).settings
+    return _read_file(read_text(path, "a plan", _WRITTEN), str(path)).settings
 
 
 def plan_to_json(plan: Plan) -> str:
@@ -110,13 +113,6 @@ def plan_from_json(text: str, model: FloatModel, where: str = "plan") -> Plan:
     return complete_plan(
         model, file.settings, file.calibration, reader.values(), reader.weights(), reader.biases()
     )
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"plan {path} can't be read ({error}); give a file that exists.") from None
 
 
 def _read_file(text: str, where: str) -> PlanFile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,9 @@ def measure_cpu(artifact: Artifact, layers: list[dict[str, Any]]) -> CpuTimes:
         if layer["device"] == "cpu":
             waiting.setdefault(layer["kind"], []).append(layer["name"])
             times.layers[layer["name"]] = 0.0
-    for symbol, us in _measure(artifact):
+    with artifact.reading("model.so") as path:
+        calls = _measure(path, [info.image_shape for info in artifact.manifest.inputs])
+    for symbol, us in calls:
         kind = symbol.removeprefix("cpu_").rstrip("0123456789")  # TVM numbers equal names
         if symbol.startswith("cpu_") and waiting.get(kind):
             times.layers[waiting[kind].pop(0)] = us
@@ -53,11 +56,11 @@ def measure_cpu(artifact: Artifact, layers: list[dict[str, Any]]) -> CpuTimes:
     return times
 
 
-def _measure(artifact: Artifact) -> list[tuple[str, float]]:
-    """Compiled functions that model.so calls for one image, in order, with their microseconds."""
+def _measure(path: Path, shapes: list[tuple[int, ...]]) -> list[tuple[str, float]]:
+    """Compiled functions that a library calls for one image, in order, with their microseconds."""
     import tvm
 
-    machine = load_library(artifact.path("model.so"))
+    machine = load_library(path)
     calls: list[tuple[str, float]] = []
     began = 0.0
 
@@ -70,10 +73,7 @@ def _measure(artifact: Artifact) -> list[tuple[str, float]]:
         return 0
 
     machine.set_instrument(listen)
-    inputs = [
-        tvm.runtime.tensor(np.zeros((1, *info.image_shape), np.float32))
-        for info in artifact.manifest.inputs
-    ]
+    inputs = [tvm.runtime.tensor(np.zeros((1, *shape), np.float32)) for shape in shapes]
     runs = []
     for _ in range(REPEATS):
         calls.clear()

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from targets.errors import InputError
 from targets.npu.machine.isa import UNIT_NAMES
 from targets.npu.machine.spec import NpuSpec, load_spec
 from targets.npu.price.layer_costs import LayerCost, PricedProgram, price
@@ -93,10 +94,11 @@ def profile(artifact: Artifact, energy: str = "") -> Profile:
     Raises:
         SpecError: no such energy table.
     """
-    layers = artifact.read_json("layers.json")
+    layers = artifact.layers()
     spec = load_spec(str(artifact.path("npu.toml"))) if artifact.has("npu.toml") else None
     priced = {} if spec is None else price_programs(artifact, spec, energy)
     sources = {layer["name"]: layer for layer in layers}
+    _check_layers(artifact, layers, priced)
     rows = {
         cost.name: _npu_row(cost, sources[cost.name], spec)
         for program in priced.values()
@@ -124,6 +126,19 @@ def profile(artifact: Artifact, energy: str = "") -> Profile:
         programs=priced,
         reconstruction=artifact.manifest.reconstruction,
     )
+
+
+def _check_layers(
+    artifact: Artifact, layers: list[dict[str, Any]], priced: dict[str, PricedProgram]
+) -> None:
+    """Raise where programs and layers.json are of different networks."""
+    named = sorted(layer["name"] for layer in layers if layer["device"] == "npu")
+    found = sorted(cost.name for program in priced.values() for cost in program.layers)
+    if named != found:
+        raise InputError(
+            f"{artifact.folder}: layers.json and the NPU programs name different layers. Build it "
+            "again."
+        )
 
 
 def price_programs(artifact: Artifact, spec: NpuSpec, energy: str) -> dict[str, PricedProgram]:

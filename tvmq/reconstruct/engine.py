@@ -39,6 +39,9 @@ HELD_OUT = 8
 Report = Callable[[int, int, str], None]
 """Called with the iterations done, those in all, and a few words."""
 
+LARGEST_VALUE = 2.0**30
+"""Of what is learned from; a network that was trained has none above some thousand."""
+
 
 @dataclass(frozen=True)
 class Reconstruction:
@@ -91,10 +94,11 @@ def reconstruct(
         note: told what there was in ``checkpoints``, if anything.
 
     Raises:
-        InputError: too few images, or no room for what units read.
+        InputError: too few images, values too large to learn from, or no room for what units read.
         ArithmeticRangeError: learned steps lead to integers that do not fit.
     """
     method = method or combined(start.settings.method)
+    _check_values(calibration)
     if calibration.samples < 2:
         raise InputError(
             f"method {', '.join(start.settings.method)} has {calibration.samples} calibration "
@@ -113,6 +117,18 @@ def reconstruct(
     plan = job.plan()
     costs = step_costs(model, calibration, plan)
     return Reconstruction(plan, tuple(job.results), network, costs)
+
+
+def _check_values(calibration: Calibration) -> None:
+    """Raise where float32 would not hold a gradient, or its square in the optimizer."""
+    for name, histogram in calibration.histograms.items():
+        reach = max(-histogram.low, histogram.high)
+        if reach > LARGEST_VALUE:
+            raise InputError(
+                f"value {name} reaches {reach:.3g} in {calibration.source}; methods that learn "
+                f"take values up to {LARGEST_VALUE:.3g}. Remove such images, mend the "
+                "preprocessing, or choose --method rtn."
+            )
 
 
 class _Job:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from targets.errors import InputError
+from targets.reading import check_is_file, what_is
 from targets.whole_files import whole_file
 from tvmq.artifact.artifact import Artifact
 from tvmq.data.open import open_data
@@ -19,25 +20,49 @@ from tvmq.run.session import Array, Session
 
 
 def open_for(artifact: Artifact, data: str, given: Preprocessing | None = None) -> DataSource:
-    """Open data for an artifact, with the preprocessing of its build unless another is given.
+    """Open data for an artifact.
+
+    Args:
+        artifact: says what its network takes and how images were preprocessed.
+        data: in one of the forms of ``tvmq/data/open.py``.
+        given: preprocessing that is to be done otherwise.
 
     Raises:
-        InputError: the data does not fit the network.
+        InputError: the data does not fit the network, or ``given`` changes nothing about it.
     """
     manifest = artifact.manifest
     inputs = [TensorSpec(info.name, (1, *info.image_shape), info.dtype) for info in manifest.inputs]
     how = Preprocessing.from_manifest(manifest.preprocessing or {})
-    if given is not None and given != Preprocessing():
-        how = given
+    if given is not None:
+        how = how.otherwise(given)
     shape = manifest.outputs[0].shape
     classes = int(shape[1]) if len(shape) == 2 else None
-    return open_data(data, inputs, how, classes=classes)
+    source = open_data(data, inputs, how, classes=classes)
+    if given not in (None, Preprocessing()) and source.takes_images is False:
+        raise InputError(
+            f"{data} holds floats, which are taken as they are, so --mean, --std, --resize and "
+            "--crop change nothing. Leave them out, or store uint8 images."
+        )
+    return source
 
 
 def run_file(
-    session: Session, inputs: Path, outputs: Path, batch: int, progress: Progress
+    session: Session,
+    inputs: Path,
+    outputs: Path,
+    batch: int,
+    progress: Progress,
+    given: Preprocessing | None = None,
 ) -> dict[str, list[int]]:
     """Run the arrays of an .npz and write the outputs, keyed by output name.
+
+    Args:
+        session: the network on a device.
+        inputs: the .npz, of floats as the network reads them or of 8-bit images.
+        outputs: the .npz to write.
+        batch: images at a time.
+        progress: told about images done.
+        given: preprocessing of images that is to be done otherwise than in the build.
 
     Returns:
         The shape of each output.
@@ -45,9 +70,10 @@ def run_file(
     Raises:
         InputError: the file does not fit the network, or the outputs can't be written.
     """
-    if not inputs.is_file():
-        raise InputError(f"{inputs}: no such file. Give an .npz keyed by input name.")
-    data = open_for(session.artifact, str(inputs))
+    check_is_file(inputs, "Give an .npz keyed by input name.")
+    if (found := what_is(outputs)) not in ("nothing", "file"):
+        raise InputError(f"{outputs}: is a {found}. Give the .npz to write.")
+    data = open_for(session.artifact, str(inputs), given)
     parts: list[dict[str, Array]] = []
     done = 0
     with whole_file(outputs) as file:

@@ -17,7 +17,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from targets.errors import InputError, TrapError
+from targets.causes import cause_of, first_line
+from targets.errors import InputError, TrapError, TvmqError
 from targets.npu.execute.traps import Trap
 from targets.npu.machine.program import Program
 from tvmq.artifact.artifact import Artifact
@@ -56,9 +57,27 @@ class Session:
 
         Raises:
             InputError: a name, shape or value is wrong.
+            TvmqError: the device can't do it, as where the batch is too large for the memory.
         """
-        outputs = self._run(_check(self.artifact, inputs))
+        arrays = _check(self.artifact, inputs)
+        try:
+            outputs = self._run(arrays)
+        except TvmqError:
+            raise
+        except Exception as error:  # of TVM, torch and NumPy
+            cause = cause_of(error)
+            words = (
+                f"{first_line(error)}. Build it again."
+                if cause is None
+                else (f"{cause.what}. Give a smaller batch.")
+            )
+            raise TvmqError(f"{self.artifact.folder}: stopped on {self.device}: {words}") from error
         names = [output.name for output in self.artifact.manifest.outputs]
+        if len(outputs) != len(names):
+            raise InputError(
+                f"{self.artifact.folder}: gives {len(outputs)} outputs, its manifest names "
+                f"{len(names)}. Build it again."
+            )
         return dict(zip(names, outputs, strict=True))
 
 
@@ -69,14 +88,18 @@ def _runner(artifact: Artifact, device: str) -> Runner:
                 f"{artifact.folder}: was built for the CPU. "
                 f"Build it with --target npu, or choose --device cpu."
             )
-        return library_runner(artifact.path("model.so"), artifact.programs())
+        with artifact.reading("model.so") as path:
+            return library_runner(path, artifact.programs())
     if device == "cpu":
-        return library_runner(artifact.path("cpu.so"))
+        with artifact.reading("cpu.so") as path:
+            return library_runner(path)
     if device == "reference":
         names = [info.name for info in artifact.manifest.inputs]
-        return reference_runner(artifact.path("integer.json"), names)
+        with artifact.reading("integer.json") as path:
+            return reference_runner(path, names)
     if device == "float":
-        return _float_runner(artifact.path("float.pt2"))
+        with artifact.reading("float.pt2") as path:
+            return _float_runner(path)
     raise InputError(f"device {device!r} is unknown. Choose one of {', '.join(DEVICES)}.")
 
 
@@ -168,15 +191,19 @@ def _check(artifact: Artifact, inputs: Mapping[str, npt.NDArray[np.generic]]) ->
     arrays = []
     for info in wanted:
         array = inputs[info.name]
-        if array.dtype.kind not in "fiu" or array.shape[1:] != info.image_shape or not len(array):
+        if array.dtype.kind != "f" or array.shape[1:] != info.image_shape or not len(array):
             shape = ", ".join(map(str, info.shape[1:]))
             raise InputError(
                 f"Input {info.name}: expected {info.dtype}[N, {shape}], "
                 f"got {array.dtype}{list(array.shape)}. Give one array of N preprocessed inputs."
             )
-        arrays.append(np.ascontiguousarray(array, np.float32))
+        with np.errstate(over="ignore"):
+            arrays.append(np.ascontiguousarray(array, np.float32))
         if not np.isfinite(arrays[-1]).all():
-            raise InputError(f"Input {info.name}: has NaN or infinite values. Remove them.")
+            raise InputError(
+                f"Input {info.name}: has NaN or infinite values, or some beyond float32. Remove "
+                "them."
+            )
     if len({len(array) for array in arrays}) > 1:
         raise InputError(f"Inputs {', '.join(names)}: have different batch sizes. Give equal ones.")
     return arrays

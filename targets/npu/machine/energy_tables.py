@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from targets.errors import SpecError
 
-Picojoules = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Picojoules = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 
 
 class EnergyTable(BaseModel):

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from targets.errors import SpecError
 from targets.npu.machine import isa
 from targets.npu.machine.energy_tables import Energy
+from targets.reading import read_text, reading, what_is
 from targets.schema_errors import in_words
 from targets.toml_file import parse_toml
 
@@ -31,8 +32,8 @@ MAX_PAR_BYTES = min(
 )
 """What par_addr, which counts words, and lut_addr can name."""
 
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0, le=2**31 - 1)]
+NotNegative = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class _Part(BaseModel):
@@ -191,7 +192,7 @@ class NpuSpec(_Part):
 
     name: str
     title: str
-    clock_hz: Positive
+    clock_hz: Annotated[int, Field(gt=0, le=10**12)]
     array: Array
     sram: Sram
     dma: Dma
@@ -256,26 +257,19 @@ def load_spec(name: str) -> NpuSpec:
     if name in presets():
         text = (resources.files("targets.npu") / "specs" / f"{name}.toml").read_text()
     else:
-        path = Path(name)
-        if not path.is_file():
-            known = ", ".join(presets())
+        known = ", ".join(presets())
+        if what_is(name) == "nothing":
             raise SpecError(
                 f"no machine {name!r}: expected one of {known}, or the path of a TOML file"
             )
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SpecError(f"{name}: not a readable TOML file: {error}") from error
+        text = read_text(Path(name), "a machine", f"Give one of {known}, or a TOML file.")
     return parse_spec(text, name)
 
 
 def parse_spec(text: str, origin: str) -> NpuSpec:
     """Read a description from TOML text; ``origin`` is its name in errors."""
-    try:
+    with reading(origin, "valid TOML", kind=SpecError):
         content = parse_toml(text)
-    except ValueError as error:
-        msg = f"{origin}: not valid TOML: {error}"
-        raise SpecError(msg) from error
     try:
         return NpuSpec.model_validate(content)
     except ValidationError as error:

@@ -1,6 +1,9 @@
 """The artifact folder: whole or absent, and refused when damaged."""
 
+import hashlib
 import json
+import os
+import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,14 +11,28 @@ from pathlib import Path
 import pytest
 
 from targets.errors import InputError
-from tvmq.artifact.artifact import FORMAT, Artifact, Manifest, write_manifest, writing
+from tvmq.artifact.artifact import (
+    FORMAT,
+    Artifact,
+    Manifest,
+    _sha256_of_fields,
+    _text_of,
+    write_manifest,
+    writing,
+)
 
 MANIFEST = Manifest(
     format=FORMAT,
     versions={"tvmq": "0.1.0"},
     model={"file": "m.pt2", "kind": "ExportedProgram archive", "fingerprint": "abc"},
     target="npu:e256",
-    settings={"seed": 0},
+    settings={
+        "precision": "w8a8",
+        "method": ["rtn"],
+        "scales": "pot",
+        "granularity": "tensor",
+        "first_last_bits": 8,
+    },
     calibration={"source": "data-free", "samples": 0},
     preprocessing=None,
     inputs=({"name": "x", "shape": ("N", 3, 8, 8), "dtype": "float32"},),
@@ -73,6 +90,15 @@ def test_a_failed_first_build_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="stage"), writing(tmp_path / "a"):
         raise ValueError("stage")
     assert names(tmp_path) == []
+
+
+def test_folders_that_a_failed_build_made_go_again(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(tmp_path / "mine" / "b" / "c" / "a")
+    assert names(tmp_path) == ["mine"]
+    assert names(tmp_path / "mine") == []
+    Artifact.load(make(tmp_path / "mine" / "b" / "c" / "a"))
 
 
 def test_an_artifact_is_replaced_whole(tmp_path):
@@ -191,7 +217,7 @@ def test_missing_file(tmp_path):
             {"format": 1, "reconstruction": {"units": [{"unit": "u", "loss_before": 0.1}]}},
             f"has format 1, this tvmq reads format {FORMAT}. Build it again",
         ),
-        ({"placement": "all"}, "placement is 'all': Input should be a valid dictionary"),
+        ({"placement": "all"}, "placement is 'all': Input should be an object"),
         ({"preprocessing": {"mean": [0.5]}}, r"manifest.json: changed since it was built"),
         ({"files": {}}, r"manifest.json: changed since it was built"),
     ],
@@ -210,3 +236,89 @@ def test_manifest_that_is_none(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(InputError, match="not a manifest of tvmq"):
         Artifact.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text + "\n",
+        lambda text: text[:-1],
+        lambda text: text.replace('"format": 2', '"format":  2'),
+        lambda text: text.replace('"format": 2', '"format": 1, "format": 2'),
+        lambda text: text.replace("0.5", "0.50"),
+        lambda text: json.dumps(json.loads(text)),
+        lambda text: text.replace('"capture": 0.5', '"capture": 0.7'),
+    ],
+    ids=["newline", "no newline", "space", "twice", "digit", "one line", "entry"],
+)
+def test_a_manifest_is_checked_byte_for_byte(tmp_path, edit):
+    path = make(tmp_path / "a") / "manifest.json"
+    text = path.read_text()
+    assert edit(text) != text
+    path.write_text(edit(text))
+    with pytest.raises(InputError, match=r"manifest.json: changed since it was built"):
+        Artifact.load(tmp_path / "a")
+
+
+def forge(folder: Path, **changes) -> None:
+    """Change fields of a manifest and make its digest fit."""
+    path = folder / "manifest.json"
+    fields = json.loads(path.read_text()) | changes
+    fields["sha256"] = _sha256_of_fields(fields)
+    path.write_text(_text_of(fields))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"files": {"../notes.txt": "0"}}, "'../notes.txt' is no file of the folder"),
+        ({"files": {"/etc/hosts": "0"}}, "'/etc/hosts' is no file of the folder"),
+        ({"files": {"a\0b": "0"}}, "is no file of the folder"),
+        ({"files": {"x" * 300: "0"}}, "file name too long"),
+        ({"settings": {"seed": 0}}, "settings.precision: Field required"),
+        ({"calibration": {}}, "calibration.source: Field required"),
+        ({"placement": {"npu": 1}}, "placement.cpu: Field required"),
+        ({"outputs": []}, "outputs is"),
+        ({"inputs": [{"name": "x", "shape": [], "dtype": "float32"}]}, "inputs.0.shape"),
+        ({"inputs": [{"name": "x", "shape": ["N", -1], "dtype": "float32"}]}, "inputs.0.shape"),
+        ({"format": True}, "format"),
+    ],
+)
+def test_a_manifest_that_no_build_writes(tmp_path, changes, message):
+    forge(make(tmp_path / "a"), **changes)
+    with pytest.raises(InputError, match=message) as error:
+        Artifact.load(tmp_path / "a")
+    assert "\n" not in str(error.value)
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
+    folder = make(tmp_path / "a")
+    (folder / "plan.json").unlink()
+    os.mkfifo(folder / "plan.json")
+    with pytest.raises(InputError, match=r"plan.json: missing from the artifact"):
+        Artifact.load(folder)
+
+
+def test_files_that_hold_something_else(tmp_path):
+    folder = make(tmp_path / "a", "[" * 100_000)
+    artifact = Artifact.load(folder)
+    with pytest.raises(InputError, match=r"plan.json: can't be read: nested too deeply"):
+        artifact.read_json("plan.json")
+    (folder / "layers.json").write_text('[{"name": 3}]')
+    (folder / "program_0.bin").write_bytes(_program_of({"machine": "e256"}))
+    (folder / "manifest.json").unlink()
+    write_manifest(folder, artifact.manifest)
+    artifact = Artifact.load(folder)
+    with pytest.raises(InputError, match=r"layers.json: not what tvmq writes .* Build it again"):
+        artifact.layers()
+    with pytest.raises(InputError, match=r"program_0.bin: not what tvmq writes .* Build it again"):
+        artifact.programs()
+
+
+def _program_of(header: dict[str, str]) -> bytes:
+    """A program whose checksum fits, and whose header says too little."""
+    text = json.dumps(header).encode()
+    payload = struct.pack("<I", len(text)) + text
+    return struct.pack("<4sI32sQ", b"TVMQ", 1, hashlib.sha256(payload).digest(), len(payload)) + (
+        payload
+    )

@@ -399,10 +399,25 @@ def test_values_that_no_memory_holds(monkeypatch):
         capture_program(too_large)
 
 
-def test_a_lack_of_memory_is_said(monkeypatch):
+def test_a_lack_of_memory_is_said(tmp_path, monkeypatch):
     def samples(*_args):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
 
     monkeypatch.setattr("tvmq.capture.capture._samples", samples)
-    with pytest.raises(UnsupportedError, match="more memory than there is"):
-        capture_program(torch.export.export(nn.ReLU(), (torch.zeros(2, 3, 8, 8),)))
+    program = torch.export.export(nn.ReLU(), (torch.zeros(2, 3, 8, 8),))
+    torch.export.save(program, tmp_path / "m.pt2")
+    with pytest.raises(UnsupportedError, match="too large for this machine's memory"):
+        capture(tmp_path / "m.pt2")
+
+
+def test_what_torch_raises_at_a_graph_is_said_of_the_file(tmp_path, monkeypatch):
+    def raise_it(*_, **__):
+        raise IndexError("tuple index out of range")
+
+    program = torch.export.export(nn.Linear(3, 4).eval(), (torch.randn(2, 3),))
+    torch.export.save(program, tmp_path / "m.pt2")
+    monkeypatch.setattr("tvmq.capture.capture.canonicalize", raise_it)
+    with pytest.raises(
+        UnsupportedError, match=r"m\.pt2: this network can't be captured: tuple ind"
+    ):
+        capture(tmp_path / "m.pt2")

@@ -24,6 +24,9 @@ def text():
 
 def broken():
     raise RuntimeError("out of paper")
+
+def leaving():
+    raise SystemExit(0)
 """
 
 
@@ -197,7 +200,8 @@ def test_state_dict_that_does_not_fit(folder):
         ("no_such_module:small", "can't import no_such_module"),
         ("my_factory:none", "has no none"),
         ("my_factory:text", "returned a str"),
-        ("my_factory:broken", "out of paper"),
+        ("my_factory:broken", r"RuntimeError: out of paper \(.*my_factory.py:11\)"),
+        ("my_factory:leaving", r"SystemExit: 0 \(.*my_factory.py:14\)"),
     ],
 )
 def test_wrong_factories(state_file, factory, pattern):
@@ -234,8 +238,33 @@ def test_pickled_module_needs_trust_and_shapes(folder):
         folder / "net.pt", r"names y; forward\(\) of Net takes x", trust_pickle=True,
         input_shapes="y:1x3x8x8",
     )  # fmt: skip
-    with pytest.raises(UnsupportedError, match="can't capture Net"):
-        load_model(folder / "net.pt", trust_pickle=True, input_shapes="x:1x4x8x8")
+    refuse(
+        folder / "net.pt", r"RuntimeError: Given groups=1.*test_load_model\.py:\d+\)",
+        trust_pickle=True, input_shapes="x:1x4x8x8",
+    )  # fmt: skip
+    refuse(folder / "net.pt", "--input-shapes .* memory", trust_pickle=True,
+           input_shapes="x:99999999x3x99999999x99999999")  # fmt: skip
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_a_module_that_runs_but_can_not_be_captured(folder):
+    torch.save(Branching(), folder / "net.pt")
+    with pytest.raises(UnsupportedError, match="can't capture Branching, which runs as it is"):
+        load_model(folder / "net.pt", trust_pickle=True, input_shapes="x:1x3x8x8")
+
+
+class Leaving:
+    def __reduce__(self):
+        return sys.exit, (0,)
+
+
+def test_code_of_the_user_can_not_end_the_command(folder):
+    torch.save(Leaving(), folder / "exit.pt")
+    refuse(folder / "exit.pt", "unpickling it failed with SystemExit", trust_pickle=True)
 
 
 def test_nothing_is_unpickled_without_trust(folder, program_file):
@@ -281,6 +310,6 @@ def test_input_shapes_forms():
     assert parse_input_shapes("x:[1,3,32,32]") == {"x": (1, 3, 32, 32)}
     assert parse_input_shapes("a:1x3,b:[1, 4]; c:2x2") == {"a": (1, 3), "b": (1, 4), "c": (2, 2)}
     assert parse_input_shapes("1x3x8x8") == {"": (1, 3, 8, 8)}
-    for wrong in ("", "x", "x:", "x:1x-3", "x:1x0", "x:ax3", "1x3,1x3"):
+    for wrong in ("x:1x" + "9" * 5000, "", "x", "x:", "x:1x-3", "x:1x0", "x:ax3", "1x3,1x3"):
         with pytest.raises(InputError, match="--input-shapes"):
             parse_input_shapes(wrong)

@@ -126,7 +126,7 @@ def test_config_gives_defaults_and_the_command_line_wins(tvmq, tmp_path):
         ("calib-date = 'c.npz'\n", "'calib-date' is no option of any verb"),
         ("build = 3\n", "'build' is no option of any verb"),
         ("[biuld]\nstrict = true\n", "[biuld] is no verb; sections are build, run"),
-        (None, "can't be read"),
+        (None, "no such file"),
     ],
     ids=[
         "syntax",
@@ -145,6 +145,13 @@ def test_wrong_config(tvmq, tmp_path, content, message):
     result = tvmq("build", "m.pt2", "--config", tmp_path / "c.toml")
     assert result.code == 2
     assert message in result.err
+
+
+def test_names_do_not_break_the_line_of_an_error(tvmq, tmp_path):
+    result = tvmq("inspect", tmp_path / "a\nb\x1b[31m\udcff[bold].pt2")
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    assert "a\\nb\\x1b[31m\\udcff[bold].pt2: no such file" in result.err
 
 
 def test_quiet_says_only_errors(tvmq, tmp_path):

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import os, sys
 assert "torch" not in sys.modules
@@ -26,3 +28,28 @@ def test_idle_threads_sleep_soon_unless_the_user_says_otherwise():
     assert _spins() == "20000"
     assert _spins(GOMP_SPINCOUNT="7") == "7"
     assert _spins(OMP_WAIT_POLICY="ACTIVE") == "None"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_the_caller_has_closed(tmp_path, closed):
+    """The verb is refused as ever, and nothing is printed into the file that is opened next."""
+    (tmp_path / "m.toml").write_text("strict = 1\n")
+    line = f'"{sys.executable}" -m tvmq targets --config m.toml {closed}'
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert ("true or false" in done.stderr) == ("2>" not in closed)
+    assert (tmp_path / "m.toml").read_text() == "strict = 1\n"
+
+
+def test_letters_that_a_terminal_does_not_have(tmp_path):
+    command = [sys.executable, "-m", "tvmq", "inspect", "\u2603.pt2"]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "PYTHONIOENCODING": "ascii",
+    }
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(r"error: \u2603.pt2: no such file")

@@ -9,6 +9,7 @@ import pytest
 from model_files import DIGITS
 
 from tvmq.artifact.artifact import Artifact
+from tvmq.run.metrics import Accuracy
 from tvmq.run.session import Session
 
 
@@ -59,6 +60,53 @@ def test_run_repeats_the_preprocessing_of_the_build(tvmq, tmp_path, digits):
         np.testing.assert_array_equal(file[name], expected)
 
 
+def test_floats_are_never_preprocessed_again(tvmq, tmp_path, digits):
+    """An artifact that knows how images are preprocessed takes what was preprocessed already."""
+    with np.load(DIGITS / "digits_eval.npz") as file:
+        images, labels = file["images"][:20], file["labels"][:20]
+    x = (images.transpose(0, 3, 1, 2) / np.float32(255) - np.float32(0.3)) / np.float32(0.35)
+    outputs, results = [], []
+    for arrays in ({"x": x}, {"images": x}, {"x": images}, {"images": images}):
+        np.savez(tmp_path / "in.npz", **arrays, labels=labels)
+        result = tvmq("run", digits, "-i", tmp_path / "in.npz", "-o", tmp_path / "out.npz")
+        assert result.code == 0, result.err
+        with np.load(tmp_path / "out.npz") as file:
+            outputs.append(file[file.files[0]])
+        result = tvmq("eval", digits, "--data", tmp_path / "in.npz", "--json")
+        assert result.code == 0, result.err
+        results.append(json.loads(result.out)["top1"])
+    for other in outputs[1:]:
+        np.testing.assert_array_equal(other, outputs[0])
+    assert results == [results[0]] * 4
+    np.savez(tmp_path / "in.npz", x=x)
+    words = ["-i", tmp_path / "in.npz", "-o", tmp_path / "other.npz", "--mean", "0", "--std", "1"]
+    result = tvmq("run", digits, *words)
+    assert result.code == 2
+    assert "--crop change nothing. Leave them out" in result.err
+    assert not (tmp_path / "other.npz").exists()
+
+
+def test_each_flag_of_images_overrides_its_own(tvmq, tmp_path, digits):
+    with np.load(DIGITS / "digits_eval.npz") as file:
+        images = file["images"][:3]
+    np.savez(tmp_path / "in.npz", images=np.kron(images, np.ones((1, 2, 2, 1), np.uint8)))
+    words = ["run", digits, "-i", tmp_path / "in.npz", "-o", tmp_path / "out.npz"]
+    assert "give --resize and --crop" in tvmq(*words).err
+    assert tvmq(*words, "--resize", 16).code == 0  # with the mean and std of the build
+
+
+@pytest.mark.parametrize("value", [3e38, -3e38, 1e-45, -0.0])
+def test_any_finite_input_gives_the_same_bits_everywhere(digits, value):
+    """Quantizing saturates, in float64, as the definition says."""
+    x = np.random.default_rng(0).standard_normal((2, 1, 16, 16)).astype(np.float32)
+    x[0], x[1, 0, :3] = value, value
+    artifact = Artifact.load(digits)
+    expected = Session(artifact, "reference").run({"x": np.clip(x, -1e6, 1e6)})
+    for device in ("npu", "cpu", "reference"):
+        for name, result in Session(artifact, device).run({"x": x}).items():
+            np.testing.assert_array_equal(result, expected[name])
+
+
 def test_all_devices_have_the_accuracy_of_the_shipped_model(tvmq, digits):
     results = {}
     for device in ("npu", "cpu", "reference", "float"):
@@ -83,6 +131,12 @@ def test_accuracy_gate(tvmq, digits):
     wrong = tvmq(*words, "--min-top1", "0.9", "--mean", "0.9", "--std", "0.01")
     assert wrong.code == 1
     assert "--min-top1 asks for 0.9" in wrong.err
+
+
+def test_an_accuracy_that_is_no_number_passes_no_gate(tvmq, digits, monkeypatch):
+    monkeypatch.setattr(Accuracy, "top1", property(lambda _: float("nan")))
+    words = ["--data", DIGITS / "digits_eval.npz", "--samples", 5, "--min-top1", 0]
+    assert tvmq("eval", digits, *words).code == 1
 
 
 def test_evaluation_without_labels(tvmq, tmp_path, small):
@@ -118,6 +172,15 @@ def test_missing_files(tvmq, tmp_path, small):
     assert "no such artifact" in result.err
 
 
+def test_outputs_are_a_file(tvmq, tmp_path, small):
+    inputs, _ = golden(small)
+    np.savez(tmp_path / "in.npz", **inputs)
+    for place, words in ((tmp_path, "is a folder"), ("/dev/null", "is a device")):
+        result = tvmq("run", small, "-i", tmp_path / "in.npz", "-o", place)
+        assert result.code == 2
+        assert f"{place}: {words}. Give the .npz to write" in result.err
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
@@ -125,8 +188,10 @@ def test_missing_files(tvmq, tmp_path, small):
         ({"x": np.zeros((2, 3, 12, 11))}, r"expected float32\[N, 3, 12, 12\]"),
         ({"x": np.zeros((0, 3, 12, 12))}, "Give one array of N"),
         ({"x": np.full((1, 3, 12, 12), np.inf)}, "NaN or infinite"),
+        ({"x": np.full((1, 3, 12, 12), 1e300)}, "NaN or infinite"),
+        ({"x": np.zeros((1, 3, 12, 12), np.uint8)}, "got uint8"),
     ],
-    ids=["none", "shape", "empty", "inf"],
+    ids=["none", "shape", "empty", "inf", "huge", "images"],
 )
 def test_session_checks_its_inputs(small, inputs, message):
     with pytest.raises(Exception, match=message):

@@ -38,6 +38,17 @@ def pairs():
 def images():
     yield IMAGES, LABELS
 
+def named_images():
+    for start in range(0, 23, 5):
+        yield {"x": IMAGES[start : start + 5]}
+        yield FLOATS[:0]
+
+def leaving():
+    raise SystemExit(0)
+
+def ragged():
+    yield {"x": [[1.0], [1.0, 2.0]]}
+
 def nothing():
     return []
 
@@ -111,6 +122,30 @@ def test_npz_by_input_name_is_taken_as_it_is(tmp_path):
         source.require_labels()
 
 
+def test_the_type_of_an_array_decides_and_not_its_name(tmp_path, module):
+    """Floats are preprocessed already, 8-bit numbers are images, wherever they come from."""
+    path = tmp_path / "d.npz"
+    for arrays in ({"x": FLOATS}, {"images": FLOATS}, {"x": IMAGES}, {"images": IMAGES}):
+        source = open_data(save(path, **arrays), X, HOW)
+        np.testing.assert_array_equal(whole(source)[0], FLOATS)
+        assert source.takes_images == (next(iter(arrays.values())) is IMAGES)
+    for name in ("arrays", "images", "named_images"):
+        np.testing.assert_array_equal(whole(open_data(f"{module}:{name}", X, HOW))[0], FLOATS)
+
+
+def test_inputs_of_several_types(tmp_path):
+    inputs = (*X, TensorSpec("labels", (1, 2)))
+    numbers = np.ones((23, 2), np.float32)
+    (batch,) = open_data(save(tmp_path / "d.npz", x=IMAGES, labels=numbers), inputs, HOW).batches(
+        30
+    )
+    np.testing.assert_array_equal(batch.inputs["x"], FLOATS)
+    np.testing.assert_array_equal(batch.inputs["labels"], numbers)
+    assert batch.labels is None
+    refuse("'labels' is none, give float32", save(tmp_path / "e.npz", x=IMAGES,
+           labels=numbers.astype(np.uint8)), HOW, inputs=inputs)  # fmt: skip
+
+
 def test_npz_of_two_inputs(tmp_path):
     inputs = (*X, TensorSpec("y", (1, 2)))
     spec = save(tmp_path / "d.npz", x=FLOATS, y=np.ones((23, 2), np.float32))
@@ -133,7 +168,9 @@ def test_functions(module):
 def test_wrong_functions(module):
     refuse("yields no data", f"{module}:nothing")
     refuse("missing: x", f"{module}:wrong_key")
-    refuse("disk is full", f"{module}:failing")
+    refuse(r"RuntimeError: disk is full \(.*my_data.py:\d+\)", f"{module}:failing")
+    refuse("failed with SystemExit: 0", f"{module}:leaving")
+    refuse("making an array of what it yields as 'x' failed with ValueError", f"{module}:ragged")
     refuse("class numbers", f"{module}:fractions")
     refuse("has no absent", f"{module}:absent")
     refuse("can't import", "no_such_module:function")
@@ -174,6 +211,17 @@ def test_images_are_resized_and_cropped(tmp_path):
     np.testing.assert_allclose(rows[:, 0], np.arange(10) * 2 + 4.5, atol=0.6)  # from row 2 on
 
 
+def test_sizes_beyond_all_measure(tmp_path):
+    with pytest.raises(InputError, match="--resize 1000000 is no size; give 1 to 16384 pixels"):
+        Preprocessing(resize=1_000_000)
+    (tmp_path / "set").mkdir()
+    Image.fromarray(np.zeros((1, 3000, 3), np.uint8)).save(tmp_path / "set" / "long.png")
+    how = Preprocessing((0.0,), (1.0,), resize=400, crop=8)
+    refuse(r"long.png: 3000x1 with --resize 400 is 1200000x400, beyond", str(tmp_path), how)
+    two = np.zeros((1, 8, 6, 2), np.uint8)
+    refuse("images of 2 channels can't be resized", save(tmp_path / "d.npz", images=two), how)
+
+
 def test_wrong_image_folders(image_folder, tmp_path):
     refuse("give the --mean and --std", str(image_folder))
     refuse("smaller than --crop 7", str(image_folder), Preprocessing((0.0,), (1.0,), crop=7))
@@ -208,12 +256,11 @@ def test_wrong_npz(tmp_path):
            save(path, x=FLOATS[:, :, :7]))  # fmt: skip
     refuse("transpose it", save(path, x=FLOATS.transpose(0, 2, 3, 1)))
     refuse("int64", save(path, x=FLOATS.astype(np.int64)))
-    refuse("taken as it is", save(path, x=FLOATS), HOW)
     refuse("give the --mean and --std", save(path, images=IMAGES))
-    refuse(
-        "images. is float64; wanted uint8 .* name of the input, .x.",
-        save(path, images=IMAGES / 1.0),
-    )
+    refuse("transpose it", save(path, images=IMAGES / 255.0), HOW)
+    refuse("beyond float32", save(path, x=FLOATS.astype(np.float64) * 1e300))
+    refuse("wanted are images", save(path, images=IMAGES[:, :0]), HOW)
+    refuse("no such file or folder", "/dev/zero")
     refuse("have 2 values", save(path, images=IMAGES), Preprocessing((0.0, 0.0), (1.0, 1.0)))
     refuse("labels have shape", save(path, x=FLOATS, labels=LABELS[:5]))
     refuse("class numbers", save(path, x=FLOATS, labels=LABELS * 1.0))
@@ -352,6 +399,11 @@ def test_preprocessing_survives_the_manifest():
         (("0.5,0.5", "1"), "has 2 values and --std 1"),
         (("0.5", "0"), "--std positive"),
         (("nan", "1"), "finite"),
+        (("0", "inf"), "finite"),
+        (("1e999", "1"), "finite"),
+        (("3e38", "1e-5"), "beyond float32"),
+        (("0", "1e-300"), "beyond float32"),
+        (("1,,1", "1"), "not of the form"),
         (("a,b", "1,1"), "not of the form"),
         (("0", "1", 0), "--resize 0"),
     ],

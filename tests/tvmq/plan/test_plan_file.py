@@ -149,7 +149,7 @@ def _edit(text, path, value):
         (
             ("settings", "learn_batch"),
             0,
-            "plan: settings: learn_batch is 0; give a positive number",
+            "plan: settings: learn_batch is 0; give a whole number from 1",
         ),
         (("settings", "kappa"), "x", "settings.kappa is 'x': .*number"),
         (("settings", "bias_correction"), "no", "settings.bias_correction is 'no': .*boolean"),
@@ -258,5 +258,30 @@ def test_not_a_plan(content):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(InputError, match="can't be read"):
+    with pytest.raises(InputError, match="no such file"):
         read_plan(tmp_path / "none.json", float_model(NAME))
+
+
+def _numbers_in(item, path=()):
+    """Paths to the numbers of a document that a reader takes."""
+    if isinstance(item, dict | list):
+        entries = item.items() if isinstance(item, dict) else enumerate(item)
+        for key, below in entries:
+            if key not in ("derived", "additions"):
+                yield from _numbers_in(below, (*path, key))
+    elif isinstance(item, int | float) and not isinstance(item, bool):
+        yield path
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 400])
+def test_no_number_of_a_plan_may_be_none(text, number):
+    paths = list(_numbers_in(json.loads(text)))
+    assert ("values", "x", "zero_point") in paths
+    assert ("settings", "kappa") in paths
+    assert any("bias_correction" in path for path in paths)
+    first = {tuple(key for key in path if isinstance(key, str)): path for path in reversed(paths)}
+    for path in first.values():  # of each list, one
+        edited = _edit(text, path, "PLACE").replace('"PLACE"', number)
+        named = [key for key in path if isinstance(key, str)][-1]
+        with pytest.raises(InputError, match=named):
+            plan_from_json(edited, float_model(NAME))

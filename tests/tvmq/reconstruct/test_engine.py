@@ -243,6 +243,16 @@ def test_large_tensors_lie_in_files_and_a_full_disk_is_an_error(monkeypatch):
         _run("rapq", iterations=1)
 
 
+@pytest.mark.parametrize("method", ["adaround", "rapq"])
+def test_values_beyond_what_can_be_learned_from_are_named(method):
+    outlier = images(NAME)[:4].clone()
+    outlier[1, 0, 2, 2] = 3e30
+    found = calibrate(float_model(NAME), [outlier])
+    start = make_plan(float_model(NAME), found, _settings(method))
+    with pytest.raises(InputError, match=r"value x reaches 3e\+30 in 4 images; methods that"):
+        reconstruct(float_model(NAME), found, start)
+
+
 def test_one_image_is_too_few():
     few = replace(calibration(NAME), samples=1, batches=lambda: iter([(images(NAME)[:1],)]))
     start = make_plan(float_model(NAME), calibration(NAME), _settings("rapq"))

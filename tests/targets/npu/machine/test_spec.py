@@ -1,5 +1,6 @@
 """Machine descriptions: presets, and errors that name the field."""
 
+import re
 from importlib import resources
 
 import pytest
@@ -48,7 +49,7 @@ def test_a_wrong_field_is_named(old, new, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("x = " + "[" * 2_000 + "]" * 2_000, "it is nested too deep"),
+        ("x = " + "[" * 50_000, "can't be read: nested too deeply"),
         ("a" + ".a" * 50_000 + " = 1", "it has 100,005 characters"),
         ("x = " + "9" * 5_000, "not valid TOML"),
     ],
@@ -56,6 +57,17 @@ def test_a_wrong_field_is_named(old, new, message):
 def test_a_text_that_nobody_wrote(text, message):
     with pytest.raises(SpecError, match=f"mine: .*{message}"):
         parse_spec(text, "mine")
+
+
+NUMBERS = [match.span(1) for match in re.finditer(r"\b[a-z_0-9]+ = ([\d_.]+)", E256)]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "1e999", "9" * 25, "'1'"])
+def test_no_number_of_a_machine_may_be_none(value):
+    assert len(NUMBERS) > 35
+    for begin, end in NUMBERS:
+        with pytest.raises(SpecError, match="mine: "):
+            parse_spec(E256[:begin] + value + E256[end:], "mine")
 
 
 def test_an_unknown_machine_names_the_known_ones():
