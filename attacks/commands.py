@@ -234,6 +234,9 @@ class _Line:
             return
         value = self._value(option)
         self.words += [f"{name}={value}"] if name.startswith("--") else [name, value]
+        if name in ("--mean", "--std") and self._chance.random() < 0.8:
+            other = "--std" if name == "--mean" else "--mean"
+            self.words += [other, self._chance.choice(("0.5", "1", value))]
 
     def _value(self, parameter: click.Parameter) -> str:
         name = str(parameter.name)
