@@ -361,10 +361,9 @@ def _changed(line: _Line, done: Done, before: dict[str, str], after: dict[str, s
         names = {name for name in names if name in before}
     for output in line.outputs if done.code in (0, 1) else ():
         place = os.path.normpath(output)
-        parents = {str(parent) for parent in Path(place).parents}
-        names = {
-            n for n in names if n != place and n not in parents and not n.startswith(f"{place}/")
-        }
+        within = {str(parent) for parent in Path(place).parents} | {place}
+        within.add(before.get(place, "").removeprefix("link to "))  # what is written through it
+        names = {n for n in names if n not in within and not n.startswith(f"{place}/")}
     # units that were learned before an error are kept for the next try
     names = {name for name in names if not name.split("/")[0].endswith(".units")}
     if names:
