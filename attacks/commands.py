@@ -234,6 +234,9 @@ class _Line:
             return
         value = self._value(option)
         self.words += [f"{name}={value}"] if name.startswith("--") else [name, value]
+        if name in ("--mean", "--std") and self._chance.random() < 0.8:
+            other = "--std" if name == "--mean" else "--mean"
+            self.words += [other, self._chance.choice(("0.5", "1", value))]
 
     def _value(self, parameter: click.Parameter) -> str:
         name = str(parameter.name)
@@ -358,10 +361,9 @@ def _changed(line: _Line, done: Done, before: dict[str, str], after: dict[str, s
         names = {name for name in names if name in before}
     for output in line.outputs if done.code in (0, 1) else ():
         place = os.path.normpath(output)
-        parents = {str(parent) for parent in Path(place).parents}
-        names = {
-            n for n in names if n != place and n not in parents and not n.startswith(f"{place}/")
-        }
+        within = {str(parent) for parent in Path(place).parents} | {place}
+        within.add(before.get(place, "").removeprefix("link to "))  # what is written through it
+        names = {n for n in names if n not in within and not n.startswith(f"{place}/")}
     # units that were learned before an error are kept for the next try
     names = {name for name in names if not name.split("/")[0].endswith(".units")}
     if names:

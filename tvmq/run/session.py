@@ -69,7 +69,7 @@ class Session:
             words = (
                 f"{first_line(error)}. Build it again."
                 if cause is None
-                else (f"{cause.what}. Give a smaller batch.")
+                else f"{cause.what}. Give a smaller batch."
             )
             raise TvmqError(f"{self.artifact.folder}: stopped on {self.device}: {words}") from error
         names = [output.name for output in self.artifact.manifest.outputs]
