@@ -120,7 +120,7 @@ def test_config_gives_defaults_and_the_command_line_wins(tvmq, tmp_path):
     ("content", "message"),
     [
         ("a = ", "not TOML"),
-        ("a = " + "[" * 2_000 + "]" * 2_000, "not TOML (it is nested too deep)"),
+        ("a = " + "[" * 2_000 + "]" * 2_000, "can't be read: nested too deeply"),
         ("[build]\nprecisoin = 'w8a8'\n", "[build] has 'precisoin', which is no option"),
         ("[eval]\nstrict = true\n", "[eval] has 'strict', which is no option of `tvmq eval`"),
         ("calib-date = 'c.npz'\n", "'calib-date' is no option of any verb"),

@@ -259,7 +259,7 @@ def test_wrong_npz(tmp_path):
     refuse("give the --mean and --std", save(path, images=IMAGES))
     refuse("transpose it", save(path, images=IMAGES / 255.0), HOW)
     refuse("beyond float32", save(path, x=FLOATS.astype(np.float64) * 1e300))
-    refuse("wanted are images", save(path, images=IMAGES[:, :0]), HOW)
+    refuse("save an array of numbers", save(path, images=IMAGES[:, :0]), HOW)
     refuse("no such file or folder", "/dev/zero")
     refuse("have 2 values", save(path, images=IMAGES), Preprocessing((0.0, 0.0), (1.0, 1.0)))
     refuse("labels have shape", save(path, x=FLOATS, labels=LABELS[:5]))
