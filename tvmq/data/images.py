@@ -77,7 +77,7 @@ class ImageFolderSource(DataSource):
         try:
             with Image.open(file, formats=_FORMATS) as image:
                 picture = image.convert("RGB" if self._channels == 3 else "L")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # decoders raise whatever a damaged image leads them to
             raise InputError(
                 f"{file} can't be read as an image ({error}); remove or replace it"
             ) from error
