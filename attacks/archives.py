@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +34,9 @@ def attempts(count: int, seed: int, room: Path) -> Iterator[Attempt]:
     work.mkdir()
     ways.make_honest(honest)
     rng = random.Random(seed)
-    every = kinds()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        every = kinds()
     varied = [kind for kind in every if kind.varied]
     chosen = every[:count] + rng.choices(varied, k=max(0, count - len(every)))
     with Victims(ways.make_loads, honest, work) as victims:
@@ -42,7 +45,9 @@ def attempts(count: int, seed: int, room: Path) -> Iterator[Attempt]:
             yield Attempt(f"honest {name}", "" if said == "accepted" else said)
         for number, kind in enumerate(chosen):
             path = work / f"{number}{ways.SUFFIXES[kind.way]}"
-            kind.make(random.Random(f"{seed} {number}"), honest, path)
+            with warnings.catch_warnings():  # that files are odd is what they are for
+                warnings.simplefilter("ignore")
+                kind.make(random.Random(f"{seed} {number}"), honest, path)
             said = victims.load(kind.way, path)
             broke = "" if _held(said) else said
             if (work / CANARY).exists():

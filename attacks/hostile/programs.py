@@ -122,7 +122,7 @@ def _kind_of(path: tuple[Any, ...]) -> str:
 
 
 def _in_every_place() -> Iterator[Hostile]:
-    """In each place of a rich program: code instead of a text, odd values, odd keys."""
+    """In each place of a program: code instead of a text, odd values, odd keys."""
     for what in ("text",) * 4 + ("value",) * 4 + ("key", "gone", "more"):
         for record in (PROGRAM, WEIGHTS):
             name = f"a {what} in {record}"
@@ -130,7 +130,7 @@ def _in_every_place() -> Iterator[Hostile]:
             def make(
                 rng: random.Random, honest: Path, path: Path, what: str = what, record: str = record
             ) -> None:
-                records = honest_records(honest / RICH)
+                records = honest_records(honest / rng.choice((RICH, PLAIN)))
                 tree = json.loads(records[record])
                 by_kind: dict[str, list[tuple[Any, ...]]] = {}
                 for place, _ in _places(tree):
