@@ -106,11 +106,11 @@ class _Worker:
             if line:
                 yield Attempt(**json.loads(line))
                 self.done += 1
+                if self.finished:
+                    self._end()
+                    return
                 continue
-            _, status = os.waitpid(self.process, 0)
-            self.lines.close()
-            if self.finished:
-                return
+            status = self._end()
             code = os.waitstatus_to_exitcode(status)
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             yield Attempt(self.name(self.done), f"the process died: {how}")
@@ -118,6 +118,12 @@ class _Worker:
             if not self.finished:
                 self.start()
             return
+
+    def _end(self) -> int:
+        """Wait for the process to end; its status."""
+        _, status = os.waitpid(self.process, 0)
+        self.lines.close()
+        return status
 
     def name(self, attempt: int) -> str:
         return f"machine {self.which}, seed {self.seed}, attempt {self.share[attempt]}"
@@ -134,6 +140,7 @@ def _work(worker: _Worker, lines: Any) -> None:
         broke = _attempt(
             np.random.default_rng([worker.seed, number, attempt]), spec, victims, executor
         )
+        signal.alarm(0)  # whoever reads may be busy with another machine
         lines.write(json.dumps({"name": worker.name(attempt), "broke": broke}) + "\n")
 
 
