@@ -379,16 +379,16 @@ def _timeline(watched: Watched) -> dict[str, tuple[float, float]]:
     return times
 
 
-def _alive(group: int) -> str:
-    """The processes of a group that are still there, after a moment."""
-    for _ in range(100):
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
+def _alive(session: int) -> str:
+    """The processes of a session that are still there after a moment; dead ones don't count."""
+    for _ in range(20):
+        words = ["ps", "-o", "stat=,pid=,args=", "-s", str(session)]
+        listed = subprocess.run(words, capture_output=True, text=True, check=False).stdout
+        alive = [line for line in listed.splitlines() if not line.startswith("Z")]
+        if not alive:
             return ""
-        time.sleep(0.02)
-    listed = subprocess.run(["ps", "-o", "pid,args", "-g", str(group)], capture_output=True)
-    return listed.stdout.decode()
+        time.sleep(0.1)
+    return "; ".join(alive)
 
 
 def _contents(folder: Path) -> dict[str, Any]:
