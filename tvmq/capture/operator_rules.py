@@ -182,7 +182,9 @@ def _sum(g: CanonicalGraph, node: Node, x: Node, y: Node, alpha: float) -> Node:
     if shape_of(x) != shape_of(y):
         shapes = f"{list(shape_of(x))} and {list(shape_of(y))}"
         raise Refusal(f"shapes differ: {shapes}; only tensors of one shape can be added")
-    return g.call(aten.add.Tensor, x, _per_channel(g, node, y, scale=alpha))
+    if alpha != 1:
+        y = _per_channel(g, node, y, scale=alpha)
+    return g.call(aten.add.Tensor, x, y)
 
 
 @rule("neg")
