@@ -28,10 +28,6 @@ from attacks import Attempt
 
 ROOT = Path(__file__).resolve().parents[1]
 
-NOT_REPRODUCIBLE = ("float.pt2", "model.so", "cpu.so")
-"""Files of an artifact that differ from build to build, besides the timings in the manifest: torch
-writes the first with addresses and dates, and LLVM exchanges two stores in one of seven builds."""
-
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
 
 COMMANDS = {"build": 9, "learned": 8, "run": 3, "eval": 2, "inspect": 2, "profile": 2}
@@ -400,8 +396,6 @@ def _contents(folder: Path) -> dict[str, Any]:
         manifest = Artifact.load(folder).manifest.model_dump(mode="json")
     except TvmqError as error:
         return {"refused": str(error)}
-    for name in NOT_REPRODUCIBLE:
-        manifest["files"].pop(name)
     for unit in manifest["reconstruction"].get("units", ()):
         unit.pop("seconds")
     for refined in manifest["reconstruction"].get("network", ()):

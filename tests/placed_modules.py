@@ -4,6 +4,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
+from relay_passes.host_pipeline import host_pipeline
 from relay_passes.place import PlacedModule
 from targets.cpu.host import host_target
 from targets.npu.execute.compiled import executor_function
@@ -14,5 +15,6 @@ def run_placed(placed: PlacedModule, spec: NpuSpec | None, images: np.ndarray) -
     """All outputs; on the compiled executor of ``spec`` if it has one."""
     if spec is not None:
         executor_function(spec)  # which main calls by its name
-    machine = relax.VirtualMachine(tvm.compile(placed.mod, target=host_target()), tvm.cpu())
+    built = tvm.compile(placed.mod, target=host_target(), relax_pipeline=host_pipeline())
+    machine = relax.VirtualMachine(built, tvm.cpu())
     return [np.asarray(out.numpy()) for out in machine["main"](tvm.runtime.tensor(images))]

@@ -19,6 +19,7 @@ from torch.export import Dim
 from torch.fx import GraphModule
 from tvm import IRModule
 
+from relay_passes.host_pipeline import host_pipeline
 from relay_passes.place import PlacedModule
 from targets.cpu.host import host_target
 from targets.disk_space import require_room
@@ -111,7 +112,7 @@ def compile_library(mod: IRModule, path: Path, spec: NpuSpec | None) -> None:
         InputError: there is no room for it.
         MissingDependencyError: it can't be linked.
     """
-    executable = tvm.compile(mod, target=host_target())
+    executable = tvm.compile(mod, target=host_target(), relax_pipeline=host_pipeline())
     objects = [] if spec is None else [str(executor_object(spec))]
     with linking(path.name, path.parent):
         executable.export_library(str(path), addons=objects)
