@@ -106,3 +106,23 @@ def test_random_modules(seed):
     torch.manual_seed(seed)
     module, shape = random_module(rng)
     check(module, shape, devices=seed % 10 == 0)
+
+
+class Dead(nn.Module):
+    """A layer whose input is always 0: it gives its bias."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.dead, self.bias, self.last = (nn.Conv2d(4, 4, 1) for _ in range(3))
+        with torch.no_grad():
+            self.dead.bias.fill_(-1e4)
+            self.bias.bias.copy_(size * torch.tensor([0.11, -0.13, 0.06, 0.30]))
+            self.last.bias.zero_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.bias(torch.relu(self.dead(x))))
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_a_layer_that_reads_only_zeros_gives_its_bias(size):
+    check(Dead(size), (4, 5, 6), devices=size == 1.0)

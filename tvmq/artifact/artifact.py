@@ -188,12 +188,13 @@ class Artifact:
     held: Held
 
     @classmethod
-    def load(cls, folder: Path) -> Artifact:
+    def load(cls, folder: str | Path) -> Artifact:
         """Read and check an artifact.
 
         Raises:
             InputError: not an artifact, another format, or a file missing or changed.
         """
+        folder = Path(folder)
         with reading(folder, "an artifact", _BUILD_AGAIN):
             held = _held(folder)
         if not is_artifact(held.path):

@@ -27,6 +27,9 @@ FRACTIONS = np.arange(10, 101) / 100
 SMALLEST_EXPONENT = -100
 """Of a histogram's limit: float32 holds the reciprocal of a bin, and what is smaller is 0."""
 
+STEP_OF_ZEROS = 2.0**-16
+"""Of a tensor that is always 0: the sums of its reader are its bias, in multiples of this."""
+
 EXPONENTS = range(-4, 1)
 """Offsets from the power of two that just holds the full range."""
 
@@ -137,7 +140,7 @@ def choose_codes(histogram: Histogram, bits: int, settings: Settings) -> Codes:
     """
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
     if low == high == 0.0 or histogram.limit == 0.0:
-        return Codes(1.0, 0, False, "always 0")
+        return Codes(STEP_OF_ZEROS, 0, False, "always 0")
     smaller, larger = sorted((-low, high))
     signed = low < 0 and smaller >= larger / 4
     candidates = _candidates(histogram, bits, signed, settings)

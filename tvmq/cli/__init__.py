@@ -14,6 +14,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 
 import click
@@ -37,8 +38,10 @@ class Verbs(click.Group):
         return list(VERBS)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """The verb's ``command``, or None so that click says that there is no such verb."""
+        """The verb's ``command``; None where there is none so near that it must be meant."""
         if name not in VERBS:
+            for near in get_close_matches(name, VERBS, 1):
+                raise click.UsageError(f"No such command {name!r}. Did you mean {near}?", context)
             return None
         command: click.Command = import_module(f"tvmq.cli.{name}").command
         return command
@@ -115,7 +118,8 @@ def _close_stdout() -> None:
 def _usage(error: click.ClickException, terminal: Terminal) -> int:
     context = getattr(error, "ctx", None)
     hint = f" See `{context.command_path} --help`." if context is not None else ""
-    terminal.error(error.format_message() + hint)
+    message = error.format_message()
+    terminal.error((message if message.endswith((".", "?", ")")) else f"{message}.") + hint)
     return 2
 
 

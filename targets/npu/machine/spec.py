@@ -273,6 +273,6 @@ def parse_spec(text: str, origin: str) -> NpuSpec:
     try:
         return NpuSpec.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(in_words(e) for e in error.errors())
-        msg = f"{origin}: {problems}. The fields are described in targets/npu/machine/spec.py."
+        problems = "; ".join(in_words(e, NpuSpec) for e in error.errors())
+        msg = f"{origin}: {problems}. docs/npu.md describes the fields."
         raise SpecError(msg) from error

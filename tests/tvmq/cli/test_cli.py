@@ -47,6 +47,7 @@ def test_exit_codes_reach_the_shell():
     [
         ([], "Usage: tvmq"),
         (["make"], "No such command 'make'"),
+        (["buidl"], "No such command 'buidl'. Did you mean build? See `tvmq --help`."),
         (["build"], "Missing argument 'MODEL'"),
         (["run", "a"], "Missing option '-i'"),
         (["eval", "a", "--data", "d", "--device", "gpu"], "'gpu' is not one of"),

@@ -33,10 +33,18 @@ def test_a_path_is_read_and_the_digest_is_of_the_content(tmp_path):
         ("rows = 16\n", "rows = 0\n", "array.rows.*greater than or equal to 2"),
         ("cols = 16\n", "cols = 1\n", "array.cols.*greater than or equal to 2"),
         ("rows = 16\n", 'rows = "16"\n', "array.rows.*integer"),
-        ("burst = 64", "burts = 64", "dma.burst.*dma.burts"),
+        (
+            "burst = 64",
+            "burts = 64",
+            "dma.burst is missing.*dma.burts is no field .did you mean burst",
+        ),
         ("bytes = 65536", "bytes = 65500", "sram.acc.bytes.*whole rows"),
         ("bytes = 8192", "bytes = 16385", "sram.par.bytes must be at most 16384"),
-        ("act = { bytes = 262144,", "act = { banks = 8, bytes = 262144,", "sram.act.banks is 8"),
+        (
+            "act = { bytes = 262144,",
+            "act = { banks = 8, bytes = 262144,",
+            "sram.act.banks is no field",
+        ),
         ("[vu]", "[vu", "not valid TOML"),
     ],
 )
