@@ -53,7 +53,7 @@ def test_exit_codes_reach_the_shell():
         (["eval", "a", "--data", "d", "--device", "gpu"], "'gpu' is not one of"),
         (["targets", "--jsn"], "No such option"),
     ],
-    ids=["nothing", "verb", "argument", "option", "choice", "typo"],
+    ids=["nothing", "verb", "misspelt", "argument", "option", "choice", "typo"],
 )
 def test_usage_errors(tvmq, words, message):
     result = tvmq(*words)
