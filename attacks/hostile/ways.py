@@ -124,7 +124,7 @@ def _load_model(path: Path) -> None:
     program = load_model(path).program
     with suppress(Exception):  # torch may refuse what tvmq never asks for
         program.module()(torch.zeros(2, 3, 8, 8))
-    capture_program(program)
+    capture(path)
 
 
 def _load_state_dict(path: Path) -> None:
