@@ -7,6 +7,7 @@ a pickle is looked through, without being executed, before torch reads it.
 
 from __future__ import annotations
 
+import io
 import pickle
 import pickletools
 import zipfile
@@ -14,6 +15,10 @@ from typing import IO, Any
 
 import torch
 
+from tvmq.capture.torch_archive import oddity
+
+_ZIP = b"PK\x03\x04"
+"""How a file begins that torch takes for an archive; how it ends doesn't matter to torch."""
 _DEEPEST = 64
 _MOST_STEPS = 2**20
 _OLD_PARTS = 5
@@ -27,10 +32,14 @@ def load_tensors(file: IO[bytes]) -> Any:
         pickle.UnpicklingError: something else is in it.
         Exception: whatever torch meets in a damaged file.
     """
-    if zipfile.is_zipfile(file):
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if file.read(len(_ZIP)) == _ZIP:
         with zipfile.ZipFile(file) as archive:
+            if what := oddity(archive, size):
+                raise pickle.UnpicklingError(what)
             for name in archive.namelist():
-                if name.endswith("data.pkl"):
+                if name.casefold().endswith("data.pkl"):  # torch ignores case
                     with archive.open(name) as record:
                         verify_pickle(record)
     else:

@@ -41,27 +41,41 @@ def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def verify_stored(path: Path, archive: zipfile.ZipFile) -> None:
-    """Check that every record can be read whole, and that all are no larger than the file.
+    """Check that every record can be read whole, and that all are as torch stores them.
+
+    Raises:
+        InputError: the archive is damaged, or no writer of torch made it.
+    """
+    if what := oddity(archive, path.stat().st_size):
+        raise InputError(
+            f"{path} is an archive, but not as torch writes them ({what}); save the model again"
+        )
+    _verify_records(path, archive)
+
+
+def oddity(archive: zipfile.ZipFile, size: int) -> str:
+    """What no archive of torch has, or "".
 
     torch stores its records as they are, each once. Deflated or overlapping ones could become far
     larger than the file, and of two whose names differ in case only, readers choose differently.
 
-    Raises:
-        InputError: the archive is damaged, or no writer of torch made it.
+    Args:
+        archive: an archive, whose records aren't read.
+        size: bytes of its file.
     """
     seen: set[str] = set()
     for record in archive.infolist():
         name = record.filename
         if record.compress_type != zipfile.ZIP_STORED or record.flag_bits & _ENCRYPTED:
-            raise _strange(path, f"record {name[:80]!r} is compressed or encrypted")
+            return f"record {name[:80]!r} is compressed or encrypted"
         if name.casefold() in seen:
-            raise _strange(path, f"there are two records {name[:80]!r}")
+            return f"there are two records {name[:80]!r}"
         if not name.isprintable() or len(name) > _LONGEST_NAME:
-            raise _strange(path, f"a record is called {name[:80]!r}")
+            return f"a record is called {name[:80]!r}"
         seen.add(name.casefold())
-    if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
-        raise _strange(path, "its records are larger than the file")
-    _verify_records(path, archive)
+    if sum(record.file_size for record in archive.infolist()) > size:
+        return "its records are larger than the file"
+    return ""
 
 
 def _verify_records(path: Path, archive: zipfile.ZipFile) -> None:
@@ -77,10 +91,4 @@ def truncated(path: Path) -> InputError:
     """For an archive that ends before its index."""
     return InputError(
         f"{path} is a truncated or corrupt archive (its index is missing); copy it again"
-    )
-
-
-def _strange(path: Path, what: str) -> InputError:
-    return InputError(
-        f"{path} is an archive, but not as torch writes them ({what}); save the model again"
     )

@@ -24,7 +24,7 @@ from targets.disk_space import explained
 from targets.errors import TvmqError
 from tvmq import __version__
 from tvmq.cli.failures import failure
-from tvmq.cli.process import prepare
+from tvmq.cli.process import check_working_folder, prepare
 from tvmq.cli.terminal import Terminal
 
 VERBS = ("build", "run", "eval", "profile", "inspect", "disasm", "targets", "doctor")
@@ -91,6 +91,7 @@ def _run(words: list[str], terminal: Terminal, *, alone: bool) -> int:
     if not sys.warnoptions:  # torch warns about itself; nothing that a user can do
         warnings.simplefilter("ignore")
     try:
+        check_working_folder()
         code = cli.main(words, prog_name="tvmq", standalone_mode=False, obj=terminal)
         sys.stdout.flush()  # a full disk is to be found here, not when the process has its code
         return code if isinstance(code, int) else 0

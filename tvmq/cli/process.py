@@ -14,6 +14,7 @@ import threading
 from importlib.util import find_spec
 from pathlib import Path
 
+from targets.errors import InputError
 from targets.whole_files import make_room
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -49,6 +50,20 @@ def prepare(*, alone: bool) -> None:
     # older versions take 32 MB at most; where neither is taken, the rest would make it worse
     if mallopt(_MMAP_THRESHOLD, _NEVER) or mallopt(_MMAP_THRESHOLD, 2**25):
         mallopt(_TRIM_THRESHOLD, _NEVER)
+
+
+def check_working_folder() -> None:
+    """Check that there is one, without which MKL ends the process in words of its own.
+
+    Raises:
+        InputError: it has been removed, or may not be looked up.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise InputError(
+            f"the working folder can't be found ({error.strerror}). Change to one that exists."
+        ) from error
 
 
 def _read_symbols() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 
@@ -82,8 +84,14 @@ def run_file(
                 parts.append(session.run(piece.inputs))
                 done += len(piece)
                 report(done, data.count)
-        joined: dict[str, Any] = {
-            name: np.concatenate([part[name] for part in parts]) for name in parts[0]
-        }
-        np.savez(file, **joined)
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        _write_npz(file, joined)
     return {name: list(array.shape) for name, array in joined.items()}
+
+
+def _write_npz(file: BinaryIO, arrays: Mapping[str, Array]) -> None:
+    """As np.savez, whose own arguments, ``file`` and ``allow_pickle``, no array can be called."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)

@@ -46,3 +46,51 @@ def test_pickles_that_take_memory_or_stack(text, error, words, monkeypatch):
         archive.writestr("state/data.pkl", HEAD + text)
     with pytest.raises(errors[error], match=words):
         load_tensors(file)
+
+
+BYTEARRAY = HEAD + b"c__builtin__\nbytearray\n\x8a\x01\x7f\x85R."
+
+
+def _saved(**tensors):
+    file = io.BytesIO()
+    torch.save(tensors, file)
+    return file
+
+
+def _as_old_file(file):
+    """Looks like an archive from behind, which is not where torch looks."""
+    return pickle.dumps(0x1950A86A20F9469CFC6C, 2) + BYTEARRAY + file.getvalue()
+
+
+def _rewritten(file, change, compression=zipfile.ZIP_STORED):
+    copy = io.BytesIO()
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(copy, "w", compression) as new:
+        for name in old.namelist():
+            for other, content in change(name, old.read(name)):
+                new.writestr(other, content)
+    return copy.getvalue()
+
+
+def _hide(name, content):
+    if not name.endswith("data.pkl"):
+        return [(name, content)]
+    folder = name.rpartition("/")[0]
+    return [(f"{folder}/DATA.PKL", BYTEARRAY), (f"{folder}/inner/data.pkl", content)]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (_as_old_file, "bytearray"),
+        (lambda file: _rewritten(file, _hide), "bytearray"),
+        (
+            lambda file: _rewritten(file, lambda *record: [record], zipfile.ZIP_DEFLATED),
+            "compressed",
+        ),
+    ],
+    ids=["archive from behind", "name in another case", "deflated"],
+)
+def test_what_torch_reads_is_what_was_looked_through(make, words):
+    file = _saved(weight=torch.zeros(2**16))
+    with pytest.raises(pickle.UnpicklingError, match=words):
+        load_tensors(io.BytesIO(make(file)))

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tvmq.cli import main
+
 PROGRAM = """
 import os, sys
 assert "torch" not in sys.modules
@@ -53,3 +55,12 @@ def test_letters_that_a_terminal_does_not_have(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith(r"error: \u2603.pt2: no such file")
+
+
+def test_a_working_folder_that_is_gone_is_said(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert main(["targets"]) == 2
+    assert "the working folder can't be found" in capsys.readouterr().err

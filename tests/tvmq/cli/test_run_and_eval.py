@@ -9,6 +9,8 @@ import pytest
 from model_files import DIGITS
 
 from tvmq.artifact.artifact import Artifact
+from tvmq.progress import Progress
+from tvmq.run.execute import run_file
 from tvmq.run.metrics import Accuracy
 from tvmq.run.session import Session
 
@@ -233,3 +235,16 @@ assert np.array_equal(y.numpy(), golden[name])
 
 def test_model_so_needs_tvm_and_numpy_alone(small):
     subprocess.run([sys.executable, "-c", ALONE], cwd=small, env={}, check=True)
+
+
+@pytest.mark.parametrize("name", ["file", "allow_pickle", "logits"])
+def test_outputs_are_called_as_the_network_calls_them(tmp_path, small, monkeypatch, name):
+    inputs, outputs = golden(small)
+    np.savez(tmp_path / "in.npz", **inputs)
+    session = Session(Artifact.load(small), "reference")
+    (expected,) = outputs.values()
+    monkeypatch.setattr(session, "run", lambda _: {name: expected})
+    shapes = run_file(session, tmp_path / "in.npz", tmp_path / "out.npz", 64, Progress())
+    assert shapes == {name: list(expected.shape)}
+    with np.load(tmp_path / "out.npz") as file:
+        np.testing.assert_array_equal(file[name], expected)
