@@ -205,16 +205,22 @@ def _with_bias(node: fx.Node, importer: Importer, product: Expr, bias: Array | N
 
 def pointwise(node: fx.Node, importer: Importer) -> Var:
     """Any function of one tensor: an element of its table, by the code that the tensor holds."""
-    read = node.args[0]
-    while str(read.target) != "tvmq.fake_quantize.default":  # moves keep codes
-        read = read.all_input_nodes[0]
-    _, step_node, zero_point, low, high, _, dtype, _ = read.args
+    read = _quantizers(node.args[0])
+    _, step_node, zero_point, _, _, _, dtype, _ = read[0].args  # the same of all that are joined
+    low, high = min(q.args[3] for q in read), max(q.args[4] for q in read)
     step = float(np.asarray(importer.array(step_node)).reshape(()))
     table = table_of(node, step, zero_point, low, high, dtype)
     code = relax.op.round(relax.op.divide(importer.env[node.args[0]], _scalar(step)))
     first = _scalar(float(code_range(8, dtype == "int8")[0] - zero_point))
     index = relax.op.astype(relax.op.subtract(code, first), "int32")
     return importer.emit(relax.op.take(constant(table, "float64"), index, 0), node.name)
+
+
+def _quantizers(node: fx.Node) -> list[fx.Node]:
+    """What made the codes of a tensor, through moves and concatenations."""
+    if str(node.target) == "tvmq.fake_quantize.default":
+        return [node]
+    return [quantizer for source in node.all_input_nodes for quantizer in _quantizers(source)]
 
 
 CONVERTERS: dict[str, Converter] = {

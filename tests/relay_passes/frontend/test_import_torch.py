@@ -1,6 +1,7 @@
 """The importer: an annotated torch graph becomes float64 Relax with everything written out."""
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 import tvm
@@ -13,6 +14,7 @@ from tvm.script import tirx as T
 
 from relay_passes.frontend.import_torch import import_torch
 from relay_passes.relax_nodes import Graph
+from targets.errors import UnsupportedError
 
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.integers(-90, 90, (4, 3, 3, 2)) / 16
@@ -96,3 +98,22 @@ def test_the_graph_is_written_out_in_relax():
 def test_variables_are_called_as_the_torch_nodes():
     names = {var.name for var, _ in Graph(import_torch(export(Network(), (3, 6, 5)))).bindings}
     assert {"x_codes", "conv2d", "relu", "relu_codes", "reshape", "linear"} <= names
+
+
+class Roots(nn.Module):
+    """Square roots of two tensors that are joined; the second one may be negative."""
+
+    def __init__(self, low: int) -> None:
+        super().__init__()
+        self.s, self.low = nn.Buffer(torch.tensor([0.5], dtype=torch.float64)), low
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = quantize(x, self.s, 0, 0, 127, "int8")
+        b = quantize(x, self.s, 0, self.low, 127, "int8")
+        return quantize(torch.sqrt(torch.cat([a, b], 1)), self.s, 0, 0, 127, "int8")
+
+
+def test_a_function_must_be_defined_for_all_codes_that_occur():
+    import_torch(export(Roots(0), (3, 4, 4)))
+    with pytest.raises(UnsupportedError, match=r"sqrt.* of -0\.5 is no number.*Clamp the tensor"):
+        import_torch(export(Roots(-1), (3, 4, 4)))
