@@ -63,6 +63,20 @@ def cause_of(error: BaseException) -> Cause | None:
     return None
 
 
+def in_words(error: BaseException, advice: str, known: str = "") -> str:
+    """What an exception says, and what to do.
+
+    Args:
+        error: any.
+        advice: a sentence for where nothing but its text is known.
+        known: one for where its cause is; the cause's own advice if left out.
+    """
+    cause = cause_of(error)
+    if cause is None:
+        return f"{first_line(error)}. {advice}"
+    return f"{cause.what}. {known or cause.advice}"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, or its type where it says nothing."""
     lines = str(error).strip().splitlines()

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Interpreter
 
-from targets.causes import cause_of, first_line
+from targets.causes import in_words
 from targets.errors import InputError, TvmqError, UnsupportedError
 from tvmq.capture.canonicalize import CanonicalProgram, canonicalize
 from tvmq.capture.fold_batch_norm import fold_batch_norm
@@ -55,12 +55,7 @@ def capture(
     except TvmqError:
         raise
     except Exception as error:  # torch raises whatever a graph of unknown origin leads it to
-        cause = cause_of(error)
-        words = (
-            f"{first_line(error)}. Check that torch runs it with two images, and export it again."
-            if cause is None
-            else f"{cause.what}. {cause.advice}"
-        )
+        words = in_words(error, "Check that torch runs it with two images, and export it again.")
         raise UnsupportedError(f"{path}: this network can't be captured: {words}") from error
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from targets.causes import cause_of, first_line
+from targets.causes import first_line, in_words
 from targets.errors import InputError, UnsupportedError
 from tvmq.users_code import import_object, users_code
 
@@ -171,6 +171,6 @@ def _random_inputs(input_shapes: str) -> dict[str, torch.Tensor]:
     try:
         return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
-        cause = cause_of(error)  # torch takes sizes below 2**63, and says so as a TypeError
-        what = cause.what if cause else first_line(error)
-        raise InputError(f"--input-shapes {input_shapes}: {what}. Give smaller sizes.") from error
+        # torch takes sizes below 2**63, and says so as a TypeError
+        words = in_words(error, "Give smaller sizes.", known="Give smaller sizes.")
+        raise InputError(f"--input-shapes {input_shapes}: {words}") from error

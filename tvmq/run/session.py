@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from targets.causes import cause_of, first_line
+from targets.causes import in_words
 from targets.errors import InputError, TrapError, TvmqError
 from targets.npu.execute.traps import Trap
 from targets.npu.machine.program import Program
@@ -65,12 +65,7 @@ class Session:
         except TvmqError:
             raise
         except Exception as error:  # of TVM, torch and NumPy
-            cause = cause_of(error)
-            words = (
-                f"{first_line(error)}. Build it again."
-                if cause is None
-                else f"{cause.what}. Give a smaller batch."
-            )
+            words = in_words(error, "Build it again.", known="Give a smaller batch.")
             raise TvmqError(f"{self.artifact.folder}: stopped on {self.device}: {words}") from error
         names = [output.name for output in self.artifact.manifest.outputs]
         if len(outputs) != len(names):
