@@ -78,8 +78,13 @@ def _is_plain(node: Node, rules: dict[str, Rule]) -> bool:
     if node.op != "call_function" or not _is_tensor_valued(node):
         return True
     schema = getattr(node.target, "_schema", None)
-    known = operator_name(node.target) in rules or is_pointwise(node.target)
-    return known and not (schema and schema.is_mutable)
+    return _rule_of(node, rules) is not None and not (schema and schema.is_mutable)
+
+
+def _rule_of(node: Node, rules: dict[str, Rule]) -> Rule | None:
+    """How the operator of a node is written; None if it can't be."""
+    known = rules.get(operator_name(node.target))
+    return known or (pointwise if is_pointwise(node.target) else None)
 
 
 def origin_of(node: Node) -> Origin:
@@ -211,7 +216,7 @@ class _Writer:
         lost = any(source in self.lost for source in node.all_input_nodes)
         try:
             if lost:
-                if name not in self.rules and not is_pointwise(node.target):
+                if _rule_of(node, self.rules) is None:
                     raise Refusal(HINTS.get(name, ""))
                 self.lost.add(node)
             else:
@@ -233,7 +238,7 @@ class _Writer:
             value = self.graph.compute(node.target, args, kwargs)
             if isinstance(value, torch.Tensor):
                 return self.graph.constant(node.name, value)
-        rule = self.rules.get(name) or (pointwise if is_pointwise(node.target) else None)
+        rule = _rule_of(node, self.rules)
         if rule is None:
             raise Refusal(HINTS.get(name, ""))
         if hasattr(node.target, "_schema"):

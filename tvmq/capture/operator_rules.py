@@ -141,9 +141,8 @@ def pointwise(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     """Any other function of one tensor, element by element, as it is."""
     if not node.meta["val"].is_floating_point():
         raise Refusal(f"gives {str(node.meta['val'].dtype)[6:]}, only floats can be quantized")
-    x, *others = (a[argument.name] for argument in node.target._schema.arguments)
-    named = dict(zip([o.name for o in node.target._schema.arguments][1:], others, strict=True))
-    return g.call(node.target, x, **{k: v for k, v in named.items() if k != "dtype"})
+    first, *others = (argument.name for argument in node.target._schema.arguments)
+    return g.call(node.target, a[first], **{name: a[name] for name in others if name != "dtype"})
 
 
 @rule("prelu", "_prelu_kernel")
