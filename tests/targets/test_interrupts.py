@@ -11,16 +11,7 @@ import pytest
 
 from targets import interrupts
 
-
-@pytest.fixture(autouse=True)
-def heeding(monkeypatch):
-    """Handlers and the record as they were, afterwards."""
-    before = {number: signal.getsignal(number) for number in interrupts.NUMBERS}
-    monkeypatch.setattr(interrupts, "_record", interrupts._Record())
-    interrupts.heed()
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("heeding")
 
 
 def send(number: int = signal.SIGTERM) -> None:

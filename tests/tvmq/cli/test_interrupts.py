@@ -11,21 +11,12 @@ from pathlib import Path
 import pytest
 from model_files import save, save_inputs
 
-from targets import disk_space, interrupts
+from targets import disk_space
 from tvmq import flow
 from tvmq.artifact.artifact import Artifact
 from tvmq.run.session import Session
 
-
-@pytest.fixture(autouse=True)
-def heeding(monkeypatch):
-    """As in a process of its own; afterwards as before."""
-    before = {number: signal.getsignal(number) for number in interrupts.NUMBERS}
-    monkeypatch.setattr(interrupts, "_record", interrupts._Record())
-    interrupts.heed()
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("heeding")
 
 
 def passed_on(number: int) -> None:
