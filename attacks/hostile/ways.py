@@ -18,6 +18,7 @@ from tvmq.calibrate.batch_norm_ranges import ranges_from_batch_norm
 from tvmq.capture.capture import FloatModel, capture, capture_program
 from tvmq.capture.load_model import load_model
 from tvmq.cli import main
+from tvmq.data.labels import Labelling
 from tvmq.data.open import open_data
 from tvmq.data.preprocessing import Preprocessing
 from tvmq.plan.plan import Plan
@@ -132,7 +133,7 @@ def _load_state_dict(path: Path) -> None:
 
 
 def _read_data(path: Path, model: FloatModel) -> None:
-    source = open_data(str(path), model.inputs, classes=4)
+    source = open_data(str(path), model.inputs, None, Labelling("classes", 4))
     source.fingerprint()
     for batch in source.batches(2, limit=4):
         assert len(batch) <= 2
@@ -143,7 +144,7 @@ def _read_images(path: Path, model: FloatModel) -> None:
     folder.mkdir()
     path.rename(folder / "image.png")
     how = Preprocessing((0.5,) * 3, (0.5,) * 3, resize=8, crop=8)
-    for batch in open_data(str(folder), model.inputs, how, classes=4).batches(2):
+    for batch in open_data(str(folder), model.inputs, how).batches(2):
         assert len(batch) == 1
 
 

@@ -26,6 +26,18 @@ from tvmq.cli.terminal import Terminal
 @click.option(
     "--data", required=True, metavar="D", help="Labelled data, in one of the forms above."
 )
+@click.option(
+    "--labels",
+    type=PATH,
+    metavar="FILE.csv",
+    help="The class of every image of a folder: lines of file,label.",
+)
+@click.option(
+    "--classes",
+    type=PATH,
+    metavar="FILE",
+    help="The classes of the network, a class folder per line; the first is class 0.",
+)
 @click.option("--samples", type=Whole(1), help="Only the first images.")
 @click.option("--batch", type=Whole(1), default=64, show_default=True, help="Batch size.")
 @click.option(
@@ -43,6 +55,8 @@ def command(
     /,
     artifact: Path,
     data: str,
+    labels: Path | None,
+    classes: Path | None,
     samples: int | None,
     batch: int,
     min_top1: float | None,
@@ -52,11 +66,12 @@ def command(
     """Measure the accuracy of ART.
 
     Data is a .npz keyed by input name, or with `images`, and with `labels`; an image folder in
-    ImageNet layout; or module:function. Floats are taken as they are. uint8 arrays are images
-    (N,H,W,C) and are preprocessed as in the build, where --mean, --std, --resize and --crop do not
-    say otherwise.
+    ImageNet layout, or any with --labels; or module:function. Floats are taken as they are. uint8
+    arrays are images (N,H,W,C) and are preprocessed as in the build, where --mean, --std, --resize
+    and --crop do not say otherwise.
     """
     from tvmq.artifact.artifact import Artifact
+    from tvmq.data.labels import Labelling
     from tvmq.data.preprocessing import Preprocessing
     from tvmq.run.evaluate import evaluate
     from tvmq.run.execute import open_for
@@ -64,11 +79,14 @@ def command(
 
     given = Preprocessing.from_flags(*(images[name] for name in IMAGE_FLAGS))
     loaded = Artifact.load(artifact)
-    source = open_for(loaded, data, given)
+    source = open_for(loaded, data, given, Labelling("classes", table=labels, names=classes))
     source.require_labels()
+    progress = terminal.progress()
+    for note in source.notes:
+        progress.note(f"note: {note}")
     session = Session(loaded, device)
     total = source.count if samples is None else min(samples, source.count or samples)
-    with terminal.progress().bar(f"eval on {session.device}") as report:
+    with progress.bar(f"eval on {session.device}") as report:
         result = evaluate(session, source.batches(batch, limit=samples), total, report)
     if terminal.json:
         terminal.print_json(asdict(result))

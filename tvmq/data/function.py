@@ -12,8 +12,9 @@ import numpy as np
 
 from targets.errors import InputError
 from tvmq.data.arrays import as_floats, check_array
+from tvmq.data.labels import ClassNumbers, Labelling, as_class_numbers
 from tvmq.data.preprocessing import Floats, Preprocessing
-from tvmq.data.source import Batch, DataSource, Labels, as_labels
+from tvmq.data.source import Batch, DataSource
 from tvmq.float_model import TensorSpec
 from tvmq.users_code import import_object, users_code
 
@@ -28,9 +29,9 @@ class FunctionSource(DataSource):
         spec: str,
         inputs: Sequence[TensorSpec],
         preprocessing: Preprocessing,
-        classes: int | None,
+        labelling: Labelling,
     ) -> None:
-        super().__init__(spec, inputs, preprocessing, classes)
+        super().__init__(spec, inputs, preprocessing, labelling)
         self.function = import_object(spec, "data")
 
     def fingerprint(self) -> str:
@@ -91,12 +92,12 @@ class FunctionSource(DataSource):
             raise InputError(f"{self.spec}: the inputs of a batch differ in length: {counts}")
         return Batch(inputs, self._labels(labels, counts.pop()))
 
-    def _labels(self, labels: Any, count: int) -> Labels | None:
-        if labels is None:
+    def _labels(self, labels: Any, count: int) -> ClassNumbers | None:
+        if labels is None or self.labelling.use == "ignored":
             return None
         with users_code(f"{self.spec}: making an array of the labels that it yields"):
             array = _as_array(labels)
-        return as_labels(array, count, self.spec)
+        return as_class_numbers(array, count, self.spec)
 
     def _prepared(self, wanted: TensorSpec, value: Any) -> Floats:
         with users_code(f"{self.spec}: making an array of what it yields as {wanted.name!r}"):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
 
 from targets.errors import InputError
 from targets.reading import reading
+from tvmq.data.folder_classes import FolderClasses, classes_of_folders, classes_of_table
+from tvmq.data.labels import Labelling
 from tvmq.data.preprocessing import Bytes, Preprocessing, as_array
 from tvmq.data.source import Batch, DataSource
 from tvmq.float_model import TensorSpec
@@ -23,37 +25,42 @@ _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "GIF", "TIFF")
 
 
 class ImageFolderSource(DataSource):
-    """One folder per class, numbered in the order of their names; or images without labels."""
+    """One folder per class, or images whose classes stand in a table; or images without labels."""
 
     def __init__(
         self,
         spec: str,
         inputs: Sequence[TensorSpec],
         preprocessing: Preprocessing,
-        classes: int | None,
+        labelling: Labelling,
     ) -> None:
-        super().__init__(spec, inputs, preprocessing, classes)
+        super().__init__(spec, inputs, preprocessing, labelling)
         self.root = Path(spec)
         with reading(spec, "a folder of images"):
             folders = sorted(
                 entry for entry in self.root.iterdir() if entry.is_dir() and entry.name[0] != "."
             )
-        self.class_names = [folder.name for folder in folders]
-        self.has_labels = bool(folders)
+        by_folder = bool(folders) and labelling.table is None
         self.takes_images = True
-        self.files: list[tuple[Path, int]] = [
-            (file, label)
-            for label, folder in enumerate(folders or [self.root])
+        self.files = [
+            file
+            for folder in (folders if by_folder else [self.root])
             for file in sorted(folder.rglob("*"))
             if file.suffix.lower() in _SUFFIXES and file.is_file()
         ]
         if not self.files:
             raise InputError(f"{spec} has no images; wanted is one folder per class with images")
-        if classes is not None and len(folders) > classes:
-            raise InputError(
-                f"{spec} has {len(folders)} class folders, the network has {classes} classes"
-            )
         self.count = len(self.files)
+        self.has_labels = by_folder or labelling.table is not None
+        self.classes = FolderClasses(())
+        if labelling.use != "ignored" and self.has_labels:
+            self.classes = self._classes([folder.name for folder in folders])
+            self.notes = self.classes.notes
+        elif labelling.names is not None:
+            raise InputError(
+                f"{spec} has no class folders, so --classes {labelling.names} changes nothing. "
+                "Leave it out, or give --labels FILE.csv, which has lines of file,label."
+            )
         self._channels = self._only_input().shape[1]
         if self._channels not in (1, 3):
             raise InputError(f"{spec} holds images, the network takes {self._channels} channels")
@@ -62,18 +69,27 @@ class ImageFolderSource(DataSource):
     def fingerprint(self) -> str:
         """Sha256 of the names and sizes of all images."""
         digest = hashlib.sha256()
-        for file, _ in self.files:
+        for file in self.files:
             name = file.relative_to(self.root).as_posix()
             digest.update(f"{name} {file.stat().st_size}\n".encode())
         return digest.hexdigest()
 
+    def _classes(self, folders: Sequence[str]) -> FolderClasses:
+        files = [PurePosixPath(file.relative_to(self.root)) for file in self.files]
+        table = self.labelling.table
+        if table is None:
+            return classes_of_folders(self.root, folders, files, self.labelling)
+        return classes_of_table(self.root, files, table, self.labelling)
+
     def _chunks(self, size: int, indices: Sequence[int] | None) -> Iterator[Batch]:
-        chosen = self.files if indices is None else [self.files[index] for index in indices]
+        chosen = range(len(self.files)) if indices is None else indices
         name = self.inputs[0].name
         for start in range(0, len(chosen), size):
             part = chosen[start : start + size]
-            images = np.stack([self._decode(file) for file, _ in part])
-            labels = np.array([label for _, label in part], np.int64) if self.has_labels else None
+            images = np.stack([self._decode(self.files[index]) for index in part])
+            labels = None
+            if self.classes.numbers:
+                labels = np.array([self.classes.numbers[index] for index in part], np.int64)
             yield Batch({name: self.preprocessing.normalize(images)}, labels)
 
     def _decode(self, file: Path) -> Bytes:

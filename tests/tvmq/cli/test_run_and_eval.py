@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from model_files import DIGITS
+from PIL import Image
 
 from tvmq.artifact.artifact import Artifact
 from tvmq.progress import Progress
@@ -133,6 +134,39 @@ def test_accuracy_gate(tvmq, digits):
     wrong = tvmq(*words, "--min-top1", "0.9", "--mean", "0.9", "--std", "0.01")
     assert wrong.code == 1
     assert "--min-top1 asks for 0.9" in wrong.err
+
+
+def test_labels_of_a_folder_of_images(tvmq, tmp_path, digits):
+    """Whichever way the classes are given, the accuracy is that of the same arrays."""
+    with np.load(DIGITS / "digits_eval.npz") as file:
+        images, labels = file["images"][:40], file["labels"][:40]
+    lines = ["file,label"]
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        name = f"number {9 - label}/{number}.png"
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(tmp_path / "set" / name)
+        lines.append(f"{name},{label}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    (tmp_path / "classes").write_text("".join(f"number {9 - label}\n" for label in range(10)))
+    words = ["eval", digits, "--data", tmp_path / "set", "--device", "cpu", "--min-top1", "0.9"]
+    assert tvmq(*words).code == 1  # the folders are in the other order
+    for more in (["--labels", tmp_path / "labels.csv"], ["--classes", tmp_path / "classes"]):
+        result = tvmq(*words, *more)
+        assert result.code == 0, result.err
+    (tmp_path / "set" / "extra.png").write_bytes(b"")
+    result = tvmq(*words, "--labels", tmp_path / "labels.csv")
+    assert result.code == 2
+    assert "labels.csv has no label for image extra.png" in result.err
+
+
+def test_notes_of_the_data_go_to_stderr(tvmq, tmp_path, digits):
+    for name in range(1, 11):
+        (tmp_path / str(name)).mkdir()
+        Image.new("L", (16, 16), name).save(tmp_path / str(name) / "a.png")
+    result = tvmq("eval", digits, "--data", tmp_path, "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["n"] == 10
+    assert "as text: 1 is class 0, 10 is class 1, 2 is class 2" in result.err
 
 
 def test_an_accuracy_that_is_no_number_passes_no_gate(tvmq, digits, monkeypatch):

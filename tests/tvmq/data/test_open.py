@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from targets.errors import InputError
+from tvmq.data.labels import Labelling
 from tvmq.data.open import open_data
 from tvmq.data.preprocessing import Preprocessing
 from tvmq.data.source import spread_indices
@@ -17,6 +18,7 @@ from tvmq.float_model import TensorSpec
 X = (TensorSpec("x", (1, 3, 8, 6)),)
 HOW = Preprocessing((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 RNG = np.random.default_rng(0)
+CLASSES = Labelling("classes")
 IMAGES = RNG.integers(0, 256, (23, 8, 6, 3), np.uint8)
 LABELS = RNG.integers(0, 4, 23)
 FLOATS = (
@@ -104,7 +106,7 @@ def refuse(pattern, spec, *args, inputs=X, use=lambda source: list(source.batche
 @pytest.mark.parametrize("writer", [np.savez, np.savez_compressed])
 def test_npz_of_images_is_normalized(tmp_path, writer):
     writer(tmp_path / "d.npz", images=IMAGES, labels=LABELS)
-    source = open_data(str(tmp_path / "d.npz"), X, HOW, classes=4)
+    source = open_data(str(tmp_path / "d.npz"), X, HOW, Labelling("classes", 4))
     for size in (1, 4, 23, 100):
         x, labels = whole(source, size)
         np.testing.assert_array_equal(x, FLOATS)
@@ -158,7 +160,7 @@ def test_npz_of_two_inputs(tmp_path):
 
 def test_functions(module):
     for name in ("arrays", "pairs", "images"):
-        source = open_data(f"{module}:{name}", X, HOW, classes=4)
+        source = open_data(f"{module}:{name}", X, HOW, Labelling("classes", 4))
         for _ in range(2):
             x, labels = whole(source)
             np.testing.assert_array_equal(x, FLOATS)
@@ -171,7 +173,7 @@ def test_wrong_functions(module):
     refuse(r"RuntimeError: disk is full \(.*my_data.py:\d+\)", f"{module}:failing")
     refuse("failed with SystemExit: 0", f"{module}:leaving")
     refuse("making an array of what it yields as 'x' failed with ValueError", f"{module}:ragged")
-    refuse("class numbers", f"{module}:fractions")
+    refuse("class numbers", f"{module}:fractions", None, CLASSES)
     refuse("has no absent", f"{module}:absent")
     refuse("can't import", "no_such_module:function")
     refuse("23 images, 50 are wanted", f"{module}:arrays",
@@ -189,12 +191,12 @@ def image_folder(tmp_path):
 
 
 def test_image_folder_classes_are_alphabetical(image_folder):
-    source = open_data(str(image_folder), X, HOW, classes=4)
+    source = open_data(str(image_folder), X, HOW, Labelling("classes", 3))
     x, labels = whole(source)
     np.testing.assert_array_equal(labels, [0, 0, 0, 1, 1, 1, 2, 2, 2])
     np.testing.assert_array_equal(x[:3], FLOATS[3:6])
     np.testing.assert_array_equal(x[3:6], FLOATS[0:3])
-    refuse("3 class folders, the network has 2", str(image_folder), HOW, classes=2)
+    refuse("3 class folders, the network has 2", str(image_folder), HOW, Labelling("classes", 2))
 
 
 def test_images_are_resized_and_cropped(tmp_path):
@@ -262,10 +264,12 @@ def test_wrong_npz(tmp_path):
     refuse("save an array of numbers", save(path, images=IMAGES[:, :0]), HOW)
     refuse("no such file or folder", "/dev/zero")
     refuse("have 2 values", save(path, images=IMAGES), Preprocessing((0.0, 0.0), (1.0, 1.0)))
-    refuse("labels have shape", save(path, x=FLOATS, labels=LABELS[:5]))
-    refuse("class numbers", save(path, x=FLOATS, labels=LABELS * 1.0))
-    refuse("label 3 of image", save(path, x=FLOATS, labels=LABELS), classes=3)
-    refuse("label -1 of image", save(path, x=FLOATS, labels=LABELS - 1 - LABELS.min()))
+    refuse("labels have shape", save(path, x=FLOATS, labels=LABELS[:5]), None, CLASSES)
+    refuse("class numbers", save(path, x=FLOATS, labels=LABELS * 1.0), None, CLASSES)
+    refuse("label 3 of image", save(path, x=FLOATS, labels=LABELS), None, Labelling("classes", 3))
+    refuse(
+        "label -1 of image", save(path, x=FLOATS, labels=LABELS - 1 - LABELS.min()), None, CLASSES
+    )
     refuse("no images", save(path, x=FLOATS[:0]))
     refuse("Python objects", save(path, x=np.array([None, {}], object)))
     refuse("column by column", save(path, x=np.asfortranarray(FLOATS)))
@@ -299,7 +303,7 @@ def test_an_npz_holds_what_it_says(tmp_path, member, content, pattern):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
         for name, data in members.items():
             new.writestr(name, data)
-    refuse(pattern, path)
+    refuse(pattern, path, None, CLASSES)
 
 
 def test_an_npz_holds_nothing_but_arrays(tmp_path):
@@ -313,7 +317,8 @@ def test_rows_and_labels_that_would_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("tvmq.data.npz_rows._LARGEST_ROW", 2**12)
     refuse("0 MB for one image", save(tmp_path / "d.npz", x=np.zeros((1, 3, 800, 6), np.float32)))
     monkeypatch.setattr("tvmq.data.npz_rows._LARGEST_WHOLE", 2**6)
-    refuse("more than labels need", save(tmp_path / "d.npz", x=FLOATS, labels=LABELS))
+    refuse("more than labels need", save(tmp_path / "d.npz", x=FLOATS, labels=LABELS),
+           None, CLASSES)  # fmt: skip
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -331,7 +336,7 @@ def test_truncated_npz_is_refused(tmp_path):
 
 
 def test_samples_are_spread_and_repeatable(tmp_path):
-    source = open_data(save(tmp_path / "d.npz", images=IMAGES, labels=LABELS), X, HOW)
+    source = open_data(save(tmp_path / "d.npz", images=IMAGES, labels=LABELS), X, HOW, CLASSES)
     picked = spread_indices(23, 7, 5)
     assert picked == sorted(set(picked))
     assert all(index * 23 // 7 <= pick < (index + 1) * 23 // 7 for index, pick in enumerate(picked))
