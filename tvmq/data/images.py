@@ -13,7 +13,8 @@ from targets.errors import InputError
 from targets.reading import reading
 from tvmq.data.folder_classes import FolderClasses, classes_of_folders, classes_of_table
 from tvmq.data.labels import Labelling
-from tvmq.data.preprocessing import Bytes, Preprocessing, as_array
+from tvmq.data.pictures import picture_as_floats
+from tvmq.data.preprocessing import Floats, Preprocessing
 from tvmq.data.source import Batch, DataSource
 from tvmq.float_model import TensorSpec
 
@@ -61,10 +62,10 @@ class ImageFolderSource(DataSource):
                 f"{spec} has no class folders, so --classes {labelling.names} changes nothing. "
                 "Leave it out, or give --labels FILE.csv, which has lines of file,label."
             )
-        self._channels = self._only_input().shape[1]
-        if self._channels not in (1, 3):
-            raise InputError(f"{spec} holds images, the network takes {self._channels} channels")
-        preprocessing.check_given(spec, self._channels)
+        channels = self._only_input().shape[1]
+        if channels not in (1, 3):
+            raise InputError(f"{spec} holds images, the network takes {channels} channels")
+        preprocessing.check_given(spec, channels)
 
     def fingerprint(self) -> str:
         """Sha256 of the names and sizes of all images."""
@@ -90,24 +91,15 @@ class ImageFolderSource(DataSource):
             labels = None
             if self.classes.numbers:
                 labels = np.array([self.classes.numbers[index] for index in part], np.int64)
-            yield Batch({name: self.preprocessing.normalize(images)}, labels)
+            yield Batch({name: images}, labels)
 
-    def _decode(self, file: Path) -> Bytes:
+    def _decode(self, file: Path) -> Floats:
         try:
             with Image.open(file, formats=_FORMATS) as image:
-                picture = image.convert("RGB" if self._channels == 3 else "L")
+                return picture_as_floats(image, self.inputs[0], self.preprocessing)
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from error
         except Exception as error:  # decoders raise whatever a damaged image leads them to
             raise InputError(
                 f"{file} can't be read as an image ({error}); remove or replace it"
             ) from error
-        try:
-            array = as_array(self.preprocessing.resize_and_crop(picture))
-        except InputError as error:
-            raise InputError(f"{file}: {error}") from error
-        height, width = self.inputs[0].shape[2:]
-        if array.shape[:2] != (height, width):
-            raise InputError(
-                f"{file} comes out as {array.shape[1]}x{array.shape[0]}, the network takes "
-                f"{width}x{height}; give --resize and --crop that lead to it"
-            )
-        return array

@@ -93,7 +93,8 @@ def rows_of_labels(labels: Any, count: int, rows: slice) -> Any:
     """Those of some images, of labels in any form that has one entry per image.
 
     Args:
-        labels: an array or tensor [N, ...], a list or tuple of N, or a mapping of these; None.
+        labels: an array or tensor [N, ...], a list or tuple of N, or a mapping or tuple of
+            these; None.
         count: N.
         rows: the images.
 
@@ -104,14 +105,20 @@ def rows_of_labels(labels: Any, count: int, rows: slice) -> Any:
         return None
     if isinstance(labels, Mapping):
         return {key: rows_of_labels(value, count, rows) for key, value in labels.items()}
-    if isinstance(labels, Sequence) and not isinstance(labels, str):
-        entries: int | None = len(labels)
-    else:
-        shape: Sequence[int] = getattr(labels, "shape", ())
-        entries = shape[0] if len(shape) else None
-    if entries != count:
+    columns = isinstance(labels, tuple) and all(_entries(value) == count for value in labels)
+    if columns == (
+        _entries(labels) == count
+    ):  # neither, or a batch of as many as there are columns
         raise InputError(
-            f"the labels of a batch of {count} images can't be divided, they have no entry per "
-            "image; let --samples end where a batch of the loader does"
+            f"the labels of a batch of {count} images can't be divided; let --samples end where a "
+            "batch of the loader does"
         )
-    return labels[rows]
+    return tuple(value[rows] for value in labels) if columns else labels[rows]
+
+
+def _entries(labels: Any) -> int | None:
+    """Along the first axis; None if there is none."""
+    if isinstance(labels, Sequence) and not isinstance(labels, str):
+        return len(labels)
+    shape: Sequence[int] = getattr(labels, "shape", ())
+    return shape[0] if len(shape) else None

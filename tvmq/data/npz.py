@@ -75,8 +75,10 @@ class NpzSource(DataSource):
             rows = slice(done, stop) if indices is None else list(indices[done:stop])
             labels = None if self.class_numbers is None else self.class_numbers[rows]
             inputs = {
-                name: as_floats(self._where(self.members[name]), array, self.preprocessing)
-                for name, array in named.items()
+                spec.name: as_floats(
+                    self._where(self.members[spec.name]), named[spec.name], spec, self.preprocessing
+                )
+                for spec in self.inputs
             }
             yield Batch(inputs, labels if self.label_rows is None else arrays[-1])
             done = stop

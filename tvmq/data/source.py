@@ -90,7 +90,7 @@ class DataSource(abc.ABC):
             limit: stop after so many images.
 
         Raises:
-            InputError: names the image that is not finite, has another shape or a wrong label.
+            InputError: names the image that is not finite or has a wrong label.
         """
         indices = None
         if limit is not None and self.count is not None and limit < self.count:
@@ -163,12 +163,6 @@ class DataSource(abc.ABC):
     def _check(self, batch: Batch, first: int) -> None:
         for wanted in self.inputs:
             value = batch.inputs[wanted.name]
-            if value.shape[1:] != wanted.shape[1:]:
-                raise InputError(
-                    f"{self.spec}: input {wanted.name!r} has shape {_shape(value.shape)}, "
-                    f"the network takes {_shape(wanted.shape)}"
-                    + _shape_hint(value.shape, wanted.shape)
-                )
             finite = np.isfinite(value).all(axis=tuple(range(1, value.ndim)))
             if not finite.all():
                 raise InputError(
@@ -218,12 +212,3 @@ def _join(parts: list[Batch]) -> Batch:
 
 def _shape(shape: Sequence[int]) -> str:
     return "(" + ", ".join(["N", *map(str, shape[1:])]) + ")"
-
-
-def _shape_hint(have: Sequence[int], want: Sequence[int]) -> str:
-    if len(have) == len(want) == 4:
-        if tuple(have[i] for i in (3, 1, 2)) == tuple(want[1:]):
-            return "; transpose it to (N, C, H, W)"
-        if have[1] == want[1]:
-            return "; give --resize and --crop, or data of this size"
-    return ""

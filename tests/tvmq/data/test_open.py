@@ -221,7 +221,8 @@ def test_sizes_beyond_all_measure(tmp_path):
     how = Preprocessing((0.0,), (1.0,), resize=400, crop=8)
     refuse(r"long.png: 3000x1 with --resize 400 is 1200000x400, beyond", str(tmp_path), how)
     two = np.zeros((1, 8, 6, 2), np.uint8)
-    refuse("images of 2 channels can't be resized", save(tmp_path / "d.npz", images=two), how)
+    refuse("images of 2 channels can't be resized", save(tmp_path / "d.npz", images=two), how,
+           inputs=(TensorSpec("x", (1, 2, 8, 6)),))  # fmt: skip
 
 
 def test_wrong_image_folders(image_folder, tmp_path):
@@ -254,8 +255,10 @@ def test_wrong_npz(tmp_path):
     path.write_bytes(b"text")
     refuse("not a readable .npz", str(path))
     refuse("has the keys z; wanted are x", save(path, z=FLOATS))
-    refuse(r"has shape \(N, 3, 7, 6\), the network takes \(N, 3, 8, 6\)",
+    refuse(r"'x' has shape \[23, 3, 7, 6\], the network takes \[N, 3, 8, 6\]; floats are taken as",
            save(path, x=FLOATS[:, :, :7]))  # fmt: skip
+    refuse("the first axis must count", save(path, x=FLOATS[:3].transpose(1, 2, 3, 0)[0]),
+           inputs=(TensorSpec("x", (1, 8, 6, 3)),))  # fmt: skip
     refuse("transpose it", save(path, x=FLOATS.transpose(0, 2, 3, 1)))
     refuse("int64", save(path, x=FLOATS.astype(np.int64)))
     refuse("give the --mean and --std", save(path, images=IMAGES))
