@@ -192,7 +192,7 @@ def _order_note(root: Path, folders: Sequence[str]) -> list[str]:
     if [int(folder) for folder in folders] == list(range(len(folders))):
         return []
     shown = ", ".join(f"{name} is class {number}" for number, name in enumerate(folders[:_SHOWN]))
-    more = ", ..." if len(folders) > _SHOWN else ""
+    more = " and so on" if len(folders) > _SHOWN else ""
     return [
         f"{root}: class folders are numbered in the order of their names as text: {shown}{more}. "
         "Where the network was trained otherwise, give --classes FILE with the folder of each "

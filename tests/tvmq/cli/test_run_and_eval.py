@@ -169,6 +169,106 @@ def test_notes_of_the_data_go_to_stderr(tvmq, tmp_path, digits):
     assert "as text: 1 is class 0, 10 is class 1, 2 is class 2" in result.err
 
 
+METRICS = """
+import numpy as np
+
+
+def margin(batches):
+    total = count = 0
+    for outputs, labels in batches:
+        assert labels.dtype == np.float32  # not class numbers
+        (logits,) = outputs.values()
+        top = np.sort(logits, axis=1)
+        total += (top[:, -1] - top[:, -2] + labels).sum()
+        count += len(logits)
+    return {"margin": total / count, "count": count}
+
+
+def nothing(batches):
+    for outputs, labels in batches:
+        assert labels is None
+    return float("nan")
+
+
+def failing(batches):
+    for outputs, labels in batches:
+        raise KeyError("no such output")
+
+
+def lazy(outputs, labels):
+    return 1.0
+"""
+
+
+def test_a_metric_of_the_user(tvmq, tmp_path, digits, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "metrics_of_mine.py").write_text(METRICS)
+    with np.load(DIGITS / "digits_eval.npz") as file:
+        images = file["images"][:30]
+    np.savez("data.npz", images=images, labels=np.full(30, 0.5, np.float32))
+    words = ["eval", digits, "--data", "data.npz", "--batch", 16, "--metric"]
+    found = {}
+    for device in ("npu", "cpu", "reference", "float"):
+        result = tvmq(*words, "metrics_of_mine:margin", "--device", device, "--json")
+        assert result.code == 0, result.err
+        found[device] = json.loads(result.out)
+        assert set(found[device]) == {"margin", "count", "n", "device", "images_per_second"}
+        assert (found[device]["n"], found[device]["count"]) == (30, 30)
+    assert found["npu"]["margin"] == found["cpu"]["margin"] == found["reference"]["margin"]
+    assert found["npu"]["margin"] != found["float"]["margin"]
+
+    words[-1:] = ["--device", "cpu", "--metric", "metrics_of_mine:margin", "--min", "count=30"]
+    exact = found["cpu"]["margin"]
+    assert "margin" in tvmq(*words, "--min", f"margin={exact!r}").out
+    assert tvmq(*words, "--min", f"margin={exact!r}").code == 0
+    result = tvmq(*words, "--min", "margin=1e9")
+    assert result.code == 1
+    assert "on data.npz, --min margin asks for 1e+09" in result.err
+    result = tvmq(*words, "--min-top1", "0.1")
+    assert result.code == 2
+    assert "--min-top1: --metric metrics_of_mine:margin gives margin, count" in result.err
+
+
+def test_metrics_that_fail(tvmq, tmp_path, digits, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "metrics_of_mine_2.py").write_text(METRICS)
+    with np.load(DIGITS / "digits_eval.npz") as file:
+        np.savez("data.npz", images=file["images"][:3])
+    words = ["eval", digits, "--data", "data.npz", "--device", "cpu", "--metric"]
+    result = tvmq(*words, "metrics_of_mine_2:nothing", "--json")
+    assert (result.code, json.loads(result.out)["nothing"]) == (0, None)
+    assert tvmq(*words, "metrics_of_mine_2:nothing", "--min", "nothing=-1").code == 1
+    for name, message in (
+        ("failing", r"failed with KeyError: 'no such output' (.*metrics_of_mine_2.py:24)."),
+        (
+            "lazy",
+            "lazy: can't be called with the batches alone (missing a required",
+        ),
+        ("absent", "has no absent"),
+    ):
+        result = tvmq(*words, f"metrics_of_mine_2:{name}")
+        assert result.code == 2
+        assert message.replace(".*", str(tmp_path) + "/") in result.err
+        assert not result.out
+
+
+@pytest.mark.parametrize("text", ["top1", "=1", "top1=", "top1=x", "top1=nan", "top1=inf"])
+def test_gates_that_are_none(tvmq, digits, text):
+    result = tvmq("eval", digits, "--data", DIGITS / "digits_eval.npz", "--min", text)
+    assert result.code == 2
+    assert f"--min {text!r} is not of the form NAME=VALUE" in result.err
+
+
+def test_gates_of_accuracy(tvmq, digits):
+    words = ["eval", digits, "--data", DIGITS / "digits_eval.npz", "--samples", 20, "--min"]
+    assert tvmq(*words, "top1=0.5", "--min", "top5=0.5").code == 0
+    result = tvmq(*words, "top5=1.5")
+    assert (result.code, "--min top5 asks for 1.5" in result.err) == (1, True)
+    result = tvmq(*words, "miou=0.5")
+    assert (result.code, result.out) == (2, "")  # before anything ran
+    assert "--min miou: Accuracy gives top1, top5. Choose one" in result.err
+
+
 def test_an_accuracy_that_is_no_number_passes_no_gate(tvmq, digits, monkeypatch):
     monkeypatch.setattr(Accuracy, "top1", property(lambda _: float("nan")))
     words = ["--data", DIGITS / "digits_eval.npz", "--samples", 5, "--min-top1", 0]

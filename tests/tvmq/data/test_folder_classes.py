@@ -153,7 +153,9 @@ def test_folders_named_by_number_are_numbered_as_text_and_it_is_said(folder):
     assert labels_by_number(source) == {n: sorted(map(str, range(12))).index(str(n))
                                         for n in range(12)}  # fmt: skip
     (note,) = source.notes
-    assert "0 is class 0, 1 is class 1, 10 is class 2, 11 is class 3, 2 is class 4, ..." in note
+    assert (
+        "0 is class 0, 1 is class 1, 10 is class 2, 11 is class 3, 2 is class 4 and so on. " in note
+    )
     assert "--classes FILE" in note
 
 
