@@ -80,7 +80,9 @@ class NpzSource(DataSource):
                 )
                 for spec in self.inputs
             }
-            yield Batch(inputs, labels if self.label_rows is None else arrays[-1])
+            if self.label_rows is not None:  # to be used as any array: writable, of native bytes
+                labels = arrays[-1].astype(arrays[-1].dtype.newbyteorder("="))
+            yield Batch(inputs, labels)
             done = stop
 
     def _where(self, member: NpzMember) -> str:

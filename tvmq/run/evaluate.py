@@ -12,7 +12,7 @@ import numpy as np
 
 from targets.errors import InputError
 from tvmq.data.source import Batch
-from tvmq.run.metrics import Batches, Metric, accuracy
+from tvmq.run.metrics import Batches, Metric, accuracy, numbers_of
 from tvmq.run.session import Array, Session
 
 FACTS = ("n", "device", "images_per_second")
@@ -66,7 +66,7 @@ def evaluate(
         batches: preprocessed inputs by name, and the labels that the metric wants.
         total: images there will be, where that is known.
         report: told about images done and in total, after each batch.
-        metric: is called once.
+        metric: is called once, with outputs by name and labels, batch by batch.
         most: images that run at a time, where batches are larger; None: the whole batch.
 
     Raises:
@@ -76,7 +76,7 @@ def evaluate(
     work = _Work(session, most)
     outputs = work.outputs_of(batches, total, report)
     try:
-        numbers = dict(metric(outputs))
+        found = metric(outputs)
     except Exception:
         work.check()  # what ended the batches goes before what the metric made of it
         raise
@@ -89,6 +89,7 @@ def evaluate(
         )
     if work.n == 0:
         raise InputError("The evaluation data holds no image. Give at least one.")
+    numbers = numbers_of(found, getattr(metric, "__name__", "metric"))
     for name in FACTS:
         if name in numbers:
             raise InputError(f"The metric has a number called {name!r}, as eval has. Rename it.")

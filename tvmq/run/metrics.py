@@ -17,8 +17,13 @@ from targets.errors import InputError
 Batches: TypeAlias = Iterator[tuple[dict[str, npt.NDArray[np.float32]], Any]]
 """Outputs by name, float32[N, ...], and labels, batch by batch."""
 
-Metric: TypeAlias = Callable[[Batches], Mapping[str, float]]
-"""Goes through all batches and returns numbers by name."""
+Metric: TypeAlias = Callable[[Batches], Any]
+"""Is called once, goes through all batches, and returns a number or numbers by name."""
+
+FORM = (
+    "Write it as function(batches), which goes through the (outputs, labels) of all batches and "
+    "returns a dict of numbers by name"
+)
 
 ACCURACY = ("top1", "top5")
 """The numbers of ``accuracy``."""
@@ -38,6 +43,30 @@ def accuracy(batches: Batches) -> dict[str, float]:
         _check(logits, labels)
         counted.add(logits, labels)
     return dict(zip(ACCURACY, (counted.top1, counted.top5), strict=True))
+
+
+def numbers_of(found: Any, name: str) -> dict[str, float]:
+    """Numbers by name of what a metric returned: of Python, or NumPy or torch without axes.
+
+    Args:
+        found: a number or a mapping of numbers.
+        name: of the metric, and of its number if it is one.
+
+    Raises:
+        InputError: there is none, or something else.
+    """
+    named = found if isinstance(found, Mapping) else {name: found}
+    if not named:
+        raise InputError(f"The metric {name} returned no number. {FORM}.")
+    numbers = {}
+    for key, value in named.items():
+        shape = tuple(getattr(value, "shape", ()))
+        number = value.item() if shape == () and hasattr(value, "item") else value
+        if not isinstance(number, int | float):
+            what = f"an array of shape {list(shape)}" if shape else f"a {type(value).__name__}"
+            raise InputError(f"The metric {name} returned {str(key)!r} as {what}. {FORM}.")
+        numbers[str(key)] = number
+    return numbers
 
 
 def _check(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.integer]) -> None:

@@ -1,23 +1,13 @@
-"""A metric of the user, ``module:function``: what it must be, and what it may return.
-
-The function is called once. It goes through the batches, of which each is a pair of the outputs by
-name and the labels as the data gave them, and returns a number, or a dict of numbers by name.
-"""
+"""A metric of the user, ``module:function``: importing it, and saying where it failed."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 from targets.errors import InputError
-from tvmq.run.metrics import Batches, Metric
+from tvmq.run.metrics import FORM, Batches, Metric
 from tvmq.users_code import import_object, users_code
-
-_FORM = (
-    "Write it as function(batches), which goes through the (outputs, labels) of all batches and "
-    "returns a dict of numbers by name"
-)
 
 
 def import_metric(spec: str) -> Metric:
@@ -27,7 +17,7 @@ def import_metric(spec: str) -> Metric:
         spec: ``package.module:function``.
 
     Returns:
-        The metric; it raises an InputError where the function fails or returns no numbers.
+        The metric; it raises an InputError where the function fails.
 
     Raises:
         InputError: there is no such function, or it takes something else than the batches.
@@ -35,33 +25,19 @@ def import_metric(spec: str) -> Metric:
     flag = f"--metric {spec}"
     function = import_object(spec, "--metric")
     if not callable(function):
-        raise InputError(f"{flag}: is no function. {_FORM}.")
+        raise InputError(f"{flag}: is no function. {FORM}.")
     try:
         inspect.signature(function).bind(())
     except TypeError as error:
         raise InputError(
-            f"{flag}: can't be called with the batches alone ({error}). {_FORM}."
+            f"{flag}: can't be called with the batches alone ({error}). {FORM}."
         ) from error
     except ValueError:  # a function of C, which doesn't say what it takes
         pass
 
-    def metric(batches: Batches) -> dict[str, float]:
+    def metric(batches: Batches) -> Any:
         with users_code(flag):
-            found = function(batches)
-            named = found if isinstance(found, Mapping) else {spec.rpartition(":")[2]: found}
-            numbers = {str(name): _number(flag, name, value) for name, value in named.items()}
-        if not numbers:
-            raise InputError(f"{flag}: returned no number. {_FORM}.")
-        return numbers
+            return function(batches)
 
+    metric.__name__ = spec.rpartition(":")[2]
     return metric
-
-
-def _number(flag: str, name: Any, value: Any) -> float:
-    """Of Python, NumPy or torch."""
-    shape = getattr(value, "shape", ())
-    number = value.item() if hasattr(value, "item") and tuple(shape) == () else value
-    if isinstance(number, int | float):
-        return number
-    what = f"an array of shape {list(shape)}" if shape else f"of type {type(value).__name__}"
-    raise InputError(f"{flag}: {str(name)!r} is {what}, not a number. {_FORM}.")

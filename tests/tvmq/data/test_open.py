@@ -114,6 +114,28 @@ def test_npz_of_images_is_normalized(tmp_path, writer):
     assert source.count == 23
 
 
+@pytest.mark.parametrize("labels", [LABELS * 0.5, np.zeros((23, 8, 6), np.uint8), FLOATS > 0])
+def test_labels_of_any_kind_are_given_by_row(tmp_path, labels):
+    spec = save(tmp_path / "d.npz", x=FLOATS, labels=labels.astype(labels.dtype.newbyteorder(">")))
+    found = list(open_data(spec, X, None, Labelling("given")).batches(4))
+    np.testing.assert_array_equal(np.concatenate([batch.labels for batch in found]), labels)
+    assert all(batch.labels.dtype == labels.dtype for batch in found)
+    assert all(batch.labels.flags.writeable for batch in found)
+    sample = list(open_data(spec, X, None, Labelling("given")).samples(7, 3, seed=5))
+    rows = spread_indices(23, 7, 5)
+    np.testing.assert_array_equal(np.concatenate([batch.labels for batch in sample]), labels[rows])
+    assert all(batch.labels is None for batch in open_data(spec, X).batches(4))
+    refuse("labels' has shape .22.* for 23 images; the first axis", save(tmp_path / "e.npz",
+           x=FLOATS, labels=labels[1:]), None, Labelling("given"))  # fmt: skip
+
+
+def test_labels_that_nobody_asks_for_may_be_anything(tmp_path):
+    boxes = np.array([None, {"boxes": 1}], object)
+    spec = save(tmp_path / "d.npz", x=FLOATS[:2], labels=boxes, names=boxes)
+    assert sum(map(len, open_data(spec, X).batches(4))) == 2
+    refuse("'labels' holds Python objects", spec, None, CLASSES)
+
+
 def test_npz_by_input_name_is_taken_as_it_is(tmp_path):
     spec = save(tmp_path / "d.npz", x=FLOATS.astype(np.float64))
     source = open_data(spec, X)

@@ -3,9 +3,7 @@
 import sys
 import types
 
-import numpy as np
 import pytest
-import torch
 
 from targets.errors import InputError
 from tvmq.run.users_metric import import_metric
@@ -22,37 +20,6 @@ def metric(monkeypatch):
         return import_metric("some_metrics:mine")
 
     return make
-
-
-@pytest.mark.parametrize(
-    "value",
-    [0.5, np.float32(0.5), np.array(0.5), torch.tensor(0.5), torch.tensor(0.5, dtype=torch.half)],
-)
-def test_numbers_of_any_kind(metric, value):
-    for found in (value, {"mine": value}):
-        numbers = metric(lambda batches, found=found: found)(iter(()))
-        assert numbers == {"mine": 0.5}
-        assert type(numbers["mine"]) is float
-
-
-def test_whole_numbers_stay_whole(metric):
-    numbers = metric(lambda batches: {"a": 3, "b": np.int64(4), "c": torch.tensor(5)})(iter(()))
-    assert numbers == {"a": 3, "b": 4, "c": 5}
-    assert all(type(number) is int for number in numbers.values())
-
-
-@pytest.mark.parametrize(
-    ("found", "pattern"),
-    [
-        (None, "'mine' is of type NoneType, not a number. Write it as function"),
-        ({"map": torch.zeros(80)}, r"'map' is an array of shape \[80\], not a number"),
-        ({"map": "0.5"}, "'map' is of type str"),
-        ({}, "returned no number"),
-    ],
-)
-def test_what_is_no_number(metric, found, pattern):
-    with pytest.raises(InputError, match=rf"--metric some_metrics:mine: {pattern}"):
-        metric(lambda batches: found)(iter(()))
 
 
 @pytest.mark.parametrize(
