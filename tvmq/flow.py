@@ -139,7 +139,7 @@ def _build_into(
         require_room_for(model, folder)
         require_room_to_link(model)
         save_float(folder, model)
-        data = _open_data(model, request, progress)
+        data = _open_data(model, request)
     with progress.stage("calibrate"):
         calibration = _calibrate(model, data, request, progress)
     with progress.stage("plan"):
@@ -193,16 +193,10 @@ def _capture(request: BuildRequest, progress: Progress) -> FloatModel:
     return model
 
 
-def _open_data(model: FloatModel, request: BuildRequest, progress: Progress) -> DataSource | None:
+def _open_data(model: FloatModel, request: BuildRequest) -> DataSource | None:
     if request.calib_data is None:
         return None
-    data = open_data(request.calib_data, model.inputs, request.preprocessing)
-    if data.takes_images is False and request.preprocessing != Preprocessing():
-        progress.note(
-            f"note: {data.spec} holds floats, which are taken as they are; --mean, --std, --resize "
-            "and --crop are kept for the images that `eval` and `run` get."
-        )
-    return data
+    return open_data(request.calib_data, model.inputs, request.preprocessing)
 
 
 def _calibrate(
@@ -220,7 +214,13 @@ def _calibrate(
         return calibration
     samples = _Samples(data, request)
     with progress.bar("calibrate") as report:
-        return calibrate(model, samples, samples.count, progress=report)
+        calibration = calibrate(model, samples, samples.count, progress=report)
+    if data.takes_images is False and request.preprocessing != Preprocessing():
+        progress.note(
+            f"note: {data.spec} holds floats, which are taken as they are; --mean, --std, --resize "
+            "and --crop are kept for the images that `eval` and `run` get."
+        )
+    return calibration
 
 
 def _plan(

@@ -88,15 +88,15 @@ def command(
     """Measure the accuracy of ART, or what a --metric says of its outputs.
 
     Data is a .npz keyed by input name, or with `images`, and with `labels`; an image folder in
-    ImageNet layout, or any with --labels; or module:function. Floats are taken as they are. uint8
-    arrays are images (N,H,W,C) and are preprocessed as in the build, where --mean, --std, --resize
-    and --crop do not say otherwise.
+    ImageNet layout, or any with --labels; or module:function, a loader or a function that yields
+    what loaders do. Floats are taken as they are. uint8 arrays are images (N,H,W,C or N,C,H,W) and
+    are preprocessed as in the build, where --mean, --std, --resize and --crop do not say otherwise.
     """
     from tvmq.artifact.artifact import Artifact
     from tvmq.data.labels import Labelling
     from tvmq.data.preprocessing import Preprocessing
     from tvmq.run.evaluate import evaluate
-    from tvmq.run.execute import open_for
+    from tvmq.run.execute import check_preprocessing, open_for
     from tvmq.run.metrics import ACCURACY, accuracy
     from tvmq.run.session import Session
     from tvmq.run.users_metric import import_metric
@@ -119,6 +119,7 @@ def command(
     with progress.bar(f"eval on {session.device}") as report:
         batches = source.batches(batch, limit=samples)
         result = evaluate(session, batches, total, report, measure, batch)
+    check_preprocessing(source, given)  # what a function yields is known when it has been read
     if terminal.json:
         terminal.print_json(result.as_json())
     else:

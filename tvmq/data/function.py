@@ -128,6 +128,7 @@ class FunctionSource(DataSource):
         if is_one(array, wanted):
             array = array[None]
         check_array(where, array.shape, array.dtype, wanted, self.preprocessing)
+        self.takes_images = bool(self.takes_images) or array.dtype == np.uint8
         return as_floats(where, array, wanted, self.preprocessing)
 
     def _of_pictures(
@@ -139,6 +140,7 @@ class FunctionSource(DataSource):
                 f"[N, {', '.join(map(str, wanted.shape[1:]))}]"
             )
         self.preprocessing.check_given(where, wanted.shape[1])
+        self.takes_images = True
         floats = []
         for picture in pictures:
             try:

@@ -52,8 +52,8 @@ class DataSource(abc.ABC):
         labelling: what is wanted of labels.
         count: number of images; None where only reading to the end would tell.
         has_labels: whether batches have labels; None where only reading would tell.
-        takes_images: whether there are 8-bit images, so that ``preprocessing`` means something;
-            None where only reading would tell.
+        takes_images: whether there are images, so that ``preprocessing`` means something; None
+            until reading tells.
         notes: what the user should know of the data before its numbers.
     """
 

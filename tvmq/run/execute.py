@@ -50,12 +50,21 @@ def open_for(
     classes = int(shape[1]) if len(shape) == 2 else None
     wanted = replace(labelling or Labelling("classes"), classes=classes)
     source = open_data(data, inputs, how, wanted)
+    check_preprocessing(source, given)
+    return source
+
+
+def check_preprocessing(source: DataSource, given: Preprocessing | None) -> None:
+    """Check, as far as the source knows, that preprocessing which was asked for is done.
+
+    Raises:
+        InputError: there are floats alone, which are taken as they are.
+    """
     if given not in (None, Preprocessing()) and source.takes_images is False:
         raise InputError(
-            f"{data} holds floats, which are taken as they are, so --mean, --std, --resize and "
-            "--crop change nothing. Leave them out, or store uint8 images."
+            f"{source.spec} holds floats, which are taken as they are, so --mean, --std, --resize "
+            "and --crop change nothing. Leave them out, or give uint8 images."
         )
-    return source
 
 
 def run_file(

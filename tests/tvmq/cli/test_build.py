@@ -80,6 +80,20 @@ def test_default_output_and_words(tvmq, tmp_path, monkeypatch):
     assert "calibrate: " in result.err
 
 
+def test_flags_of_images_for_floats_are_kept_and_it_is_said(tvmq, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, data = save("resnet_small", tmp_path), save_inputs("resnet_small", tmp_path)
+    (tmp_path / "floats_of_mine.py").write_text(
+        f"import numpy as np\ndef floats():\n    yield np.load({str(data)!r})['x'], 'any labels'\n"
+    )
+    words = ["build", model, "--target", "cpu", "--mean", "0.5", "--std", "2", "-o", "a.tvmq"]
+    for source in (data, "floats_of_mine:floats"):
+        result = tvmq(*words, "--calib-data", source)
+        assert result.code == 0, result.err
+        assert f"note: {source} holds floats, which are taken as they are; --mean" in result.err
+        assert Artifact.load(tmp_path / "a.tvmq").manifest.preprocessing["mean"] == [0.5]
+
+
 def test_without_data_or_batch_norm_the_flag_is_named(tvmq, tmp_path):
     result = tvmq("build", save("mlp", tmp_path), "-o", tmp_path / "a")
     assert result.code == 2

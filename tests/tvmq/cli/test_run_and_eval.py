@@ -89,6 +89,27 @@ def test_floats_are_never_preprocessed_again(tvmq, tmp_path, digits):
     assert not (tmp_path / "other.npz").exists()
 
 
+LOADERS = """
+import numpy as np
+
+def floats():
+    yield np.zeros((4, 1, 16, 16), np.float32), np.arange(4)
+
+def images():
+    yield np.zeros((4, 16, 16), np.uint8), np.arange(4)
+"""
+
+
+def test_flags_of_images_for_a_function_that_yields_floats(tvmq, tmp_path, digits, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loaders_of_mine.py").write_text(LOADERS)
+    words = ["eval", digits, "--device", "cpu", "--mean", "0", "--std", "1", "--data"]
+    assert tvmq(*words, "loaders_of_mine:images").code == 0
+    result = tvmq(*words, "loaders_of_mine:floats")
+    assert (result.code, result.out) == (2, "")
+    assert "loaders_of_mine:floats holds floats, which are taken as they are" in result.err
+
+
 def test_each_flag_of_images_overrides_its_own(tvmq, tmp_path, digits):
     with np.load(DIGITS / "digits_eval.npz") as file:
         images = file["images"][:3]
