@@ -7,6 +7,7 @@ Class folders are numbered in the order of their names as text, as torchvision d
 from __future__ import annotations
 
 import csv
+import io
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,11 +92,11 @@ def classes_of_table(
     for line, name, label in _rows(table):
         file = PurePosixPath(name)
         if file in numbers:
-            raise InputError(f"{table}:{line}: {name} has a label in line {lines[file]} already.")
+            raise InputError(f"{table}:{line}: {name!r} has a label in line {lines[file]} already.")
         if file not in known:
             raise InputError(
-                f"{table}:{line}: {root} has no image {name!r}. Names of files are relative to the "
-                "folder of images; correct the line, or remove it."
+                f"{table}:{line}: {root} has no image {reprlib.repr(name)}. Names of files are "
+                "relative to the folder of images; correct the line, or remove it."
             )
         numbers[file] = _number(f"{table}:{line}", label, number_of, wanted)
         lines[file] = line
@@ -119,12 +120,14 @@ def read_class_list(path: Path, classes: int | None) -> dict[str, int]:
     """
     text = read_text(path, "a list of classes", f"{_LIST}.").removeprefix("\ufeff")
     numbers: dict[str, int] = {}
-    for number, line in enumerate(text.rstrip().splitlines()):
+    for number, line in enumerate(io.StringIO(text.rstrip(), newline=None)):
         name = line.strip()
         if not name:
             raise InputError(f"{path}:{number + 1}: is empty. {_LIST}.")
         if name in numbers:
-            raise InputError(f"{path}:{number + 1}: {name!r} is class {numbers[name]} already.")
+            raise InputError(
+                f"{path}:{number + 1}: {reprlib.repr(name)} is class {numbers[name]} already."
+            )
         numbers[name] = number
     if not numbers:
         raise InputError(f"{path}: names no class. {_LIST}.")
@@ -139,7 +142,7 @@ def read_class_list(path: Path, classes: int | None) -> dict[str, int]:
 def _rows(table: Path) -> list[tuple[int, str, str]]:
     """Line, file and label of each row."""
     text = read_text(table, "a table of labels", f"{_TABLE}.").removeprefix("\ufeff")
-    reader = csv.reader(text.splitlines())
+    reader = csv.reader(io.StringIO(text, newline=None))
     rows: list[tuple[int, str, str]] = []
     columns = (0, 1)
     try:
@@ -149,7 +152,8 @@ def _rows(table: Path) -> list[tuple[int, str, str]]:
                 columns = (cells.index("file"), cells.index("label"))
             elif any(cells):
                 if len(cells) <= max(columns):
-                    raise InputError(f"{table}:{reader.line_num}: {row} is no pair. {_TABLE}.")
+                    short = reprlib.repr(row)
+                    raise InputError(f"{table}:{reader.line_num}: {short} is no pair. {_TABLE}.")
                 rows.append((reader.line_num, cells[columns[0]], cells[columns[1]]))
     except csv.Error as error:
         raise InputError(f"{table}:{reader.line_num}: not CSV ({error}). {_TABLE}.") from error

@@ -32,11 +32,8 @@ def picture_as_floats(picture: Image.Image, wanted: TensorSpec, how: Preprocessi
     """
     channels = wanted.shape[1]
     bits = _bits(picture)
-    if bits == 16:
-        plain = Image.fromarray(np.asarray(picture).astype(np.float32))
-    else:
-        plain = picture.convert("RGB" if channels == 3 else "L")
-    fitted = how.resize_and_crop(plain)
+    mode = "F" if bits == 16 else "RGB" if channels == 3 else "L"
+    fitted = how.resize_and_crop(picture.convert(mode))
     how.check_size(fitted.size, wanted)
     array = as_array(fitted)
     if array.shape[2] != channels:

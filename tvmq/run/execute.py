@@ -35,8 +35,8 @@ def open_for(
         artifact: says what its network takes and how images were preprocessed.
         data: in one of the forms of ``tvmq/data/open.py``.
         given: preprocessing that is to be done otherwise.
-        labelling: what is wanted of labels; None: class numbers. The artifact says how many
-            classes there are.
+        labelling: what is wanted of labels; None: class numbers. Of these, the artifact says how
+            many there are.
 
     Raises:
         InputError: the data does not fit the network, or ``given`` changes nothing about it.
@@ -46,9 +46,10 @@ def open_for(
     how = Preprocessing.from_manifest(manifest.preprocessing or {})
     if given is not None:
         how = how.otherwise(given)
+    wanted = labelling or Labelling("classes")
     shape = manifest.outputs[0].shape
-    classes = int(shape[1]) if len(shape) == 2 else None
-    wanted = replace(labelling or Labelling("classes"), classes=classes)
+    if wanted.use == "classes" and len(shape) == 2:  # a metric may number what it likes
+        wanted = replace(wanted, classes=int(shape[1]))
     source = open_data(data, inputs, how, wanted)
     check_preprocessing(source, given)
     return source

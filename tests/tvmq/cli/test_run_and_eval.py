@@ -273,6 +273,32 @@ def test_metrics_that_fail(tvmq, tmp_path, digits, monkeypatch):
         assert not result.out
 
 
+def test_a_metric_may_number_other_classes_than_the_network(tvmq, tmp_path, digits, monkeypatch):
+    """As of embeddings: the folders are people, the outputs are features."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "people_of_mine.py").write_text(
+        "def classes(batches):\n    return len({int(n) for _, labels in batches for n in labels})\n"
+    )
+    for name in range(12):
+        (tmp_path / "set" / f"p{name}").mkdir(parents=True)
+        Image.new("L", (16, 16), name).save(tmp_path / "set" / f"p{name}" / "a.png")
+    words = ["eval", digits, "--device", "cpu", "--data", tmp_path / "set"]
+    assert "12 class folders, the network has 10 classes" in tvmq(*words).err
+    result = tvmq(*words, "--metric", "people_of_mine:classes", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["classes"] == 12
+
+
+def test_run_looks_at_no_labels(tvmq, tmp_path, small):
+    inputs, outputs = golden(small)
+    np.savez(tmp_path / "in.npz", **inputs, labels=np.array([None, "mask"], object))
+    result = tvmq("run", small, "-i", tmp_path / "in.npz", "-o", tmp_path / "out.npz")
+    assert result.code == 0, result.err
+    with np.load(tmp_path / "out.npz") as file:
+        for name, expected in outputs.items():
+            np.testing.assert_array_equal(file[name], expected)
+
+
 @pytest.mark.parametrize("text", ["top1", "=1", "top1=", "top1=x", "top1=nan", "top1=inf"])
 def test_gates_that_are_none(tvmq, digits, text):
     result = tvmq("eval", digits, "--data", DIGITS / "digits_eval.npz", "--min", text)

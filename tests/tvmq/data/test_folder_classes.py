@@ -1,5 +1,7 @@
 """Class numbers of an image folder: from class folders, a list of classes, or a table."""
 
+import csv
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -69,6 +71,14 @@ def test_a_table_gives_each_file_its_label(folder, tmp_path, table):
     assert sample.labels.tolist() == [[3, 7, 0][index]]
 
 
+def test_names_of_files_may_hold_anything(folder, tmp_path):
+    names = ["a, b.png", 'say "c".png', "d\x1ce.png", "e\u2028.png", "f g.png"]
+    table = tmp_path / "labels.csv"
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows(zip(names, range(5), strict=True))
+    assert labels_by_number(opened(folder(*names), 5, table=table)) == {n: n for n in range(5)}
+
+
 def test_a_table_goes_before_folders_and_knows_classes_by_name(folder, tmp_path):
     images = folder("dog/a.png", "cat/a.png")
     classes = text(tmp_path, "cat\nowl\ndog\n", "classes.txt")
@@ -82,7 +92,7 @@ def test_a_table_goes_before_folders_and_knows_classes_by_name(folder, tmp_path)
     [
         ("a.png,1\n", r"labels.csv has no label for 2 images b.png, c.png of .*set. Add a line"),
         ("a.png,1\nb.png,1\nc.png,1\nd.png,1\n", r"labels.csv:4: .*set has no image 'd.png'"),
-        ("a.png,1\nb.png,1\na.png,1\n", r"csv:3: a.png has a label in line 1 already"),
+        ("a.png,1\nb.png,1\na.png,1\n", r"csv:3: 'a.png' has a label in line 1 already"),
         ("a.png,1\nb.png\n", r"csv:2: \['b.png'\] is no pair. Write one line per image"),
         ("a.png,1\nb.png,cat\n", r"csv:2: label 'cat' is no class. Give .* with --classes"),
         ("a.png,-1\n", r"csv:1: label '-1' is no class"),
