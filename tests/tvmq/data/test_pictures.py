@@ -36,6 +36,13 @@ def test_gray_of_16_bits_in_three_channels(mode):
     np.testing.assert_array_equal(found, np.repeat(WIDE[None] / np.float32(65535), 3, axis=0))
 
 
+def test_gray_of_16_bits_as_older_versions_of_pillow_open_it():
+    image = Image.fromarray(WIDE.astype(np.int32))
+    image.format = "PNG"
+    found = picture_as_floats(image, GRAY, HOW)
+    np.testing.assert_array_equal(found[0], WIDE / np.float32(65535))
+
+
 def test_16_bits_are_resized_and_cropped_as_8_are():
     how = Preprocessing((0.25,), (0.5,), resize=6, crop=4)
     wanted = TensorSpec("x", (1, 1, 4, 4))
