@@ -212,6 +212,8 @@ def _calibrate(
             "--calib-data is usually more accurate."
         )
         return calibration
+    for note in data.notes:
+        progress.note(f"note: {note}")
     samples = _Samples(data, request)
     with progress.bar("calibrate") as report:
         calibration = calibrate(model, samples, samples.count, progress=report)

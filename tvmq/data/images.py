@@ -38,25 +38,26 @@ class ImageFolderSource(DataSource):
         super().__init__(spec, inputs, preprocessing, labelling)
         self.root = Path(spec)
         with reading(spec, "a folder of images"):
-            folders = sorted(
-                entry for entry in self.root.iterdir() if entry.is_dir() and entry.name[0] != "."
-            )
-        by_folder = bool(folders) and labelling.table is None
+            entries = sorted(self.root.iterdir())
+        folders = [entry for entry in entries if entry.is_dir() and entry.name[0] != "."]
         self.takes_images = True
-        self.files = [
-            file
-            for folder in (folders if by_folder else [self.root])
-            for file in sorted(folder.rglob("*"))
-            if file.suffix.lower() in _SUFFIXES and file.is_file()
+        inside = [  # folder by folder, since each may be a link
+            file for folder in folders for file in sorted(folder.rglob("*")) if self._is_image(file)
         ]
+        every = sorted([*inside, *(entry for entry in entries if self._is_image(entry))])
+        by_folder = bool(inside) and labelling.table is None
+        self.files = inside if by_folder else every
         if not self.files:
             raise InputError(f"{spec} has no images; wanted is one folder per class with images")
+        beside = len(every) - len(self.files)
+        if beside:
+            self.notes = (f"{spec}: of the images, {beside} beside the class folders are left out",)
         self.count = len(self.files)
         self.has_labels = by_folder or labelling.table is not None
         self.classes = FolderClasses(())
         if labelling.use != "ignored" and self.has_labels:
             self.classes = self._classes([folder.name for folder in folders])
-            self.notes = self.classes.notes
+            self.notes += self.classes.notes
         elif labelling.names is not None:
             raise InputError(
                 f"{spec} has no class folders, so --classes {labelling.names} changes nothing. "
@@ -74,6 +75,11 @@ class ImageFolderSource(DataSource):
             name = file.relative_to(self.root).as_posix()
             digest.update(f"{name} {file.stat().st_size}\n".encode())
         return digest.hexdigest()
+
+    def _is_image(self, file: Path) -> bool:
+        """Not hidden, as the thumbnails and checkpoints of other programs are."""
+        hidden = any(part.startswith(".") for part in file.relative_to(self.root).parts)
+        return not hidden and file.suffix.lower() in _SUFFIXES and file.is_file()
 
     def _classes(self, folders: Sequence[str]) -> FolderClasses:
         files = [PurePosixPath(file.relative_to(self.root)) for file in self.files]

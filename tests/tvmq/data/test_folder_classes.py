@@ -180,3 +180,39 @@ def test_class_folders_without_images_are_counted_and_named(folder):
     source = opened(images, 3)
     assert labels_by_number(source) == {0: 0, 1: 2}
     assert source.notes == (f"{images}: no images in class folder b",)
+
+
+def test_hidden_files_and_folders_are_no_images(folder, tmp_path):
+    images = folder("a/x.png", "a/.thumbnail.png", ".checkpoints/a/x.png")
+    assert labels_by_number(opened(images, 1)) == {0: 0}
+    table = text(tmp_path, "a/x.png,4\n")
+    assert labels_by_number(opened(images, 5, table=table)) == {0: 4}
+
+
+def test_images_beside_class_folders_are_left_out_and_counted(folder, tmp_path):
+    images = folder("a/x.png", "y.png", "b/x.png", "z.png")
+    source = opened(images, 2)
+    assert labels_by_number(source) == {0: 0, 2: 1}
+    words = f"{images}: of the images, 2 beside the class folders are left out"
+    assert source.notes == (words,)
+    assert open_data(str(images), X, HOW).notes == (words,)
+    table = text(tmp_path, "a/x.png,4\ny.png,3\nb/x.png,2\nz.png,1\n")
+    source = opened(images, 5, table=table)
+    assert labels_by_number(source) == {0: 4, 1: 3, 2: 2, 3: 1}
+    assert source.notes == ()
+
+
+def test_a_folder_without_images_is_no_class_folder_of_a_flat_one(folder):
+    images = folder("x.png", "y.png")
+    (images / "annotations").mkdir()
+    source = opened(images)
+    assert (source.count, source.has_labels, source.notes) == (2, False, ())
+
+
+def test_class_folders_may_be_links(folder, tmp_path):
+    images = folder("b/x.png", "b/more/y.png")
+    (images / "b").rename(tmp_path / "elsewhere")
+    (images / "b").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert labels_by_number(opened(images, 1)) == {0: 0, 1: 0}
+    table = text(tmp_path, "b/x.png,4\nb/more/y.png,3\n")
+    assert labels_by_number(opened(images, 5, table=table)) == {0: 4, 1: 3}
