@@ -28,6 +28,12 @@ class Refusal(Exception):  # noqa: N818 - no error: it is collected, with others
         super().__init__(what, advice, here)
         self.what, self.advice, self.here = what, advice, here
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Refusal) and self.args == other.args
+
+    def __hash__(self) -> int:
+        return hash(self.args)
+
     def __str__(self) -> str:
         here = f"Here: {self.here}" if self.here else ""
         return " ".join(_sentence(text) for text in (self.what, here, self.advice) if text)

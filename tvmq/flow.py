@@ -21,6 +21,7 @@ from targets.errors import GateError, InputError
 from targets.linker import try_linker
 from targets.npu.execute.compiled import made_meanwhile
 from targets.npu.machine.spec import NpuSpec, load_spec
+from targets.refusal import listed
 from tvmq.artifact.artifact import Manifest, write_manifest, writing
 from tvmq.artifact.files import (
     compile_library,
@@ -294,11 +295,11 @@ def _check_fallback(placed: tuple[Placement, ...], request: BuildRequest) -> Non
     percent = 100 * len(refused) / len(placed)
     limit = 0.0 if request.strict else request.max_fallback
     if limit is not None and not percent <= limit:  # NaN is below no limit
-        listed = "; ".join(
-            f"{item.name} ({item.source}): {item.reason.rstrip('.')}" for item in refused
+        reasons = listed(
+            (f"{item.name} ({item.source})", item.refusal) for item in refused if item.refusal
         )
         flag = "--strict" if request.strict else f"--max-fallback {limit:g}"
         raise GateError(
             f"{flag}: {len(refused)} of {len(placed)} operators ({percent:.0f} %) would run on "
-            f"the CPU: {listed}. Change these layers or relax the flag."
+            f"the CPU: {reasons} Change these layers or relax the flag."
         )
