@@ -29,6 +29,7 @@ from relay_passes.forms.requantize import Requantization, match_requantization
 from relay_passes.forms.table import first_code, match_table
 from relay_passes.forms.term import Term
 from relay_passes.operators import MOVES
+from relay_passes.passes.name_values import CODES
 from relay_passes.relax_nodes import (
     Array,
     Graph,
@@ -215,7 +216,8 @@ class _Reader:
             seen.add(source)
         inputs = tuple(self.value(source) for source in reversed(found))
         refusal = Refusal(reason, _ADVICE.get(op_of(self.graph.value(var)), _ANY_ADVICE))
-        return OpaqueLayer(var.name, self.source(var.name), inputs, self.value(var), refusal)
+        name = var.name.replace(CODES, "")
+        return OpaqueLayer(name, self.source(var.name), inputs, self.value(var), refusal)
 
     # --- one layer, or why the expression is none
 

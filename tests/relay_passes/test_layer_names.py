@@ -52,6 +52,7 @@ def test_layers_are_named_after_nodes_of_the_network(name):
     assert len({p.name for p in placed}) == len(placed)
     for placement in placed:
         assert not placement.name.startswith("lv"), placement
+        assert placement.device == "npu" or "_codes" not in placement.name
         assert placement.source, placement
         assert bool(placement.reason) == (placement.device == "cpu")
         if placement.refusal is not None:

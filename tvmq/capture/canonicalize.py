@@ -35,6 +35,11 @@ from tvmq.float_model import Origin
 
 RULES = OPERATOR_RULES | POOLING_RULES | LAYOUT_RULES
 
+_MAKERS = frozenset(
+    {"zeros", "ones", "full", "arange", "linspace", "eye", "scalar_tensor", "tril_indices"}
+)
+"""Operators that make a constant of numbers."""
+
 _TORCH_FRAME = re.compile(r"[/\\]torch[/\\]")
 _SEPARATOR = re.compile(r"[/\\]")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
@@ -111,7 +116,7 @@ def _before(node: Node) -> Iterator[Node]:
     seen, todo = {node}, deque(node.all_input_nodes)
     while todo:
         source = todo.popleft()
-        if source not in seen:
+        if source not in seen and _is_tensor_valued(source):
             seen.add(source)
             todo.extend(source.all_input_nodes)
             yield source
@@ -162,7 +167,7 @@ class _Writer:
         self.placeholders = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
         self.values: dict[Node, Any] = {}  # what stands for a node: Node, list of Nodes or number
         self.lost: set[Node] = set()  # values behind a refused operator
-        self.refused: list[tuple[str, Refusal]] = []
+        self.refused: dict[Node, tuple[str, Refusal]] = {}
         self.notes: list[str] = []
         self.graph = CanonicalGraph(self._example_batch())
 
@@ -172,15 +177,20 @@ class _Writer:
             if node.op == "call_function" and node.users:  # indices that nobody reads have none
                 self._write_call(node)
         if self.refused:
-            count = len(self.refused)
+            refused = [why for node, why in self.refused.items() if not self._only_feeds(node)]
+            count = len(refused)
             raise UnsupportedError(
-                f"{count} operator{'s' if count > 1 else ''} can't be quantized: "
-                + listed(self.refused)
+                f"{count} operator{'s' if count > 1 else ''} can't be quantized: " + listed(refused)
             )
         names = self._write_outputs()
         return CanonicalProgram(
             self.graph.module(), names, self.graph.origins, tuple(dict.fromkeys(self.notes))
         )
+
+    def _only_feeds(self, node: Node) -> bool:
+        """Whether it makes a tensor for refused operators alone, as an LSTM's first state is."""
+        makes = not any(map(_is_tensor_valued, node.all_input_nodes))
+        return makes and all(user in self.refused for user in node.users)
 
     def _user_inputs(self) -> list[Node]:
         names = set(self.program.graph_signature.user_inputs)
@@ -264,15 +274,41 @@ class _Writer:
             raise
         except Exception as error:
             # A file may give an operator any arguments, and torch raises what it pleases.
-            self.refused.append((f"{node.target} ({self.graph.origin})", as_refusal(error)))
+            name = node.target if hasattr(node.target, "_schema") else f"reading {node.args[0]}"
+            self.refused[node] = f"{name} ({self.graph.origin})", as_refusal(error)
+            self._stand_in(node)
+
+    def _stand_in(self, node: Node) -> None:
+        """Let the operators behind a refused one be looked at, too, where its shape suffices."""
+        value = node.meta["val"]
+        tensors = list(value) if isinstance(value, tuple | list) else [value]
+        if not all(map(self._has_images_of_floats, tensors)):
             self.lost.add(node)
+            return
+        try:
+            made = [
+                self.graph.input(f"{node.name}_{i}", (self.graph.batch, *tensor.shape[1:]))
+                for i, tensor in enumerate(tensors)
+            ]
+        except (Refusal, RuntimeError):
+            self.lost.add(node)
+            return
+        self.values[node] = made if isinstance(value, tuple | list) else made[0]
+
+    def _has_images_of_floats(self, tensor: Any) -> bool:
+        if not isinstance(tensor, torch.Tensor) or not tensor.ndim:
+            return False
+        batch, *sizes = tensor.shape
+        free = not isinstance(batch, int) or batch == self.graph.batch
+        return free and tensor.is_floating_point() and all(isinstance(n, int) for n in sizes)
 
     def _apply(self, name: str, node: Node) -> Any:
         args = torch.fx.map_arg(node.args, self._stands_for)
         kwargs = torch.fx.map_arg(node.kwargs, self._stands_for)
         # Operators of torch's own use trust their arguments.
         usable = name in self.rules or not name.startswith("_")
-        if usable and hasattr(node.target, "_schema") and _only_constants(args, kwargs):
+        known = _only_constants(args, kwargs) or (name in _MAKERS and not node.all_input_nodes)
+        if usable and hasattr(node.target, "_schema") and known and not _has_free_sizes(node):
             value = self.graph.compute(node.target, args, kwargs)
             if isinstance(value, torch.Tensor):
                 return self.graph.constant(node.name, value)
@@ -327,6 +363,12 @@ def _is_tensor_valued(node: Node) -> bool:
     value = node.meta.get("val")
     items = value if isinstance(value, tuple | list) else (value,)
     return any(isinstance(item, torch.Tensor) for item in items)
+
+
+def _has_free_sizes(node: Node) -> bool:
+    """Whether it is given a size that differs from batch to batch."""
+    given = [source.meta.get("val") for source in node.all_input_nodes]
+    return any(isinstance(value, torch.SymInt | torch.SymFloat) for value in given)
 
 
 def _only_constants(args: Any, kwargs: Any) -> bool:

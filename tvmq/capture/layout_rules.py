@@ -45,7 +45,13 @@ def _conversion(_g: CanonicalGraph, node: Node, a: Arguments) -> Any:
 
 @rule("expand")
 def _expand(_g: CanonicalGraph, node: Node, a: Arguments) -> Any:
-    if is_constant(a["self"]) or tuple(node.meta["val"].shape[1:]) != shape_of(a["self"])[1:]:
+    if is_constant(a["self"]):
+        raise Refusal(
+            "repeats a constant for every image",
+            "Add the constant to an activation instead; a class token can be left out, and the "
+            "mean of the tokens taken",
+        )
+    if tuple(node.meta["val"].shape[1:]) != shape_of(a["self"])[1:]:
         raise refusal_of("repeat")
     return a["self"]
 
@@ -126,6 +132,36 @@ def _channel_shuffle(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
 @rule("slice")
 def _slice(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     return sliced(g, a["self"], a["dim"], a["start"], a["end"], a["step"])
+
+
+@rule("copy")
+def _copy(_g: CanonicalGraph, _node: Node, a: Arguments) -> Any:
+    if is_constant(a["src"]) or shape_of(a["src"]) != shape_of(a["self"]):
+        raise refusal_of("repeat")
+    return a["src"]
+
+
+@rule("slice_scatter")
+def _slice_scatter(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+    """What is before, instead of and behind the slice, joined."""
+    x, part = a["self"], a["src"]
+    axis = positive_axis(a["dim"], len(shape_of(x)))
+    if axis == 0:  # refused, unless it is all images
+        sliced(g, x, 0, a["start"], a["end"], a["step"])
+        return part
+    size = shape_of(x)[axis]
+    first, last, step = slice(a["start"], a["end"], a["step"]).indices(size)
+    if step != 1 or is_constant(x) or is_constant(part):
+        raise Refusal(
+            "writes a constant, or to every so many elements",
+            "Join activations by torch.cat instead",
+        )
+    parts = [part]
+    if first > 0:
+        parts.insert(0, sliced(g, x, axis, 0, first))
+    if last < size:
+        parts.append(sliced(g, x, axis, last, size))
+    return part if len(parts) == 1 else g.call(aten.cat.default, parts, axis)
 
 
 @rule("narrow")

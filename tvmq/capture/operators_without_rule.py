@@ -99,7 +99,7 @@ _say(
 )
 _say(
     "index index_select gather take take_along_dim scatter scatter_add scatter_reduce index_put "
-    "index_add index_copy masked_select masked_scatter slice_scatter select_scatter",
+    "index_add index_copy masked_select masked_scatter select_scatter",
     "it reads or writes at indices",
     "Use slices and torch.cat; what depends on computed indices belongs outside of the network",
 )

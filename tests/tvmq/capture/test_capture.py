@@ -488,3 +488,35 @@ class Cast(nn.Module):
 def test_a_cast_to_half_precision_within_the_network_is_run_in_float32():
     program = export(Cast().eval().to(torch.bfloat16), batch=2)
     assert capture_program(program).outputs[0].dtype == "float32"
+
+
+class Ghost(nn.Module):
+    """Writes to slices of what it has computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        y = self.a(x)
+        y[:, 2:6] += self.b(x)
+        whole = y[:, :8]
+        whole += 1.0
+        return whole, y.unbind(1)[3]
+
+
+@torch.no_grad()
+def test_writing_to_slices_is_joining():
+    module = Ghost().eval()
+    model = capture_program(export(module, batch=2, dynamic=True))
+    x = torch.randn(3, 3, 16, 16)
+    for got, want in zip(model.graph_module(x), module(x), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@torch.no_grad()
+def test_what_is_made_of_numbers_is_a_constant():
+    module = Applied(lambda x: x + torch.arange(3.0).reshape(3, 1, 1) * torch.full((1,), 2.0))
+    model = capture_program(export(module.eval()))
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(model.graph_module(x)[0], module(x))

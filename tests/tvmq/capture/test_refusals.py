@@ -155,3 +155,51 @@ def test_a_place_is_found_for_nodes_that_lost_theirs():
         capture_program(program)
     assert "aten.layer_norm.default (behind module patches, test_refusals.py:" in str(error.value)
     assert "unknown place" not in str(error.value)
+
+
+def refused(network, *shape):
+    batch = torch.export.Dim("n")
+    program = torch.export.export(
+        network.eval(), (torch.randn(2, *shape),), dynamic_shapes=({0: batch},)
+    )
+    with pytest.raises(UnsupportedError) as error:
+        capture_program(program)
+    return str(error.value)
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.gate = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return y * torch.sigmoid(self.gate(y.mean((2, 3), keepdim=True)))
+
+
+def test_what_is_behind_a_refused_operator_is_refused_with_it():
+    text = refused(nn.Sequential(Gated(), Gated(), nn.GroupNorm(2, 4)), 4, 16, 16)
+    assert text.startswith("3 operators can't be quantized: aten.mul.Tensor (module 0, test_ref")
+    assert "; aten.mul.Tensor (module 1, test_refusals.py:" in text
+    assert "aten.group_norm.default (module 2)" in text
+
+
+def test_the_state_that_torch_makes_for_an_lstm_is_no_reason_of_its_own():
+    text = refused(nn.LSTM(8, 8, batch_first=True), 5, 8)
+    assert "aten.lstm.input" in text
+    assert "aten.zeros" not in text
+
+
+class ClassToken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+
+    def forward(self, x):
+        return torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+
+
+def test_a_constant_repeated_for_every_image_is_refused_in_words():
+    text = refused(ClassToken(), 5, 8)
+    assert "aten.expand.default (test_refusals.py:" in text
+    assert "repeats a constant for every image. Add the constant to an activation" in text
