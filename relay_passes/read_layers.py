@@ -187,7 +187,7 @@ class _Reader:
             place = f" ({source})" if source else ""
             raise UnsupportedError(
                 f"{_SUFFIX.sub('', var.name)}{place}: a tensor of shape {list(shape)} has more "
-                "than three axes besides the batch. Reshape it to an image or a vector in one step: "
+                "than three axes besides the batch. Reshape it to an image or a vector at once: "
                 "stack and permute along one axis, or leave it to what reads the outputs."
             )
         H, W, C = (1,) * (3 - len(shape)) + shape

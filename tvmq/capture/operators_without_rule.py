@@ -13,6 +13,14 @@ _CUT = "Export the layers before and behind it as networks of their own, and com
 _FIXED = "Normalize by constants, as batch norm does in evaluation mode, and train with that"
 _CONVOLUTION = "Write it as convolutions"
 
+_QUANTIZED = ("quantized_decomposed", "quantized", "torchao")
+QUANTIZING = tuple(f"torch.ops.{library}." for library in _QUANTIZED)
+"""How the operators of quantized programs are called in their files."""
+QUANTIZED_ALREADY = Refusal(
+    "the program is quantized already, as PT2E and torchao do it",
+    "Export the float network, before anything is prepared or converted; tvmq quantizes it itself",
+)
+
 _ANSWERS: dict[str, tuple[str, str]] = {}
 
 
@@ -154,11 +162,8 @@ def refusal_of(name: str) -> Refusal:
         name: of the operator, without namespace and overload for ATen's, such as ``softmax``.
     """
     if "::" in name:
-        if name.startswith(("quantized_decomposed::", "quantized::", "torchao::")):
-            return Refusal(
-                "the network is quantized already",
-                "Export the float network; tvmq quantizes it itself",
-            )
+        if name.partition("::")[0] in _QUANTIZED:
+            return QUANTIZED_ALREADY
         return Refusal(
             f"{name} is an operator of another library than torch",
             "Write it in torch's own operators on tensors, and export again",

@@ -73,12 +73,11 @@ class Rule(Enum):
     SHIFTS = (
         f"Right shifts lie in [0, {MAX_SHIFT}], at most {MAX_SHIFT_SPREAD} apart between channels; "
         f"left shifts in [0, {MAX_RESIDUAL_SHIFT}], those of sums in [0, {MAX_FRACTION}].",
-        "Build with --granularity tensor, or with --method equalize, so that channels are of one "
-        "size.",
+        "Plan steps per tensor, or equalize the channels of the layer and the one before it.",
     )
     MULTIPLIERS = (
         f"Multipliers lie in [1, {MAX_MULTIPLIER}].",
-        "Build with --scales pot, which needs none.",
+        "Plan power-of-two steps, which need none.",
     )
     ROUNDING = (
         "Convolutions and dense layers round half up or to the floor, additions half up.",
