@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tvmq.artifact.description import settings_text
+
 if TYPE_CHECKING:  # so that printing does not import torch
     from tvmq.flow import BuildResult
 
@@ -33,18 +35,6 @@ def build_summary(result: BuildResult) -> list[str]:
         f"Next: tvmq eval {result.artifact} --data D, tvmq profile {result.artifact}",
     ]
     return lines
-
-
-def settings_text(settings: Mapping[str, Any]) -> str:
-    """The settings of a manifest in one line."""
-    methods = [name for name in settings["method"] if name != "rtn"]
-    steps = "power-of-two steps" if settings["scales"] == "pot" else "free steps"
-    shifts = " with a shift per channel" if "wess" in methods else ""
-    return (
-        f"{', '.join([settings['precision'], *methods, steps])}, symmetric weights per "
-        f"{settings['granularity']}{shifts}, activations per tensor, first and last layer "
-        f"{settings['first_last_bits']} bits"
-    )
 
 
 def _reconstruction_lines(facts: Mapping[str, Any]) -> list[str]:
