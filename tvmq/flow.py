@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relay_passes.frontend.import_torch import import_torch
-from relay_passes.pipeline import lower_to_integer
 from relay_passes.place import PlacedModule, Placement, place, placements
 from relay_passes.read_layers import read_layers
 from targets.errors import GateError, InputError
@@ -40,6 +38,7 @@ from tvmq.capture.capture import FloatModel, capture
 from tvmq.data.open import open_data
 from tvmq.data.preprocessing import Preprocessing
 from tvmq.data.source import DataSource
+from tvmq.lowering import lower
 from tvmq.plan.annotate import annotate
 from tvmq.plan.equalize import equalize
 from tvmq.plan.plan import Plan
@@ -156,7 +155,7 @@ def _build_into(
         annotated = annotate(model, plan)
         save_annotated(folder, annotated)
     with progress.stage("integer"):
-        integer = lower_to_integer(import_torch(annotated), dump=folder / "ir" / "passes")
+        integer = lower(model, annotated, dump=folder / "ir" / "passes")
         save_integer(folder, integer)
     with progress.stage("place"):
         network = read_layers(integer, _sources(model))
@@ -261,7 +260,7 @@ def _refuse_early(
     model: FloatModel, plan: Plan, spec: NpuSpec | None, request: BuildRequest
 ) -> None:
     """Raise what the stages behind would, before hours of learning; they do it again afterwards."""
-    integer = lower_to_integer(import_torch(annotate(model, plan)))
+    integer = lower(model, annotate(model, plan))
     _check_fallback(placements(read_layers(integer, _sources(model)), spec), request)
 
 

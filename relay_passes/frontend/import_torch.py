@@ -70,7 +70,8 @@ def import_torch(graph_module: GraphModule) -> IRModule:
                     except Exception as error:  # TVM raises what it pleases
                         raise UnsupportedError(
                             f"Import: {node.target} at '{node.name}' can't be written in Relax "
-                            f"({first_line(error)}). Write it in other operators."
+                            f"({first_line(error)}). Write it in other operators.",
+                            node=node.name,
                         ) from error
             outputs = [
                 builder.emit(relax.op.astype(importer.env[node], "float32"))
