@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -41,8 +40,7 @@ class Terminal:
     @property
     def stdout(self) -> Console:
         """For results."""
-        asked = os.environ.get("COLUMNS", "").isdigit()  # which a Console obeys
-        width = None if sys.stdout.isatty() or asked else PIPE_WIDTH
+        width = None if sys.stdout.isatty() else PIPE_WIDTH
         return Console(no_color=self.plain or None, highlight=False, width=width)
 
     @property

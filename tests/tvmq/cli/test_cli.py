@@ -82,7 +82,7 @@ def test_targets(tvmq):
     assert "npu:m2048" in tvmq("targets").out
 
 
-def test_targets_shows_and_checks_ones_own_machine(tvmq, tmp_path, monkeypatch):
+def test_targets_shows_and_checks_ones_own_machine(tvmq, tmp_path):
     mine = tmp_path / "mine.toml"
     text = (Path(targets.__file__).parent / "npu" / "specs" / "e256.toml").read_text()
     mine.write_text(text.replace("bytes_per_cycle = 8 ", "bytes_per_cycle = 4 "))
@@ -91,10 +91,7 @@ def test_targets_shows_and_checks_ones_own_machine(tvmq, tmp_path, monkeypatch):
     assert data["targets"][0]["DRAM bytes per cycle"] == 4
     both = json.loads(tvmq("targets", "npu:m2048", f"npu:{mine}", "--json").out)
     assert [row["MACs per cycle"] for row in both["targets"]] == [2048, 256]
-    monkeypatch.setenv("COLUMNS", "70")
-    shown = tvmq("targets", "e256")
-    assert "conformance" not in shown.out
-    assert max(map(len, shown.out.splitlines())) <= 70
+    assert "conformance" not in tvmq("targets", "e256").out
     mine.write_text(text.replace("burst", "brust"))
     refused = tvmq("targets", mine)
     assert refused.code == 2
