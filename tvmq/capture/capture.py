@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import ConstantArgument, InputKind
 from torch.fx import GraphModule, Interpreter
 from torch.utils import _pytree as pytree
 
@@ -159,7 +159,9 @@ def _run_exported(program: ExportedProgram, samples: list[torch.Tensor]) -> list
     left = iter(samples)
     arguments = []
     for spec in program.graph_signature.input_specs:
-        if spec.kind is InputKind.USER_INPUT:
+        if isinstance(spec.arg, ConstantArgument):  # a number, which the graph holds already
+            value = spec.arg.value
+        elif spec.kind is InputKind.USER_INPUT:
             value = next(left).clone()  # which it may write to
         elif spec.target in program.state_dict:
             value = program.state_dict[spec.target]

@@ -7,7 +7,7 @@ and selections become ``slice``; what changes nothing in evaluation mode is drop
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -101,7 +101,7 @@ def _reshape_advice(old: Sequence[Any], new: Sequence[Any]) -> str:
 
 @rule("permute")
 def _permute(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
-    return _permuted(g, a["self"], a["dims"])
+    return permuted(g, a["self"], a["dims"])
 
 
 @rule("transpose")
@@ -110,14 +110,26 @@ def _transpose(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     order = list(range(rank))
     first, second = positive_axis(a["dim0"], rank), positive_axis(a["dim1"], rank)
     order[first], order[second] = second, first
-    return _permuted(g, a["self"], order)
+    return permuted(g, a["self"], order)
 
 
-def _permuted(g: CanonicalGraph, x: Node, order: Sequence[int]) -> Node:
+def permuted(g: CanonicalGraph, x: Node, order: Sequence[int]) -> Node:
+    """Permute, together with a permutation that ``x`` is the result of."""
     order = [positive_axis(axis, len(order)) for axis in order]
     if order[0] != 0:
         raise Refusal("moves the batch away from axis 0", BATCH_STAYS)
+    if x.target is aten.permute.default:
+        x, before = x.args
+        order = [before[axis] for axis in order]
     return x if order == sorted(order) else g.call(aten.permute.default, x, order)
+
+
+def before_permuting(g: CanonicalGraph, x: Node, function: Callable[[Node], Node]) -> Node:
+    """A function of elements, in front of a permutation, which may meet its inverse behind it."""
+    if x.target is not aten.permute.default:
+        return function(x)
+    source, order = x.args
+    return permuted(g, function(source), order)
 
 
 @rule("channel_shuffle", "native_channel_shuffle")
@@ -125,7 +137,7 @@ def _channel_shuffle(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     _, channels, *rest = shape_of(a["self"])
     groups = a["groups"]
     split = g.call(aten.reshape.default, a["self"], [-1, groups, channels // groups, *rest])
-    swapped = _permuted(g, split, [0, 2, 1, *range(3, 3 + len(rest))])
+    swapped = permuted(g, split, [0, 2, 1, *range(3, 3 + len(rest))])
     return g.call(aten.reshape.default, swapped, [-1, channels, *rest])
 
 

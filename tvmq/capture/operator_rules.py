@@ -17,6 +17,7 @@ from torch.fx import Node
 
 from targets.refusal import Refusal
 from tvmq.capture.canonical_graph import BATCH_STAYS, CanonicalGraph, is_constant, shape_of
+from tvmq.capture.layout_rules import before_permuting, permuted
 from tvmq.capture.operators_without_rule import refusal_of
 from tvmq.capture.rule_table import Arguments, RuleTable, pair, positive_axis
 
@@ -87,10 +88,17 @@ def _resolve_padding(
 
 
 @rule("linear")
-def _linear(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+def _linear(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     if not is_constant(a["weight"]) or (a["bias"] is not None and not is_constant(a["bias"])):
         raise _computed("its weights")
-    return g.call(aten.linear.default, a["input"], a["weight"], a["bias"])
+    x, rank = a["input"], len(shape_of(a["input"]))
+    if rank != 4:
+        return g.call(aten.linear.default, x, a["weight"], a["bias"])
+    # Over the last of four axes: a 1x1 convolution of the image whose channels that axis is.
+    kernel = g.constant(f"{node.name}_weight", g.value(a["weight"])[:, :, None, None])
+    image = permuted(g, x, [0, 3, 1, 2])
+    product = g.call(aten.conv2d.default, image, kernel, a["bias"], [1, 1], [0, 0], [1, 1], 1)
+    return permuted(g, product, [0, 2, 3, 1])
 
 
 @rule("mm", "matmul", "addmm")
@@ -143,7 +151,7 @@ def _batch_norm(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
 
 @rule("relu")
 def _relu(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
-    return g.call(aten.relu.default, a["self"])
+    return _bounded(g, a["self"], 0.0, None)
 
 
 @rule("relu6")
@@ -165,9 +173,9 @@ def _bounded(g: CanonicalGraph, x: Node, low: Any, high: Any) -> Node:
     if isinstance(low, Node) or isinstance(high, Node):
         raise Refusal("its bounds are tensors", "Give the bounds as Python numbers")
     if low == 0 and (high is None or high == math.inf):
-        return g.call(aten.relu.default, x)
+        return before_permuting(g, x, lambda x: g.call(aten.relu.default, x))
     low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
-    return g.call(aten.clamp.default, x, low, high)
+    return before_permuting(g, x, lambda x: g.call(aten.clamp.default, x, low, high))
 
 
 def pointwise(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
@@ -180,7 +188,8 @@ def pointwise(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
             f"gives {str(node.meta['val'].dtype)[6:]}",
         )
     first, *others = (argument.name for argument in node.target._schema.arguments)
-    return g.call(node.target, a[first], **{name: a[name] for name in others if name != "dtype"})
+    given = {name: a[name] for name in others if name != "dtype"}
+    return before_permuting(g, a[first], lambda x: g.call(node.target, x, **given))
 
 
 @rule("prelu", "_prelu_kernel")

@@ -528,3 +528,29 @@ def test_functions_that_are_undefined_for_noise_are_compared_where_they_are_defi
     model = capture_program(export(module))
     x = torch.rand(2, 3, 16, 16)
     torch.testing.assert_close(model.graph_module(x)[0], module(x))
+
+
+class ChannelsLast(nn.Module):
+    """ConvNeXt's block, its norm apart: dense layers over the last of four axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.wide, self.narrow = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x, scale=1.0):
+        y = self.conv(x)
+        z = self.narrow(F.gelu(self.wide(y.permute(0, 2, 3, 1))))
+        return y + z.permute(0, 3, 1, 2) * scale
+
+
+@torch.no_grad()
+def test_a_dense_layer_over_the_last_of_four_axes_is_a_convolution():
+    module, x = ChannelsLast().eval(), torch.randn(2, 3, 8, 8)
+    model = capture_program(torch.export.export(module, (x, 0.5)))
+    torch.testing.assert_close(model.graph_module(x)[0], module(x, 0.5))
+    targets = [node.target for node in model.graph_module.graph.nodes]
+    assert targets.count(aten.conv2d.default) == 3
+    assert aten.linear.default not in targets
+    assert aten.permute.default not in targets
+    assert [spec.name for spec in model.inputs] == ["x"]
