@@ -40,7 +40,12 @@ class Refusal(Exception):  # noqa: N818 - no error: it is collected, with others
 
 
 def listed(refused: Iterable[tuple[str, Refusal]]) -> str:
-    """What was refused, in one line: each reason once, behind the places that it holds for.
+    """What was refused, in one line: ``by_reason``, one after the other."""
+    return " ".join(by_reason(refused))
+
+
+def by_reason(refused: Iterable[tuple[str, Refusal]]) -> list[str]:
+    """A line for each reason, behind the places that it holds for.
 
     Args:
         refused: where, and why; in order.
@@ -49,10 +54,10 @@ def listed(refused: Iterable[tuple[str, Refusal]]) -> str:
     for place, refusal in refused:
         here = f": {refusal.here.rstrip('.')}" if refusal.here else ""
         groups.setdefault((refusal.what, refusal.advice), []).append(f"{place}{here}")
-    return " ".join(
+    return [
         f"{_few(places)} - {_sentence(what)} {_sentence(advice)}"
         for (what, advice), places in groups.items()
-    )
+    ]
 
 
 def _few(places: list[str]) -> str:

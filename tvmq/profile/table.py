@@ -90,8 +90,11 @@ def array_waits(row: OperatorProfile, most: int = 2) -> str:
 def summary(profile: Profile) -> Iterator[str]:
     """``totals``, and why layers are on the CPU."""
     yield from totals(profile)
-    refused = [row for row in profile.operators if row.device == "cpu" and row.op != "host"]
-    yield from (f"CPU: {row.name} ({row.layer}): {row.reason}" for row in refused)
+    for reason, rows in off_the_npu(profile).items():
+        layers = [f"{row.name} ({row.layer})" for row in rows if row.device == "cpu"]
+        if layers and rows[0].op != "host":
+            rest = f" and {len(layers) - _NAMES} more" if len(layers) > _NAMES else ""
+            yield f"CPU: {'; '.join(layers[:_NAMES])}{rest}: {reason}"
 
 
 def totals(profile: Profile) -> Iterator[str]:
