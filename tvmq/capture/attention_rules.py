@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant
+from targets.refusal import Refusal
+from tvmq.capture.canonical_graph import CanonicalGraph, is_constant
 from tvmq.capture.operator_rules import OPERATOR_RULES
 from tvmq.capture.rule_table import Arguments, RuleTable
 
@@ -45,8 +46,8 @@ def _product(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
 @rule("scaled_dot_product_attention")
 def _attention(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     if a["attn_mask"] is not None or a["is_causal"]:
-        raise Refusal("attention with a mask")
+        raise Refusal("attention with a mask", "Export it without the mask")
     operands = [a[name] for name in ("query", "key", "value")]
     if any(is_constant(operand) for operand in operands):
-        raise Refusal("attention to a constant")
+        raise Refusal("attention to a constant", "Let query, key and value be computed")
     return g.call(aten.scaled_dot_product_attention.default, *operands, scale=a["scale"])

@@ -15,21 +15,38 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
+from targets.refusal import Refusal
+from tvmq.capture.canonical_graph import BATCH_STAYS, CanonicalGraph, is_constant, shape_of
+from tvmq.capture.layout_rules import before_permuting, permuted
+from tvmq.capture.operators_without_rule import refusal_of
 from tvmq.capture.rule_table import Arguments, RuleTable, pair, positive_axis
 
 aten = torch.ops.aten
 rules = RuleTable()
 rule = rules.rule
 OPERATOR_RULES = rules.by_name
-HINTS = {
-    "mul": "product of two activations",
-    "softmax": "leave softmax out of the exported network, it does not change the order",
-    "_softmax": "leave softmax out of the exported network, it does not change the order",
-    "log_softmax": "leave softmax out of the exported network, it does not change the order",
-    "conv1d": "only two-dimensional convolutions; unsqueeze the input",
-    "conv3d": "only two-dimensional convolutions",
-}
+
+
+def _computed(what: str) -> Refusal:
+    return Refusal(
+        f"{what} depend on the input",
+        "Make them parameters or buffers of the module",
+    )
+
+
+def _product_of_two() -> Refusal:
+    return Refusal(
+        "product of two activations",
+        "Let one of the two be constant; a gate such as squeeze-and-excitation must be left out, "
+        "and x * sigmoid(x) is F.silu(x)",
+    )
+
+
+def _joins_a_constant() -> Refusal:
+    return Refusal(
+        "joins a constant with activations",
+        "Join activations only, and add what is constant to the layer that reads the result",
+    )
 
 
 # ---- layers with weights
@@ -38,12 +55,16 @@ HINTS = {
 @rule("conv2d", "convolution")
 def _conv(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     if a.get("transposed"):
-        raise Refusal("transposed convolution")
+        raise refusal_of("conv_transpose2d")
     if not is_constant(a["weight"]) or (a["bias"] is not None and not is_constant(a["bias"])):
-        raise Refusal("weights that depend on the input")
+        raise _computed("its weights")
     x, weight = a["input"], a["weight"]
     if len(shape_of(x)) != 4 or len(shape_of(weight)) != 4:
-        raise Refusal(f"only two-dimensional convolutions of a batch, got {len(shape_of(x))} axes")
+        raise Refusal(
+            "only two-dimensional convolutions of a batch can be quantized",
+            "Give it (N, C, H, W); one dimension is an image of height 1",
+            f"{len(shape_of(x))} axes",
+        )
     stride, dilation, padding = pair(a["stride"]), pair(a["dilation"]), a["padding"]
     if isinstance(padding, str):
         x, padding = _resolve_padding(g, x, padding, shape_of(weight)[2:], dilation)
@@ -67,10 +88,17 @@ def _resolve_padding(
 
 
 @rule("linear")
-def _linear(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+def _linear(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     if not is_constant(a["weight"]) or (a["bias"] is not None and not is_constant(a["bias"])):
-        raise Refusal("weights that depend on the input")
-    return g.call(aten.linear.default, a["input"], a["weight"], a["bias"])
+        raise _computed("its weights")
+    x, rank = a["input"], len(shape_of(a["input"]))
+    if rank != 4:
+        return g.call(aten.linear.default, x, a["weight"], a["bias"])
+    # Over the last of four axes: a 1x1 convolution of the image whose channels that axis is.
+    kernel = g.constant(f"{node.name}_weight", g.value(a["weight"])[:, :, None, None])
+    image = permuted(g, x, [0, 3, 1, 2])
+    product = g.call(aten.conv2d.default, image, kernel, a["bias"], [1, 1], [0, 0], [1, 1], 1)
+    return permuted(g, product, [0, 2, 3, 1])
 
 
 @rule("mm", "matmul", "addmm")
@@ -78,9 +106,12 @@ def _matrix_product(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     x, matrix = a.get("mat1", a.get("self")), a.get("mat2", a.get("other"))
     bias = a["self"] if "mat1" in a else None
     if is_constant(x) or not is_constant(matrix) or len(shape_of(matrix)) != 2:
-        raise Refusal("product of two activations")
+        raise _product_of_two()
     if bias is not None and (not is_constant(bias) or a["alpha"] != 1 or a["beta"] != 1):
-        raise Refusal("only a constant bias, with alpha and beta of 1")
+        raise Refusal(
+            "its bias is computed, or alpha or beta isn't 1",
+            "Write it as nn.Linear",
+        )
     weight = g.constant(f"{node.name}_weight", g.value(matrix).t())
     return g.call(aten.linear.default, x, weight, bias)
 
@@ -89,13 +120,23 @@ def _matrix_product(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
 def _batch_norm(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
     mean, variance = a["running_mean"], a["running_var"]
     if a.get("training") or mean is None or variance is None:
-        raise Refusal("uses the statistics of the batch; export model.eval() with running ones")
+        raise Refusal(
+            "uses the statistics of the batch",
+            "Export model.eval(), with track_running_stats=True",
+        )
     if len(shape_of(a["input"])) not in (2, 4):
-        raise Refusal("batch norm of a rank other than 2 or 4")
+        raise Refusal(
+            "only batch norms of (N, C) and (N, C, H, W) can be folded",
+            "Reshape to one of these around it",
+            f"{len(shape_of(a['input']))} axes",
+        )
     channels = shape_of(mean)[0]
     given = [mean, variance, *filter(None, (a["weight"], a["bias"]))]
     if any(shape_of(each) != shape_of(a["input"])[1:2] for each in given):
-        raise Refusal("statistics of another number of channels than its input has")
+        raise Refusal(
+            "has statistics of another number of channels than its input has",
+            "Mend the module and export it again",
+        )
     gamma = a["weight"] or g.constant(f"{node.name}_gamma", torch.ones(channels))
     beta = a["bias"] or g.constant(f"{node.name}_beta", torch.zeros(channels))
     result = g.call(
@@ -110,7 +151,7 @@ def _batch_norm(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
 
 @rule("relu")
 def _relu(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
-    return g.call(aten.relu.default, a["self"])
+    return _bounded(g, a["self"], 0.0, None)
 
 
 @rule("relu6")
@@ -130,19 +171,25 @@ def _clamp(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
 
 def _bounded(g: CanonicalGraph, x: Node, low: Any, high: Any) -> Node:
     if isinstance(low, Node) or isinstance(high, Node):
-        raise Refusal("bounds that are tensors")
+        raise Refusal("its bounds are tensors", "Give the bounds as Python numbers")
     if low == 0 and (high is None or high == math.inf):
-        return g.call(aten.relu.default, x)
+        return before_permuting(g, x, lambda x: g.call(aten.relu.default, x))
     low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
-    return g.call(aten.clamp.default, x, low, high)
+    return before_permuting(g, x, lambda x: g.call(aten.clamp.default, x, low, high))
 
 
 def pointwise(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     """Any other function of one tensor, element by element, as it is."""
     if not node.meta["val"].is_floating_point():
-        raise Refusal(f"gives {str(node.meta['val'].dtype)[6:]}, only floats can be quantized")
+        raise Refusal(
+            "only floats can be quantized",
+            "Use functions that give floats, such as relu or sigmoid in place of a comparison; or "
+            "do it outside of the network",
+            f"gives {str(node.meta['val'].dtype)[6:]}",
+        )
     first, *others = (argument.name for argument in node.target._schema.arguments)
-    return g.call(node.target, a[first], **{name: a[name] for name in others if name != "dtype"})
+    given = {name: a[name] for name in others if name != "dtype"}
+    return before_permuting(g, a[first], lambda x: g.call(node.target, x, **given))
 
 
 @rule("prelu", "_prelu_kernel")
@@ -150,7 +197,7 @@ def _prelu(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     """``relu(x) - slope * relu(-x)``; one slope for all is a leaky ReLU."""
     x, slopes = a["self"], a["weight"]
     if not is_constant(slopes):
-        raise Refusal("slopes that depend on the input")
+        raise _computed("its slopes")
     values = g.value(slopes).reshape(-1)
     if bool((values == values[0]).all()):
         return g.call(aten.leaky_relu.default, x, float(values[0]))
@@ -179,8 +226,11 @@ def _add(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
 def _sum(g: CanonicalGraph, node: Node, x: Node, y: Node, alpha: float) -> Node:
     """``x + alpha * y``; the factor is folded into the layer that makes y, if it can be."""
     if shape_of(x) != shape_of(y):
-        shapes = f"{list(shape_of(x))} and {list(shape_of(y))}"
-        raise Refusal(f"shapes differ: {shapes}; only tensors of one shape can be added")
+        raise Refusal(
+            "only tensors of one shape can be added, these shapes differ",
+            "Bring both to one shape before, by convolutions, slices or torch.cat",
+            f"{list(shape_of(x))} and {list(shape_of(y))}",
+        )
     if alpha != 1:
         y = _per_channel(g, node, y, scale=alpha)
     return g.call(aten.add.Tensor, x, y)
@@ -210,7 +260,7 @@ def _rsub(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
 def _mul(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     x, y = a["self"], a["other"]
     if _is_activation(x) and _is_activation(y):
-        raise Refusal("product of two activations")
+        raise _product_of_two()
     x, factor = (x, y) if _is_activation(x) else (y, x)
     return _per_channel(g, node, x, scale=factor)
 
@@ -219,7 +269,10 @@ def _mul(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
 def _div(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     x, y = a["self"], a["other"]
     if not _is_activation(x) or _is_activation(y) or a.get("rounding_mode"):
-        raise Refusal("only division by a constant")
+        raise Refusal(
+            "only a division by a constant can be quantized",
+            "Divide by a number or a buffer, without rounding_mode",
+        )
     divisor = g.value(y) if is_constant(y) else torch.tensor(float(y))
     return _per_channel(g, node, x, scale=divisor.double().reciprocal())
 
@@ -240,7 +293,11 @@ def _per_channel(
 ) -> Node:
     """``x * scale + shift`` with constants per channel, written as a batch norm to be folded."""
     if len(shape_of(x)) not in (2, 4):
-        raise Refusal("a constant factor or summand on a rank other than 2 or 4")
+        raise Refusal(
+            "constants are multiplied by or added to tensors of 2 or 4 axes only",
+            "Do it on (N, C) or (N, C, H, W), before the reshape",
+            f"{len(shape_of(x))} axes",
+        )
     gamma = _channel_vector(g, x, scale)
     beta = _channel_vector(g, x, shift) * shift_factor
     if bool((gamma == 1).all()) and bool((beta == 0).all()):
@@ -265,12 +322,15 @@ def _channel_vector(g: CanonicalGraph, x: Node, value: Any) -> torch.Tensor:
         value = g.value(value)
     tensor = torch.as_tensor(value, dtype=torch.float64)
     shape = shape_of(x)
-    if tensor.ndim > len(shape):
-        raise Refusal(f"a constant of shape {list(tensor.shape)}")
     sizes = [1] * (len(shape) - tensor.ndim) + list(tensor.shape)
     channels = shape[1]
-    if any(size != 1 for axis, size in enumerate(sizes) if axis != 1):
-        raise Refusal(f"a constant of shape {list(tensor.shape)}; only one value per channel")
+    if tensor.ndim > len(shape) or any(n != 1 for axis, n in enumerate(sizes) if axis != 1):
+        raise Refusal(
+            "a constant factor or summand has one value per channel, or one for all",
+            f"Give it the shape {[channels, *[1] * (len(shape) - 2)]}, or write it as a depthwise "
+            "convolution",
+            f"a constant of shape {list(tensor.shape)}",
+        )
     return tensor.reshape(-1).expand(channels).clone()
 
 
@@ -279,9 +339,9 @@ def _cat(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     parts = list(a["tensors"])
     axis = positive_axis(a["dim"], len(shape_of(parts[0])))
     if axis == 0:
-        raise Refusal("concatenates along the batch")
+        raise Refusal("concatenates along the batch", BATCH_STAYS)
     if not all(_is_activation(part) for part in parts):
-        raise Refusal("concatenates a constant")
+        raise _joins_a_constant()
     return parts[0] if len(parts) == 1 else g.call(aten.cat.default, parts, axis)
 
 
@@ -289,11 +349,11 @@ def _cat(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
 def _stack(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     parts = list(a["tensors"])
     if not all(_is_activation(part) for part in parts):
-        raise Refusal("stacks a constant")
+        raise _joins_a_constant()
     shape = shape_of(parts[0])
     axis = positive_axis(a["dim"], len(shape) + 1)
     if axis == 0:
-        raise Refusal("stacks before the batch; axis 0 must stay the batch")
+        raise Refusal("stacks before the batch", BATCH_STAYS)
     joined = parts[0] if len(parts) == 1 else g.call(aten.cat.default, parts, 1)
     stacked = g.call(aten.reshape.default, joined, [-1, len(parts), *shape[1:]])
     order = [0, *range(2, axis + 1), 1, *range(axis + 1, len(shape) + 1)]

@@ -8,6 +8,7 @@ import torch
 from model_files import save, save_inputs
 from torch import nn
 
+from targets.refusal import Refusal
 from tvmq import flow
 from tvmq.artifact.artifact import Artifact
 
@@ -168,13 +169,13 @@ def test_wrong_model_files(tvmq, tmp_path, content, message):
 
 def refuse_some(monkeypatch):
     """Let the NPU refuse the first layer."""
-    decide = flow.place.__globals__["decide"]
+    refusals = flow.place.__globals__["refusals"]
 
     def refusing(network, spec):
-        reasons = decide(network, spec)
-        return ["kernels are at most 2 × 2. Here: 3 × 3.", *reasons[1:]] if spec else reasons
+        too_large = Refusal("kernels are at most 2 × 2", "Use smaller ones", "3 × 3")
+        return [too_large, *refusals(network, spec)[1:]]
 
-    monkeypatch.setitem(flow.place.__globals__, "decide", refusing)
+    monkeypatch.setitem(flow.place.__globals__, "refusals", refusing)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,9 @@ def test_fallback_gates(tvmq, tmp_path, small, monkeypatch, words, code):
     result = tvmq("build", small.parent / "resnet_small.pt2", "-o", tmp_path / "a", *words)
     assert result.code == code, result.err
     assert (tmp_path / "a").exists() == (code == 0)
-    assert "kernels are at most 2 × 2. Here: 3 × 3." in (result.err if code else result.out)
+    said = result.err if code else result.out
+    assert "conv2d (module stem.0" in said
+    assert ": 3 × 3 - kernels are at most 2 × 2. Use smaller ones." in said
 
 
 def test_what_later_stages_refuse_is_said_before_anything_is_learned(
