@@ -22,7 +22,7 @@ from torch.fx import Node
 
 from relay_passes.frontend.pointwise import is_pointwise
 from targets.errors import InputError
-from tvmq.calibrate.calibrate import Calibration
+from tvmq.calibrate.calibrate import Calibration, with_joined
 from tvmq.calibrate.observers import SIDE_BINS, Floats, Histogram
 from tvmq.data.preprocessing import Preprocessing
 from tvmq.float_model import FloatModel
@@ -116,13 +116,15 @@ def ranges_from_batch_norm(
             spreads[node] = _input_spread(shape_of(node), preprocessing)
         elif (spread := _propagate(model, node, spreads)) is not None:
             spreads[node] = spread
-        if node.name in regions.values and node in spreads:
+        value = regions.values.get(node.name)
+        if value is not None and not value.joins and node in spreads:
             note = input_note if is_input else "batch-norm statistics"
             elements = math.prod(shape_of(node)[1:])
             histograms[node.name] = _histogram(spreads[node], elements, note, uniform=is_input)
-    _refuse_unknown(model, [name for name in regions.values if name not in histograms])
+    made = [name for name, value in regions.values.items() if not value.joins]
+    _refuse_unknown(model, [name for name in made if name not in histograms])
     source = f"batch norms of the network (data-free); range of the input: {input_note}"
-    return Calibration(histograms, source)
+    return Calibration(with_joined(regions, histograms), source)
 
 
 def _refuse_unknown(model: FloatModel, names: list[str]) -> None:

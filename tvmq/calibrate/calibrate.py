@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -51,7 +52,8 @@ class _Observing(GraphRun):
 
     def __init__(self, model: FloatModel, regions: Regions) -> None:
         super().__init__(model.graph_module)
-        self.histograms = {name: Histogram() for name in regions.values}
+        made = (name for name, value in regions.values.items() if not value.joins)
+        self.histograms = {name: Histogram() for name in made}
 
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
@@ -92,7 +94,8 @@ def calibrate(
             return _take(model, data.samples(samples, CALIBRATION_BATCH), samples)
         return _take(model, data, samples)
 
-    observing = _Observing(model, find_regions(model))
+    regions = find_regions(model)
+    observing = _Observing(model, regions)
     seen = 0
     with torch.inference_mode():
         for inputs in again():
@@ -105,7 +108,16 @@ def calibrate(
     source = f"{seen} images" + (f" of {data.spec}" if isinstance(data, DataSource) else "")
     for histogram in observing.histograms.values():
         histogram.note = f"{seen} images"
-    return Calibration(observing.histograms, source, seen, again)
+    return Calibration(with_joined(regions, observing.histograms), source, seen, again)
+
+
+def with_joined(regions: Regions, histograms: Mapping[str, Histogram]) -> dict[str, Histogram]:
+    """Histograms of all values, given those of all but concatenations."""
+    known = dict(histograms)
+    for name, value in regions.values.items():
+        if value.joins:
+            known[name] = reduce(Histogram.merge, (known[joined] for joined in value.joins))
+    return {name: known[name] for name in regions.values}
 
 
 def _take(model: FloatModel, batches: Iterable[InputBatch], samples: int) -> Iterator[Inputs]:

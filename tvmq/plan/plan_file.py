@@ -159,16 +159,6 @@ class _Reader:
             )
             channels = shape_of(self.model.nodes[name])[1]
             self._check_length(entry.borders, {0, 1, channels}, f"values.{name}.borders", "rows")
-        for names in self.regions.tied:
-            for name in names[1:]:
-                first, other = plans[names[0]], plans[name]
-                if (first.step, first.zero_point, first.dtype, first.bits) != (
-                    other.step, other.zero_point, other.dtype, other.bits
-                ):  # fmt: skip
-                    raise InputError(
-                        f"{self.where}: values.{name} has another step, zero point, type or bits "
-                        f"than {names[0]}, with which it is concatenated; give both the same."
-                    )
         return plans
 
     def weights(self) -> dict[str, WeightPlan]:

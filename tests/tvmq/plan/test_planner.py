@@ -123,10 +123,10 @@ def test_tied_values_share_step_and_zero_point():
     quantized = _plan("densenet_small", scales="free")
     shared = {
         (quantized.values[n].step, quantized.values[n].zero_point)
-        for n in ("relu", "relu_1", "relu_2")
+        for n in ("relu", "relu_1", "cat", "relu_2", "cat_1")
     }
     assert len(shared) == 1
-    assert "one step for relu, relu_1, relu_2" in quantized.values["relu"].reason
+    assert "one step for relu, relu_1, cat, relu_2, cat_1" in quantized.values["relu"].reason
 
 
 def test_per_tensor_free_has_one_multiplier():
