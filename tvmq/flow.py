@@ -44,6 +44,7 @@ from tvmq.plan.equalize import equalize
 from tvmq.plan.plan import Plan
 from tvmq.plan.plan_file import planned_settings, read_plan, write_plan
 from tvmq.plan.planner import make_plan
+from tvmq.plan.range_check import check_ranges
 from tvmq.progress import Progress
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.unit_state import checkpoints_of, forget_checkpoints
@@ -78,6 +79,7 @@ class BuildResult:
             "bit_exact": manifest.bit_exact,
             "calibration": manifest.calibration,
             "reconstruction": manifest.reconstruction,
+            "ranges": [entry.model_dump(mode="json") for entry in manifest.ranges],
             "settings": manifest.settings,
             "seconds": manifest.seconds,
         }
@@ -174,7 +176,9 @@ def _build_into(
         golden = golden_inputs(model, calibration, request.seed)
         bit_exact = verify(folder, model, golden)
     facts = {} if learned is None else learned.as_json()
-    manifest = make_manifest(request, model, data, plan, placed, bit_exact, progress.seconds, facts)
+    ranges = check_ranges(model, plan, calibration)
+    seconds = progress.seconds
+    manifest = make_manifest(request, model, data, plan, placed, bit_exact, seconds, facts, ranges)
     return manifest, placed
 
 

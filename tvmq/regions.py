@@ -90,8 +90,8 @@ class Regions:
         values: by name, in the order of the graph.
         layers: by name, in the order of the graph.
         carried: node name -> the value whose codes it holds, for every node that holds codes.
-        joined_only: value -> the concatenation that alone reads it.
-        returned: values that outputs of the network are made of.
+        readers: value -> what reads it: names of nodes that compute or join, "" for the caller of
+            the network.
         first: layers with weights that read an input of the network.
         last: layers with weights behind which no other layer with weights comes.
     """
@@ -99,10 +99,19 @@ class Regions:
     values: dict[str, Value]
     layers: dict[str, Layer]
     carried: dict[str, str]
-    joined_only: dict[str, str]
-    returned: frozenset[str]
+    readers: dict[str, frozenset[str]]
     first: frozenset[str]
     last: frozenset[str]
+
+    @property
+    def returned(self) -> frozenset[str]:
+        """Values that outputs of the network are made of."""
+        return frozenset(name for name, readers in self.readers.items() if "" in readers)
+
+    def joined_only(self, name: str) -> str:
+        """The concatenation that alone reads a value, or ""."""
+        first, *others = self.readers[name] or ("",)
+        return first if first in self.values and self.values[first].joins and not others else ""
 
     @property
     def weighted(self) -> Iterator[Layer]:
@@ -169,7 +178,6 @@ class _Finder:
         self.values: dict[str, Value] = {}
         self.layers: dict[str, Layer] = {}
         self.carried: dict[str, str] = {}
-        self.readers: dict[str, set[str]] = {}  # of values; "" for whoever calls the network
         self.fused: set[Node] = set()  # bounds that belong to the layer before them
         self.ends = self._find_ends()
         self.sums = self._find_residual_sums()
@@ -203,22 +211,8 @@ class _Finder:
                     "in the model by convolutions, dense layers, pooling, additions, "
                     "concatenations, slices and functions of one tensor."
                 )
-        self._find_readers()
-        joins = {name for name, value in self.values.items() if value.joins}
-        joined_only = {
-            name: reader
-            for name, readers in self.readers.items()
-            if len(readers) == 1 and (reader := next(iter(readers))) in joins
-        }
-        returned = frozenset(name for name, readers in self.readers.items() if "" in readers)
         return Regions(
-            self.values,
-            self.layers,
-            self.carried,
-            joined_only,
-            returned,
-            self._first(),
-            self._last(),
+            self.values, self.layers, self.carried, self._readers(), self._first(), self._last()
         )
 
     def _find_ends(self) -> set[Node]:
@@ -229,9 +223,8 @@ class _Finder:
                 ends.add(node)
         return ends
 
-    def _find_readers(self) -> None:
-        """Who reads each value: a node that computes, a concatenation, or ""."""
-        self.readers = {name: set() for name in self.values}
+    def _readers(self) -> dict[str, frozenset[str]]:
+        readers: dict[str, set[str]] = {name: set() for name in self.values}
         for node in self.nodes:
             if node.op == "output" or node in self.ends:
                 reader = ""
@@ -241,7 +234,8 @@ class _Finder:
                 reader = node.name
             for source in node.all_input_nodes:
                 if source.name in self.carried:
-                    self.readers[self.carried[source.name]].add(reader)
+                    readers[self.carried[source.name]].add(reader)
+        return {name: frozenset(found) for name, found in readers.items()}
 
     def _find_residual_sums(self) -> dict[Node, Node]:
         """Additions whose operand is a product read by nothing else, and that operand.

@@ -66,7 +66,7 @@ def choose_joined(
         coarse = [
             join
             for join in joins
-            if regions.joined_only.get(join[0]) != join[1]
+            if regions.joined_only(join[0]) != join[1]
             and best(group_of[join[1]])[1].step >= MUCH_TOO_COARSE * best((join[0],))[1].step
         ]
         if not coarse:

@@ -16,7 +16,7 @@ from targets.errors import InputError
 from targets.npu.machine.isa import UNIT_NAMES
 from targets.npu.machine.spec import NpuSpec, load_spec
 from targets.npu.price.layer_costs import LayerCost, PricedProgram, price
-from tvmq.artifact.artifact import Artifact
+from tvmq.artifact.artifact import Artifact, RangeEntry
 from tvmq.profile.cpu import measure_cpu
 
 
@@ -70,6 +70,7 @@ class Profile:
         spec: the machine, or None.
         programs: what the rows of the NPU were made from, by file name.
         reconstruction: what the manifest says of it.
+        ranges: the same, of what is too narrow for its step.
     """
 
     artifact: str
@@ -82,6 +83,7 @@ class Profile:
     spec: NpuSpec | None
     programs: dict[str, PricedProgram]
     reconstruction: dict[str, Any] = field(default_factory=dict)
+    ranges: tuple[RangeEntry, ...] = ()
 
 
 def profile(artifact: Artifact, energy: str = "") -> Profile:
@@ -125,6 +127,7 @@ def profile(artifact: Artifact, energy: str = "") -> Profile:
         spec=spec,
         programs=priced,
         reconstruction=artifact.manifest.reconstruction,
+        ranges=artifact.manifest.ranges,
     )
 
 

@@ -40,7 +40,7 @@ def _additions(*triples):
     """A network of additions alone, each (operand, operand, output)."""
     names = sorted({name for triple in triples for name in triple})
     layers = {output: Layer(output, "add", (a, b), output) for a, b, output in triples}
-    regions = Regions({}, layers, {}, {}, frozenset(), frozenset(), frozenset())
+    regions = Regions({}, layers, {}, {}, frozenset(), frozenset())
     return regions, [(name,) for name in names]
 
 
