@@ -61,6 +61,7 @@ def complete_plan(
                 draft.requantize,
                 draft.additions,
                 draft.proofs,
+                model.equalization,
             )
         except _CoarserError as request:
             last = request.why

@@ -18,7 +18,7 @@ from torch.fx import Node
 
 from targets.arithmetic import MAX_SHIFT_SPREAD
 from tvmq.calibrate.calibrate import Calibration
-from tvmq.float_model import FloatModel
+from tvmq.float_model import FloatModel, by_input_channel
 from tvmq.plan.plan import Plan
 from tvmq.plan.weight_steps import weight_codes
 from tvmq.regions import Layer, Regions, aten, find_regions, op_of, shape_of
@@ -225,6 +225,4 @@ def _indices(mask: torch.Tensor) -> tuple[int, ...]:
 
 def _energy_by_input(weight: torch.Tensor, node: Node) -> torch.Tensor:
     """float64[C]: the squares of all weights that read an input channel."""
-    groups = int(node.args[6]) if len(node.args) > 6 else 1
-    rows = weight.double().square().reshape(groups, len(weight) // groups, weight.shape[1], -1)
-    return rows.sum(dim=(1, 3)).flatten()
+    return by_input_channel(weight, node).double().square().sum(dim=(1, 3)).flatten()
