@@ -88,6 +88,14 @@ def test_a_concatenation_is_a_value_that_no_layer_makes():
     assert [name for name, value in regions.values.items() if value.is_input] == ["x"]
 
 
+def test_a_concatenation_reaches_as_far_as_what_it_joins_and_to_zero():
+    def forward(net, x):
+        return torch.cat([net.a(x).clamp(1, 2), net.b(x).clamp(3, 6)], 1) * 2
+
+    value = find_regions(_capture(forward)).values["cat"]
+    assert (value.low, value.high) == (0.0, 6.0)
+
+
 def test_what_is_read_in_front_of_a_concatenation_is_read_through_moves():
     def forward(net, x):
         y, z = torch.relu(net.a(x)), torch.relu(net.b(x))

@@ -26,7 +26,7 @@ def build_summary(result: BuildResult) -> list[str]:
         f"  {settings_text(manifest.settings)}",
         f"  calibration: {manifest.calibration['source']}",
         *_reconstruction_lines(manifest.reconstruction),
-        *_range_lines(manifest.ranges),
+        *range_lines(manifest.ranges),
         f"  operators: {manifest.placement['npu']} on the NPU, {manifest.placement['cpu']} on "
         f"the CPU",
     ]
@@ -55,7 +55,7 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     )
 
 
-def _range_lines(ranges: Sequence[RangeEntry]) -> list[str]:
+def range_lines(ranges: Sequence[RangeEntry]) -> list[str]:
     """The worst of what is too narrow, and what to do about each kind."""
     worst = sorted(ranges, key=lambda entry: -entry.lost)[:MOST_RANGES]
     lines = [f"  too narrow: {_range_text(entry)}" for entry in worst]
