@@ -1,6 +1,7 @@
 """What is too narrow for its step is found and weighed; most networks give nothing."""
 
 import functools
+from dataclasses import replace
 
 import models
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from targets.errors import InputError
 from tvmq.calibrate.batch_norm_ranges import ranges_from_batch_norm
 from tvmq.calibrate.calibrate import calibrate
+from tvmq.calibrate.channel_ranges import ChannelRange
 from tvmq.capture.capture import capture_program
 from tvmq.plan.plan_file import plan_from_json, plan_to_json
 from tvmq.plan.planner import make_plan
@@ -136,11 +138,17 @@ def test_rows_of_what_leaves_the_network_matter_each():
 
 
 def test_dead_rows_are_no_loss():
+    """Even where batch norms say that they vary, which weights of next to nothing can't."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
     with torch.no_grad():
-        net[2].weight[0], net[2].weight[1] = 0, net[2].weight[1] * 1e-9
-    assert _findings(*_captured(net, 3, 8, 8)) == ()
+        for layer in (net[0], net[2]):
+            layer.weight[0], layer.weight[1] = 0, layer.weight[1] * 1e-9
+    model, x = _captured(net, 3, 8, 8)
+    seen = calibrate(model, [x])
+    alike = ChannelRange(torch.zeros(4), torch.ones(4))
+    seen = replace(seen, channels=dict.fromkeys(seen.channels, alike))
+    assert check_ranges(model, make_plan(model, seen, SETTINGS[0]), seen) == ()
 
 
 def test_a_plan_that_is_read_has_no_ranges_to_check():
