@@ -286,7 +286,9 @@ class _Finder:
         self.layers[node.name] = Layer(node.name, kind, inputs, output, residual)
 
     def _leaves(self, node: Node) -> bool:
-        """Whether nothing but outputs of the network are made of it."""
+        """Whether nothing but outputs of the network are made of it; no average is moved in float."""
+        if op_of(node) is aten.avg_pool2d:
+            return all(user.op == "output" for user in node.users)
         return all(user.op == "output" or user in self.ends for user in node.users)
 
     def _add_value(self, node: Node, bound: Node | None, layer: str) -> str:
