@@ -286,7 +286,7 @@ class _Finder:
         self.layers[node.name] = Layer(node.name, kind, inputs, output, residual)
 
     def _leaves(self, node: Node) -> bool:
-        """Whether nothing but outputs of the network are made of it; no average is moved in float."""
+        """Whether only outputs of the network are made of it; no average is moved in float."""
         if op_of(node) is aten.avg_pool2d:
             return all(user.op == "output" for user in node.users)
         return all(user.op == "output" or user in self.ends for user in node.users)
