@@ -1,7 +1,8 @@
 """Verify that nothing between the input's quantize and the output's dequantize is a float.
 
 A float may be computed from the network's inputs alone (the quantize), or be used by nothing but
-other floats (the dequantize), and there only by the operators that those two consist of.
+other floats (the dequantize), and there only by the operators that those two consist of, and by
+moves: outputs of the network may be joined from tensors with steps of their own.
 
 Needs: every lowering pass. Leaves: the module as it is, or an error that names the value.
 """
@@ -11,11 +12,12 @@ from __future__ import annotations
 import tvm
 from tvm import IRModule
 
+from relay_passes.operators import MOVES
 from relay_passes.relax_nodes import Expr, Graph, Var, is_float, op_of, variables_in
 from targets.errors import UnsupportedError
 
 _QUANTIZE = ("astype", "divide", "add", "floor", "clip")
-_DEQUANTIZE = ("astype", "subtract", "multiply", "permute_dims", "reshape")
+_DEQUANTIZE = ("astype", "subtract", "multiply", *MOVES)
 
 _REASONS = {
     "concat": "its inputs have different steps or zero points; give them one step",

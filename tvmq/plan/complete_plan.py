@@ -14,8 +14,9 @@ from targets.code_range import code_range
 from targets.errors import ArithmeticRangeError
 from targets.rounding import FLOOR, MAX_FLOOR_SHIFT, check_executed, round_reals
 from targets.scale import AddScale, Scale, TooFineError, derive_addition, derive_scale
-from targets.sum_bounds import CodeRange, SumBounds, bound_sums, held_bound
+from targets.sum_bounds import SumBounds, bound_sums, held_bound
 from tvmq.float_model import FloatModel
+from tvmq.plan.joined_values import tied_values
 from tvmq.plan.plan import AccumulatorProof, BiasPlan, Plan, ValuePlan, WeightPlan
 from tvmq.plan.rounded_bias import rounded_bias
 from tvmq.plan.snap import snap_steps, snap_weight_step
@@ -60,6 +61,7 @@ def complete_plan(
                 draft.requantize,
                 draft.additions,
                 draft.proofs,
+                model.equalization,
             )
         except _CoarserError as request:
             last = request.why
@@ -94,8 +96,9 @@ class _Draft:
         biases: Mapping[str, BiasPlan],
     ) -> None:
         self.model, self.settings, self.regions, self.biases = model, settings, regions, biases
-        self.tied = {name: names for names in regions.tied for name in names}
         self.values, self.weights = dict(values), dict(weights)
+        self.groups = tied_values(regions, self.values)
+        self.tied = {name: names for names in self.groups for name in names}
         self.requantize: dict[str, Scale] = {}
         self.additions: dict[str, AddScale] = {}
         self.proofs: dict[str, AccumulatorProof] = {}
@@ -131,9 +134,9 @@ class _Draft:
         return Fraction(self.values[value].step)
 
     def _snap(self) -> None:
-        steps = [self.values[names[0]].step for names in self.regions.tied]
-        snapped, coarse = snap_steps(self.regions, steps)
-        for i, names in enumerate(self.regions.tied):
+        steps = [self.values[names[0]].step for names in self.groups]
+        snapped, coarse = snap_steps(self.regions, self.groups, steps)
+        for i, names in enumerate(self.groups):
             for name in names:
                 plan = self.values[name]
                 note = "; a power of two times another, since additions form a cycle"
@@ -161,14 +164,8 @@ class _Draft:
                 "are exact. Use HALF_UP or a finer step."
             )
 
-    def _codes_read(self, name: str) -> CodeRange:
-        """The codes that a reader of ``name`` can meet: those of all values joined with it."""
-        plans = [self.values[member] for member in self.tied[name]]
-        low, high = min(p.low for p in plans), max(p.high for p in plans)
-        return CodeRange(low, high, self.values[name].zero_point)
-
     def _derive_layer(self, layer: Layer) -> None:
-        residual = self._codes_read(layer.residual) if layer.residual else None
+        residual = self.values[layer.residual].codes if layer.residual else None
         zero_point = self.values[layer.output].zero_point if layer.output else 0
         for _ in range(MAX_DOUBLINGS):
             scale = self._scale(layer)
@@ -196,7 +193,7 @@ class _Draft:
         return derive_scale(ratios, residual)
 
     def _bounds(self, layer: Layer) -> SumBounds:
-        node, read = self.model.nodes[layer.name], self._codes_read(layer.inputs[0])
+        node, read = self.model.nodes[layer.name], self.values[layer.inputs[0]].codes
         if layer.kind == "pool":
             codes = np.ones((shape_of(node)[1], math.prod(window_of(node).kernel)), np.int64)
             bias = np.zeros(len(codes), np.int64)
