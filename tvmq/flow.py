@@ -141,8 +141,7 @@ def _build_into(
         model = _capture(request, progress)
         require_room_for(model, folder)
         require_room_to_link(model)
-        save_float(folder, model)
-        data = _open_data(model, request, progress)
+        data = _open_data(model, request)
     with progress.stage("calibrate"):
         calibration = _calibrate(model, data, request, progress)
     with progress.stage("plan"):
