@@ -22,9 +22,13 @@ from relay_passes.code_ranges import CodeRanges
 from relay_passes.forms.addition import Addition, match_addition
 from relay_passes.forms.factor import Factor as FactorForm
 from relay_passes.forms.move import Box, Shuffle, match_move
+from relay_passes.forms.norm import Norm as NormForm
+from relay_passes.forms.norm import match_norm
 from relay_passes.forms.pool import match_pool
 from relay_passes.forms.product import Product, match_product
 from relay_passes.forms.requantize import Requantization, match_requantization
+from relay_passes.forms.softmax import Softmax as SoftmaxForm
+from relay_passes.forms.softmax import match_softmax
 from relay_passes.forms.table import first_code, match_table
 from relay_passes.forms.term import Term
 from relay_passes.operators import MOVES
@@ -32,8 +36,10 @@ from relay_passes.relax_nodes import (
     Array,
     Graph,
     Var,
+    array_of,
     dtype_of,
     is_codes,
+    is_constant,
     is_float,
     op_of,
     shape_of,
@@ -43,6 +49,7 @@ from targets.code_range import code_range
 from targets.errors import UnsupportedError
 from targets.layers import (
     Add,
+    Constant,
     Conv2d,
     DType,
     Factor,
@@ -50,11 +57,13 @@ from targets.layers import (
     Lut,
     MaxPool2d,
     Move,
+    Norm,
     Operand,
     Pairing,
     Piece,
     Requantize,
     Residual,
+    Softmax,
     Value,
     Weights,
 )
@@ -215,6 +224,8 @@ class _Reader:
             return self._pool(var)
         if op == "take":
             return self._table(var)
+        if op == "broadcast_to":
+            return self._constant(var)
         if op in MOVES:
             return self._move(var)
         return f"no layer is made of '{op}'"
@@ -226,6 +237,10 @@ class _Reader:
         requantization = match_requantization(self.graph, var)
         if isinstance(requantization, str):
             return requantization
+        if not isinstance(softmax := match_softmax(self.graph, requantization.sums), str):
+            return self._softmax(var, softmax, requantization)
+        if not isinstance(norm := match_norm(self.graph, requantization.sums), str):
+            return self._norm(var, norm, requantization)
         product = match_product(self.graph, requantization.sums)
         if isinstance(product, str):
             return f"what is rounded is no sum of two tensors, and {product}"
@@ -313,6 +328,35 @@ class _Reader:
             form.padding,
             form.dilation,
         )
+
+    def _softmax(self, var: Var, form: SoftmaxForm, rounding: Requantization) -> Softmax:
+        return Softmax(
+            form.node,
+            self.source(form.node),
+            self.value(form.codes),
+            self.value(var),
+            form.heads,
+            form.table,
+            self._requantize(rounding),
+        )
+
+    def _norm(self, var: Var, form: NormForm, rounding: Requantization) -> Norm:
+        return Norm(
+            form.node,
+            self.source(form.node),
+            self.value(form.codes),
+            self.value(var),
+            form.scale,
+            self._requantize(rounding),
+        )
+
+    def _constant(self, var: Var) -> Constant | str:
+        held = self.graph.value(var).args[0]
+        if not is_constant(held) or shape_of(held)[1:] != shape_of(var)[1:]:
+            return "repeats values"
+        value = self.value(var)
+        codes = array_of(held).reshape(value.shape)
+        return Constant(var.name, self.source(var.name), value, codes)
 
     def _table(self, var: Var) -> Lut | str:
         form = match_table(self.graph, var)

@@ -10,6 +10,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from targets.causes import first_line
+from tvmq import token_operators  # noqa: F401  registers the operators
 from tvmq.float_model import Origin
 
 aten = torch.ops.aten
@@ -43,6 +44,7 @@ class CanonicalGraph:
         self.origins: dict[str, Origin] = {}
         self.batch = batch
         self.origin = Origin()
+        self._first: Node | None = None
         self._constants: dict[str, Node] = {}
 
     def input(self, name: str, shape: Sequence[int]) -> Node:
@@ -50,7 +52,17 @@ class CanonicalGraph:
         node = self.graph.placeholder(name)
         node.meta["val"] = torch.empty(tuple(shape), device="meta")
         _check_size(node.meta["val"])
+        self._first = self._first or node
         return node
+
+    def for_each_image(self, constant: Node) -> Node:
+        """A tensor of every image that is a constant (1, ...), or one of equal images."""
+        value = self.value(constant)
+        if not bool((value == value[:1]).all()):
+            raise Refusal("differs between the images of a batch")
+        if len(value) > 1:
+            constant = self.constant(f"{constant.name}_once", value[:1])
+        return self.call(torch.ops.tvmq.constant.default, self._first, constant)
 
     def constant(self, name: str, value: torch.Tensor) -> Node:
         """Add a constant under a name made from ``name``; one name is one constant."""

@@ -21,15 +21,15 @@ from torch.utils import _pytree as pytree
 
 from relay_passes.frontend.pointwise import is_pointwise
 from targets.errors import UnsupportedError
-from tvmq.capture.attention_rules import ATTENTION_RULES
 from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, in_one_line, is_constant
 from tvmq.capture.layout_rules import LAYOUT_RULES
 from tvmq.capture.operator_rules import HINTS, OPERATOR_RULES, pointwise
 from tvmq.capture.pooling_rules import POOLING_RULES
 from tvmq.capture.rule_table import Rule
+from tvmq.capture.token_rules import TOKEN_RULES
 from tvmq.float_model import Origin
 
-RULES = OPERATOR_RULES | POOLING_RULES | LAYOUT_RULES
+RULES = OPERATOR_RULES | POOLING_RULES | LAYOUT_RULES | TOKEN_RULES
 
 _TORCH_FRAME = re.compile(r"[/\\]torch[/\\]")
 _SEPARATOR = re.compile(r"[/\\]")
@@ -46,22 +46,20 @@ class CanonicalProgram:
     notes: tuple[str, ...]
 
 
-def canonicalize(program: ExportedProgram, *, attention: bool = False) -> CanonicalProgram:
+def canonicalize(program: ExportedProgram) -> CanonicalProgram:
     """Write the program anew in the canonical operators.
 
     Args:
         program: exported in evaluation mode; the first axis of every input is the batch, which may
             be static or dynamic.
-        attention: let operators through that can be quantized in torch only.
 
     Raises:
         UnsupportedError: lists every operator that can't be expressed, with module and line.
     """
     _refuse_training_mode(program)
-    rules = RULES | ATTENTION_RULES if attention else RULES
-    if not all(_is_plain(node, rules) for node in program.graph.nodes):
+    if not all(_is_plain(node) for node in program.graph.nodes):
         program = _decomposed(program)
-    return _Writer(program, rules).write()
+    return _Writer(program).write()
 
 
 def _decomposed(program: ExportedProgram) -> ExportedProgram:
@@ -73,17 +71,17 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
         ) from error
 
 
-def _is_plain(node: Node, rules: dict[str, Rule]) -> bool:
+def _is_plain(node: Node) -> bool:
     """Whether the node can be read as it is: it changes no tensor, and there is a rule for it."""
     if node.op != "call_function" or not _is_tensor_valued(node):
         return True
     schema = getattr(node.target, "_schema", None)
-    return _rule_of(node, rules) is not None and not (schema and schema.is_mutable)
+    return _rule_of(node) is not None and not (schema and schema.is_mutable)
 
 
-def _rule_of(node: Node, rules: dict[str, Rule]) -> Rule | None:
+def _rule_of(node: Node) -> Rule | None:
     """How the operator of a node is written; None if it can't be."""
-    known = rules.get(operator_name(node.target))
+    known = RULES.get(operator_name(node.target))
     return known or (pointwise if is_pointwise(node.target) else None)
 
 
@@ -127,8 +125,8 @@ _TRAINING_FORMS = frozenset(
 class _Writer:
     """Reads one program, writes one canonical graph."""
 
-    def __init__(self, program: ExportedProgram, rules: dict[str, Rule]) -> None:
-        self.program, self.rules = program, rules
+    def __init__(self, program: ExportedProgram) -> None:
+        self.program = program
         self.placeholders = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
         self.values: dict[Node, Any] = {}  # what stands for a node: Node, list of Nodes or number
         self.lost: set[Node] = set()  # values behind a refused operator
@@ -216,7 +214,7 @@ class _Writer:
         lost = any(source in self.lost for source in node.all_input_nodes)
         try:
             if lost:
-                if _rule_of(node, self.rules) is None:
+                if _rule_of(node) is None:
                     raise Refusal(HINTS.get(name, ""))
                 self.lost.add(node)
             else:
@@ -233,12 +231,12 @@ class _Writer:
         args = torch.fx.map_arg(node.args, self._stands_for)
         kwargs = torch.fx.map_arg(node.kwargs, self._stands_for)
         # Operators of torch's own use trust their arguments.
-        usable = name in self.rules or not name.startswith("_")
-        if usable and hasattr(node.target, "_schema") and _only_constants(args, kwargs):
+        usable = name in RULES or not name.startswith("_")
+        if usable and hasattr(node.target, "_schema") and _is_computable(node, args, kwargs):
             value = self.graph.compute(node.target, args, kwargs)
             if isinstance(value, torch.Tensor):
                 return self.graph.constant(node.name, value)
-        rule = _rule_of(node, self.rules)
+        rule = _rule_of(node)
         if rule is None:
             raise Refusal(HINTS.get(name, ""))
         if hasattr(node.target, "_schema"):
@@ -289,7 +287,12 @@ def _is_tensor_valued(node: Node) -> bool:
     return any(isinstance(item, torch.Tensor) for item in items)
 
 
-def _only_constants(args: Any, kwargs: Any) -> bool:
+def _is_computable(node: Node, args: Any, kwargs: Any) -> bool:
+    """Whether only constants are read, and no size of the batch."""
+    value = node.meta["val"]
+    sizes = value.shape if isinstance(value, torch.Tensor) else ()
+    if not all(isinstance(size, int) for size in sizes):
+        return False
     leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Node)]
     return bool(leaves) and all(is_constant(leaf) for leaf in leaves)
 

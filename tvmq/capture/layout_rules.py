@@ -37,11 +37,17 @@ def _conversion(_g: CanonicalGraph, node: Node, a: Arguments) -> Any:
     return a["self"]  # everything is float32 in the canonical graph
 
 
-@rule("expand")
-def _expand(_g: CanonicalGraph, node: Node, a: Arguments) -> Any:
-    if is_constant(a["self"]) or tuple(node.meta["val"].shape[1:]) != shape_of(a["self"])[1:]:
+@rule("expand", "expand_as", "broadcast_to")
+def _expand(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
+    x, wanted = a["self"], tuple(node.meta["val"].shape[1:])
+    if is_constant(x):
+        value = g.value(x)
+        value = value.reshape(*[1] * (1 + len(wanted) - value.ndim), *value.shape)
+        held = g.constant(f"{node.name}_value", value[:1].expand(1, *wanted))
+        return g.for_each_image(held)
+    if wanted != shape_of(x)[1:]:
         raise Refusal("repeats values")
-    return a["self"]
+    return x
 
 
 @rule("getitem")
@@ -71,6 +77,8 @@ def reshaped(g: CanonicalGraph, x: Node, exported_shape: Sequence[Any]) -> Node:
         )
     if new[1:] == old[1:]:
         return x
+    if x.target is aten.reshape.default:
+        return reshaped(g, x.args[0], new)
     return g.call(aten.reshape.default, x, [-1, *new[1:]])
 
 
@@ -92,6 +100,8 @@ def _permuted(g: CanonicalGraph, x: Node, order: Sequence[int]) -> Node:
     order = [positive_axis(axis, len(order)) for axis in order]
     if order[0] != 0:
         raise Refusal("moves the batch away from axis 0")
+    if x.target is aten.permute.default:
+        x, order = x.args[0], [x.args[1][axis] for axis in order]
     return x if order == sorted(order) else g.call(aten.permute.default, x, order)
 
 

@@ -16,6 +16,8 @@ import torch
 from torch.fx import Node
 
 from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
+from tvmq.capture.layout_rules import reshaped
+from tvmq.capture.rearranged import base_of, moved_again
 from tvmq.capture.rule_table import Arguments, RuleTable, pair, positive_axis
 
 aten = torch.ops.aten
@@ -23,9 +25,6 @@ rules = RuleTable()
 rule = rules.rule
 OPERATOR_RULES = rules.by_name
 HINTS = {
-    "mul": "product of two activations",
-    "softmax": "leave softmax out of the exported network, it does not change the order",
-    "_softmax": "leave softmax out of the exported network, it does not change the order",
     "log_softmax": "leave softmax out of the exported network, it does not change the order",
     "conv1d": "only two-dimensional convolutions; unsqueeze the input",
     "conv3d": "only two-dimensional convolutions",
@@ -70,7 +69,17 @@ def _resolve_padding(
 def _linear(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     if not is_constant(a["weight"]) or (a["bias"] is not None and not is_constant(a["bias"])):
         raise Refusal("weights that depend on the input")
-    return g.call(aten.linear.default, a["input"], a["weight"], a["bias"])
+    return _dense(g, a["input"], a["weight"], a["bias"])
+
+
+def _dense(g: CanonicalGraph, x: Node, weight: Node, bias: Node | None) -> Node:
+    """A linear layer; whatever axes stand before the channels are tokens."""
+    shape = shape_of(x)
+    if len(shape) <= 3:
+        return g.call(aten.linear.default, x, weight, bias)
+    tokens = reshaped(g, x, [-1, math.prod(shape[1:-1]), shape[-1]])
+    made = g.call(aten.linear.default, tokens, weight, bias)
+    return reshaped(g, made, [-1, *shape[1:-1], shape_of(weight)[0]])
 
 
 @rule("mm", "matmul", "addmm")
@@ -82,7 +91,7 @@ def _matrix_product(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     if bias is not None and (not is_constant(bias) or a["alpha"] != 1 or a["beta"] != 1):
         raise Refusal("only a constant bias, with alpha and beta of 1")
     weight = g.constant(f"{node.name}_weight", g.value(matrix).t())
-    return g.call(aten.linear.default, x, weight, bias)
+    return _dense(g, x, weight, bias)
 
 
 @rule("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm")
@@ -131,10 +140,11 @@ def _clamp(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
 def _bounded(g: CanonicalGraph, x: Node, low: Any, high: Any) -> Node:
     if isinstance(low, Node) or isinstance(high, Node):
         raise Refusal("bounds that are tensors")
+    base, moves = base_of(x)
     if low == 0 and (high is None or high == math.inf):
-        return g.call(aten.relu.default, x)
+        return moved_again(g, g.call(aten.relu.default, base), moves)
     low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
-    return g.call(aten.clamp.default, x, low, high)
+    return moved_again(g, g.call(aten.clamp.default, base, low, high), moves)
 
 
 def pointwise(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
@@ -142,7 +152,9 @@ def pointwise(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     if not node.meta["val"].is_floating_point():
         raise Refusal(f"gives {str(node.meta['val'].dtype)[6:]}, only floats can be quantized")
     first, *others = (argument.name for argument in node.target._schema.arguments)
-    return g.call(node.target, a[first], **{name: a[name] for name in others if name != "dtype"})
+    base, moves = base_of(a[first])
+    rest = {name: a[name] for name in others if name != "dtype"}
+    return moved_again(g, g.call(node.target, base, **rest), moves)
 
 
 @rule("prelu", "_prelu_kernel")
@@ -172,8 +184,8 @@ def _add(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     if _is_activation(x) and _is_activation(y):
         return _sum(g, node, x, y, a["alpha"])
     if _is_activation(y):  # alpha * activation + constant
-        return _per_channel(g, node, y, scale=a["alpha"], shift=x)
-    return _per_channel(g, node, x, shift=y, shift_factor=a["alpha"])
+        return _affine(g, node, y, scale=a["alpha"], shift=x)
+    return _affine(g, node, x, shift=y, shift_factor=a["alpha"])
 
 
 def _sum(g: CanonicalGraph, node: Node, x: Node, y: Node, alpha: float) -> Node:
@@ -182,13 +194,22 @@ def _sum(g: CanonicalGraph, node: Node, x: Node, y: Node, alpha: float) -> Node:
         shapes = f"{list(shape_of(x))} and {list(shape_of(y))}"
         raise Refusal(f"shapes differ: {shapes}; only tensors of one shape can be added")
     if alpha != 1:
-        y = _per_channel(g, node, y, scale=alpha)
-    return g.call(aten.add.Tensor, x, y)
+        y = _affine(g, node, y, scale=alpha)
+    return _of_both(g, aten.add.Tensor, x, y)
+
+
+def _of_both(g: CanonicalGraph, target: Any, x: Node, y: Node) -> Node:
+    """An elementwise operator of two tensors; where both were moved alike, of what was moved."""
+    (a, moves), (b, others) = base_of(x), base_of(y)
+    alike = [(m.target, m.args[1]) for m in moves] == [(m.target, m.args[1]) for m in others]
+    if alike and shape_of(a) == shape_of(b):
+        return moved_again(g, g.call(target, a, b), moves)
+    return g.call(target, x, y)
 
 
 @rule("neg")
 def _neg(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
-    return _per_channel(g, node, a["self"], scale=-1.0)
+    return _affine(g, node, a["self"], scale=-1.0)
 
 
 @rule("sub")
@@ -197,8 +218,8 @@ def _sub(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     if _is_activation(x) and _is_activation(y):
         return _sum(g, node, x, y, -a["alpha"])
     if _is_activation(y):
-        return _per_channel(g, node, y, scale=-a["alpha"], shift=x)
-    return _per_channel(g, node, x, shift=y, shift_factor=-a["alpha"])
+        return _affine(g, node, y, scale=-a["alpha"], shift=x)
+    return _affine(g, node, x, shift=y, shift_factor=-a["alpha"])
 
 
 @rule("rsub")
@@ -210,9 +231,21 @@ def _rsub(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
 def _mul(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     x, y = a["self"], a["other"]
     if _is_activation(x) and _is_activation(y):
-        raise Refusal("product of two activations")
+        return _elements(g, x, y)
     x, factor = (x, y) if _is_activation(x) else (y, x)
-    return _per_channel(g, node, x, scale=factor)
+    return _affine(g, node, x, scale=factor)
+
+
+def _elements(g: CanonicalGraph, x: Node, y: Node) -> Node:
+    """``x * y``, of which one may be repeated along axes where it has size 1."""
+    ranks = len(shape_of(x)), len(shape_of(y))
+    shapes = f"{list(shape_of(x))} and {list(shape_of(y))}"
+    if ranks[0] != ranks[1]:
+        raise Refusal(f"shapes {shapes}; give both the same number of axes")
+    result = _of_both(g, aten.mul.Tensor, x, y)
+    if shape_of(result) not in (shape_of(x), shape_of(y)):
+        raise Refusal(f"repeats both of its operands, of shapes {shapes}; expand one before")
+    return result
 
 
 @rule("div")
@@ -221,11 +254,56 @@ def _div(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     if not _is_activation(x) or _is_activation(y) or a.get("rounding_mode"):
         raise Refusal("only division by a constant")
     divisor = g.value(y) if is_constant(y) else torch.tensor(float(y))
-    return _per_channel(g, node, x, scale=divisor.double().reciprocal())
+    return _affine(g, node, x, scale=divisor.double().reciprocal())
 
 
 def _is_activation(value: Any) -> bool:
     return isinstance(value, Node) and not is_constant(value)
+
+
+def _affine(
+    g: CanonicalGraph,
+    node: Node,
+    x: Node,
+    *,
+    scale: Any = 1.0,
+    shift: Any = 0.0,
+    shift_factor: float = 1.0,
+) -> Node:
+    """``x * scale + shift`` with constants: numbers, one per channel, or one per element."""
+    scale, shift = (_constant(g, value) for value in (scale, shift))
+    shift = shift * shift_factor
+    if scale.numel() == 1 and shift.numel() == 1:
+        base, moves = base_of(x)
+        scale, shift = (value.reshape(()) for value in (scale, shift))
+        return moved_again(g, _per_channel(g, node, base, scale=scale, shift=shift), moves)
+    axis = channel_axis(x)
+    if not all(_is_per_channel(value, shape_of(x), axis) for value in (scale, shift)):
+        return _per_element(g, node, x, scale, shift)
+    return _per_channel(g, node, x, scale=scale, shift=shift)
+
+
+def channel_axis(x: Node) -> int:
+    """Where a value has its channels: images on axis 1, tokens behind."""
+    return 1 if len(shape_of(x)) in (2, 4) else len(shape_of(x)) - 1
+
+
+def _per_element(
+    g: CanonicalGraph, node: Node, x: Node, scale: torch.Tensor, shift: torch.Tensor
+) -> Node:
+    """``x * scale + shift`` with tensors of the model that are held in codes like any other."""
+    shape = (1, *shape_of(x)[1:])
+    for name, target, value, neutral in (
+        ("scale", aten.mul.Tensor, scale, 1.0),
+        ("shift", aten.add.Tensor, shift, 0.0),
+    ):
+        if bool((value == neutral).all()):
+            continue
+        if value.ndim > len(shape) or (value.ndim == len(shape) and value.shape[0] > 1):
+            raise Refusal(f"a constant of shape {list(value.shape)} beside {list(shape_of(x))}")
+        held = g.constant(f"{node.name}_{name}", value.expand(shape).float())
+        x = g.call(target, x, g.for_each_image(held))
+    return x
 
 
 def _per_channel(
@@ -235,20 +313,17 @@ def _per_channel(
     *,
     scale: Any = 1.0,
     shift: Any = 0.0,
-    shift_factor: float = 1.0,
     name: str = "",
 ) -> Node:
     """``x * scale + shift`` with constants per channel, written as a batch norm to be folded."""
-    if len(shape_of(x)) not in (2, 4):
-        raise Refusal("a constant factor or summand on a rank other than 2 or 4")
-    gamma = _channel_vector(g, x, scale)
-    beta = _channel_vector(g, x, shift) * shift_factor
+    axis = channel_axis(x)
+    gamma, beta = (_channel_vector(g, x, value) for value in (scale, shift))
     if bool((gamma == 1).all()) and bool((beta == 0).all()):
         return x
-    channels, prefix = shape_of(x)[1], f"{node.name}_{name}".rstrip("_")
+    channels, prefix = shape_of(x)[axis], f"{node.name}_{name}".rstrip("_")
     result = g.call(
         aten.batch_norm.default,
-        x,
+        _channels_first(g, x),
         g.constant(f"{prefix}_scale", gamma),
         g.constant(f"{prefix}_shift", beta),
         g.constant(f"{prefix}_zeros", torch.zeros(channels)),
@@ -256,22 +331,37 @@ def _per_channel(
         False, 0.0, 0.0, False,
     )  # fmt: skip
     result.meta["affine"] = True
-    return result
+    return result if axis == 1 else _channels_last(g, result, shape_of(x))
+
+
+def _channels_first(g: CanonicalGraph, x: Node) -> Node:
+    """A value with its channels on axis 1, all that is between them and the batch behind them."""
+    shape = shape_of(x)
+    if channel_axis(x) == 1:
+        return x
+    tokens = reshaped(g, x, [-1, math.prod(shape[1:-1]), shape[-1]])
+    return g.call(aten.permute.default, tokens, [0, 2, 1])
+
+
+def _channels_last(g: CanonicalGraph, x: Node, shape: Sequence[int]) -> Node:
+    return reshaped(g, g.call(aten.permute.default, x, [0, 2, 1]), shape)
+
+
+def _constant(g: CanonicalGraph, value: Any) -> torch.Tensor:
+    held = g.value(value) if isinstance(value, Node) else value
+    return torch.as_tensor(held, dtype=torch.float64)
+
+
+def _is_per_channel(value: torch.Tensor, shape: Sequence[int], axis: int) -> bool:
+    """Whether a constant varies over the channels only."""
+    sizes = [1] * (len(shape) - value.ndim) + list(value.shape)
+    return len(sizes) == len(shape) and all(s == 1 for i, s in enumerate(sizes) if i != axis)
 
 
 def _channel_vector(g: CanonicalGraph, x: Node, value: Any) -> torch.Tensor:
-    """A number or a constant tensor that varies over axis 1 only, as float64[C]."""
-    if isinstance(value, Node):
-        value = g.value(value)
-    tensor = torch.as_tensor(value, dtype=torch.float64)
-    shape = shape_of(x)
-    if tensor.ndim > len(shape):
-        raise Refusal(f"a constant of shape {list(tensor.shape)}")
-    sizes = [1] * (len(shape) - tensor.ndim) + list(tensor.shape)
-    channels = shape[1]
-    if any(size != 1 for axis, size in enumerate(sizes) if axis != 1):
-        raise Refusal(f"a constant of shape {list(tensor.shape)}; only one value per channel")
-    return tensor.reshape(-1).expand(channels).clone()
+    """A number or a constant that varies over the channels only, as float64[C]."""
+    channels = shape_of(x)[channel_axis(x)]
+    return _constant(g, value).reshape(-1).expand(channels).clone()
 
 
 @rule("cat", "concat", "concatenate")
@@ -280,16 +370,14 @@ def _cat(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     axis = positive_axis(a["dim"], len(shape_of(parts[0])))
     if axis == 0:
         raise Refusal("concatenates along the batch")
-    if not all(_is_activation(part) for part in parts):
-        raise Refusal("concatenates a constant")
+    parts = [part if _is_activation(part) else g.for_each_image(part) for part in parts]
     return parts[0] if len(parts) == 1 else g.call(aten.cat.default, parts, axis)
 
 
 @rule("stack")
 def _stack(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     parts = list(a["tensors"])
-    if not all(_is_activation(part) for part in parts):
-        raise Refusal("stacks a constant")
+    parts = [part if _is_activation(part) else g.for_each_image(part) for part in parts]
     shape = shape_of(parts[0])
     axis = positive_axis(a["dim"], len(shape) + 1)
     if axis == 0:

@@ -13,14 +13,32 @@ from targets.arithmetic import INT32_MAX
 from targets.code_range import code_range
 from targets.errors import ArithmeticRangeError
 from targets.rounding import FLOOR, MAX_FLOOR_SHIFT, check_executed, round_reals
-from targets.scale import AddScale, Scale, TooFineError, derive_addition, derive_scale
-from targets.sum_bounds import CodeRange, SumBounds, bound_sums, held_bound
+from targets.rows import SOFTMAX_BITS, norm_fraction, softmax_bounds
+from targets.scale import (
+    AddScale,
+    Scale,
+    TooFineError,
+    derive_addition,
+    derive_scale,
+    power_of_two,
+)
+from targets.sum_bounds import CodeRange, SumBounds, bound_products, bound_sums, held_bound
 from tvmq.float_model import FloatModel
+from tvmq.plan.integer_rows import norm_scale
 from tvmq.plan.plan import AccumulatorProof, BiasPlan, Plan, ValuePlan, WeightPlan
 from tvmq.plan.rounded_bias import rounded_bias
 from tvmq.plan.snap import snap_steps, snap_weight_step
 from tvmq.plan.weight_steps import weight_codes
-from tvmq.regions import Layer, Regions, find_regions, shape_of, window_of
+from tvmq.regions import (
+    UNSCALED,
+    WEIGHTED,
+    Layer,
+    Regions,
+    find_regions,
+    products_of,
+    shape_of,
+    window_of,
+)
 from tvmq.settings import Settings
 
 MAX_DOUBLINGS = 64
@@ -118,7 +136,7 @@ class _Draft:
                     a, b = (self._step(name) / self._step(layer.output) for name in sides)
                     addition = self.additions[layer.name] = derive_addition(a, b)
                     self._check_floor(layer, (addition.shift,))
-                elif layer.kind != "function":
+                elif layer.kind not in UNSCALED:
                     self._derive_layer(layer)
             except TooFineError as error:
                 value = layer.output if error.which == "output" else layer.residual
@@ -186,17 +204,34 @@ class _Draft:
         """The integers of a layer, free steps of its weights snapped; None where sums leave."""
         if not layer.output:
             return None
-        source, output = self._step(layer.inputs[0]), self._step(layer.output)
+        source, output = self._unit(layer), self._step(layer.output)
         plan = self.weights[layer.name]
-        if layer.kind == "pool" or not self.settings.pot:
+        if layer.kind not in WEIGHTED or not self.settings.pot:
             steps = tuple(snap_weight_step(w, float(source), float(output)) for w in plan.steps)
             plan = self.weights[layer.name] = replace(plan, steps=steps)
         ratios = [source * Fraction(step) / output for step in plan.steps]
         residual = self._step(layer.residual) / output if layer.residual else None
         return derive_scale(ratios, residual)
 
+    def _unit(self, layer: Layer) -> Fraction:
+        """What a sum of a layer counts in steps of its weights."""
+        if layer.kind == "softmax":
+            return power_of_two(-SOFTMAX_BITS)
+        if layer.kind == "norm":
+            return power_of_two(-norm_fraction(shape_of(self.model.nodes[layer.name])[-1]))
+        unit = self._step(layer.inputs[0])
+        return unit * self._step(layer.inputs[-1]) if layer.kind in ("multiply", "matmul") else unit
+
     def _bounds(self, layer: Layer) -> SumBounds:
         node, read = self.model.nodes[layer.name], self._codes_read(layer.inputs[0])
+        if layer.kind == "softmax":
+            return softmax_bounds()
+        if layer.kind == "norm":
+            value, weights = self.values[layer.inputs[0]], self.weights[layer.name]
+            return norm_scale(self.model, layer, value, weights).bounds
+        if layer.kind in ("multiply", "matmul"):
+            right = self._codes_read(layer.inputs[-1])
+            return bound_products(read, right, products_of(node), np.zeros(1, np.int64))
         if layer.kind == "pool":
             codes = np.ones((shape_of(node)[1], math.prod(window_of(node).kernel)), np.int64)
             bias = np.zeros(len(codes), np.int64)

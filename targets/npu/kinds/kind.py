@@ -47,6 +47,7 @@ class Rule(Enum):
         "The array multiplies by constants of the program: of a product of two tensors, one would "
         "have to be a parameter of the model."
     )
+    ROWS = "The vector unit computes element by element, and has no numbers of a row."
     PRECISION = "The array multiplies 8-bit operands; codes at the edges of a program lie in bytes."
     SUMS = "No sum, shifted left by the layer's fraction bits, exceeds 32 bits."
     SHIFTS = (

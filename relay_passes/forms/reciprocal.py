@@ -1,0 +1,46 @@
+"""The reciprocal of a row's divisor, as 16 bits and a number of bits (``targets/rows.py``).
+
+bits         sum(astype(greater_equal(divisor, [1, 2, 4, ...]), "int64"), keepdims)
+reciprocal   floor_divide((1 << (bits + 15)) - 1, divisor)
+
+Both are int64, as is the divisor, (..., 1).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import relax
+
+from relay_passes.relax_nodes import Emit, Expr, Graph, constant
+from targets.rows import DIVISOR_BITS, RECIPROCAL_BITS
+
+
+def emit_reciprocal(emit: Emit, divisor: Expr) -> tuple[Expr, Expr]:
+    """Bind reciprocal and bits."""
+    powers = constant(np.int64(1) << np.arange(DIVISOR_BITS), "int64")
+    reached = emit(relax.op.greater_equal(divisor, powers))
+    bits = emit(relax.op.sum(emit(relax.op.astype(reached, "int64")), -1, keepdims=True))
+    one, fraction = constant(1, "int64"), constant(RECIPROCAL_BITS, "int64")
+    power = emit(relax.op.left_shift(one, emit(relax.op.add(bits, fraction))))
+    numerator = emit(relax.op.subtract(power, one))
+    return emit(relax.op.floor_divide(numerator, divisor)), bits
+
+
+def match_reciprocal(graph: Graph, expr: Expr) -> Expr | None:
+    """The divisor that ``expr`` is the reciprocal of, or None."""
+    quotient = graph.match(expr, "floor_divide")
+    numerator = None if quotient is None else graph.match(quotient.args[0], "subtract")
+    power = None if numerator is None else graph.match(numerator.args[0], "left_shift")
+    bits = None if power is None else graph.match(power.args[1], "add")
+    if quotient is None or bits is None:
+        return None
+    divisor = quotient.args[1]
+    return divisor if match_bits(graph, bits.args[0]) == divisor else None
+
+
+def match_bits(graph: Graph, expr: Expr) -> Expr | None:
+    """The divisor that ``expr`` is the bits of, or None."""
+    total = graph.match(expr, "sum")
+    cast = None if total is None else graph.match(total.args[0], "astype")
+    reached = None if cast is None else graph.match(cast.args[0], "greater_equal")
+    return None if reached is None else reached.args[0]
