@@ -84,7 +84,7 @@ def build_norm(layer: Norm, _host: CpuFeatures) -> Kernel:
         )
         return tirx.floor(tirx.sqrt(lifted.astype("float64"))).astype("int32")
 
-    root = te.compute(rows, root_of, name="root")
+    root = te.compute(rows, root_of, name="whole_root")
     bits = te.compute(rows, lambda *row: _bits(root[row]), name="bits")
     reciprocal = te.compute(
         rows, lambda *row: _reciprocal(root[row].astype("int64"), bits[row]), name="reciprocal"
@@ -102,7 +102,7 @@ def build_norm(layer: Norm, _host: CpuFeatures) -> Kernel:
         return _code(normed * gain[channel] + bias[channel], layer)
 
     out = te.compute((n, *layer.output.shape), result, name="out")
-    stages = ["total", "squares", "root", "bits", "reciprocal"]
+    stages = ["total", "squares", "whole_root", "bits", "reciprocal"]
     func = _schedule(function([x, gain, bias, out]), stages)
     return Kernel(func, (scale.gain, scale.bias))
 
