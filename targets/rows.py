@@ -55,6 +55,9 @@ DIVISOR_BITS = 32
 ROOT_BITS = 52
 """What a root is taken of is below 2^52, where that of a float64, rounded down, is exact."""
 
+LARGEST_VARIANCE = 255 * 255 // 4 + 1
+"""Of codes, rounded up."""
+
 
 def exponentials(step: float) -> npt.NDArray[np.int32]:
     """int32[256]: what a code counts that is 0 to 255 below the largest of its row."""
@@ -130,7 +133,7 @@ def derive_norm(
         )
     fraction = norm_fraction(count)
     epsilon = max(1, round(min(eps * (count / step) ** 2, 2.0**ROOT_BITS)))
-    largest = count * count * (255 * 255 // 4 + 1) + epsilon
+    largest = count * count * LARGEST_VARIANCE + epsilon
     lift = (ROOT_BITS - largest.bit_length()) // 2
     if lift < 0:
         raise ArithmeticRangeError(

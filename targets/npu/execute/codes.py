@@ -8,7 +8,17 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from targets.arithmetic import MAX_RESIDUAL_SHIFT, MAX_SHIFT, MAX_SHIFT_SPREAD
-from targets.npu.execute.memory import Buffer, Expr, State, byte_value, chunks, i32, i64, when
+from targets.npu.execute.memory import (
+    Buffer,
+    Expr,
+    State,
+    byte_value,
+    chunks,
+    i32,
+    i64,
+    little_endian,
+    when,
+)
 from targets.npu.execute.traps import BAD_RECORD
 from targets.npu.machine.legality import RECORD_BYTES, code_range
 from targets.rounding import RoundingMode
@@ -42,10 +52,10 @@ def _read_records(
 ) -> None:
     with T.serial(0, i.nvalid) as c:
         start = T.bind(state.areas.par + i.par_addr * 4 + c * RECORD_BYTES)
-        bias = T.bind(_little_endian(state, start, 4))
-        mult, border = (T.bind(_little_endian(state, start + n, 2)) for n in (4, 6))
-        dshift, res_shl = (T.bind(_little_endian(state, start + n, 1)) for n in (8, 9))
-        zero = T.bind(_little_endian(state, start + 10, 2))
+        bias = T.bind(little_endian(state, start, 4))
+        mult, border = (T.bind(little_endian(state, start + n, 2)) for n in (4, 6))
+        dshift, res_shl = (T.bind(little_endian(state, start + n, 1)) for n in (8, 9))
+        zero = T.bind(little_endian(state, start + 10, 2))
         shift = T.bind(i.shift + dshift)
         illegal = [
             dshift > MAX_SHIFT_SPREAD,
@@ -68,13 +78,6 @@ def _read_records(
         }
         for name, value in values.items():
             T.buffer_store(records[name], value, [c])
-
-
-def _little_endian(state: State, start: Expr, count: int) -> Expr:
-    value: Expr = i32(0)
-    for n in range(count):
-        value = value | ((i32(state.mem[start + n]) & 255) << (8 * n))
-    return value
 
 
 def _row(

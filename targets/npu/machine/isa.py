@@ -231,6 +231,58 @@ class Lut(Instruction):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rows(Instruction):
+    """What instructions on rows of bytes share: rows (m1, m0) of ``len`` codes, from ACT to ACT."""
+
+    in_unsigned: int = flag(0)
+    out_unsigned: int = flag(1)
+    rounding: int = flag(2)
+    src_addr: int = bits(20)
+    dst_addr: int = bits(20)
+    len: int = bits(16, default=1)
+    m0: int = bits(12, default=1)
+    m1: int = bits(12, default=1)
+    ss_m0: int = bits(16)
+    ss_m1: int = bits(20)
+    ds_m0: int = bits(16)
+    ds_m1: int = bits(20)
+    par_addr: int = bits(12)
+    frac: int = bits(4)
+    mult: int = bits(16, default=1)
+    shift: int = bits(6)
+    zp: int = bits(8)
+    lo: int = bits(8)
+    hi: int = bits(8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Softmax(Rows):
+    """SOFTMAX: softmax of each row, requantized; exponentials by a table in PAR.
+
+    ``targets/rows.py`` is the definition of the sums; then, as with REQ,
+    ``clamp(round((sum << frac) * mult, shift) + zp, lo, hi)``, where ``sum << frac`` has 32 bits and
+    ``rounding`` is 0 to the floor, 1 half up. ``par_addr`` counts 4-byte words; there lie 256
+    uint16, what a code counts that is 0 to 255 below the largest of its row, the first 2^15 or more.
+    """
+
+    opcode, mnemonic, unit = 0x34, "SOFTMAX", VU
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm(Rows):
+    """NORM: layer norm of each row, requantized; factors and summands per element in PAR.
+
+    ``targets/rows.py`` is the definition of the sums, with the lift j and the fraction f; what
+    follows them is as with SOFTMAX. At ``par_addr`` lie epsilon, int64, then ``len`` summands,
+    int32, then ``len`` factors, int16.
+    """
+
+    opcode, mnemonic, unit = 0x35, "NORM", VU
+    lift: int = bits(5)
+    fraction: int = bits(4)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Nop(Instruction):
     """NOP: carries tokens on unit ``on``."""
 
@@ -251,7 +303,7 @@ class Halt(Instruction):
 
 
 KINDS: tuple[type[Instruction], ...] = (
-    *(Load, Store, Gemm, Depthwise, Requantize, Add, Pool, Lut, Nop, Halt),
+    *(Load, Store, Gemm, Depthwise, Requantize, Add, Pool, Lut, Softmax, Norm, Nop, Halt),
 )
 _BY_OPCODE = {kind.opcode: kind for kind in KINDS}
 LAYOUTS: dict[type[Instruction], Layout] = {kind: kind.layout() for kind in KINDS}

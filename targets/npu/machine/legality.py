@@ -20,6 +20,7 @@ from targets.arithmetic import MAX_SHIFT
 from targets.errors import TrapError
 from targets.npu.machine import isa
 from targets.npu.machine.spec import NpuSpec
+from targets.rows import LONGEST_ROW, ROOT_BITS
 
 Number: TypeAlias = Any
 """int, or a TIR expression of type int64."""
@@ -27,6 +28,11 @@ Rule: TypeAlias = tuple[str, Number]
 RECORD_BYTES = 12
 """One channel's bias int32, multiplier uint16, border uint16, shift, residual shift, 0, 0."""
 TABLE_BYTES = 256
+EXPONENTIALS_BYTES = 512
+"""256 uint16 of a softmax."""
+EPSILON_BYTES = 8
+SCALE_BYTES = 6
+"""Of one channel of a layer norm: a summand int32 and a factor int16."""
 
 
 def check(
@@ -252,6 +258,31 @@ def _lut(i: Any, spec: NpuSpec) -> Iterator[Rule]:
     yield _disjoint("input and output", i.src_addr, i.len, i.dst_addr, i.len)
 
 
+def _softmax(i: Any, spec: NpuSpec) -> Iterator[Rule]:
+    yield from _rows(i, spec)
+    end = i.par_addr * 4 + EXPONENTIALS_BYTES
+    yield "PAR ends before the table does", spec.sram.par.bytes - end
+
+
+def _norm(i: Any, spec: NpuSpec) -> Iterator[Rule]:
+    yield from _rows(i, spec)
+    yield f"lift exceeds {ROOT_BITS // 2}", ROOT_BITS // 2 - i.lift
+    end = i.par_addr * 4 + EPSILON_BYTES + i.len * SCALE_BYTES
+    yield "PAR ends before the factors do", spec.sram.par.bytes - end
+
+
+def _rows(i: Any, spec: NpuSpec) -> Iterator[Rule]:
+    yield from _at_least_one(i, "len", "m0", "m1")
+    yield f"len exceeds {LONGEST_ROW}", LONGEST_ROW - i.len
+    yield f"shift exceeds {MAX_SHIFT}", MAX_SHIFT - i.shift
+    yield from _code_limits(i, 0, i.out_unsigned)
+    source = reach((i.m0, i.ss_m0), (i.m1, i.ss_m1)) + i.len
+    target = reach((i.m0, i.ds_m0), (i.m1, i.ds_m1)) + i.len
+    yield "ACT ends before the input does", spec.sram.act.bytes - (i.src_addr + source)
+    yield "ACT ends before the output does", spec.sram.act.bytes - (i.dst_addr + target)
+    yield _disjoint("input and output", i.src_addr, source, i.dst_addr, target)
+
+
 _RULES: dict[type[isa.Instruction], Callable[[Any, NpuSpec], Iterator[Rule]]] = {
     isa.Gemm: _gemm,
     isa.Depthwise: _depthwise,
@@ -259,4 +290,6 @@ _RULES: dict[type[isa.Instruction], Callable[[Any, NpuSpec], Iterator[Rule]]] = 
     isa.Add: _add,
     isa.Pool: _pool,
     isa.Lut: _lut,
+    isa.Softmax: _softmax,
+    isa.Norm: _norm,
 }

@@ -5,6 +5,8 @@
     GEMM    tiles * max(pixels, weights, min_rows), and the first tile's weights
     DWC     pixels * taps, or with sliding registers pixels * kh * min(kw, stride)
     REQ     pixels * ceil(channels / lanes)
+    SOFTMAX rows * (codes compared, looked up, a reciprocal, codes looked up and multiplied)
+    NORM    rows * (codes added, a root and a reciprocal, codes multiplied)
     others  ceil(elements * reads / lanes)
 
 ``decode`` cycles come before all of it. ``timing.py`` puts the pieces in order. The border of a
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 
 from targets.npu.machine import isa
 from targets.npu.machine.spec import NpuSpec
+from targets.rows import RECIPROCAL_BITS, ROOT_BITS
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,37 @@ def duration(instruction: isa.Instruction, spec: NpuSpec) -> Duration:
             return Duration(work=_ceil(reads, vu.pool_lanes), drain=vu.latency)
         case isa.Lut():
             return Duration(work=_ceil(instruction.len, vu.lut_lanes), drain=vu.latency)
+        case isa.Softmax(len=length, m0=m0, m1=m1, mult=mult):
+            work = m0 * m1 * softmax_row_cycles(length, spec, scaled=mult != 1)
+            return Duration(work=work, drain=vu.latency)
+        case isa.Norm(len=length, m0=m0, m1=m1, mult=mult):
+            work = m0 * m1 * norm_row_cycles(length, spec, scaled=mult != 1)
+            return Duration(work=work, drain=vu.latency)
     return Duration()
+
+
+def softmax_row_cycles(length: int, spec: NpuSpec, *, scaled: bool) -> int:
+    """Cycles of one row of SOFTMAX; each pass needs the last result of the one before.
+
+    The exponentials are looked up twice, as a row of them is longer than what a unit would hold. A
+    multiplier takes one product of an element at a time: that with the reciprocal, and where the
+    sums are ``scaled`` that with the requantizer's multiplier.
+    """
+    vu = spec.vu
+    largest = _ceil(length, vu.pool_lanes) + vu.latency
+    total = _ceil(length, vu.lut_lanes) + vu.latency
+    reciprocal = _ceil(RECIPROCAL_BITS + 1, vu.root_bits)
+    codes = max(_ceil(length, vu.lut_lanes), _ceil(length * (1 + scaled), vu.mult_lanes))
+    return largest + total + reciprocal + codes
+
+
+def norm_row_cycles(length: int, spec: NpuSpec, *, scaled: bool) -> int:
+    """Cycles of one row of NORM: likewise, with products by the reciprocal and by the factor."""
+    vu = spec.vu
+    sums = _ceil(length, vu.elt_lanes) + vu.latency
+    root = _ceil(ROOT_BITS // 2, vu.root_bits)
+    reciprocal = _ceil(RECIPROCAL_BITS + 1, vu.root_bits)
+    return sums + root + reciprocal + _ceil(length * (2 + scaled), vu.mult_lanes)
 
 
 def _gemm(i: isa.Gemm, spec: NpuSpec) -> Duration:

@@ -36,4 +36,11 @@ def _output_picojoules(instruction: isa.Instruction, table: EnergyTable) -> floa
         return table.requantize_multiply
     if isinstance(instruction, isa.Add) and (instruction.ma != 1 or instruction.mb != 1):
         return table.requantize_multiply
+    if isinstance(instruction, isa.Softmax):
+        products = 1 + (instruction.mult != 1)
+        return table.accumulate + products * table.requantize_multiply
+    if isinstance(instruction, isa.Norm):
+        squares = table.multiply8 + 2 * table.accumulate
+        products = 2 + (instruction.mult != 1)
+        return squares + products * table.requantize_multiply
     return table.requantize_shift

@@ -21,6 +21,7 @@ from targets.npu.machine.legality import check
 from targets.npu.machine.program import Program
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.simulate.codes import add, lookup, pool, requantize
+from targets.npu.simulate.rows import norm, softmax
 from targets.npu.simulate.state import Bytes, Counters, Machine
 from targets.npu.simulate.sums import depthwise, gemm
 
@@ -160,6 +161,8 @@ _STEPS: dict[type[isa.Instruction], Callable[[Machine, Any], None]] = {
     isa.Add: add,
     isa.Pool: pool,
     isa.Lut: lookup,
+    isa.Softmax: softmax,
+    isa.Norm: norm,
     isa.Nop: _nothing,
     isa.Halt: _nothing,
 }
