@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from targets.layers import (
@@ -11,14 +13,17 @@ from targets.layers import (
     Lut,
     MaxPool2d,
     Move,
+    Norm,
     Operand,
     Piece,
     Requantize,
     Residual,
+    Softmax,
     Value,
     Weights,
 )
 from targets.rounding import FLOOR, HALF_UP
+from targets.rows import derive_norm, exponentials, gain_step
 
 
 def conv(
@@ -94,6 +99,43 @@ def code_limits(value: Value) -> tuple[int, int]:
 
 def _i32(values) -> np.ndarray:
     return np.asarray(values).astype(np.int32)
+
+
+def softmax(
+    shape, heads=1, *, step=0.05, dtype="int8", out="uint8", multiplier=1, rounding=HALF_UP
+) -> Softmax:
+    """Softmax of codes that are ``step`` apart; shares come in units of about 2^-8."""
+    shift = 22 if multiplier == 1 else 37
+    ends = Requantize(
+        0, _i32([multiplier]), _i32([shift]), 0, *code_limits(Value("y", shape, out)), rounding
+    )
+    values = Value("x", shape, dtype), Value("y", shape, out)
+    return Softmax("layer", "net.softmax", *values, heads, exponentials(step), ends)
+
+
+def norm(
+    shape,
+    *,
+    step=0.05,
+    epsilon=1e-5,
+    dtype="int8",
+    out="int8",
+    multiplier=1,
+    zero_point=0,
+    rounding=HALF_UP,
+    seed=0,
+) -> Norm:
+    """Layer norm with random factors and summands."""
+    rng = np.random.default_rng(seed)
+    gamma, beta = rng.normal(1, 0.5, shape[2]), rng.normal(0, 0.5, shape[2])
+    unit = gain_step(gamma, beta)
+    scale = derive_norm(gamma, beta, epsilon, step, unit)
+    # a code counts 2^-5, or 2^16 / multiplier times that
+    shift = round(-5 - np.log2(unit)) + scale.fraction + (0 if multiplier == 1 else 16)
+    low, high = code_limits(Value("y", shape, out))
+    ends = Requantize(0, _i32([multiplier]), _i32([shift]), zero_point, low, high, rounding)
+    values = Value("x", shape, dtype), Value("y", shape, out)
+    return Norm("layer", "net.norm", *values, scale, ends)
 
 
 FLAT = (0, 0, 0, 0)
@@ -185,6 +227,13 @@ LAYERS: dict[str, Layer] = {
         Value("y", (6, 4, 9), "uint8"),
         fill=7,
     ),
+    "softmax": softmax((1, 17, 17)),
+    "softmax_of_heads": softmax((1, 9, 27), 3, dtype="uint8", multiplier=40001),
+    "softmax_to_the_floor": softmax((5, 3, 40), 4, step=0.7, out="int8", rounding=FLOOR),
+    "norm": norm((1, 17, 48)),
+    "norm_of_odd_channels": norm((4, 3, 33), dtype="uint8", out="uint8", zero_point=121),
+    "norm_to_the_floor": norm((1, 6, 20), multiplier=40001, zero_point=-3, rounding=FLOOR),
+    "norm_of_one_channel": norm((3, 3, 1), epsilon=0.1),
 }
 
 
@@ -282,4 +331,45 @@ def _move(layer: Move, inputs):
     return out.astype(layer.output.dtype)
 
 
-_MEANINGS = {Conv2d: _conv, Add: _add, Lut: _lut, MaxPool2d: _pool, Move: _move}
+def _softmax(layer: Softmax, inputs):
+    h, w, c = layer.input.shape
+    x = inputs[0].reshape(h, w, layer.heads, c // layer.heads)
+    counts = layer.table.astype(np.int64)[x.max(-1, keepdims=True) - x]
+    return _shared_ends(layer, _quotients(counts, counts.sum(-1, keepdims=True), 30))
+
+
+def _norm(layer: Norm, inputs):
+    x, scale = inputs[0], layer.scale
+    count = x.shape[-1]
+    total = x.sum(-1, keepdims=True)
+    variance = count * (x * x).sum(-1, keepdims=True) - total**2 + scale.epsilon
+    root = np.vectorize(math.isqrt)(variance << (2 * scale.lift))
+    places = scale.lift + scale.fraction
+    normed = _quotients(count * x - total, root, places, half=True)
+    return _shared_ends(layer, normed * scale.gain + scale.bias)
+
+
+def _quotients(numbers, divisor, places, *, half=False):
+    """``numbers * 2^places / divisor`` by a reciprocal of 16 bits."""
+    bits = np.vectorize(lambda d: int(d).bit_length())(divisor)
+    shift = 15 + bits - places
+    product = numbers * (((1 << (15 + bits)) - 1) // divisor)
+    return (product + ((1 << shift) // 2 if half else 0)) >> shift
+
+
+def _shared_ends(layer, sums):
+    q = layer.requantize
+    t = (sums.reshape(layer.output.shape) << q.fraction) * q.multiplier
+    code = _rounded(t, q.shift, q.rounding) + q.zero_point
+    return np.clip(code, q.low, q.high).astype(layer.output.dtype)
+
+
+_MEANINGS = {
+    Conv2d: _conv,
+    Add: _add,
+    Lut: _lut,
+    MaxPool2d: _pool,
+    Move: _move,
+    Softmax: _softmax,
+    Norm: _norm,
+}

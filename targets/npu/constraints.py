@@ -12,7 +12,7 @@ from targets.npu.schedule.job import Job
 def refusal(layer: Layer, spec: NpuSpec) -> str | None:
     """Why the NPU does not take a layer: the rule and the fact; None where it does."""
     if type(layer) not in KINDS:
-        return f"{Rule.ROWS.value} Here: {layer.kind}."
+        return f"{Rule.CONSTANTS.value} Here: {layer.kind}."
     kind = kind_of(layer)
     for rule, fact in kind.broken_rules(layer, spec):
         return f"{rule.value} Here: {fact}."

@@ -7,26 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 
-from targets.arithmetic import (
-    INT32_MAX,
-    MAX_FRACTION,
-    MAX_MULTIPLIER,
-    MAX_RESIDUAL_SHIFT,
-    MAX_SHIFT,
-    MAX_SHIFT_SPREAD,
-)
+from targets.arithmetic import INT32_MAX
 from targets.errors import CapacityError
-from targets.layers import Conv2d, Factor, Requantize, Value
+from targets.layers import Conv2d, Factor, Value
 from targets.npu.convolution.geometry import ConvGeometry
 from targets.npu.convolution.loop_nest import schedule_convolution
 from targets.npu.convolution.tile_cost import ConvTiling, estimate
 from targets.npu.convolution.tiling import no_tiling_fits, tilings
 from targets.npu.kinds.cost import Cost
-from targets.npu.kinds.kind import Kind, Padding, Rule, wide
+from targets.npu.kinds.kind import Kind, Padding, Rule, broken_requantization, wide
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.scheduled import Scheduled
-from targets.rounding import FLOOR, HALF_UP
 
 
 class Convolution(Kind[Conv2d, ConvTiling]):
@@ -49,7 +41,7 @@ class Convolution(Kind[Conv2d, ConvTiling]):
         if worst > INT32_MAX:
             yield Rule.SUMS, f"a sum can reach {worst}"
         if layer.requantize is not None:
-            yield from _broken_fields(layer.requantize)
+            yield from broken_requantization(layer.requantize)
 
     def choices(self, job: Job[Conv2d]) -> Iterator[ConvTiling]:
         """Tilings of few sizes, large blocks and tall stripes first."""
@@ -94,24 +86,3 @@ class Convolution(Kind[Conv2d, ConvTiling]):
         if read.name != layer.input.name:
             return Padding()
         return Padding(layer.padding, layer.input_zero_point)
-
-
-def _broken_fields(requantize: Requantize) -> Iterator[tuple[Rule, str]]:
-    """What does not fit the fields of REQ and of its records, or is not compiled for it."""
-    shift, residual = requantize.shift, requantize.residual
-    low, high = int(shift.min()), int(shift.max())
-    if low < 0 or high > MAX_SHIFT or high - low > MAX_SHIFT_SPREAD:
-        yield Rule.SHIFTS, f"right shifts run from {low} to {high}"
-    if requantize.fraction > MAX_FRACTION:
-        yield Rule.SHIFTS, f"{requantize.fraction} fraction bits"
-    multipliers = [int(requantize.multiplier.min()), int(requantize.multiplier.max())]
-    if residual is not None:
-        low, high = int(residual.shift.min()), int(residual.shift.max())
-        if low < 0 or high > MAX_RESIDUAL_SHIFT:
-            yield Rule.SHIFTS, f"the residual's shifts run from {low} to {high}"
-        multipliers.append(residual.multiplier)
-    wide_ones = [m for m in multipliers if not 1 <= m <= MAX_MULTIPLIER]
-    if wide_ones:
-        yield Rule.MULTIPLIERS, f"multipliers of {wide_ones}"
-    if requantize.rounding not in (HALF_UP, FLOOR):
-        yield Rule.ROUNDING, f"it rounds by {requantize.rounding.mode.name}"

@@ -18,6 +18,7 @@ from enum import Enum
 from typing import ClassVar, Generic, TypeVar
 
 from targets.arithmetic import (
+    INT32_MAX,
     MAX_FRACTION,
     MAX_MULTIPLIER,
     MAX_RESIDUAL_SHIFT,
@@ -25,13 +26,16 @@ from targets.arithmetic import (
     MAX_SHIFT_SPREAD,
 )
 from targets.errors import CapacityError
-from targets.layers import Layer, Value
+from targets.layers import Layer, Requantize, Value
 from targets.npu.kinds.cost import Cost
 from targets.npu.machine import isa
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.scheduled import Scheduled
 from targets.npu.schedule.storage import NO_BORDER, Border
+from targets.rounding import FLOOR, HALF_UP
+from targets.rows import LONGEST_ROW, ROOT_BITS
+from targets.sum_bounds import SumBounds
 
 L = TypeVar("L", bound=Layer)
 C = TypeVar("C")
@@ -47,7 +51,12 @@ class Rule(Enum):
         "The array multiplies by constants of the program: of a product of two tensors, one would "
         "have to be a parameter of the model."
     )
-    ROWS = "The vector unit computes element by element, and has no numbers of a row."
+    ROWS = (
+        f"Softmax and layer norm are of rows of at most {LONGEST_ROW} codes, with one multiplier and "
+        "one shift; exponentials and factors have 16 bits, the root of a variance at most "
+        f"{ROOT_BITS // 2}."
+    )
+    CONSTANTS = "What a program computes with are its inputs, weights and parameters."
     PRECISION = "The array multiplies 8-bit operands; codes at the edges of a program lie in bytes."
     SUMS = "No sum, shifted left by the layer's fraction bits, exceeds 32 bits."
     SHIFTS = (
@@ -55,7 +64,10 @@ class Rule(Enum):
         f"left shifts in [0, {MAX_RESIDUAL_SHIFT}], those of sums in [0, {MAX_FRACTION}]."
     )
     MULTIPLIERS = f"Multipliers lie in [1, {MAX_MULTIPLIER}]."
-    ROUNDING = "Convolutions and dense layers round half up or to the floor, additions half up."
+    ROUNDING = (
+        "Additions round half up; convolutions, dense layers, softmax and layer norm half up or to "
+        "the floor."
+    )
     WINDOW = (
         f"A max pooling's window has at most {isa.largest(isa.Pool, 'kh')} rows and "
         f"{isa.largest(isa.Pool, 'kw')} columns."
@@ -133,6 +145,43 @@ def wide(values: Iterable[Value]) -> Iterator[tuple[Rule, str]]:
     names = [f"{value.name} is {value.dtype}" for value in values if value.dtype == "int32"]
     if names:
         yield Rule.BYTES, ", ".join(names)
+
+
+def broken_requantization(requantize: Requantize) -> Iterator[tuple[Rule, str]]:
+    """What does not fit the fields of REQ and of its records, or is not compiled for it."""
+    shift, residual = requantize.shift, requantize.residual
+    low, high = int(shift.min()), int(shift.max())
+    if low < 0 or high > MAX_SHIFT or high - low > MAX_SHIFT_SPREAD:
+        yield Rule.SHIFTS, f"right shifts run from {low} to {high}"
+    if requantize.fraction > MAX_FRACTION:
+        yield Rule.SHIFTS, f"{requantize.fraction} fraction bits"
+    multipliers = [int(requantize.multiplier.min()), int(requantize.multiplier.max())]
+    if residual is not None:
+        low, high = int(residual.shift.min()), int(residual.shift.max())
+        if low < 0 or high > MAX_RESIDUAL_SHIFT:
+            yield Rule.SHIFTS, f"the residual's shifts run from {low} to {high}"
+        multipliers.append(residual.multiplier)
+    wide_ones = [m for m in multipliers if not 1 <= m <= MAX_MULTIPLIER]
+    if wide_ones:
+        yield Rule.MULTIPLIERS, f"multipliers of {wide_ones}"
+    if requantize.rounding not in (HALF_UP, FLOOR):
+        yield Rule.ROUNDING, f"it rounds by {requantize.rounding.mode.name}"
+
+
+def broken_rows(
+    length: int, bounds: SumBounds, requantize: Requantize
+) -> Iterator[tuple[Rule, str]]:
+    """What SOFTMAX and NORM can't do with a row of ``length`` codes and with its sums."""
+    if length > LONGEST_ROW:
+        yield Rule.ROWS, f"rows of {length} codes"
+    for name in ("multiplier", "shift"):
+        values = getattr(requantize, name)
+        if values.min() != values.max():
+            yield Rule.ROWS, f"{name}s from {values.min()} to {values.max()}"
+    worst = bounds.reach << requantize.fraction
+    if worst > INT32_MAX:
+        yield Rule.SUMS, f"a sum can reach {worst}"
+    yield from broken_requantization(requantize)
 
 
 def same_width(values: Iterable[Value], bits: Mapping[str, int]) -> list[str]:

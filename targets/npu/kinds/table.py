@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d, Move
+from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d, Move, Norm, Softmax
 from targets.npu.kinds.addition import Addition
 from targets.npu.kinds.convolution import Convolution
 from targets.npu.kinds.cost import NOTHING, Cost
 from targets.npu.kinds.kind import Kind
 from targets.npu.kinds.lookup import Lookup
 from targets.npu.kinds.move import Moving
+from targets.npu.kinds.norm import NormOfRows
 from targets.npu.kinds.pool import MaxPool
+from targets.npu.kinds.softmax import SoftmaxOfRows
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.scheduled import Scheduled
 
@@ -21,6 +23,8 @@ KINDS: dict[type[Layer], Kind[Any, Any]] = {
     Add: Addition(),
     MaxPool2d: MaxPool(),
     Lut: Lookup(),
+    Softmax: SoftmaxOfRows(),
+    Norm: NormOfRows(),
     Move: Moving(),
 }
 

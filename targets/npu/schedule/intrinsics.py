@@ -10,6 +10,8 @@ code generator folds the loops around such calls into the hardware loops of one 
     npu.max         out = max(out, act)                                 one tap of one byte's codes
     npu.add         out = clamp(half_up(a + b, shift) + zero)           one byte's codes
     npu.lut         out = table[byte of act]                            one byte
+    npu.softmax     out = softmax of act, requantized                   one row
+    npu.norm        out = layer norm of act, requantized                one row
 
 Elements of 4 or 2 bits are packed in bytes, the first in the low bits. Immediates such as a shift
 are constants of the pattern, so each combination is an intrinsic of its own, registered the first
@@ -38,6 +40,7 @@ from targets.npu.schedule.meanings import (
     max_byte,
     packed_byte,
 )
+from targets.npu.schedule.row_meanings import NormFields, RowFields, SoftmaxFields
 from targets.rounding import RoundingMode
 
 ACT, WGT, ACC, PAR = "global.act", "global.wgt", "global.acc", "global.par"
@@ -50,6 +53,8 @@ FIELDS: dict[str, type] = {
     "npu.requantize": RequantizeRow,
     "npu.max": MaxFields,
     "npu.add": AddFields,
+    "npu.softmax": SoftmaxFields,
+    "npu.norm": NormFields,
 }
 """Intrinsic -> the dataclass whose fields, in order, are the immediates of its call."""
 _DTYPES = ("int8", "uint8", "")
@@ -141,6 +146,18 @@ def lut_call(act: Buffer, table: Buffer, out: Buffer, index: Expr) -> None:
         out.access_ptr("w", offset=index),
     ]
     T.evaluate(tirx.call_extern("int32", "npu.lut", *pointers))
+
+
+def row_call(
+    call: str, act: Buffer, source: Expr, par: Buffer, out: Buffer, target: Expr, fields: RowFields
+) -> None:
+    """Emit the operation on one row, from and to these bytes; no pattern has several passes."""
+    pointers = [
+        act.access_ptr("r", offset=source),
+        par.access_ptr("r"),
+        out.access_ptr("w", offset=target),
+    ]
+    T.evaluate(tirx.call_extern("int32", call, *pointers, *immediates(fields)))
 
 
 def lut_value(code: Expr, table: Buffer, out_dtype: str) -> Expr:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from npu_layers import FLAT, LAYERS, conv
+from npu_layers import FLAT, LAYERS, conv, norm, softmax
 
 from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d, Move, Operand, Piece, Value
 from targets.npu.compiler import compile_layers
@@ -32,6 +32,9 @@ ORDINARY: dict[str, Layer] = {
     "dense": conv((1, 1, 512), 100, (1, 1), padding=FLAT, out="int32"),
     "add": Add("layer", "", Operand(X, 3, 1, 2), Operand(R, 1, 1, 0), Y, 4, 0, 0, 255, HALF_UP),
     "lut": Lut("layer", "", X, Y, bytes(range(256))),
+    "softmax": softmax((1, 64, 256), 4),
+    "softmax of long rows": softmax((1, 197, 591), 3, multiplier=40001),
+    "norm": norm((1, 64, 192)),
     "pool": MaxPool2d(
         "layer", "", X, Value("y", (14, 14, 64), "uint8"), (3, 3), (2, 2), (1, 1, 0, 0)
     ),

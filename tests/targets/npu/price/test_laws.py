@@ -169,6 +169,7 @@ FASTER = {
         "elt_lanes": lambda n: 2 * n,
         "pool_lanes": lambda n: 2 * n,
         "lut_lanes": lambda n: 2 * n,
+        "root_bits": lambda n: 2 * n,
         "latency": lambda n: n // 2,
     },
     "issue": {
