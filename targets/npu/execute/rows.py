@@ -12,7 +12,6 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from targets.npu.execute.memory import (
-    Buffer,
     Expr,
     State,
     byte_value,

@@ -52,8 +52,8 @@ class Rule(Enum):
         "have to be a parameter of the model."
     )
     ROWS = (
-        f"Softmax and layer norm are of rows of at most {LONGEST_ROW} codes, with one multiplier and "
-        "one shift; exponentials and factors have 16 bits, the root of a variance at most "
+        f"Softmax and layer norm are of rows of at most {LONGEST_ROW} codes, with one multiplier "
+        "and one shift; exponentials and factors have 16 bits, the root of a variance "
         f"{ROOT_BITS // 2}."
     )
     CONSTANTS = "What a program computes with are its inputs, weights and parameters."

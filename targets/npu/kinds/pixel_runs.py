@@ -64,7 +64,7 @@ class Row:
 
 
 def run_lengths(job: RowJob) -> Iterator[int]:
-    """Pixels of a run, most first, that ACT holds two of for each tensor that doesn't stay there."""
+    """Pixels of a run, most first: ACT holds two of each tensor that does not stay there."""
     _, pixels = _image(job)
     most = max(1, min(MOST_PIXELS, LONGEST_TRANSFER // job.output.pixel_bytes))
     for run in stripe_heights(pixels, partial(_run_bytes, job), job.act_bytes):

@@ -260,9 +260,10 @@ class Softmax(Rows):
     """SOFTMAX: softmax of each row, requantized; exponentials by a table in PAR.
 
     ``targets/rows.py`` is the definition of the sums; then, as with REQ,
-    ``clamp(round((sum << frac) * mult, shift) + zp, lo, hi)``, where ``sum << frac`` has 32 bits and
-    ``rounding`` is 0 to the floor, 1 half up. ``par_addr`` counts 4-byte words; there lie 256
-    uint16, what a code counts that is 0 to 255 below the largest of its row, the first 2^15 or more.
+    ``clamp(round((sum << frac) * mult, shift) + zp, lo, hi)``. ``sum << frac`` wraps at 32 bits;
+    ``rounding`` is 0 to the floor, 1 half up. ``par_addr`` counts 4-byte words: there lie 256
+    uint16, what a code counts that is 0 to 255 below the largest of its row; the first is at least
+    2^15.
     """
 
     opcode, mnemonic, unit = 0x34, "SOFTMAX", VU
@@ -272,9 +273,9 @@ class Softmax(Rows):
 class Norm(Rows):
     """NORM: layer norm of each row, requantized; factors and summands per element in PAR.
 
-    ``targets/rows.py`` is the definition of the sums, with the lift j and the fraction f; what
-    follows them is as with SOFTMAX. At ``par_addr`` lie epsilon, int64, then ``len`` summands,
-    int32, then ``len`` factors, int16.
+    ``targets/rows.py`` is the definition of the sums, ``lift`` its j and ``fraction`` its f; what
+    follows them is as with SOFTMAX. At ``par_addr`` lie E, int64, then ``len`` summands, int32, then
+    ``len`` factors, int16. The largest variance of ``len`` codes and E, lifted, is below 2^52.
     """
 
     opcode, mnemonic, unit = 0x35, "NORM", VU

@@ -71,6 +71,32 @@ def test_requantize_pays_whole_passes_of_its_lanes():
     assert duration(i, E256).work == 100 * 2
 
 
+@pytest.mark.parametrize(("mult", "codes"), [(1, 25), (3, 50)])
+def test_a_softmax_waits_for_what_each_pass_finds(mult, codes):
+    """100 codes: 16 compared, then 4 looked up a cycle, 16 bits of a reciprocal, 4 products."""
+    i = isa.Softmax(len=100, m0=3, m1=2, mult=mult)
+    assert duration(i, E256) == Duration(work=6 * (7 + 6 + 25 + 6 + 16 + codes), drain=6)
+    slow = varied(E256, "vu", lut_lanes=1)
+    assert duration(i, slow).work == 6 * (7 + 6 + 100 + 6 + 16 + 100)
+    by_five = varied(E256, "vu", root_bits=5)
+    assert duration(i, by_five).work == 6 * (7 + 6 + 25 + 6 + 4 + codes)
+
+
+@pytest.mark.parametrize(("mult", "codes"), [(1, 50), (3, 75)])
+def test_a_layer_norm_needs_a_root_and_two_products_of_each_code(mult, codes):
+    """100 codes: 16 added a cycle, 26 bits of a root, 16 of a reciprocal, 4 products a cycle."""
+    i = isa.Norm(len=100, m0=3, m1=2, mult=mult)
+    assert duration(i, E256) == Duration(work=6 * (7 + 6 + 26 + 16 + codes), drain=6)
+    by_five = varied(E256, "vu", root_bits=5)
+    assert duration(i, by_five).work == 6 * (7 + 6 + 6 + 4 + codes)
+
+
+def test_rows_are_paid_one_by_one():
+    many, long = isa.Softmax(len=8, m0=100), isa.Softmax(len=800)
+    assert duration(many, E256).work == 100 * (1 + 6 + 2 + 6 + 16 + 2)
+    assert duration(long, E256).work == 50 + 6 + 200 + 6 + 16 + 200
+
+
 @pytest.mark.parametrize(
     ("instruction", "work"),
     [
