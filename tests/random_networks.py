@@ -5,12 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from npu_layers import FLAT, code_limits, conv, meaning
+from npu_layers import FLAT, code_limits, conv, meaning, norm, softmax
 
-from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d, Move, Operand, Piece, Value
+from targets.layers import (
+    Add,
+    Conv2d,
+    Layer,
+    Lut,
+    MaxPool2d,
+    Move,
+    Norm,
+    Operand,
+    Piece,
+    Softmax,
+    Value,
+)
 from targets.npu.constraints import refusal
 from targets.npu.machine.spec import NpuSpec, load_spec
-from targets.rounding import HALF_UP
+from targets.rounding import FLOOR, HALF_UP
 
 MOST_LAYERS = 8
 MOST_NUMBERS = 6000
@@ -78,14 +90,20 @@ def machine(rng: np.random.Generator) -> NpuSpec:
     return NpuSpec.model_validate(content)
 
 
-def network(rng: np.random.Generator, spec: NpuSpec) -> Network:
-    """Layers that read each other's tensors in any order; what the machine refuses is left out."""
+def network(rng: np.random.Generator, spec: NpuSpec, *, rows: bool = False) -> Network:
+    """Layers that read each other's tensors in any order; what the machine refuses is left out.
+
+    With ``rows`` a softmax or a layer norm is drawn as often as any other.
+    """
+    makers = (_conv, _conv, _residual, _conv, _pool, _move, _add, _lut)
+    if rows:
+        makers += (_softmax, _norm, _softmax, _norm, _softmax, _norm, _softmax, _norm)
     shape = tuple(int(n) for n in rng.integers(1, (16, 16, 20)))
     values = [Value("input", shape, pick(rng, "uint8", "int8"), pick(rng, 8, 8, 8, 4, 2))]
     layers: list[Layer] = []
     while len(layers) < MOST_LAYERS:
         value = values[-1] if chance(rng, 0.75) else pick(rng, *values)
-        make = pick(rng, _conv, _conv, _residual, _conv, _pool, _move, _add, _lut)
+        make = pick(rng, *makers)
         layer = make(rng, f"layer_{len(layers)}", value, values)
         if layer is None or refusal(layer, spec):
             if chance(rng, 0.1):
@@ -191,6 +209,43 @@ def _add(rng, name, value, values) -> Add:
     second = Operand(other, 1, pick(rng, 1, 40001), int(rng.integers(0, 3)))
     shift = int(rng.integers(0, 8))
     return Add(name, "", first, second, output, shift, 1, *code_limits(output), HALF_UP)
+
+
+def _softmax(rng, name, value, values) -> Softmax:
+    channels = value.shape[2]
+    heads = pick(rng, 1, *[d for d in range(1, channels + 1) if channels % d == 0])
+    layer = softmax(
+        value.shape, heads, step=float(rng.uniform(0.01, 1)), **_row_options(rng, value)
+    )
+    return _placed(rng, layer, name, value)
+
+
+def _norm(rng, name, value, values) -> Norm:
+    layer = norm(
+        value.shape,
+        step=float(rng.uniform(0.01, 1)),
+        epsilon=pick(rng, 1e-6, 1e-3, 1.0),
+        zero_point=pick(rng, 0, 3),
+        seed=int(rng.integers(1 << 30)),
+        **_row_options(rng, value),
+    )
+    return _placed(rng, layer, name, value)
+
+
+def _row_options(rng, value):
+    return {
+        "dtype": value.dtype,
+        "out": pick(rng, "uint8", "int8"),
+        "multiplier": pick(rng, 1, 40001),
+        "rounding": pick(rng, HALF_UP, FLOOR),
+    }
+
+
+def _placed(rng, layer: Softmax | Norm, name, value) -> Softmax | Norm:
+    fraction = pick(rng, 0, 0, 1)
+    ends = replace(layer.requantize, fraction=fraction, shift=layer.requantize.shift + fraction)
+    output = replace(layer.output, name=name)
+    return replace(layer, name=name, input=value, output=output, requantize=ends)
 
 
 def _lut(rng, name, value, values) -> Lut:

@@ -5,6 +5,7 @@ import pytest
 from npu_layers import code_limits
 from random_networks import machine, network
 
+from targets.layers import Norm, Softmax
 from targets.npu.compiler import compile_layers
 from targets.npu.simulate.interleave import at_random, by_priority, interleaved, youngest
 from targets.npu.simulate.simulator import Simulator
@@ -14,13 +15,20 @@ QUICK = [*range(10), 320]
 ALL = 400
 
 
-@pytest.mark.parametrize(
-    "seed", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in range(ALL)]
-)
-def test_the_program_computes_the_network(seed):
+WITH_ROWS = 100
+SEEDS = [
+    pytest.param(n, rows, marks=() if n in QUICK else pytest.mark.slow)
+    for rows in (False, True)
+    for n in range(ALL)
+    if n in QUICK or not rows or n < WITH_ROWS
+]
+
+
+@pytest.mark.parametrize(("seed", "rows"), SEEDS)
+def test_the_program_computes_the_network(seed, rows):
     rng = np.random.default_rng(seed)
     spec = machine(rng)
-    drawn = network(rng, spec)
+    drawn = network(rng, spec, rows=rows)
     if not drawn.layers:
         pytest.skip("the machine refuses every layer that was drawn")
     low, high = code_limits(drawn.input)
@@ -34,7 +42,12 @@ def test_the_program_computes_the_network(seed):
         np.testing.assert_array_equal(other, got)
 
 
-def test_few_draws_are_empty():
+@pytest.mark.parametrize("rows", [False, True])
+def test_few_draws_are_empty(rows):
     drawn = [np.random.default_rng(seed) for seed in QUICK]
-    counts = [len(network(rng, machine(rng)).layers) for rng in drawn]
+    networks = [network(rng, machine(rng), rows=rows) for rng in drawn]
+    counts = [len(each.layers) for each in networks]
     assert sum(counts) > 4 * len(QUICK)
+    if rows:
+        on_rows = [isinstance(n, Softmax | Norm) for each in networks for n in each.layers]
+        assert sum(on_rows) > len(QUICK)
