@@ -274,8 +274,8 @@ class Norm(Rows):
     """NORM: layer norm of each row, requantized; factors and summands per element in PAR.
 
     ``targets/rows.py`` is the definition of the sums, ``lift`` its j and ``fraction`` its f; what
-    follows them is as with SOFTMAX. At ``par_addr`` lie E, int64, then ``len`` summands, int32, then
-    ``len`` factors, int16. The largest variance of ``len`` codes and E, lifted, is below 2^52.
+    follows them is as with SOFTMAX. At ``par_addr`` lie E, int64, then ``len`` summands, int32,
+    then ``len`` factors, int16. The largest variance of ``len`` codes and E, lifted, is below 2^52.
     """
 
     opcode, mnemonic, unit = 0x35, "NORM", VU
