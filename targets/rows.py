@@ -3,7 +3,7 @@
 A row is C codes x. Both divide by a number of the row, d > 0, as the requantizer multiplies: by 16
 bits, then a shift that is the row's own.
 
-    b = bits of d (2^(b-1) <= d < 2^b)      R = floor((2^(15+b) - 1) / d), 15 bits at least, at most 16
+    b = bits of d (2^(b-1) <= d < 2^b)      R = floor((2^(15+b) - 1) / d), of 16 bits
     u / d = (u * R) / 2^(15+b), too low by less than 2^-15 of itself
 
 softmax, in units of 2^-30:

@@ -36,9 +36,7 @@ def build_softmax(layer: Softmax, _host: CpuFeatures) -> Kernel:
 
     axis = te.reduce_axis((0, count), "c")
     top = te.compute(rows, lambda *row: te.max(code(*row, axis), axis=axis), name="top")
-    e = te.compute(
-        (*rows, count), lambda *at: table[top[at[:-1]] - code(*at)], name="exponentials"
-    )
+    e = te.compute((*rows, count), lambda *at: table[top[at[:-1]] - code(*at)], name="exponentials")
     each = te.reduce_axis((0, count), "c")
     total = te.compute(rows, lambda *row: te.sum(e[(*row, each)], axis=each), name="total")
     bits = te.compute(rows, lambda *row: _bits(total[row]), name="bits")
@@ -54,7 +52,9 @@ def build_softmax(layer: Softmax, _host: CpuFeatures) -> Kernel:
         return _code(sums, layer)
 
     out = te.compute((n, *layer.output.shape), result, name="out")
-    func = _schedule(function([x, table, out]), ["top", "exponentials", "total", "bits", "reciprocal"])
+    func = _schedule(
+        function([x, table, out]), ["top", "exponentials", "total", "bits", "reciprocal"]
+    )
     return Kernel(func, (layer.table,))
 
 
@@ -92,8 +92,7 @@ def build_norm(layer: Norm, _host: CpuFeatures) -> Kernel:
     places = tirx.const(RECIPROCAL_BITS - scale.lift - scale.fraction, "int32")
 
     def result(*at: Expr) -> Expr:
-        *row, channel = at
-        row = tuple(row)
+        row, channel = at[:-1], at[-1]
         shift = (bits[row] + places).astype("int64")
         one = tirx.const(1, "int64")
         deviation = code(*at) * tirx.const(channels, "int32") - total[row]

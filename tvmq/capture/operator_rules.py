@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
 from tvmq.capture.layout_rules import reshaped
-from tvmq.capture.rearranged import base_of, moved_again
+from tvmq.capture.rearranged import base_of, moved_again, of_base
 from tvmq.capture.rule_table import Arguments, RuleTable, pair, positive_axis
 
 aten = torch.ops.aten
@@ -140,11 +140,10 @@ def _clamp(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
 def _bounded(g: CanonicalGraph, x: Node, low: Any, high: Any) -> Node:
     if isinstance(low, Node) or isinstance(high, Node):
         raise Refusal("bounds that are tensors")
-    base, moves = base_of(x)
     if low == 0 and (high is None or high == math.inf):
-        return moved_again(g, g.call(aten.relu.default, base), moves)
+        return of_base(g, x, lambda base: g.call(aten.relu.default, base))
     low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
-    return moved_again(g, g.call(aten.clamp.default, base, low, high), moves)
+    return of_base(g, x, lambda base: g.call(aten.clamp.default, base, low, high))
 
 
 def pointwise(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
@@ -152,9 +151,8 @@ def pointwise(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     if not node.meta["val"].is_floating_point():
         raise Refusal(f"gives {str(node.meta['val'].dtype)[6:]}, only floats can be quantized")
     first, *others = (argument.name for argument in node.target._schema.arguments)
-    base, moves = base_of(a[first])
     rest = {name: a[name] for name in others if name != "dtype"}
-    return moved_again(g, g.call(node.target, base, **rest), moves)
+    return of_base(g, a[first], lambda base: g.call(node.target, base, **rest))
 
 
 @rule("prelu", "_prelu_kernel")
@@ -274,9 +272,8 @@ def _affine(
     scale, shift = (_constant(g, value) for value in (scale, shift))
     shift = shift * shift_factor
     if scale.numel() == 1 and shift.numel() == 1:
-        base, moves = base_of(x)
-        scale, shift = (value.reshape(()) for value in (scale, shift))
-        return moved_again(g, _per_channel(g, node, base, scale=scale, shift=shift), moves)
+        one, two = (value.reshape(()) for value in (scale, shift))
+        return of_base(g, x, lambda base: _per_channel(g, node, base, scale=one, shift=two))
     axis = channel_axis(x)
     if not all(_is_per_channel(value, shape_of(x), axis) for value in (scale, shift)):
         return _per_element(g, node, x, scale, shift)
