@@ -17,7 +17,7 @@ import torch
 from torch.fx import Node
 
 from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
-from tvmq.capture.layout_rules import reshaped, sliced
+from tvmq.capture.layout_rules import permuted, reshaped, sliced
 from tvmq.capture.rule_table import Arguments, Rule, positive_axis
 
 aten = torch.ops.aten
@@ -81,14 +81,14 @@ def settled(g: CanonicalGraph, moved: Moved) -> Node | Moved:
     order = [axis for group in moved.axes for axis in group]
     node = moved.node
     if order != sorted(order):
-        node = g.call(aten.permute.default, node, order)
+        node = permuted(g, node, order)
     return reshaped(g, node, moved.shape)
 
 
 # ---- moves
 
 
-def permuted(_g: CanonicalGraph, x: Moved, order: Sequence[int]) -> Moved:
+def _axes_permuted(_g: CanonicalGraph, x: Moved, order: Sequence[int]) -> Moved:
     """With the program's axes in another order."""
     rank = len(x.axes)
     return Moved(x.node, tuple(x.axes[positive_axis(axis, rank)] for axis in order), x.batch)
@@ -187,7 +187,7 @@ def _own_axis(x: Moved, axis: int) -> tuple[int, ...]:
 
 
 def _permute(g: CanonicalGraph, _node: Node, x: Moved, a: Arguments) -> Any:
-    return permuted(g, x, a["dims"])
+    return _axes_permuted(g, x, a["dims"])
 
 
 def _transpose(g: CanonicalGraph, _node: Node, x: Moved, a: Arguments) -> Any:
@@ -195,7 +195,7 @@ def _transpose(g: CanonicalGraph, _node: Node, x: Moved, a: Arguments) -> Any:
     order = list(range(rank))
     first, second = positive_axis(a["dim0"], rank), positive_axis(a["dim1"], rank)
     order[first], order[second] = second, first
-    return permuted(g, x, order)
+    return _axes_permuted(g, x, order)
 
 
 def _reshape(g: CanonicalGraph, node: Node, x: Moved, _a: Arguments) -> Any:
@@ -340,7 +340,7 @@ def _in_front(
     order = [0, *behind, *(axis for group in last for axis in group)]
     node = x.node
     if order != sorted(order):
-        node = g.call(aten.permute.default, node, order)
+        node = permuted(g, node, order)
     node = reshaped(g, node, [-1, *(x.sizes[axis] for axis in behind), *x.shape[-kept:]])
     number = {axis: i + 1 for i, axis in enumerate(behind)} | {0: 0}
     groups = tuple(tuple(number[axis] for axis in group) for group in leading)
