@@ -342,8 +342,8 @@ def _norm(layer: Norm, inputs):
     x, scale = inputs[0], layer.scale
     count = x.shape[-1]
     total = x.sum(-1, keepdims=True)
-    variance = count * (x * x).sum(-1, keepdims=True) - total**2 + scale.epsilon
-    root = np.vectorize(math.isqrt)(variance << (2 * scale.lift))
+    variance = count * (x * x).sum(-1, keepdims=True) - total**2
+    root = np.vectorize(math.isqrt)((variance << (2 * scale.lift)) + scale.epsilon)
     places = scale.lift + scale.fraction
     normed = _quotients(count * x - total, root, places, half=True)
     return _shared_ends(layer, normed * scale.gain + scale.bias)

@@ -53,7 +53,7 @@ def softmax(state: State, i: SimpleNamespace) -> None:
             T.buffer_store(total, total[0] + table[top - _code(state, source + n, mask)], [0])
         bits = T.bind(_bits(total[0]))
         reciprocal = T.bind(_reciprocal(total[0], bits))
-        shift = T.bind(i64(bits - EXPONENTIAL_BITS))
+        shift = T.bind(_places(bits - EXPONENTIAL_BITS))
 
         def share(n: Expr) -> Expr:
             count = i64(table[top - _code(state, source + n, mask)])
@@ -72,9 +72,12 @@ def norm(state: State, i: SimpleNamespace) -> None:
     low = i64(little_endian(state, start, 4)) & i64(0xFFFFFFFF)
     epsilon = T.bind(low | (i64(little_endian(state, start + 4, 4)) << i64(32)))
     count = T.bind(i64(i.len))
-    allowed = T.bind((i64(1) << i64(ROOT_BITS)) >> i64(2 * i.lift))
-    largest = count * count * i64(LARGEST_VARIANCE) + epsilon
-    bad = (epsilon < i64(1), epsilon >= i64(1 << ROOT_BITS), largest >= allowed)
+    whole = i64(1 << ROOT_BITS)
+    variance = T.bind(count * count * i64(LARGEST_VARIANCE))
+    least = i64(1) << _places(2 * tirx.max(i32(0), i.lift + i.fraction - RECIPROCAL_BITS))
+    bad = [epsilon < least, epsilon >= whole, variance >= whole >> _places(2 * i.lift)]
+    # Where the shift overflows, the variance alone is too large already.
+    bad.append((variance << _places(2 * i.lift)) + epsilon >= whole)
     with when(tirx.any(*bad)):
         state.stop(BAD_ROWS)
     summands = T.bind(start + EPSILON_BYTES)
@@ -93,12 +96,12 @@ def norm(state: State, i: SimpleNamespace) -> None:
             T.buffer_store(sums, sums[0] + code, [0])
             T.buffer_store(squares, squares[0] + i64(code * code), [0])
         total = T.bind(i64(sums[0]))
-        variance = count * squares[0] - total * total + epsilon
-        lifted = tirx.Cast("float64", variance << i64(2 * i.lift))
-        root = T.bind(i32(tirx.floor(tirx.sqrt(lifted))))
+        variance = count * squares[0] - total * total
+        square = tirx.Cast("float64", (variance << _places(2 * i.lift)) + epsilon)
+        root = T.bind(i32(tirx.floor(tirx.sqrt(square))))
         bits = T.bind(_bits(root))
         reciprocal = T.bind(_reciprocal(root, bits))
-        shift = T.bind(i64(bits + RECIPROCAL_BITS - i.lift - i.fraction))
+        shift = T.bind(_places(bits + RECIPROCAL_BITS - i.lift - i.fraction))
         half = T.bind(i64(1) << (shift - i64(1)))
 
         def scaled(n: Expr) -> Expr:
@@ -141,6 +144,11 @@ def _bits(divisor: Expr) -> Expr:
     return i32(DIVISOR_BITS) - i32(tirx.clz(divisor))
 
 
+def _places(shift: Expr) -> Expr:
+    """A shift as int64, its range in plain sight: of a shift by anything TVM thinks it gives 0."""
+    return i64(shift) & i64(63)
+
+
 def _reciprocal(divisor: Expr, bits: Expr) -> Expr:
-    power = i64(1) << i64(bits + RECIPROCAL_BITS)
+    power = i64(1) << _places(bits + RECIPROCAL_BITS)
     return tirx.truncdiv(power - i64(1), i64(divisor))

@@ -26,7 +26,7 @@ from targets.npu.schedule.row_meanings import (
     summand,
 )
 from targets.npu.schedule.scheduled import Scheduled
-from targets.rows import GAIN_BITS, LARGEST_VARIANCE, ROOT_BITS
+from targets.rows import GAIN_BITS, LARGEST_VARIANCE, RECIPROCAL_BITS, ROOT_BITS
 
 
 class NormOfRows(Kind[Norm, int]):
@@ -39,9 +39,10 @@ class NormOfRows(Kind[Norm, int]):
         yield from wide((layer.input, layer.output))
         count, scale = layer.input.shape[2], layer.scale
         yield from broken_rows(count, layer.bounds, layer.requantize)
-        variance = (count * count * LARGEST_VARIANCE + scale.epsilon) << (2 * scale.lift)
-        if scale.epsilon < 1 or variance >> ROOT_BITS:
-            yield Rule.ROWS, f"a variance, lifted, can reach {variance}"
+        least = 1 << 2 * max(0, scale.lift + scale.fraction - RECIPROCAL_BITS)
+        most = (1 << ROOT_BITS) - 1 - (count * count * LARGEST_VARIANCE << 2 * scale.lift)
+        if not least <= scale.epsilon <= most:
+            yield Rule.ROWS, f"{scale.epsilon} is added to variances, not {least} to {most}"
         if scale.fraction > isa.largest(isa.Norm, "fraction"):
             yield Rule.ROWS, f"{scale.fraction} fraction bits of what is normalized"
         if np.abs(scale.gain).max() >= 1 << (GAIN_BITS - 1):

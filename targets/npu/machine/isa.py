@@ -275,7 +275,8 @@ class Norm(Rows):
 
     ``targets/rows.py`` is the definition of the sums, ``lift`` its j and ``fraction`` its f; what
     follows them is as with SOFTMAX. At ``par_addr`` lie E, int64, then ``len`` summands, int32,
-    then ``len`` factors, int16. The largest variance of ``len`` codes and E, lifted, is below 2^52.
+    then ``len`` factors, int16. With the largest variance of ``len`` codes, lifted, E is
+    below 2^52; it is not below 4^(lift + fraction - 15).
     """
 
     opcode, mnemonic, unit = 0x35, "NORM", VU

@@ -52,7 +52,7 @@ class SoftmaxFields(RowFields):
     def share(self, count: Expr, total: Expr) -> Expr:
         """The sum of an element that counts ``count`` of the row's ``total``, int32 both."""
         bits = _bits(total)
-        shift = tirx.Cast("int64", bits - EXPONENTIAL_BITS)
+        shift = _places(bits - EXPONENTIAL_BITS)
         return (tirx.Cast("int64", count) * _reciprocal(total, bits)) >> shift
 
 
@@ -65,15 +65,15 @@ class NormFields(RowFields):
 
     def root(self, total: Expr, squares: Expr, epsilon: Expr) -> Expr:
         """Of a row's variance, int32; all arguments int64."""
-        variance = _i64(self.length) * squares - total * total + epsilon
-        lifted = tirx.Cast("float64", variance << _i64(2 * self.lift))
-        return tirx.Cast("int32", tirx.floor(tirx.sqrt(lifted)))
+        variance = _i64(self.length) * squares - total * total
+        square = (variance << _i64(2 * self.lift)) + epsilon
+        return tirx.Cast("int32", tirx.floor(tirx.sqrt(tirx.Cast("float64", square))))
 
     def scaled(self, code: Expr, total: Expr, root: Expr, gain: Expr, bias: Expr) -> Expr:
         """The sum of an element; ``total`` is int64, all others int32."""
         bits = _bits(root)
         places = RECIPROCAL_BITS - self.lift - self.normed_fraction
-        shift = tirx.Cast("int64", bits + places)
+        shift = _places(bits + places)
         distance = tirx.Cast("int64", code) * _i64(self.length) - total
         half = _i64(1) << (shift - _i64(1))
         normed = (distance * _reciprocal(root, bits) + half) >> shift
@@ -130,7 +130,7 @@ def scale_word_count(channels: int) -> int:
 
 
 def epsilon(words: Expr) -> Expr:
-    """What is added to the variance, int64."""
+    """What is added to the lifted variance, int64."""
     low = tirx.Cast("int64", words[0]) & _i64(0xFFFFFFFF)
     return low | (tirx.Cast("int64", words[1]) << _i64(32))
 
@@ -152,8 +152,13 @@ def _bits(divisor: Expr) -> Expr:
 
 
 def _reciprocal(divisor: Expr, bits: Expr) -> Expr:
-    power = _i64(1) << tirx.Cast("int64", bits + RECIPROCAL_BITS)
+    power = _i64(1) << _places(bits + RECIPROCAL_BITS)
     return tirx.truncdiv(power - _i64(1), tirx.Cast("int64", divisor))
+
+
+def _places(shift: Expr) -> Expr:
+    """A shift as int64, its range in plain sight: of a shift by anything TVM thinks it gives 0."""
+    return tirx.Cast("int64", shift) & _i64(63)
 
 
 def _i64(value: int) -> Expr:

@@ -18,6 +18,7 @@ from targets.rounding import Rounding, RoundingMode
 from targets.rows import (
     EXPONENTIAL_BITS,
     LARGEST_VARIANCE,
+    RECIPROCAL_BITS,
     ROOT_BITS,
     NormScale,
     norm_sums,
@@ -40,10 +41,10 @@ def norm(m: Machine, i: isa.Norm) -> None:
     bias_at = begin + EPSILON_BYTES
     gain_at, end = bias_at + 4 * i.len, bias_at + SCALE_BYTES * i.len
     epsilon = int(m.par[begin:bias_at].view("<i8")[0])
-    if not 0 < epsilon < 1 << ROOT_BITS:
-        raise TrapError(m.index, f"NORM: epsilon must be in [1, 2^{ROOT_BITS}), got {epsilon}")
-    if (i.len * i.len * LARGEST_VARIANCE + epsilon) >> (ROOT_BITS - 2 * i.lift):
-        raise TrapError(m.index, f"NORM: a variance, lifted by {i.lift}, exceeds {ROOT_BITS} bits")
+    least = 1 << 2 * max(0, i.lift + i.fraction - RECIPROCAL_BITS)
+    most = (1 << ROOT_BITS) - 1 - (i.len * i.len * LARGEST_VARIANCE << 2 * i.lift)
+    if not least <= epsilon <= most:
+        raise TrapError(m.index, f"NORM: epsilon must be in [{least}, {most}], got {epsilon}")
     gain = m.par[gain_at:end].view("<i2").astype(np.int32)
     bias = m.par[bias_at:gain_at].view("<i4")
     scale = NormScale(epsilon, i.lift, i.fraction, gain, bias)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -85,7 +86,8 @@ def rows(kind, rng, **fields):
 
 def sums_of_softmax(codes: list[int], table: list[int]) -> list[int]:
     """Division and shifts in Python's integers, which have no width."""
-    e = [table[max(codes) - x] for x in codes]
+    top = max(codes)
+    e = [table[top - x] for x in codes]
     bits = sum(e).bit_length()
     reciprocal = (2 ** (15 + bits) - 1) // sum(e)
     return [(x * reciprocal) >> (bits - 15) for x in e]
@@ -93,7 +95,7 @@ def sums_of_softmax(codes: list[int], table: list[int]) -> list[int]:
 
 def sums_of_norm(codes, epsilon, lift, fraction, bias, gain) -> list[int]:
     count, total = len(codes), sum(codes)
-    root = math.isqrt((count * sum(x * x for x in codes) - total**2 + epsilon) << 2 * lift)
+    root = math.isqrt((count * sum(x * x for x in codes) - total**2 << 2 * lift) + epsilon)
     bits = root.bit_length()
     reciprocal = (2 ** (15 + bits) - 1) // root
     shift = 15 + bits - lift - fraction
@@ -146,8 +148,9 @@ def test_random_rows_equal_python_and_each_other(machine, kind, codes):
             edge = [-(1 << 31), (1 << 31) - 1] if trial % 3 == 0 else np.arange(-9999, 9999)
             bias = rng.choice(edge, length)
             gain = rng.choice([-(1 << 15), (1 << 15) - 1, 0, 1, 12345], length)
-            most = (1 << (52 - 2 * lift)) - 1 - length * length * 16257
-            epsilon = int(rng.choice([1, most, max(1, most // 99999)]))
+            least = 4 ** max(0, lift + fraction - 15)
+            most = (1 << 52) - 1 - (length * length * 16257 << 2 * lift)
+            epsilon = int(rng.choice([least, most, max(least, most // 99999)]))
             made = rows(kind, rng, len=length, lift=lift, fraction=fraction)
             blocks = (b"", norm_block(epsilon, bias, gain))
             scale = (epsilon, lift, fraction, bias.tolist(), gain.tolist())
@@ -213,11 +216,22 @@ def test_illegal_rows_trap_at_the_same_index(machine, name):
     assert got.value.index == want.value.index == 4
 
 
-@pytest.mark.parametrize("epsilon", [0, -1, 1 << 52, 1 << 62])
-def test_a_root_that_could_be_inexact_traps(machine, epsilon):
+@pytest.mark.parametrize(
+    ("lift", "fraction", "last", "step"),
+    [
+        (0, 15, 1, -1),
+        (0, 0, (1 << 52) - 1 - 16257, 1),
+        (5, 12, 16, -1),
+        (15, 0, (1 << 52) - 1 - (16257 << 30), 1),
+        (18, 0, 64, -1),
+        (0, 0, (1 << 52) - 1 - 16257, 1 << 62),
+    ],
+)
+def test_a_root_that_could_be_inexact_or_too_small_traps(machine, lift, fraction, last, step):
     spec, executor, simulator = machine
-    made = isa.Norm(len=1, dst_addr=8000, par_addr=NORM_AT // 4)
-    bad = program(spec, [made], b"", norm_block(epsilon, [0], [1]))
-    for run in (simulator.run, lambda p, x: executor.run(p, x[None])):
-        with pytest.raises(TrapError):
-            run(bad, np.zeros(ACT, np.uint8))
+    made = isa.Norm(len=1, dst_addr=8000, par_addr=NORM_AT // 4, lift=lift, fraction=fraction)
+    for epsilon, bad in ((last, False), (last + step, True)):
+        one = program(spec, [made], b"", norm_block(epsilon, [0], [1]))
+        for run in (simulator.run, lambda p, x: executor.run(p, x[None])):
+            with pytest.raises(TrapError) if bad else nullcontext():
+                run(one, np.zeros(ACT, np.uint8))
