@@ -52,9 +52,9 @@ class Rule(Enum):
         "have to be a parameter of the model."
     )
     ROWS = (
-        f"Softmax and layer norm are of rows of at most {LONGEST_ROW} codes, with one multiplier "
-        "and one shift; exponentials and factors have 16 bits, the root of a variance "
-        f"{ROOT_BITS // 2}."
+        f"Softmax and layer norm are of rows of at most {LONGEST_ROW} codes, at most "
+        f"{isa.largest(isa.Rows, 'm0')} to a pixel, with one multiplier and one shift; exponentials "
+        f"and factors have 16 bits, the root of a variance {ROOT_BITS // 2}."
     )
     CONSTANTS = "What a program computes with are its inputs, weights and parameters."
     PRECISION = "The array multiplies 8-bit operands; codes at the edges of a program lie in bytes."

@@ -10,6 +10,7 @@ from targets.layers import Softmax, Value
 from targets.npu.kinds.cost import Cost
 from targets.npu.kinds.kind import Kind, Padding, Rule, broken_rows, wide
 from targets.npu.kinds.pixel_runs import Row, no_run_fits, run_cost, run_lengths, write_runs
+from targets.npu.machine import isa
 from targets.npu.machine.legality import EXPONENTIALS_BYTES
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.price.durations import softmax_row_cycles
@@ -34,6 +35,8 @@ class SoftmaxOfRows(Kind[Softmax, int]):
         """Codes in, codes out; the table, and what follows the sums."""
         yield from wide((layer.input, layer.output))
         yield from broken_rows(_length(layer), layer.bounds, layer.requantize)
+        if layer.heads > isa.largest(isa.Rows, "m0"):
+            yield Rule.ROWS, f"{layer.heads} heads"
         table = layer.table
         if table.min() < 0 or table.max() >= 1 << 16 or table[0] < 1 << EXPONENTIAL_BITS:
             fact = f"exponentials from {table.min()} to {table.max()}, the first {table[0]}"

@@ -79,6 +79,7 @@ def _scale(layer=NORM, **changes):
     ("layer", "last", "words"),
     [
         (lambda n: softmax((1, 1, n)), 1 << 15, "rows of 32769 codes"),
+        (lambda n: softmax((1, 1, n), n), 4095, "4096 heads"),
         (lambda n: _ends(SOFTMAX, shift=np.array([n])), 47, "right shifts run from 48 to 48"),
         (lambda n: _ends(SOFTMAX, shift=np.array([22, n])), 22, "shifts from 22 to 23"),
         (lambda n: _ends(NORM, multiplier=np.array([1, n])), 1, "multipliers from 1 to 2"),
