@@ -53,8 +53,8 @@ class Rule(Enum):
     )
     ROWS = (
         f"Softmax and layer norm are of rows of at most {LONGEST_ROW} codes, at most "
-        f"{isa.largest(isa.Rows, 'm0')} to a pixel, with one multiplier and one shift; exponentials "
-        f"and factors have 16 bits, the root of a variance {ROOT_BITS // 2}."
+        f"{isa.largest(isa.Rows, 'm0')} to a pixel, with one multiplier and one shift; "
+        f"exponentials and factors have 16 bits, the root of a variance {ROOT_BITS // 2}."
     )
     CONSTANTS = "What a program computes with are its inputs, weights and parameters."
     PRECISION = "The array multiplies 8-bit operands; codes at the edges of a program lie in bytes."

@@ -98,8 +98,8 @@ class NormOfRows(Kind[Norm, int]):
                 sums = fields.scaled(code, total[0], whole_root[0], *each)
                 store(row.out, b(row.to + n), fields.code(sums))
 
-        functions = [write_runs(job, choice, words, channels, body) for body in (plain, call)]
-        return Scheduled(*functions, {"parameters": words})
+        written, called = (write_runs(job, choice, words, channels, body) for body in (plain, call))
+        return Scheduled(written, called, {"parameters": words})
 
     def bytewise(self, layer: Norm, bits: Mapping[str, int]) -> Iterable[str]:
         """A row is of bytes."""

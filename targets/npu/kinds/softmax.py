@@ -86,8 +86,10 @@ class SoftmaxOfRows(Kind[Softmax, int]):
                 count = exponential(row.par, top[0] - row.code(b(row.at + n)))
                 store(row.out, b(row.to + n), fields.code(fields.share(count, total[0])))
 
-        functions = [write_runs(job, choice, words, fields.length, body) for body in (plain, call)]
-        return Scheduled(*functions, {"parameters": words})
+        written, called = (
+            write_runs(job, choice, words, fields.length, body) for body in (plain, call)
+        )
+        return Scheduled(written, called, {"parameters": words})
 
     def bytewise(self, layer: Softmax, bits: Mapping[str, int]) -> Iterable[str]:
         """A row is of bytes."""

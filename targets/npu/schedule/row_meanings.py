@@ -88,8 +88,8 @@ def softmax_fields(layer: Softmax) -> SoftmaxFields:
 
 def norm_fields(layer: Norm) -> NormFields:
     """The immediates of a layer."""
-    places = {"lift": layer.scale.lift, "normed_fraction": layer.scale.fraction}
-    return NormFields(layer.input.shape[2], *_ends(layer), **places)
+    length, scale = layer.input.shape[2], layer.scale
+    return NormFields(length, *_ends(layer), lift=scale.lift, normed_fraction=scale.fraction)
 
 
 def _ends(layer: Softmax | Norm) -> tuple[Any, ...]:
