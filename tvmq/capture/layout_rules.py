@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
+from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, shape_of
 from tvmq.capture.rearranged import simplest
 from tvmq.capture.rule_table import Arguments, RuleTable, positive_axis
 
@@ -39,13 +39,8 @@ def _conversion(_g: CanonicalGraph, node: Node, a: Arguments) -> Any:
 
 
 @rule("expand", "expand_as", "broadcast_to")
-def _expand(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
+def _expand(_g: CanonicalGraph, node: Node, a: Arguments) -> Any:
     x, wanted = a["self"], tuple(node.meta["val"].shape[1:])
-    if is_constant(x):
-        value = g.value(x)
-        value = value.reshape(*[1] * (1 + len(wanted) - value.ndim), *value.shape)
-        held = g.constant(f"{node.name}_value", value[:1].expand(1, *wanted))
-        return g.for_each_image(held)
     if wanted != shape_of(x)[1:]:
         raise Refusal("repeats values")
     return x

@@ -56,6 +56,11 @@ def batch_size(size: Any) -> int:
     return size if isinstance(size, int) else PRIME
 
 
+def size_of_one(size: Any) -> Any:
+    """A size that the program computes, for a batch of one image."""
+    return _number(size, 1) if isinstance(size, torch.SymInt) else size
+
+
 def numeric_shape(node: Node, batch: int) -> list[int]:
     """Shape of a program's value, in numbers: a dynamic batch is ``batch``."""
     return [_number(size, batch) for size in node.meta["val"].shape]
@@ -231,6 +236,19 @@ def _split(g: CanonicalGraph, node: Node, x: Moved, a: Arguments) -> Any:
     return parts
 
 
+def _batch_norm(g: CanonicalGraph, _node: Node, x: Moved, a: Arguments) -> Any:
+    """Of vectors whose batch is joined with another axis."""
+    if len(x.axes) != 2:
+        raise Refusal("normalizes a value whose batch is not on axis 0; move it back before")
+    node, (groups, count) = _in_front(g, x, 1)
+    shape = shape_of(node)
+    rows = permuted(g, reshaped(g, node, [-1, math.prod(shape[1:-1]), shape[-1]]), [0, 2, 1])
+    constants = [a[name] for name in ("weight", "bias", "running_mean", "running_var")]
+    made = g.call(aten.batch_norm.default, rows, *constants, False, 0.0, a["eps"], False)
+    back = reshaped(g, permuted(g, made, [0, 2, 1]), shape)
+    return Moved(back, (*groups, (1 + count,)), x.batch)
+
+
 def _same(_g: CanonicalGraph, _node: Node, x: Moved, _a: Arguments) -> Any:
     return x
 
@@ -243,6 +261,7 @@ MOVED_RULES: dict[str, MovedRule] = {
     "select": _select,
     "unbind": _unbind,
     "slice": _slice,
+    "batch_norm": _batch_norm,
     **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), _split),
     **dict.fromkeys(
         ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze",

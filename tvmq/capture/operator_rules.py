@@ -100,8 +100,8 @@ def _batch_norm(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
     mean, variance = a["running_mean"], a["running_var"]
     if a.get("training") or mean is None or variance is None:
         raise Refusal("uses the statistics of the batch; export model.eval() with running ones")
-    if len(shape_of(a["input"])) not in (2, 4):
-        raise Refusal("batch norm of a rank other than 2 or 4")
+    if len(shape_of(a["input"])) not in (2, 3, 4):
+        raise Refusal("batch norm of a rank other than 2, 3 or 4")
     channels = shape_of(mean)[0]
     given = [mean, variance, *filter(None, (a["weight"], a["bias"]))]
     if any(shape_of(each) != shape_of(a["input"])[1:2] for each in given):
