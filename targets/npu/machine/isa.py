@@ -266,7 +266,7 @@ class Softmax(Rows):
     2^15.
     """
 
-    opcode, mnemonic, unit = 0x34, "SOFTMAX", VU
+    opcode, mnemonic, unit = 0x35, "SOFTMAX", VU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +279,7 @@ class Norm(Rows):
     below 2^52; it is not below 4^(lift + fraction - 15).
     """
 
-    opcode, mnemonic, unit = 0x35, "NORM", VU
+    opcode, mnemonic, unit = 0x36, "NORM", VU
     lift: int = bits(5)
     fraction: int = bits(4)
 
