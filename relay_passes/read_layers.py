@@ -70,6 +70,9 @@ from targets.layers import (
 from targets.rounding import HALF_UP
 from targets.sum_bounds import CodeRange, SumBounds, bound_products, bound_sums
 
+MOST_AXES = 4
+"""Of a tensor of a layer, the batch included; with more it is only on the way to another."""
+
 
 @dataclass(frozen=True)
 class OpaqueLayer:
@@ -175,7 +178,7 @@ class _Reader:
 
     def _described(self, var: Var) -> Value:
         shape = shape_of(var)[1:]
-        if len(shape) > 3:
+        if 1 + len(shape) > MOST_AXES:
             source = self.source(var.name)
             place = f" ({source})" if source else ""
             raise UnsupportedError(
@@ -201,7 +204,7 @@ class _Reader:
         open_ends = variables_in(self.graph.value(var))
         while open_ends:
             source = open_ends.pop()
-            if is_codes(source):
+            if is_codes(source) and len(shape_of(source)) <= MOST_AXES:
                 found[source] = None
             elif source not in seen:
                 open_ends += variables_in(self.graph.value(source))

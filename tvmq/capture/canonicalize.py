@@ -281,6 +281,11 @@ class _Writer:
                     f"the network changes its own buffer {spec.target}; export model.eval()"
                 )
             value = self.values.get(source) if isinstance(source, Node) else None
+            if isinstance(value, Moved):
+                raise UnsupportedError(
+                    f"output {paths[index] or index} has its batch elsewhere than on axis 0 alone; "
+                    "move it there before it is returned"
+                )
             if not isinstance(value, Node) or is_constant(value):
                 raise UnsupportedError(
                     f"output {paths[index] or index} does not depend on the inputs"

@@ -236,17 +236,18 @@ def _split(g: CanonicalGraph, node: Node, x: Moved, a: Arguments) -> Any:
     return parts
 
 
-def _batch_norm(g: CanonicalGraph, _node: Node, x: Moved, a: Arguments) -> Any:
+def _batch_norm(g: CanonicalGraph, node: Node, x: Moved, a: Arguments) -> Any:
     """Of vectors whose batch is joined with another axis."""
     if len(x.axes) != 2:
         raise Refusal("normalizes a value whose batch is not on axis 0; move it back before")
-    node, (groups, count) = _in_front(g, x, 1)
-    shape = shape_of(node)
-    rows = permuted(g, reshaped(g, node, [-1, math.prod(shape[1:-1]), shape[-1]]), [0, 2, 1])
+    front, (groups, count) = _in_front(g, x, 1)
+    shape = shape_of(front)
+    rows = permuted(g, reshaped(g, front, [-1, math.prod(shape[1:-1]), shape[-1]]), [0, 2, 1])
     constants = [a[name] for name in ("weight", "bias", "running_mean", "running_var")]
     made = g.call(aten.batch_norm.default, rows, *constants, False, 0.0, a["eps"], False)
     back = reshaped(g, permuted(g, made, [0, 2, 1]), shape)
-    return Moved(back, (*groups, (1 + count,)), x.batch)
+    result = Moved(back, (*groups, (1 + count,)), x.batch)
+    return [result, None, None] if isinstance(node.meta["val"], tuple | list) else result
 
 
 def _same(_g: CanonicalGraph, _node: Node, x: Moved, _a: Arguments) -> Any:
@@ -261,7 +262,7 @@ MOVED_RULES: dict[str, MovedRule] = {
     "select": _select,
     "unbind": _unbind,
     "slice": _slice,
-    "batch_norm": _batch_norm,
+    **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training"), _batch_norm),
     **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), _split),
     **dict.fromkeys(
         ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze",
@@ -320,7 +321,9 @@ def _moved(g: CanonicalGraph, node: Node, a: Arguments, move: MovedRule, rule: R
         made = move(g, node, x, a)
     except Refusal as error:
         raise (refusal if str(refusal) else error) from None
-    return [settled(g, each) for each in made] if isinstance(made, list) else settled(g, made)
+    if isinstance(made, list):
+        return [settled(g, each) if isinstance(each, Moved) else each for each in made]
+    return settled(g, made)
 
 
 def _along(g: CanonicalGraph, node: Node, a: Arguments, rule: Rule, kept: int) -> Any:

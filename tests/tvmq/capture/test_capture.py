@@ -296,8 +296,10 @@ def test_unsupported_operators_are_listed_at_once():
 
 REFUSED: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
     "mean over batch": (lambda x: x.mean(0, keepdim=True), "averages over the batch"),
-    "flip batch": (lambda x: x.permute(1, 0, 2, 3), "moves the batch"),
-    "merge batch": (lambda x: x.view(-1, 4), "moves the batch"),
+    "flip batch": (lambda x: x.permute(1, 0, 2, 3), "its batch elsewhere"),
+    "merge batch": (lambda x: x.view(-1, 4), "its batch elsewhere"),
+    "along the batch": (lambda x: x.permute(1, 2, 3, 0).softmax(-1), "works along the batch"),
+    "batch in pieces": (lambda x: x.view(2, -1, 3, 8, 8).sum(1), "splits the batch"),
     "cat batch": (lambda x: torch.cat([x, x], 0), "along the batch"),
     "broadcast": (lambda x: x + x.mean((2, 3), keepdim=True), "shapes differ"),
     "reflect": (lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), "mode 'reflect'"),
