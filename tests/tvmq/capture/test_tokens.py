@@ -1,4 +1,4 @@
-"""Attention as it is written in the wild becomes products of tokens, without a move that is left."""
+"""Attention as networks write it becomes products of tokens, and no move of theirs is left."""
 
 import operator
 
@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from targets.refusal import Refusal
 from tvmq.capture.canonical_graph import CanonicalGraph
 from tvmq.capture.capture import capture_program
 from tvmq.capture.moved_batch import PRIME, Moved, as_moved, regrouped, settled
@@ -145,13 +146,13 @@ def test_attention_within_windows_is_by_rows():
     [
         lambda x: F.layer_norm(x, (8,)),
         lambda x: x.permute(0, 2, 3, 1).softmax(-1).permute(0, 3, 1, 2),
-        lambda x: F.relu(x.permute(1, 0, 2, 3)).permute(1, 0, 2, 3),
+        lambda x: F.gelu(x.permute(1, 0, 2, 3)).permute(1, 0, 2, 3),
         lambda x: F.layer_norm(x.flatten(0, 1), (8,)).unflatten(0, (-1, 3)),
         lambda x: (x.transpose(0, 1) * 2.0 + 1.0).transpose(0, 1),
         lambda x: x.permute(2, 0, 1, 3)[1:5].permute(1, 2, 0, 3),
         lambda x: x.softmax(1),
     ],
-    ids=["norm", "softmax", "relu", "folded", "scaled", "sliced", "channels"],
+    ids=["norm", "softmax", "gelu", "folded", "scaled", "sliced", "channels"],
 )
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_a_batch_that_goes_and_comes_back_changes_nothing(function, dynamic):
@@ -186,13 +187,10 @@ def test_axes_are_cut_and_joined_around_the_batch(sizes, axes, shape, groups):
     assert [[new.sizes[axis] for axis in group] for group in new.axes] == groups
 
 
-@pytest.mark.parametrize("shape", [[3, PRIME * 2, 8], [6, PRIME // 7, 56], [PRIME * 48], [5, 5]])
+@pytest.mark.parametrize("shape", [[4, PRIME * 12], [6, 2, PRIME * 4], [5, 5]])
 def test_a_batch_is_neither_cut_nor_lost(shape):
     graph, value = moved((6, 8), ((1,), (0,), (2,)))
-    if shape == [PRIME * 48]:
-        assert regrouped(graph, value, shape).axes == ((1, 0, 2),)
-        return
-    with pytest.raises(Exception, match="must stay the batch"):
+    with pytest.raises(Refusal, match="splits the batch, or joins"):
         regrouped(graph, value, shape)
 
 
