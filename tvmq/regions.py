@@ -228,7 +228,7 @@ class _Finder:
                 self._join(node)
             else:
                 raise UnsupportedError(
-                    f"operator {node.target} at {self._place(node)} can't be quantized; replace it "
+                    f"operator {node.target} at {self._place(node)} can't be quantized. Replace it "
                     "in the model by convolutions, dense layers, pooling, additions, "
                     "concatenations, slices and functions of one tensor."
                 )

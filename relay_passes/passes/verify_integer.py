@@ -64,14 +64,19 @@ def verify_integer(mod: IRModule) -> None:
             after, before = var in from_integers, var in to_integers
             allowed = _DEQUANTIZE if after else _QUANTIZE
             if (after and before) or op_of(value) not in allowed:
+                name = _named(graph, var)
                 raise UnsupportedError(
-                    f"{_named(graph, var)}: '{op_of(value)}' is still computed in floating point: "
-                    f"{_REASONS.get(op_of(value), _ANY_REASON)}."
+                    f"{name}: '{op_of(value)}' is still computed in floating point: "
+                    f"{_REASONS.get(op_of(value), _ANY_REASON)}. Quantize the values around it, or "
+                    "leave it to what reads the outputs.",
+                    node=name,
                 )
     for output in graph.outputs:
         if output not in from_integers:
             raise UnsupportedError(
-                f"{output.name}: the network returns it without having quantized anything."
+                f"{output.name}: the network returns it without having quantized anything. Leave "
+                "it out of the outputs.",
+                node=output.name,
             )
 
 

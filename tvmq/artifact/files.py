@@ -96,7 +96,7 @@ def save_integer(folder: Path, integer: IRModule) -> None:
 
 def save_placement(folder: Path, placed: PlacedModule, spec: NpuSpec | None) -> None:
     """layers.json, npu.toml, the programs, and the text of the placed module."""
-    layers = [asdict(placement) for placement in placed.placements]
+    layers = [placement.as_json() for placement in placed.placements]
     (folder / "layers.json").write_text(json.dumps(layers, indent=1) + "\n")
     if spec is not None:
         (folder / "npu.toml").write_text(tomli_w.dumps(spec.model_dump()))

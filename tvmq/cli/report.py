@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from targets.refusal import by_reason
+from tvmq.artifact.description import settings_text
+
 if TYPE_CHECKING:  # so that printing does not import torch
     from tvmq.flow import BuildResult
 
@@ -12,7 +15,6 @@ if TYPE_CHECKING:  # so that printing does not import torch
 def build_summary(result: BuildResult) -> list[str]:
     """What `tvmq build` says at its end."""
     manifest = result.manifest
-    cpu = [placement for placement in result.placements if placement.device == "cpu"]
     lines = [
         f"{result.artifact}: {manifest.model['file']} ({manifest.model['kind']}) "
         f"for {manifest.target}",
@@ -22,8 +24,12 @@ def build_summary(result: BuildResult) -> list[str]:
         f"  operators: {manifest.placement['npu']} on the NPU, {manifest.placement['cpu']} on "
         f"the CPU",
     ]
-    if manifest.target != "cpu":
-        lines += [f"    CPU: {place.name} ({place.source}): {place.reason}" for place in cpu]
+    refused = [
+        (f"{place.name} ({place.source})", place.refusal)
+        for place in result.placements
+        if place.refusal is not None
+    ]
+    lines += [f"    CPU: {line}" for line in by_reason(refused)]
     devices = "reference and CPU" if manifest.target == "cpu" else "reference, CPU and NPU"
     verdict = "identical, bit for bit" if manifest.bit_exact else "DIFFERENT"
     stages = ", ".join(f"{name} {value:.1f}" for name, value in manifest.seconds.items())
@@ -33,18 +39,6 @@ def build_summary(result: BuildResult) -> list[str]:
         f"Next: tvmq eval {result.artifact} --data D, tvmq profile {result.artifact}",
     ]
     return lines
-
-
-def settings_text(settings: Mapping[str, Any]) -> str:
-    """The settings of a manifest in one line."""
-    methods = [name for name in settings["method"] if name != "rtn"]
-    steps = "power-of-two steps" if settings["scales"] == "pot" else "free steps"
-    shifts = " with a shift per channel" if "wess" in methods else ""
-    return (
-        f"{', '.join([settings['precision'], *methods, steps])}, symmetric weights per "
-        f"{settings['granularity']}{shifts}, activations per tensor, first and last layer "
-        f"{settings['first_last_bits']} bits"
-    )
 
 
 def _reconstruction_lines(facts: Mapping[str, Any]) -> list[str]:

@@ -74,9 +74,7 @@ class _Annotator:
         plan = self.plan.values[node.name]
         readers = list(node.users)
         with self.graph.inserting_after(node):
-            step = self._constant(
-                f"{node.name}_step", torch.tensor([plan.step], dtype=torch.float64)
-            )
+            step = self._step(f"{node.name}_step", torch.tensor([plan.step], dtype=torch.float64))
         codes = (plan.zero_point, plan.low, plan.high, -1, plan.dtype, plan.rounding.mode.name)
         with self.graph.inserting_after(step):
             quantized = self._call(
@@ -114,7 +112,7 @@ class _Annotator:
             exact = codes * steps.reshape(-1, *[1] * (codes.dim() - 1))
             weight = self._constant(f"{layer}_weight_learned", exact)
             low, high = learned_range(plan.bits)
-        step = self._constant(f"{layer}_weight_step", steps)
+        step = self._step(f"{layer}_weight_step", steps)
         arguments = (weight, step, 0, low, high, axis, "int8", HALF_UP.mode.name)
         return self._call(torch.ops.tvmq.fake_quantize.default, arguments, f"{layer}_weight_q")
 
@@ -159,7 +157,13 @@ class _Annotator:
         node.args = (node.args[0], step, gain, bias, gain_step, node.args[4])
 
     def _constant(self, name: str, value: torch.Tensor) -> Node:
-        self.graph_module.register_buffer(name, value if "step" in name else value.to(self.dtype))
+        return self._step(name, value.to(self.dtype))
+
+    def _step(self, name: str, value: torch.Tensor) -> Node:
+        """A constant that keeps its type, whatever the network's is."""
+        while hasattr(self.graph_module, name):  # an input may be called conv2d_weight
+            name += "_"
+        self.graph_module.register_buffer(name, value)
         node = self.graph.get_attr(name)
         node.meta["val"] = value
         return node

@@ -128,3 +128,10 @@ class Plan:
     requantize: Mapping[str, Scale]
     additions: Mapping[str, AddScale]
     proofs: Mapping[str, AccumulatorProof]
+
+    def __repr__(self) -> str:
+        """A line of what it is; its numbers, tens of thousands of them, are in plan.json."""
+        return (
+            f"<Plan {self.settings.precision}, {len(self.values)} values and {len(self.weights)} "
+            f"layers with weights, ranges from {self.calibration}>"
+        )

@@ -221,3 +221,9 @@ def assert_sums_are_of_the_worst_input(model, quantized, layer, low, high):
     )
     proof = quantized.proofs[layer]
     assert (proof.smallest, proof.largest) == (int(least.min()), int(most.max()))
+
+
+def test_a_plan_is_printed_as_a_line():
+    quantized = _plan("resnet_small")
+    assert repr(quantized).startswith("<Plan w8a8, ")
+    assert len(repr(quantized)) < 200
