@@ -7,6 +7,9 @@ never mixes groups.
     shallow    C_in < R and no dilation: the kernel row's S * C_in bytes are contiguous and are
                the reduction axis, tiles (ky, 0, k0). ResNet's stem takes 7 * 2 tiles instead of 49.
     depthwise  no reduction across channels: one channel per column, kernel taps (ky, kx)
+
+Weights that are a tensor (``targets.layers.Factor``) lie in DRAM as any tensor does, and are put in
+the order of tiles as they are loaded. They make a grouped product, never a depthwise one.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from targets.layers import Conv2d, Weights
+from targets.layers import Conv2d, Factor, Weights
 from targets.npu.kinds.cost import ceil_div
 from targets.npu.machine.elements import pack
 from targets.npu.schedule.intrinsics import RECORD_WORDS
@@ -35,6 +38,7 @@ class ConvGeometry:
         input: as it lies.
         output: likewise.
         residual: likewise, or None.
+        factor: the tensor on the right, or None.
     """
 
     def __init__(self, job: Job[Conv2d]) -> None:
@@ -42,6 +46,11 @@ class ConvGeometry:
         self.input, self.output = job.stored(job.layer.input), job.output
         added = job.layer.requantize.residual if job.layer.requantize else None
         self.residual: Stored | None = job.stored(added.value) if added else None
+        right = job.layer.right
+        self.factor: Stored | None = None
+        if isinstance(right, Factor):
+            self.factor = job.stored(right.value)
+            self.pairing = right.pairing
 
     @cached_property
     def key(self) -> Hashable:
@@ -53,6 +62,7 @@ class ConvGeometry:
             *(layer.strides, layer.padding, layer.dilation),
             *(layer.requantize is not None, self.requantize_cycles),
             *(self.input.form, self.output.form, self.residual and self.residual.form),
+            *((self.factor.form, self.pairing) if self.factor else ()),
         )
 
     @cached_property
@@ -64,9 +74,10 @@ class ConvGeometry:
     def wgt_bits(self) -> int:
         """Bits that a weight takes in memory: the least that the machine multiplies.
 
-        A layer that the machine refuses is priced, too: as if it multiplied such weights.
+        A layer that the machine refuses is priced, too: as if it multiplied such weights. Those that
+        are a tensor are bytes.
         """
-        bits = self.layer.right.bits
+        bits = self.factor.bits if self.factor else self.layer.right.bits
         return min((p for p in self.spec.array.precisions if p >= bits), default=bits)
 
     @cached_property
@@ -87,7 +98,7 @@ class ConvGeometry:
     @cached_property
     def depthwise(self) -> bool:
         """Whether it runs as DWC."""
-        return self.layer.depthwise
+        return self.layer.depthwise and self.factor is None
 
     @cached_property
     def out(self) -> tuple[int, int, int]:
@@ -248,7 +259,7 @@ class ConvGeometry:
         kh, kw = self.kernel
         k, c = self.group_channels_out, self.columns
         right = self.layer.right
-        assert isinstance(right, Weights)  # no other layer is taken
+        assert isinstance(right, Weights)
         weight = right.codes.reshape(self.groups, k, kh, kw, self.group_channels_in)
         columns = np.zeros((self.groups, self.tiles_per_group * c, *weight.shape[2:]), np.int8)
         columns[:, :k] = weight

@@ -1,6 +1,7 @@
 """Copies and fills as DMA instructions: strided boxes of bytes, with a border of the zero point.
 
 copy nest  ->  LD or ST   x_bytes, y, z and their strides; loops that don't fit are unrolled
+turned     ->  LD         rows of DRAM that are columns of the memory: ``transpose``
 bounds     ->  LD         the box shrinks to what lies inside; pad fields write the border around it
 fill       ->  LD (fill)  bytes written without reading DRAM
 
@@ -64,7 +65,10 @@ def emit_copy(leaf: Leaf, env: Env, places: dict[str, Place]) -> list[Emitted]:
         (*axes, _Axis(source.itemsize, 1, 1)),
     )
     if not leaf.bounds:
-        return [_transfer(piece, source, target) for piece in _pieces(_coalesce(box.axes), box)]
+        merged = _coalesce(box.axes)
+        turned = source.dram and _turns(merged)
+        pieces = _pieces(merged[:-1] if turned else merged, box)
+        return [e for piece in pieces for e in _fitting(piece, source, target, turned=turned)]
     return _bordered(box, _inside(leaf, env, folded), source, target, leaf.fill)
 
 
@@ -144,7 +148,29 @@ def _pieces(axes: tuple[_Axis, ...], box: _Box) -> Iterator[_Box]:
     yield _Box(box.source, box.target, padded)
 
 
-def _transfer(box: _Box, source: Place, target: Place) -> Emitted:
+def _turns(axes: tuple[_Axis, ...]) -> bool:
+    """Whether single bytes, next to each other in DRAM, land apart, and those of rows together."""
+    if len(axes) < 3:
+        return False
+    row, column, byte = axes[-3:]
+    return byte.extent == 1 and column.source == 1 and row.target == 1
+
+
+def _fitting(box: _Box, source: Place, target: Place, *, turned: bool) -> Iterator[Emitted]:
+    """A box of (z, y, x), its outer loops unrolled where a field can't hold their strides."""
+    made = _transfer(box, source, target, turned=turned)
+    if isa.fits(made.instruction):
+        yield made
+        return
+    depth = next(n for n, axis in enumerate(box.axes) if axis.extent > 1)
+    axis = box.axes[depth]
+    rest = (*box.axes[:depth], _Axis(1, 0, 0), *box.axes[depth + 1 :])
+    for n in range(axis.extent):
+        moved = _Box(box.source + n * axis.source, box.target + n * axis.target, rest)
+        yield from _fitting(moved, source, target, turned=turned)
+
+
+def _transfer(box: _Box, source: Place, target: Place, *, turned: bool = False) -> Emitted:
     """One LD or ST of a box of (z, y, x)."""
     z, y, x = box.axes
     reads, writes = (_span(source, box, target=False),), (_span(target, box, target=True),)
@@ -169,7 +195,8 @@ def _transfer(box: _Box, source: Place, target: Place) -> Emitted:
         dram_off=box.source,
         dram_ystride=y.source,
         dram_zstride=z.source,
-        spm_ystride=y.target,
+        transpose=turned,
+        spm_ystride=x.target if turned else y.target,
         spm_zstride=z.target,
         **sizes,
     )
@@ -178,8 +205,8 @@ def _transfer(box: _Box, source: Place, target: Place) -> Emitted:
 
 def _span(place: Place, box: _Box, *, target: bool) -> Span:
     begin = box.target if target else box.source
-    strides = [a.target if target else a.source for a in box.axes[:-1]]
-    length = reach([a.extent for a in box.axes[:-1]], strides, box.axes[-1].extent)
+    strides = [a.target if target else a.source for a in box.axes]
+    length = reach([a.extent for a in box.axes], strides, 1)
     return Span(place.space, begin, begin + length)
 
 

@@ -44,8 +44,8 @@ class Rule(Enum):
         "Tensors are int8 or uint8; only the output of a convolution or dense layer may be int32."
     )
     WEIGHTS = (
-        "The array multiplies by constants of the program: of a product of two tensors, one would "
-        "have to be a parameter of the model."
+        "The array multiplies by constants, or by a tensor of int8 codes whose zero point is 0; "
+        "then the zero point of the tensor that it multiplies is 0, too."
     )
     ROWS = "The vector unit computes element by element, and has no numbers of a row."
     PRECISION = "The array multiplies 8-bit operands; codes at the edges of a program lie in bytes."

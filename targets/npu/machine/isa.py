@@ -32,11 +32,13 @@ class Load(Instruction):
 
     ``spm_addr`` is the first byte written, border included. A row is ``pad_x0`` border bytes,
     ``x_bytes`` copied, ``pad_x1`` border bytes; a plane is ``pad_y0`` border rows, ``y`` rows,
-    ``pad_y1`` border rows. With ``fill`` set DRAM is not read and every byte is ``padval``.
+    ``pad_y1`` border rows. With ``fill`` set DRAM is not read and every byte is ``padval``. With
+    ``transpose`` set byte x of row y lands in row x at y: at ``spm_addr + x * spm_ystride + y``.
     """
 
     opcode, mnemonic, unit = 0x10, "LD", LD
     fill: int = flag(0)
+    transpose: int = flag(1)
     mem: int = bits(2)
     region: int = bits(3)
     padval: int = bits(8)

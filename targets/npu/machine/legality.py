@@ -129,8 +129,12 @@ def _transfer(
     yield "region must be 0 to 3", 3 - i.region
     rows, width, moves = i.y, i.x_bytes, 1
     if kind is isa.Load:
-        rows, width = rows + i.pad_y0 + i.pad_y1, width + i.pad_x0 + i.pad_x1
+        wider = i.transpose * (i.y - i.x_bytes)
+        border = i.pad_x0 + i.pad_x1, i.pad_y0 + i.pad_y1
+        rows, width = rows - wider + border[1], width + wider + border[0]
         moves = 1 - i.fill
+        added = border[0] + border[1] + i.fill
+        yield "a transposed transfer has no border and is no fill", -i.transpose * added
     else:
         yield "only the arena and the outputs (regions 1 and 3) can be written", (i.region & 1) - 1
     last = i.spm_addr + reach((i.z, i.spm_zstride), (rows, i.spm_ystride)) + width

@@ -1,6 +1,8 @@
 """What an instruction costs by itself: cycles of its unit and of the bus; time only, no values.
 
     LD, ST  bus: bursts * burst / bytes_per_cycle, the latency before (LD) or after (ST) it
+    LD transposed   as LD; a square of a line's bytes each way is full before it is written, a line
+            per cycle, beside the next one's arrival
     LD fill bytes / line of its memory, the border included
     GEMM    tiles * max(pixels, weights, min_rows), and the first tile's weights
     DWC     pixels * taps, or with sliding registers pixels * kh * min(kw, stride)
@@ -48,6 +50,10 @@ def duration(instruction: isa.Instruction, spec: NpuSpec) -> Duration:
     match instruction:
         case isa.Load(fill=1):
             return Duration(work=_fill(instruction, spec))
+        case isa.Load(transpose=1):
+            bus = _transfer(instruction, spec)
+            drain = _transposition(instruction, spec, bus)
+            return Duration(latency=dma.read_latency, bus=bus, drain=drain)
         case isa.Load():
             return Duration(latency=dma.read_latency, bus=_transfer(instruction, spec))
         case isa.Store():
@@ -92,14 +98,24 @@ def _taps(i: isa.Depthwise, spec: NpuSpec) -> int:
     return i.kh * min(i.kw, i.as_m0 // i.as_kx)
 
 
+def _transposition(i: isa.Load, spec: NpuSpec, bus: int) -> int:
+    """Cycles from the last byte of a transposed transfer until it is written."""
+    line = _line(i, spec)
+    lines = i.z * _ceil(i.y, line) * i.x_bytes
+    return max(min(i.x_bytes, line), lines - bus)
+
+
+def _line(i: isa.Load, spec: NpuSpec) -> int:
+    sram = spec.sram
+    return (sram.act, sram.wgt, sram.acc, sram.par)[i.mem].line
+
+
 def _fill(i: isa.Load, spec: NpuSpec) -> int:
     """Cycles of writing a constant, one line of the memory in each."""
-    sram = spec.sram
-    memory = (sram.act, sram.wgt, sram.acc, sram.par)[i.mem]
     rows, row_bytes = i.pad_y0 + i.y + i.pad_y1, i.pad_x0 + i.x_bytes + i.pad_x1
     if rows == 1 or i.spm_ystride == row_bytes:
         rows, row_bytes = 1, rows * row_bytes
-    return i.z * rows * _ceil(row_bytes, memory.line)
+    return i.z * rows * _ceil(row_bytes, _line(i, spec))
 
 
 def _transfer(i: isa.Load | isa.Store, spec: NpuSpec) -> int:

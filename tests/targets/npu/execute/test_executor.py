@@ -237,6 +237,24 @@ def _load(rng, spec):
     )
 
 
+def _transposed(rng, spec):
+    r = lambda low, high: int(rng.integers(low, high + 1))  # noqa: E731
+    return isa.Load(
+        transpose=1,
+        mem=r(0, 3),
+        region=r(0, 3),
+        spm_addr=r(0, 99),
+        dram_off=r(0, 9),
+        x_bytes=r(1, 20),
+        y=r(1, 9),
+        z=r(1, 2),
+        dram_ystride=r(0, 20),
+        dram_zstride=r(0, 40),
+        spm_ystride=r(0, 40),
+        spm_zstride=r(0, 400),
+    )
+
+
 def _store(rng, spec):
     r = lambda low, high: int(rng.integers(low, high + 1))  # noqa: E731
     return isa.Store(
@@ -254,7 +272,7 @@ def _store(rng, spec):
     )
 
 
-MAKERS = (_gemm, _depthwise, _requantize, _add, _pool, _lut, _load, _store)
+MAKERS = (_gemm, _depthwise, _requantize, _add, _pool, _lut, _load, _store, _transposed)
 
 
 @pytest.mark.parametrize("extreme", [False, True])
@@ -311,6 +329,9 @@ ILLEGAL = {
     "region end": isa.Load(region=2, dram_off=ACT, x_bytes=1),
     "wide offset": isa.Load(region=2, dram_off=(1 << 32) - 1, x_bytes=1),
     "no bytes": isa.Load(region=2),
+    "transposed border": isa.Load(region=2, x_bytes=1, transpose=1, pad_y0=1),
+    "transposed fill": isa.Load(region=2, x_bytes=1, transpose=1, fill=1),
+    "transposed end": isa.Load(region=2, mem=3, x_bytes=4, transpose=1, spm_ystride=8191),
     "own token": isa.Nop(on=2, push=1 << 2),
     "no token": isa.Nop(on=2, pop=1),
     "token left": isa.Nop(on=2, push=1),
