@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,10 @@ class PlacedModule:
     programs: tuple[Program, ...]
 
 
+NO_INPUT = "A program reads a tensor of the image; nothing beside this layer on the NPU does."
+"""Why the CPU takes constants that would be a program by themselves."""
+
+
 def decide(network: IntegerNetwork, spec: NpuSpec | None) -> list[str | None]:
     """Per layer None for the NPU, or why the CPU runs it; without ``spec`` the CPU runs all."""
     reasons: list[str | None] = []
@@ -88,7 +93,19 @@ def decide(network: IntegerNetwork, spec: NpuSpec | None) -> list[str | None]:
             reasons.append(layer.reason)
         else:
             reasons.append(refusal(layer, spec))
-    return reasons
+    return _with_inputs(network.layers, reasons)
+
+
+def _with_inputs(layers: Sequence[AnyLayer], reasons: list[str | None]) -> list[str | None]:
+    """The reasons, with one for runs of the NPU's layers that read nothing from outside."""
+    result, begin = list(reasons), 0
+    for takes, run in groupby(reasons, key=lambda reason: reason is None):
+        end = begin + len(list(run))
+        made = {layer.output.name for layer in layers[begin:end]}
+        if takes and all(v.name in made for layer in layers[begin:end] for v in layer.inputs):
+            result[begin:end] = [NO_INPUT] * (end - begin)
+        begin = end
+    return result
 
 
 def placements(network: IntegerNetwork, spec: NpuSpec | None) -> tuple[Placement, ...]:

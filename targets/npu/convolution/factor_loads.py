@@ -1,4 +1,4 @@
-"""How a tensor in DRAM becomes weights in WGT: the copies of one block of a product's right operand.
+"""How a tensor becomes weights: the copies of one block of a product's right operand into WGT.
 
 Weights are tiles of [lane][column] bytes. A tensor is [pixel][channel], its channels head by head,
 and a head is a group of the product.

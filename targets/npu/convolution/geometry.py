@@ -74,8 +74,8 @@ class ConvGeometry:
     def wgt_bits(self) -> int:
         """Bits that a weight takes in memory: the least that the machine multiplies.
 
-        A layer that the machine refuses is priced, too: as if it multiplied such weights. Those that
-        are a tensor are bytes.
+        A layer that the machine refuses is priced, too: as if it multiplied such weights. A
+        tensor's are as wide as it lies.
         """
         bits = self.factor.bits if self.factor else self.layer.right.bits
         return min((p for p in self.spec.array.precisions if p >= bits), default=bits)

@@ -301,7 +301,7 @@ class _LoopNest:
         g, t, layer = self.g, self.t, self.layer
         rows, columns = self._chunk(at, cy, cx)
         first = self._acc_row(at, tile, cy, cx)
-        kh, kw, k0 = g.reduction
+        kh, kw, _ = g.reduction
         k0_now = self._k0(k_block)
         global_tile = at.block * t.tiles + tile
         group = global_tile // g.tiles_per_group if g.groups > 1 else 0

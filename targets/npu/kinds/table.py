@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d, Move
+from targets.layers import Add, Constant, Conv2d, Layer, Lut, MaxPool2d, Move
 from targets.npu.kinds.addition import Addition
 from targets.npu.kinds.convolution import Convolution
 from targets.npu.kinds.cost import NOTHING, Cost
+from targets.npu.kinds.held import Held
 from targets.npu.kinds.kind import Kind
 from targets.npu.kinds.lookup import Lookup
 from targets.npu.kinds.move import Moving
@@ -22,6 +23,7 @@ KINDS: dict[type[Layer], Kind[Any, Any]] = {
     MaxPool2d: MaxPool(),
     Lut: Lookup(),
     Move: Moving(),
+    Constant: Held(),
 }
 
 
@@ -46,7 +48,7 @@ class Planned:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do: the output is the input's bytes."""
+        """Whether there is nothing to do: the output's bytes are there."""
         return self.choice is None
 
     def schedule(self) -> Scheduled:
