@@ -200,4 +200,5 @@ _STEPS: dict[type[isa.Instruction], Callable[[State, SimpleNamespace], None]] = 
     isa.Add: executor_codes.add,
     isa.Pool: executor_codes.pool,
     isa.Lut: executor_codes.lookup,
+    isa.Multiply: executor_codes.multiply,
 }

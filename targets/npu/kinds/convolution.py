@@ -49,7 +49,7 @@ class Convolution(Kind[Conv2d, ConvTiling]):
         if worst > INT32_MAX:
             yield Rule.SUMS, f"a sum can reach {worst}"
         if layer.requantize is not None:
-            yield from _broken_fields(layer.requantize)
+            yield from broken_fields(layer.requantize)
 
     def choices(self, job: Job[Conv2d]) -> Iterator[ConvTiling]:
         """Tilings of few sizes, large blocks and tall stripes first."""
@@ -112,7 +112,7 @@ def _no_weights(layer: Conv2d, right: Factor) -> Iterator[tuple[Rule, str]]:
             yield Rule.WEIGHTS, f"the zero point of '{name}' is {zero}"
 
 
-def _broken_fields(requantize: Requantize) -> Iterator[tuple[Rule, str]]:
+def broken_fields(requantize: Requantize) -> Iterator[tuple[Rule, str]]:
     """What does not fit the fields of REQ and of its records, or is not compiled for it."""
     shift, residual = requantize.shift, requantize.residual
     low, high = int(shift.min()), int(shift.max())

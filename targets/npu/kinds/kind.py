@@ -55,7 +55,14 @@ class Rule(Enum):
         f"left shifts in [0, {MAX_RESIDUAL_SHIFT}], those of sums in [0, {MAX_FRACTION}]."
     )
     MULTIPLIERS = f"Multipliers lie in [1, {MAX_MULTIPLIER}]."
-    ROUNDING = "Convolutions and dense layers round half up or to the floor, additions half up."
+    ELEMENTS = (
+        "Of a product element by element nothing but the product is rounded, by one multiplier and "
+        "shift."
+    )
+    ROUNDING = (
+        "Convolutions, dense layers and products of matrices round half up or to the floor, "
+        "additions and products of elements half up."
+    )
     WINDOW = (
         f"A max pooling's window has at most {isa.largest(isa.Pool, 'kh')} rows and "
         f"{isa.largest(isa.Pool, 'kw')} columns."

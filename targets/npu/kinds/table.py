@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from targets.layers import Add, Constant, Conv2d, Layer, Lut, MaxPool2d, Move
+from targets.layers import Add, Constant, Conv2d, Factor, Layer, Lut, MaxPool2d, Move, Pairing
 from targets.npu.kinds.addition import Addition
 from targets.npu.kinds.convolution import Convolution
 from targets.npu.kinds.cost import NOTHING, Cost
+from targets.npu.kinds.element_product import ElementProduct
 from targets.npu.kinds.held import Held
 from targets.npu.kinds.kind import Kind
 from targets.npu.kinds.lookup import Lookup
@@ -27,8 +28,15 @@ KINDS: dict[type[Layer], Kind[Any, Any]] = {
 }
 
 
+BY_ELEMENT = ElementProduct()
+"""Of products that a layer describes as convolutions, and that the vector unit computes."""
+
+
 def kind_of(layer: Layer) -> Kind[Any, Any]:
     """What knows about the layer."""
+    right = layer.right if isinstance(layer, Conv2d) else None
+    if isinstance(right, Factor) and right.pairing is Pairing.ELEMENTS:
+        return BY_ELEMENT
     return KINDS[type(layer)]
 
 

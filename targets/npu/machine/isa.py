@@ -233,6 +233,35 @@ class Lut(Instruction):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Multiply(Instruction):
+    """VMUL: ``clamp(half_up(((a-za)*(b-zb) << left) * mult, shift) + zo, lo, hi)`` in rows.
+
+    ``a`` and the output are ``rows`` rows of ``len`` bytes, one behind the other. Row n of ``b``
+    begins ``n * bs_row`` bytes on; with ``b_one`` its first byte multiplies the whole row.
+    """
+
+    opcode, mnemonic, unit = 0x34, "VMUL", VU
+    a_unsigned: int = flag(0)
+    b_unsigned: int = flag(1)
+    out_unsigned: int = flag(2)
+    b_one: int = flag(3)
+    a_addr: int = bits(20)
+    b_addr: int = bits(20)
+    dst_addr: int = bits(20)
+    len: int = bits(20)
+    rows: int = bits(16, default=1)
+    bs_row: int = bits(20)
+    za: int = bits(8)
+    zb: int = bits(8)
+    zo: int = bits(8)
+    left: int = bits(4)
+    shift: int = bits(6)
+    lo: int = bits(8)
+    hi: int = bits(8)
+    mult: int = bits(16, default=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Nop(Instruction):
     """NOP: carries tokens on unit ``on``."""
 
@@ -253,7 +282,7 @@ class Halt(Instruction):
 
 
 KINDS: tuple[type[Instruction], ...] = (
-    *(Load, Store, Gemm, Depthwise, Requantize, Add, Pool, Lut, Nop, Halt),
+    *(Load, Store, Gemm, Depthwise, Requantize, Add, Pool, Lut, Multiply, Nop, Halt),
 )
 _BY_OPCODE = {kind.opcode: kind for kind in KINDS}
 LAYOUTS: dict[type[Instruction], Layout] = {kind: kind.layout() for kind in KINDS}

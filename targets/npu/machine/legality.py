@@ -256,6 +256,18 @@ def _lut(i: Any, spec: NpuSpec) -> Iterator[Rule]:
     yield _disjoint("input and output", i.src_addr, i.len, i.dst_addr, i.len)
 
 
+def _multiply(i: Any, spec: NpuSpec) -> Iterator[Rule]:
+    yield from _at_least_one(i, "len", "rows")
+    yield f"shift exceeds {MAX_SHIFT}", MAX_SHIFT - i.shift
+    yield from _code_limits(i, 0, i.out_unsigned)
+    size = i.len * i.rows
+    b_size = reach((i.rows, i.bs_row), (i.len, 1 - i.b_one)) + 1
+    for name, bytes_ in (("a_addr", size), ("b_addr", b_size), ("dst_addr", size)):
+        yield f"{name}: ACT ends first", spec.sram.act.bytes - (getattr(i, name) + bytes_)
+    yield _disjoint("a and the output", i.a_addr, size, i.dst_addr, size)
+    yield _disjoint("b and the output", i.b_addr, b_size, i.dst_addr, size)
+
+
 _RULES: dict[type[isa.Instruction], Callable[[Any, NpuSpec], Iterator[Rule]]] = {
     isa.Gemm: _gemm,
     isa.Depthwise: _depthwise,
@@ -263,4 +275,5 @@ _RULES: dict[type[isa.Instruction], Callable[[Any, NpuSpec], Iterator[Rule]]] = 
     isa.Add: _add,
     isa.Pool: _pool,
     isa.Lut: _lut,
+    isa.Multiply: _multiply,
 }

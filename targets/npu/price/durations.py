@@ -7,6 +7,7 @@
     GEMM    tiles * max(pixels, weights, min_rows), and the first tile's weights
     DWC     pixels * taps, or with sliding registers pixels * kh * min(kw, stride)
     REQ     pixels * ceil(channels / lanes)
+    VMUL    as VADD by operands read; with a multiplier also ceil(codes / multiplier lanes)
     others  ceil(elements * reads / lanes)
 
 ``decode`` cycles come before all of it. ``timing.py`` puts the pieces in order. The border of a
@@ -69,6 +70,8 @@ def duration(instruction: isa.Instruction, spec: NpuSpec) -> Duration:
             return Duration(work=pixels * _ceil(instruction.nvalid, lanes), drain=vu.latency)
         case isa.Add():
             return Duration(work=_ceil(2 * instruction.len, vu.elt_lanes), drain=vu.latency)
+        case isa.Multiply():
+            return Duration(work=_multiply(instruction, spec), drain=vu.latency)
         case isa.Pool(kw=kw, kh=kh):
             reads = instruction.c * instruction.ox * instruction.oy * kh * kw
             return Duration(work=_ceil(reads, vu.pool_lanes), drain=vu.latency)
@@ -88,6 +91,12 @@ def _gemm(i: isa.Gemm, spec: NpuSpec) -> Duration:
         return Duration(work=tiles * (weights + pixels + fill))
     tile = max(pixels, weights, array.min_rows)
     return Duration(warm_up=weights, work=tiles * tile, spare=tile, drain=fill)
+
+
+def _multiply(i: isa.Multiply, spec: NpuSpec) -> int:
+    codes = i.len * i.rows
+    read = _ceil(2 * codes, spec.vu.elt_lanes)
+    return read if i.mult == 1 else max(read, _ceil(codes, spec.vu.mult_lanes))
 
 
 def _taps(i: isa.Depthwise, spec: NpuSpec) -> int:

@@ -9,6 +9,7 @@ code generator folds the loops around such calls into the hardware loops of one 
     npu.requantize  out[j] = clamp(round(t[j], shift) + zero)           C or fewer channels
     npu.max         out = max(out, act)                                 one tap of one byte's codes
     npu.add         out = clamp(half_up(a + b, shift) + zero)           one byte's codes
+    npu.multiply    out = clamp(half_up(a * b, shift) + zero)           one code
     npu.lut         out = table[byte of act]                            one byte
 
 Elements of 4 or 2 bits are packed in bytes, the first in the low bits. Immediates such as a shift
@@ -32,6 +33,7 @@ from tvm.tirx.script import builder as T
 from targets.npu.schedule.meanings import (
     AddFields,
     MaxFields,
+    MultiplyFields,
     ProductFields,
     RequantizeFields,
     RequantizeRow,
@@ -50,6 +52,7 @@ FIELDS: dict[str, type] = {
     "npu.requantize": RequantizeRow,
     "npu.max": MaxFields,
     "npu.add": AddFields,
+    "npu.multiply": MultiplyFields,
 }
 """Intrinsic -> the dataclass whose fields, in order, are the immediates of its call."""
 _DTYPES = ("int8", "uint8", "")
@@ -131,6 +134,17 @@ def add(fields: AddFields) -> str:
 
     dtypes = (fields.a_dtype, fields.b_dtype, fields.dtype)
     return _register("npu.add", fields, [(ACT, dtype, 1) for dtype in dtypes], meaning)
+
+
+def multiply(fields: MultiplyFields) -> str:
+    """Register the product of two codes; return its name."""
+
+    def meaning(a: Buffer, b: Buffer, out: Buffer) -> None:
+        with T.serial(0, 1), T.sblock("multiply"):
+            T.buffer_store(out, fields.code(a[0], b[0]), [0])
+
+    dtypes = (fields.a_dtype, fields.b_dtype, fields.dtype)
+    return _register("npu.multiply", fields, [(ACT, dtype, 1) for dtype in dtypes], meaning)
 
 
 def lut_call(act: Buffer, table: Buffer, out: Buffer, index: Expr) -> None:

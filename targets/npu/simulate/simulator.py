@@ -20,7 +20,7 @@ from targets.npu.machine import isa
 from targets.npu.machine.legality import check
 from targets.npu.machine.program import Program
 from targets.npu.machine.spec import NpuSpec
-from targets.npu.simulate.codes import add, lookup, pool, requantize
+from targets.npu.simulate.codes import add, lookup, multiply, pool, requantize
 from targets.npu.simulate.state import Bytes, Counters, Machine
 from targets.npu.simulate.sums import depthwise, gemm
 
@@ -167,6 +167,7 @@ _STEPS: dict[type[isa.Instruction], Callable[[Machine, Any], None]] = {
     isa.Add: add,
     isa.Pool: pool,
     isa.Lut: lookup,
+    isa.Multiply: multiply,
     isa.Nop: _nothing,
     isa.Halt: _nothing,
 }
