@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from targets.layers import (
     Add,
+    Constant,
     Conv2d,
+    Factor,
     Layer,
     Lut,
     MaxPool2d,
     Move,
     Operand,
+    Pairing,
     Piece,
     Requantize,
     Residual,
@@ -19,6 +24,8 @@ from targets.layers import (
     Weights,
 )
 from targets.rounding import FLOOR, HALF_UP
+
+FLAT = (0, 0, 0, 0)
 
 
 def conv(
@@ -85,6 +92,71 @@ def conv(
     )
 
 
+def matrices(
+    tokens,
+    others,
+    channels,
+    heads,
+    pairing,
+    *,
+    dtype="int8",
+    out="int8",
+    bits=8,
+    residual="",
+    multiply=False,
+    fraction=0,
+    rounding=HALF_UP,
+) -> Conv2d:
+    """A product of two tensors of tokens, head by head; ``others`` are the right one's tokens.
+
+    ``channels`` are those of the right one: (1, tokens, channels) x (1, others, channels).
+    """
+    rows = pairing is Pairing.ROWS
+    left = channels if rows else heads * others
+    made = heads * others if rows else channels
+    layer = conv(
+        *((1, tokens, left), made, (1, 1)),
+        padding=FLAT, dtype=dtype, out=out, bits=bits, residual=residual, multiply=multiply,
+        fraction=fraction, rounding=rounding, seed=tokens,
+    )  # fmt: skip
+    factor = Factor(Value("f", (1, others, channels), "int8"), 0, pairing)
+    bias = _i32(np.arange(made) % 7)  # a plan has none, the machine adds any
+    changes = {"kind": "matmul", "right": factor, "bias": bias, "groups": heads}
+    return replace(layer, **changes, input_zero_point=0)
+
+
+def elements(
+    shape,
+    right,
+    dtypes=("uint8", "uint8", "uint8"),
+    *,
+    zeros=(7, 128),
+    multiplier=1,
+    fraction=0,
+) -> Conv2d:
+    """A tensor times another, which is as large or has 1 instead of an axis; left, right, out."""
+    output = Value("y", shape, dtypes[2])
+    ones = np.ones(shape[2], np.int32)
+    shift = 8 + fraction + (15 if multiplier > 1 else 0)
+    limits = code_limits(output)
+    return Conv2d(
+        name="layer",
+        source="net.gate",
+        kind="multiply",
+        input=Value("x", shape, dtypes[0]),
+        output=output,
+        right=Factor(Value("f", right, dtypes[1]), zeros[1], Pairing.ELEMENTS),
+        bias=0 * ones,
+        strides=(1, 1),
+        padding=FLAT,
+        dilation=(1, 1),
+        groups=shape[2],
+        input_zero_point=zeros[0],
+        requantize=Requantize(fraction, ones * multiplier, ones * shift, 3, *limits, HALF_UP),
+        max_sum=1 << 16,
+    )
+
+
 def code_limits(value: Value) -> tuple[int, int]:
     """Lowest and highest code of a tensor."""
     if value.dtype == "uint8":
@@ -96,7 +168,6 @@ def _i32(values) -> np.ndarray:
     return np.asarray(values).astype(np.int32)
 
 
-FLAT = (0, 0, 0, 0)
 LAYERS: dict[str, Layer] = {
     "square": conv((8, 8, 32), 32),
     "signed_odd_channels": conv((9, 7, 17), 5, zero_point=3, dtype="int8", out="int8"),
@@ -185,6 +256,26 @@ LAYERS: dict[str, Layer] = {
         Value("y", (6, 4, 9), "uint8"),
         fill=7,
     ),
+    "rows_of_heads": matrices(9, 13, 24, 3, Pairing.ROWS),
+    "rows_wider_than_the_array": matrices(
+        5, 70, 130, 2, Pairing.ROWS, dtype="uint8", out="uint8", multiply=True
+    ),
+    "rows_in_blocks": matrices(3, 3000, 20, 1, Pairing.ROWS, fraction=1),
+    "rows_of_one": matrices(6, 1, 8, 4, Pairing.ROWS, rounding=FLOOR),
+    "columns_of_heads": matrices(9, 13, 24, 3, Pairing.COLUMNS, dtype="uint8"),
+    "columns_wider_than_the_array": matrices(
+        5, 70, 130, 2, Pairing.COLUMNS, residual="int8", multiply=True
+    ),
+    "columns_of_4_bits": matrices(6, 18, 32, 1, Pairing.COLUMNS, dtype="uint8", bits=4),
+    "columns_in_k_blocks": matrices(2, 5000, 40, 1, Pairing.COLUMNS),
+    "depthwise_of_heads": matrices(7, 1, 6, 6, Pairing.ROWS),
+    "sums_of_matrices": matrices(4, 20, 40, 2, Pairing.ROWS, out="int32"),
+    "equal_shapes": elements((3, 5, 40), (3, 5, 40), multiplier=40001, fraction=2),
+    "gates_of_channels": elements((6, 5, 20), (1, 1, 20), ("int8", "uint8", "int8"), zeros=(-3, 0)),
+    "gates_of_pixels": elements((6, 5, 20), (6, 5, 1), ("uint8", "int8", "uint8"), zeros=(0, -9)),
+    "gates_of_columns": elements((6, 5, 20), (1, 5, 1)),
+    "gates_of_rows_and_channels": elements((6, 5, 20), (6, 1, 20)),
+    "one_gate": elements((6, 5, 20), (1, 1, 1)),
 }
 
 
@@ -213,6 +304,8 @@ def _rounded(t, shift, rounding):
 
 
 def _conv(layer: Conv2d, inputs):
+    if isinstance(layer.right, Factor):
+        return _requantized(layer, _products(layer, *inputs[:2]), inputs[2:])
     x = inputs[0]
     top, left, bottom, right = layer.padding
     x = np.pad(x, ((top, bottom), (left, right), (0, 0)), constant_values=layer.input_zero_point)
@@ -229,13 +322,26 @@ def _conv(layer: Conv2d, inputs):
                 outputs = slice(g * per_group, (g + 1) * per_group)
                 weight = layer.right.codes[outputs, ky, kx].astype(np.int64)
                 acc[..., outputs] += window[..., g * c : (g + 1) * c] @ weight.T
+    return _requantized(layer, acc, inputs[1:])
+
+
+def _products(layer: Conv2d, x, r):
+    x, r = x - layer.input_zero_point, r - layer.right.zero_point
+    if layer.right.pairing is Pairing.ELEMENTS:
+        return x * r + layer.bias
+    heads = (x[0].reshape(len(x[0]), layer.groups, -1), r[0].reshape(len(r[0]), layer.groups, -1))
+    pairs = "tgc,ugc->tgu" if layer.right.pairing is Pairing.ROWS else "tgu,ugc->tgc"
+    return np.einsum(pairs, *heads).reshape(layer.output.shape) + layer.bias
+
+
+def _requantized(layer: Conv2d, acc, residual):
     q = layer.requantize
     if q is None:
         return acc.astype(np.int32)
     t = (acc << q.fraction) * q.multiplier
     if q.residual is not None:
         r = q.residual
-        t = t + (((inputs[1] - r.zero_point) * r.multiplier) << r.shift.astype(np.int64))
+        t = t + (((residual[0] - r.zero_point) * r.multiplier) << r.shift.astype(np.int64))
     code = _rounded(t, q.shift, q.rounding) + q.zero_point
     return np.clip(code, q.low, q.high).astype(layer.output.dtype)
 
@@ -282,4 +388,15 @@ def _move(layer: Move, inputs):
     return out.astype(layer.output.dtype)
 
 
-_MEANINGS = {Conv2d: _conv, Add: _add, Lut: _lut, MaxPool2d: _pool, Move: _move}
+def _constant(layer: Constant, inputs):
+    return layer.codes
+
+
+_MEANINGS = {
+    Conv2d: _conv,
+    Add: _add,
+    Lut: _lut,
+    MaxPool2d: _pool,
+    Move: _move,
+    Constant: _constant,
+}

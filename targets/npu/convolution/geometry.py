@@ -15,6 +15,7 @@ the order of tiles as they are loaded. They make a grouped product, never a dept
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -28,11 +29,37 @@ from targets.npu.schedule.job import Job
 from targets.npu.schedule.storage import Stored
 
 
+def _upright(job: Job[Conv2d]) -> Job[Conv2d]:
+    """The job with a row of pixels as a column, where each pixel is by itself: tokens.
+
+    Stripes are of rows, so a transformer's tensors, which are one row, could not be cut.
+    """
+    layer = job.layer
+    residual = layer.requantize.residual if layer.requantize else None
+    values = [layer.input, layer.output, *([residual.value] if residual else [])]
+    alone = (layer.weight_shape[1:3], layer.strides, layer.padding) == ((1, 1), (1, 1), (0,) * 4)
+    bordered = any(any(job.stored(value).border or ()) for value in values)
+    if layer.input.shape[0] > 1 or layer.input.shape[1] == 1 or not alone or bordered:
+        return job
+    turned = {v.name: replace(v, shape=(v.shape[1], 1, v.shape[2])) for v in values}
+    tensors = {
+        name: replace(stored, value=turned.get(name, stored.value))
+        for name, stored in job.tensors.items()
+    }
+    requantize = layer.requantize
+    if requantize is not None and residual is not None:
+        moved = replace(residual, value=turned[residual.value.name])
+        requantize = replace(requantize, residual=moved)
+    source, output = turned[layer.input.name], turned[layer.output.name]
+    layer = replace(layer, input=source, output=output, requantize=requantize)
+    return replace(job, layer=layer, tensors=tensors)
+
+
 class ConvGeometry:
     """Everything about a layer on an array that does not depend on how it is tiled.
 
     Attributes:
-        layer: the convolution.
+        layer: the convolution; a row of pixels that stand alone is a column.
         spec: the machine.
         act_bytes: of ACT that are left for it.
         input: as it lies.
@@ -42,6 +69,7 @@ class ConvGeometry:
     """
 
     def __init__(self, job: Job[Conv2d]) -> None:
+        job = _upright(job)
         self.layer, self.spec, self.act_bytes = job.layer, job.spec, job.act_bytes
         self.input, self.output = job.stored(job.layer.input), job.output
         added = job.layer.requantize.residual if job.layer.requantize else None

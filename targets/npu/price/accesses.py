@@ -64,7 +64,8 @@ def accesses(instruction: isa.Instruction, spec: NpuSpec) -> Accesses:
             return Accesses(spm_bytes=3 * packed, outputs=length)
         case isa.Multiply(len=length, rows=rows):
             right = rows if instruction.b_one else length * rows
-            return Accesses(spm_bytes=2 * length * rows + right, outputs=length * rows)
+            codes = length * rows
+            return Accesses(macs=codes, spm_bytes=2 * codes + right, outputs=codes)
         case isa.Pool(c=c, ox=ox, oy=oy, kw=kw, kh=kh):
             pixel = row_bytes(c, instruction.elem_bits)
             return Accesses(spm_bytes=pixel * ox * oy * (kw * kh + 1), outputs=c * ox * oy)

@@ -108,6 +108,7 @@ def multiply(m: Machine, i: isa.Multiply) -> None:
     low, high, zero = (byte_value(x, i.out_unsigned) for x in (i.lo, i.hi, i.zo))
     codes = saturate(shift_round(t, i.shift, RoundingMode.HALF_UP) + zero, low, high)
     m.act[i.dst_addr : i.dst_addr + codes.size] = pack(codes.reshape(-1), 8)
+    m.counters.macs += codes.size
 
 
 def pool(m: Machine, i: isa.Pool) -> None:

@@ -185,6 +185,33 @@ def _add(rng, spec):
     )
 
 
+def _multiply(rng, spec):
+    r = lambda low, high: int(rng.integers(low, high + 1))  # noqa: E731
+    unsigned = r(0, 1)
+    lowest, highest = code_range(0, unsigned)
+    low, high = sorted((r(lowest, highest), r(lowest, highest)))
+    return isa.Multiply(
+        a_unsigned=r(0, 1),
+        b_unsigned=r(0, 1),
+        out_unsigned=unsigned,
+        b_one=r(0, 1),
+        a_addr=r(0, 99),
+        b_addr=r(3000, 3999),
+        dst_addr=r(8000, 8999),
+        len=r(1, 60),
+        rows=r(1, 20),
+        bs_row=r(0, 99),
+        za=r(0, 255),
+        zb=r(0, 255),
+        zo=r(0, 255),
+        left=r(0, 15),
+        shift=r(0, 47) if r(0, 1) else r(5, 12),
+        lo=low & 255,
+        hi=high & 255,
+        mult=r(0, 65535) if r(0, 1) else 1,
+    )
+
+
 def _pool(rng, spec):
     r = lambda low, high: int(rng.integers(low, high + 1))  # noqa: E731
     return isa.Pool(
@@ -272,7 +299,7 @@ def _store(rng, spec):
     )
 
 
-MAKERS = (_gemm, _depthwise, _requantize, _add, _pool, _lut, _load, _store, _transposed)
+MAKERS = (_gemm, _depthwise, _requantize, _add, _pool, _lut, _load, _store, _transposed, _multiply)
 
 
 @pytest.mark.parametrize("extreme", [False, True])
@@ -322,6 +349,8 @@ ILLEGAL = {
     "shift and record": isa.Requantize(nvalid=1, shift=63),
     "overlap": isa.Add(len=10, b_addr=500, dst_addr=5),
     "add shift": isa.Add(len=1, b_addr=50, dst_addr=90, shift=48),
+    "product overlap": isa.Multiply(len=10, rows=2, b_addr=500, dst_addr=19),
+    "product end": isa.Multiply(len=1, b_addr=(1 << 20) - 1, dst_addr=90),
     "pool overlap": isa.Pool(dst_addr=0),
     "table end": isa.Lut(len=1, dst_addr=9, lut_addr=16383),
     "write inputs": isa.Store(region=2, x_bytes=1),
