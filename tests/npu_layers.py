@@ -106,10 +106,12 @@ def matrices(
     multiply=False,
     fraction=0,
     rounding=HALF_UP,
+    alike=True,
 ) -> Conv2d:
     """A product of two tensors of tokens, head by head; ``others`` are the right one's tokens.
 
-    ``channels`` are those of the right one: (1, tokens, channels) x (1, others, channels).
+    ``channels`` are those of the right one: (1, tokens, channels) x (1, others, channels). In a
+    plan all channels are requantized ``alike``.
     """
     rows = pairing is Pairing.ROWS
     left = channels if rows else heads * others
@@ -120,9 +122,16 @@ def matrices(
         fraction=fraction, rounding=rounding, seed=tokens,
     )  # fmt: skip
     factor = Factor(Value("f", (1, others, channels), "int8"), 0, pairing)
-    bias = _i32(np.arange(made) % 7)  # a plan has none, the machine adds any
-    changes = {"kind": "matmul", "right": factor, "bias": bias, "groups": heads}
-    return replace(layer, **changes, input_zero_point=0)
+    layer = replace(layer, kind="matmul", right=factor, groups=heads, input_zero_point=0)
+    q = layer.requantize
+    if not alike or q is None:
+        return layer
+    if q.residual is not None:
+        same = np.full_like(q.residual.shift, q.residual.shift[0])
+        q = replace(q, residual=replace(q.residual, shift=same))
+    multiplier, shift = (np.full_like(each, each[0]) for each in (q.multiplier, q.shift))
+    q = replace(q, multiplier=multiplier, shift=shift)
+    return replace(layer, bias=0 * layer.bias, requantize=q)
 
 
 def elements(
@@ -258,14 +267,16 @@ LAYERS: dict[str, Layer] = {
     ),
     "rows_of_heads": matrices(9, 13, 24, 3, Pairing.ROWS),
     "rows_wider_than_the_array": matrices(
-        5, 70, 130, 2, Pairing.ROWS, dtype="uint8", out="uint8", multiply=True
+        5, 70, 130, 2, Pairing.ROWS, dtype="uint8", out="uint8", multiply=True, alike=False
     ),
     "rows_in_blocks": matrices(3, 3000, 20, 1, Pairing.ROWS, fraction=1),
     "rows_of_one": matrices(6, 1, 8, 4, Pairing.ROWS, rounding=FLOOR),
     "columns_of_heads": matrices(9, 13, 24, 3, Pairing.COLUMNS, dtype="uint8"),
     "columns_wider_than_the_array": matrices(
-        5, 70, 130, 2, Pairing.COLUMNS, residual="int8", multiply=True
+        5, 70, 130, 2, Pairing.COLUMNS, residual="int8", multiply=True, alike=False
     ),
+    "columns_with_a_residual": matrices(5, 30, 70, 2, Pairing.COLUMNS, residual="int8"),
+    "rows_of_many_tokens": matrices(2, 600, 24, 2, Pairing.ROWS, multiply=True),
     "columns_of_4_bits": matrices(6, 18, 32, 1, Pairing.COLUMNS, dtype="uint8", bits=4),
     "columns_in_k_blocks": matrices(2, 5000, 40, 1, Pairing.COLUMNS),
     "depthwise_of_heads": matrices(7, 1, 6, 6, Pairing.ROWS),

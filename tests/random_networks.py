@@ -205,7 +205,7 @@ def _matrices(rng, name, value, values) -> Conv2d | None:
     layer = matrices(
         *(tokens, right.shape[1], right.shape[2], heads, pairing),
         dtype=value.dtype, out=pick(rng, "int8", "int8", "uint8"), bits=value.bits,
-        multiply=chance(rng, 0.3), fraction=pick(rng, 0, 0, 2),
+        multiply=chance(rng, 0.3), fraction=pick(rng, 0, 0, 2), alike=chance(rng, 0.7),
     )  # fmt: skip
     if np.prod(layer.output.shape) > MOST_NUMBERS:
         return None

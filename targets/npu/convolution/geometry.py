@@ -90,7 +90,7 @@ class ConvGeometry:
             *(layer.strides, layer.padding, layer.dilation),
             *(layer.requantize is not None, self.requantize_cycles),
             *(self.input.form, self.output.form, self.residual and self.residual.form),
-            *((self.factor.form, self.pairing) if self.factor else ()),
+            *((self.factor.form, self.pairing, self.one_record) if self.factor else ()),
         )
 
     @cached_property
@@ -273,6 +273,23 @@ class ConvGeometry:
         lanes = vu.mult_lanes if (requantize.multiplier != 1).any() else vu.shift_lanes
         return ceil_div(min(self.columns, self.out[2]), lanes)
 
+    @cached_property
+    def one_record(self) -> bool:
+        """Whether the records of one tile serve for all: a product of tensors has no biases.
+
+        The columns of Q K^T are the tokens, and PAR would not hold a record for each of many.
+        """
+        requantize = self.layer.requantize
+        if self.factor is None or requantize is None:
+            return False
+        numbers = [self.layer.bias, requantize.multiplier, requantize.shift]
+        numbers += [requantize.residual.shift] if requantize.residual else []
+        return all((each == each[0]).all() for each in numbers)
+
+    def record_words(self, channels: int) -> int:
+        """Words of the records of a block with so many channels."""
+        return (min(self.columns, self.out[2]) if self.one_record else channels) * RECORD_WORDS
+
     def channel(self, tile: int) -> int:
         """First output channel of a column tile."""
         group, within = divmod(tile, self.tiles_per_group)
@@ -308,7 +325,7 @@ class ConvGeometry:
         return pack(np.concatenate(blocks), self.wgt_bits).view(np.int8)
 
     def records(self, base_shift: int) -> npt.NDArray[np.int32]:
-        """Parameter records, int32[K * 3]: bias; multiplier; shifts.
+        """Parameter records, int32[K * 3] or those of one tile: bias; multiplier; shifts.
 
         The third word holds the shift above ``base_shift`` and, from bit 8 on, the residual's.
         """
@@ -320,4 +337,4 @@ class ConvGeometry:
         words[:, 2] = requantize.shift - base_shift
         if requantize.residual is not None:
             words[:, 2] |= requantize.residual.shift.astype(np.int64) << 8
-        return words.astype(np.int32).reshape(-1)
+        return words.astype(np.int32).reshape(-1)[: self.record_words(self.out[2])]

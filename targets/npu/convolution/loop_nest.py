@@ -164,8 +164,9 @@ class _LoopNest:
         self.acc = scratchpad("acc", self.acc_slot * self.acc_slots, "int32", ACC)
         if self.fields is None:
             return
-        self.p_slot = self.channels * RECORD_WORDS
-        self.par = scratchpad("par", self.p_slot * min(2, self.blocks), "int32", PAR)
+        self.p_slot = g.record_words(self.channels)
+        slots = 1 if g.one_record else min(2, self.blocks)
+        self.par = scratchpad("par", self.p_slot * slots, "int32", PAR)
         self.out = self.Y
         if not g.output.near:
             self.out = scratchpad("out", self.y_slot * output_slots, g.output.dtype, ACT)
@@ -218,7 +219,7 @@ class _LoopNest:
                 with when(at.new_block):
                     self._load_weights(at, 0)
             if self.fields is not None:
-                with when(at.new_block):
+                with when(at.step == 0 if self.g.one_record else at.new_block):
                     self._load_parameters(at)
             self._load_stripe(at)
             if self.fields is not None:
@@ -361,7 +362,6 @@ class _LoopNest:
         channel = (
             tile // g.tiles_per_group * g.group_channels_out + tile % g.tiles_per_group * g.columns
         )
-        par_slot = at.block % 2 * self.p_slot if self.fields and self.blocks > 1 else 0
         if self.fields is None:
             with self.nest.grid((rows, t.chunk_rows), (columns, t.chunk_columns), valid) as (
                 y,
@@ -375,6 +375,7 @@ class _LoopNest:
                     acc = first + (y * columns + x) * g.columns + j
                     store(self.Y, b(far), self.acc[b(acc)])
             return
+        first_record = 0 if g.one_record else self._par_slot(at) + channel * RECORD_WORDS
         per_byte = 8 // self.fields.bits
         loops = ((rows, t.chunk_rows), (columns, t.chunk_columns), valid // per_byte)
         with self.nest.grid(*loops) as (y, x, n):
@@ -384,7 +385,7 @@ class _LoopNest:
             with self.nest.block("requantize" if valid == g.columns else "requantize_tail") as b:
                 codes = []
                 for place in range(per_byte):
-                    record = par_slot + (channel + n * per_byte + place) * RECORD_WORDS
+                    record = first_record + (n * per_byte + place) * RECORD_WORDS
                     words = tuple(self.par[b(record + w)] for w in range(RECORD_WORDS))
                     residual = None
                     if g.residual is not None:
@@ -490,10 +491,14 @@ class _LoopNest:
         return at.block % 2 * self.w_slot if self.blocks > 1 else 0
 
     def _load_parameters(self, at: Position) -> None:
-        words = self._channels(at) * RECORD_WORDS
-        slot = at.block % 2 * self.p_slot if self.blocks > 1 else 0
+        shared = self.g.one_record
+        words = self.p_slot if shared else self._channels(at) * RECORD_WORDS
+        first = 0 if shared else at.block * self.p_slot
         with self.nest.serial(words, self.p_slot) as n, self.nest.block("load_parameters") as b:
-            store(self.par, b(slot + n), self.P[b(at.block * self.p_slot + n)])
+            store(self.par, b(self._par_slot(at) + n), self.P[b(first + n)])
+
+    def _par_slot(self, at: Position) -> Expr:
+        return at.block % 2 * self.p_slot if self.blocks > 1 and not self.g.one_record else 0
 
     def _input_slot(self, at: Position) -> Expr:
         """Byte of ACT at which the stripe's first window begins."""

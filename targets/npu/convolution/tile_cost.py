@@ -104,7 +104,7 @@ def estimate(g: ConvGeometry, t: ConvTiling) -> Cost:
 def _block_bus(g: ConvGeometry, t: ConvTiling) -> int:
     """Cycles of loading one block's weights and records."""
     k_blocks = ceil_div(g.reduction[2], t.k0)
-    records = _bus(g, 1, block_channels(g, t.tiles) * RECORD_WORDS * 4)
+    records = 0 if g.one_record else _bus(g, 1, block_channels(g, t.tiles) * RECORD_WORDS * 4)
     if g.factor:
         return _factor_bus(g, t) + records
     return k_blocks * _bus(g, 1, weight_bytes(g, t.tiles, t.k0)) + records
