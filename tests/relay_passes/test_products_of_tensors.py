@@ -103,7 +103,16 @@ def _gates(emit, x):
     return _conv(emit, "y", _codes(emit, both, 7), 8, 9)
 
 
+def _with_a_token(emit, x):
+    """A class token in front of the image's pixels."""
+    held = relax.const(RNG.integers(0, 256, (1, 1, 1, 12)).astype(np.uint8))
+    token = emit(relax.op.broadcast_to(held, relax.ShapeExpr([N, 1, 1, 12])), "token")
+    joined = emit(relax.op.concat([token, x], axis=2), "joined")
+    return _conv(emit, "y", joined, 8, 8)
+
+
 NETWORKS = {
+    "token": ((1, 6, 12), _with_a_token),
     "attention": ((1, 6, 12), _attention),
     "off_centre": ((1, 6, 12), _attention_off_centre),
     "gates": ((2, 3, 12), _gates),
@@ -111,6 +120,7 @@ NETWORKS = {
 MODULES = {name: _network(*network) for name, network in NETWORKS.items()}
 READ = {name: read_layers(mod) for name, mod in MODULES.items()}
 REFUSED = {
+    "token": {},
     "attention": {},
     "off_centre": {
         "scores": (Rule.WEIGHTS, "'k' is uint8"),

@@ -221,3 +221,30 @@ def assert_sums_are_of_the_worst_input(model, quantized, layer, low, high):
     )
     proof = quantized.proofs[layer]
     assert (proof.smallest, proof.largest) == (int(least.min()), int(most.max()))
+
+
+class _Attention(nn.Module):
+    """Values behind a SiLU, which would get a zero point of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries, self.keys, self.values = (nn.Linear(12, 12) for _ in range(3))
+
+    def forward(self, x):
+        values = nn.functional.silu(self.values(x) * 1.5)
+        scores = self.queries(x) @ self.keys(x).transpose(1, 2)
+        return scores.softmax(-1) @ values
+
+
+def test_matrices_that_are_multiplied_have_zero_point_0():
+    torch.manual_seed(0)
+    module = _Attention().eval()
+    model = capture_program(export((module, torch.randn(2, 5, 12))))
+    quantized = make_plan(model, calibrate(model, [torch.randn(16, 5, 12)]))
+    regions = find_regions(model)
+    matrices = [layer for layer in regions.layers.values() if layer.kind == "matmul"]
+    read = [quantized.values[name] for layer in matrices for name in layer.inputs]
+    assert [value.zero_point for value in read] == [0] * 4
+    reasons = [value.reason for value in read]
+    assert sum("zero point 0, since matrices are multiplied" in each for each in reasons) == 1
+    assert all(read[n].signed for n in (0, 1, 3))
