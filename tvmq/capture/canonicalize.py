@@ -23,14 +23,27 @@ from relay_passes.frontend.pointwise import is_pointwise
 from targets.errors import UnsupportedError
 from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, in_one_line, is_constant
 from tvmq.capture.layout_rules import LAYOUT_RULES
+from tvmq.capture.moved_batch import (
+    ALONG_LAST,
+    MOVED_RULES,
+    Moved,
+    batch_aware,
+    batch_size,
+    size_of_one,
+)
 from tvmq.capture.operator_rules import HINTS, OPERATOR_RULES, pointwise
 from tvmq.capture.pooling_rules import POOLING_RULES
 from tvmq.capture.rule_table import Rule
 from tvmq.capture.token_rules import TOKEN_RULES
 from tvmq.float_model import Origin
 
-RULES = OPERATOR_RULES | POOLING_RULES | LAYOUT_RULES | TOKEN_RULES
+_PLAIN_RULES = OPERATOR_RULES | POOLING_RULES | LAYOUT_RULES | TOKEN_RULES
+RULES = _PLAIN_RULES | {
+    name: batch_aware(name, _PLAIN_RULES.get(name)) for name in (*MOVED_RULES, *ALONG_LAST)
+}
 
+_POINTWISE = batch_aware("", pointwise)
+_BATCH_AWARE = (*(RULES[name] for name in (*MOVED_RULES, *ALONG_LAST, "getitem")), _POINTWISE)
 _TORCH_FRAME = re.compile(r"[/\\]torch[/\\]")
 _SEPARATOR = re.compile(r"[/\\]")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
@@ -82,7 +95,7 @@ def _is_plain(node: Node) -> bool:
 def _rule_of(node: Node) -> Rule | None:
     """How the operator of a node is written; None if it can't be."""
     known = RULES.get(operator_name(node.target))
-    return known or (pointwise if is_pointwise(node.target) else None)
+    return known or (_POINTWISE if is_pointwise(node.target) else None)
 
 
 def origin_of(node: Node) -> Origin:
@@ -132,7 +145,7 @@ class _Writer:
         self.lost: set[Node] = set()  # values behind a refused operator
         self.refused: list[str] = []
         self.notes: list[str] = []
-        self.graph = CanonicalGraph(self._example_batch())
+        self.graph = CanonicalGraph(self._example_batch(), self._program_batch())
 
     def write(self) -> CanonicalProgram:
         self._write_inputs()
@@ -161,6 +174,11 @@ class _Writer:
             if isinstance(value, torch.Tensor) and value.ndim and isinstance(value.shape[0], int):
                 return value.shape[0]
         return 2
+
+    def _program_batch(self) -> int:
+        """Size of axis 0 of the program's inputs, or what stands for it."""
+        sizes = [n.meta["val"].shape for n in self._user_inputs() if _is_tensor_valued(n)]
+        return batch_size(sizes[0][0]) if sizes and sizes[0] else 1
 
     def _write_inputs(self) -> None:
         for spec in self.program.graph_signature.input_specs:
@@ -232,21 +250,25 @@ class _Writer:
         kwargs = torch.fx.map_arg(node.kwargs, self._stands_for)
         # Operators of torch's own use trust their arguments.
         usable = name in RULES or not name.startswith("_")
-        if usable and hasattr(node.target, "_schema") and _is_computable(node, args, kwargs):
+        if usable and hasattr(node.target, "_schema") and _only_constants(args, kwargs):
             value = self.graph.compute(node.target, args, kwargs)
             if isinstance(value, torch.Tensor):
                 return self.graph.constant(node.name, value)
         rule = _rule_of(node)
         if rule is None:
             raise Refusal(HINTS.get(name, ""))
+        if rule not in _BATCH_AWARE and any(isinstance(x, Moved) for x in pytree.tree_leaves(args)):
+            raise Refusal("works on a value whose batch is not on axis 0; move it back before")
         if hasattr(node.target, "_schema"):
             named = _name_arguments(node.target, args, kwargs)
             return rule(self.graph, node, named)
         return rule(self.graph, node, {"values": args[0], "index": args[1]})
 
     def _stands_for(self, node: Node) -> Any:
-        # Sizes of the batch have no counterpart: the canonical graph never asks for them.
-        return self.values.get(node)
+        """What a node of the program is here; a size of the batch is that of one image."""
+        if node in self.values or _is_tensor_valued(node):
+            return self.values.get(node)
+        return size_of_one(node.meta.get("val"))
 
     def _write_outputs(self) -> tuple[str, ...]:
         results, names = [], []
@@ -287,14 +309,10 @@ def _is_tensor_valued(node: Node) -> bool:
     return any(isinstance(item, torch.Tensor) for item in items)
 
 
-def _is_computable(node: Node, args: Any, kwargs: Any) -> bool:
-    """Whether only constants are read, and no size of the batch."""
-    value = node.meta["val"]
-    sizes = value.shape if isinstance(value, torch.Tensor) else ()
-    if not all(isinstance(size, int) for size in sizes):
-        return False
-    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Node)]
-    return bool(leaves) and all(is_constant(leaf) for leaf in leaves)
+def _only_constants(args: Any, kwargs: Any) -> bool:
+    """Whether nothing that is read depends on the input; tensors of zeros read nothing."""
+    leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Node | Moved)]
+    return all(is_constant(leaf) for leaf in leaves)
 
 
 def _name_arguments(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

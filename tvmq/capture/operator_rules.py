@@ -16,9 +16,10 @@ import torch
 from torch.fx import Node
 
 from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
-from tvmq.capture.layout_rules import reshaped
-from tvmq.capture.rearranged import base_of, moved_again
+from tvmq.capture.layout_rules import permuted, reshaped
+from tvmq.capture.rearranged import base_of, in_order_of_base, moved_again
 from tvmq.capture.rule_table import Arguments, RuleTable, pair, positive_axis
+from tvmq.capture.token_matrices import of_base
 
 aten = torch.ops.aten
 rules = RuleTable()
@@ -99,8 +100,8 @@ def _batch_norm(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
     mean, variance = a["running_mean"], a["running_var"]
     if a.get("training") or mean is None or variance is None:
         raise Refusal("uses the statistics of the batch; export model.eval() with running ones")
-    if len(shape_of(a["input"])) not in (2, 4):
-        raise Refusal("batch norm of a rank other than 2 or 4")
+    if len(shape_of(a["input"])) not in (2, 3, 4):
+        raise Refusal("batch norm of a rank other than 2, 3 or 4")
     channels = shape_of(mean)[0]
     given = [mean, variance, *filter(None, (a["weight"], a["bias"]))]
     if any(shape_of(each) != shape_of(a["input"])[1:2] for each in given):
@@ -140,11 +141,10 @@ def _clamp(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
 def _bounded(g: CanonicalGraph, x: Node, low: Any, high: Any) -> Node:
     if isinstance(low, Node) or isinstance(high, Node):
         raise Refusal("bounds that are tensors")
-    base, moves = base_of(x)
     if low == 0 and (high is None or high == math.inf):
-        return moved_again(g, g.call(aten.relu.default, base), moves)
+        return of_base(g, x, lambda base: g.call(aten.relu.default, base))
     low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
-    return moved_again(g, g.call(aten.clamp.default, base, low, high), moves)
+    return of_base(g, x, lambda base: g.call(aten.clamp.default, base, low, high))
 
 
 def pointwise(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
@@ -152,9 +152,8 @@ def pointwise(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     if not node.meta["val"].is_floating_point():
         raise Refusal(f"gives {str(node.meta['val'].dtype)[6:]}, only floats can be quantized")
     first, *others = (argument.name for argument in node.target._schema.arguments)
-    base, moves = base_of(a[first])
     rest = {name: a[name] for name in others if name != "dtype"}
-    return moved_again(g, g.call(node.target, base, **rest), moves)
+    return of_base(g, a[first], lambda base: g.call(node.target, base, **rest))
 
 
 @rule("prelu", "_prelu_kernel")
@@ -274,9 +273,8 @@ def _affine(
     scale, shift = (_constant(g, value) for value in (scale, shift))
     shift = shift * shift_factor
     if scale.numel() == 1 and shift.numel() == 1:
-        base, moves = base_of(x)
-        scale, shift = (value.reshape(()) for value in (scale, shift))
-        return moved_again(g, _per_channel(g, node, base, scale=scale, shift=shift), moves)
+        one, two = (value.reshape(()) for value in (scale, shift))
+        return of_base(g, x, lambda base: _per_channel(g, node, base, scale=one, shift=two))
     axis = channel_axis(x)
     if not all(_is_per_channel(value, shape_of(x), axis) for value in (scale, shift)):
         return _per_element(g, node, x, scale, shift)
@@ -293,6 +291,7 @@ def _per_element(
 ) -> Node:
     """``x * scale + shift`` with tensors of the model that are held in codes like any other."""
     shape = (1, *shape_of(x)[1:])
+    base, moves = base_of(x)
     for name, target, value, neutral in (
         ("scale", aten.mul.Tensor, scale, 1.0),
         ("shift", aten.add.Tensor, shift, 0.0),
@@ -301,9 +300,10 @@ def _per_element(
             continue
         if value.ndim > len(shape) or (value.ndim == len(shape) and value.shape[0] > 1):
             raise Refusal(f"a constant of shape {list(value.shape)} beside {list(shape_of(x))}")
-        held = g.constant(f"{node.name}_{name}", value.expand(shape).float())
-        x = g.call(target, x, g.for_each_image(held))
-    return x
+        held = in_order_of_base(x, value.expand(shape)).float()
+        constant = g.for_each_image(g.constant(f"{node.name}_{name}", held))
+        base = g.call(target, base, constant)
+    return moved_again(g, base, moves)
 
 
 def _per_channel(
@@ -340,11 +340,11 @@ def _channels_first(g: CanonicalGraph, x: Node) -> Node:
     if channel_axis(x) == 1:
         return x
     tokens = reshaped(g, x, [-1, math.prod(shape[1:-1]), shape[-1]])
-    return g.call(aten.permute.default, tokens, [0, 2, 1])
+    return permuted(g, tokens, [0, 2, 1])
 
 
 def _channels_last(g: CanonicalGraph, x: Node, shape: Sequence[int]) -> Node:
-    return reshaped(g, g.call(aten.permute.default, x, [0, 2, 1]), shape)
+    return reshaped(g, permuted(g, x, [0, 2, 1]), shape)
 
 
 def _constant(g: CanonicalGraph, value: Any) -> torch.Tensor:
@@ -387,4 +387,4 @@ def _stack(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     order = [0, *range(2, axis + 1), 1, *range(axis + 1, len(shape) + 1)]
     if order == sorted(order):
         return stacked
-    return g.call(aten.permute.default, stacked, order)
+    return permuted(g, stacked, order)

@@ -1,4 +1,4 @@
-"""What a value is a rearrangement of, and the tokens that matrices are of.
+"""What a value is a rearrangement of.
 
 A network moves its channels about to multiply matrices: (N, T, C) to (N, T, h, d) to (N, h, T, d).
 Here the moves in front of a value are followed back, by moving the numbers of elements, so that a
@@ -14,7 +14,6 @@ import torch
 from torch.fx import Node
 
 from tvmq.capture.canonical_graph import CanonicalGraph, shape_of
-from tvmq.capture.layout_rules import sliced
 
 aten = torch.ops.aten
 
@@ -50,6 +49,15 @@ def base_of(value: Node) -> tuple[Node, list[Node]]:
     return value, moves
 
 
+def in_order_of_base(x: Node, value: torch.Tensor) -> torch.Tensor:
+    """A tensor (1, ...) of the shape of a value, rearranged as what that was rearranged from."""
+    base, _ = base_of(x)
+    elements = next(elements for node, elements in origins_of(x) if node is base)
+    moved = torch.empty(elements.numel(), dtype=value.dtype)
+    moved[elements.reshape(-1)] = value.reshape(-1)
+    return moved.reshape(1, *shape_of(base)[1:])
+
+
 def moved_again(g: CanonicalGraph, value: Node, moves: list[Node]) -> Node:
     """The same moves of another value."""
     for move in moves:
@@ -57,51 +65,14 @@ def moved_again(g: CanonicalGraph, value: Node, moves: list[Node]) -> Node:
     return value
 
 
-def tokens_of(g: CanonicalGraph, matrices: Node) -> Node:
-    """Tokens (N, T, h * d) whose heads matrices (N, h, T, d) are.
-
-    They are what the matrices were made from, if it is that, or channels of it; otherwise the
-    matrices are moved.
-    """
-    _, heads, count, depth = shape_of(matrices)
-    found = token_origin(matrices)
-    if found is None:
-        moved = g.call(aten.permute.default, matrices, [0, 2, 1, 3])
-        return g.call(aten.reshape.default, moved, [-1, count, heads * depth])
-    tokens, first = found
-    if len(shape_of(tokens)) == 4:
-        flat = g.call(aten.reshape.default, tokens, [-1, shape_of(tokens)[1], count])
-        tokens = g.call(aten.permute.default, flat, [0, 2, 1])
-    return sliced(g, tokens, 2, first, first + heads * depth)
-
-
-def token_origin(matrices: Node) -> tuple[Node, int] | None:
-    """The tokens or image that matrices (N, h, T, d) are made from, and the first channel of them.
-
-    None where no tensor in front of them holds each of their rows as channels of one token.
-    """
-    _, heads, count, depth = shape_of(matrices)
-    found = None
-    for origin, elements in origins_of(matrices):
-        shape = shape_of(origin)
-        if len(shape) == 4:  # an image, whose pixels are tokens
-            channels, pixels = shape[1], shape[2] * shape[3]
-            elements = elements % pixels * channels + elements // pixels
-        elif len(shape) == 3:
-            pixels, channels = shape[1:]
-        else:
-            continue
-        rows = elements[0].transpose(0, 1).reshape(count, heads * depth)
-        first = int(rows[0, 0])
-        last = first + heads * depth
-        wanted = torch.arange(count)[:, None] * channels + torch.arange(first, last)
-        if pixels == count and last <= channels and torch.equal(rows, wanted):
-            found = origin, first
-    return found
-
-
-def matrices_of(g: CanonicalGraph, tokens: Node, heads: int) -> Node:
-    """Tokens (N, T, h * d) as matrices (N, h, T, d)."""
-    _, count, channels = shape_of(tokens)
-    split = g.call(aten.reshape.default, tokens, [-1, count, heads, channels // heads])
-    return g.call(aten.permute.default, split, [0, 2, 1, 3])
+def simplest(g: CanonicalGraph, value: Node) -> Node:
+    """The value, or what it was made of by moves that together moved nothing."""
+    found = value
+    for origin, elements in origins_of(value):
+        if torch.equal(elements.reshape(-1), torch.arange(math.prod(shape_of(origin)[1:]))):
+            found = origin
+    if found is value or shape_of(found) == shape_of(value):
+        return found
+    if value.target is aten.reshape.default and value.args[0] is found:
+        return value
+    return g.call(aten.reshape.default, found, [-1, *shape_of(value)[1:]])
