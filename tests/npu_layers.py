@@ -107,21 +107,25 @@ def matrices(
     fraction=0,
     rounding=HALF_UP,
     alike=True,
+    windows=1,
+    each=True,
 ) -> Conv2d:
     """A product of two tensors of tokens, head by head; ``others`` are the right one's tokens.
 
-    ``channels`` are those of the right one: (1, tokens, channels) x (1, others, channels). In a
-    plan all channels are requantized ``alike``.
+    ``channels`` are those of the right one: (windows, tokens, channels) x (windows, others,
+    channels), or x (1, others, channels) unless ``each`` window has its own. In a plan all channels
+    are requantized ``alike``.
     """
     rows = pairing is Pairing.ROWS
     left = channels if rows else heads * others
     made = heads * others if rows else channels
     layer = conv(
-        *((1, tokens, left), made, (1, 1)),
+        *((windows, tokens, left), made, (1, 1)),
         padding=FLAT, dtype=dtype, out=out, bits=bits, residual=residual, multiply=multiply,
         fraction=fraction, rounding=rounding, seed=tokens,
     )  # fmt: skip
-    factor = Factor(Value("f", (1, others, channels), "int8"), 0, pairing)
+    right = (windows if each else 1, others, channels)
+    factor = Factor(Value("f", right, "int8"), 0, pairing)
     layer = replace(layer, kind="matmul", right=factor, groups=heads, input_zero_point=0)
     q = layer.requantize
     if not alike or q is None:
@@ -279,6 +283,13 @@ LAYERS: dict[str, Layer] = {
     "rows_of_many_tokens": matrices(2, 600, 24, 2, Pairing.ROWS, multiply=True),
     "columns_of_4_bits": matrices(6, 18, 32, 1, Pairing.COLUMNS, dtype="uint8", bits=4),
     "columns_in_k_blocks": matrices(2, 5000, 40, 1, Pairing.COLUMNS),
+    "rows_of_windows": matrices(9, 9, 24, 3, Pairing.ROWS, windows=5),
+    "rows_of_wide_windows": matrices(
+        7, 40, 36, 2, Pairing.ROWS, windows=4, alike=False, residual="uint8"
+    ),
+    "columns_of_windows": matrices(9, 9, 24, 3, Pairing.COLUMNS, dtype="uint8", windows=5),
+    "columns_of_windows_in_k_blocks": matrices(2, 5000, 20, 1, Pairing.COLUMNS, windows=3),
+    "rows_that_meet_the_same": matrices(6, 9, 24, 3, Pairing.ROWS, windows=4, each=False),
     "depthwise_of_heads": matrices(7, 1, 6, 6, Pairing.ROWS),
     "sums_of_matrices": matrices(4, 20, 40, 2, Pairing.ROWS, out="int32"),
     "equal_shapes": elements((3, 5, 40), (3, 5, 40), multiplier=40001, fraction=2),
@@ -340,8 +351,9 @@ def _products(layer: Conv2d, x, r):
     x, r = x - layer.input_zero_point, r - layer.right.zero_point
     if layer.right.pairing is Pairing.ELEMENTS:
         return x * r + layer.bias
-    heads = (x[0].reshape(len(x[0]), layer.groups, -1), r[0].reshape(len(r[0]), layer.groups, -1))
-    pairs = "tgc,ugc->tgu" if layer.right.pairing is Pairing.ROWS else "tgu,ugc->tgc"
+    r = np.broadcast_to(r, (len(x), *r.shape[1:]))
+    heads = (tokens.reshape(*tokens.shape[:2], layer.groups, -1) for tokens in (x, r))
+    pairs = "wtgc,wugc->wtgu" if layer.right.pairing is Pairing.ROWS else "wtgu,wugc->wtgc"
     return np.einsum(pairs, *heads).reshape(layer.output.shape) + layer.bias
 
 

@@ -100,7 +100,8 @@ def network(rng: np.random.Generator, spec: NpuSpec) -> Network:
 
 def products(rng: np.random.Generator, spec: NpuSpec) -> Network:
     """Likewise of layers that multiply tensors by each other: attention and gates."""
-    shape = (1, int(rng.integers(1, 20)), int(rng.integers(1, 5)) * pick(rng, 1, 6, 12))
+    windows, tokens = pick(rng, 1, 1, 3), int(rng.integers(1, 20))
+    shape = (windows, tokens, int(rng.integers(1, 5)) * pick(rng, 1, 6, 12))
     first = Value("input", shape, "int8", pick(rng, 8, 8, 4))
     makers = (_matrices, _matrices, _dense, _elements, _matrices, _constant, _move, _add)
     return _network(rng, spec, first, makers)
@@ -188,11 +189,11 @@ def _dense(rng, name, value, values) -> Conv2d | None:
 
 
 def _matrices(rng, name, value, values) -> Conv2d | None:
-    _, tokens, channels = value.shape
+    windows, tokens, channels = value.shape
     pairs = []
     for right in values:
         _, others, deep = right.shape
-        if right.shape[0] != 1 or value.shape[0] != 1 or right.dtype != "int8":
+        if right.shape[0] not in (1, value.shape[0]) or right.dtype != "int8":
             continue
         if deep == channels:
             heads = pick(rng, *[n for n in (1, 2, 3, 6) if deep % n == 0])
@@ -206,6 +207,7 @@ def _matrices(rng, name, value, values) -> Conv2d | None:
         *(tokens, right.shape[1], right.shape[2], heads, pairing),
         dtype=value.dtype, out=pick(rng, "int8", "int8", "uint8"), bits=value.bits,
         multiply=chance(rng, 0.3), fraction=pick(rng, 0, 0, 2), alike=chance(rng, 0.7),
+        windows=windows,
     )  # fmt: skip
     if np.prod(layer.output.shape) > MOST_NUMBERS:
         return None

@@ -49,11 +49,20 @@ class FactorLoad:
 
 
 def factor_loads(
-    g: ConvGeometry, t: ConvTiling, block: Expr, k_block: Expr
+    g: ConvGeometry, t: ConvTiling, window: Expr, block: Expr, k_block: Expr
 ) -> Iterator[FactorLoad]:
-    """The copies of a block: of whole tiles, and of those at the ends of groups."""
+    """The copies of a block: of whole tiles, and of those at the ends of groups.
+
+    Args:
+        g: the layer.
+        t: its tiling.
+        window: row of the tensor.
+        block: of weights.
+        k_block: of lanes.
+    """
     assert g.factor is not None
     pixel, per_group = g.factor.pixel_bytes, g.tiles_per_group
+    row = window * (g.factor.shape[1] * pixel)
     first_lane, most = k_block * (t.k0 * g.lanes), min(t.k0 * g.lanes, g.group_channels_in)
     whole = g.group_channels_in % most == 0
     lanes = most if whole else smaller(most, g.group_channels_in - first_lane)
@@ -69,8 +78,8 @@ def factor_loads(
             channel = (first_tile + first + tile) * g.columns + column
             head, deep = first_group + group, first_lane + lane
             if g.pairing is Pairing.ROWS:
-                return channel * pixel + head * g.group_channels_in + deep
-            return deep * pixel + head * g.group_channels_out + channel
+                return row + channel * pixel + head * g.group_channels_in + deep
+            return row + deep * pixel + head * g.group_channels_out + channel
 
         return byte
 

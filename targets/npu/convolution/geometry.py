@@ -124,6 +124,11 @@ class ConvGeometry:
         return self.spec.array.cols
 
     @cached_property
+    def windowed(self) -> bool:
+        """Whether each row of the image has weights of its own: a row of the factor."""
+        return self.factor is not None and self.factor.shape[0] > 1
+
+    @cached_property
     def depthwise(self) -> bool:
         """Whether it runs as DWC."""
         return self.layer.depthwise and self.factor is None

@@ -154,7 +154,7 @@ class _LoopNest:
         pixels = t.chunk_rows * t.chunk_columns
         self.acc_slots = min(MAX_ACC_SLOTS, acc_rows(g) // pixels)
         self.acc_slot = pixels * g.columns
-        weight_slots = min(2, self.blocks * self.k_blocks)
+        weight_slots = min(2, self.blocks * self.k_blocks * (self.stripes if g.windowed else 1))
         output_slots = min(2, self.blocks * self.stripes)
         self.act = self.X
         if not g.input.near:
@@ -216,7 +216,7 @@ class _LoopNest:
                 at = Position(o, i, step, i == 0, inner_is_new)
             # What does not depend on the layer before comes first: it is loaded under that layer.
             if self.k_blocks == 1:
-                with when(at.new_block):
+                with when(tirx.IntImm("bool", 1) if self.g.windowed else at.new_block):
                     self._load_weights(at, 0)
             if self.fields is not None:
                 with when(at.step == 0 if self.g.one_record else at.new_block):
@@ -461,7 +461,8 @@ class _LoopNest:
         """
         g, t = self.g, self.t
         slot, pitch = self._weight_slot(at, k_block), self._k0(k_block) * g.tile_bytes
-        for load in factor_loads(g, t, at.block, k_block):
+        window = at.stripe if g.windowed else 0
+        for load in factor_loads(g, t, window, at.block, k_block):
             with ExitStack() as stack:
                 if load.when is not None:
                     stack.enter_context(when(load.when))
@@ -488,6 +489,8 @@ class _LoopNest:
     def _weight_slot(self, at: Position, k_block: Expr) -> Expr:
         if self.k_blocks > 1:
             return (at.step * self.k_blocks + k_block) % 2 * self.w_slot
+        if self.g.windowed:
+            return at.step % 2 * self.w_slot if self.blocks * self.stripes > 1 else 0
         return at.block % 2 * self.w_slot if self.blocks > 1 else 0
 
     def _load_parameters(self, at: Position) -> None:

@@ -67,7 +67,7 @@ def estimate(g: ConvGeometry, t: ConvTiling) -> Cost:
     )
     if t.k0 < g.reduction[2]:  # k blocks come and go in every step
         each_outer, each_inner = 0, block_in + (stripe_in if stripes > 1 else 0)
-    elif steps == outer:  # what the inner loop would load stays
+    elif steps == outer and not g.windowed:  # what the inner loop would load stays
         each_inner = 0
     array, instructions = _array(g, t)
     decode = instructions * g.spec.issue.decode

@@ -69,7 +69,7 @@ def _weight_blocks(g: ConvGeometry) -> Iterator[tuple[int, int]]:
     if k0 <= MAX_K0:
         for count in _few(g.tiles // unit):
             tiles = ceil_div(g.tiles // unit, count) * unit
-            slots = min(2, ceil_div(g.tiles, tiles))
+            slots = 2 if g.windowed else min(2, ceil_div(g.tiles, tiles))
             fits = slots * weight_bytes(g, tiles, k0) <= wgt
             if fits and slots * _record_bytes(g, tiles) <= par:
                 yield tiles, k0
@@ -103,6 +103,8 @@ def _few(most: int) -> list[int]:
 def _stripe_rows(g: ConvGeometry) -> list[int]:
     """Heights of stripes, tallest first; each divides the image as evenly as it goes."""
     oh = g.out[0]
+    if g.windowed:
+        return [1]
     return sorted({ceil_div(oh, stripes) for stripes in range(1, oh + 1)}, reverse=True)
 
 
@@ -120,7 +122,7 @@ def _fit(g: ConvGeometry, tiles: int, k0: int, rows: int) -> Iterator[ConvTiling
     chunk_columns = ceil_div(ow, ceil_div(ow, half))
     chunk_rows = min(rows, max(1, half // ow))
     chunk_rows = ceil_div(rows, ceil_div(rows, chunk_rows))
-    for rows_outer in (False, True):
+    for rows_outer in (True,) if g.windowed else (False, True):
         yield ConvTiling(rows, tiles, k0, chunk_rows, chunk_columns, rows_outer)
 
 
