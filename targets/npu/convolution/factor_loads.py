@@ -4,7 +4,7 @@ Weights are tiles of [lane][column] bytes. A tensor is [pixel][channel], its cha
 and a head is a group of the product.
 
     COLUMNS   lane = pixel, column = channel of the head    runs of a pixel's channels are copied
-    ROWS      lane = channel of the head, column = pixel    the same runs, turned: LD ``transpose``
+    ROWS      lane = channel of the head, column = pixel    turned on the way: LD ``transpose``
 
 Each copy is a nest of loops over groups, column tiles, lanes and columns, in an order in which runs
 that touch in DRAM are inner loops, so that they become one transfer.
@@ -88,7 +88,7 @@ def factor_loads(
         together = g.tail == g.columns or per_group == 1
         axes = (_LANE, _GROUP, _TILE, _COLUMN) if together else (_GROUP, _LANE, _TILE, _COLUMN)
         if g.pairing is Pairing.ROWS:
-            axes = (_GROUP, _TILE, _COLUMN, _LANE)
+            axes = (_TILE, _COLUMN, _GROUP, _LANE)
         yield FactorLoad([extents[axis] for axis in axes], axes, first, source(first), when)
 
 

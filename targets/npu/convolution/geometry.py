@@ -77,7 +77,7 @@ class ConvGeometry:
         right = job.layer.right
         self.factor: Stored | None = None
         if isinstance(right, Factor):
-            self.factor = job.stored(right.value)
+            self.factor = replace(job.stored(right.value), value=right.value)  # never upright
             self.pairing = right.pairing
 
     @cached_property

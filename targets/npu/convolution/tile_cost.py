@@ -114,7 +114,10 @@ def _factor_bus(g: ConvGeometry, t: ConvTiling) -> int:
     """Cycles of loading one block's weights from a tensor, in the runs of ``factor_loads``."""
     channels, deep = block_channels(g, t.tiles), g.group_channels_in
     if g.pairing is Pairing.ROWS:
-        return _bus(g, 1, channels * deep) if g.groups == 1 else _bus(g, channels, deep)
+        if g.groups == 1 or channels == g.out[2]:
+            return _bus(g, 1, channels * deep)
+        heads = channels // g.group_channels_out
+        return _bus(g, g.group_channels_out, heads * deep)
     if g.tail != g.columns and g.tiles_per_group > 1:  # the last tile of a group comes by itself
         groups = ceil_div(channels, g.group_channels_out)
         whole = channels - groups * g.tail

@@ -1,7 +1,7 @@
 """Copies and fills as DMA instructions: strided boxes of bytes, with a border of the zero point.
 
 copy nest  ->  LD or ST   x_bytes, y, z and their strides; loops that don't fit are unrolled
-turned     ->  LD         rows of DRAM that are columns of the memory: ``transpose``
+turned     ->  LD         bytes beside each other in DRAM land apart: ``transpose``
 bounds     ->  LD         the box shrinks to what lies inside; pad fields write the border around it
 fill       ->  LD (fill)  bytes written without reading DRAM
 
@@ -66,9 +66,13 @@ def emit_copy(leaf: Leaf, env: Env, places: dict[str, Place]) -> list[Emitted]:
     )
     if not leaf.bounds:
         merged = _coalesce(box.axes)
-        turned = source.dram and _turns(merged)
-        pieces = _pieces(merged[:-1] if turned else merged, box)
-        return [e for piece in pieces for e in _fitting(piece, source, target, turned=turned)]
+        turned = _turned(merged) if source.dram else None
+        pieces = _pieces(turned or merged, box)
+        return [
+            each
+            for piece in pieces
+            for each in _fitting(piece, source, target, turned=turned is not None)
+        ]
     return _bordered(box, _inside(leaf, env, folded), source, target, leaf.fill)
 
 
@@ -148,12 +152,16 @@ def _pieces(axes: tuple[_Axis, ...], box: _Box) -> Iterator[_Box]:
     yield _Box(box.source, box.target, padded)
 
 
-def _turns(axes: tuple[_Axis, ...]) -> bool:
-    """Whether single bytes, next to each other in DRAM, land apart, and those of rows together."""
-    if len(axes) < 3:
-        return False
-    row, column, byte = axes[-3:]
-    return byte.extent == 1 and column.source == 1 and row.target == 1
+def _turned(axes: tuple[_Axis, ...]) -> tuple[_Axis, ...] | None:
+    """The axes of a transposing LD, (z, y, x) last; None where the copy is none.
+
+    Bytes that are beside each other in DRAM (x) land apart, and those of the planes (z) together.
+    """
+    if len(axes) < 3 or axes[-1].extent > 1 or axes[-2].source != 1:
+        return None
+    if axes[-3].target == 1:
+        return (*axes[:-2], _Axis(1, 0, 0), axes[-2])
+    return axes[:-1] if len(axes) > 3 and axes[-4].target == 1 else None
 
 
 def _fitting(box: _Box, source: Place, target: Place, *, turned: bool) -> Iterator[Emitted]:
@@ -197,7 +205,7 @@ def _transfer(box: _Box, source: Place, target: Place, *, turned: bool = False) 
         dram_zstride=z.source,
         transpose=turned,
         spm_ystride=x.target if turned else y.target,
-        spm_zstride=z.target,
+        spm_zstride=y.target if turned else z.target,
         **sizes,
     )
     return Emitted(load, reads, writes)

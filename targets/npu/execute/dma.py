@@ -17,7 +17,7 @@ _Get = Callable[[Expr], Expr]
 
 
 def load(state: State, i: SimpleNamespace) -> None:
-    """LD: rows with their borders, one after the other; or rows that become columns."""
+    """LD: rows with their borders, one after the other; or planes that become columns."""
     base = T.bind(_base(state, i.mem))
     for is_acc, put in ((0, _put_byte(state, base)), (1, _put_acc(state))):
         there = tirx.Cast("int32", i.mem == _ACC) == is_acc
@@ -36,7 +36,7 @@ def load(state: State, i: SimpleNamespace) -> None:
 
 
 def _load_column(state: State, i: SimpleNamespace, put: _Put, plane: Expr, y: Expr) -> None:
-    target = T.bind(i.spm_addr + plane * i.spm_zstride + y)
+    target = T.bind(i.spm_addr + y * i.spm_zstride + plane)
     source = T.bind(_dram(i, plane, y))
     for region, get in enumerate(_readers(state)):
         with when(i.region == region), T.serial(0, i.x_bytes) as x:

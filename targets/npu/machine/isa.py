@@ -33,7 +33,8 @@ class Load(Instruction):
     ``spm_addr`` is the first byte written, border included. A row is ``pad_x0`` border bytes,
     ``x_bytes`` copied, ``pad_x1`` border bytes; a plane is ``pad_y0`` border rows, ``y`` rows,
     ``pad_y1`` border rows. With ``fill`` set DRAM is not read and every byte is ``padval``. With
-    ``transpose`` set byte x of row y lands in row x at y: at ``spm_addr + x * spm_ystride + y``.
+    ``transpose`` set a plane becomes a column: byte x of row y of plane z lands at ``spm_addr +
+    y * spm_zstride + x * spm_ystride + z``.
     """
 
     opcode, mnemonic, unit = 0x10, "LD", LD

@@ -127,17 +127,18 @@ def _transfer(
     capacity = _select(i.mem, [sram.act.bytes, sram.wgt.bytes, sram.acc.bytes, sram.par.bytes])
     yield from _at_least_one(i, "x_bytes", "y", "z")
     yield "region must be 0 to 3", 3 - i.region
-    rows, width, moves = i.y, i.x_bytes, 1
+    planes, rows, width, moves = i.z, i.y, i.x_bytes, 1
     if kind is isa.Load:
-        wider = i.transpose * (i.y - i.x_bytes)
-        border = i.pad_x0 + i.pad_x1, i.pad_y0 + i.pad_y1
-        rows, width = rows - wider + border[1], width + wider + border[0]
+        turned, border = i.transpose, (i.pad_x0 + i.pad_x1, i.pad_y0 + i.pad_y1)
+        planes = planes + turned * (i.y - i.z)
+        rows = rows + turned * (i.x_bytes - i.y) + border[1]
+        width = width + turned * (i.z - i.x_bytes) + border[0]
         moves = 1 - i.fill
         added = border[0] + border[1] + i.fill
-        yield "a transposed transfer has no border and is no fill", -i.transpose * added
+        yield "a transposed transfer has no border and is no fill", -turned * added
     else:
         yield "only the arena and the outputs (regions 1 and 3) can be written", (i.region & 1) - 1
-    last = i.spm_addr + reach((i.z, i.spm_zstride), (rows, i.spm_ystride)) + width
+    last = i.spm_addr + reach((planes, i.spm_zstride), (rows, i.spm_ystride)) + width
     yield "the scratchpad ends before the transfer does", capacity - last
     if region_bytes is not None:
         end = i.dram_off + reach((i.z, i.dram_zstride), (i.y, i.dram_ystride)) + i.x_bytes

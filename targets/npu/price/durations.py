@@ -1,8 +1,8 @@
 """What an instruction costs by itself: cycles of its unit and of the bus; time only, no values.
 
     LD, ST  bus: bursts * burst / bytes_per_cycle, the latency before (LD) or after (ST) it
-    LD transposed   as LD; a square of a line's bytes each way is full before it is written, a line
-            per cycle, beside the next one's arrival
+    LD transposed   as LD; a burst of each of a line's planes is there before a line per cycle is
+            written, while the next ones arrive
     LD fill bytes / line of its memory, the border included
     GEMM    tiles * max(pixels, weights, min_rows), and the first tile's weights
     DWC     pixels * taps, or with sliding registers pixels * kh * min(kw, stride)
@@ -109,9 +109,9 @@ def _taps(i: isa.Depthwise, spec: NpuSpec) -> int:
 
 def _transposition(i: isa.Load, spec: NpuSpec, bus: int) -> int:
     """Cycles from the last byte of a transposed transfer until it is written."""
-    line = _line(i, spec)
-    lines = i.z * _ceil(i.y, line) * i.x_bytes
-    return max(min(i.x_bytes, line), lines - bus)
+    lines = i.y * i.x_bytes
+    last = min(lines if i.dram_ystride == i.x_bytes else i.x_bytes, spec.dma.burst)
+    return max(last, lines * _ceil(i.z, _line(i, spec)) - bus)
 
 
 def _line(i: isa.Load, spec: NpuSpec) -> int:

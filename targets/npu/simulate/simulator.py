@@ -121,13 +121,13 @@ def _check_tokens(m: Machine) -> None:
 
 
 def _load(m: Machine, i: isa.Load) -> None:
-    """LD: rows with their borders, one after the other; or rows that become columns."""
+    """LD: rows with their borders, one after the other; or planes that become columns."""
     memory, region = m.memories[i.mem], m.dram[i.region]
     m.counters.loaded += 0 if i.fill else i.z * i.y * i.x_bytes
     if i.transpose:
         for plane, y in np.ndindex(i.z, i.y):
             source = i.dram_off + plane * i.dram_zstride + y * i.dram_ystride
-            target = i.spm_addr + plane * i.spm_zstride + y
+            target = i.spm_addr + y * i.spm_zstride + plane
             rows = np.arange(i.x_bytes) * i.spm_ystride
             memory[target + rows] = region[source : source + i.x_bytes]
         return

@@ -37,11 +37,14 @@ def sizes(load):
 
 
 def test_rows_are_turned_and_columns_are_not():
-    """13 tokens of 2 heads of 32 channels: a tile of 13 columns, or two of 16."""
-    (turned,) = weight_loads(compiled(matrices(9, 13, 64, 2, Pairing.ROWS)))
+    """13 tokens of 2 heads of 24 or 32 channels: a tile of 13 columns, or two of 16."""
+    (turned,) = weight_loads(compiled(matrices(9, 13, 48, 2, Pairing.ROWS)))
     assert turned.transpose
-    assert (turned.region, sizes(turned)) == (INPUTS, (2, 13, 32))  # heads, tokens, channels
-    assert (turned.dram_zstride, turned.dram_ystride, turned.spm_ystride) == (32, 64, 16)
+    assert (turned.region, sizes(turned)) == (INPUTS, (13, 2, 24))  # tokens, heads, channels
+    assert (turned.dram_zstride, turned.dram_ystride) == (48, 24)  # all of it is one transfer
+    assert (turned.spm_zstride, turned.spm_ystride) == (2 * 256, 16)  # two tiles of 16 lanes
+    (turned,) = weight_loads(compiled(matrices(9, 13, 64, 2, Pairing.ROWS)))
+    assert sizes(turned) == (13, 1, 64)  # heads fill their tiles: lanes go on
     (straight,) = weight_loads(compiled(matrices(9, 13, 64, 2, Pairing.COLUMNS)))
     assert not straight.transpose
     assert sizes(straight) == (13, 4, 16)  # tokens, tiles of both heads, channels

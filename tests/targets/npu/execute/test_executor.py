@@ -273,10 +273,10 @@ def _transposed(rng, spec):
         spm_addr=r(0, 99),
         dram_off=r(0, 9),
         x_bytes=r(1, 20),
-        y=r(1, 9),
-        z=r(1, 2),
+        y=r(1, 3),
+        z=r(1, 9),
         dram_ystride=r(0, 20),
-        dram_zstride=r(0, 40),
+        dram_zstride=r(0, 20),
         spm_ystride=r(0, 40),
         spm_zstride=r(0, 400),
     )

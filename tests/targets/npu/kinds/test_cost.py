@@ -45,6 +45,7 @@ ORDINARY: dict[str, Layer] = {
     "scores of heads": matrices(64, 64, 256, 4, Pairing.ROWS),
     "sums of values": matrices(65, 65, 192, 4, Pairing.COLUMNS, dtype="uint8"),
     "sums of wide values": matrices(65, 65, 160, 4, Pairing.COLUMNS, dtype="uint8"),
+    "scores of windows": matrices(49, 49, 96, 3, Pairing.ROWS, windows=16),
     "gates of channels": elements((28, 28, 64), (1, 1, 64)),
     "equal shapes": elements((28, 28, 64), (28, 28, 64), multiplier=40001),
     "constant": Constant("layer", "", X, np.zeros(X.shape, np.uint8)),

@@ -23,7 +23,7 @@ ADD = isa.Add(len=64, lo=0, hi=255, out_unsigned=1, b_addr=64, dst_addr=128)
 POOL = isa.Pool(c=64, ox=1, oy=1, kw=1, kh=1, stride=1, dst_addr=64)
 LUT = isa.Lut(len=64, dst_addr=64)
 MUL = isa.Multiply(len=16, rows=4, lo=0, hi=255, out_unsigned=1, b_addr=64, dst_addr=128)
-TURNED = isa.Load(transpose=1, x_bytes=10, y=3, spm_ystride=7)
+TURNED = isa.Load(transpose=1, x_bytes=10, y=3, z=4, spm_ystride=7, spm_zstride=100)
 LD = isa.Load(x_bytes=64, y=1, z=1)
 ST = isa.Store(x_bytes=64, y=1, z=1, region=1)
 
@@ -51,7 +51,7 @@ ST = isa.Store(x_bytes=64, y=1, z=1, region=1)
         (replace(MUL, bs_row=16), "b_addr", 64, "b and the output overlap"),
         (replace(MUL, b_one=1, bs_row=3), "b_addr", 128 - 10, "b and the output overlap"),
         (MUL, "dst_addr", ACT - 64, "dst_addr: ACT ends first"),
-        (TURNED, "spm_addr", ACT - 9 * 7 - 3, "the scratchpad ends"),
+        (TURNED, "spm_addr", ACT - 2 * 100 - 9 * 7 - 4, "the scratchpad ends"),
         (replace(TURNED, dram_ystride=20), "dram_off", 50, "the DRAM region ends"),
         (TURNED, "pad_x0", 0, "no border"),
         (TURNED, "fill", 0, "no border and is no fill"),

@@ -60,13 +60,16 @@ def test_sliding_registers_need_neighbours_in_a_row():
     assert duration(column, window).work == duration(dilated, window).work == 8 * 9
 
 
-def test_a_transposed_load_writes_its_last_square_after_the_bus():
-    # 40 rows of 48 bytes: a burst of 64 bytes each, 8 cycles. Columns of 40 bytes are 3 lines.
-    turned = isa.Load(transpose=1, mem=1, x_bytes=48, y=40, dram_ystride=192)
-    assert duration(turned, E256) == Duration(latency=100, bus=320, drain=16)
-    assert duration(replace(turned, x_bytes=5), E256).drain == 5
+def test_a_transposed_load_writes_its_last_bursts_after_the_bus():
+    # 40 pixels of 2 heads of 48 bytes: two bursts of 64 bytes each, 16 cycles. Columns of 40 bytes
+    # are 3 lines.
+    turned = isa.Load(transpose=1, mem=1, x_bytes=48, y=2, z=40, dram_ystride=48, dram_zstride=192)
+    assert duration(turned, E256) == Duration(latency=100, bus=640, drain=64)
+    apart = replace(turned, dram_ystride=96)
+    assert duration(apart, E256) == Duration(latency=100, bus=640, drain=48)
+    assert duration(replace(apart, x_bytes=5), E256).drain == 5
     fast = varied(E256, "dma", bytes_per_cycle=64)
-    assert duration(turned, fast) == Duration(latency=100, bus=40, drain=3 * 48 - 40)
+    assert duration(turned, fast) == Duration(latency=100, bus=80, drain=3 * 96 - 80)
 
 
 @pytest.mark.parametrize(("multiply", "work"), [(0, 100), (1, 400)])
