@@ -11,6 +11,7 @@ from npu_layers import conv, matrices, random_inputs
 from targets.layers import Pairing, Weights
 from targets.npu.compiler import compile_layers
 from targets.npu.constraints import refusal
+from targets.npu.convolution.geometry import ConvGeometry
 from targets.npu.kinds.table import plan
 from targets.npu.machine import isa
 from targets.npu.machine.program import INPUTS
@@ -120,6 +121,24 @@ def test_many_tokens_share_the_records_of_one_tile():
     assert "the records of one group (8448 bytes) exceed half of PAR (4096)" in (
         refusal(heads, E256) or ""
     )
+
+
+@pytest.mark.parametrize("what", ["bias", "multiplier", "shift", "residual"])
+def test_columns_that_differ_have_records_of_their_own(what):
+    layer = matrices(4, 40, 48, 1, Pairing.COLUMNS, residual="int8")
+    assert ConvGeometry(Job.alone(layer, E256)).one_record
+    requantize = layer.requantize
+    one_more = np.arange(48, dtype=np.int32) == 47
+    if what == "bias":
+        layer = replace(layer, bias=layer.bias + one_more)
+    elif what == "residual":
+        residual = requantize.residual
+        residual = replace(residual, shift=residual.shift + one_more)
+        layer = replace(layer, requantize=replace(requantize, residual=residual))
+    else:
+        changed = {what: getattr(requantize, what) + one_more}
+        layer = replace(layer, requantize=replace(requantize, **changed))
+    assert not ConvGeometry(Job.alone(layer, E256)).one_record
 
 
 def test_a_row_of_tokens_is_cut_like_rows():
