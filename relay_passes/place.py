@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -98,12 +99,32 @@ class PlacedModule:
     programs: tuple[Program, ...]
 
 
+NO_INPUT = Refusal(
+    "A program reads a tensor of the image; nothing beside this layer on the NPU does.",
+    "Let the CPU hand it on.",
+)
+"""Why the CPU takes constants that would be a program by themselves."""
+
+
 def refusals(network: IntegerNetwork, spec: NpuSpec) -> list[Refusal | None]:
     """Per layer None where the NPU runs it, or why it doesn't."""
-    return [
+    refused = [
         layer.refusal if isinstance(layer, OpaqueLayer) else refusal(layer, spec)
         for layer in network.layers
     ]
+    return _with_inputs(network.layers, refused)
+
+
+def _with_inputs(layers: Sequence[AnyLayer], refused: list[Refusal | None]) -> list[Refusal | None]:
+    """The refusals, with one for runs of the NPU's layers that read nothing from outside."""
+    result, begin = list(refused), 0
+    for takes, run in groupby(refused, key=lambda why_not: why_not is None):
+        end = begin + len(list(run))
+        made = {layer.output.name for layer in layers[begin:end]}
+        if takes and all(v.name in made for layer in layers[begin:end] for v in layer.inputs):
+            result[begin:end] = [NO_INPUT] * (end - begin)
+        begin = end
+    return result
 
 
 def placements(network: IntegerNetwork, spec: NpuSpec | None) -> tuple[Placement, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from targets.layers import Layer
 from targets.npu.kinds.kind import Rule
-from targets.npu.kinds.table import KINDS, kind_of
+from targets.npu.kinds.table import kind_of
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.job import Job
 from targets.refusal import Refusal
@@ -12,8 +12,6 @@ from targets.refusal import Refusal
 
 def refusal(layer: Layer, spec: NpuSpec) -> Refusal | None:
     """Why the NPU does not take a layer: the rule, the fact and advice; None where it does."""
-    if type(layer) not in KINDS:
-        return Refusal(Rule.CONSTANTS.value, Rule.CONSTANTS.advice, layer.kind)
     kind = kind_of(layer)
     for rule, fact in kind.broken_rules(layer, spec):
         return Refusal(rule.value, rule.advice, fact)

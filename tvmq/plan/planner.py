@@ -49,14 +49,20 @@ def _choose_values(
     model: FloatModel, regions: Regions, calibration: Calibration, settings: Settings
 ) -> dict[str, ValuePlan]:
     precise = _precise_values(model, regions)
+    matrices = (layer for layer in regions.layers.values() if layer.kind == "matmul")
+    centred = {name for layer in matrices for name in layer.inputs}
     plans = {}
     for names in regions.tied:
         bits = settings.activation_bits
         if precise.intersection(names):
             bits = max(bits, settings.first_last_bits)
         histogram = reduce(Histogram.merge, (calibration.histograms[name] for name in names))
-        codes = choose_codes(histogram, bits, settings)
+        free = choose_codes(histogram, bits, settings)
+        codes = free
         shared = f", one step for {', '.join(names)}" if len(names) > 1 else ""
+        if free.zero_point and centred.intersection(names):
+            codes = choose_codes(histogram, bits, settings, symmetric=True)
+            shared += "; zero point 0, since matrices are multiplied as raw codes"
         low, high = code_range(bits, codes.signed)
         for name in names:
             plans[name] = ValuePlan(

@@ -16,6 +16,7 @@ from targets.npu.emit.matrix import before_the_last, encode_depthwise, encode_ge
 from targets.npu.emit.vector import (
     encode_add,
     encode_lut,
+    encode_multiply,
     encode_norm,
     encode_pool,
     encode_requantize,
@@ -30,6 +31,7 @@ _ENCODERS: dict[str, _Encoder] = {
     "npu.requantize": encode_requantize,
     "npu.max": encode_pool,
     "npu.add": encode_add,
+    "npu.multiply": encode_multiply,
     "npu.lut": encode_lut,
     "npu.softmax": encode_softmax,
     "npu.norm": encode_norm,

@@ -1,4 +1,4 @@
-"""Codes as instructions of VU: REQ, POOL, VADD, LUT, SOFTMAX and NORM.
+"""Codes as instructions of VU: REQ, POOL, VADD, VMUL, LUT, SOFTMAX and NORM.
 
 An encoder returns None where the loops are not of the shape that the instruction has.
 """
@@ -12,7 +12,7 @@ from targets.npu.machine import isa
 from targets.npu.machine.legality import EPSILON_BYTES, EXPONENTIALS_BYTES, SCALE_BYTES
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.intrinsics import RECORD_WORDS
-from targets.npu.schedule.meanings import AddFields, MaxFields, RequantizeRow
+from targets.npu.schedule.meanings import AddFields, MaxFields, MultiplyFields, RequantizeRow
 from targets.npu.schedule.row_meanings import NormFields, RowFields
 
 
@@ -148,6 +148,43 @@ def encode_add(call: Call, _spec: NpuSpec) -> Emitted | None:
         mb=f.b_multiplier,
     )
     return _elementwise(instruction, call, length)
+
+
+def encode_multiply(call: Call, _spec: NpuSpec) -> Emitted | None:
+    """One VMUL: rows, dense but for the right operand, or None."""
+    f: MultiplyFields = call.fields
+    if len(call.axes) > 2:
+        return None
+    row, code = pad(call.axes, 2, 3) if call.axes else (Axis(1, (0, 0, 0)), Axis(1, (1, 1, 1)))
+    (a_row, b_row, out_row), (a_code, b_code, out_code) = row.strides, code.strides
+    dense = a_code == out_code == 1 and (row.extent == 1 or a_row == out_row == code.extent)
+    if not dense or b_code not in (0, 1):
+        return None
+    a, b, target = call.starts
+    instruction = isa.Multiply(
+        a_unsigned=f.a_dtype == "uint8",
+        b_unsigned=f.b_dtype == "uint8",
+        out_unsigned=f.dtype == "uint8",
+        b_one=b_code == 0,
+        a_addr=a,
+        b_addr=b,
+        dst_addr=target,
+        len=code.extent,
+        rows=row.extent,
+        bs_row=b_row,
+        za=f.a_zero_point & 0xFF,
+        zb=f.b_zero_point & 0xFF,
+        zo=f.zero_point & 0xFF,
+        left=f.left,
+        shift=f.shift,
+        lo=f.low & 0xFF,
+        hi=f.high & 0xFF,
+        mult=f.multiplier,
+    )
+    if not isa.fits(instruction):
+        return None
+    reads = tuple(span(ACT, call, (row, code), pointer, 1) for pointer in (0, 1))
+    return Emitted(instruction, reads, (span(ACT, call, (row, code), 2, 1),))
 
 
 def encode_lut(call: Call, _spec: NpuSpec) -> Emitted | None:

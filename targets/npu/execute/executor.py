@@ -201,6 +201,7 @@ _STEPS: dict[type[isa.Instruction], Callable[[State, SimpleNamespace], None]] = 
     isa.Add: executor_codes.add,
     isa.Pool: executor_codes.pool,
     isa.Lut: executor_codes.lookup,
+    isa.Multiply: executor_codes.multiply,
     isa.Softmax: executor_rows.softmax,
     isa.Norm: executor_rows.norm,
 }

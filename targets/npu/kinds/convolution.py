@@ -31,9 +31,9 @@ class Convolution(Kind[Conv2d, ConvTiling]):
 
     def broken_rules(self, layer: Conv2d, spec: NpuSpec) -> Iterator[tuple[Rule, str]]:
         """All that is about products, sums and their requantization."""
-        if isinstance(layer.right, Factor):
-            yield Rule.WEIGHTS, f"'{layer.right.value.name}' is computed"
         yield from wide(layer.inputs)
+        if isinstance(layer.right, Factor):
+            yield from _no_weights(layer, layer.right)
         if 8 not in spec.array.precisions:
             yield Rule.PRECISION, f"array.precisions is {spec.array.precisions}"
         fraction = layer.requantize.fraction if layer.requantize else 0
@@ -74,6 +74,8 @@ class Convolution(Kind[Conv2d, ConvTiling]):
         """Whole pixels, and groups, in whole bytes; a residual is as wide as the output."""
         values = [*layer.inputs, layer.output]
         ragged = [v.name for v in values if v.shape[2] * bits[v.name] % 8]
+        if isinstance(layer.right, Factor):
+            ragged.append(layer.right.value.name)  # the array's weights are bytes
         residual = layer.requantize.residual if layer.requantize else None
         if residual is not None and bits[residual.value.name] != bits[layer.output.name]:
             ragged += [residual.value.name, layer.output.name]
@@ -81,8 +83,22 @@ class Convolution(Kind[Conv2d, ConvTiling]):
             ragged += [v.name for v in values if v.shape[2] // layer.groups * bits[v.name] % 8]
         return ragged
 
-    def padding(self, layer: Conv2d, read: Value, bits: int) -> Padding:
-        """Zero points around its input, nothing around a residual."""
+    def padding(self, layer: Conv2d, read: Value, bits: int) -> Padding | None:
+        """Zero points around its input, nothing around a residual; weights come from DRAM."""
+        if isinstance(layer.right, Factor) and read.name == layer.right.value.name:
+            return None
         if read.name != layer.input.name:
             return Padding()
         return Padding(layer.padding, layer.input_zero_point)
+
+
+def _no_weights(layer: Conv2d, right: Factor) -> Iterator[tuple[Rule, str]]:
+    """Why a tensor can't be loaded as weights: they are signed, and nothing is subtracted."""
+    if right.value.dtype != "int8":
+        yield Rule.WEIGHTS, f"'{right.value.name}' is {right.value.dtype}"
+    for name, zero in (
+        (right.value.name, right.zero_point),
+        (layer.input.name, layer.input_zero_point),
+    ):
+        if zero:
+            yield Rule.WEIGHTS, f"the zero point of '{name}' is {zero}"

@@ -62,9 +62,9 @@ class Rule(Enum):
         "Let no other layer read the sums of a last layer.",
     )
     WEIGHTS = (
-        "The array multiplies by constants of the program: of a product of two tensors, one would "
-        "have to be a parameter of the model.",
-        "Make one of the two a parameter, or let the CPU multiply them.",
+        "The array multiplies by constants, or by a tensor of int8 codes whose zero point is 0; "
+        "then the zero point of the tensor that it multiplies is 0, too.",
+        "Leave the zero points of both tensors out of the plan.",
     )
     PRECISION = (
         "The array multiplies 8-bit operands; codes at the edges of a program lie in bytes.",
@@ -80,10 +80,6 @@ class Rule(Enum):
         f"exponentials and factors have 16 bits, the root of a variance {ROOT_BITS // 2}.",
         "Split the rows, or let the CPU compute them.",
     )
-    CONSTANTS = (
-        "What a program computes with are its inputs, weights and parameters.",
-        "Let the CPU hand it on.",
-    )
     SHIFTS = (
         f"Right shifts lie in [0, {MAX_SHIFT}], at most {MAX_SHIFT_SPREAD} apart between channels; "
         f"left shifts in [0, {MAX_RESIDUAL_SHIFT}], those of sums in [0, {MAX_FRACTION}].",
@@ -94,9 +90,14 @@ class Rule(Enum):
         "Plan power-of-two steps, which need none.",
     )
     ROUNDING = (
-        "Additions round half up; convolutions, dense layers, softmax and layer norm half up or to "
-        "the floor.",
+        "Convolutions, dense layers, products of matrices, softmax and layer norm round half up or "
+        "to the floor, additions and products of elements half up.",
         "Leave the value's rounding out of the plan, which is half up.",
+    )
+    ELEMENTS = (
+        "Of a product element by element nothing but the product is rounded, by one multiplier and "
+        "shift.",
+        "Let the CPU multiply, or add behind another layer.",
     )
     WINDOW = (
         f"A max pooling's window has at most {isa.largest(isa.Pool, 'kh')} rows and "

@@ -62,6 +62,10 @@ def accesses(instruction: isa.Instruction, spec: NpuSpec) -> Accesses:
         case isa.Add(len=length):
             packed = row_bytes(length, instruction.elem_bits)
             return Accesses(spm_bytes=3 * packed, outputs=length)
+        case isa.Multiply(len=length, rows=rows):
+            right = rows if instruction.b_one else length * rows
+            codes = length * rows
+            return Accesses(macs=codes, spm_bytes=2 * codes + right, outputs=codes)
         case isa.Pool(c=c, ox=ox, oy=oy, kw=kw, kh=kh):
             pixel = row_bytes(c, instruction.elem_bits)
             return Accesses(spm_bytes=pixel * ox * oy * (kw * kh + 1), outputs=c * ox * oy)

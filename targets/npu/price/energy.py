@@ -34,6 +34,10 @@ def mac_picojoules(instruction: isa.Instruction, table: EnergyTable) -> float:
 def _output_picojoules(instruction: isa.Instruction, table: EnergyTable) -> float:
     if isinstance(instruction, isa.Requantize) and instruction.multiply:
         return table.requantize_multiply
+    if isinstance(instruction, isa.Multiply):
+        scaled = instruction.mult != 1
+        rounding = table.requantize_multiply if scaled else table.requantize_shift
+        return table.multiply8 + rounding
     if isinstance(instruction, isa.Add) and (instruction.ma != 1 or instruction.mb != 1):
         return table.requantize_multiply
     if isinstance(instruction, isa.Softmax):

@@ -9,6 +9,7 @@ code generator folds the loops around such calls into the hardware loops of one 
     npu.requantize  out[j] = clamp(round(t[j], shift) + zero)           C or fewer channels
     npu.max         out = max(out, act)                                 one tap of one byte's codes
     npu.add         out = clamp(half_up(a + b, shift) + zero)           one byte's codes
+    npu.multiply    out = clamp(half_up(a * b, shift) + zero)           one code
     npu.lut         out = table[byte of act]                            one byte
     npu.softmax     out = softmax of act, requantized                   one row
     npu.norm        out = layer norm of act, requantized                one row
@@ -34,6 +35,7 @@ from tvm.tirx.script import builder as T
 from targets.npu.schedule.meanings import (
     AddFields,
     MaxFields,
+    MultiplyFields,
     ProductFields,
     RequantizeFields,
     RequantizeRow,
@@ -53,6 +55,7 @@ FIELDS: dict[str, type] = {
     "npu.requantize": RequantizeRow,
     "npu.max": MaxFields,
     "npu.add": AddFields,
+    "npu.multiply": MultiplyFields,
     "npu.softmax": SoftmaxFields,
     "npu.norm": NormFields,
 }
@@ -136,6 +139,17 @@ def add(fields: AddFields) -> str:
 
     dtypes = (fields.a_dtype, fields.b_dtype, fields.dtype)
     return _register("npu.add", fields, [(ACT, dtype, 1) for dtype in dtypes], meaning)
+
+
+def multiply(fields: MultiplyFields) -> str:
+    """Register the product of two codes; return its name."""
+
+    def meaning(a: Buffer, b: Buffer, out: Buffer) -> None:
+        with T.serial(0, 1), T.sblock("multiply"):
+            T.buffer_store(out, fields.code(a[0], b[0]), [0])
+
+    dtypes = (fields.a_dtype, fields.b_dtype, fields.dtype)
+    return _register("npu.multiply", fields, [(ACT, dtype, 1) for dtype in dtypes], meaning)
 
 
 def lut_call(act: Buffer, table: Buffer, out: Buffer, index: Expr) -> None:

@@ -1,11 +1,13 @@
 """Any network on any machine: the program computes the network, in any order of the units."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from npu_layers import code_limits
-from random_networks import machine, network
+from random_networks import machine, network, products, rows
 
-from targets.layers import Norm, Softmax
+from targets.layers import Conv2d, Factor, Norm, Pairing, Softmax
 from targets.npu.compiler import compile_layers
 from targets.npu.simulate.interleave import at_random, by_priority, interleaved, youngest
 from targets.npu.simulate.simulator import Simulator
@@ -16,19 +18,21 @@ ALL = 400
 
 
 WITH_ROWS = 100
+
+
 SEEDS = [
-    pytest.param(n, rows, marks=() if n in QUICK else pytest.mark.slow)
-    for rows in (False, True)
+    pytest.param(draw, n, marks=() if n in QUICK else pytest.mark.slow)
+    for draw in (network, products, rows)
     for n in range(ALL)
-    if n in QUICK or not rows or n < WITH_ROWS
+    if n in QUICK or draw is not rows or n < WITH_ROWS
 ]
 
 
-@pytest.mark.parametrize(("seed", "rows"), SEEDS)
-def test_the_program_computes_the_network(seed, rows):
+@pytest.mark.parametrize(("draw", "seed"), SEEDS)
+def test_the_program_computes_the_network(draw, seed):
     rng = np.random.default_rng(seed)
     spec = machine(rng)
-    drawn = network(rng, spec, rows=rows)
+    drawn = draw(rng, spec)
     if not drawn.layers:
         pytest.skip("the machine refuses every layer that was drawn")
     low, high = code_limits(drawn.input)
@@ -42,12 +46,21 @@ def test_the_program_computes_the_network(seed, rows):
         np.testing.assert_array_equal(other, got)
 
 
-@pytest.mark.parametrize("rows", [False, True])
-def test_few_draws_are_empty(rows):
+@pytest.mark.parametrize("draw", [network, products, rows])
+def test_few_draws_are_empty(draw):
     drawn = [np.random.default_rng(seed) for seed in QUICK]
-    networks = [network(rng, machine(rng), rows=rows) for rng in drawn]
-    counts = [len(each.layers) for each in networks]
-    assert sum(counts) > 4 * len(QUICK)
-    if rows:
+    networks = [draw(rng, machine(rng)) for rng in drawn]
+    assert sum(len(each.layers) for each in networks) > 4 * len(QUICK)
+    if draw is rows:
         on_rows = [isinstance(n, Softmax | Norm) for each in networks for n in each.layers]
         assert sum(on_rows) > len(QUICK)
+
+
+def test_products_of_all_pairings_are_drawn():
+    layers = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        layers += products(rng, machine(rng)).layers
+    factors = [each.right for each in layers if isinstance(each, Conv2d)]
+    pairings = Counter(f.pairing for f in factors if isinstance(f, Factor))
+    assert min(pairings[pairing] for pairing in Pairing) > 10

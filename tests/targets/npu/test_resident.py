@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from npu_layers import FLAT, code_limits, conv, meaning, norm, random_inputs, softmax
+from npu_layers import FLAT, code_limits, conv, matrices, meaning, norm, random_inputs, softmax
 
-from targets.layers import Add, Layer, MaxPool2d, Move, Operand, Piece, Value
+from targets.layers import Add, Layer, MaxPool2d, Move, Operand, Pairing, Piece, Value
 from targets.npu.compiler import compile_layers
 from targets.npu.execute.compiled import Executor
 from targets.npu.layer_plan import plan_layers
@@ -212,6 +212,37 @@ def test_what_a_table_or_an_addition_reads_goes_through_dram() -> None:
     a, b = Operand(first.output, 0, 1, 0), Operand(second.output, 0, 1, 1)
     layers = [first, second, Add("add", "", a, b, total, 1, 0, *code_limits(total), HALF_UP)]
     assert plan_layers(layers, [first.input], [total], E256).residents == []
+
+
+def test_the_left_of_two_factors_stays_in_act_and_the_right_goes_through_dram() -> None:
+    """Queries, keys and values of 9 tokens; scores are the left factor of the sums of values."""
+    x = Value("x", (1, 9, 24), "int8")
+
+    def dense(name: str, source: Value, seed: int) -> Layer:
+        made = conv((1, 9, 24), 24, (1, 1), padding=FLAT, dtype="int8", out="int8", seed=seed)
+        made = replace(made, input=source, input_zero_point=0)
+        return replace(made, name=name, output=replace(made.output, name=name))
+
+    def product(name: str, left: Value, right: Value, pairing: Pairing) -> Layer:
+        made = matrices(9, 9, 24, 3, pairing)
+        factor = replace(made.right, value=right)
+        output = replace(made.output, name=name)
+        return replace(made, name=name, input=left, right=factor, output=output)
+
+    q, k, v = (dense(name, x, n) for n, name in enumerate("qkv"))
+    scores = product("scores", q.output, k.output, Pairing.ROWS)
+    sums = product("sums", scores.output, v.output, Pairing.COLUMNS)
+    layers = [q, k, v, scores, sums, dense("y", sums.output, 4)]
+    residents = plan_layers(layers, [x], [layers[-1].output], E256).residents
+    assert [sorted(r.names) for r in residents] == [["q"], ["scores"], ["sums"]]
+    codes = random_inputs(q)[0]
+    known = {"x": codes}
+    for layer in layers:
+        known[layer.output.name] = meaning(layer, [known[value.name] for value in layer.inputs])
+    program = compiled(layers)
+    assert program.arena_bytes == 64 * -(-9 * 24 // 64) + 9 * 24  # keys and values
+    got = executor("e256").run(program, codes.reshape(1, -1))[0].view(np.int8)
+    np.testing.assert_array_equal(got.reshape(known["y"].shape), known["y"])
 
 
 def test_a_tensor_with_borders_of_two_codes_goes_through_dram() -> None:

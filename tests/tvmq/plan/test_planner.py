@@ -227,3 +227,30 @@ def test_a_plan_is_printed_as_a_line():
     quantized = _plan("resnet_small")
     assert repr(quantized).startswith("<Plan w8a8, ")
     assert len(repr(quantized)) < 200
+
+
+class _Attention(nn.Module):
+    """Values behind a SiLU, which would get a zero point of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries, self.keys, self.values = (nn.Linear(12, 12) for _ in range(3))
+
+    def forward(self, x):
+        values = nn.functional.silu(self.values(x) * 1.5)
+        scores = self.queries(x) @ self.keys(x).transpose(1, 2)
+        return scores.softmax(-1) @ values
+
+
+def test_matrices_that_are_multiplied_have_zero_point_0():
+    torch.manual_seed(0)
+    module = _Attention().eval()
+    model = capture_program(export((module, torch.randn(2, 5, 12))))
+    quantized = make_plan(model, calibrate(model, [torch.randn(16, 5, 12)]))
+    regions = find_regions(model)
+    matrices = [layer for layer in regions.layers.values() if layer.kind == "matmul"]
+    read = [quantized.values[name] for layer in matrices for name in layer.inputs]
+    assert [value.zero_point for value in read] == [0] * 4
+    reasons = [value.reason for value in read]
+    assert sum("zero point 0, since matrices are multiplied" in each for each in reasons) == 1
+    assert all(read[n].signed for n in (0, 1, 3))

@@ -14,7 +14,13 @@ from targets.npu.kinds.table import kind_of, plan
 from targets.npu.machine.spec import NpuSpec, load_spec, parse_spec
 from targets.npu.schedule import intrinsics
 from targets.npu.schedule.job import Job
-from targets.npu.schedule.meanings import AddFields, MaxFields, ProductFields, RequantizeRow
+from targets.npu.schedule.meanings import (
+    AddFields,
+    MaxFields,
+    MultiplyFields,
+    ProductFields,
+    RequantizeRow,
+)
 from targets.npu.schedule.row_meanings import NormFields, SoftmaxFields
 from targets.npu.schedule.scheduled import Scheduled
 from targets.npu.target import lower
@@ -93,6 +99,7 @@ def test_tensorized_function_computes_only_by_intrinsics(name: str) -> None:
         "npu.requantize",
         "npu.max",
         "npu.add",
+        "npu.multiply",
         "npu.lut",
         "npu.softmax",
         "npu.norm",
@@ -160,6 +167,7 @@ def test_a_machine_that_does_not_multiply_bytes_refuses_in_words() -> None:
             RequantizeRow(3, False, 5, 0, 9, "uint8", RoundingMode.HALF_UP, "int8", channels=16),
         ),
         ("npu.max", MaxFields("int8", 2)),
+        ("npu.multiply", MultiplyFields("int8", -4, "uint8", 5, 6, 7, 8, 9, -10, 11, "int8")),
         ("npu.add", AddFields("int8", -4, 3, 2, "uint8", 5, 6, 7, 8, 9, -10, 11, "int8", 4)),
         (
             "npu.softmax",

@@ -60,6 +60,18 @@ def test_sliding_registers_need_neighbours_in_a_row():
     assert duration(column, window).work == duration(dilated, window).work == 8 * 9
 
 
+def test_a_transposed_load_writes_its_last_bursts_after_the_bus():
+    # 40 pixels of 2 heads of 48 bytes: two bursts of 64 bytes each, 16 cycles. Columns of 40 bytes
+    # are 3 lines.
+    turned = isa.Load(transpose=1, mem=1, x_bytes=48, y=2, z=40, dram_ystride=48, dram_zstride=192)
+    assert duration(turned, E256) == Duration(latency=100, bus=640, drain=64)
+    apart = replace(turned, dram_ystride=96)
+    assert duration(apart, E256) == Duration(latency=100, bus=640, drain=48)
+    assert duration(replace(apart, x_bytes=5), E256).drain == 5
+    fast = varied(E256, "dma", bytes_per_cycle=64)
+    assert duration(turned, fast) == Duration(latency=100, bus=80, drain=3 * 96 - 80)
+
+
 @pytest.mark.parametrize(("multiply", "work"), [(0, 100), (1, 400)])
 def test_requantize_by_multiplier_has_fewer_lanes(multiply, work):
     i = isa.Requantize(m0=10, m1=10, nvalid=16, multiply=multiply)
@@ -102,10 +114,12 @@ def test_rows_are_paid_one_by_one():
     [
         (isa.Add(len=1000), 125),
         (isa.Add(len=1001), 126),
+        (isa.Multiply(len=500, rows=2), 125),
+        (isa.Multiply(len=500, rows=2, mult=2), 250),
         (isa.Pool(c=16, ox=4, oy=4, kw=3, kh=3), 16 * 9),
         (isa.Lut(len=1001), 251),
     ],
-    ids=["add", "add_rest", "pool", "lut"],
+    ids=["add", "add_rest", "multiply", "multiply_scaled", "pool", "lut"],
 )
 def test_elementwise_work(instruction, work):
     assert duration(instruction, E256) == Duration(work=work, drain=6)
