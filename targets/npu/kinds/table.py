@@ -7,10 +7,10 @@ from typing import Any
 
 from targets.layers import Add, Constant, Conv2d, Factor, Layer, Lut, MaxPool2d, Move, Pairing
 from targets.npu.kinds.addition import Addition
+from targets.npu.kinds.constant import ConstantTensor
 from targets.npu.kinds.convolution import Convolution
 from targets.npu.kinds.cost import NOTHING, Cost
 from targets.npu.kinds.element_product import ElementProduct
-from targets.npu.kinds.held import Held
 from targets.npu.kinds.kind import Kind
 from targets.npu.kinds.lookup import Lookup
 from targets.npu.kinds.move import Moving
@@ -24,7 +24,7 @@ KINDS: dict[type[Layer], Kind[Any, Any]] = {
     MaxPool2d: MaxPool(),
     Lut: Lookup(),
     Move: Moving(),
-    Constant: Held(),
+    Constant: ConstantTensor(),
 }
 
 
