@@ -122,10 +122,11 @@ class Windows(nn.Module):
         n, h, w, c = x.shape
         s = self.size
         x = x.view(n, h // s, s, w // s, s, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, s * s, c)
-        qkv = self.attention(x).reshape(len(x), s * s, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        b = x.shape[0]
+        qkv = self.attention(x).reshape(b, s * s, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv[0], qkv[1], qkv[2]
         y = (q @ k.transpose(-2, -1) + self.bias).softmax(-1) @ v
-        y = y.transpose(1, 2).reshape(len(x), s * s, c)
+        y = y.transpose(1, 2).reshape(b, s * s, c)
         y = y.view(n, h // s, w // s, s, s, c).permute(0, 1, 3, 2, 4, 5)
         return y.reshape(n, h, w, c)
 
