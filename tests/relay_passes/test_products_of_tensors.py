@@ -20,6 +20,7 @@ from targets.npu.kinds.kind import Rule
 from targets.npu.kinds.table import plan
 from targets.npu.machine.spec import load_spec
 from targets.npu.schedule.job import Job
+from targets.refusal import Refusal
 from targets.rounding import FLOOR, HALF_UP
 from targets.scale import Scale
 from tvmq.run.reference import run_reference
@@ -165,9 +166,11 @@ def test_answers_are_equal(name, spec):
     mod, network = MODULES[name], READ[name]
     placed = place(mod, network, spec)
     if spec is not None:
-        reasons = {p.name: p.reason for p in placed.placements if p.device == "cpu"}
-        want = {n: f"{rule.value} Here: {fact}." for n, (rule, fact) in REFUSED[name].items()}
-        assert reasons == want
+        on_cpu = {p.name: p.refusal for p in placed.placements if p.device == "cpu"}
+        want = {
+            n: Refusal(rule.value, rule.advice, fact) for n, (rule, fact) in REFUSED[name].items()
+        }
+        assert on_cpu == want
         assert len(placed.programs) == 1 + bool(want)
     shape = NETWORKS[name][0]
     images = np.random.default_rng(1).uniform(-50, 300, (3, *shape)).astype(np.float32)
@@ -201,7 +204,7 @@ def test_what_is_only_like_a_product_stays_relax_with_its_reason():
     mod = _network((2, 3, 12), outer)
     network = read_layers(mod)
     (opaque,) = (layer for layer in network.layers if isinstance(layer, OpaqueLayer))
-    assert "broadcasts both of the tensors that it multiplies" in opaque.reason
+    assert "broadcasts both of the tensors that it multiplies" in opaque.refusal.what
     placed = place(mod, network, SPEC)
     images = np.random.default_rng(1).uniform(-50, 300, (2, 2, 3, 12)).astype(np.float32)
     want = run_reference(mod, {"x": images})
