@@ -168,6 +168,22 @@ def test_a_batch_that_goes_and_comes_back_changes_nothing(function, dynamic):
     operators_of(Applied(), torch.randn(2, 3, 6, 8), dynamic)
 
 
+@pytest.mark.parametrize("keepdim", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((10, CHANNELS), (1,)), ((4, 6, CHANNELS), (1, 2)), ((CHANNELS, 9), (2,))]
+)
+def test_an_average_of_tokens_is_a_pooling(shape, axes, keepdim):
+    class Averaged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(shape[-1], shape[-1])
+
+        def forward(self, x):
+            return self.linear(x).mean(axes, keepdim=keepdim)
+
+    assert aten.avg_pool2d.default in operators_of(Averaged(), torch.randn(2, *shape))
+
+
 def moved(sizes, axes, batch=PRIME):
     graph = CanonicalGraph(2, batch)
     return graph, Moved(graph.input("x", (2, *sizes)), axes, batch)
