@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import tvm
-from random_networks import machine, network
+from random_networks import machine, network, products
 from tvm.support import cc
 
 from attacks import Attempt
@@ -148,7 +148,8 @@ def _victims(rng: np.random.Generator, spec: NpuSpec) -> list[Program]:
     """Programs of random networks."""
     programs = []
     while len(programs) < PROGRAMS:
-        drawn = network(rng, spec)
+        draw = (network, products)[len(programs) % 2]
+        drawn = draw(rng, spec)
         if drawn.layers:
             programs.append(compile_layers(drawn.layers, [drawn.input], drawn.outputs, spec))
     return programs

@@ -100,31 +100,27 @@ class PlacedModule:
 
 
 NO_INPUT = Refusal(
-    "A program reads a tensor of the image; nothing beside this layer on the NPU does.",
-    "Let the CPU hand it on.",
+    "A program reads a tensor of the image, and nothing beside this layer on the NPU does.",
+    "Let the CPU keep it: the same for every image, it costs no time there.",
 )
 """Why the CPU takes constants that would be a program by themselves."""
 
 
 def refusals(network: IntegerNetwork, spec: NpuSpec) -> list[Refusal | None]:
     """Per layer None where the NPU runs it, or why it doesn't."""
-    refused = [
+    found = [
         layer.refusal if isinstance(layer, OpaqueLayer) else refusal(layer, spec)
         for layer in network.layers
     ]
-    return _with_inputs(network.layers, refused)
-
-
-def _with_inputs(layers: Sequence[AnyLayer], refused: list[Refusal | None]) -> list[Refusal | None]:
-    """The refusals, with one for runs of the NPU's layers that read nothing from outside."""
-    result, begin = list(refused), 0
-    for takes, run in groupby(refused, key=lambda why_not: why_not is None):
+    begin = 0
+    for taken, run in groupby(list(found), key=lambda why_not: why_not is None):
         end = begin + len(list(run))
-        made = {layer.output.name for layer in layers[begin:end]}
-        if takes and all(v.name in made for layer in layers[begin:end] for v in layer.inputs):
-            result[begin:end] = [NO_INPUT] * (end - begin)
+        layers = network.layers[begin:end]
+        made = {layer.output.name for layer in layers}
+        if taken and all(value.name in made for layer in layers for value in layer.inputs):
+            found[begin:end] = [NO_INPUT] * (end - begin)
         begin = end
-    return result
+    return found
 
 
 def placements(network: IntegerNetwork, spec: NpuSpec | None) -> tuple[Placement, ...]:

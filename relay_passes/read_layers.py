@@ -119,7 +119,7 @@ class IntegerNetwork:
     Attributes:
         layers: in an order in which each reads only what was made before.
         inputs: the codes of the network's inputs.
-        outputs: codes, or int32 sums, of the network's outputs.
+        outputs: codes, or int32 sums, that the network's outputs are made of.
     """
 
     layers: tuple[AnyLayer, ...]
@@ -142,7 +142,8 @@ def read_layers(mod: IRModule, sources: Mapping[str, str] | None = None) -> Inte
     """
     graph = Graph(mod)
     reader = _Reader(graph, sources or {})
-    outputs = tuple(reader.value(_integer_source(graph, var)) for var in graph.outputs)
+    sources_of = (source for var in graph.outputs for source in _integer_sources(graph, var))
+    outputs = tuple(reader.value(source) for source in dict.fromkeys(sources_of))
     reader.read()
     position = {var.name: i for i, (var, _) in enumerate(graph.bindings)}
     layers = sorted(reader.layers, key=lambda layer: position[layer.output.name])
@@ -150,11 +151,16 @@ def read_layers(mod: IRModule, sources: Mapping[str, str] | None = None) -> Inte
     return IntegerNetwork(tuple(layers), tuple(inputs), outputs)
 
 
-def _integer_source(graph: Graph, output: Var) -> Var:
-    """The integer tensor that an output is dequantized from."""
-    while is_float(output):
-        output = variables_in(graph.value(output))[0]
-    return output
+def _integer_sources(graph: Graph, output: Var) -> list[Var]:
+    """The integer tensors that an output is dequantized, and perhaps joined, from."""
+    found, todo = [], [output]
+    while todo:
+        var = todo.pop()
+        if is_float(var):
+            todo += reversed(variables_in(graph.value(var)))
+        else:
+            found.append(var)
+    return found
 
 
 class _Reader:

@@ -151,9 +151,14 @@ def excitation_small() -> Network:
     return _finish(lambda: _Excitation(16), (3, 10, 10))
 
 
+def detector_small() -> Network:
+    """Branches of unlike size, joined inside, and behind the last layers: boxes, scores."""
+    return _finish(lambda: _Detector(), (3, 12, 12))
+
+
 _FUNCTIONS = (resnet_small, resnet_projection, vgg_small, mobilenet_small, grouped, densenet_small)
 _FUNCTIONS += (odd_channels, strides_dilation_padding, mlp, silu_net, preact, mobilenet_rescaled)
-_FUNCTIONS += (shufflenet_small, vit_small, excitation_small)
+_FUNCTIONS += (shufflenet_small, detector_small, vit_small, excitation_small)
 ZOO: dict[str, Callable[[], Network]] = {function.__name__: function for function in _FUNCTIONS}
 
 
@@ -411,3 +416,22 @@ class _Excitation(nn.Module):
         x = x * self.squeeze(x.mean((2, 3), keepdim=True))
         x, gate = self.both(x).chunk(2, 1)
         return self.head((x * gate.sigmoid()).mean((2, 3)))
+
+
+class _Detector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*_conv(3, 8, 3, stride=2))
+        self.narrow, self.wide = (nn.Sequential(*_conv(8, 8, 3)) for _ in range(2))
+        self.side = nn.Sequential(*_conv(8, 8, 1))
+        self.neck = nn.Sequential(*_conv(24, 16, 1))
+        self.box, self.score = nn.Conv2d(16, 4, 1), nn.Conv2d(16, 3, 1)
+        with torch.no_grad():
+            self.box.weight *= 100
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        narrow, wide = self.narrow(x), 40 * self.wide(x)
+        x = self.neck(torch.cat([self.side(narrow), narrow, wide], 1))
+        y = torch.cat([self.box(x), torch.sigmoid(self.score(x))], 1)
+        return y.permute(0, 2, 3, 1).reshape(y.shape[0], -1, 7)

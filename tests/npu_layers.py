@@ -324,6 +324,7 @@ LAYERS: dict[str, Layer] = {
     "rows_of_many_tokens": matrices(2, 600, 24, 2, Pairing.ROWS, multiply=True),
     "columns_of_4_bits": matrices(6, 18, 32, 1, Pairing.COLUMNS, dtype="uint8", bits=4),
     "columns_in_k_blocks": matrices(2, 5000, 40, 1, Pairing.COLUMNS),
+    "columns_that_lie_far_apart": matrices(1, 2100, 64, 1, Pairing.COLUMNS),
     "rows_of_windows": matrices(9, 9, 24, 3, Pairing.ROWS, windows=5),
     "rows_of_wide_windows": matrices(
         7, 40, 36, 2, Pairing.ROWS, windows=4, alike=False, residual="uint8"

@@ -40,10 +40,12 @@ from tvmq.data.preprocessing import Preprocessing
 from tvmq.data.source import DataSource
 from tvmq.lowering import lower
 from tvmq.plan.annotate import annotate
-from tvmq.plan.equalize import equalize
+from tvmq.plan.equalize import equalize_as
+from tvmq.plan.equalized_plan import plan_equalized
 from tvmq.plan.plan import Plan
-from tvmq.plan.plan_file import planned_settings, read_plan, write_plan
+from tvmq.plan.plan_file import planned_equalization, read_plan, write_plan
 from tvmq.plan.planner import make_plan
+from tvmq.plan.range_check import check_ranges
 from tvmq.progress import Progress
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.unit_state import checkpoints_of, forget_checkpoints
@@ -78,6 +80,7 @@ class BuildResult:
             "bit_exact": manifest.bit_exact,
             "calibration": manifest.calibration,
             "reconstruction": manifest.reconstruction,
+            "ranges": [entry.model_dump(mode="json") for entry in manifest.ranges],
             "settings": manifest.settings,
             "seconds": manifest.seconds,
         }
@@ -138,12 +141,12 @@ def _build_into(
         model = _capture(request, progress)
         require_room_for(model, folder)
         require_room_to_link(model)
-        save_float(folder, model)
         data = _open_data(model, request)
     with progress.stage("calibrate"):
         calibration = _calibrate(model, data, request, progress)
     with progress.stage("plan"):
-        plan = _plan(model, calibration, request, progress)
+        model, calibration, plan = _plan(model, calibration, request, progress)
+        save_float(folder, model)
     learned: Reconstruction | None = None
     if plan.settings.learned_method and request.plan is None:
         with progress.stage("reconstruct"):
@@ -174,7 +177,9 @@ def _build_into(
         golden = golden_inputs(model, calibration, request.seed)
         bit_exact = verify(folder, model, golden)
     facts = {} if learned is None else learned.as_json()
-    manifest = make_manifest(request, model, data, plan, placed, bit_exact, progress.seconds, facts)
+    ranges = check_ranges(model, plan, calibration)
+    seconds = progress.seconds
+    manifest = make_manifest(request, model, data, plan, placed, bit_exact, seconds, facts, ranges)
     return manifest, placed
 
 
@@ -185,9 +190,9 @@ def _capture(request: BuildRequest, progress: Progress) -> FloatModel:
         trust_pickle=request.trust_pickle,
         input_shapes=request.input_shapes,
     )
-    settings = planned_settings(request.plan) if request.plan else request.settings
-    if "equalize" in settings.method:
-        model = equalize(model)
+    planned = planned_equalization(request.plan) if request.plan else None
+    if planned is not None:
+        model = equalize_as(model, planned)
     for note in model.notes:
         progress.note(f"note: {note}")
     return model
@@ -227,11 +232,19 @@ def _calibrate(
 
 def _plan(
     model: FloatModel, calibration: Calibration, request: BuildRequest, progress: Progress
-) -> Plan:
+) -> tuple[FloatModel, Calibration, Plan]:
+    """The plan, and the network and ranges that it is of: equalizing changes them."""
+    settings = request.settings
     if request.plan is not None:
-        return read_plan(request.plan, model)
+        return model, calibration, read_plan(request.plan, model)
     with progress.bar("correct biases") as report:
-        return make_plan(model, calibration, request.settings, progress=report)
+        if "equalize" not in settings.method:
+            return model, calibration, make_plan(model, calibration, settings, progress=report)
+        known = None if request.preprocessing.mean is None else request.preprocessing
+        found = plan_equalized(model, calibration, settings, known, report)
+    if found.plan.equalization is not None:
+        progress.note(f"note: equalization: {found.plan.equalization.reason}")
+    return found.model, found.calibration, found.plan
 
 
 def _reconstruct(

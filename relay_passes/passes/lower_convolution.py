@@ -33,7 +33,7 @@ from relay_passes.forms.quantization import (
     match_quantize,
 )
 from relay_passes.forms.requantize import Requantization, emit_requantization
-from relay_passes.operators import PRODUCTS, RESHAPES
+from relay_passes.operators import MOVES, PRODUCTS
 from relay_passes.relax_nodes import (
     Array,
     Expr,
@@ -207,10 +207,10 @@ def _integer_bias(name: str, bias: Array, steps: list[Fraction]) -> Array:
 
 
 def _leaving(graph: Graph) -> set[Var]:
-    """Values that go to the output as they are, cast or reordered at most."""
+    """Values that go to the output as they are, cast or moved at most."""
     leaving = {output for output in graph.outputs if is_var(output)}
     for var, value in reversed(graph.bindings):
-        if var in leaving and op_of(value) in ("astype", *RESHAPES):
+        if var in leaving and op_of(value) in ("astype", *MOVES):
             leaving.update(variables_in(value))
     return leaving
 

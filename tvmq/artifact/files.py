@@ -6,6 +6,7 @@ import json
 import math
 import platform
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -27,11 +28,12 @@ from targets.linker import linking
 from targets.npu.execute.compiled import executor_object
 from targets.npu.machine.spec import NpuSpec
 from tvmq import __version__
-from tvmq.artifact.artifact import FORMAT, Manifest, TensorInfo
+from tvmq.artifact.artifact import FORMAT, Manifest, RangeEntry, TensorInfo
 from tvmq.build_request import BuildRequest
 from tvmq.data.source import DataSource, sha256_of_file
 from tvmq.float_model import FloatModel, TensorSpec
 from tvmq.plan.plan import Plan
+from tvmq.plan.range_check import Finding
 from tvmq.run.verify import CALIBRATION_IMAGES, NOISE_IMAGES
 
 DATA_FREE = "data-free: batch-norm statistics of the network"
@@ -127,6 +129,7 @@ def make_manifest(
     bit_exact: bool,
     seconds: dict[str, float],
     reconstruction: dict[str, Any],
+    ranges: Sequence[Finding],
 ) -> Manifest:
     """Say what was built from what, how, and with which result."""
     devices = [placement.device for placement in placed.placements]
@@ -160,6 +163,7 @@ def make_manifest(
         placement={device: devices.count(device) for device in ("npu", "cpu")},
         bit_exact=bit_exact,
         reconstruction=reconstruction,
+        ranges=tuple(RangeEntry(**finding.as_json()) for finding in ranges),
         seconds=seconds,
     )
 

@@ -358,8 +358,8 @@ class _Writer:
             value = self.values.get(source) if isinstance(source, Node) else None
             if isinstance(value, Moved):
                 raise UnsupportedError(
-                    f"output {paths[index] or index} has its batch elsewhere than on axis 0 alone; "
-                    "move it there before it is returned"
+                    f"output {paths[index] or index} has its batch elsewhere than on axis 0 alone. "
+                    "Move it there before it is returned."
                 )
             if not isinstance(value, Node) or is_constant(value):
                 raise UnsupportedError(

@@ -318,7 +318,7 @@ def _moved(g: CanonicalGraph, node: Node, a: Arguments, move: MovedRule, rule: R
         try:
             return rule(g, node, a)
         except Refusal as refusal:
-            if is_constant(x):
+            if is_constant(x) or node.target is aten.squeeze.default:  # of a batch of 1, by mistake
                 raise
             with contextlib.suppress(Refusal):
                 return _settled(g, move(g, node, as_moved(x, g.program_batch), a))

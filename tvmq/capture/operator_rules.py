@@ -82,10 +82,15 @@ def _linear(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
 
 
 def _dense(g: CanonicalGraph, x: Node, weight: Node, bias: Node | None) -> Node:
-    """A linear layer; whatever axes stand before the channels are tokens."""
+    """A linear layer; whatever axes stand before the channels are tokens, or two an image."""
     shape = shape_of(x)
     if len(shape) <= 3:
         return g.call(aten.linear.default, x, weight, bias)
+    if len(shape) == 4:
+        kernel = g.constant(f"{weight.name}_kernel", g.value(weight)[:, :, None, None])
+        image = permuted(g, x, [0, 3, 1, 2])
+        made = g.call(aten.conv2d.default, image, kernel, bias, [1, 1], [0, 0], [1, 1], 1)
+        return permuted(g, made, [0, 2, 3, 1])
     tokens = reshaped(g, x, [-1, math.prod(shape[1:-1]), shape[-1]])
     made = g.call(aten.linear.default, tokens, weight, bias)
     return reshaped(g, made, [-1, *shape[1:-1], shape_of(weight)[0]])

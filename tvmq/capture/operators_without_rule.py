@@ -87,7 +87,7 @@ _say(
     _CUT,
 )
 _say(
-    "repeat repeat_interleave tile expand_as broadcast_to",
+    "repeat repeat_interleave tile",
     "it repeats values",
     "Use torch.cat of the tensor with itself",
 )

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from targets.refusal import by_reason
 from tvmq.artifact.description import settings_text
 
 if TYPE_CHECKING:  # so that printing does not import torch
+    from tvmq.artifact.artifact import RangeEntry
     from tvmq.flow import BuildResult
+
+MOST_RANGES = 3
+"""Lines about tensors that are too narrow; the manifest names them all."""
+
+NAMED_CHANNELS = 8
+"""More are counted."""
 
 
 def build_summary(result: BuildResult) -> list[str]:
@@ -21,6 +28,7 @@ def build_summary(result: BuildResult) -> list[str]:
         f"  {settings_text(manifest.settings)}",
         f"  calibration: {manifest.calibration['source']}",
         *_reconstruction_lines(manifest.reconstruction),
+        *range_lines(manifest.ranges),
         f"  operators: {manifest.placement['npu']} on the NPU, {manifest.placement['cpu']} on "
         f"the CPU",
     ]
@@ -39,6 +47,31 @@ def build_summary(result: BuildResult) -> list[str]:
         f"Next: tvmq eval {result.artifact} --data D, tvmq profile {result.artifact}",
     ]
     return lines
+
+
+def range_lines(ranges: Sequence[RangeEntry]) -> list[str]:
+    """The worst of what is too narrow, and what to do about each kind."""
+    worst = sorted(ranges, key=lambda entry: -entry.lost)[:MOST_RANGES]
+    lines = [f"  too narrow: {_range_text(entry)}" for entry in worst]
+    if len(ranges) > len(worst):
+        lines.append(f"  and {len(ranges) - len(worst)} more: ranges in manifest.json")
+    return lines + [f"    {remedy}" for remedy in dict.fromkeys(e.remedy for e in worst)]
+
+
+def _range_text(entry: RangeEntry) -> str:
+    which = f"{len(entry.channels)} of {entry.count} channels"
+    if len(entry.channels) <= min(NAMED_CHANNELS, entry.count - 1):
+        word = "channel" if len(entry.channels) == 1 else "channels"
+        which = f"{word} {', '.join(map(str, entry.channels))} of {entry.count}"
+    narrowest, widest = (f"{steps:.2g}" for steps in entry.steps)
+    steps = narrowest if narrowest == widest else f"{narrowest} to {widest}"
+    what = {"weights": "weights of ", "joined": "of what is joined, "}.get(entry.kind, "")
+    place = f" ({entry.source})" if entry.source else ""
+    does = "makes" if entry.kind == "weights" else "adds up"
+    return (
+        f"{what}{entry.name}{place}: {which} span {steps} steps, rounding loses "
+        f"{100 * entry.lost:.0f} % of what {entry.layer} {does}."
+    )
 
 
 def _reconstruction_lines(facts: Mapping[str, Any]) -> list[str]:

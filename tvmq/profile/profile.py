@@ -16,7 +16,7 @@ from targets.errors import InputError
 from targets.npu.machine.isa import UNIT_NAMES
 from targets.npu.machine.spec import NpuSpec, load_spec
 from targets.npu.price.layer_costs import LayerCost, PricedProgram, price
-from tvmq.artifact.artifact import Artifact
+from tvmq.artifact.artifact import Artifact, RangeEntry
 from tvmq.artifact.description import described
 from tvmq.profile.cpu import measure_cpu
 
@@ -78,6 +78,7 @@ class Profile:
         programs: what the rows of the NPU were made from, by file name.
         reconstruction: what the manifest says of it.
         about: lines of what the artifact is.
+        ranges: the same, of what is too narrow for its step.
     """
 
     artifact: str
@@ -91,6 +92,7 @@ class Profile:
     programs: dict[str, PricedProgram]
     reconstruction: dict[str, Any] = field(default_factory=dict)
     about: tuple[str, ...] = ()
+    ranges: tuple[RangeEntry, ...] = ()
 
 
 def profile(artifact: Artifact, energy: str = "") -> Profile:
@@ -135,6 +137,7 @@ def profile(artifact: Artifact, energy: str = "") -> Profile:
         programs=priced,
         reconstruction=artifact.manifest.reconstruction,
         about=tuple(described(artifact)),
+        ranges=artifact.manifest.ranges,
     )
 
 

@@ -15,8 +15,9 @@ come down to a range per loop, and most stripes of an image turn out to lie insi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from targets.npu.emit.emitted import Emitted, Place, reach
 from targets.npu.emit.loop_tree import Env, Folded, Leaf
@@ -67,12 +68,8 @@ def emit_copy(leaf: Leaf, env: Env, places: dict[str, Place]) -> list[Emitted]:
     if not leaf.bounds:
         merged = _coalesce(box.axes)
         turned = _turned(merged) if source.dram else None
-        pieces = _pieces(turned or merged, box)
-        return [
-            each
-            for piece in pieces
-            for each in _fitting(piece, source, target, turned=turned is not None)
-        ]
+        made = partial(_transfer, source=source, target=target, turned=turned is not None)
+        return [e for piece in _pieces(turned or merged, box) for e in _fitting(piece, made)]
     return _bordered(box, _inside(leaf, env, folded), source, target, leaf.fill)
 
 
@@ -98,8 +95,8 @@ def fill_rows(
 
 def _fill(box: _Box, target: Place, value: int) -> list[Emitted]:
     box = replace(box, axes=tuple(replace(a, source=0) for a in box.axes))
-    emitted = []
-    for piece in _pieces(_coalesce(box.axes), box):
+
+    def filled(piece: _Box) -> Emitted:
         z, y, x = piece.axes
         load = isa.Load(
             mem=target.index,
@@ -112,8 +109,9 @@ def _fill(box: _Box, target: Place, value: int) -> list[Emitted]:
             spm_ystride=y.target,
             spm_zstride=z.target,
         )
-        emitted.append(Emitted(load, (), (_span(target, piece, target=True),)))
-    return emitted
+        return Emitted(load, (), (_span(target, piece, target=True),))
+
+    return [e for piece in _pieces(_coalesce(box.axes), box) for e in _fitting(piece, filled)]
 
 
 def _coalesce(axes: tuple[_Axis, ...]) -> tuple[_Axis, ...]:
@@ -164,18 +162,18 @@ def _turned(axes: tuple[_Axis, ...]) -> tuple[_Axis, ...] | None:
     return axes[:-1] if len(axes) > 3 and axes[-4].target == 1 else None
 
 
-def _fitting(box: _Box, source: Place, target: Place, *, turned: bool) -> Iterator[Emitted]:
+def _fitting(box: _Box, made: Callable[[_Box], Emitted]) -> Iterator[Emitted]:
     """A box of (z, y, x), its outer loops unrolled where a field can't hold their strides."""
-    made = _transfer(box, source, target, turned=turned)
-    if isa.fits(made.instruction):
-        yield made
+    whole = made(box)
+    if isa.fits(whole.instruction):
+        yield whole
         return
     depth = next(n for n, axis in enumerate(box.axes) if axis.extent > 1)
     axis = box.axes[depth]
     rest = (*box.axes[:depth], _Axis(1, 0, 0), *box.axes[depth + 1 :])
     for n in range(axis.extent):
         moved = _Box(box.source + n * axis.source, box.target + n * axis.target, rest)
-        yield from _fitting(moved, source, target, turned=turned)
+        yield from _fitting(moved, made)
 
 
 def _transfer(box: _Box, source: Place, target: Place, *, turned: bool = False) -> Emitted:

@@ -64,7 +64,7 @@ class Rule(Enum):
     WEIGHTS = (
         "The array multiplies by constants, or by a tensor of int8 codes whose zero point is 0; "
         "then the zero point of the tensor that it multiplies is 0, too.",
-        "Leave the zero points of both tensors out of the plan.",
+        "Plan zero points of 0 for the operands of matrix products, and a signed right one.",
     )
     PRECISION = (
         "The array multiplies 8-bit operands; codes at the edges of a program lie in bytes.",
@@ -97,7 +97,7 @@ class Rule(Enum):
     ELEMENTS = (
         "Of a product element by element nothing but the product is rounded, by one multiplier and "
         "shift.",
-        "Let the CPU multiply, or add behind another layer.",
+        "Add to the product in a layer of its own.",
     )
     WINDOW = (
         f"A max pooling's window has at most {isa.largest(isa.Pool, 'kh')} rows and "

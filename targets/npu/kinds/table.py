@@ -19,10 +19,10 @@ from targets.layers import (
     Softmax,
 )
 from targets.npu.kinds.addition import Addition
+from targets.npu.kinds.constant import ConstantTensor
 from targets.npu.kinds.convolution import Convolution
 from targets.npu.kinds.cost import NOTHING, Cost
 from targets.npu.kinds.element_product import ElementProduct
-from targets.npu.kinds.held import Held
 from targets.npu.kinds.kind import Kind
 from targets.npu.kinds.lookup import Lookup
 from targets.npu.kinds.move import Moving
@@ -40,7 +40,7 @@ KINDS: dict[type[Layer], Kind[Any, Any]] = {
     Softmax: SoftmaxOfRows(),
     Norm: NormOfRows(),
     Move: Moving(),
-    Constant: Held(),
+    Constant: ConstantTensor(),
 }
 
 

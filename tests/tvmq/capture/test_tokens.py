@@ -122,10 +122,11 @@ class Windows(nn.Module):
         n, h, w, c = x.shape
         s = self.size
         x = x.view(n, h // s, s, w // s, s, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, s * s, c)
-        qkv = self.attention(x).reshape(len(x), s * s, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        b = x.shape[0]
+        qkv = self.attention(x).reshape(b, s * s, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv[0], qkv[1], qkv[2]
         y = (q @ k.transpose(-2, -1) + self.bias).softmax(-1) @ v
-        y = y.transpose(1, 2).reshape(len(x), s * s, c)
+        y = y.transpose(1, 2).reshape(b, s * s, c)
         y = y.view(n, h // s, w // s, s, s, c).permute(0, 1, 3, 2, 4, 5)
         return y.reshape(n, h, w, c)
 
@@ -165,6 +166,22 @@ def test_a_batch_that_goes_and_comes_back_changes_nothing(function, dynamic):
             return function(self.conv(x))
 
     operators_of(Applied(), torch.randn(2, 3, 6, 8), dynamic)
+
+
+@pytest.mark.parametrize("keepdim", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((10, CHANNELS), (1,)), ((4, 6, CHANNELS), (1, 2)), ((CHANNELS, 9), (2,))]
+)
+def test_an_average_of_tokens_is_a_pooling(shape, axes, keepdim):
+    class Averaged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(shape[-1], shape[-1])
+
+        def forward(self, x):
+            return self.linear(x).mean(axes, keepdim=keepdim)
+
+    assert aten.avg_pool2d.default in operators_of(Averaged(), torch.randn(2, *shape))
 
 
 def moved(sizes, axes, batch=PRIME):

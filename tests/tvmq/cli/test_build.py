@@ -52,6 +52,25 @@ def test_artifact_has_every_file_that_the_design_names(small):
     } <= names
 
 
+def test_what_is_too_narrow_is_said_everywhere(small, tvmq, tmp_path):
+    assert Artifact.load(small).manifest.ranges == ()
+    model = save("mobilenet_rescaled", tmp_path)
+    words = ["--target", "cpu", "--precision", "w4a4"]
+    result = tvmq("build", model, "-o", tmp_path / "a", *words, "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)["ranges"]
+    assert [entry["layer"] for entry in found] == ["conv2d_2", "conv2d_2", "conv2d_5", "conv2d_5"]
+    manifest = Artifact.load(tmp_path / "a").manifest
+    assert [entry.model_dump(mode="json") for entry in manifest.ranges] == found
+    again = tvmq("build", model, "-o", tmp_path / "a", *words)
+    said = again.out + again.err
+    assert said.count("too narrow: ") == 3
+    assert "and 1 more: ranges in manifest.json" in said
+    page = tmp_path / "page.html"
+    assert tvmq("profile", tmp_path / "a", "--html", page).code == 0
+    assert "Too narrow" in page.read_text()
+
+
 def test_json_is_alone_on_stdout(tvmq, tmp_path):
     model = save("mobilenet_small", tmp_path)
     result = tvmq("build", model, "-o", tmp_path / "a", "--target", "npu:m2048", "--json")

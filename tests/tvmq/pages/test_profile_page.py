@@ -8,6 +8,7 @@ import matplotlib as mpl
 import pytest
 from profile_pages import EVIL, Page, operator, profile_of
 
+from tvmq.artifact.artifact import RangeEntry
 from tvmq.pages.profile_page import profile_page
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -44,6 +45,28 @@ def test_names_are_text(page):
     for label in ("Roofline", "Time and energy", "Timeline"):
         titles = [title.text for title in _svgs(page)[label].iter(f"{SVG}title")]
         assert any(title.startswith(shown) for title in titles)
+
+
+def test_what_is_too_narrow_is_on_it(page, operators):
+    entry = RangeEntry(
+        kind="weights",
+        name=EVIL,
+        source="module a.b",
+        channels=(1, 4),
+        count=8,
+        steps=(0.25, 1.5),
+        layer="conv2d",
+        lost=0.345,
+        remedy="Do something.",
+    )
+    found = profile_page(replace(profile_of(operators), ranges=(entry,)))
+    cells = Page(found).cells
+    first = cells.index(f"{EVIL} (weights)")
+    assert cells[first + 1 : first + 8] == [
+        *("module a.b", "2 of 8", "0.25", "1.5", "conv2d", "34", "Do something.")
+    ]
+    assert "Too narrow" in found
+    assert "Too narrow" not in page
 
 
 def test_it_needs_no_other_file(page):

@@ -118,8 +118,8 @@ def test_many_tokens_share_the_records_of_one_tile():
     loads = [i for i in compiled(layer).instructions if isinstance(i, isa.Load) and i.mem == 3]
     assert [i.x_bytes for i in loads] == [16 * 12]
     heads = replace(matrices(40, 700, 96, 2, Pairing.ROWS), bias=np.arange(1400, dtype=np.int32))
-    why = str(refusal(heads, E256))
-    assert "the records of one group (8448 bytes) exceed half of PAR (4096)" in why
+    words = "the records of one group (8448 bytes) exceed half of PAR (4096)"
+    assert words in str(refusal(heads, E256))
 
 
 @pytest.mark.parametrize("what", ["bias", "multiplier", "shift", "residual"])

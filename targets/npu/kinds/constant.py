@@ -20,7 +20,7 @@ from targets.npu.schedule.storage import Stored
 _MOVING = Moving()
 
 
-class Held(Kind[Constant, int]):
+class ConstantTensor(Kind[Constant, int]):
     """A choice is the rows of a stripe of the copy."""
 
     def broken_rules(self, layer: Constant, spec: NpuSpec) -> Iterator[tuple[Rule, str]]:
