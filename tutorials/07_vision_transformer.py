@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 
 from targets.rows import exponentials, softmax_sums
 from tvmq.artifact.artifact import Artifact

@@ -226,9 +226,11 @@ def _head_product(pairing: Pairing) -> Converter:
 
 
 def _softmax(node: fx.Node, importer: Importer) -> Expr:
-    source, _, heads = node.args
-    softmax = HeadSoftmax(importer.env[source], heads)
-    return emit_head_softmax(importer.emit, softmax, node.name)
+    source, _, heads, factor = node.args
+    softmax = emit_head_softmax(importer.emit, HeadSoftmax(importer.env[source], heads), node.name)
+    if factor == 1.0:
+        return softmax
+    return importer.emit(relax.op.multiply(softmax, _scalar(factor)), node.name)
 
 
 def _norm(node: fx.Node, importer: Importer) -> Var:

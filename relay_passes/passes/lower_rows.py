@@ -1,12 +1,14 @@
 """Lower softmax and layer norm of a quantized tensor to integer sums and their requantization.
 
-    quantize(tvmq.softmax(dequantize(x), heads))                    -->  integer normal form
+    quantize(tvmq.softmax(dequantize(x), heads) [* factor])         -->  integer normal form
     quantize(nn.layer_norm(dequantize(x), dequantize(gain), bias))  -->  integer normal form
 
 Needs: ConvertToNhwc, FoldActivations. Leaves: neither of both between a dequantize and a quantize.
 """
 
 from __future__ import annotations
+
+from fractions import Fraction
 
 import tvm
 from tvm import IRModule
@@ -30,6 +32,7 @@ from relay_passes.relax_nodes import (
     array_of,
     is_codes,
     is_constant,
+    is_scalar,
     rewrite,
 )
 from targets.errors import ArithmeticRangeError
@@ -55,13 +58,17 @@ def _visit(rewriter: Rewriter, var: Var, _value: Expr) -> Expr | None:
 
 
 def _softmax(rewriter: Rewriter, var: Var, quantize: Quantize) -> Expr | None:
-    found = match_head_softmax(rewriter.graph, quantize.source)
+    source, factor = quantize.source, Fraction(1)
+    scaled = rewriter.graph.match(source, "multiply")
+    if scaled is not None and is_scalar(scaled.args[1]):
+        source, factor = scaled.args[0], exact_step(array_of(scaled.args[1]))
+    found = match_head_softmax(rewriter.graph, source)
     data = None if found is None else _tensor(rewriter.graph, found.data)
     if found is None or data is None:
         return None
     codes, table = rewriter.get(data.codes), exponentials(float(data.step))
     sums = emit_softmax(rewriter.emit, Softmax(quantize.source.name, codes, found.heads, table))
-    unit = power_of_two(-SOFTMAX_BITS)
+    unit = factor * power_of_two(-SOFTMAX_BITS)
     return requantize_sums(rewriter, var, quantize, sums, unit, softmax_bounds())
 
 

@@ -1,5 +1,4 @@
-"""Softmax and layer norm of integers: what they approximate, what they can't exceed, what they are
-at the ends of their ranges."""
+"""Softmax and layer norm of integers: what they approximate, and what they can't exceed."""
 
 import numpy as np
 import pytest

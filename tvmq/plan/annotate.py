@@ -109,7 +109,8 @@ class _Annotator:
             self._with_factor(node)
         elif layer.kind == "softmax":
             step = self.plan.values[layer.inputs[0]].step
-            node.args = (node.args[0], step, heads_of(node))
+            (factor,) = self.plan.weights[node.name].steps
+            node.args = (node.args[0], step, heads_of(node), factor)
             node.target = torch.ops.tvmq.integer_softmax.default
         elif layer.kind == "norm":
             self._norm_of_codes(node, layer)

@@ -21,7 +21,7 @@ from tvmq.plan.plan import Plan, ValuePlan, WeightPlan
 from tvmq.regions import Layer, norm_weights
 
 _library = torch.library.Library("tvmq", "FRAGMENT")
-_library.define("integer_softmax(Tensor x, float step, int heads) -> Tensor")
+_library.define("integer_softmax(Tensor x, float step, int heads, float factor) -> Tensor")
 _library.define(
     "integer_norm(Tensor x, float step, Tensor gamma, Tensor beta, float gain_step, float eps)"
     " -> Tensor"
@@ -45,17 +45,18 @@ def rounded_norm(model: FloatModel, layer: Layer, plan: Plan) -> tuple[torch.Ten
 
 
 @torch.library.impl(_library, "integer_softmax", "CompositeExplicitAutograd")  # type: ignore[untyped-decorator]
-def integer_softmax(x: torch.Tensor, step: float, heads: int) -> torch.Tensor:
+def integer_softmax(x: torch.Tensor, step: float, heads: int, factor: float) -> torch.Tensor:
     """Softmax over the last axis of (..., heads * U), of each head by itself.
 
     Args:
         x: multiples of ``step``.
         step: of its codes.
         heads: divides the last axis.
+        factor: of the sums, near 1, where free steps need one to be exact.
     """
     codes = _codes(x, step).unflatten(-1, (heads, -1)).numpy()
     sums = softmax_sums(codes, exponentials(step))
-    return torch.from_numpy(sums * 2.0**-SOFTMAX_BITS).flatten(-2).to(x.dtype)
+    return torch.from_numpy(sums * (2.0**-SOFTMAX_BITS * factor)).flatten(-2).to(x.dtype)
 
 
 @torch.library.impl(_library, "integer_norm", "CompositeExplicitAutograd")  # type: ignore[untyped-decorator]
