@@ -16,6 +16,7 @@ import torch
 from torch.fx import Node
 
 from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
+from tvmq.capture.interleaving import on_phases
 from tvmq.capture.layout_rules import reshaped
 from tvmq.capture.rearranged import base_of, moved_again
 from tvmq.capture.rule_table import Arguments, RuleTable, pair, positive_axis
@@ -36,8 +37,6 @@ HINTS = {
 
 @rule("conv2d", "convolution")
 def _conv(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
-    if a.get("transposed"):
-        raise Refusal("transposed convolution")
     if not is_constant(a["weight"]) or (a["bias"] is not None and not is_constant(a["bias"])):
         raise Refusal("weights that depend on the input")
     x, weight = a["input"], a["weight"]
@@ -107,11 +106,23 @@ def _batch_norm(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
         raise Refusal("statistics of another number of channels than its input has")
     gamma = a["weight"] or g.constant(f"{node.name}_gamma", torch.ones(channels))
     beta = a["bias"] or g.constant(f"{node.name}_beta", torch.zeros(channels))
-    result = g.call(
-        aten.batch_norm.default,
-        a["input"], gamma, beta, mean, variance, False, 0.0, a["eps"], False,
-    )  # fmt: skip
+    result = _normed(g, a["input"], (gamma, beta, mean, variance), a["eps"])
     return [result, None, None] if isinstance(node.meta["val"], tuple | list) else result
+
+
+def _normed(g: CanonicalGraph, x: Node, vectors: Sequence[Node], eps: float) -> Node:
+    """A batch norm: of an image, or of vectors or tokens that have their channels on axis 1."""
+
+    def of_phases(image: Node, count: int) -> Node:
+        repeated = [
+            g.constant(f"{vector.name}_{count}_times", g.value(vector).repeat(count))
+            for vector in vectors
+        ]
+        return _normed(g, image, vectors if count == 1 else repeated, eps)
+
+    return on_phases(g, x, of_phases) or g.call(
+        aten.batch_norm.default, x, *vectors, False, 0.0, eps, False
+    )
 
 
 # ---- activations
@@ -119,7 +130,7 @@ def _batch_norm(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
 
 @rule("relu")
 def _relu(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
-    return g.call(aten.relu.default, a["self"])
+    return _of_elements(g, a["self"], aten.relu.default)
 
 
 @rule("relu6")
@@ -140,11 +151,19 @@ def _clamp(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
 def _bounded(g: CanonicalGraph, x: Node, low: Any, high: Any) -> Node:
     if isinstance(low, Node) or isinstance(high, Node):
         raise Refusal("bounds that are tensors")
-    base, moves = base_of(x)
     if low == 0 and (high is None or high == math.inf):
-        return moved_again(g, g.call(aten.relu.default, base), moves)
+        return _of_elements(g, x, aten.relu.default)
     low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
-    return moved_again(g, g.call(aten.clamp.default, base, low, high), moves)
+    return _of_elements(g, x, aten.clamp.default, low, high)
+
+
+def _of_elements(g: CanonicalGraph, x: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
+    """A function of every element, applied in front of whatever only moves them."""
+    base, moves = base_of(x)
+    of_phases = on_phases(
+        g, base, lambda image, _: _of_elements(g, image, target, *args, **kwargs)
+    )
+    return moved_again(g, of_phases or g.call(target, base, *args, **kwargs), moves)
 
 
 def pointwise(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
@@ -152,9 +171,8 @@ def pointwise(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     if not node.meta["val"].is_floating_point():
         raise Refusal(f"gives {str(node.meta['val'].dtype)[6:]}, only floats can be quantized")
     first, *others = (argument.name for argument in node.target._schema.arguments)
-    base, moves = base_of(a[first])
     rest = {name: a[name] for name in others if name != "dtype"}
-    return moved_again(g, g.call(node.target, base, **rest), moves)
+    return _of_elements(g, a[first], node.target, **rest)
 
 
 @rule("prelu", "_prelu_kernel")
@@ -320,6 +338,15 @@ def _per_channel(
     gamma, beta = (_channel_vector(g, x, value) for value in (scale, shift))
     if bool((gamma == 1).all()) and bool((beta == 0).all()):
         return x
+
+    def of_phases(image: Node, count: int) -> Node:
+        scales, shifts = gamma.repeat(count), beta.repeat(count)
+        return _per_channel(
+            g, node, image, scale=scales, shift=shifts, name=f"{name}_{count}".lstrip("_")
+        )
+
+    if (found := on_phases(g, x, of_phases)) is not None:
+        return found
     channels, prefix = shape_of(x)[axis], f"{node.name}_{name}".rstrip("_")
     result = g.call(
         aten.batch_norm.default,

@@ -14,6 +14,7 @@ import torch
 from torch.fx import Node
 
 from tvmq.capture.canonical_graph import CanonicalGraph, shape_of
+from tvmq.capture.interleaving import WOVEN
 from tvmq.capture.layout_rules import sliced
 
 aten = torch.ops.aten
@@ -42,9 +43,12 @@ def origins_of(value: Node) -> Iterator[tuple[Node, torch.Tensor]]:
 
 
 def base_of(value: Node) -> tuple[Node, list[Node]]:
-    """What a value was rearranged from without a loss, and the moves from there."""
+    """What a value was rearranged from without a loss, and the moves from there.
+
+    A woven image is not taken apart, see ``interleaving.py``.
+    """
     moves: list[Node] = []
-    while value.target in _KEEP_ALL:
+    while value.target in _KEEP_ALL and WOVEN not in value.meta:
         moves.insert(0, value)
         value = value.args[0]
     return value, moves
