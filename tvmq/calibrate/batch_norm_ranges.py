@@ -25,7 +25,7 @@ from targets.errors import InputError
 from tvmq.calibrate.calibrate import Calibration
 from tvmq.calibrate.observers import SIDE_BINS, Floats, Histogram
 from tvmq.data.preprocessing import Preprocessing
-from tvmq.float_model import FloatModel
+from tvmq.float_model import FloatModel, constant_of
 from tvmq.regions import BOUNDS, MOVES, bounds_of, find_regions, op_of, shape_of
 
 aten = torch.ops.aten
@@ -37,6 +37,9 @@ INPUT_ASSUMED = "assumed images normalised as for ImageNet (give --mean and --st
 
 SPREADS = 6.0
 """Standard deviations beyond which a normal value is taken not to occur."""
+
+UNBOUNDED = 1e30
+"""In place of infinity where it is multiplied by 0."""
 
 NAMED = 3
 """Values that a message names."""
@@ -169,19 +172,23 @@ def _propagate(model: FloatModel, node: Node, spreads: dict[Node, Spread]) -> Sp
         return Spread(mean, std, torch.full_like(mean, -math.inf), torch.full_like(mean, math.inf))
     op = op_of(node)
     if op is aten.conv2d or op is aten.linear:
-        return None
+        source = spreads.get(node.all_input_nodes[0])
+        if op is aten.linear or source is None or not _interpolates(model, node):
+            return None
+        return _between(source, constant_of(model.graph_module, node.args[1]).double(), node)
     sources = [spreads.get(source) for source in node.all_input_nodes]
     known = [source for source in sources if source is not None]
     if len(known) < len(sources):
         return None
     if op is aten.cat:
-        shapes = [shape_of(source) for source in node.all_input_nodes]
-        return _joined(known, shapes, int(node.args[1]))
+        parts = node.args[0]  # of which one may be there several times
+        shapes = [shape_of(part) for part in parts]
+        return _joined([spreads[part] for part in parts], shapes, int(node.args[1]))
     if op is aten.add:
-        parts = [k.mapped(lambda x: x) for k in (known * 2)[:2]]
+        terms = [k.mapped(lambda x: x) for k in (known * 2)[:2]]
         return Spread(
-            parts[0].mean + parts[1].mean,
-            (parts[0].std ** 2 + parts[1].std ** 2).sqrt(),
+            terms[0].mean + terms[1].mean,
+            (terms[0].std ** 2 + terms[1].std ** 2).sqrt(),
             (known * 2)[0].low + (known * 2)[1].low,
             (known * 2)[0].high + (known * 2)[1].high,
         )
@@ -196,6 +203,28 @@ def _propagate(model: FloatModel, node: Node, spreads: dict[Node, Spread]) -> Sp
         return _averaged(x, call, read, shape)
     assert op in MOVES, op
     return x.moved(call, read)
+
+
+def _interpolates(model: FloatModel, node: Node) -> bool:
+    """Whether a convolution gives something between neighbours of the same channel."""
+    weight = constant_of(model.graph_module, node.args[1])
+    inside = node.args[2] is None and not any(node.args[4])
+    depthwise = node.args[6] == len(weight) == shape_of(node.args[0])[1]
+    sums = weight.double().flatten(1).sum(1)
+    return inside and depthwise and bool((weight >= 0).all() and ((sums - 1).abs() < 1e-5).all())
+
+
+def _between(x: Spread, weight: torch.Tensor, node: Node) -> Spread:
+    """The spread of an interpolation: neighbours resemble each other, so it is theirs."""
+    read = shape_of(node.args[0])
+
+    def mean(part: torch.Tensor) -> torch.Tensor:
+        if part.shape[2:] == (1, 1):
+            return part
+        finite = part.expand(1, *read[1:]).clamp(-UNBOUNDED, UNBOUNDED)
+        return _held(aten.conv2d(finite, weight, None, *node.args[3:]))
+
+    return Spread(*(mean(part) for part in (x.mean, x.std, x.low, x.high)))
 
 
 def _held(x: torch.Tensor) -> torch.Tensor:

@@ -196,7 +196,7 @@ def nearest(g: CanonicalGraph, x: Node, rows: Coordinates, columns: Coordinates)
         rows: whole numbers, rising.
         columns: likewise.
     """
-    periods = [_period(places, shape_of(x)[2 + axis]) for axis, places in ((0, rows), (1, columns))]
+    periods = [_inside(places, shape_of(x)[2 + axis]) for axis, places in ((0, rows), (1, columns))]
     down, across = periods
     if down and across and len(down.bases) * len(across.bases) <= MOST_AT_ONCE:
         return _copies(g, x, down, across)
@@ -238,6 +238,15 @@ def _period(places: Coordinates, size: int, longest: int = 64) -> _Period | None
             if step > 0 and near:
                 return _Period(step, made // count, bases)
     return None
+
+
+def _inside(places: Coordinates, size: int) -> _Period | None:
+    """How coordinates repeat that need no edge beyond which to read; None if they don't soon."""
+    found = _period(places, size)
+    if found is None or min(found.bases) < 0:
+        return None
+    last = max(found.bases) + found.step * (found.size - 1)
+    return found if last < size else None
 
 
 def _base(places: Coordinates, step: int, size: int) -> float:
