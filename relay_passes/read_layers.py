@@ -31,7 +31,7 @@ from relay_passes.forms.softmax import Softmax as SoftmaxForm
 from relay_passes.forms.softmax import match_softmax
 from relay_passes.forms.table import first_code, match_table
 from relay_passes.forms.term import Term
-from relay_passes.operators import MOVES
+from relay_passes.operators import MOVES, RESHAPES
 from relay_passes.relax_nodes import (
     Array,
     Graph,
@@ -134,10 +134,14 @@ def read_layers(mod: IRModule, sources: Mapping[str, str] | None = None) -> Inte
 
 
 def _integer_source(graph: Graph, output: Var) -> Var:
-    """The integer tensor that an output is dequantized from."""
+    """The integer tensor that an output is dequantized from, before it is transposed for it."""
     while is_float(output):
         output = variables_in(graph.value(output))[0]
-    return output
+    source, turned = output, False
+    while (call := graph.match(source, *RESHAPES)) is not None:
+        turned = turned or isinstance(match_move(graph, source), str)
+        source = call.args[0]
+    return source if turned else output
 
 
 class _Reader:
@@ -188,9 +192,10 @@ class _Reader:
         return Value(var.name, (H, W, C), dtype, bits)
 
     def _quantizes_an_input(self, var: Var) -> bool:
-        """Whether the codes are made of floats, transposed at most."""
+        """Whether the codes are made of floats, transposed at most, rows as images."""
         call = self.graph.value(var)
-        while op_of(call) == "permute_dims":
+        turned = op_of(call) == "permute_dims"
+        while op_of(call) == "permute_dims" or (turned and op_of(call) == "reshape"):
             call = self.graph.value(call.args[0])
         return op_of(call) == "astype" and is_float(call.args[0])
 

@@ -23,6 +23,7 @@ from relay_passes.frontend.pointwise import is_pointwise
 from targets.errors import UnsupportedError
 from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, in_one_line, is_constant
 from tvmq.capture.layout_rules import LAYOUT_RULES
+from tvmq.capture.one_dimension_rules import ONE_DIMENSION_RULES
 from tvmq.capture.operator_rules import HINTS, OPERATOR_RULES, pointwise
 from tvmq.capture.pooling_rules import POOLING_RULES
 from tvmq.capture.resampling_rules import RESAMPLING_RULES
@@ -30,7 +31,14 @@ from tvmq.capture.rule_table import Rule
 from tvmq.capture.token_rules import TOKEN_RULES
 from tvmq.float_model import Origin
 
-RULES = OPERATOR_RULES | POOLING_RULES | LAYOUT_RULES | TOKEN_RULES | RESAMPLING_RULES
+RULES = (
+    OPERATOR_RULES
+    | POOLING_RULES
+    | LAYOUT_RULES
+    | TOKEN_RULES
+    | RESAMPLING_RULES
+    | ONE_DIMENSION_RULES
+)
 
 _TORCH_FRAME = re.compile(r"[/\\]torch[/\\]")
 _SEPARATOR = re.compile(r"[/\\]")

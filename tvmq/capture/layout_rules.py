@@ -82,6 +82,27 @@ def reshaped(g: CanonicalGraph, x: Node, exported_shape: Sequence[Any]) -> Node:
     return g.call(aten.reshape.default, x, [-1, *new[1:]])
 
 
+def as_row_image(g: CanonicalGraph, x: Node) -> Node:
+    """Rows (N, C, L) as images of one row, (N, C, 1, L)."""
+    _, channels, length = shape_of(x)
+    return reshaped(g, x, [-1, channels, 1, length])
+
+
+def as_row(g: CanonicalGraph, image: Node) -> Node:
+    """Images of one row as rows."""
+    _, channels, _, length = shape_of(image)
+    return reshaped(g, image, [-1, channels, length])
+
+
+def row_image(x: Node) -> Node | None:
+    """The image that rows (N, C, L) are of; None for tokens, which have their channels last."""
+    if x.target is not aten.reshape.default or len(shape_of(x)) != 3:
+        return None
+    image: Node = x.args[0]
+    _, channels, length = shape_of(x)
+    return image if shape_of(image)[1:] == (channels, 1, length) else None
+
+
 @rule("permute")
 def _permute(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     return _permuted(g, a["self"], a["dims"])
@@ -157,6 +178,9 @@ def sliced(
     first, last, step = slice(start, end, step).indices(shape[axis])
     if (first, last, step) == (0, shape[axis], 1):
         return x
+    image = row_image(x)
+    if image is not None:
+        return as_row(g, sliced(g, image, 1 if axis == 1 else 3, first, last, step))
     return g.call(aten.slice.Tensor, x, axis, first, last, step)
 
 
@@ -174,4 +198,8 @@ def _pad(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
         raise Refusal("pads the batch")
     if min(widths) < 0:
         raise Refusal(f"negative padding {widths}; slice instead")
+    image = row_image(x)
+    if image is not None:
+        widths = [*widths[:2], 0, 0, *widths[2:]]
+        return as_row(g, g.call(aten.constant_pad_nd.default, image, widths, 0.0))
     return g.call(aten.constant_pad_nd.default, x, widths, 0.0)

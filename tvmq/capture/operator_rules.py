@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
 from tvmq.capture.interleaving import on_phases
-from tvmq.capture.layout_rules import reshaped
+from tvmq.capture.layout_rules import as_row, as_row_image, reshaped, row_image
 from tvmq.capture.rearranged import base_of, moved_again
 from tvmq.capture.rule_table import Arguments, RuleTable, pair, positive_axis
 
@@ -27,15 +27,14 @@ rule = rules.rule
 OPERATOR_RULES = rules.by_name
 HINTS = {
     "log_softmax": "leave softmax out of the exported network, it does not change the order",
-    "conv1d": "only two-dimensional convolutions; unsqueeze the input",
-    "conv3d": "only two-dimensional convolutions",
+    "conv3d": "only convolutions of images and rows",
 }
 
 
 # ---- layers with weights
 
 
-@rule("conv2d", "convolution")
+@rule("conv2d")
 def _conv(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     if not is_constant(a["weight"]) or (a["bias"] is not None and not is_constant(a["bias"])):
         raise Refusal("weights that depend on the input")
@@ -98,15 +97,20 @@ def _batch_norm(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
     mean, variance = a["running_mean"], a["running_var"]
     if a.get("training") or mean is None or variance is None:
         raise Refusal("uses the statistics of the batch; export model.eval() with running ones")
-    if len(shape_of(a["input"])) not in (2, 4):
-        raise Refusal("batch norm of a rank other than 2 or 4")
+    if len(shape_of(a["input"])) not in (2, 3, 4):
+        raise Refusal("batch norm of a rank other than 2, 3 or 4")
     channels = shape_of(mean)[0]
     given = [mean, variance, *filter(None, (a["weight"], a["bias"]))]
     if any(shape_of(each) != shape_of(a["input"])[1:2] for each in given):
         raise Refusal("statistics of another number of channels than its input has")
     gamma = a["weight"] or g.constant(f"{node.name}_gamma", torch.ones(channels))
     beta = a["bias"] or g.constant(f"{node.name}_beta", torch.zeros(channels))
-    result = _normed(g, a["input"], (gamma, beta, mean, variance), a["eps"])
+    vectors = (gamma, beta, mean, variance)
+    x = a["input"]
+    if len(shape_of(x)) == 3 and x.target is not aten.permute.default:
+        result = as_row(g, _normed(g, as_row_image(g, x), vectors, a["eps"]))
+    else:
+        result = _normed(g, x, vectors, a["eps"])
     return [result, None, None] if isinstance(node.meta["val"], tuple | list) else result
 
 
@@ -218,6 +222,8 @@ def _sum(g: CanonicalGraph, node: Node, x: Node, y: Node, alpha: float) -> Node:
 
 def _of_both(g: CanonicalGraph, target: Any, x: Node, y: Node) -> Node:
     """An elementwise operator of two tensors; where both were moved alike, of what was moved."""
+    if len(shape_of(x)) == 3 and (row_image(x) or row_image(y)):
+        return as_row(g, _of_both(g, target, as_row_image(g, x), as_row_image(g, y)))
     (a, moves), (b, others) = base_of(x), base_of(y)
     alike = [(m.target, m.args[1]) for m in moves] == [(m.target, m.args[1]) for m in others]
     if alike and shape_of(a) == shape_of(b):
@@ -295,6 +301,9 @@ def _affine(
         base, moves = base_of(x)
         scale, shift = (value.reshape(()) for value in (scale, shift))
         return moved_again(g, _per_channel(g, node, base, scale=scale, shift=shift), moves)
+    if len(shape_of(x)) == 3 and all(_is_per_channel(v, shape_of(x), 1) for v in (scale, shift)):
+        image = as_row_image(g, x)
+        return as_row(g, _per_channel(g, node, image, scale=scale, shift=shift))
     axis = channel_axis(x)
     if not all(_is_per_channel(value, shape_of(x), axis) for value in (scale, shift)):
         return _per_element(g, node, x, scale, shift)
@@ -398,7 +407,12 @@ def _cat(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     if axis == 0:
         raise Refusal("concatenates along the batch")
     parts = [part if _is_activation(part) else g.for_each_image(part) for part in parts]
-    return parts[0] if len(parts) == 1 else g.call(aten.cat.default, parts, axis)
+    if len(parts) == 1:
+        return parts[0]
+    if any(row_image(part) for part in parts):
+        images = [as_row_image(g, part) for part in parts]
+        return as_row(g, g.call(aten.cat.default, images, 1 if axis == 1 else 3))
+    return g.call(aten.cat.default, parts, axis)
 
 
 @rule("stack")
