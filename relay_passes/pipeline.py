@@ -59,7 +59,10 @@ PIPELINE: tuple[Step, ...] = (
     Step(LowerProduct, needs=_LOWERING),
     Step(LowerRows, needs=_LOWERING),
     Step(LowerLookup, needs=_LOWERING),
-    Step(NameValues, needs=("LowerConvolution", "LowerAdd", "LowerProduct", "LowerRows", "LowerLookup")),
+    Step(
+        NameValues,
+        needs=("LowerConvolution", "LowerAdd", "LowerProduct", "LowerRows", "LowerLookup"),
+    ),
     Step(VerifyInteger, needs=("NameValues",)),
 )
 

@@ -3,7 +3,7 @@
 A row is C codes x. Both divide by a number of the row, d > 0, as the requantizer multiplies: by 16
 bits, then a shift that is the row's own.
 
-    b = bits of d (2^(b-1) <= d < 2^b)      R = floor((2^(15+b) - 1) / d), 15 bits at least, at most 16
+    b = bits of d (2^(b-1) <= d < 2^b)      R = floor((2^(15+b) - 1) / d), of 16 bits
     u / d = (u * R) / 2^(15+b), too low by less than 2^-15 of itself
 
 softmax, in units of 2^-30:
@@ -13,8 +13,8 @@ softmax, in units of 2^-30:
 
 layer norm, n in units of 2^-f:
 
-    D[c] = C * x[c] - sum x                 V = C * sum x^2 - (sum x)^2 + E
-    d    = floor(sqrt(V << 2j))             E = eps in these units, at least 1
+    D[c] = C * x[c] - sum x                 V = C * sum x^2 - (sum x)^2
+    d    = floor(sqrt((V << 2j) + E))       E = eps in these units
     n[c] = (D[c] * R + half) >> (15 + b - j - f)
     y[c] = n[c] * gain[c] + bias[c]
 
@@ -73,7 +73,7 @@ class NormScale:
     """The integers of a layer norm.
 
     Attributes:
-        epsilon: E, int64 in [1, 2^51].
+        epsilon: E, positive, and such that no shift of a normalized code is below 1.
         lift: j, such that a root has as many bits as fit.
         fraction: f, of a normalized code.
         gain: int32[C], at most 2^15 - 1 in magnitude.
@@ -129,14 +129,15 @@ def derive_norm(
             f"normalizes rows of {count} channels, at most {LONGEST_ROW} fit; split them in groups."
         )
     fraction = norm_fraction(count)
-    epsilon = max(1, round(min(eps * (count / step) ** 2, 2.0**ROOT_BITS)))
-    largest = count * count * (255 * 255 // 4 + 1) + epsilon
-    lift = (ROOT_BITS - largest.bit_length()) // 2
+    raised = min(eps * (count / step) ** 2, 2.0**ROOT_BITS)
+    largest = count * count * (255 * 255 // 4 + 1) + math.ceil(raised)
+    lift = (ROOT_BITS - 1 - largest.bit_length()) // 2
     if lift < 0:
         raise ArithmeticRangeError(
             f"adds {eps:g} to variances of codes whose step is {step:g}, which is too much for "
             "them; calibrate with images of the usual size."
         )
+    epsilon = max(round(raised * 4**lift), 4 ** max(0, lift + fraction - RECIPROCAL_BITS))
     gain = np.floor(np.asarray(gamma, np.float64) / gain_step + 0.5)
     bias = np.floor(np.asarray(beta, np.float64) / gain_step * 2.0**fraction + 0.5)
     limit = (1 << (GAIN_BITS - 1)) - 1
@@ -167,8 +168,9 @@ def norm_sums(codes: npt.NDArray[Any], scale: NormScale) -> Ints:
     x = codes.astype(np.int64)
     count = x.shape[-1]
     total = x.sum(-1, keepdims=True)
-    variance = count * (x * x).sum(-1, keepdims=True) - total * total + scale.epsilon
-    root = np.floor(np.sqrt((variance << (2 * scale.lift)).astype(np.float64))).astype(np.int64)
+    variance = count * (x * x).sum(-1, keepdims=True) - total * total
+    square = (variance << (2 * scale.lift)) + scale.epsilon
+    root = np.floor(np.sqrt(square.astype(np.float64))).astype(np.int64)
     reciprocal, bits = _reciprocal(root)
     shift = RECIPROCAL_BITS + bits - scale.lift - scale.fraction
     n = ((count * x - total) * reciprocal + (np.int64(1) << (shift - 1))) >> shift

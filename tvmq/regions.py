@@ -46,6 +46,9 @@ MOVES = (aten.max_pool2d, aten.slice, aten.constant_pad_nd, aten.reshape, aten.p
 WEIGHTED = ("conv", "linear")
 """Kinds that multiply by weights of their own, which are quantized."""
 
+SUMS_LEAVE = (*WEIGHTED, "pool")
+"""Kinds whose int32 sums may be an output of the network."""
+
 UNSCALED = ("add", "function", "constant")
 """Kinds that end in no sums of products."""
 
@@ -276,7 +279,7 @@ class _Finder:
         if bound is not None and op_of(bound) in BOUNDS:
             self.fused.add(bound)
             output = self._add_value(bound, bound, node.name)
-        elif kind not in (*WEIGHTED, "pool") or residual or any(u.op != "output" for u in end.users):
+        elif kind not in SUMS_LEAVE or residual or any(u.op != "output" for u in end.users):
             output = self._add_value(end, end if op_of(end) in BOUNDS else None, node.name)
         self.layers[node.name] = Layer(node.name, kind, inputs, output, residual)
 

@@ -1,7 +1,7 @@
-"""Operators on tokens that ATen has no single one for: products by heads, softmax of them, constants.
+"""Operators on tokens that ATen has no single one for: products and softmax by heads, constants.
 
-Tokens are (N, T, C): T vectors per image, as a transformer's; C channels are h heads of C / h each,
-head by head. Written so, and not as matrices (N, h, T, d), attention needs no transposition:
+Tokens are (N, T, C), T vectors per image; C channels are h heads of C / h each, head by head.
+Written so, and not as matrices (N, h, T, d), attention needs no transposition:
 
     matmul_rows     scores[n, t, (h, u)] = sum_d x[n, t, (h, d)] * y[n, u, (h, d)]     Q K^T
     matmul_columns  y[n, t, (h, d)]      = sum_u x[n, t, (h, u)] * y[n, u, (h, d)]     A V

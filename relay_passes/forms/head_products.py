@@ -41,7 +41,7 @@ class HeadSoftmax:
 
 def emit_head_product(emit: Emit, product: HeadProduct, name: str) -> Expr:
     """Bind a product."""
-    n, count, channels = shape_of(product.left)
+    n, count, _ = shape_of(product.left)
     _, others, depth = shape_of(product.right)
     rows = product.pairing is Pairing.ROWS
     made = relax.TensorType((n, count, product.heads * others if rows else depth), "float64")

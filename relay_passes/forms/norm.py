@@ -3,7 +3,7 @@
 x        astype(codes, "int32")
 total    sum(x)
 D        x * C - total
-root     floor(sqrt((C * sum(x * x) - total * total + E) << 2j)), in float64, which holds it exactly
+root     floor(sqrt(((C * sum(x * x) - total * total) << 2j) + E)), in float64, exactly
 n        (D * reciprocal(root) + half) >> (bits + 15 - j - f)
 sums     n * gain + bias
 
@@ -18,6 +18,7 @@ from tvm import relax
 
 from relay_passes.forms.reciprocal import emit_reciprocal, match_reciprocal
 from relay_passes.forms.rounding import SUMS
+from relay_passes.forms.written_alike import written_alike
 from relay_passes.relax_nodes import (
     Emit,
     Expr,
@@ -59,7 +60,7 @@ def emit_norm(emit: Emit, norm: Norm) -> Expr:
     scaled = emit(relax.op.multiply(x, constant(count, "int32")))
     deviation = emit(relax.op.astype(emit(relax.op.subtract(scaled, total)), "int64"))
     squares = emit(relax.op.sum(emit(relax.op.multiply(x, x)), -1, keepdims=True))
-    root = _emit_root(emit, _variance(emit, squares, total, count, scale), scale.lift)
+    root = _emit_root(emit, _square(emit, squares, total, count, scale))
     reciprocal, bits = emit_reciprocal(emit, root)
     places = constant(RECIPROCAL_BITS - scale.lift - scale.fraction, "int64")
     shift = emit(relax.op.add(bits, places))
@@ -71,17 +72,17 @@ def emit_norm(emit: Emit, norm: Norm) -> Expr:
     return emit(relax.op.add(gained, constant(scale.bias, "int32")), f"{norm.node}{SUMS}")
 
 
-def _variance(emit: Emit, squares: Expr, total: Expr, count: int, scale: NormScale) -> Expr:
+def _square(emit: Emit, squares: Expr, total: Expr, count: int, scale: NormScale) -> Expr:
     wide = [emit(relax.op.astype(each, "int64")) for each in (squares, total)]
     square = emit(relax.op.multiply(wide[1], wide[1]))
     first = emit(relax.op.multiply(wide[0], constant(count, "int64")))
-    centred = emit(relax.op.subtract(first, square))
-    return emit(relax.op.add(centred, constant(scale.epsilon, "int64")))
+    variance = emit(relax.op.subtract(first, square))
+    lifted = emit(relax.op.left_shift(variance, constant(2 * scale.lift, "int64")))
+    return emit(relax.op.add(lifted, constant(scale.epsilon, "int64")))
 
 
-def _emit_root(emit: Emit, variance: Expr, lift: int) -> Expr:
-    lifted = emit(relax.op.left_shift(variance, constant(2 * lift, "int64")))
-    root = emit(relax.op.sqrt(emit(relax.op.astype(lifted, "float64"))))
+def _emit_root(emit: Emit, square: Expr) -> Expr:
+    root = emit(relax.op.sqrt(emit(relax.op.astype(square, "float64"))))
     return emit(relax.op.astype(emit(relax.op.floor(root)), "int64"))
 
 
@@ -123,26 +124,30 @@ def match_norm(graph: Graph, expr: Expr) -> Norm | str:
     raised = None if shifted is None else graph.match(shifted.args[0], "add")
     product = None if raised is None else graph.match(raised.args[0], "multiply")
     divisor = None if product is None else match_reciprocal(graph, product.args[1])
-    lifted = None if divisor is None else _lifted(graph, divisor)
-    variance = None if lifted is None else graph.match(lifted.args[0], "add")
-    if product is None or lifted is None or variance is None or not is_scalar(variance.args[1]):
+    square = None if divisor is None else _square_of(graph, divisor)
+    lifted = None if square is None else graph.match(square.args[0], "left_shift")
+    if product is None or square is None or lifted is None:
+        return none
+    if not is_scalar(square.args[1]) or not is_scalar(lifted.args[1]):
         return none
     codes = _match_deviation(graph, product.args[0])
     if codes is None:
         return none
     scale = NormScale(
-        epsilon=int(array_of(variance.args[1])),
+        epsilon=int(array_of(square.args[1])),
         lift=int(array_of(lifted.args[1])) // 2,
         fraction=norm_fraction(int(shape_of(codes)[-1])),
         gain=array_of(gained.args[1]),
         bias=array_of(added.args[1]),
     )
-    return Norm(str(expr.name).removesuffix(SUMS), codes, scale)
+    found = Norm(str(expr.name).removesuffix(SUMS), codes, scale)
+    alike = written_alike(graph, expr, codes, lambda emit: emit_norm(emit, found))
+    return found if alike else none
 
 
-def _lifted(graph: Graph, divisor: Expr) -> Expr | None:
-    radicand = match_root(graph, divisor)
-    return None if radicand is None else graph.match(radicand, "left_shift")
+def _square_of(graph: Graph, divisor: Expr) -> Expr | None:
+    square = match_root(graph, divisor)
+    return None if square is None else graph.match(square, "add")
 
 
 def _match_deviation(graph: Graph, expr: Expr) -> Expr | None:

@@ -27,20 +27,6 @@ def emit_reciprocal(emit: Emit, divisor: Expr) -> tuple[Expr, Expr]:
 
 
 def match_reciprocal(graph: Graph, expr: Expr) -> Expr | None:
-    """The divisor that ``expr`` is the reciprocal of, or None."""
+    """The divisor that ``expr`` looks like the reciprocal of, or None."""
     quotient = graph.match(expr, "floor_divide")
-    numerator = None if quotient is None else graph.match(quotient.args[0], "subtract")
-    power = None if numerator is None else graph.match(numerator.args[0], "left_shift")
-    bits = None if power is None else graph.match(power.args[1], "add")
-    if quotient is None or bits is None:
-        return None
-    divisor = quotient.args[1]
-    return divisor if match_bits(graph, bits.args[0]) == divisor else None
-
-
-def match_bits(graph: Graph, expr: Expr) -> Expr | None:
-    """The divisor that ``expr`` is the bits of, or None."""
-    total = graph.match(expr, "sum")
-    cast = None if total is None else graph.match(total.args[0], "astype")
-    reached = None if cast is None else graph.match(cast.args[0], "greater_equal")
-    return None if reached is None else reached.args[0]
+    return None if quotient is None else quotient.args[1]

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from tvm import relax
 
-from relay_passes.forms.reciprocal import emit_reciprocal, match_bits, match_reciprocal
+from relay_passes.forms.reciprocal import emit_reciprocal
 from relay_passes.forms.rounding import SUMS
+from relay_passes.forms.written_alike import written_alike
 from relay_passes.relax_nodes import (
     Emit,
     Expr,
@@ -70,17 +71,12 @@ def match_softmax(graph: Graph, expr: Expr) -> Softmax | str:
     cast = None if joined is None else graph.match(joined.args[0], "astype")
     shifted = None if cast is None else graph.match(cast.args[0], "right_shift")
     product = None if shifted is None else graph.match(shifted.args[0], "multiply")
-    places = None if shifted is None else graph.match(shifted.args[1], "subtract")
-    if product is None or places is None:
+    if product is None:
         return none
     e = product.args[0]
-    divisor = match_reciprocal(graph, product.args[1])
-    total = None if divisor is None else graph.match(divisor, "sum")
     wide = graph.match(e, "astype")
     looked_up = None if wide is None else graph.match(wide.args[0], "take")
-    if total is None or looked_up is None or total.args[0] != e:
-        return none
-    if match_bits(graph, places.args[0]) != divisor or not is_constant(looked_up.args[0]):
+    if looked_up is None or not is_constant(looked_up.args[0]):
         return none
     below = graph.match(looked_up.args[1], "subtract")
     split = None if below is None else graph.match(below.args[1], "reshape")
@@ -89,4 +85,6 @@ def match_softmax(graph: Graph, expr: Expr) -> Softmax | str:
         return none
     heads = int(shape_of(split)[-2])
     node = str(expr.name).removesuffix(SUMS)
-    return Softmax(node, codes.args[0], heads, array_of(looked_up.args[0]))
+    found = Softmax(node, codes.args[0], heads, array_of(looked_up.args[0]))
+    alike = written_alike(graph, expr, found.codes, lambda emit: emit_softmax(emit, found))
+    return found if alike else none

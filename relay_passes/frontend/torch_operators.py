@@ -233,10 +233,9 @@ def _softmax(node: fx.Node, importer: Importer) -> Expr:
 
 def _norm(node: fx.Node, importer: Importer) -> Var:
     source, _, gamma, beta, gain_step, eps = node.args
-    reals = importer.array(gamma)
-    codes = constant(np.rint(reals / gain_step), "int32")
+    codes = constant(np.rint(importer.arrays[gamma] / gain_step), "int32")
     factors = Dequantize(codes, np.asarray(gain_step, np.float64), 0)
-    summands = constant(importer.array(beta), "float64")
+    summands = constant(importer.arrays[beta], "float64")
     gain = emit_dequantize(importer.emit, factors, f"{node.name}_gain")
     x = importer.env[source]
     normed = relax.op.nn.layer_norm(x, gain, summands, axes=[-1], epsilon=float(eps))
@@ -246,7 +245,7 @@ def _norm(node: fx.Node, importer: Importer) -> Var:
 def _constant(node: fx.Node, importer: Importer) -> Var:
     """A tensor of the model for each image."""
     like, value = node.args
-    stored = constant(importer.array(value), "float64")
+    stored = constant(importer.arrays[value], "float64")
     shape = (shape_of(importer.env[like])[0], *shape_of(stored)[1:])
     return importer.emit(relax.op.broadcast_to(stored, shape), node.name)
 

@@ -102,10 +102,12 @@ def _lowered(rewriter: Rewriter, var: Var, ranges: CodeRanges) -> Expr | None:
 def match_real_product(graph: Graph, expr: Expr) -> RealProduct | None:
     """The product of two tensors of codes that ``expr`` is the result of, or None."""
     by_heads, elements = match_head_product(graph, expr), graph.match(expr, "multiply")
-    if by_heads is None and elements is None:
+    if by_heads is not None:
+        factor, (left, right) = _operands(graph, by_heads.left, by_heads.right)
+    elif elements is not None:
+        factor, (left, right) = _operands(graph, *elements.args)
+    else:
         return None
-    args = elements.args if by_heads is None else (by_heads.left, by_heads.right)
-    factor, (left, right) = _operands(graph, *args)
     if left is None or right is None:
         return None
     if by_heads is not None:

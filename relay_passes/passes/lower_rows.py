@@ -60,9 +60,7 @@ def _softmax(rewriter: Rewriter, var: Var, quantize: Quantize) -> Expr | None:
     if found is None or data is None:
         return None
     codes, table = rewriter.get(data.codes), exponentials(float(data.step))
-    sums = emit_softmax(
-        rewriter.emit, Softmax(quantize.source.name, codes, found.heads, table)
-    )
+    sums = emit_softmax(rewriter.emit, Softmax(quantize.source.name, codes, found.heads, table))
     unit = power_of_two(-SOFTMAX_BITS)
     return requantize_sums(rewriter, var, quantize, sums, unit, softmax_bounds())
 

@@ -1,4 +1,4 @@
-"""Sums of real numbers' codes, rounded to the codes of a quantize: what lowering passes end with."""
+"""Sums of products of codes, rounded to the codes of a quantize: how lowering passes end."""
 
 from __future__ import annotations
 

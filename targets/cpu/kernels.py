@@ -25,6 +25,6 @@ KERNELS: dict[type[Layer], Callable[[Any, CpuFeatures], Kernel]] = {
 
 
 def make_kernel(layer: Layer, host: CpuFeatures) -> Kernel | None:
-    """The kernel of ``layer``, or None where TVM's own lowering is good enough (moves, constants)."""
+    """The kernel of ``layer``, or None where TVM's own lowering will do (moves, constants)."""
     build = KERNELS.get(type(layer))
     return None if build is None else build(layer, host)

@@ -36,9 +36,7 @@ def build_softmax(layer: Softmax, _host: CpuFeatures) -> Kernel:
 
     axis = te.reduce_axis((0, count), "c")
     top = te.compute(rows, lambda *row: te.max(code(*row, axis), axis=axis), name="top")
-    e = te.compute(
-        (*rows, count), lambda *at: table[top[at[:-1]] - code(*at)], name="exponentials"
-    )
+    e = te.compute((*rows, count), lambda *at: table[top[at[:-1]] - code(*at)], name="exponentials")
     each = te.reduce_axis((0, count), "c")
     total = te.compute(rows, lambda *row: te.sum(e[(*row, each)], axis=each), name="total")
     bits = te.compute(rows, lambda *row: _bits(total[row]), name="bits")
@@ -50,11 +48,13 @@ def build_softmax(layer: Softmax, _host: CpuFeatures) -> Kernel:
         *pixel, channel = at
         row = (*pixel, channel // count)
         product = e[(*row, channel % count)] * reciprocal[row]
-        sums = product >> (bits[row] - tirx.const(EXPONENTIAL_BITS, "int32"))
-        return _code(sums, layer)
+        places = bits[row] - tirx.const(EXPONENTIAL_BITS, "int32")
+        return _code(product >> _places(places), layer)
 
     out = te.compute((n, *layer.output.shape), result, name="out")
-    func = _schedule(function([x, table, out]), ["top", "exponentials", "total", "bits", "reciprocal"])
+    func = _schedule(
+        function([x, table, out]), ["top", "exponentials", "total", "bits", "reciprocal"]
+    )
     return Kernel(func, (layer.table,))
 
 
@@ -79,10 +79,9 @@ def build_norm(layer: Norm, _host: CpuFeatures) -> Kernel:
     def root_of(*row: Expr) -> Expr:
         sums = total[row].astype("int64")
         centred = squares[row].astype("int64") * tirx.const(channels, "int64") - sums * sums
-        lifted = (centred + tirx.const(scale.epsilon, "int64")) << tirx.const(
-            2 * scale.lift, "int64"
-        )
-        return tirx.floor(tirx.sqrt(lifted.astype("float64"))).astype("int32")
+        lifted = centred << tirx.const(2 * scale.lift, "int64")
+        square = lifted + tirx.const(scale.epsilon, "int64")
+        return tirx.floor(tirx.sqrt(square.astype("float64"))).astype("int32")
 
     root = te.compute(rows, root_of, name="whole_root")
     bits = te.compute(rows, lambda *row: _bits(root[row]), name="bits")
@@ -92,9 +91,8 @@ def build_norm(layer: Norm, _host: CpuFeatures) -> Kernel:
     places = tirx.const(RECIPROCAL_BITS - scale.lift - scale.fraction, "int32")
 
     def result(*at: Expr) -> Expr:
-        *row, channel = at
-        row = tuple(row)
-        shift = (bits[row] + places).astype("int64")
+        row, channel = at[:-1], at[-1]
+        shift = _places((bits[row] + places).astype("int64"))
         one = tirx.const(1, "int64")
         deviation = code(*at) * tirx.const(channels, "int32") - total[row]
         raised = deviation.astype("int64") * reciprocal[row].astype("int64")
@@ -112,9 +110,15 @@ def _bits(divisor: Expr) -> Expr:
     return tirx.const(DIVISOR_BITS, "int32") - tirx.clz(divisor).astype("int32")
 
 
+def _places(shift: Expr) -> Expr:
+    """A shift as it is, its range in plain sight: of a shift by anything TVM thinks it gives 0."""
+    most = {"int32": 31, "int64": 63}[str(shift.ty.dtype)]
+    return shift & tirx.const(most, str(shift.ty.dtype))
+
+
 def _reciprocal(divisor: Expr, bits: Expr) -> Expr:
     one = tirx.const(1, "int64")
-    power = one << (bits.astype("int64") + tirx.const(RECIPROCAL_BITS, "int64"))
+    power = one << _places(bits.astype("int64") + tirx.const(RECIPROCAL_BITS, "int64"))
     return tirx.div(power - one, divisor).astype("int32")
 
 

@@ -36,13 +36,14 @@ class CanonicalGraph:
         root: holds the constants, under flat names.
         origins: where each node comes from, by name.
         batch: size of axis 0 in these tensors.
+        program_batch: size of the program's batch, or a number that stands for a dynamic one.
     """
 
-    def __init__(self, batch: int) -> None:
+    def __init__(self, batch: int, program_batch: int) -> None:
         self.graph = Graph()
         self.root = torch.nn.Module()
         self.origins: dict[str, Origin] = {}
-        self.batch = batch
+        self.batch, self.program_batch = batch, program_batch
         self.origin = Origin()
         self._first: Node | None = None
         self._constants: dict[str, Node] = {}

@@ -23,6 +23,7 @@ from relay_passes.frontend.pointwise import is_pointwise
 from targets.errors import UnsupportedError
 from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, in_one_line, is_constant
 from tvmq.capture.layout_rules import LAYOUT_RULES
+from tvmq.capture.moved_batch import ALONG_LAST, MOVED_RULES, Moved, batch_aware, batch_size
 from tvmq.capture.one_dimension_rules import ONE_DIMENSION_RULES
 from tvmq.capture.operator_rules import HINTS, OPERATOR_RULES, pointwise
 from tvmq.capture.pooling_rules import POOLING_RULES
@@ -31,7 +32,7 @@ from tvmq.capture.rule_table import Rule
 from tvmq.capture.token_rules import TOKEN_RULES
 from tvmq.float_model import Origin
 
-RULES = (
+_PLAIN_RULES = (
     OPERATOR_RULES
     | POOLING_RULES
     | LAYOUT_RULES
@@ -39,7 +40,12 @@ RULES = (
     | RESAMPLING_RULES
     | ONE_DIMENSION_RULES
 )
+RULES = _PLAIN_RULES | {
+    name: batch_aware(name, _PLAIN_RULES.get(name)) for name in (*MOVED_RULES, *ALONG_LAST)
+}
 
+_POINTWISE = batch_aware("", pointwise)
+_BATCH_AWARE = (*(RULES[name] for name in (*MOVED_RULES, *ALONG_LAST, "getitem")), _POINTWISE)
 _TORCH_FRAME = re.compile(r"[/\\]torch[/\\]")
 _SEPARATOR = re.compile(r"[/\\]")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
@@ -91,7 +97,7 @@ def _is_plain(node: Node) -> bool:
 def _rule_of(node: Node) -> Rule | None:
     """How the operator of a node is written; None if it can't be."""
     known = RULES.get(operator_name(node.target))
-    return known or (pointwise if is_pointwise(node.target) else None)
+    return known or (_POINTWISE if is_pointwise(node.target) else None)
 
 
 def origin_of(node: Node) -> Origin:
@@ -141,7 +147,7 @@ class _Writer:
         self.lost: set[Node] = set()  # values behind a refused operator
         self.refused: list[str] = []
         self.notes: list[str] = []
-        self.graph = CanonicalGraph(self._example_batch())
+        self.graph = CanonicalGraph(self._example_batch(), self._program_batch())
 
     def write(self) -> CanonicalProgram:
         self._write_inputs()
@@ -170,6 +176,11 @@ class _Writer:
             if isinstance(value, torch.Tensor) and value.ndim and isinstance(value.shape[0], int):
                 return value.shape[0]
         return 2
+
+    def _program_batch(self) -> int:
+        """Size of axis 0 of the program's inputs, or what stands for it."""
+        sizes = [n.meta["val"].shape for n in self._user_inputs() if _is_tensor_valued(n)]
+        return batch_size(sizes[0][0]) if sizes and sizes[0] else 1
 
     def _write_inputs(self) -> None:
         for spec in self.program.graph_signature.input_specs:
@@ -248,6 +259,8 @@ class _Writer:
         rule = _rule_of(node)
         if rule is None:
             raise Refusal(HINTS.get(name, ""))
+        if rule not in _BATCH_AWARE and any(isinstance(x, Moved) for x in pytree.tree_leaves(args)):
+            raise Refusal("works on a value whose batch is not on axis 0; move it back before")
         if hasattr(node.target, "_schema"):
             named = _name_arguments(node.target, args, kwargs)
             return rule(self.graph, node, named)
@@ -302,7 +315,7 @@ def _is_computable(node: Node, args: Any, kwargs: Any) -> bool:
     sizes = value.shape if isinstance(value, torch.Tensor) else ()
     if not all(isinstance(size, int) for size in sizes):
         return False
-    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Node)]
+    leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Node | Moved)]
     return bool(leaves) and all(is_constant(leaf) for leaf in leaves)
 
 

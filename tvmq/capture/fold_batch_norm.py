@@ -74,6 +74,10 @@ class _Folder:
         else:
             carrier, result = self._depthwise(norm, source, scale, shift)
         self._record(norm, source, carrier, scale, shift, gamma, beta)
+        if result is not carrier:  # tokens, moved to and fro for the batch norm
+            for user in list(norm.users):
+                if user.target is result.target and user.args[1:] == result.args[1:]:
+                    user.replace_all_uses_with(carrier)
         norm.replace_all_uses_with(result)
         self.module.graph.erase_node(norm)
         self.origins.pop(norm.name, None)
@@ -91,7 +95,7 @@ class _Folder:
         return layer.target in (aten.conv2d.default, aten.linear.default)
 
     def _scale_product(self, product: Node, factor: float) -> None:
-        """Multiply a product of tensors by a number, in the weights of its left one if it can be."""
+        """Multiply a product of tensors by a number: in the weights that made its left one."""
         left = product.args[0]
         assert isinstance(left, Node)
         if left.target is aten.linear.default and len(left.users) == 1:

@@ -18,7 +18,7 @@ from torch.fx import Node
 from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
 from tvmq.capture.interleaving import on_phases
 from tvmq.capture.layout_rules import as_row, as_row_image, reshaped, row_image
-from tvmq.capture.rearranged import base_of, moved_again
+from tvmq.capture.rearranged import base_of, moved_again, of_base
 from tvmq.capture.rule_table import Arguments, RuleTable, pair, positive_axis
 
 aten = torch.ops.aten
@@ -163,11 +163,14 @@ def _bounded(g: CanonicalGraph, x: Node, low: Any, high: Any) -> Node:
 
 def _of_elements(g: CanonicalGraph, x: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
     """A function of every element, applied in front of whatever only moves them."""
-    base, moves = base_of(x)
-    of_phases = on_phases(
-        g, base, lambda image, _: _of_elements(g, image, target, *args, **kwargs)
-    )
-    return moved_again(g, of_phases or g.call(target, base, *args, **kwargs), moves)
+
+    def applied(base: Node) -> Node:
+        of_phases = on_phases(
+            g, base, lambda image, _: _of_elements(g, image, target, *args, **kwargs)
+        )
+        return of_phases or g.call(target, base, *args, **kwargs)
+
+    return of_base(g, x, applied)
 
 
 def pointwise(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
@@ -298,9 +301,8 @@ def _affine(
     scale, shift = (_constant(g, value) for value in (scale, shift))
     shift = shift * shift_factor
     if scale.numel() == 1 and shift.numel() == 1:
-        base, moves = base_of(x)
-        scale, shift = (value.reshape(()) for value in (scale, shift))
-        return moved_again(g, _per_channel(g, node, base, scale=scale, shift=shift), moves)
+        one, two = (value.reshape(()) for value in (scale, shift))
+        return of_base(g, x, lambda base: _per_channel(g, node, base, scale=one, shift=two))
     if len(shape_of(x)) == 3 and all(_is_per_channel(v, shape_of(x), 1) for v in (scale, shift)):
         image = as_row_image(g, x)
         return as_row(g, _per_channel(g, node, image, scale=scale, shift=shift))

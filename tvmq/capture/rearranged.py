@@ -8,7 +8,7 @@ rule can work on the tensor that was moved, which costs nothing, and move the re
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.fx import Node
@@ -54,6 +54,15 @@ def base_of(value: Node) -> tuple[Node, list[Node]]:
     return value, moves
 
 
+def of_base(g: CanonicalGraph, x: Node, function: Callable[[Node], Node]) -> Node:
+    """An elementwise function of a value, computed where the value was not yet rearranged."""
+    base, moves = base_of(x)
+    cut = len(shape_of(x)) == 4 and base.target is aten.slice.Tensor
+    if cut and token_origin(x) is not None:
+        return matrices_of(g, function(tokens_of(g, x)), shape_of(x)[1])
+    return moved_again(g, function(base), moves)
+
+
 def moved_again(g: CanonicalGraph, value: Node, moves: list[Node]) -> Node:
     """The same moves of another value."""
     for move in moves:
@@ -76,7 +85,20 @@ def tokens_of(g: CanonicalGraph, matrices: Node) -> Node:
     if len(shape_of(tokens)) == 4:
         flat = g.call(aten.reshape.default, tokens, [-1, shape_of(tokens)[1], count])
         tokens = g.call(aten.permute.default, flat, [0, 2, 1])
-    return sliced(g, tokens, 2, first, first + heads * depth)
+    return channels_of(g, tokens, first, first + heads * depth)
+
+
+def channels_of(g: CanonicalGraph, tokens: Node, first: int, last: int) -> Node:
+    """Some channels of tokens; those of a dense layer are a dense layer, with a step of its own."""
+    if tokens.target is not aten.linear.default or (first, last) == (0, shape_of(tokens)[2]):
+        return sliced(g, tokens, 2, first, last)
+    x, weight, bias = tokens.args
+    name = f"{weight.name}_{first}_{last}"
+    rows = g.constant(name, g.value(weight)[first:last])
+    if bias is not None:
+        bias = g.constant(f"{bias.name}_{first}_{last}", g.value(bias)[first:last])
+    made = next((n for n in x.users if n.target is tokens.target and n.args[1] is rows), None)
+    return made or g.call(aten.linear.default, x, rows, bias)
 
 
 def token_origin(matrices: Node) -> tuple[Node, int] | None:

@@ -28,7 +28,7 @@ TOKEN_RULES = rules.by_name
 
 @rule("matmul", "bmm")
 def _product(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
-    x, y = a["self"], a.get("other", a.get("mat2"))
+    x, y = a["self"], a["other"] if "other" in a else a["mat2"]
     if is_constant(x) or is_constant(y):
         return OPERATOR_RULES["matmul"](g, node, {"self": x, "other": y})
     if x.meta["val"].ndim != y.meta["val"].ndim or x.meta["val"].ndim not in (3, 4):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 
-from relay_passes.relax_nodes import Array
 from targets.rows import (
     SOFTMAX_BITS,
     NormScale,
@@ -78,8 +77,8 @@ def integer_norm(
         gain_step: of gamma.
         eps: added to the variance.
     """
-    reals: list[Array] = [w.double().numpy() for w in (gamma, beta)]
-    scale = derive_norm(*reals, eps, step, gain_step)
+    reals = gamma.double().numpy(), beta.double().numpy()
+    scale = derive_norm(reals[0], reals[1], eps, step, gain_step)
     sums = norm_sums(_codes(x, step).numpy(), scale)
     return torch.from_numpy(sums * (gain_step * 2.0**-scale.fraction)).to(x.dtype)
 

@@ -27,7 +27,7 @@ from tvmq.float_model import FloatModel
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.plan import BiasPlan, Plan, ValuePlan, WeightPlan
 from tvmq.plan.plan_schema import FORMAT, PlanFile, inflate
-from tvmq.regions import find_regions, shape_of
+from tvmq.regions import UNSCALED, WEIGHTED, find_regions, shape_of
 from tvmq.settings import Settings, learned_range
 
 _WRITTEN = "`tvmq build` writes them: plan.json in an artifact."
@@ -174,9 +174,7 @@ class _Reader:
     def weights(self) -> dict[str, WeightPlan]:
         section, learned = self.file.layers, self.file.learned_codes
         layers = {
-            n: layer
-            for n, layer in self.regions.layers.items()
-            if layer.kind not in UNSCALED
+            n: layer for n, layer in self.regions.layers.items() if layer.kind not in UNSCALED
         }
         self._same_names("layers", section, layers)
         shapes = {
