@@ -93,12 +93,12 @@ def match_move(graph: Graph, var: Var) -> Move | Shuffle | str:
 
 
 def _side_by_side(graph: Graph, var: Var, call: Expr) -> Iterator[Box]:
-    """The boxes of a concatenation, and of those in it that nothing else reads."""
+    """The boxes of a concatenation, and of those in it that nothing else reads, and it once."""
     axis = int(call.attrs.axis) - len(shape_of(var))
     offset = 0
     for field in call.args[0].fields:
         inner = graph.match(field, "concat")
-        if inner is None or set(graph.users(field)) != {var} or graph.is_output(field):
+        if inner is None or graph.users(field) != [var] or graph.is_output(field):
             boxes = iter((_box(graph, field),))
         else:
             boxes = _side_by_side(graph, field, inner)

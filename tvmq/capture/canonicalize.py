@@ -29,6 +29,7 @@ from tvmq.capture.operator_rules import HINTS, OPERATOR_RULES, pointwise
 from tvmq.capture.pooling_rules import POOLING_RULES
 from tvmq.capture.resampling_rules import RESAMPLING_RULES
 from tvmq.capture.rule_table import Rule
+from tvmq.capture.selection_rules import SELECTION_RULES
 from tvmq.capture.token_rules import TOKEN_RULES
 from tvmq.float_model import Origin
 
@@ -39,6 +40,7 @@ _PLAIN_RULES = (
     | TOKEN_RULES
     | RESAMPLING_RULES
     | ONE_DIMENSION_RULES
+    | SELECTION_RULES
 )
 RULES = _PLAIN_RULES | {
     name: batch_aware(name, _PLAIN_RULES.get(name)) for name in (*MOVED_RULES, *ALONG_LAST)
@@ -79,11 +81,23 @@ def canonicalize(program: ExportedProgram) -> CanonicalProgram:
 
 def _decomposed(program: ExportedProgram) -> ExportedProgram:
     try:
-        return program.run_decompositions({})
+        return program.run_decompositions(_composites(program))
     except Exception as error:  # torch raises whatever it meets in a program that isn't coherent
         raise UnsupportedError(
             f"torch can't trace the network again ({in_one_line(error)}); export it anew"
         ) from error
+
+
+def _composites(program: ExportedProgram) -> dict[Any, Any]:
+    """Operators without a rule that torch composes of others, and how."""
+    targets = {node.target for node in program.graph.nodes if _rule_of(node) is None}
+    overloads = [target for target in targets if isinstance(target, torch._ops.OpOverload)]
+    known = torch.export.default_decompositions()
+    return {
+        target: known[target]
+        for target in overloads
+        if target._can_decompose() and target in known
+    }
 
 
 def _is_plain(node: Node) -> bool:

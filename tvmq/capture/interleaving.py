@@ -18,7 +18,7 @@ import torch
 from torch.fx import Node
 
 from tvmq.capture.canonical_graph import CanonicalGraph, shape_of
-from tvmq.capture.layout_rules import sliced
+from tvmq.capture.layout_rules import joined, sliced
 
 aten = torch.ops.aten
 
@@ -63,9 +63,9 @@ class Woven:
 
 def woven(g: CanonicalGraph, image: Woven) -> Node:
     """Write an image of phases: (N, C, *cut)."""
-    rows = [_joined(g, _parts(g, image, row), 1) for row in image.phases]
+    rows = [joined(g, _parts(g, image, row), 1) for row in image.phases]
     across = len(image.phases[0])
-    held = _joined(g, rows, 3)
+    held = joined(g, rows, 3)
     size = image.size[0] * len(rows), image.size[1] * across
     result = with_channels_last(g, held, (*size, image.channels))
     for axis in (0, 1):
@@ -80,7 +80,7 @@ def unwoven(g: CanonicalGraph, x: Node, down: int, across: int) -> Node:
     _, channels, height, width = shape_of(x)
     h, w = height // down, width // across
     held = with_channels_last(g, x, (h, down * w, across * channels))
-    return _joined(g, [sliced(g, held, 3, n * w, (n + 1) * w) for n in range(down)], 1)
+    return joined(g, [sliced(g, held, 3, n * w, (n + 1) * w) for n in range(down)], 1)
 
 
 def on_phases(
@@ -137,6 +137,3 @@ def _parts(g: CanonicalGraph, image: Woven, row: Sequence[Phase]) -> list[Node]:
         first = last
     return parts
 
-
-def _joined(g: CanonicalGraph, parts: list[Node], axis: int) -> Node:
-    return parts[0] if len(parts) == 1 else g.call(aten.cat.default, parts, axis)

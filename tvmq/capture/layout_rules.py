@@ -7,7 +7,7 @@ and selections become ``slice``; what changes nothing in evaluation mode is drop
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +16,16 @@ from torch.fx import Node
 from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
 from tvmq.capture.rule_table import Arguments, RuleTable, positive_axis
 
+Cut = tuple[int, int, int]
+"""First, end and step of a slice."""
+
 aten = torch.ops.aten
 rules = RuleTable()
 rule = rules.rule
 LAYOUT_RULES = rules.by_name
+
+REPEATED = "repeated"
+"""Where ``meta`` of a node says what its elements repeat, for operators that do so themselves."""
 
 
 @rule(
@@ -45,9 +51,20 @@ def _expand(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
         value = value.reshape(*[1] * (1 + len(wanted) - value.ndim), *value.shape)
         held = g.constant(f"{node.name}_value", value[:1].expand(1, *wanted))
         return g.for_each_image(held)
-    if wanted != shape_of(x)[1:]:
-        raise Refusal("repeats values")
-    return x
+    return repeated(g, x, wanted)
+
+
+def repeated(g: CanonicalGraph, x: Node, sizes: Sequence[int]) -> Node:
+    """A value with axes of size 1 repeated, to these sizes behind the batch."""
+    if len(sizes) != len(shape_of(x)) - 1:
+        raise Refusal("repeats values along a new axis; unsqueeze first")
+    result = x
+    for axis in range(len(sizes), 0, -1):
+        if sizes[axis - 1] != shape_of(x)[axis]:
+            result = assembled(g, result, {axis: [(0, 1, 1)] * sizes[axis - 1]})
+    if result is not x:
+        result.meta[REPEATED] = x
+    return result
 
 
 @rule("getitem")
@@ -180,8 +197,49 @@ def sliced(
         return x
     image = row_image(x)
     if image is not None:
-        return as_row(g, sliced(g, image, 1 if axis == 1 else 3, first, last, step))
+        return as_row(g, sliced(g, image, 2 * axis - 1, first, last, step))
     return g.call(aten.slice.Tensor, x, axis, first, last, step)
+
+
+def assembled(g: CanonicalGraph, x: Node, cuts: Mapping[int, Sequence[Cut]]) -> Node:
+    """Cuttings of a value beside each other.
+
+    Args:
+        g: to write to.
+        x: a value.
+        cuts: by axis, in the order of the result; those of two axes meet in corners.
+    """
+    if x.target is aten.permute.default:
+        source, order = x.args
+        moved = {order[axis]: parts for axis, parts in cuts.items()}
+        return g.call(aten.permute.default, assembled(g, source, moved), order)
+    image = row_image(x)
+    if image is not None:
+        return as_row(g, assembled(g, image, {2 * axis - 1: c for axis, c in cuts.items()}))
+    return _beside(g, x, cuts, {})
+
+
+def _beside(
+    g: CanonicalGraph, x: Node, cuts: Mapping[int, Sequence[Cut]], chosen: Mapping[int, Cut]
+) -> Node:
+    """The cuttings of all axes of which none is chosen yet."""
+    left = [axis for axis in sorted(cuts) if axis not in chosen]
+    if left:
+        axis = left[0]
+        return joined(g, [_beside(g, x, cuts, {**chosen, axis: cut}) for cut in cuts[axis]], axis)
+    for axis, cut in chosen.items():  # slices of its own, so that each cutting is one box
+        x = sliced(g, x, axis, *cut)
+    return x
+
+
+def joined(g: CanonicalGraph, parts: Sequence[Node], axis: int) -> Node:
+    """A concatenation; of rows, one of their images."""
+    if len(parts) == 1:
+        return parts[0]
+    if any(row_image(part) for part in parts):
+        images = [as_row_image(g, part) for part in parts]
+        return as_row(g, g.call(aten.cat.default, images, 2 * axis - 1))
+    return g.call(aten.cat.default, list(parts), axis)
 
 
 @rule("pad", "constant_pad_nd")

@@ -17,7 +17,15 @@ from torch.fx import Node
 
 from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
 from tvmq.capture.interleaving import on_phases
-from tvmq.capture.layout_rules import as_row, as_row_image, reshaped, row_image
+from tvmq.capture.layout_rules import (
+    REPEATED,
+    as_row,
+    as_row_image,
+    joined,
+    repeated,
+    reshaped,
+    row_image,
+)
 from tvmq.capture.rearranged import base_of, moved_again, of_base
 from tvmq.capture.rule_table import Arguments, RuleTable, pair, positive_axis
 
@@ -215,12 +223,25 @@ def _add(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
 
 def _sum(g: CanonicalGraph, node: Node, x: Node, y: Node, alpha: float) -> Node:
     """``x + alpha * y``; the factor is folded into the layer that makes y, if it can be."""
-    if shape_of(x) != shape_of(y):
-        shapes = f"{list(shape_of(x))} and {list(shape_of(y))}"
-        raise Refusal(f"shapes differ: {shapes}; only tensors of one shape can be added")
+    x, y = _of_one_shape(g, x, y)
     if alpha != 1:
         y = _affine(g, node, y, scale=alpha)
     return _of_both(g, aten.add.Tensor, x, y)
+
+
+def _of_one_shape(g: CanonicalGraph, x: Node, y: Node) -> tuple[Node, Node]:
+    """Both, the smaller repeated along its axes of size 1."""
+    sizes = shape_of(x)[1:], shape_of(y)[1:]
+    if sizes[0] == sizes[1]:
+        return x, y
+    pairs = list(zip(*sizes, strict=False))
+    if len(sizes[0]) != len(sizes[1]) or any(a != b and 1 not in (a, b) for a, b in pairs):
+        raise Refusal(
+            f"shapes differ: {list(shape_of(x))} and {list(shape_of(y))}; give both the same "
+            "number of axes"
+        )
+    largest = [max(pair) for pair in pairs]
+    return repeated(g, x, largest), repeated(g, y, largest)
 
 
 def _of_both(g: CanonicalGraph, target: Any, x: Node, y: Node) -> Node:
@@ -269,10 +290,28 @@ def _elements(g: CanonicalGraph, x: Node, y: Node) -> Node:
     shapes = f"{list(shape_of(x))} and {list(shape_of(y))}"
     if ranks[0] != ranks[1]:
         raise Refusal(f"shapes {shapes}; give both the same number of axes")
+    # What repeats the other need not be repeated itself.
+    if REPEATED in y.meta and shape_of(x) == shape_of(y):
+        y = y.meta[REPEATED]
+    elif REPEATED in x.meta and shape_of(x) == shape_of(y):
+        x = x.meta[REPEATED]
     result = _of_both(g, aten.mul.Tensor, x, y)
     if shape_of(result) not in (shape_of(x), shape_of(y)):
         raise Refusal(f"repeats both of its operands, of shapes {shapes}; expand one before")
     return result
+
+
+@rule("addcmul")
+def _addcmul(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
+    one, two, factor = a["tensor1"], a["tensor2"], a["value"]
+    if _is_activation(one) and _is_activation(two):
+        return _add(g, node, {"self": a["self"], "other": _elements(g, one, two), "alpha": factor})
+    if is_constant(one) and is_constant(two):
+        product = g.constant(f"{node.name}_product", g.value(one) * g.value(two) * factor)
+    else:
+        one, two = (two, one) if is_constant(one) else (one, two)
+        product = _affine(g, node, one, scale=_constant(g, two) * factor)
+    return _add(g, node, {"self": a["self"], "other": product, "alpha": 1})
 
 
 @rule("div")
@@ -409,12 +448,7 @@ def _cat(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     if axis == 0:
         raise Refusal("concatenates along the batch")
     parts = [part if _is_activation(part) else g.for_each_image(part) for part in parts]
-    if len(parts) == 1:
-        return parts[0]
-    if any(row_image(part) for part in parts):
-        images = [as_row_image(g, part) for part in parts]
-        return as_row(g, g.call(aten.cat.default, images, 1 if axis == 1 else 3))
-    return g.call(aten.cat.default, parts, axis)
+    return joined(g, parts, axis)
 
 
 @rule("stack")

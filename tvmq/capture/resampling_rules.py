@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,8 @@ from torch.fx import Node
 from relay_passes.frontend.pointwise import is_pointwise
 from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
 from tvmq.capture.interleaving import Pair, Phase, Woven, unwoven, with_channels_last, woven
-from tvmq.capture.layout_rules import sliced
+from tvmq.capture.layout_rules import assembled, joined, sliced
+from tvmq.capture.selection_rules import gathered
 from tvmq.capture.rule_table import Arguments, RuleTable, pair
 
 aten = torch.ops.aten
@@ -277,20 +278,6 @@ def _woven(
     return woven(g, Woven(phases, channels, (down.size, across.size), whole))
 
 
-def gathered(g: CanonicalGraph, x: Node, axis: int, places: Sequence[int]) -> Node:
-    """Elements of an axis, by their numbers; those in a row are cut out together."""
-    parts, first = [], 0
-    while first < len(places):
-        last, step = first + 1, 1
-        if last < len(places) and places[last] > places[first]:
-            step = places[last] - places[first]
-        while last < len(places) and places[last] - places[last - 1] == step:
-            last += 1
-        parts.append(sliced(g, x, axis, places[first], places[last - 1] + 1, step))
-        first = last
-    return parts[0] if len(parts) == 1 else g.call(aten.cat.default, parts, axis)
-
-
 def linear(
     g: CanonicalGraph, node: Node, x: Node, rows: Coordinates, columns: Coordinates
 ) -> Node:
@@ -373,17 +360,13 @@ def _edges_repeated(
 ) -> Node:
     """An image with its first and last rows and columns that often more."""
 
-    def cuts(axis: int) -> Iterator[Pair]:
+    cuts = {}
+    for axis in (0, 1):
         size = shape_of(x)[2 + axis]
-        yield from [(0, 1)] * before[axis]
-        yield 0, size
-        yield from [(size - 1, size)] * after[axis]
-
-    rows = []
-    for top, bottom in cuts(0):
-        parts = [sliced(g, sliced(g, x, 2, top, bottom), 3, *side) for side in cuts(1)]
-        rows.append(parts[0] if len(parts) == 1 else g.call(aten.cat.default, parts, 3))
-    return rows[0] if len(rows) == 1 else g.call(aten.cat.default, rows, 2)
+        first, last = [(0, 1, 1)] * before[axis], [(size - 1, size, 1)] * after[axis]
+        if first or last:
+            cuts[2 + axis] = [*first, (0, size, 1), *last]
+    return assembled(g, x, cuts) if cuts else x
 
 
 def _by_columns(g: CanonicalGraph, node: Node, x: Node, places: Coordinates, axis: int) -> Node:
@@ -417,7 +400,7 @@ def _turned(g: CanonicalGraph, x: Node, rows: Sequence[int]) -> Node:
     _, channels, height, width = shape_of(x)
     flat = g.call(aten.reshape.default, x, [-1, channels, height * width, 1])
     parts = [sliced(g, flat, 2, row * width, (row + 1) * width) for row in rows]
-    return parts[0] if len(parts) == 1 else g.call(aten.cat.default, parts, 3)
+    return joined(g, parts, 3)
 
 
 # ---- pixels that lie in the channels
