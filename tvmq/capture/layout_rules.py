@@ -209,8 +209,8 @@ def assembled(g: CanonicalGraph, x: Node, cuts: Mapping[int, Sequence[Cut]]) -> 
         x: a value.
         cuts: by axis, in the order of the result; those of two axes meet in corners.
     """
-    if x.target is aten.permute.default:
-        source, order = x.args
+    if x.target is aten.permute.default and list(x.args[1]) in ([0, 2, 3, 1], [0, 2, 1]):
+        source, order = x.args  # what has its channels last is held as what it was turned from
         moved = {order[axis]: parts for axis, parts in cuts.items()}
         return g.call(aten.permute.default, assembled(g, source, moved), order)
     image = row_image(x)
