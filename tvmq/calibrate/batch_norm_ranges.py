@@ -29,6 +29,7 @@ from tvmq.float_model import FloatModel, constant_of
 from tvmq.regions import BOUNDS, MOVES, bounds_of, find_regions, op_of, shape_of
 
 aten = torch.ops.aten
+own = torch.ops.tvmq
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -176,6 +177,9 @@ def _propagate(model: FloatModel, node: Node, spreads: dict[Node, Spread]) -> Sp
         if op is aten.linear or source is None or not _interpolates(model, node):
             return None
         return _between(source, constant_of(model.graph_module, node.args[1]).double(), node)
+    if op is own.constant:
+        value = constant_of(model.graph_module, node.args[1]).double()
+        return Spread(value, torch.zeros_like(value), value, value)
     sources = [spreads.get(source) for source in node.all_input_nodes]
     known = [source for source in sources if source is not None]
     if len(known) < len(sources):
@@ -184,6 +188,8 @@ def _propagate(model: FloatModel, node: Node, spreads: dict[Node, Spread]) -> Sp
         parts = node.args[0]  # of which one may be there several times
         shapes = [shape_of(part) for part in parts]
         return _joined([spreads[part] for part in parts], shapes, int(node.args[1]))
+    if op is aten.mul:
+        return _product(*(known * 2)[:2])
     if op is aten.add:
         terms = [k.mapped(lambda x: x) for k in (known * 2)[:2]]
         return Spread(
@@ -203,6 +209,19 @@ def _propagate(model: FloatModel, node: Node, spreads: dict[Node, Spread]) -> Sp
         return _averaged(x, call, read, shape)
     assert op in MOVES, op
     return x.moved(call, read)
+
+
+def _product(a: Spread, b: Spread) -> Spread:
+    """The spread of a product of two independent values."""
+    a, b = (
+        Spread(cut.mean, cut.std, *(bound.clamp(-UNBOUNDED, UNBOUNDED) for bound in (x.low, x.high)))
+        for x, cut in ((x, x.mapped(lambda y: y)) for x in (a, b))
+    )
+    corners = torch.stack(
+        torch.broadcast_tensors(a.low * b.low, a.low * b.high, a.high * b.low, a.high * b.high)
+    )
+    variance = (a.mean * b.std) ** 2 + (b.mean * a.std) ** 2 + (a.std * b.std) ** 2
+    return Spread(a.mean * b.mean, variance.sqrt(), corners.amin(0), corners.amax(0))
 
 
 def _interpolates(model: FloatModel, node: Node) -> bool:

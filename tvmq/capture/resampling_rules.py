@@ -19,7 +19,7 @@ from torch.fx import Node
 from relay_passes.frontend.pointwise import is_pointwise
 from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
 from tvmq.capture.interleaving import Pair, Phase, Woven, unwoven, with_channels_last, woven
-from tvmq.capture.layout_rules import assembled, joined, sliced
+from tvmq.capture.layout_rules import assembled, sliced
 from tvmq.capture.selection_rules import gathered
 from tvmq.capture.rule_table import Arguments, RuleTable, pair
 
@@ -29,7 +29,7 @@ rule = rules.rule
 RESAMPLING_RULES = rules.by_name
 
 LONGEST_PERIOD = 8
-"""Phases per axis; an interpolation that repeats later has weights per column."""
+"""Phases per axis; an interpolation that repeats later is two products with constants."""
 
 MOST_AT_ONCE = 16
 """Phases of both axes that are made at once; where there are more, one axis after the other."""
@@ -284,7 +284,7 @@ def linear(
     """Linear interpolation of rows and columns.
 
     Where the coordinates of both axes repeat soon, each phase is one depthwise convolution of both;
-    where there are many phases, of each axis; else each column has weights of its own.
+    where there are many phases, of each axis; else rows or columns are multiplied by constants.
 
     Args:
         g: to write to.
@@ -307,7 +307,7 @@ def linear(
     for axis, found in ((0, down), (1, across)):
         still_period = _Period(1, shape_of(x)[3 - axis], (0.0,))
         if found is None:
-            x = _by_columns(g, node, x, places[axis], axis)
+            x = _by_products(g, node, x, places[axis], axis)
         elif found != _Period(1, shape_of(x)[2 + axis], (0.0,)):
             both = (found, still_period) if axis == 0 else (still_period, found)
             x = _interpolated(g, node, x, *both)
@@ -369,38 +369,22 @@ def _edges_repeated(
     return assembled(g, x, cuts) if cuts else x
 
 
-def _by_columns(g: CanonicalGraph, node: Node, x: Node, places: Coordinates, axis: int) -> Node:
-    """Interpolation between columns, or rows, each of which has weights of its own.
+def _by_products(g: CanonicalGraph, node: Node, x: Node, places: Coordinates, axis: int) -> Node:
+    """Interpolation along an axis where each row or column that is made has weights of its own.
 
-    The columns in front of all places lie beside those behind them. With its two halves as columns,
-    and what is in them as channels, that is one depthwise convolution. Rows are turned to columns
-    for it, and back: each is one piece of the image where height and width are one axis.
+    Each is the sum of two of the image, multiplied by a constant tensor.
     """
-    _, channels, height, width = shape_of(x)
     lows = [math.floor(place) for place in places]
     highs = [min(low + 1, shape_of(x)[2 + axis] - 1) for low in lows]
-    count = len(places)
-    if axis == 1:
-        held, rows = gathered(g, x, 3, lows + highs), height
-    else:
-        held, rows = _turned(g, x, lows + highs), width
-    halves = with_channels_last(g, held, (rows, 2, count * channels))
     behind = torch.tensor(places, dtype=torch.float64) - torch.tensor(lows)
-    parts = torch.stack([1 - behind, behind], 1).float().repeat_interleave(channels, 0)
-    weight = g.constant(f"{node.name}_{'rows' if axis == 0 else 'columns'}", parts[:, None, None])
-    made = g.call(
-        aten.conv2d.default, halves, weight, None, [1, 1], [0, 0], [1, 1], count * channels
-    )
-    image = with_channels_last(g, made, (rows, count, channels))
-    return image if axis == 1 else _turned(g, image, range(width))
-
-
-def _turned(g: CanonicalGraph, x: Node, rows: Sequence[int]) -> Node:
-    """Rows of an image as the columns of another."""
-    _, channels, height, width = shape_of(x)
-    flat = g.call(aten.reshape.default, x, [-1, channels, height * width, 1])
-    parts = [sliced(g, flat, 2, row * width, (row + 1) * width) for row in rows]
-    return joined(g, parts, 3)
+    terms = []
+    for name, read, part in (("front", lows, 1 - behind), ("behind", highs, behind)):
+        shape = [1, 1, -1, 1] if axis == 0 else [1, 1, 1, -1]
+        held = g.constant(f"{node.name}_{'rows' if axis == 0 else 'columns'}_{name}",
+                          part.float().reshape(shape))  # fmt: skip
+        parts = gathered(g, x, 2 + axis, read)
+        terms.append(g.call(aten.mul.Tensor, parts, g.for_each_image(held)))
+    return g.call(aten.add.Tensor, *terms)
 
 
 # ---- pixels that lie in the channels
