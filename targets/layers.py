@@ -122,9 +122,10 @@ class Pairing(Enum):
     """
 
     ROWS = "rows"
-    """``r[0, k, g, c]``: a pixel per output channel; Q K^T of attention, a group is a head."""
+    """``r[h, k, g, c]``: a pixel per output channel; Q K^T of attention, a group is a head, a row
+    of the image a window."""
     COLUMNS = "columns"
-    """``r[0, c, g, k]``: a pixel per input channel; A V of attention."""
+    """``r[h, c, g, k]``: a pixel per input channel; A V of attention."""
     ELEMENTS = "elements"
     """``r[h, w, g]``, broadcast along axes of size 1; each channel is a group: gates."""
 
@@ -134,8 +135,9 @@ class Factor:
     """The right operand of a product, where it is a tensor.
 
     Attributes:
-        value: uint8 or int8. With ``ROWS`` (1, K / groups, C), with ``COLUMNS`` (1, C / groups, K);
-            with ``ELEMENTS`` the output's shape, or 1 instead of any axis.
+        value: uint8 or int8. With ``ROWS`` (H, K / groups, C), with ``COLUMNS`` (H, C / groups, K),
+            H the input's, or 1 where all its rows meet the same; with ``ELEMENTS`` the output's
+            shape, or 1 instead of any axis.
         zero_point: subtracted from each code.
         pairing: what its elements multiply.
     """

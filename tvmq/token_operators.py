@@ -8,7 +8,8 @@ Written so, and not as matrices (N, h, T, d), attention needs no transposition:
     softmax         over u of x[n, t, (h, u)]
     constant        a parameter of the model that is a tensor of every image: a class token
 
-All run in torch with gradients.
+An image in windows has the tokens of each window one after the other. All run in torch with
+gradients.
 """
 
 from __future__ import annotations
@@ -16,46 +17,52 @@ from __future__ import annotations
 import torch
 
 _library = torch.library.Library("tvmq", "FRAGMENT")
-_library.define("matmul_rows(Tensor x, Tensor y, int heads, float factor=1.0) -> Tensor")
-_library.define("matmul_columns(Tensor x, Tensor y, int heads, float factor=1.0) -> Tensor")
+_library.define("matmul_rows(Tensor x, Tensor y, int heads, float factor, int windows) -> Tensor")
+_library.define(
+    "matmul_columns(Tensor x, Tensor y, int heads, float factor, int windows) -> Tensor"
+)
 _library.define("softmax(Tensor x, int heads) -> Tensor")
 _library.define("constant(Tensor like, Tensor value) -> Tensor")
 
 
 @torch.library.impl(_library, "matmul_rows", "CompositeImplicitAutograd")  # type: ignore[untyped-decorator]
-def matmul_rows(x: torch.Tensor, y: torch.Tensor, heads: int, factor: float = 1.0) -> torch.Tensor:
-    """Products of the rows of two tensors.
+def matmul_rows(
+    x: torch.Tensor, y: torch.Tensor, heads: int, factor: float, windows: int
+) -> torch.Tensor:
+    """Products of the rows of two tensors, window by window.
 
     Args:
-        x: (N, T, C).
-        y: (N, U, C).
+        x: (N, W * T, C).
+        y: (N, W * U, C).
         heads: divides C.
         factor: of each sum.
+        windows: W; the tokens of one meet those of the same only.
 
     Returns:
-        (N, T, heads * U).
+        (N, W * T, heads * U).
     """
-    sums = torch.matmul(_by_head(x, heads), _by_head(y, heads).transpose(-1, -2))
-    return _by_token(sums if factor == 1.0 else sums * factor)
+    left, right = (_by_head(z, heads, windows) for z in (x, y))
+    return _by_token(torch.matmul(left, right.transpose(-1, -2)), factor)
 
 
 @torch.library.impl(_library, "matmul_columns", "CompositeImplicitAutograd")  # type: ignore[untyped-decorator]
 def matmul_columns(
-    x: torch.Tensor, y: torch.Tensor, heads: int, factor: float = 1.0
+    x: torch.Tensor, y: torch.Tensor, heads: int, factor: float, windows: int
 ) -> torch.Tensor:
     """Rows of ``y``, summed with the weights that a row of ``x`` holds for each head.
 
     Args:
-        x: (N, T, heads * U).
-        y: (N, U, C).
+        x: (N, W * T, heads * U).
+        y: (N, W * U, C).
         heads: divides C.
         factor: of each sum.
+        windows: W; the tokens of one meet those of the same only.
 
     Returns:
-        (N, T, C).
+        (N, W * T, C).
     """
-    sums = torch.matmul(_by_head(x, heads), _by_head(y, heads))
-    return _by_token(sums if factor == 1.0 else sums * factor)
+    left, right = (_by_head(z, heads, windows) for z in (x, y))
+    return _by_token(torch.matmul(left, right), factor)
 
 
 @torch.library.impl(_library, "softmax", "CompositeImplicitAutograd")  # type: ignore[untyped-decorator]
@@ -70,11 +77,12 @@ def constant(like: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return value.to(like.dtype).expand(like.shape[0], *value.shape[1:])
 
 
-def _by_head(x: torch.Tensor, heads: int) -> torch.Tensor:
-    """(N, T, C) as (N, h, T, C / h)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+def _by_head(x: torch.Tensor, heads: int, windows: int) -> torch.Tensor:
+    """(N, W * T, C) as (N, W, h, T, C / h)."""
+    return x.unflatten(1, (windows, -1)).unflatten(-1, (heads, -1)).transpose(2, 3)
 
 
-def _by_token(x: torch.Tensor) -> torch.Tensor:
-    """(N, h, T, d) as (N, T, h * d)."""
-    return x.transpose(1, 2).flatten(2)
+def _by_token(x: torch.Tensor, factor: float) -> torch.Tensor:
+    """(N, W, h, T, d) as (N, W * T, h * d)."""
+    tokens = x.transpose(2, 3).flatten(3).flatten(1, 2)
+    return tokens if factor == 1.0 else tokens * factor

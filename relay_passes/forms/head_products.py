@@ -1,8 +1,11 @@
 """Products of matrices of real numbers, head by head, before they are lowered: calls by name.
 
-call_pure_packed("tvmq.matmul_rows", x, y, heads)          (N, T, C), (N, U, C) -> (N, T, heads * U)
-call_pure_packed("tvmq.matmul_columns", x, y, heads)       (N, T, heads * U), (N, U, C) -> (N, T, C)
-call_pure_packed("tvmq.softmax", x, heads)                 (N, T, heads * U) -> the same
+call_pure_packed("tvmq.matmul_rows", x, y, heads, windows)
+    (N, W * T, C), (N, W * U, C) -> (N, W * T, heads * U)
+call_pure_packed("tvmq.matmul_columns", x, y, heads, windows)
+    (N, W * T, heads * U), (N, W * U, C) -> (N, W * T, C)
+call_pure_packed("tvmq.softmax", x, heads)
+    (N, T, heads * U) -> the same
 
 In ordinary operators heads are an axis of their own, of a tensor of rank 4, which would be taken
 for an image when layouts are chosen.
@@ -28,6 +31,7 @@ class HeadProduct:
     left: Expr
     right: Expr
     heads: int
+    windows: int
     pairing: Pairing
 
 
@@ -44,10 +48,11 @@ def emit_head_product(emit: Emit, product: HeadProduct, name: str) -> Expr:
     n, count, _ = shape_of(product.left)
     _, others, depth = shape_of(product.right)
     rows = product.pairing is Pairing.ROWS
-    made = relax.TensorType((n, count, product.heads * others if rows else depth), "float64")
+    made = product.heads * others // product.windows if rows else depth
+    result = relax.TensorType((n, count, made), "float64")
     (symbol,) = (s for s, pairing in _PRODUCTS.items() if pairing is product.pairing)
-    heads = relax.prim_value(product.heads)
-    call = relax.call_pure_packed(symbol, product.left, product.right, heads, ty_args=made)
+    sizes = (relax.prim_value(size) for size in (product.heads, product.windows))
+    call = relax.call_pure_packed(symbol, product.left, product.right, *sizes, ty_args=result)
     return emit(call, name)
 
 
@@ -56,9 +61,9 @@ def match_head_product(graph: Graph, expr: Expr) -> HeadProduct | None:
     call = graph.match(expr, "call_pure_packed")
     if call is None or str(call.args[0].global_symbol) not in _PRODUCTS:
         return None
-    symbol, left, right, heads = call.args
+    symbol, left, right, heads, windows = call.args
     pairing = _PRODUCTS[str(symbol.global_symbol)]
-    return HeadProduct(left, right, int(heads.value), pairing)
+    return HeadProduct(left, right, int(heads.value), int(windows.value), pairing)
 
 
 def emit_head_softmax(emit: Emit, softmax: HeadSoftmax, name: str) -> Expr:

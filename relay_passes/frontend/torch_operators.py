@@ -218,8 +218,8 @@ def _multiply(node: fx.Node, importer: Importer) -> Var:
 
 def _head_product(pairing: Pairing) -> Converter:
     def convert(node: fx.Node, importer: Importer) -> Expr:
-        left, right = (importer.env[arg] for arg in node.args[:2])
-        product = HeadProduct(left, right, node.args[2], pairing)
+        x, y, heads, _, windows = node.args
+        product = HeadProduct(importer.env[x], importer.env[y], heads, windows, pairing)
         return emit_head_product(importer.emit, product, node.name)
 
     return convert

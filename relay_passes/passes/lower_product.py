@@ -16,7 +16,7 @@ from fractions import Fraction
 
 import numpy as np
 import tvm
-from tvm import IRModule
+from tvm import IRModule, relax
 
 from relay_passes.code_ranges import CodeRanges
 from relay_passes.forms.factor import Factor
@@ -62,6 +62,7 @@ class RealProduct:
         left: whose shape the result has, where it is by elements.
         factor: of each sum.
         groups: of channels; each is one where it is by elements.
+        windows: rows of tokens that are multiplied by themselves.
         count: products of a sum.
     """
 
@@ -71,6 +72,7 @@ class RealProduct:
     factor: Fraction
     pairing: Pairing
     groups: int
+    windows: int
     count: int
 
 
@@ -89,14 +91,30 @@ def _lowered(rewriter: Rewriter, var: Var, ranges: CodeRanges) -> Expr | None:
         rewriter.emit,
         Product(
             product.name,
-            rewriter.get(left.codes),
-            Factor(rewriter.get(right.codes), right.zero_point, product.pairing),
+            _in_windows(rewriter, left.codes, product.windows),
+            Factor(
+                _in_windows(rewriter, right.codes, product.windows),
+                right.zero_point,
+                product.pairing,
+            ),
             bias,
             zero_point=left.zero_point,
             groups=product.groups,
         ),
     )
-    return requantize_sums(rewriter, var, quantize, sums, unit, bounds)
+    if product.windows == 1:
+        return requantize_sums(rewriter, var, quantize, sums, unit, bounds)
+    codes = requantize_sums(rewriter, var, quantize, sums, unit, bounds)
+    return relax.op.reshape(rewriter.emit(codes, f"{product.name}_windows"), shape_of(var))
+
+
+def _in_windows(rewriter: Rewriter, codes: Expr, windows: int) -> Expr:
+    """Tokens (N, W * T, C) as an image (N, W, T, C), which is the same bytes."""
+    held = rewriter.get(codes)
+    if windows == 1:
+        return held
+    n, count, channels = shape_of(held)
+    return rewriter.emit(relax.op.reshape(held, (n, windows, count // windows, channels)))
 
 
 def match_real_product(graph: Graph, expr: Expr) -> RealProduct | None:
@@ -113,11 +131,12 @@ def match_real_product(graph: Graph, expr: Expr) -> RealProduct | None:
     if by_heads is not None:
         depth = int(shape_of(left.codes)[-1]) // by_heads.heads
         heads, pairing = by_heads.heads, by_heads.pairing
-        return RealProduct(expr.name, left, right, factor, pairing, heads, depth)
+        windows = by_heads.windows
+        return RealProduct(expr.name, left, right, factor, pairing, heads, windows, depth)
     if shape_of(left.codes)[1:] != shape_of(expr)[1:]:
         left, right = right, left
     groups = int(shape_of(expr)[-1])
-    return RealProduct(expr.name, left, right, factor, Pairing.ELEMENTS, groups, 1)
+    return RealProduct(expr.name, left, right, factor, Pairing.ELEMENTS, groups, 1, 1)
 
 
 def _operands(

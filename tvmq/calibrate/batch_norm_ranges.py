@@ -214,7 +214,9 @@ def _propagate(model: FloatModel, node: Node, spreads: dict[Node, Spread]) -> Sp
 def _product(a: Spread, b: Spread) -> Spread:
     """The spread of a product of two independent values."""
     a, b = (
-        Spread(cut.mean, cut.std, *(bound.clamp(-UNBOUNDED, UNBOUNDED) for bound in (x.low, x.high)))
+        Spread(
+            cut.mean, cut.std, *(bound.clamp(-UNBOUNDED, UNBOUNDED) for bound in (x.low, x.high))
+        )
         for x, cut in ((x, x.mapped(lambda y: y)) for x in (a, b))
     )
     corners = torch.stack(

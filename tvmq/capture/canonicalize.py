@@ -23,7 +23,14 @@ from relay_passes.frontend.pointwise import is_pointwise
 from targets.errors import UnsupportedError
 from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, in_one_line, is_constant
 from tvmq.capture.layout_rules import LAYOUT_RULES
-from tvmq.capture.moved_batch import ALONG_LAST, MOVED_RULES, Moved, batch_aware, batch_size
+from tvmq.capture.moved_batch import (
+    ALONG_LAST,
+    MOVED_RULES,
+    Moved,
+    batch_aware,
+    batch_size,
+    size_of_one,
+)
 from tvmq.capture.one_dimension_rules import ONE_DIMENSION_RULES
 from tvmq.capture.operator_rules import HINTS, OPERATOR_RULES, pointwise
 from tvmq.capture.pooling_rules import POOLING_RULES
@@ -94,9 +101,7 @@ def _composites(program: ExportedProgram) -> dict[Any, Any]:
     overloads = [target for target in targets if isinstance(target, torch._ops.OpOverload)]
     known = torch.export.default_decompositions()
     return {
-        target: known[target]
-        for target in overloads
-        if target._can_decompose() and target in known
+        target: known[target] for target in overloads if target._can_decompose() and target in known
     }
 
 
@@ -266,7 +271,7 @@ class _Writer:
         kwargs = torch.fx.map_arg(node.kwargs, self._stands_for)
         # Operators of torch's own use trust their arguments.
         usable = name in RULES or not name.startswith("_")
-        if usable and hasattr(node.target, "_schema") and _is_computable(node, args, kwargs):
+        if usable and hasattr(node.target, "_schema") and _only_constants(args, kwargs):
             value = self.graph.compute(node.target, args, kwargs)
             if isinstance(value, torch.Tensor):
                 return self.graph.constant(node.name, value)
@@ -281,8 +286,10 @@ class _Writer:
         return rule(self.graph, node, {"values": args[0], "index": args[1]})
 
     def _stands_for(self, node: Node) -> Any:
-        # Sizes of the batch have no counterpart: the canonical graph never asks for them.
-        return self.values.get(node)
+        """What a node of the program is here; a size of the batch is that of one image."""
+        if node in self.values or _is_tensor_valued(node):
+            return self.values.get(node)
+        return size_of_one(node.meta.get("val"))
 
     def _write_outputs(self) -> tuple[str, ...]:
         results, names = [], []
@@ -323,14 +330,10 @@ def _is_tensor_valued(node: Node) -> bool:
     return any(isinstance(item, torch.Tensor) for item in items)
 
 
-def _is_computable(node: Node, args: Any, kwargs: Any) -> bool:
-    """Whether only constants are read, and no size of the batch."""
-    value = node.meta["val"]
-    sizes = value.shape if isinstance(value, torch.Tensor) else ()
-    if not all(isinstance(size, int) for size in sizes):
-        return False
+def _only_constants(args: Any, kwargs: Any) -> bool:
+    """Whether nothing that is read depends on the input; tensors of zeros read nothing."""
     leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Node | Moved)]
-    return bool(leaves) and all(is_constant(leaf) for leaf in leaves)
+    return all(is_constant(leaf) for leaf in leaves)
 
 
 def _name_arguments(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

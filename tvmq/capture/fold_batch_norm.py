@@ -103,7 +103,7 @@ class _Folder:
             scale = torch.full((channels,), factor, dtype=torch.float64)
             self._scale_layer(left, scale, torch.zeros_like(scale))
         else:
-            product.args = (*product.args[:3], product.args[3] * factor)
+            product.args = (*product.args[:3], product.args[3] * factor, product.args[4])
 
     def _scale_layer(self, layer: Node, scale: torch.Tensor, shift: torch.Tensor) -> None:
         x, weight, *rest = layer.args

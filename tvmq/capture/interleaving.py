@@ -19,12 +19,11 @@ from torch.fx import Node
 
 from tvmq.capture.canonical_graph import CanonicalGraph, shape_of
 from tvmq.capture.layout_rules import joined, sliced
+from tvmq.capture.rearranged import WOVEN
 
 aten = torch.ops.aten
 
 Pair = tuple[int, int]
-WOVEN = "woven"
-"""Where ``meta`` of a node says what it is woven from."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,7 @@ def unwoven(g: CanonicalGraph, x: Node, down: int, across: int) -> Node:
     return joined(g, [sliced(g, held, 3, n * w, (n + 1) * w) for n in range(down)], 1)
 
 
-def on_phases(
-    g: CanonicalGraph, x: Node, function: Callable[[Node, int], Node]
-) -> Node | None:
+def on_phases(g: CanonicalGraph, x: Node, function: Callable[[Node, int], Node]) -> Node | None:
     """An image woven from what ``function`` makes of the images of phases; None if ``x`` is none.
 
     Args:
@@ -136,4 +133,3 @@ def _parts(g: CanonicalGraph, image: Woven, row: Sequence[Phase]) -> list[Node]:
         parts.append(sliced(g, x, 1, channel, channel + (last - first) * image.channels))
         first = last
     return parts
-

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
+from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, shape_of
+from tvmq.capture.rearranged import simplest
 from tvmq.capture.rule_table import Arguments, RuleTable, positive_axis
 
 Cut = tuple[int, int, int]
@@ -46,11 +47,6 @@ def _conversion(_g: CanonicalGraph, node: Node, a: Arguments) -> Any:
 @rule("expand", "expand_as", "broadcast_to")
 def _expand(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
     x, wanted = a["self"], tuple(node.meta["val"].shape[1:])
-    if is_constant(x):
-        value = g.value(x)
-        value = value.reshape(*[1] * (1 + len(wanted) - value.ndim), *value.shape)
-        held = g.constant(f"{node.name}_value", value[:1].expand(1, *wanted))
-        return g.for_each_image(held)
     return repeated(g, x, wanted)
 
 
@@ -96,7 +92,7 @@ def reshaped(g: CanonicalGraph, x: Node, exported_shape: Sequence[Any]) -> Node:
         return x
     if x.target is aten.reshape.default:
         return reshaped(g, x.args[0], new)
-    return g.call(aten.reshape.default, x, [-1, *new[1:]])
+    return simplest(g, g.call(aten.reshape.default, x, [-1, *new[1:]]))
 
 
 def as_row_image(g: CanonicalGraph, x: Node) -> Node:
@@ -122,7 +118,7 @@ def row_image(x: Node) -> Node | None:
 
 @rule("permute")
 def _permute(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
-    return _permuted(g, a["self"], a["dims"])
+    return permuted(g, a["self"], a["dims"])
 
 
 @rule("transpose")
@@ -131,16 +127,17 @@ def _transpose(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     order = list(range(rank))
     first, second = positive_axis(a["dim0"], rank), positive_axis(a["dim1"], rank)
     order[first], order[second] = second, first
-    return _permuted(g, a["self"], order)
+    return permuted(g, a["self"], order)
 
 
-def _permuted(g: CanonicalGraph, x: Node, order: Sequence[int]) -> Node:
+def permuted(g: CanonicalGraph, x: Node, order: Sequence[int]) -> Node:
+    """With axes in another order, axis 0 staying where it is."""
     order = [positive_axis(axis, len(order)) for axis in order]
     if order[0] != 0:
         raise Refusal("moves the batch away from axis 0")
     if x.target is aten.permute.default:
         x, order = x.args[0], [x.args[1][axis] for axis in order]
-    return x if order == sorted(order) else g.call(aten.permute.default, x, order)
+    return x if order == sorted(order) else simplest(g, g.call(aten.permute.default, x, order))
 
 
 @rule("channel_shuffle", "native_channel_shuffle")
@@ -148,7 +145,7 @@ def _channel_shuffle(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     _, channels, *rest = shape_of(a["self"])
     groups = a["groups"]
     split = g.call(aten.reshape.default, a["self"], [-1, groups, channels // groups, *rest])
-    swapped = _permuted(g, split, [0, 2, 1, *range(3, 3 + len(rest))])
+    swapped = permuted(g, split, [0, 2, 1, *range(3, 3 + len(rest))])
     return g.call(aten.reshape.default, swapped, [-1, channels, *rest])
 
 

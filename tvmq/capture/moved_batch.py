@@ -17,7 +17,7 @@ import torch
 from torch.fx import Node
 
 from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
-from tvmq.capture.layout_rules import reshaped, sliced
+from tvmq.capture.layout_rules import permuted, reshaped, sliced
 from tvmq.capture.rule_table import Arguments, Rule, positive_axis
 
 aten = torch.ops.aten
@@ -56,6 +56,11 @@ def batch_size(size: Any) -> int:
     return size if isinstance(size, int) else PRIME
 
 
+def size_of_one(size: Any) -> Any:
+    """A size that the program computes, for a batch of one image."""
+    return _number(size, 1) if isinstance(size, torch.SymInt) else size
+
+
 def numeric_shape(node: Node, batch: int) -> list[int]:
     """Shape of a program's value, in numbers: a dynamic batch is ``batch``."""
     return [_number(size, batch) for size in node.meta["val"].shape]
@@ -81,14 +86,14 @@ def settled(g: CanonicalGraph, moved: Moved) -> Node | Moved:
     order = [axis for group in moved.axes for axis in group]
     node = moved.node
     if order != sorted(order):
-        node = g.call(aten.permute.default, node, order)
+        node = permuted(g, node, order)
     return reshaped(g, node, moved.shape)
 
 
 # ---- moves
 
 
-def permuted(_g: CanonicalGraph, x: Moved, order: Sequence[int]) -> Moved:
+def _axes_permuted(_g: CanonicalGraph, x: Moved, order: Sequence[int]) -> Moved:
     """With the program's axes in another order."""
     rank = len(x.axes)
     return Moved(x.node, tuple(x.axes[positive_axis(axis, rank)] for axis in order), x.batch)
@@ -187,7 +192,7 @@ def _own_axis(x: Moved, axis: int) -> tuple[int, ...]:
 
 
 def _permute(g: CanonicalGraph, _node: Node, x: Moved, a: Arguments) -> Any:
-    return permuted(g, x, a["dims"])
+    return _axes_permuted(g, x, a["dims"])
 
 
 def _transpose(g: CanonicalGraph, _node: Node, x: Moved, a: Arguments) -> Any:
@@ -195,7 +200,7 @@ def _transpose(g: CanonicalGraph, _node: Node, x: Moved, a: Arguments) -> Any:
     order = list(range(rank))
     first, second = positive_axis(a["dim0"], rank), positive_axis(a["dim1"], rank)
     order[first], order[second] = second, first
-    return permuted(g, x, order)
+    return _axes_permuted(g, x, order)
 
 
 def _reshape(g: CanonicalGraph, node: Node, x: Moved, _a: Arguments) -> Any:
@@ -231,6 +236,19 @@ def _split(g: CanonicalGraph, node: Node, x: Moved, a: Arguments) -> Any:
     return parts
 
 
+def _batch_norm(g: CanonicalGraph, _node: Node, x: Moved, a: Arguments) -> Any:
+    """Of vectors whose batch is joined with another axis."""
+    if len(x.axes) != 2:
+        raise Refusal("normalizes a value whose batch is not on axis 0; move it back before")
+    node, (groups, count) = _in_front(g, x, 1)
+    shape = shape_of(node)
+    rows = permuted(g, reshaped(g, node, [-1, math.prod(shape[1:-1]), shape[-1]]), [0, 2, 1])
+    constants = [a[name] for name in ("weight", "bias", "running_mean", "running_var")]
+    made = g.call(aten.batch_norm.default, rows, *constants, False, 0.0, a["eps"], False)
+    back = reshaped(g, permuted(g, made, [0, 2, 1]), shape)
+    return Moved(back, (*groups, (1 + count,)), x.batch)
+
+
 def _same(_g: CanonicalGraph, _node: Node, x: Moved, _a: Arguments) -> Any:
     return x
 
@@ -243,6 +261,7 @@ MOVED_RULES: dict[str, MovedRule] = {
     "select": _select,
     "unbind": _unbind,
     "slice": _slice,
+    "batch_norm": _batch_norm,
     **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), _split),
     **dict.fromkeys(
         ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze",
@@ -340,7 +359,7 @@ def _in_front(
     order = [0, *behind, *(axis for group in last for axis in group)]
     node = x.node
     if order != sorted(order):
-        node = g.call(aten.permute.default, node, order)
+        node = permuted(g, node, order)
     node = reshaped(g, node, [-1, *(x.sizes[axis] for axis in behind), *x.shape[-kept:]])
     number = {axis: i + 1 for i, axis in enumerate(behind)} | {0: 0}
     groups = tuple(tuple(number[axis] for axis in group) for group in leading)

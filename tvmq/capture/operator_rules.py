@@ -22,12 +22,14 @@ from tvmq.capture.layout_rules import (
     as_row,
     as_row_image,
     joined,
+    permuted,
     repeated,
     reshaped,
     row_image,
 )
-from tvmq.capture.rearranged import base_of, moved_again, of_base
+from tvmq.capture.rearranged import base_of, in_order_of_base, moved_again
 from tvmq.capture.rule_table import Arguments, RuleTable, pair, positive_axis
+from tvmq.capture.token_matrices import of_base
 
 aten = torch.ops.aten
 rules = RuleTable()
@@ -361,6 +363,7 @@ def _per_element(
 ) -> Node:
     """``x * scale + shift`` with tensors of the model that are held in codes like any other."""
     shape = (1, *shape_of(x)[1:])
+    base, moves = base_of(x)
     for name, target, value, neutral in (
         ("scale", aten.mul.Tensor, scale, 1.0),
         ("shift", aten.add.Tensor, shift, 0.0),
@@ -369,9 +372,10 @@ def _per_element(
             continue
         if value.ndim > len(shape) or (value.ndim == len(shape) and value.shape[0] > 1):
             raise Refusal(f"a constant of shape {list(value.shape)} beside {list(shape_of(x))}")
-        held = g.constant(f"{node.name}_{name}", value.expand(shape).float())
-        x = g.call(target, x, g.for_each_image(held))
-    return x
+        held = in_order_of_base(x, value.expand(shape)).float()
+        constant = g.for_each_image(g.constant(f"{node.name}_{name}", held))
+        base = g.call(target, base, constant)
+    return moved_again(g, base, moves)
 
 
 def _per_channel(
@@ -417,11 +421,11 @@ def _channels_first(g: CanonicalGraph, x: Node) -> Node:
     if channel_axis(x) == 1:
         return x
     tokens = reshaped(g, x, [-1, math.prod(shape[1:-1]), shape[-1]])
-    return g.call(aten.permute.default, tokens, [0, 2, 1])
+    return permuted(g, tokens, [0, 2, 1])
 
 
 def _channels_last(g: CanonicalGraph, x: Node, shape: Sequence[int]) -> Node:
-    return reshaped(g, g.call(aten.permute.default, x, [0, 2, 1]), shape)
+    return reshaped(g, permuted(g, x, [0, 2, 1]), shape)
 
 
 def _constant(g: CanonicalGraph, value: Any) -> torch.Tensor:
@@ -464,4 +468,4 @@ def _stack(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     order = [0, *range(2, axis + 1), 1, *range(axis + 1, len(shape) + 1)]
     if order == sorted(order):
         return stacked
-    return g.call(aten.permute.default, stacked, order)
+    return permuted(g, stacked, order)

@@ -18,10 +18,10 @@ from torch.fx import Node
 
 from relay_passes.frontend.pointwise import is_pointwise
 from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
-from tvmq.capture.interleaving import Pair, Phase, Woven, unwoven, with_channels_last, woven
+from tvmq.capture.interleaving import Pair, Phase, Woven, unwoven, woven
 from tvmq.capture.layout_rules import assembled, sliced
-from tvmq.capture.selection_rules import gathered
 from tvmq.capture.rule_table import Arguments, RuleTable, pair
+from tvmq.capture.selection_rules import gathered
 
 aten = torch.ops.aten
 rules = RuleTable()
@@ -58,7 +58,7 @@ class _Taps:
 
 
 def _taps(phase: int, kernel: int, stride: int, padding: int, dilation: int) -> _Taps:
-    """Pixel ``stride * k + phase`` sums weight t times pixel ``k + (phase + padding - t * d) / s``."""
+    """Pixel s * k + phase is the sum of weight t times pixel k + (phase + padding - t * d) / s."""
     place = phase + padding
     meet = [t for t in range(kernel) if (place - t * dilation) % stride == 0]
     if not meet:
@@ -111,16 +111,17 @@ def transposed_convolution(
     # One convolution makes all phases that read the same pixels.
     alike: dict[Any, list[Pair]] = {}
     for i, j in itertools.product(range(stride[0]), range(stride[1])):
-        reads = [(t.first, t.apart, len(t.weights)) for t in (axes[0][i], axes[1][j])]
-        alike.setdefault(tuple(reads) if groups == 1 else (i, j), []).append((i, j))
+        reads = tuple((t.first, t.apart, len(t.weights)) for t in (axes[0][i], axes[1][j]))
+        alike.setdefault(reads if groups == 1 else (i, j), []).append((i, j))
     phases: dict[Pair, Phase] = {}
     for members in alike.values():
         taps = [(axes[0][i], axes[1][j]) for i, j in members]
         name = f"{node.name}_phase_{members[0][0]}_{members[0][1]}"
         kernels = torch.cat([_sub_kernel(kernel, *both) for both in taps])
-        image = _windows(g, x, taps[0], size, g.constant(f"{name}_weight", kernels),
-                         None if bias is None else
-                         g.constant(f"{name}_bias", g.value(bias).repeat(len(members))), groups)  # fmt: skip
+        weights_and_bias = [g.constant(f"{name}_weight", kernels)]
+        if bias is not None:
+            weights_and_bias.append(g.constant(f"{name}_bias", g.value(bias).repeat(len(members))))
+        image = _windows(g, x, taps[0], size, weights_and_bias, groups)
         start = max(taps[0][0].first, 0), max(taps[0][1].first, 0)
         for n, place in enumerate(members):
             phases[place] = Phase(image, n * len(kernel), start)
@@ -131,7 +132,9 @@ def transposed_convolution(
 def _sub_kernel(kernel: torch.Tensor, rows: _Taps, columns: _Taps) -> torch.Tensor:
     """The weights of one phase; a zero where none meets it."""
     if not rows.weights or not columns.weights:
-        return kernel.new_zeros(*kernel.shape[:2], len(rows.weights) or 1, len(columns.weights) or 1)
+        return kernel.new_zeros(
+            *kernel.shape[:2], len(rows.weights) or 1, len(columns.weights) or 1
+        )
     return kernel[:, :, list(rows.weights)][:, :, :, list(columns.weights)]
 
 
@@ -140,15 +143,14 @@ def _windows(
     x: Node,
     taps: tuple[_Taps, _Taps],
     size: Pair,
-    weight: Node,
-    bias: Node | None,
+    weights_and_bias: Sequence[Node],
     groups: int,
 ) -> Node:
     """A convolution whose pixel ``max(first, 0)`` is the first of a phase of this size."""
+    weight, bias = (*weights_and_bias, None)[:2]
     before = [max(0, -t.first) for t in taps]
     after = [
-        max(0, t.reach + count - n)
-        for t, count, n in zip(taps, size, shape_of(x)[2:], strict=True)
+        max(0, t.reach + count - n) for t, count, n in zip(taps, size, shape_of(x)[2:], strict=True)
     ]
     if before != after:
         widths = [before[1], after[1], before[0], after[0]]
@@ -171,7 +173,7 @@ def _bilinear(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
 
 
 Coordinates = list[float]
-"""Of each row or column that is made, the one that it is read from; between two, the mean of both."""
+"""Of each row or column that is made, where it is read: between two, it is something of both."""
 
 
 def _image_and_coordinates(
@@ -278,9 +280,7 @@ def _woven(
     return woven(g, Woven(phases, channels, (down.size, across.size), whole))
 
 
-def linear(
-    g: CanonicalGraph, node: Node, x: Node, rows: Coordinates, columns: Coordinates
-) -> Node:
+def linear(g: CanonicalGraph, node: Node, x: Node, rows: Coordinates, columns: Coordinates) -> Node:
     """Linear interpolation of rows and columns.
 
     Where the coordinates of both axes repeat soon, each phase is one depthwise convolution of both;
@@ -299,9 +299,7 @@ def linear(
             still = [float(n) for n in range(shape_of(x)[3 - axis])]
             x = nearest(g, x, rows, still) if axis == 0 else nearest(g, x, still, columns)
             places[axis] = [float(n) for n in range(len(places[axis]))]
-    down, across = (
-        _period(places[axis], shape_of(x)[2 + axis], LONGEST_PERIOD) for axis in (0, 1)
-    )
+    down, across = (_period(places[axis], shape_of(x)[2 + axis], LONGEST_PERIOD) for axis in (0, 1))
     if down and across and len(down.bases) * len(across.bases) <= MOST_AT_ONCE:
         return _interpolated(g, node, x, down, across)
     for axis, found in ((0, down), (1, across)):
@@ -315,7 +313,7 @@ def linear(
 
 
 def _interpolated(g: CanonicalGraph, node: Node, x: Node, down: _Period, across: _Period) -> Node:
-    """Each phase is a depthwise convolution by the parts that it has of two rows and two columns."""
+    """Each phase is a depthwise convolution by its parts of two rows and two columns."""
     channels = shape_of(x)[1]
     before, after = [], []
     for axis, period in ((0, down), (1, across)):
@@ -350,7 +348,7 @@ def _interpolated(g: CanonicalGraph, node: Node, x: Node, down: _Period, across:
 
 
 def _parts_of_two(place: float) -> torch.Tensor:
-    """What the pixel in front of a place and the one behind it count; of one where it lies on it."""
+    """What the pixels in front of a place and behind it count; one, where it lies on it."""
     part = place - math.floor(place)
     return torch.tensor([1 - part, part] if part else [1.0], dtype=torch.float64)
 
@@ -359,7 +357,6 @@ def _edges_repeated(
     g: CanonicalGraph, x: Node, before: Sequence[int], after: Sequence[int]
 ) -> Node:
     """An image with its first and last rows and columns that often more."""
-
     cuts = {}
     for axis in (0, 1):
         size = shape_of(x)[2 + axis]

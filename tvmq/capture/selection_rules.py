@@ -1,4 +1,4 @@
-"""How operators that pick, repeat or turn around elements of an axis are written: as cuttings of it.
+"""How operators that pick, repeat or turn around elements of an axis are written: by cutting it.
 
 Neighbouring elements are cut out together and the cuttings joined, which is one move of codes.
 """
@@ -70,7 +70,7 @@ def _flip(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
 
 @rule("repeat", "tile")
 def _repeat(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
-    x, counts = a["self"], list(a.get("repeats", a.get("dims")))
+    x, counts = a["self"], list(a["repeats"] if "repeats" in a else a["dims"])
     rank = len(shape_of(x))
     counts = [1] * (rank - len(counts)) + counts
     if len(counts) > rank or counts[0] != 1:

@@ -14,10 +14,10 @@ from torch.fx import Node
 
 from tvmq import token_operators  # noqa: F401  registers the operators
 from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
-from tvmq.capture.layout_rules import reshaped
+from tvmq.capture.layout_rules import permuted, reshaped
 from tvmq.capture.operator_rules import OPERATOR_RULES
-from tvmq.capture.rearranged import matrices_of, token_origin, tokens_of
 from tvmq.capture.rule_table import Arguments, RuleTable, positive_axis
+from tvmq.capture.token_matrices import as_matrices, matrices_of, token_origin, tokens_of
 
 aten = torch.ops.aten
 own = torch.ops.tvmq
@@ -31,32 +31,29 @@ def _product(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
     x, y = a["self"], a["other"] if "other" in a else a["mat2"]
     if is_constant(x) or is_constant(y):
         return OPERATOR_RULES["matmul"](g, node, {"self": x, "other": y})
-    if x.meta["val"].ndim != y.meta["val"].ndim or x.meta["val"].ndim not in (3, 4):
+    if shape_of(x)[:-2] != shape_of(y)[:-2] or len(shape_of(x)) < 3:
         raise Refusal(
             f"matrices of shapes {list(shape_of(x))} and {list(shape_of(y))}; give both the same "
-            "leading axes, one or two"
+            "leading axes"
         )
     return _matrix_product(g, x, y)
 
 
 def _matrix_product(g: CanonicalGraph, x: Node, y: Node, factor: float = 1.0) -> Node:
-    """``x @ y * factor`` of matrices (N, T, C) or (N, h, T, C)."""
-    flat = len(shape_of(x)) == 3
-    if flat:
-        x, y = (reshaped(g, m, [-1, 1, *shape_of(m)[1:]]) for m in (x, y))
-    heads = shape_of(x)[1]
-    left, turned = tokens_of(g, x), g.call(aten.permute.default, y, [0, 1, 3, 2])
+    """``x @ y * factor`` of matrices (N, ..., T, C)."""
+    shape = [*shape_of(x)[:-1], shape_of(y)[-1]]
+    left = as_matrices(g, x)
+    windows, heads = shape_of(left)[1:3]
+    right = reshaped(g, y, [-1, windows, heads, *shape_of(y)[-2:]])
+    turned = permuted(g, right, [0, 1, 2, 4, 3])
+    tokens = tokens_of(g, left)
     # Whichever way round its tokens lie where they were made, y needs no transposition.
-    if _lies_as_tokens(turned) and not _lies_as_tokens(y):
-        result = g.call(own.matmul_rows.default, left, tokens_of(g, turned), heads, factor)
+    if token_origin(turned) is not None and token_origin(right) is None:
+        y, target = tokens_of(g, turned), own.matmul_rows.default
     else:
-        result = g.call(own.matmul_columns.default, left, tokens_of(g, y), heads, factor)
-    return result if flat else matrices_of(g, result, heads)
-
-
-def _lies_as_tokens(matrices: Node) -> bool:
-    """Whether the rows of matrices are vectors of what they were made from."""
-    return token_origin(matrices) is not None
+        y, target = tokens_of(g, right), own.matmul_columns.default
+    result = g.call(target, tokens, y, heads, factor, windows)
+    return reshaped(g, matrices_of(g, result, windows, heads), shape)
 
 
 @rule("scaled_dot_product_attention")
@@ -68,7 +65,7 @@ def _attention(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
         raise Refusal("attention to a constant")
     scale = a["scale"] or 1 / math.sqrt(shape_of(query)[-1])
     rank = len(shape_of(key))
-    turned = g.call(aten.permute.default, key, [*range(rank - 2), rank - 1, rank - 2])
+    turned = permuted(g, key, [*range(rank - 2), rank - 1, rank - 2])
     scores = _matrix_product(g, query, turned, scale)
     return _matrix_product(g, _softmax_of_rows(g, scores), value)
 
@@ -84,16 +81,19 @@ def _softmax(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     back = sorted(range(rank), key=order.__getitem__)
     if order == sorted(order):
         return _softmax_of_rows(g, x)
-    turned = g.call(aten.permute.default, x, order)
-    return g.call(aten.permute.default, _softmax_of_rows(g, turned), back)
+    turned = permuted(g, x, order)
+    return permuted(g, _softmax_of_rows(g, turned), back)
 
 
 def _softmax_of_rows(g: CanonicalGraph, x: Node) -> Node:
     """Over the last axis."""
     shape = shape_of(x)
-    if len(shape) == 4 and token_origin(x) is not None:
-        tokens = g.call(own.softmax.default, tokens_of(g, x), shape[1])
-        return matrices_of(g, tokens, shape[1])
+    if len(shape) > 3:
+        matrices = as_matrices(g, x)
+        if token_origin(matrices) is not None:
+            windows, heads = shape_of(matrices)[1:3]
+            tokens = g.call(own.softmax.default, tokens_of(g, matrices), heads)
+            return reshaped(g, matrices_of(g, tokens, windows, heads), shape)
     rows = reshaped(g, x, [-1, math.prod(shape[1:-1]), shape[-1]])
     return reshaped(g, g.call(own.softmax.default, rows, 1), shape)
 

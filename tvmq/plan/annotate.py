@@ -140,7 +140,9 @@ class _Annotator:
     def _with_factor(self, node: Node) -> None:
         """A product of two tensors, the factor of its sums with the left one."""
         (factor,) = self.plan.weights[node.name].steps
-        x, *rest = node.args[:3]
+        x, *rest = node.args
+        if rest[1:]:
+            rest[2] = 1.0
         if factor != 1.0:
             with self.graph.inserting_before(node):
                 x = self._call(aten.mul.Scalar, (x, factor), f"{node.name}_scaled")

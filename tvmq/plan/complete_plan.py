@@ -18,6 +18,7 @@ from targets.scale import (
     AddScale,
     Scale,
     TooFineError,
+    TooFineWeightsError,
     derive_addition,
     derive_scale,
     power_of_two,
@@ -189,7 +190,7 @@ class _Draft:
         residual = self._codes_read(layer.residual) if layer.residual else None
         zero_point = self.values[layer.output].zero_point if layer.output else 0
         for _ in range(MAX_DOUBLINGS):
-            scale = self._scale(layer)
+            scale = self._fitting_scale(layer)
             bounds = self._bounds(layer)
             held = held_bound(bounds, scale, residual, zero_point)
             if int(held.max()) <= INT32_MAX:
@@ -199,6 +200,16 @@ class _Draft:
         if scale is not None:
             self._check_floor(layer, scale.shift)
             self.requantize[layer.name] = scale
+
+    def _fitting_scale(self, layer: Layer) -> Scale | None:
+        """The same, the weights coarser where no shift would fit."""
+        try:
+            return self._scale(layer)
+        except TooFineWeightsError as error:
+            if layer.kind not in WEIGHTED:
+                raise
+            self.weights[layer.name] = _coarser(self.weights[layer.name], error.excess)
+        return self._fitting_scale(layer)
 
     def _scale(self, layer: Layer) -> Scale | None:
         """The integers of a layer, free steps of its weights snapped; None where sums leave."""
@@ -251,6 +262,15 @@ def _doubled(weights: WeightPlan, where: np.ndarray) -> WeightPlan:
     steps = tuple(step * 2 if g else step for step, g in zip(weights.steps, grow, strict=True))
     note = "; doubled where the accumulator could overflow"
     reason = weights.reason if weights.reason.endswith(note) else weights.reason + note
+    return replace(weights, steps=steps, reason=reason, codes=b"")
+
+
+def _coarser(weights: WeightPlan, places: tuple[int, ...]) -> WeightPlan:
+    """Coarser steps for the channels whose weights are so small that no shift would fit."""
+    pairs = zip(weights.steps, places, strict=True)
+    note = "; coarser where no shift would fit, so that such weights are 0"
+    reason = weights.reason if weights.reason.endswith(note) else weights.reason + note
+    steps = tuple(math.ldexp(step, up) for step, up in pairs)
     return replace(weights, steps=steps, reason=reason, codes=b"")
 
 
