@@ -88,25 +88,30 @@ def match_move(graph: Graph, var: Var) -> Move | Shuffle | str:
         box = _box(graph, call.args[0])
         return Move((replace(box, at=before),), int(call.attrs.pad_value))
     if op == "concat":
-        return Move(tuple(_side_by_side(graph, var, call)))
+        return Move(tuple(_side_by_side(graph, var)))
     return f"no layer is made of '{op}'"
 
 
-def _side_by_side(graph: Graph, var: Var, call: Expr) -> Iterator[Box]:
+def _side_by_side(graph: Graph, var: Var) -> Iterator[Box]:
     """The boxes of a concatenation, and of those in it that nothing else reads, and it once."""
-    axis = int(call.attrs.axis) - len(shape_of(var))
-    offset = 0
-    for field in call.args[0].fields:
-        inner = graph.match(field, "concat")
-        if inner is None or graph.users(field) != [var] or graph.is_output(field):
-            boxes = iter((_box(graph, field),))
-        else:
-            boxes = _side_by_side(graph, field, inner)
-        for box in boxes:
-            at = list(box.at)
-            at[axis] += offset
+    todo: list[tuple[Var, list[int]]] = [(var, [0, 0, 0])]
+    first = True
+    while todo:
+        part, at = todo.pop()
+        call = graph.match(part, "concat")
+        if call is None or not (
+            first or (len(graph.users(part)) == 1 and not graph.is_output(part))
+        ):
+            box = _box(graph, part)
             yield replace(box, at=(at[0], at[1], at[2]))
-        offset += _last_three(shape_of(field)[1:], 1)[axis]
+            continue
+        first = False
+        axis = int(call.attrs.axis) - len(shape_of(part))
+        inner = []
+        for field in call.args[0].fields:
+            inner.append((field, list(at)))
+            at[axis] += _last_three(shape_of(field)[1:], 1)[axis]
+        todo += reversed(inner)
 
 
 def _box(graph: Graph, var: Var) -> Box:
