@@ -366,11 +366,9 @@ class _UNet(nn.Module):
         up = F.interpolate(lower, scale_factor=4, mode="bilinear")
         first, second = up.chunk(2, 1)
         smooth = F.interpolate(F.avg_pool2d(x, 2), size=x.shape[2:])
-        return self.head(
-            torch.cat(
-                [first, second, x[:, :4], smooth, F.pixel_shuffle(lower, 2).repeat(1, 1, 2, 2)], 1
-            )
-        )
+        sharp = F.pixel_shuffle(lower, 2).repeat(1, 1, 2, 2)
+        parts = torch.cat([first, second, x[:, :4], smooth, sharp], 1)
+        return F.hardtanh(self.head(parts), -2.0, 2.0)
 
 
 class _Rows(nn.Module):
