@@ -122,6 +122,8 @@ RESIZES: dict[str, Step] = {
     "bilinear_of_one_pixel": lambda x: F.interpolate(
         F.adaptive_avg_pool2d(x, 1), (5, 7), mode="bilinear"
     ),
+    "bicubic": lambda x: F.interpolate(x, scale_factor=(2, 1.5), mode="bicubic"),
+    "bicubic_to_corners": lambda x: F.interpolate(x, (9, 11), mode="bicubic", align_corners=True),
     "pixel_shuffle": lambda x: F.pixel_shuffle(x, 2),
     "pixel_shuffle_of_a_maximum": lambda x: F.pixel_shuffle(F.max_pool2d(x, 2), 2),
     "pixel_unshuffle": lambda x: F.pixel_unshuffle(x, 2),

@@ -16,7 +16,12 @@ from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, s
 from tvmq.capture.layout_rules import as_row, as_row_image
 from tvmq.capture.operator_rules import OPERATOR_RULES
 from tvmq.capture.pooling_rules import POOLING_RULES
-from tvmq.capture.resampling_rules import linear, nearest, transposed_convolution
+from tvmq.capture.resampling_rules import (
+    interpolated,
+    linear_parts,
+    nearest,
+    transposed_convolution,
+)
 from tvmq.capture.rule_table import Arguments, RuleTable
 
 rules = RuleTable()
@@ -103,5 +108,5 @@ def _upsample(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     columns = [round(place, 9) for place in places[0, 0].tolist()]
     image = as_row_image(g, x)
     if interpolates:
-        return as_row(g, linear(g, node, image, [0.0], columns))
+        return as_row(g, interpolated(g, node, image, [0.0], columns, linear_parts))
     return as_row(g, nearest(g, image, [0.0], columns))

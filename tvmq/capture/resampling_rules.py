@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,7 +169,13 @@ def _nearest(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
 
 @rule("upsample_bilinear2d")
 def _bilinear(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
-    return linear(g, node, *_image_and_coordinates(node, a, torch.float64))
+    return interpolated(g, node, *_image_and_coordinates(node, a, torch.float64), linear_parts)
+
+
+@rule("upsample_bicubic2d")
+def _bicubic(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
+    x, rows, columns = _image_and_coordinates(node, a, torch.float64)
+    return interpolated(g, node, x, rows, columns, _cubic_parts)
 
 
 Coordinates = list[float]
@@ -182,11 +188,14 @@ def _image_and_coordinates(
     """What is resized, and where its rows and columns are read, as torch itself says."""
     first, *others = (argument.name for argument in node.target._schema.arguments)
     x, rest = a[first], {name: a[name] for name in others}
+    target = node.target
+    if "bicubic" in str(target):  # reads at the same places, beyond the edges too
+        target = getattr(aten.upsample_bilinear2d, target._overloadname)
     _, _, height, width = shape_of(x)
     rows = torch.arange(height, dtype=dtype)[:, None].expand(1, 1, height, width)
     columns = torch.arange(width, dtype=dtype).expand(1, 1, height, width)
-    down = node.target(rows, **rest)[0, 0, :, 0].tolist()
-    across = node.target(columns, **rest)[0, 0, 0].tolist()
+    down = target(rows, **rest)[0, 0, :, 0].tolist()
+    across = target(columns, **rest)[0, 0, 0].tolist()
     return x, [round(place, 9) for place in down], [round(place, 9) for place in across]
 
 
@@ -280,8 +289,41 @@ def _woven(
     return woven(g, Woven(phases, channels, (down.size, across.size), whole))
 
 
-def linear(g: CanonicalGraph, node: Node, x: Node, rows: Coordinates, columns: Coordinates) -> Node:
-    """Linear interpolation of rows and columns.
+Parts = Callable[[float], tuple[int, torch.Tensor]]
+"""For a place, the first pixel that an interpolation reads, and what it and those behind count."""
+
+
+def linear_parts(place: float) -> tuple[int, torch.Tensor]:
+    """Of the pixels in front of a place and behind it; of one, where it lies on it."""
+    first = math.floor(place)
+    part = place - first
+    return first, torch.tensor([1 - part, part] if part else [1.0], dtype=torch.float64)
+
+
+def _cubic_parts(place: float) -> tuple[int, torch.Tensor]:
+    """Of two pixels on each side."""
+    first = math.floor(place)
+    if place == first:
+        return linear_parts(place)
+    far = (torch.arange(-1, 3, dtype=torch.float64) + (first - place)).abs()
+    inner = (_CUBIC + 2) * far**3 - (_CUBIC + 3) * far**2 + 1
+    outer = _CUBIC * (far**3 - 5 * far**2 + 8 * far - 4)
+    return first - 1, torch.where(far <= 1, inner, outer)
+
+
+_CUBIC = -0.75
+"""The coefficient that torch takes."""
+
+
+def interpolated(
+    g: CanonicalGraph,
+    node: Node,
+    x: Node,
+    rows: Coordinates,
+    columns: Coordinates,
+    parts: Parts,
+) -> Node:
+    """Interpolation of rows and columns.
 
     Where the coordinates of both axes repeat soon, each phase is one depthwise convolution of both;
     where there are many phases, of each axis; else rows or columns are multiplied by constants.
@@ -292,6 +334,7 @@ def linear(g: CanonicalGraph, node: Node, x: Node, rows: Coordinates, columns: C
         x: (N, C, H, W).
         rows: rising.
         columns: likewise.
+        parts: the kind of interpolation.
     """
     places = [rows, columns]
     for axis in (0, 1):
@@ -301,56 +344,52 @@ def linear(g: CanonicalGraph, node: Node, x: Node, rows: Coordinates, columns: C
             places[axis] = [float(n) for n in range(len(places[axis]))]
     down, across = (_period(places[axis], shape_of(x)[2 + axis], LONGEST_PERIOD) for axis in (0, 1))
     if down and across and len(down.bases) * len(across.bases) <= MOST_AT_ONCE:
-        return _interpolated(g, node, x, down, across)
+        return _in_phases(g, node, x, (down, across), parts)
     for axis, found in ((0, down), (1, across)):
         still_period = _Period(1, shape_of(x)[3 - axis], (0.0,))
         if found is None:
-            x = _by_products(g, node, x, places[axis], axis)
+            x = _by_products(g, node, x, axis, [parts(place) for place in places[axis]])
         elif found != _Period(1, shape_of(x)[2 + axis], (0.0,)):
             both = (found, still_period) if axis == 0 else (still_period, found)
-            x = _interpolated(g, node, x, *both)
+            x = _in_phases(g, node, x, both, parts)
     return x
 
 
-def _interpolated(g: CanonicalGraph, node: Node, x: Node, down: _Period, across: _Period) -> Node:
-    """Each phase is a depthwise convolution by its parts of two rows and two columns."""
+def _in_phases(
+    g: CanonicalGraph, node: Node, x: Node, periods: tuple[_Period, _Period], parts: Parts
+) -> Node:
+    """Each phase is a depthwise convolution by its parts of some rows and columns."""
     channels = shape_of(x)[1]
+    step = periods[0].step, periods[1].step
+    read = [[parts(base) for base in period.bases] for period in periods]
     before, after = [], []
-    for axis, period in ((0, down), (1, across)):
-        before.append(max(0, -min(math.floor(base) for base in period.bases)))
-        last = max(math.ceil(base) for base in period.bases) + period.step * (period.size - 1)
-        after.append(max(0, last - shape_of(x)[2 + axis] + 1))
+    for axis, period in enumerate(periods):
+        before.append(max(0, -min(first for first, _ in read[axis])))
+        last = max(first + len(part) for first, part in read[axis])
+        last += period.step * (period.size - 1)
+        after.append(max(0, last - shape_of(x)[2 + axis]))
     x = _edges_repeated(g, x, before, after)
     phases = []
-    for row, column in itertools.product(down.bases, across.bases):
-        start = math.floor(row) + before[0], math.floor(column) + before[1]
-        parts = torch.outer(_parts_of_two(row), _parts_of_two(column))
-        step = down.step, across.step
-        if parts.numel() == 1:
+    for (row, down), (column, across) in itertools.product(*read):
+        start = row + before[0], column + before[1]
+        kernel = torch.outer(down, across)
+        if kernel.numel() == 1:
             phases.append(Phase(x, 0, start, step))
             continue
         weight = g.constant(
-            f"{node.name}_{'_'.join(map(str, parts.shape))}_at_{row:g}_{column:g}".replace(
-                "-", "m"
-            ).replace(".", "_"),
-            parts.float().expand(channels, 1, *parts.shape),
+            f"{node.name}_{len(down)}_{len(across)}_phase_{len(phases)}",
+            kernel.float().expand(channels, 1, *kernel.shape),
         )
-        read = x
+        source = x
         if step != (1, 1):  # what is read by steps is cut out before, not thrown away after
-            read, start = sliced(g, sliced(g, x, 2, start[0]), 3, start[1]), (0, 0)
+            source, start = sliced(g, sliced(g, x, 2, start[0]), 3, start[1]), (0, 0)
         image = g.call(
-            aten.conv2d.default, read, weight, None, list(step), [0, 0], [1, 1], channels
+            aten.conv2d.default, source, weight, None, list(step), [0, 0], [1, 1], channels
         )
         phases.append(Phase(image, 0, start))
-    across_count = len(across.bases)
-    rows = (phases[n : n + across_count] for n in range(0, len(phases), across_count))
-    return _woven(g, tuple(tuple(row) for row in rows), channels, down, across)
-
-
-def _parts_of_two(place: float) -> torch.Tensor:
-    """What the pixels in front of a place and behind it count; one, where it lies on it."""
-    part = place - math.floor(place)
-    return torch.tensor([1 - part, part] if part else [1.0], dtype=torch.float64)
+    count = len(read[1])
+    rows = tuple(tuple(phases[n : n + count]) for n in range(0, len(phases), count))
+    return _woven(g, rows, channels, *periods)
 
 
 def _edges_repeated(
@@ -366,22 +405,38 @@ def _edges_repeated(
     return assembled(g, x, cuts) if cuts else x
 
 
-def _by_products(g: CanonicalGraph, node: Node, x: Node, places: Coordinates, axis: int) -> Node:
+def _by_products(
+    g: CanonicalGraph, node: Node, x: Node, axis: int, read: Sequence[tuple[int, torch.Tensor]]
+) -> Node:
     """Interpolation along an axis where each row or column that is made has weights of its own.
 
-    Each is the sum of two of the image, multiplied by a constant tensor.
+    It is a sum of rows or columns of the image, multiplied by constant tensors.
+
+    Args:
+        g: to write to.
+        node: the exported one.
+        x: (N, C, H, W).
+        axis: 0 for rows.
+        read: for each, the first that it is made of, and what that and those behind count.
     """
-    lows = [math.floor(place) for place in places]
-    highs = [min(low + 1, shape_of(x)[2 + axis] - 1) for low in lows]
-    behind = torch.tensor(places, dtype=torch.float64) - torch.tensor(lows)
-    terms = []
-    for name, read, part in (("front", lows, 1 - behind), ("behind", highs, behind)):
+    last = shape_of(x)[2 + axis] - 1
+    taps = max(len(parts) for _, parts in read)
+    whole = [(first + 1 - taps // 2, parts) if len(parts) == 1 else (first, parts)
+             for first, parts in read]  # fmt: skip
+    result = None
+    for tap in range(taps):
+        weights = [
+            float(tap == taps // 2 - 1) if len(parts) == 1 else float(parts[tap])
+            for _, parts in whole
+        ]
+        places = [min(max(first + tap, 0), last) for first, _ in whole]
         shape = [1, 1, -1, 1] if axis == 0 else [1, 1, 1, -1]
-        held = g.constant(f"{node.name}_{'rows' if axis == 0 else 'columns'}_{name}",
-                          part.float().reshape(shape))  # fmt: skip
-        parts = gathered(g, x, 2 + axis, read)
-        terms.append(g.call(aten.mul.Tensor, parts, g.for_each_image(held)))
-    return g.call(aten.add.Tensor, *terms)
+        held = torch.tensor(weights).reshape(shape)
+        name = f"{node.name}_{'rows' if axis == 0 else 'columns'}_{tap}"
+        constant = g.for_each_image(g.constant(name, held))
+        term = g.call(aten.mul.Tensor, gathered(g, x, 2 + axis, places), constant)
+        result = term if result is None else g.call(aten.add.Tensor, result, term)
+    return result
 
 
 # ---- pixels that lie in the channels
