@@ -164,6 +164,23 @@ TRANSPOSED: dict[str, dict[str, Any]] = {
 }
 
 
+GROUP_NORMS: dict[str, Callable[[], nn.Module]] = {
+    "of one group": lambda: nn.GroupNorm(1, 8),
+    "of four groups": lambda: nn.GroupNorm(4, 8, eps=0.1),
+    "of each channel": lambda: nn.InstanceNorm2d(8, affine=True),
+    "without factors": lambda: nn.InstanceNorm2d(8),
+    "of statistics": lambda: nn.InstanceNorm2d(8, track_running_stats=True),
+}
+
+
+def group_norm(name: str) -> nn.Module:
+    """A group norm with factors of all sizes, and a bound behind it."""
+    norm = GROUP_NORMS[name]()
+    for parameter in norm.parameters():
+        nn.init.uniform_(parameter, -0.5, 1.5)
+    return nn.Sequential(norm, nn.ReLU())
+
+
 class RowBlock(nn.Module):
     """Most of what is done to rows (N, 8, L), L even."""
 

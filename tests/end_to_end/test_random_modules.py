@@ -8,6 +8,7 @@ import torch
 from placed_modules import run_placed
 from random_modules import (
     FUNCTIONS,
+    GROUP_NORMS,
     JOINS,
     JUMPS,
     REDUCTIONS,
@@ -17,6 +18,7 @@ from random_modules import (
     Between,
     Combined,
     RowBlock,
+    group_norm,
     random_module,
     transposed,
 )
@@ -112,6 +114,16 @@ def test_transposed_convolutions(name):
 def test_other_sizes_on_all_devices(name):
     step = RESIZES[name] if name in RESIZES else transposed(**TRANSPOSED[name])
     check(Between(step), (3, 6, 8), devices=True)
+
+
+@pytest.mark.parametrize("name", GROUP_NORMS)
+def test_group_norms(name):
+    check(Between(group_norm(name)), (3, 6, 7), devices=name == "of four groups")
+
+
+def test_group_norms_of_rows():
+    module = nn.Sequential(nn.Conv1d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv1d(8, 4, 1))
+    check(module, (3, 12), devices=False)
 
 
 @pytest.mark.parametrize("end", ["rows", "means"])

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from relay_passes.frontend.pointwise import is_pointwise
 from targets.errors import UnsupportedError
 from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, in_one_line, is_constant
+from tvmq.capture.group_norm_rules import GROUP_NORM_RULES
 from tvmq.capture.layout_rules import LAYOUT_RULES
 from tvmq.capture.moved_batch import (
     ALONG_LAST,
@@ -48,6 +49,7 @@ _PLAIN_RULES = (
     | RESAMPLING_RULES
     | ONE_DIMENSION_RULES
     | SELECTION_RULES
+    | GROUP_NORM_RULES
 )
 RULES = _PLAIN_RULES | {
     name: batch_aware(name, _PLAIN_RULES.get(name)) for name in (*MOVED_RULES, *ALONG_LAST)
@@ -95,14 +97,20 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
         ) from error
 
 
+_COMPOSED = frozenset(
+    {"einsum", "tensordot", "inner", "movedim", "moveaxis", "swapaxes", "swapdims", "ravel"}
+    | {"hstack", "vstack", "dstack", "column_stack", "fliplr", "flipud"}
+    | {"atleast_1d", "atleast_2d", "atleast_3d"}
+)
+"""Operators that torch composes of such as have rules."""
+
+
 def _composites(program: ExportedProgram) -> dict[Any, Any]:
-    """Operators without a rule that torch composes of others, and how."""
-    targets = {node.target for node in program.graph.nodes if _rule_of(node) is None}
-    overloads = [target for target in targets if isinstance(target, torch._ops.OpOverload)]
+    """How torch composes those of the program."""
     known = torch.export.default_decompositions()
-    return {
-        target: known[target] for target in overloads if target._can_decompose() and target in known
-    }
+    targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
+    composed = [target for target in targets if operator_name(target) in _COMPOSED]
+    return {target: known[target] for target in composed if target in known}
 
 
 def _is_plain(node: Node) -> bool:

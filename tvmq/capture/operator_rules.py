@@ -201,12 +201,12 @@ def _prelu(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     values = g.value(slopes).reshape(-1)
     if bool((values == values[0]).all()):
         return g.call(aten.leaky_relu.default, x, float(values[0]))
-    below = g.call(aten.relu.default, _per_channel(g, node, x, scale=-1.0))
+    below = g.call(aten.relu.default, per_channel(g, node, x, scale=-1.0))
     column = values.reshape(1, -1, *[1] * (len(shape_of(x)) - 2))
     return g.call(
         aten.add.Tensor,
         g.call(aten.relu.default, x),
-        _per_channel(g, node, below, scale=-column, name="slopes"),
+        per_channel(g, node, below, scale=-column, name="slopes"),
     )
 
 
@@ -343,14 +343,14 @@ def _affine(
     shift = shift * shift_factor
     if scale.numel() == 1 and shift.numel() == 1:
         one, two = (value.reshape(()) for value in (scale, shift))
-        return of_base(g, x, lambda base: _per_channel(g, node, base, scale=one, shift=two))
+        return of_base(g, x, lambda base: per_channel(g, node, base, scale=one, shift=two))
     if len(shape_of(x)) == 3 and all(_is_per_channel(v, shape_of(x), 1) for v in (scale, shift)):
         image = as_row_image(g, x)
-        return as_row(g, _per_channel(g, node, image, scale=scale, shift=shift))
+        return as_row(g, per_channel(g, node, image, scale=scale, shift=shift))
     axis = channel_axis(x)
     if not all(_is_per_channel(value, shape_of(x), axis) for value in (scale, shift)):
         return _per_element(g, node, x, scale, shift)
-    return _per_channel(g, node, x, scale=scale, shift=shift)
+    return per_channel(g, node, x, scale=scale, shift=shift)
 
 
 def channel_axis(x: Node) -> int:
@@ -378,7 +378,7 @@ def _per_element(
     return moved_again(g, base, moves)
 
 
-def _per_channel(
+def per_channel(
     g: CanonicalGraph,
     node: Node,
     x: Node,
@@ -395,7 +395,7 @@ def _per_channel(
 
     def of_phases(image: Node, count: int) -> Node:
         scales, shifts = gamma.repeat(count), beta.repeat(count)
-        return _per_channel(
+        return per_channel(
             g, node, image, scale=scales, shift=shifts, name=f"{name}_{count}".lstrip("_")
         )
 
