@@ -192,11 +192,14 @@ class _Reader:
         return Value(var.name, (H, W, C), dtype, bits)
 
     def _quantizes_an_input(self, var: Var) -> bool:
-        """Whether the codes are made of floats, transposed at most, rows as images."""
+        """Whether the codes are made of floats, transposed at most, rows as images of one row."""
         call = self.graph.value(var)
-        turned = op_of(call) == "permute_dims"
-        while op_of(call) == "permute_dims" or (turned and op_of(call) == "reshape"):
+        while op_of(call) == "permute_dims":
             call = self.graph.value(call.args[0])
+        if op_of(call) == "reshape" and call is not self.graph.value(var):
+            _, channels, *rest = shape_of(call)
+            if rest and shape_of(call.args[0])[1:] == (channels, *rest[1:]) and rest[0] == 1:
+                call = self.graph.value(call.args[0])
         return op_of(call) == "astype" and is_float(call.args[0])
 
     def _opaque(self, var: Var, reason: str) -> OpaqueLayer:

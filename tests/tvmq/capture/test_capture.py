@@ -299,7 +299,6 @@ REFUSED: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
     "flip batch": (lambda x: x.permute(1, 0, 2, 3), "moves the batch"),
     "merge batch": (lambda x: x.view(-1, 4), "moves the batch"),
     "cat batch": (lambda x: torch.cat([x, x], 0), "along the batch"),
-    "broadcast": (lambda x: x + x.mean((2, 3), keepdim=True), "shapes differ"),
     "reflect": (lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), "mode 'reflect'"),
     "pad with one": (lambda x: F.pad(x, (1, 1), value=1.0), "value 1"),
     "uneven pool": (lambda x: F.adaptive_avg_pool2d(x, 5), "different sizes"),
