@@ -41,6 +41,7 @@ from reconstruction_table import FREE_METHODS, POT_METHODS, PRECISIONS, find, re
 from tvmq import __version__
 from tvmq.calibrate.calibrate import Calibration, calibrate
 from tvmq.capture.capture import capture
+from tvmq.data.labels import Labelling
 from tvmq.data.open import open_data
 from tvmq.data.preprocessing import Preprocessing
 from tvmq.float_model import FloatModel
@@ -55,6 +56,7 @@ from tvmq.reconstruct.refinements.compensated import CompensatedCodes
 from tvmq.reconstruct.unit_graph import QuantizedUnit
 from tvmq.settings import Settings, parse_precision
 
+CLASSES = Labelling("classes")
 IMAGES = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 SAMPLES, BATCH = 1024, 64
 FIRST = (
@@ -244,7 +246,7 @@ def use_zero_points(unit: QuantizedUnit, settings: Settings) -> None:
 def accuracy(model: FloatModel, plan: Plan, data: Path) -> float:
     """Top-1 of the annotated network on all images of cifar10_eval.npz."""
     graph_module = annotate(model, plan, torch.float32)
-    source = open_data(str(data / "cifar10_eval.npz"), model.inputs, IMAGES)
+    source = open_data(str(data / "cifar10_eval.npz"), model.inputs, IMAGES, CLASSES)
     right = count = 0
     with torch.no_grad():
         for batch in source.batches(250):

@@ -52,9 +52,9 @@ from tvmq.data.preprocessing import Preprocessing
 from tvmq.float_model import FloatModel
 from tvmq.flow import build
 from tvmq.plan.annotate import annotate
-from tvmq.plan.equalize import equalize
+from tvmq.plan.equalize import equalize_as
 from tvmq.plan.plan import Plan
-from tvmq.plan.plan_file import read_plan
+from tvmq.plan.plan_file import planned_equalization, read_plan
 from tvmq.plan.planner import make_plan
 from tvmq.plan.weight_steps import weight_codes
 from tvmq.run.execute import open_for
@@ -160,8 +160,8 @@ def row(
     top1 = accuracy(Session(artifact, "cpu"), artifact, data, samples)
     other, _ = built(data, network, room, replace(settings, bias_correction=False), "cpu")
     uncorrected = accuracy(Session(other, "cpu"), other, data, samples)
-    if "equalize" in settings.method:
-        model = equalize(model)
+    if (planned := planned_equalization(artifact.path("plan.json"))) is not None:
+        model = equalize_as(model, planned)
     plan = read_plan(artifact.path("plan.json"), model)
     rough = accuracy(FakeSession(model, plan), artifact, data, samples)
     (program,) = artifact.programs().values()

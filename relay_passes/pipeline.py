@@ -120,7 +120,10 @@ def _blamed(mod: IRModule) -> TvmqError:
     for step in PIPELINE:
         mod = step.make()(mod)
         if fault := _fault(mod):
-            return TvmqError(f"{step.name}: left an ill-formed module: {fault}")
+            return TvmqError(
+                f"{step.name}: left an ill-formed module: {fault}. Report this network: it is a "
+                "fault of tvmq."
+            )
     raise AssertionError("a pass gave two modules for one")
 
 

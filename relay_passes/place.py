@@ -38,6 +38,7 @@ from targets.npu.execute.host_calls import pack_inputs, unpack_output
 from targets.npu.machine.program import Program
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.storage import host_bytes
+from targets.refusal import Refusal
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Placement:
         source: module path and source line of the user's model.
         kind: "conv2d", "add", ...
         device: "npu" or "cpu".
-        reason: the violated constraint, or why the CPU was asked for; "" on the NPU.
+        refusal: why the NPU doesn't run it; None where it does, or where nobody asked it.
         macs: multiply-accumulates of one image.
         program: index of its NPU program, None on the CPU.
     """
@@ -58,9 +59,28 @@ class Placement:
     source: str
     kind: str
     device: str
-    reason: str
+    refusal: Refusal | None
     macs: int
     program: int | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why it is on the CPU, in words; "" on the NPU."""
+        if self.device == "npu":
+            return ""
+        return "the target is the CPU" if self.refusal is None else str(self.refusal)
+
+    def as_json(self) -> dict[str, Any]:
+        """One entry of an artifact's layers.json."""
+        return {
+            "name": self.name,
+            "source": self.source,
+            "kind": self.kind,
+            "device": self.device,
+            "reason": self.reason,
+            "macs": self.macs,
+            "program": self.program,
+        }
 
 
 @dataclass(frozen=True)
@@ -78,17 +98,12 @@ class PlacedModule:
     programs: tuple[Program, ...]
 
 
-def decide(network: IntegerNetwork, spec: NpuSpec | None) -> list[str | None]:
-    """Per layer None for the NPU, or why the CPU runs it; without ``spec`` the CPU runs all."""
-    reasons: list[str | None] = []
-    for layer in network.layers:
-        if spec is None:
-            reasons.append("the target is the CPU")
-        elif isinstance(layer, OpaqueLayer):
-            reasons.append(layer.reason)
-        else:
-            reasons.append(refusal(layer, spec))
-    return reasons
+def refusals(network: IntegerNetwork, spec: NpuSpec) -> list[Refusal | None]:
+    """Per layer None where the NPU runs it, or why it doesn't."""
+    return [
+        layer.refusal if isinstance(layer, OpaqueLayer) else refusal(layer, spec)
+        for layer in network.layers
+    ]
 
 
 def placements(network: IntegerNetwork, spec: NpuSpec | None) -> tuple[Placement, ...]:
@@ -100,8 +115,9 @@ def placements(network: IntegerNetwork, spec: NpuSpec | None) -> tuple[Placement
     """
     placed: list[Placement] = []
     programs = 0
-    for layer, reason in zip(network.layers, decide(network, spec), strict=True):
-        on_npu = reason is None
+    refused = [None] * len(network.layers) if spec is None else refusals(network, spec)
+    for layer, why_not in zip(network.layers, refused, strict=True):
+        on_npu = spec is not None and why_not is None
         if on_npu and not (placed and placed[-1].device == "npu"):
             programs += 1
         placed.append(
@@ -110,7 +126,7 @@ def placements(network: IntegerNetwork, spec: NpuSpec | None) -> tuple[Placement
                 source=layer.source,
                 kind=layer.kind,
                 device="npu" if on_npu else "cpu",
-                reason=reason or "",
+                refusal=why_not,
                 macs=layer.macs,
                 program=programs - 1 if on_npu else None,
             )

@@ -11,6 +11,7 @@ multiplies, adds, pools or moves: the plan and the user's source know it by that
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -32,6 +33,7 @@ from relay_passes.forms.softmax import match_softmax
 from relay_passes.forms.table import first_code, match_table
 from relay_passes.forms.term import Term
 from relay_passes.operators import MOVES, RESHAPES
+from relay_passes.passes.name_values import CODES
 from relay_passes.relax_nodes import (
     Array,
     Graph,
@@ -67,8 +69,23 @@ from targets.layers import (
     Value,
     Weights,
 )
+from targets.refusal import Refusal
 from targets.rounding import HALF_UP
 from targets.sum_bounds import CodeRange, SumBounds, bound_products, bound_sums
+
+MOST_AXES = 4
+"""Of a tensor of a layer, the batch included; with more it is only on the way to another."""
+
+_SUFFIX = re.compile(r"_(codes|sums|nchw|nhwc)\d*$")
+"""What passes add to the name of a torch node for what they make of its value."""
+
+_ADVICE = dict.fromkeys(
+    ("permute_dims", "reshape"),
+    "At the network's end leave the permute or reshape to what reads the outputs; within it keep "
+    "the channels of a pixel together.",
+)
+_ANY_ADVICE = "Write it as convolutions, dense layers, additions or functions of one tensor."
+"""Beyond that, the CPU runs it as it is, to the same bits."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +97,14 @@ class OpaqueLayer:
         source: module path and source line of the user's model.
         inputs: the quantized tensors it reads.
         output: the tensor it makes.
-        reason: why it is no layer, for the placement report.
+        refusal: why it is no layer, for the placement report.
     """
 
     name: str
     source: str
     inputs: tuple[Value, ...]
     output: Value
-    reason: str
+    refusal: Refusal
     kind: str = "opaque"
     macs: int = 0
 
@@ -102,7 +119,7 @@ class IntegerNetwork:
     Attributes:
         layers: in an order in which each reads only what was made before.
         inputs: the codes of the network's inputs.
-        outputs: codes, or int32 sums, of the network's outputs.
+        outputs: codes, or int32 sums, that the network's outputs are made of.
     """
 
     layers: tuple[AnyLayer, ...]
@@ -125,7 +142,8 @@ def read_layers(mod: IRModule, sources: Mapping[str, str] | None = None) -> Inte
     """
     graph = Graph(mod)
     reader = _Reader(graph, sources or {})
-    outputs = tuple(reader.value(_integer_source(graph, var)) for var in graph.outputs)
+    sources_of = (source for var in graph.outputs for source in _integer_sources(graph, var))
+    outputs = tuple(reader.value(source) for source in dict.fromkeys(sources_of))
     reader.read()
     position = {var.name: i for i, (var, _) in enumerate(graph.bindings)}
     layers = sorted(reader.layers, key=lambda layer: position[layer.output.name])
@@ -133,10 +151,20 @@ def read_layers(mod: IRModule, sources: Mapping[str, str] | None = None) -> Inte
     return IntegerNetwork(tuple(layers), tuple(inputs), outputs)
 
 
-def _integer_source(graph: Graph, output: Var) -> Var:
-    """The integer tensor that an output is dequantized from, before it is transposed for it."""
-    while is_float(output):
-        output = variables_in(graph.value(output))[0]
+def _integer_sources(graph: Graph, output: Var) -> list[Var]:
+    """The integer tensors that an output is dequantized, and perhaps joined, from."""
+    found, todo = [], [output]
+    while todo:
+        var = todo.pop()
+        if is_float(var):
+            todo += reversed(variables_in(graph.value(var)))
+        else:
+            found.append(_before_it_is_turned(graph, var))
+    return found
+
+
+def _before_it_is_turned(graph: Graph, output: Var) -> Var:
+    """What an integer output is transposed from, which is no layer; itself where it isn't."""
     source, turned = output, False
     while (call := graph.match(source, *RESHAPES)) is not None:
         turned = turned or isinstance(match_move(graph, source), str)
@@ -175,16 +203,19 @@ class _Reader:
 
     def source(self, name: str) -> str:
         """Where the user's model says it."""
+        while name not in self._sources and (node := _SUFFIX.sub("", name)) != name:
+            name = node
         return self._sources.get(name, "")
 
     def _described(self, var: Var) -> Value:
         shape = shape_of(var)[1:]
-        if len(shape) > 3:
+        if 1 + len(shape) > MOST_AXES:
             source = self.source(var.name)
             place = f" ({source})" if source else ""
             raise UnsupportedError(
-                f"{var.name}{place}: shape {shape} has more than three axes besides the batch. "
-                "Reshape it to an image or a vector."
+                f"{_SUFFIX.sub('', var.name)}{place}: a tensor of shape {list(shape)} has more "
+                "than three axes besides the batch. Reshape it to an image or a vector at once: "
+                "stack and permute along one axis, or leave it to what reads the outputs."
             )
         H, W, C = (1,) * (3 - len(shape)) + shape
         dtype: DType = dtype_of(var)  # type: ignore[assignment]  # integer modules hold no others
@@ -209,13 +240,15 @@ class _Reader:
         open_ends = variables_in(self.graph.value(var))
         while open_ends:
             source = open_ends.pop()
-            if is_codes(source):
+            if is_codes(source) and len(shape_of(source)) <= MOST_AXES:
                 found[source] = None
             elif source not in seen:
                 open_ends += variables_in(self.graph.value(source))
             seen.add(source)
         inputs = tuple(self.value(source) for source in reversed(found))
-        return OpaqueLayer(var.name, self.source(var.name), inputs, self.value(var), reason)
+        refusal = Refusal(reason, _ADVICE.get(op_of(self.graph.value(var)), _ANY_ADVICE))
+        name = var.name.replace(CODES, "")
+        return OpaqueLayer(name, self.source(var.name), inputs, self.value(var), refusal)
 
     # --- one layer, or why the expression is none
 

@@ -16,9 +16,18 @@ Messages are one sentence of what and where, and one of what to do.
 
 
 class TvmqError(Exception):
-    """Base of all errors that a user of tvmq is meant to see."""
+    """Base of all errors that a user of tvmq is meant to see.
+
+    Attributes:
+        node: the node of the network that it is about, "" where it is about none; whoever knows
+            the user's source by nodes says the place.
+    """
 
     exit_code = 4
+
+    def __init__(self, text: str, *, node: str = "") -> None:
+        super().__init__(text)
+        self.node = node
 
     def __str__(self) -> str:
         """The message, without what a terminal would obey: it can quote a file's contents."""

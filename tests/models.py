@@ -152,9 +152,25 @@ def rows_small() -> Network:
     return _finish(lambda: _Rows(), (5, 24))
 
 
+def vit_small() -> Network:
+    """A vision transformer: class token, positions, fused queries, keys and values, two heads."""
+    return _finish(lambda: _Transformer(16, 2), (3, 12, 12))
+
+
+def excitation_small() -> Network:
+    """Squeeze and excitation, gated linear units, and a product of two images."""
+    return _finish(lambda: _Excitation(16), (3, 10, 10))
+
+
+def detector_small() -> Network:
+    """Branches of unlike size, joined inside, and behind the last layers: boxes, scores."""
+    return _finish(lambda: _Detector(), (3, 12, 12))
+
+
 _FUNCTIONS = (resnet_small, resnet_projection, vgg_small, mobilenet_small, grouped, densenet_small)
 _FUNCTIONS += (odd_channels, strides_dilation_padding, mlp, silu_net, preact, mobilenet_rescaled)
-_FUNCTIONS += (shufflenet_small, unet_small, rows_small)
+_FUNCTIONS += (shufflenet_small, detector_small, vit_small, excitation_small)
+_FUNCTIONS += (unet_small, rows_small)
 ZOO: dict[str, Callable[[], Network]] = {function.__name__: function for function in _FUNCTIONS}
 
 
@@ -383,3 +399,88 @@ class _Rows(nn.Module):
         x = F.relu(self.norms[1](self.second(x)))
         x = F.relu6(self.norms[2](self.up(F.max_pool1d(x, 2))))
         return self.last(F.avg_pool1d(x, 2))
+
+
+class _Attention(nn.Module):
+    """Queries, keys and values of one dense layer, as timm has it."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, c = x.shape
+        qkv = self.qkv(x).reshape(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unbind(0)
+        weights = (query * (c // self.heads) ** -0.5) @ key.transpose(-2, -1)
+        return self.out((weights.softmax(-1) @ value).transpose(1, 2).reshape(n, t, c))
+
+
+class _Transformer(nn.Module):
+    """Patches of 4 × 4 pixels, two blocks that normalize first, the class token's classifier."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, channels, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, channels))
+        self.positions = nn.Parameter(torch.randn(1, 10, channels))
+        self.attention = nn.ModuleList(_Attention(channels, heads) for _ in range(2))
+        self.dense = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(channels, 2 * channels), nn.GELU(), nn.Linear(2 * channels, channels)
+            )
+            for _ in range(2)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(5))
+        self.head = nn.Linear(channels, 5)
+        with torch.no_grad():
+            for norm in self.norms:
+                norm.weight.uniform_(0.3, 1.7)
+                norm.bias.uniform_(-0.5, 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
+        for i in range(2):
+            x = x + self.attention[i](self.norms[2 * i](x))
+            x = x + self.dense[i](self.norms[2 * i + 1](x))
+        return self.head(self.norms[4](x)[:, 0])
+
+
+class _Excitation(nn.Module):
+    """Channels scaled by what their averages say, then one half of them by the other."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*_conv(3, channels, 3))
+        self.squeeze = nn.Sequential(
+            nn.Conv2d(channels, 4, 1), nn.ReLU(), nn.Conv2d(4, channels, 1), nn.Hardsigmoid()
+        )
+        self.both = nn.Sequential(*_conv(channels, 2 * channels, 1, activation=nn.Identity()))
+        self.head = nn.Linear(channels, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x * self.squeeze(x.mean((2, 3), keepdim=True))
+        x, gate = self.both(x).chunk(2, 1)
+        return self.head((x * gate.sigmoid()).mean((2, 3)))
+
+
+class _Detector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*_conv(3, 8, 3, stride=2))
+        self.narrow, self.wide = (nn.Sequential(*_conv(8, 8, 3)) for _ in range(2))
+        self.side = nn.Sequential(*_conv(8, 8, 1))
+        self.neck = nn.Sequential(*_conv(24, 16, 1))
+        self.box, self.score = nn.Conv2d(16, 4, 1), nn.Conv2d(16, 3, 1)
+        with torch.no_grad():
+            self.box.weight *= 100
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        narrow, wide = self.narrow(x), 40 * self.wide(x)
+        x = self.neck(torch.cat([self.side(narrow), narrow, wide], 1))
+        y = torch.cat([self.box(x), torch.sigmoid(self.score(x))], 1)
+        return y.permute(0, 2, 3, 1).reshape(y.shape[0], -1, 7)

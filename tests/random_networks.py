@@ -65,8 +65,10 @@ def machine(rng: np.random.Generator) -> NpuSpec:
     }
     row = 4 * array["cols"]
     memories["acc"]["bytes"] = min(pick(rng, 2, 3, 16, 57, 256, 1000), (1 << 20) // row) * row
-    memories["act"]["bytes"] = pick(rng, int(rng.integers(300, 20000)), 65536, 1 << 20)
-    memories["wgt"]["bytes"] = pick(rng, int(rng.integers(2000, 100000)), 1 << 20)
+    pixels = 2 * (array["rows"] + array["cols"] + max(array["rows"], array["cols"]))
+    memories["act"]["bytes"] = pick(rng, pixels + int(rng.integers(20000)), 65536, 1 << 20)
+    tiles = 2 * array["rows"] * array["cols"]
+    memories["wgt"]["bytes"] = pick(rng, tiles + int(rng.integers(100000)), 1 << 20)
     memories["par"]["bytes"] = int(rng.integers(1600, 9000))
     content["dma"] |= {
         "bytes_per_cycle": pick(rng, 1, 3, 8, 100),

@@ -49,6 +49,20 @@ class BatchNormStats:
 
 
 @dataclass(frozen=True)
+class Equalization:
+    """Channels that were made smaller or larger, which leaves the outputs the same to the bit.
+
+    Attributes:
+        exponents: by name of a layer, how often each of its output channels was halved; what reads
+            them was doubled as often. None where it was left out.
+        reason: what spoke for it or against it, in one line.
+    """
+
+    exponents: Mapping[str, tuple[int, ...]]
+    reason: str
+
+
+@dataclass(frozen=True)
 class FloatModel:
     """A float32 network in evaluation mode, for any batch, in the operators of ``canonicalize``.
 
@@ -62,6 +76,7 @@ class FloatModel:
         fingerprint: sha256 of graph and weights.
         kind: what the file was, in words.
         notes: what capture changed that a user should know (precision, prefixes).
+        equalization: what ``tvmq/plan/equalize.py`` changed; None if it wasn't asked.
     """
 
     graph_module: GraphModule
@@ -72,6 +87,7 @@ class FloatModel:
     fingerprint: str
     kind: str
     notes: tuple[str, ...] = field(default=())
+    equalization: Equalization | None = None
 
     @cached_property
     def nodes(self) -> dict[str, Node]:
@@ -86,6 +102,12 @@ class FloatModel:
         """Bias of a conv2d or linear node, float32[K], or None."""
         bias = node.args[2] if len(node.args) > 2 else None
         return None if bias is None else constant_of(self.graph_module, bias)
+
+
+def by_input_channel(weight: torch.Tensor, node: Node) -> torch.Tensor:
+    """A view of the weight of a conv2d or linear node, [groups, K / groups, C / groups, taps]."""
+    groups = int(node.args[6]) if len(node.args) > 6 else 1
+    return weight.view(groups, len(weight) // groups, weight.shape[1], -1)
 
 
 def copy_of(graph_module: GraphModule) -> GraphModule:

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relay_passes.frontend.import_torch import import_torch
-from relay_passes.pipeline import lower_to_integer
 from relay_passes.place import PlacedModule, Placement, place, placements
 from relay_passes.read_layers import read_layers
 from targets.errors import GateError, InputError
 from targets.linker import try_linker
 from targets.npu.execute.compiled import made_meanwhile
 from targets.npu.machine.spec import NpuSpec, load_spec
+from targets.refusal import listed
 from tvmq.artifact.artifact import Manifest, write_manifest, writing
 from tvmq.artifact.files import (
     compile_library,
@@ -39,11 +38,14 @@ from tvmq.capture.capture import FloatModel, capture
 from tvmq.data.open import open_data
 from tvmq.data.preprocessing import Preprocessing
 from tvmq.data.source import DataSource
+from tvmq.lowering import lower
 from tvmq.plan.annotate import annotate
-from tvmq.plan.equalize import equalize
+from tvmq.plan.equalize import equalize_as
+from tvmq.plan.equalized_plan import plan_equalized
 from tvmq.plan.plan import Plan
-from tvmq.plan.plan_file import planned_settings, read_plan, write_plan
+from tvmq.plan.plan_file import planned_equalization, read_plan, write_plan
 from tvmq.plan.planner import make_plan
+from tvmq.plan.range_check import check_ranges
 from tvmq.progress import Progress
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.unit_state import checkpoints_of, forget_checkpoints
@@ -78,6 +80,7 @@ class BuildResult:
             "bit_exact": manifest.bit_exact,
             "calibration": manifest.calibration,
             "reconstruction": manifest.reconstruction,
+            "ranges": [entry.model_dump(mode="json") for entry in manifest.ranges],
             "settings": manifest.settings,
             "seconds": manifest.seconds,
         }
@@ -138,12 +141,12 @@ def _build_into(
         model = _capture(request, progress)
         require_room_for(model, folder)
         require_room_to_link(model)
-        save_float(folder, model)
-        data = _open_data(model, request, progress)
+        data = _open_data(model, request)
     with progress.stage("calibrate"):
         calibration = _calibrate(model, data, request, progress)
     with progress.stage("plan"):
-        plan = _plan(model, calibration, request, progress)
+        model, calibration, plan = _plan(model, calibration, request, progress)
+        save_float(folder, model)
     learned: Reconstruction | None = None
     if plan.settings.learned_method and request.plan is None:
         with progress.stage("reconstruct"):
@@ -155,7 +158,7 @@ def _build_into(
         annotated = annotate(model, plan)
         save_annotated(folder, annotated)
     with progress.stage("integer"):
-        integer = lower_to_integer(import_torch(annotated), dump=folder / "ir" / "passes")
+        integer = lower(model, annotated, dump=folder / "ir" / "passes")
         save_integer(folder, integer)
     with progress.stage("place"):
         network = read_layers(integer, _sources(model))
@@ -174,7 +177,9 @@ def _build_into(
         golden = golden_inputs(model, calibration, request.seed)
         bit_exact = verify(folder, model, golden)
     facts = {} if learned is None else learned.as_json()
-    manifest = make_manifest(request, model, data, plan, placed, bit_exact, progress.seconds, facts)
+    ranges = check_ranges(model, plan, calibration)
+    seconds = progress.seconds
+    manifest = make_manifest(request, model, data, plan, placed, bit_exact, seconds, facts, ranges)
     return manifest, placed
 
 
@@ -185,24 +190,18 @@ def _capture(request: BuildRequest, progress: Progress) -> FloatModel:
         trust_pickle=request.trust_pickle,
         input_shapes=request.input_shapes,
     )
-    settings = planned_settings(request.plan) if request.plan else request.settings
-    if "equalize" in settings.method:
-        model = equalize(model)
+    planned = planned_equalization(request.plan) if request.plan else None
+    if planned is not None:
+        model = equalize_as(model, planned)
     for note in model.notes:
         progress.note(f"note: {note}")
     return model
 
 
-def _open_data(model: FloatModel, request: BuildRequest, progress: Progress) -> DataSource | None:
+def _open_data(model: FloatModel, request: BuildRequest) -> DataSource | None:
     if request.calib_data is None:
         return None
-    data = open_data(request.calib_data, model.inputs, request.preprocessing)
-    if data.takes_images is False and request.preprocessing != Preprocessing():
-        progress.note(
-            f"note: {data.spec} holds floats, which are taken as they are; --mean, --std, --resize "
-            "and --crop are kept for the images that `eval` and `run` get."
-        )
-    return data
+    return open_data(request.calib_data, model.inputs, request.preprocessing)
 
 
 def _calibrate(
@@ -218,18 +217,34 @@ def _calibrate(
             "--calib-data is usually more accurate."
         )
         return calibration
+    for note in data.notes:
+        progress.note(f"note: {note}")
     samples = _Samples(data, request)
     with progress.bar("calibrate") as report:
-        return calibrate(model, samples, samples.count, progress=report)
+        calibration = calibrate(model, samples, samples.count, progress=report)
+    if data.takes_images is False and request.preprocessing != Preprocessing():
+        progress.note(
+            f"note: {data.spec} holds floats, which are taken as they are; --mean, --std, --resize "
+            "and --crop are kept for the images that `eval` and `run` get."
+        )
+    return calibration
 
 
 def _plan(
     model: FloatModel, calibration: Calibration, request: BuildRequest, progress: Progress
-) -> Plan:
+) -> tuple[FloatModel, Calibration, Plan]:
+    """The plan, and the network and ranges that it is of: equalizing changes them."""
+    settings = request.settings
     if request.plan is not None:
-        return read_plan(request.plan, model)
+        return model, calibration, read_plan(request.plan, model)
     with progress.bar("correct biases") as report:
-        return make_plan(model, calibration, request.settings, progress=report)
+        if "equalize" not in settings.method:
+            return model, calibration, make_plan(model, calibration, settings, progress=report)
+        known = None if request.preprocessing.mean is None else request.preprocessing
+        found = plan_equalized(model, calibration, settings, known, report)
+    if found.plan.equalization is not None:
+        progress.note(f"note: equalization: {found.plan.equalization.reason}")
+    return found.model, found.calibration, found.plan
 
 
 def _reconstruct(
@@ -260,7 +275,7 @@ def _refuse_early(
     model: FloatModel, plan: Plan, spec: NpuSpec | None, request: BuildRequest
 ) -> None:
     """Raise what the stages behind would, before hours of learning; they do it again afterwards."""
-    integer = lower_to_integer(import_torch(annotate(model, plan)))
+    integer = lower(model, annotate(model, plan))
     _check_fallback(placements(read_layers(integer, _sources(model)), spec), request)
 
 
@@ -294,11 +309,11 @@ def _check_fallback(placed: tuple[Placement, ...], request: BuildRequest) -> Non
     percent = 100 * len(refused) / len(placed)
     limit = 0.0 if request.strict else request.max_fallback
     if limit is not None and not percent <= limit:  # NaN is below no limit
-        listed = "; ".join(
-            f"{item.name} ({item.source}): {item.reason.rstrip('.')}" for item in refused
+        reasons = listed(
+            (f"{item.name} ({item.source})", item.refusal) for item in refused if item.refusal
         )
         flag = "--strict" if request.strict else f"--max-fallback {limit:g}"
         raise GateError(
             f"{flag}: {len(refused)} of {len(placed)} operators ({percent:.0f} %) would run on "
-            f"the CPU: {listed}. Change these layers or relax the flag."
+            f"the CPU: {reasons} Change these layers or relax the flag."
         )

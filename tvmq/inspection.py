@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import torch
 
 from relay_passes.estimate import Estimate, estimate
-from relay_passes.frontend.import_torch import import_torch
-from relay_passes.pipeline import lower_to_integer
 from relay_passes.place import placements
 from relay_passes.read_layers import read_layers
 from targets.errors import InputError
@@ -21,6 +19,7 @@ from targets.npu.machine.spec import NpuSpec
 from tvmq.calibrate.batch_norm_ranges import ranges_from_batch_norm
 from tvmq.calibrate.calibrate import Calibration, calibrate
 from tvmq.float_model import FloatModel
+from tvmq.lowering import lower
 from tvmq.plan.annotate import annotate
 from tvmq.plan.planner import make_plan
 from tvmq.progress import Progress
@@ -67,7 +66,7 @@ def forecast(
     """
     with progress.stage("forecast"):
         plan = make_plan(model, _stand_in(model), settings)
-        integer = lower_to_integer(import_torch(annotate(model, plan)))
+        integer = lower(model, annotate(model, plan))
         sources = {name: str(origin) for name, origin in model.origins.items()}
         network = read_layers(integer, sources)
         placed = placements(network, spec)

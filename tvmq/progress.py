@@ -6,7 +6,9 @@ pipes get plain lines. ``Progress()`` says nothing at all, which is what library
 
 from __future__ import annotations
 
+import re
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -21,10 +23,16 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.status import Status
 
+from targets.causes import cause_of, first_line
+from targets.errors import TvmqError, UnsupportedError
 from targets.interrupts import check
 
 LINE_EVERY = 20.0
 """Seconds between the lines of a long job where no terminal shows a bar."""
+
+
+_LIBRARY = re.compile(r"[/\\](torch|tvm|tvm_ffi)[/\\]|\.(cc|cpp|h)$")
+"""Files of torch and TVM in tracebacks; TVM puts those of its C++ there, too."""
 
 
 class Bar(Protocol):
@@ -50,14 +58,20 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the block and show that it is running; the end of a stage heeds interrupts."""
+        """Time the block and show that it is running; the end of a stage heeds interrupts.
+
+        Raises:
+            UnsupportedError: the block raised what torch or TVM say of a network that no stage
+                before it has refused.
+        """
         start = time.perf_counter()
-        if self._console is not None and self._console.is_terminal:
-            with self._console.status(name) as self._status:
+        with _in_words(name):
+            if self._console is not None and self._console.is_terminal:
+                with self._console.status(name) as self._status:
+                    yield
+                self._status = None
+            else:
                 yield
-            self._status = None
-        else:
-            yield
         check()
         self.seconds[name] = round(time.perf_counter() - start, 3)
         if self._verbose:
@@ -99,6 +113,31 @@ class Progress:
     def _say(self, text: str) -> None:
         if self._console is not None:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _in_words(stage: str) -> Iterator[None]:
+    try:
+        yield
+    except (TvmqError, ImportError):
+        raise
+    except Exception as error:
+        check()  # an interrupt becomes many things on its way up
+        if cause_of(error) is not None or not _is_of_a_library(error):
+            raise
+        raise UnsupportedError(
+            f"stage {stage}: this network is beyond it ({type(error).__name__}: "
+            f"{first_line(error)}). Report it with the output of -vv; until it is mended, "
+            "`tvmq inspect` of parts of the network shows which layer it is."
+        ) from error
+
+
+def _is_of_a_library(error: Exception) -> bool:
+    """Whether torch or TVM raised it, in C++ or in their own Python, rather than our code."""
+    if isinstance(error, RuntimeError):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and _LIBRARY.search(frames[-1].filename) is not None
 
 
 class _Lines:

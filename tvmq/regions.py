@@ -4,6 +4,11 @@ A *value* is a node of the float graph whose tensor is held in 8-bit codes, a *l
 values into one value with a single rounding: a convolution with the residual that is added to its
 sums and the ReLU behind it is one layer. Operators that only move or select elements (pooling by
 maximum, slices, paddings, reshapes) are neither: their results carry the step of what they read.
+
+A concatenation is a value that no layer makes. What it joins is written in its step from the
+start, or requantized where it is joined (``tvmq/plan/joined_values.py`` decides). Behind the last
+layer nothing need be joined in codes: concatenations that only outputs of the network are made of
+join real numbers, each of them exactly ``step * code``.
 """
 
 from __future__ import annotations
@@ -52,6 +57,9 @@ SUMS_LEAVE = (*WEIGHTED, "pool")
 UNSCALED = ("add", "function", "constant")
 """Kinds that end in no sums of products."""
 
+ENDS = (aten.cat, aten.slice, aten.reshape, aten.permute)
+"""Works on real numbers where nothing but outputs of the network are made of the result."""
+
 
 @dataclass(frozen=True)
 class Value:
@@ -60,13 +68,20 @@ class Value:
     Attributes:
         name: the node behind which it is quantized.
         low: no element is below this (a ReLU: 0); -inf if nothing bounds it. ``high`` likewise.
-        layer: the layer that makes it, "" for an input of the network.
+        layer: the layer that makes it, "" for an input of the network or a concatenation.
+        joins: of a concatenation, the values that it joins.
     """
 
     name: str
     low: float
     high: float
     layer: str
+    joins: tuple[str, ...] = ()
+
+    @property
+    def is_input(self) -> bool:
+        """Whether it is an input of the network."""
+        return not (self.layer or self.joins)
 
 
 @dataclass(frozen=True)
@@ -97,7 +112,8 @@ class Regions:
         values: by name, in the order of the graph.
         layers: by name, in the order of the graph.
         carried: node name -> the value whose codes it holds, for every node that holds codes.
-        tied: values that one concatenation joins share step and zero point; most are alone.
+        readers: value -> what reads it: names of nodes that compute or join, "" for the caller of
+            the network.
         first: layers with weights that read an input of the network.
         last: layers with weights behind which no other layer with weights comes.
     """
@@ -105,9 +121,19 @@ class Regions:
     values: dict[str, Value]
     layers: dict[str, Layer]
     carried: dict[str, str]
-    tied: tuple[tuple[str, ...], ...]
+    readers: dict[str, frozenset[str]]
     first: frozenset[str]
     last: frozenset[str]
+
+    @property
+    def returned(self) -> frozenset[str]:
+        """Values that outputs of the network are made of."""
+        return frozenset(name for name, readers in self.readers.items() if "" in readers)
+
+    def joined_only(self, name: str) -> str:
+        """The concatenation that alone reads a value, or ""."""
+        first, *others = self.readers[name] or ("",)
+        return first if first in self.values and self.values[first].joins and not others else ""
 
     @property
     def weighted(self) -> Iterator[Layer]:
@@ -200,8 +226,8 @@ class _Finder:
         self.values: dict[str, Value] = {}
         self.layers: dict[str, Layer] = {}
         self.carried: dict[str, str] = {}
-        self.parent: dict[str, str] = {}  # union-find over the names of values
         self.fused: set[Node] = set()  # bounds that belong to the layer before them
+        self.ends = self._find_ends()
         self.sums = self._find_residual_sums()
 
     def find(self) -> Regions:
@@ -209,7 +235,7 @@ class _Finder:
             op = op_of(node)
             if node.op == "placeholder":
                 self._add_value(node, None, "")
-            elif node.op in ("get_attr", "output") or node in self.fused:
+            elif node.op in ("get_attr", "output") or node in self.fused | self.ends:
                 continue
             elif op in PRODUCTS:
                 if node not in self.sums.values():
@@ -228,13 +254,35 @@ class _Finder:
                 self._join(node)
             else:
                 raise UnsupportedError(
-                    f"operator {node.target} at {self._place(node)} can't be quantized; replace it "
+                    f"operator {node.target} at {self._place(node)} can't be quantized. Replace it "
                     "in the model by convolutions, dense layers, pooling, additions, "
                     "concatenations, slices and functions of one tensor."
                 )
         return Regions(
-            self.values, self.layers, self.carried, self._groups(), self._first(), self._last()
+            self.values, self.layers, self.carried, self._readers(), self._first(), self._last()
         )
+
+    def _find_ends(self) -> set[Node]:
+        """Nodes of ENDS behind which nothing computes."""
+        ends = set[Node]()
+        for node in reversed(self.nodes):
+            if op_of(node) in ENDS and all(u.op == "output" or u in ends for u in node.users):
+                ends.add(node)
+        return ends
+
+    def _readers(self) -> dict[str, frozenset[str]]:
+        readers: dict[str, set[str]] = {name: set() for name in self.values}
+        for node in self.nodes:
+            if node.op == "output" or node in self.ends:
+                reader = ""
+            elif self.carried.get(node.name, node.name) != node.name:
+                continue  # moves what it reads
+            else:
+                reader = node.name
+            for source in node.all_input_nodes:
+                if source.name in self.carried:
+                    readers[self.carried[source.name]].add(reader)
+        return {name: frozenset(found) for name, found in readers.items()}
 
     def _find_residual_sums(self) -> dict[Node, Node]:
         """Additions whose operand is a product read by nothing else, and that operand.
@@ -284,35 +332,34 @@ class _Finder:
         if bound is not None and op_of(bound) in BOUNDS:
             self.fused.add(bound)
             output = self._add_value(bound, bound, node.name)
-        elif kind not in SUMS_LEAVE or residual or any(u.op != "output" for u in end.users):
+        elif kind not in SUMS_LEAVE or residual or not self._leaves(end):
             output = self._add_value(end, end if op_of(end) in BOUNDS else None, node.name)
         self.layers[node.name] = Layer(node.name, kind, inputs, output, residual)
+
+    def _leaves(self, node: Node) -> bool:
+        """Whether only outputs of the network are made of it; no average is moved in float."""
+        if op_of(node) is aten.avg_pool2d:
+            return all(user.op == "output" for user in node.users)
+        return all(user.op == "output" or user in self.ends for user in node.users)
 
     def _add_value(self, node: Node, bound: Node | None, layer: str) -> str:
         low, high = (-math.inf, math.inf) if bound is None else bounds_of(bound)
         self.values[node.name] = Value(node.name, low, high, layer)
-        self.carried[node.name] = self.parent[node.name] = node.name
+        self.carried[node.name] = node.name
         return node.name
 
     def _join(self, node: Node) -> None:
-        names = [self.carried[a.name] for a in node.all_input_nodes]
-        self.carried[node.name] = names[0]
-        for name in names[1:]:
-            self.parent[self._root(name)] = self._root(names[0])
-
-    def _root(self, name: str) -> str:
-        while self.parent[name] != name:
-            name = self.parent[name]
-        return name
-
-    def _groups(self) -> tuple[tuple[str, ...], ...]:
-        groups: dict[str, list[str]] = {}
-        for name in self.values:
-            groups.setdefault(self._root(name), []).append(name)
-        return tuple(tuple(group) for group in groups.values())
+        joins = tuple(dict.fromkeys(self.carried[a.name] for a in node.all_input_nodes))
+        low = min(0.0, *(self.values[name].low for name in joins))  # 0.0 is what paddings add
+        high = max(0.0, *(self.values[name].high for name in joins))
+        self.values[node.name] = Value(node.name, low, high, "", joins)
+        self.carried[node.name] = node.name
 
     def _first(self) -> frozenset[str]:
-        inputs = {name for name, value in self.values.items() if not value.layer}
+        inputs = {name for name, value in self.values.items() if value.is_input}
+        for name, value in self.values.items():
+            if inputs.intersection(value.joins):
+                inputs.add(name)
         return frozenset(
             layer.name
             for layer in self.layers.values()

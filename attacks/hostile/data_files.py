@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from attacks.hostile import CANARY, ODD_VALUES, Hostile, nested
+from attacks.hostile import CANARY, ODD_VALUES, PAYLOADS, Hostile, nested
 from attacks.hostile.programs import Evil
 
 Members = dict[str, bytes]
@@ -61,6 +61,7 @@ def kinds() -> Iterator[Hostile]:
             yield _member(f"{name}: {what}", name, content)
     yield from _archives()
     yield from _images()
+    yield from _labels()
     yield from _units()
 
 
@@ -216,16 +217,54 @@ def _images() -> Iterator[Hostile]:
             b"(canary) (w) file closefile\nshowpage\n%%EOF\n"
         )
 
-    def of_size(width: int, height: int) -> Callable[[random.Random, Path, Path], None]:
+    def of_size(
+        width: int, height: int, mode: str = "1"
+    ) -> Callable[[random.Random, Path, Path], None]:
         def make(rng: random.Random, honest: Path, path: Path) -> None:
-            Image.new("1", (width, height)).save(path, "PNG")
+            Image.new(mode, (width, height)).save(path, "PNG")
 
         return make
 
     yield Hostile("image: damaged", "images", damaged, varied=True)
     yield Hostile("image: PostScript", "images", postscript)
+    yield Hostile("image: 16 bits", "images", of_size(15_000, 11_000, "I;16"))
     for width, height in ((60_000, 60_000), (15_000, 11_000), (1, 60_000), (60_000, 1)):
         yield Hostile(f"image: {width} x {height}", "images", of_size(width, height))
+
+
+def _labels() -> Iterator[Hostile]:
+    """Tables of labels, and lists of classes, for a folder that holds a/a.png."""
+    contents = {
+        "nothing": b"",
+        "a pickle": pickle.dumps(Evil()),
+        "zeros": bytes(5_000),
+        "no text": bytes(range(256)) * 9,
+        "a long line": b"a" * 2**27,
+        "many lines": b"a/a.png,1\n" * 2**20,
+        "many classes": b"".join(b"%d\n" % number for number in range(2**20)),
+        "many columns": b"a/a.png,1" + b"," * 2**20,
+        "an open quote": b'file,label\n"a/a.png,1\n' * 1_000,
+        "a huge number": b"a/a.png," + b"9" * 2**20,
+        "another number": "a/a.png,\u0661".encode(),
+        "another folder": b"../../../etc/passwd,1\na/../a/a.png,1\n/etc/passwd,1\n",
+        "other lines": b"a/a.png,1\ra/a.png,2\r",
+        "heading twice": b"file,label,file,label\na/a.png\n",
+    }
+    for what, content in contents.items():
+        for way in ("labels", "classes"):
+            yield Hostile(f"{way}: {what}", way, _written(content))
+    for payload in PAYLOADS:
+        text = payload.encode("utf-8", "surrogatepass")
+        yield Hostile(f"labels: {payload[:30]!r}", "labels", _written(b"a/a.png," + text))
+        yield Hostile(f"labels of {payload[:30]!r}", "labels", _written(text + b",1"))
+        yield Hostile(f"classes: {payload[:30]!r}", "classes", _written(b"a\n" + text))
+
+
+def _written(content: bytes) -> Callable[[random.Random, Path, Path], None]:
+    def make(rng: random.Random, honest: Path, path: Path) -> None:
+        path.write_bytes(content)
+
+    return make
 
 
 def _units() -> Iterator[Hostile]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from targets.npu.machine.spec import load_spec
@@ -18,6 +19,7 @@ from tvmq.calibrate.batch_norm_ranges import ranges_from_batch_norm
 from tvmq.capture.capture import FloatModel, capture, capture_program
 from tvmq.capture.load_model import load_model
 from tvmq.cli import main
+from tvmq.data.labels import Labelling
 from tvmq.data.open import open_data
 from tvmq.data.preprocessing import Preprocessing
 from tvmq.plan.plan import Plan
@@ -39,7 +41,8 @@ HONEST = (
 
 SUFFIXES = {
     "model": ".pt2", "state dict": ".pt", "data": ".npz", "images": ".png", "plan": ".json",
-    "machine": ".toml", "config": ".toml", "checkpoint": ".npz",
+    "labels": ".csv", "classes": ".txt", "machine": ".toml", "config": ".toml",
+    "checkpoint": ".npz",
 }  # fmt: skip
 
 
@@ -109,6 +112,8 @@ def make_loads(room: Path) -> dict[str, Callable[[Path], None]]:
         "state dict": _load_state_dict,
         "data": lambda path: _read_data(path, model),
         "images": lambda path: _read_images(path, model),
+        "labels": lambda path: _read_labels(path, model, table=path),
+        "classes": lambda path: _read_labels(path, model, names=path),
         "plan": lambda path: _read_plan(path, model),
         "machine": lambda path: _run(load_spec, str(path)),
         "config": lambda path: _command("build", path, "--config"),
@@ -132,7 +137,7 @@ def _load_state_dict(path: Path) -> None:
 
 
 def _read_data(path: Path, model: FloatModel) -> None:
-    source = open_data(str(path), model.inputs, classes=4)
+    source = open_data(str(path), model.inputs, None, Labelling("classes", 4))
     source.fingerprint()
     for batch in source.batches(2, limit=4):
         assert len(batch) <= 2
@@ -143,8 +148,18 @@ def _read_images(path: Path, model: FloatModel) -> None:
     folder.mkdir()
     path.rename(folder / "image.png")
     how = Preprocessing((0.5,) * 3, (0.5,) * 3, resize=8, crop=8)
-    for batch in open_data(str(folder), model.inputs, how, classes=4).batches(2):
+    for batch in open_data(str(folder), model.inputs, how).batches(2):
         assert len(batch) == 1
+
+
+def _read_labels(path: Path, model: FloatModel, **where: Path) -> None:
+    folder = path.with_suffix(".images")
+    (folder / "a").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "a" / "a.png")
+    how = Preprocessing((0.5,) * 3, (0.5,) * 3)
+    source = open_data(str(folder), model.inputs, how, Labelling("classes", 4, **where))
+    (batch,) = source.batches(2)
+    assert 0 <= batch.labels[0] < 4
 
 
 def _read_plan(path: Path, model: FloatModel) -> None:

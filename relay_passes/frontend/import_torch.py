@@ -19,7 +19,8 @@ from tvm import IRModule, relax, tirx
 
 from relay_passes.frontend.pointwise import is_pointwise
 from relay_passes.frontend.torch_operators import CONVERTERS, Converter, Importer, pointwise
-from targets.errors import UnsupportedError
+from targets.causes import first_line
+from targets.errors import TvmqError, UnsupportedError
 
 BATCH = "n"
 """Name of the symbol that stands for the number of images."""
@@ -62,7 +63,16 @@ def import_torch(graph_module: GraphModule) -> IRModule:
                 if node.op == "call_function":
                     converter = _converter(node)
                     assert converter is not None
-                    importer.env[node] = converter(node, importer)
+                    try:
+                        importer.env[node] = converter(node, importer)
+                    except TvmqError:
+                        raise
+                    except Exception as error:  # TVM raises what it pleases
+                        raise UnsupportedError(
+                            f"Import: {node.target} at '{node.name}' can't be written in Relax "
+                            f"({first_line(error)}). Write it in other operators.",
+                            node=node.name,
+                        ) from error
             outputs = [
                 builder.emit(relax.op.astype(importer.env[node], "float32"))
                 for node in output.args[0]

@@ -60,6 +60,7 @@ def table_of(node: fx.Node, step: float, zero_point: int, low: int, high: int, d
         x = float(reals[int(undefined.argmax())])
         raise UnsupportedError(
             f"{node.name}: {node.target} of {x:.6g} is no number, and the tensor that it reads is "
-            "quantized to steps that include it. Clamp the tensor before it."
+            "quantized to steps that include it. Clamp the tensor before it.",
+            node=node.name,
         )
     return np.nan_to_num(values)

@@ -74,7 +74,7 @@ class _Layout:
     def finish(self, rewriter: Rewriter, old: Expr, new: Expr) -> Expr:
         if old not in self._transposed:
             return new
-        return rewriter.emit(relax.op.permute_dims(new, TO_NCHW))
+        return rewriter.emit(relax.op.permute_dims(new, TO_NCHW), f"{old.name}_nchw")
 
     def _input_side(self, rewriter: Rewriter, var: Var, value: Expr) -> Expr | None:
         """Elementwise operators on the network's input; its codes are transposed."""
@@ -92,7 +92,7 @@ class _Layout:
         if arg in self._transposed or is_constant(arg) or not hasattr(arg.ty, "shape"):
             return new
         if len(shape_of(arg)) == 4:
-            return rewriter.emit(relax.op.permute_dims(new, TO_NHWC))
+            return rewriter.emit(relax.op.permute_dims(new, TO_NHWC), f"{arg.name}_nhwc")
         return new
 
 
@@ -153,12 +153,13 @@ def _permute_dims(_: Rewriter, call: Expr, args: list[Expr]) -> Expr:
 def _reshape(rewriter: Rewriter, call: Expr, args: list[Expr]) -> Expr:
     x, wanted = args[0], list(call.args[1].values)
     if len(shape_of(x)) == 4 and shape_of(x)[1:3] != (1, 1):
-        x = rewriter.emit(relax.op.permute_dims(x, TO_NCHW))
+        x = rewriter.emit(relax.op.permute_dims(x, TO_NCHW), f"{call.args[0].name}_nchw")
     if len(wanted) != 4:
         return relax.op.reshape(x, wanted)
     if ints(wanted[2:]) == (1, 1):
         return relax.op.reshape(x, [wanted[axis] for axis in TO_NHWC])
-    return relax.op.permute_dims(rewriter.emit(relax.op.reshape(x, wanted)), TO_NHWC)
+    image = rewriter.emit(relax.op.reshape(x, wanted), f"{call.args[0].name}_nchw")
+    return relax.op.permute_dims(image, TO_NHWC)
 
 
 def _broadcast_to(_: Rewriter, call: Expr, args: list[Expr]) -> Expr:

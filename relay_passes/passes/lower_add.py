@@ -51,7 +51,7 @@ def _lowered(rewriter: Rewriter, var: Var, ranges: CodeRanges) -> Expr | None:
     try:
         scale = derive_addition(a_ratio, b_ratio)
     except ArithmeticRangeError as error:
-        raise ArithmeticRangeError(f"{name}: {error}") from None
+        raise ArithmeticRangeError(f"{name}: {error}", node=name) from None
     first, second = (CodeRange(*ranges.of(side.codes), side.zero_point) for side in operands)
     wide = add_needs_int64(scale, first, second, quantize.zero_point)
     a, b = (

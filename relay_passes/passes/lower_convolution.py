@@ -33,7 +33,7 @@ from relay_passes.forms.quantization import (
     match_quantize,
 )
 from relay_passes.forms.requantize import Requantization, emit_requantization
-from relay_passes.operators import PRODUCTS, RESHAPES
+from relay_passes.operators import MOVES, PRODUCTS
 from relay_passes.relax_nodes import (
     Array,
     Expr,
@@ -123,7 +123,7 @@ class _Lowering:
         try:
             scale = derive_scale([s / step for s in product.steps], other)
         except ArithmeticRangeError as error:
-            raise ArithmeticRangeError(f"{product.name}: {error}") from None
+            raise ArithmeticRangeError(f"{product.name}: {error}", node=product.name) from None
         codes = added = None
         if residual is not None:
             codes = CodeRange(*self._ranges.of(residual.codes), residual.zero_point)
@@ -131,7 +131,8 @@ class _Lowering:
         if bounds.reach << scale.fraction > INT32_MAX:
             raise ArithmeticRangeError(
                 f"{product.name}: the sums reach {bounds.reach} and need {scale.fraction} fraction "
-                "bits, more than int32 holds. Use a coarser step for the residual or fewer bits."
+                "bits, more than int32 holds. Use a coarser step for the residual or fewer bits.",
+                node=product.name,
             )
         requantization = Requantization(
             sums,
@@ -152,7 +153,8 @@ class _Lowering:
         if bounds.reach > INT32_MAX:
             raise ArithmeticRangeError(
                 f"{product.name}: sums reach {bounds.reach}, more than int32 holds. Use fewer bits "
-                "or split the layer."
+                "or split the layer.",
+                node=product.name,
             )
         return emit_product(rewriter.emit, _on_codes(rewriter, product)), bounds
 
@@ -198,16 +200,17 @@ def _integer_bias(name: str, bias: Array, steps: list[Fraction]) -> Array:
         k = int(np.abs(real - codes).argmax())
         raise ArithmeticRangeError(
             f"{name}, channel {k}: the bias {bias[k]!r} is {real[k]!r} steps of the sums, not an "
-            "int32 number of them. Round the bias to a multiple of step_x * step_w when planning."
+            "int32 number of them. Round the bias to a multiple of step_x * step_w when planning.",
+            node=name,
         )
     return codes.astype(np.int64)
 
 
 def _leaving(graph: Graph) -> set[Var]:
-    """Values that go to the output as they are, cast or reordered at most."""
+    """Values that go to the output as they are, cast or moved at most."""
     leaving = {output for output in graph.outputs if is_var(output)}
     for var, value in reversed(graph.bindings):
-        if var in leaving and op_of(value) in ("astype", *RESHAPES):
+        if var in leaving and op_of(value) in ("astype", *MOVES):
             leaving.update(variables_in(value))
     return leaving
 
@@ -226,7 +229,8 @@ def _product_and_residual(
     if all(products):
         raise UnsupportedError(
             f"{source.name}: adds the sums of '{a.name}' and '{b.name}'; one accumulator can't "
-            "hold both. Quantize one of the two before the add."
+            "hold both. Quantize one of the two before the add.",
+            node=source.name,
         )
     for product, other in zip(products, (b, a), strict=True):
         residual = match_dequantize(graph, other)

@@ -1,8 +1,9 @@
 """Verify that nothing between the input's quantize and the output's dequantize is a float.
 
 A float may be computed from the network's inputs alone (the quantize), or be used by nothing but
-other floats (the dequantize), and there only by the operators that those two consist of. The whole
-root of an integer goes through a float64, which holds it exactly (``forms/norm.py``).
+other floats (the dequantize), and there only by the operators that those two consist of, and by
+moves: outputs of the network may be joined from tensors with steps of their own. The whole root of
+an integer goes through a float64, which holds it exactly (``forms/norm.py``).
 
 Needs: every lowering pass. Leaves: the module as it is, or an error that names the value.
 """
@@ -13,11 +14,12 @@ import tvm
 from tvm import IRModule
 
 from relay_passes.forms.norm import floats_of_root
+from relay_passes.operators import MOVES
 from relay_passes.relax_nodes import Expr, Graph, Var, is_float, op_of, variables_in
 from targets.errors import UnsupportedError
 
 _QUANTIZE = ("astype", "divide", "add", "floor", "clip")
-_DEQUANTIZE = ("astype", "subtract", "multiply", "permute_dims", "reshape")
+_DEQUANTIZE = ("astype", "subtract", "multiply", *MOVES)
 
 _REASONS = {
     "concat": "its inputs have different steps or zero points; give them one step",
@@ -64,14 +66,19 @@ def verify_integer(mod: IRModule) -> None:
             after, before = var in from_integers, var in to_integers
             allowed = _DEQUANTIZE if after else _QUANTIZE
             if (after and before) or op_of(value) not in allowed:
+                name = _named(graph, var)
                 raise UnsupportedError(
-                    f"{_named(graph, var)}: '{op_of(value)}' is still computed in floating point: "
-                    f"{_REASONS.get(op_of(value), _ANY_REASON)}."
+                    f"{name}: '{op_of(value)}' is still computed in floating point: "
+                    f"{_REASONS.get(op_of(value), _ANY_REASON)}. Quantize the values around it, or "
+                    "leave it to what reads the outputs.",
+                    node=name,
                 )
     for output in graph.outputs:
         if output not in from_integers:
             raise UnsupportedError(
-                f"{output.name}: the network returns it without having quantized anything."
+                f"{output.name}: the network returns it without having quantized anything. Leave "
+                "it out of the outputs.",
+                node=output.name,
             )
 
 

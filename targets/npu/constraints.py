@@ -7,16 +7,17 @@ from targets.npu.kinds.kind import Rule
 from targets.npu.kinds.table import KINDS, kind_of
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.job import Job
+from targets.refusal import Refusal
 
 
-def refusal(layer: Layer, spec: NpuSpec) -> str | None:
-    """Why the NPU does not take a layer: the rule and the fact; None where it does."""
+def refusal(layer: Layer, spec: NpuSpec) -> Refusal | None:
+    """Why the NPU does not take a layer: the rule, the fact and advice; None where it does."""
     if type(layer) not in KINDS:
-        return f"{Rule.ROWS.value} Here: {layer.kind}."
+        return Refusal(Rule.ROWS.value, Rule.ROWS.advice, layer.kind)
     kind = kind_of(layer)
     for rule, fact in kind.broken_rules(layer, spec):
-        return f"{rule.value} Here: {fact}."
+        return Refusal(rule.value, rule.advice, fact)
     job = Job.alone(layer, spec)  # packed tensors take less
     if any(True for _ in kind.choices(job)):
         return None
-    return f"{Rule.CAPACITY.value} Here: {kind.too_large(job)}."
+    return Refusal(Rule.CAPACITY.value, Rule.CAPACITY.advice, kind.too_large(job))

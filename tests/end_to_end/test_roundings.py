@@ -16,6 +16,7 @@ from targets.layers import Add, Conv2d
 from targets.npu.kinds.kind import Rule
 from targets.npu.machine.disassemble import disassemble
 from targets.npu.machine.spec import load_spec
+from targets.refusal import Refusal
 from targets.rounding import FLOOR
 from tvmq.plan.annotate import annotate
 from tvmq.plan.plan_file import plan_from_json, plan_to_json
@@ -69,10 +70,11 @@ def test_floor_goes_all_the_way(name, settings, floors):
     assert set(executed.values()) == {
         value.rounding.mode.name for value in quantized.values.values()
     }
-    refused = {p.name: p.reason for p in on_npu.placements if p.device == "cpu"}
+    refused = {p.name: p.refusal for p in on_npu.placements if p.device == "cpu"}
     additions = {layer.name for layer in network.layers if isinstance(layer, Add)}
     assert refused.keys() == {layer for layer in additions if chosen[layer] == FLOOR}
-    assert set(refused.values()) <= {f"{Rule.ROUNDING.value} Here: it rounds by FLOOR."}
+    refusal = Refusal(Rule.ROUNDING.value, Rule.ROUNDING.advice, "it rounds by FLOOR")
+    assert set(refused.values()) <= {refusal}
     assert bool(refused) == (name == "preact")
 
 

@@ -246,7 +246,7 @@ def test_other_transpositions_are_no_layer(axes):
     layers = read_layers(lower_to_integer(import_torch(program))).layers
     # The input's codes are made in the order that is needed.
     assert [layer.kind for layer in layers] == ["conv2d", "opaque", "conv2d"]
-    assert "transposes a tensor" in layers[1].reason
+    assert "transposes a tensor" in layers[1].refusal.what
 
 
 def test_dumps_every_stage(tmp_path):

@@ -23,6 +23,7 @@ from targets.npu.kinds.kind import Rule
 from targets.npu.kinds.table import plan
 from targets.npu.machine.spec import load_spec
 from targets.npu.schedule.job import Job
+from targets.refusal import Refusal
 from targets.rounding import FLOOR, HALF_UP
 from targets.scale import Scale
 from tvmq.run.reference import run_reference
@@ -136,8 +137,9 @@ def test_answers_are_equal(name, spec):
     if spec is not None:
         assert [p.name for p in on_cpu] == CPU[name]
         assert len(placed.programs) == 1 + len(CPU[name]) - (name == "gates")
-        facts = [f"Here: '{_layer(p.name).right.value.name}' is computed." for p in on_cpu]
-        assert [p.reason for p in on_cpu] == [f"{Rule.WEIGHTS.value} {fact}" for fact in facts]
+        facts = [f"'{_layer(p.name).right.value.name}' is computed" for p in on_cpu]
+        rule = (Rule.WEIGHTS.value, Rule.WEIGHTS.advice)
+        assert [p.refusal for p in on_cpu] == [Refusal(*rule, fact) for fact in facts]
     shape = NETWORKS[name][0]
     images = np.random.default_rng(1).uniform(-50, 300, (3, *shape)).astype(np.float32)
     values = {}
@@ -178,7 +180,7 @@ def test_what_is_only_like_a_product_stays_relax_with_its_reason():
     mod = _network((2, 3, 12), outer)
     network = read_layers(mod)
     (opaque,) = (layer for layer in network.layers if isinstance(layer, OpaqueLayer))
-    assert "broadcasts both of the tensors that it multiplies" in opaque.reason
+    assert "broadcasts both of the tensors that it multiplies" in opaque.refusal.what
     placed = place(mod, network, SPEC)
     images = np.random.default_rng(1).uniform(-50, 300, (2, 2, 3, 12)).astype(np.float32)
     want = run_reference(mod, {"x": images})

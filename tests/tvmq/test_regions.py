@@ -1,4 +1,4 @@
-"""Which nodes are values, which convolutions hold a residual, which steps are tied."""
+"""Which nodes are values, which convolutions hold a residual, what is joined where."""
 
 import math
 
@@ -22,6 +22,10 @@ def _capture(function, *shape):
     batch = {0: torch.export.Dim("batch")}
     x = torch.randn(2, *(shape or (3, 8, 8)))
     return capture_program(torch.export.export(Net().eval(), (x,), dynamic_shapes=(batch,)))
+
+
+def _joined_only(regions):
+    return {name: join for name in regions.values if (join := regions.joined_only(name))}
 
 
 def test_residual_network():
@@ -73,10 +77,57 @@ def test_doubling_is_an_addition_of_a_value_to_itself():
     assert regions.layers["conv2d"].residual == ""
 
 
-def test_concatenation_ties_steps():
+def test_a_concatenation_is_a_value_that_no_layer_makes():
     regions = find_regions(float_model("densenet_small"))
-    assert ("relu", "relu_1", "relu_2") in regions.tied
-    assert sorted(name for group in regions.tied for name in group) == sorted(regions.values)
+    assert {name: value.joins for name, value in regions.values.items() if value.joins} == {
+        "cat": ("relu", "relu_1"),
+        "cat_1": ("cat", "relu_2"),
+    }
+    assert _joined_only(regions) == {"relu_1": "cat", "relu_2": "cat_1"}
+    assert regions.layers["conv2d_2"].inputs == ("cat",)
+    assert [name for name, value in regions.values.items() if value.is_input] == ["x"]
+
+
+def test_a_concatenation_reaches_as_far_as_what_it_joins_and_to_zero():
+    def forward(net, x):
+        return torch.cat([net.a(x).clamp(1, 2), net.b(x).clamp(3, 6)], 1) * 2
+
+    value = find_regions(_capture(forward)).values["cat"]
+    assert (value.low, value.high) == (0.0, 6.0)
+
+
+def test_what_is_read_in_front_of_a_concatenation_is_read_through_moves():
+    def forward(net, x):
+        y, z = torch.relu(net.a(x)), torch.relu(net.b(x))
+        joined = torch.cat([y[:, :2], torch.max_pool2d(z, 3, 1, 1)], 1)
+        return torch.relu(torch.cat([joined, y], 1) * 2)
+
+    regions = find_regions(_capture(forward))
+    assert [value.joins for value in regions.values.values() if value.joins] == [
+        ("relu", "relu_1"),
+        ("cat", "relu"),
+    ]
+    assert _joined_only(regions) == {"relu_1": "cat", "cat": "cat_1"}
+
+
+def test_outputs_are_joined_behind_the_integers():
+    regions = find_regions(float_model("detector_small"))
+    assert [value.name for value in regions.values.values() if value.joins] == ["cat"]
+    assert regions.returned == {"sigmoid"}
+    assert regions.layers["conv2d_5"].output == ""  # boxes stay sums
+    assert not {"cat_1", "permute", "reshape"} & regions.carried.keys()
+
+
+def test_a_concatenation_that_is_computed_with_is_joined_in_codes_for_the_outputs_too():
+    def forward(net, x):
+        joined = torch.cat([torch.relu(net.a(x)), torch.relu(net.b(x))], 1)
+        return joined.flatten(1), torch.sigmoid(joined)
+
+    regions = find_regions(_capture(forward))
+    assert regions.values["cat"].joins == ("relu", "relu_1")
+    assert regions.returned == {"cat", "sigmoid"}
+    assert "reshape" not in regions.carried
+    assert _joined_only(regions) == {"relu": "cat", "relu_1": "cat"}
 
 
 def test_bounds_of_clamps():

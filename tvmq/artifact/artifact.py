@@ -135,6 +135,20 @@ class LayerEntry(_Entry):
     program: int | None
 
 
+class RangeEntry(_Entry):
+    """Something too narrow for its step; ``tvmq/plan/range_check.py`` says what its fields mean."""
+
+    kind: Literal["features", "channels", "joined", "weights"]
+    name: str
+    source: str
+    channels: tuple[int, ...]
+    count: int
+    steps: tuple[float, float]
+    layer: str
+    lost: float
+    remedy: str
+
+
 class Manifest(_Entry):
     """The contents of manifest.json.
 
@@ -151,6 +165,7 @@ class Manifest(_Entry):
         reconstruction: what a method that learns did: the "units" with the held-out losses of their
             "candidates" and which was "kept", what refinements of the whole "network" moved, and
             "power_of_two_cost" by layer; {} without one.
+        ranges: what is too narrow for the step that it has, in the order of the network.
         seconds: of each stage.
         files: sha256 of every other file.
         sha256: of all fields above.
@@ -168,6 +183,7 @@ class Manifest(_Entry):
     placement: Annotated[dict[str, int], _holds(_PlacementRead)]
     bit_exact: bool
     reconstruction: dict[str, Any] = {}
+    ranges: tuple[RangeEntry, ...] = ()
     seconds: dict[str, float]
     files: dict[FileName, str] = {}
     sha256: str = ""

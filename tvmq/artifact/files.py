@@ -6,6 +6,7 @@ import json
 import math
 import platform
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -27,11 +28,12 @@ from targets.linker import linking
 from targets.npu.execute.compiled import executor_object
 from targets.npu.machine.spec import NpuSpec
 from tvmq import __version__
-from tvmq.artifact.artifact import FORMAT, Manifest, TensorInfo
+from tvmq.artifact.artifact import FORMAT, Manifest, RangeEntry, TensorInfo
 from tvmq.build_request import BuildRequest
 from tvmq.data.source import DataSource, sha256_of_file
 from tvmq.float_model import FloatModel, TensorSpec
 from tvmq.plan.plan import Plan
+from tvmq.plan.range_check import Finding
 from tvmq.run.verify import CALIBRATION_IMAGES, NOISE_IMAGES
 
 DATA_FREE = "data-free: batch-norm statistics of the network"
@@ -96,7 +98,7 @@ def save_integer(folder: Path, integer: IRModule) -> None:
 
 def save_placement(folder: Path, placed: PlacedModule, spec: NpuSpec | None) -> None:
     """layers.json, npu.toml, the programs, and the text of the placed module."""
-    layers = [asdict(placement) for placement in placed.placements]
+    layers = [placement.as_json() for placement in placed.placements]
     (folder / "layers.json").write_text(json.dumps(layers, indent=1) + "\n")
     if spec is not None:
         (folder / "npu.toml").write_text(tomli_w.dumps(spec.model_dump()))
@@ -127,6 +129,7 @@ def make_manifest(
     bit_exact: bool,
     seconds: dict[str, float],
     reconstruction: dict[str, Any],
+    ranges: Sequence[Finding],
 ) -> Manifest:
     """Say what was built from what, how, and with which result."""
     devices = [placement.device for placement in placed.placements]
@@ -160,6 +163,7 @@ def make_manifest(
         placement={device: devices.count(device) for device in ("npu", "cpu")},
         bit_exact=bit_exact,
         reconstruction=reconstruction,
+        ranges=tuple(RangeEntry(**finding.as_json()) for finding in ranges),
         seconds=seconds,
     )
 

@@ -22,7 +22,8 @@ from torch.fx import Node
 
 from relay_passes.frontend.pointwise import is_pointwise
 from targets.errors import InputError
-from tvmq.calibrate.calibrate import Calibration
+from tvmq.calibrate.calibrate import Calibration, with_joined
+from tvmq.calibrate.channel_ranges import ChannelRange, channel_axis, watched_nodes
 from tvmq.calibrate.observers import SIDE_BINS, Floats, Histogram
 from tvmq.data.preprocessing import Preprocessing
 from tvmq.float_model import FloatModel, constant_of
@@ -111,7 +112,8 @@ def ranges_from_batch_norm(
     regions = find_regions(model)
     input_note = INPUT_KNOWN if _is_known(preprocessing) else INPUT_ASSUMED
     spreads: dict[Node, Spread] = {}
-    histograms = {}
+    histograms, channels = {}, {}
+    watched = watched_nodes(model, regions)
     for node in model.graph_module.graph.nodes:
         if node.op in ("get_attr", "output"):
             continue
@@ -120,13 +122,18 @@ def ranges_from_batch_norm(
             spreads[node] = _input_spread(shape_of(node), preprocessing)
         elif (spread := _propagate(model, node, spreads)) is not None:
             spreads[node] = spread
-        if node.name in regions.values and node in spreads:
+        if node.name in watched and node in spreads:
+            rank = len(shape_of(node))
+            channels[node.name] = _channel_range(spreads[node], rank, uniform=is_input)
+        value = regions.values.get(node.name)
+        if value is not None and not value.joins and node in spreads:
             note = input_note if is_input else "batch-norm statistics"
             elements = math.prod(shape_of(node)[1:])
             histograms[node.name] = _histogram(spreads[node], elements, note, uniform=is_input)
-    _refuse_unknown(model, [name for name in regions.values if name not in histograms])
+    made = [name for name, value in regions.values.items() if not value.joins]
+    _refuse_unknown(model, [name for name in made if name not in histograms])
     source = f"batch norms of the network (data-free); range of the input: {input_note}"
-    return Calibration(histograms, source)
+    return Calibration(with_joined(regions, histograms), source, channels=channels)
 
 
 def _refuse_unknown(model: FloatModel, names: list[str]) -> None:
@@ -304,8 +311,7 @@ def _histogram(spread: Spread, elements: int, note: str, *, uniform: bool) -> Hi
     rows, counts = np.unique(parts.numpy().T, axis=0, return_counts=True)
     counts *= elements // parts.shape[1]
     mean, std, low, high = rows.T[:, :, None]
-    least = low if uniform else np.clip(mean - SPREADS * std, low, high)
-    most = high if uniform else np.clip(mean + SPREADS * std, low, high)
+    least, most = (low, high) if uniform else _extremes(mean, std, low, high)
     histogram = Histogram(note=note)
     histogram.extend(float(least.min()), float(most.max()))
     if histogram.limit == 0.0:
@@ -314,6 +320,23 @@ def _histogram(spread: Spread, elements: int, note: str, *, uniform: bool) -> Hi
     for i, count in enumerate(counts):
         histogram.counts += count * _masses(edges, mean[i], std[i], least[i], most[i], uniform)
     return histogram
+
+
+def _extremes(mean: Floats, std: Floats, low: Floats, high: Floats) -> tuple[Floats, Floats]:
+    """The smallest and the largest element that occurs."""
+    return np.clip(mean - SPREADS * std, low, high), np.clip(mean + SPREADS * std, low, high)
+
+
+def _channel_range(spread: Spread, rank: int, *, uniform: bool) -> ChannelRange:
+    """The extremes of each channel."""
+    parts = torch.broadcast_tensors(spread.mean, spread.std, spread.low, spread.high)
+    found = parts[2:]
+    if not uniform:
+        found = [torch.from_numpy(x) for x in _extremes(*(part.numpy() for part in parts))]
+    low, high = found
+    axis = channel_axis(rank)
+    others = [i for i in range(rank) if i != axis]
+    return ChannelRange(low.amin(others), high.amax(others))
 
 
 def _masses(

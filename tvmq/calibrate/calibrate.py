@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch.fx import Node
 
 from targets.errors import InputError
+from tvmq.calibrate.channel_ranges import ChannelRange, watched_nodes
 from tvmq.calibrate.observers import Histogram
 from tvmq.data.open import Batch, DataSource
 from tvmq.execute_graph import GraphRun
@@ -38,12 +40,15 @@ class Calibration:
         samples: images seen; 0 without data.
         batches: the images again, for what needs them (bias correction); empty without data. Each
             use reads the source anew, so no image is kept.
+        channels: extremes by channel, by name of node: of values, and of what layers with weights
+            read.
     """
 
     histograms: Mapping[str, Histogram]
     source: str
     samples: int = 0
     batches: Callable[[], Iterator[Inputs]] = field(default=lambda: iter(()))
+    channels: Mapping[str, ChannelRange] = field(default_factory=dict)
 
 
 class _Observing(GraphRun):
@@ -51,13 +56,22 @@ class _Observing(GraphRun):
 
     def __init__(self, model: FloatModel, regions: Regions) -> None:
         super().__init__(model.graph_module)
-        self.histograms = {name: Histogram() for name in regions.values}
+        made = (name for name, value in regions.values.items() if not value.joins)
+        self.histograms = {name: Histogram() for name in made}
+        self.channels: dict[str, ChannelRange] = {}
+        self._watched = watched_nodes(model, regions)
 
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
+        extremes = None
+        if n.name in self._watched:
+            found = ChannelRange.of(result)
+            extremes = float(found.low.amin()), float(found.high.amax())
+            known = self.channels.get(n.name)
+            self.channels[n.name] = found if known is None else known.merge(found)
         if n.name in self.histograms:
             try:
-                self.histograms[n.name].add(result)
+                self.histograms[n.name].add(result, extremes)
             except ValueError:
                 raise InputError(
                     f"value {n.name} is NaN or infinite on the calibration images; check the "
@@ -92,7 +106,8 @@ def calibrate(
             return _take(model, data.samples(samples, CALIBRATION_BATCH), samples)
         return _take(model, data, samples)
 
-    observing = _Observing(model, find_regions(model))
+    regions = find_regions(model)
+    observing = _Observing(model, regions)
     seen = 0
     with torch.inference_mode():
         for inputs in again():
@@ -105,7 +120,17 @@ def calibrate(
     source = f"{seen} images" + (f" of {data.spec}" if isinstance(data, DataSource) else "")
     for histogram in observing.histograms.values():
         histogram.note = f"{seen} images"
-    return Calibration(observing.histograms, source, seen, again)
+    histograms = with_joined(regions, observing.histograms)
+    return Calibration(histograms, source, seen, again, observing.channels)
+
+
+def with_joined(regions: Regions, histograms: Mapping[str, Histogram]) -> dict[str, Histogram]:
+    """Histograms of all values, given those of all but concatenations."""
+    known = dict(histograms)
+    for name, value in regions.values.items():
+        if value.joins:
+            known[name] = reduce(Histogram.merge, (known[joined] for joined in value.joins))
+    return {name: known[name] for name in regions.values}
 
 
 def _take(model: FloatModel, batches: Iterable[InputBatch], samples: int) -> Iterator[Inputs]:

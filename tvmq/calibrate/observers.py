@@ -54,14 +54,18 @@ class Histogram:
     high: float = -math.inf
     note: str = ""
 
-    def add(self, tensor: torch.Tensor) -> None:
+    def add(self, tensor: torch.Tensor, extremes: tuple[float, float] | None = None) -> None:
         """Count the elements of a tensor, float32, any shape.
+
+        Args:
+            tensor: whose elements are counted.
+            extremes: its smallest and its largest element, where they are known.
 
         Raises:
             ValueError: an element is not finite.
         """
         tensor = tensor.float()
-        low, high = (float(x) for x in torch.aminmax(tensor))
+        low, high = extremes or (float(x) for x in torch.aminmax(tensor))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("not finite")
         self.extend(low, high)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from targets.causes import first_line
+from targets.causes import cause_of, first_line
+from targets.refusal import Refusal
 from tvmq import token_operators  # noqa: F401  registers the operators
 from tvmq.float_model import Origin
 
@@ -17,15 +18,26 @@ aten = torch.ops.aten
 LARGEST_VALUE = 2**32
 """Bytes of a value, for the images of the example together: a file can ask for any size."""
 
-
-class Refusal(Exception):  # noqa: N818 - control flow inside canonicalize, never seen by users
-    """One operator can't be expressed; canonicalize collects them into one UnsupportedError."""
+BATCH_STAYS = "Keep the batch on axis 0 throughout"
 
 
 def in_one_line(error: Exception) -> str:
-    """An error of torch, or why an operator was refused, for a message."""
-    first = first_line(error)[:300]
-    return first if isinstance(error, Refusal) else f"{type(error).__name__}: {first}"
+    """An error of torch, for a message."""
+    return f"{type(error).__name__}: {first_line(error)[:300]}"
+
+
+def as_refusal(error: Exception) -> Refusal:
+    """Why a rule failed: what it says itself, or what torch does of arguments of a file."""
+    if isinstance(error, Refusal):
+        return error
+    cause = cause_of(error)
+    if cause is not None:
+        return Refusal(cause.what, cause.advice)
+    return Refusal(
+        "torch refuses its arguments",
+        "Check that the exported program runs with two images, and export it again",
+        in_one_line(error),
+    )
 
 
 class CanonicalGraph:
@@ -60,7 +72,7 @@ class CanonicalGraph:
         """A tensor of every image that is a constant (1, ...), or one of equal images."""
         value = self.value(constant)
         if not bool((value == value[:1]).all()):
-            raise Refusal("differs between the images of a batch")
+            raise Refusal("a constant differs between the images of a batch", BATCH_STAYS)
         if len(value) > 1:
             constant = self.constant(f"{constant.name}_once", value[:1])
         return self.call(torch.ops.tvmq.constant.default, self._first, constant)
@@ -98,7 +110,7 @@ class CanonicalGraph:
         value = result_of(target, args, kwargs)
         _check_size(value)
         if value.ndim == 0 or value.shape[0] != self.batch:
-            raise Refusal("mixes the images of a batch; axis 0 must stay the batch")
+            raise Refusal("mixes the images of a batch", BATCH_STAYS)
         node = self.graph.create_node("call_function", target, args, kwargs, name=name)
         node.meta["val"] = value
         self.origins[node.name] = self.origin
@@ -124,7 +136,10 @@ class CanonicalGraph:
 def _check_size(value: object) -> None:
     if isinstance(value, torch.Tensor) and value.numel() * value.itemsize > LARGEST_VALUE:
         size = f"{value.numel() * value.itemsize / 2**30:,.0f} GB"
-        raise Refusal(f"gives a value of {size}, more than {LARGEST_VALUE >> 30} GB")
+        raise Refusal(
+            f"gives a value of {size}, more than {LARGEST_VALUE >> 30} GB",
+            "Export the network for smaller images or fewer of them",
+        )
 
 
 def tidy(module: GraphModule) -> None:

@@ -10,6 +10,8 @@ have no rule, or whose rule refuses, are reported together.
 from __future__ import annotations
 
 import re
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +23,14 @@ from torch.utils import _pytree as pytree
 
 from relay_passes.frontend.pointwise import is_pointwise
 from targets.errors import UnsupportedError
-from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, in_one_line, is_constant
+from targets.refusal import Refusal, listed
+from tvmq.capture.canonical_graph import (
+    BATCH_STAYS,
+    CanonicalGraph,
+    as_refusal,
+    in_one_line,
+    is_constant,
+)
 from tvmq.capture.group_norm_rules import GROUP_NORM_RULES
 from tvmq.capture.layout_rules import LAYOUT_RULES
 from tvmq.capture.moved_batch import (
@@ -33,7 +42,8 @@ from tvmq.capture.moved_batch import (
     size_of_one,
 )
 from tvmq.capture.one_dimension_rules import ONE_DIMENSION_RULES
-from tvmq.capture.operator_rules import HINTS, OPERATOR_RULES, pointwise
+from tvmq.capture.operator_rules import OPERATOR_RULES, pointwise
+from tvmq.capture.operators_without_rule import refusal_of
 from tvmq.capture.pooling_rules import POOLING_RULES
 from tvmq.capture.resampling_rules import RESAMPLING_RULES
 from tvmq.capture.rule_table import Rule
@@ -93,7 +103,8 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
         return program.run_decompositions(_composites(program))
     except Exception as error:  # torch raises whatever it meets in a program that isn't coherent
         raise UnsupportedError(
-            f"torch can't trace the network again ({in_one_line(error)}); export it anew"
+            f"torch can't trace the network again ({in_one_line(error)}). Export it anew, with "
+            f"torch {torch.__version__}."
         ) from error
 
 
@@ -128,7 +139,31 @@ def _rule_of(node: Node) -> Rule | None:
 
 
 def origin_of(node: Node) -> Origin:
-    """Module and last line of the user's own code that an exported node comes from."""
+    """Module and last line of the user's own code that an exported node comes from.
+
+    Of a node without either, which transformations of a graph leave, the nearest before it.
+    """
+    found = _recorded_origin(node)
+    if found != Origin():
+        return found
+    for source in _before(node):
+        if (near := _recorded_origin(source)) != Origin():
+            return Origin(source=f"behind {near}")
+    return Origin(source=f"node {node.name} of the program")
+
+
+def _before(node: Node) -> Iterator[Node]:
+    """What a node is computed from, the nearest first."""
+    seen, todo = {node}, deque(node.all_input_nodes)
+    while todo:
+        source = todo.popleft()
+        if source not in seen and _is_tensor_valued(source):
+            seen.add(source)
+            todo.extend(source.all_input_nodes)
+            yield source
+
+
+def _recorded_origin(node: Node) -> Origin:
     stack = node.meta.get("nn_module_stack") or {}
     entries = list(stack.values())
     module = str(entries[-1][0]) if entries else ""
@@ -148,15 +183,16 @@ def _refuse_training_mode(program: ExportedProgram) -> None:
             continue
         for argument, value in zip(target._schema.arguments, node.args, strict=False):
             if argument.name in ("training", "train") and value is True:
-                raise UnsupportedError(
-                    f"{target} ({origin_of(node)}) was exported in training mode; "
-                    "export model.eval() instead"
-                )
+                raise _in_training_mode(node)
         if str(target) in _TRAINING_FORMS:
-            raise UnsupportedError(
-                f"{target} ({origin_of(node)}) was exported in training mode; "
-                "export model.eval() instead"
-            )
+            raise _in_training_mode(node)
+
+
+def _in_training_mode(node: Node) -> UnsupportedError:
+    return UnsupportedError(
+        f"{node.target} ({origin_of(node)}) uses the statistics of the batch, as in training. "
+        "Export model.eval(), whose batch norms have track_running_stats=True."
+    )
 
 
 _TRAINING_FORMS = frozenset(
@@ -172,7 +208,7 @@ class _Writer:
         self.placeholders = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
         self.values: dict[Node, Any] = {}  # what stands for a node: Node, list of Nodes or number
         self.lost: set[Node] = set()  # values behind a refused operator
-        self.refused: list[str] = []
+        self.refused: dict[Node, tuple[str, Refusal]] = {}
         self.notes: list[str] = []
         self.graph = CanonicalGraph(self._example_batch(), self._program_batch())
 
@@ -182,15 +218,20 @@ class _Writer:
             if node.op == "call_function" and node.users:  # indices that nobody reads have none
                 self._write_call(node)
         if self.refused:
-            count = len(self.refused)
+            refused = [why for node, why in self.refused.items() if not self._only_feeds(node)]
+            count = len(refused)
             raise UnsupportedError(
-                f"{count} operator{'s' if count > 1 else ''} can't be quantized: "
-                + "; ".join(self.refused)
+                f"{count} operator{'s' if count > 1 else ''} can't be quantized: " + listed(refused)
             )
         names = self._write_outputs()
         return CanonicalProgram(
             self.graph.module(), names, self.graph.origins, tuple(dict.fromkeys(self.notes))
         )
+
+    def _only_feeds(self, node: Node) -> bool:
+        """Whether it makes a tensor for refused operators alone, as an LSTM's first state is."""
+        makes = not any(map(_is_tensor_valued, node.all_input_nodes))
+        return makes and all(user in self.refused for user in node.users)
 
     def _user_inputs(self) -> list[Node]:
         names = set(self.program.graph_signature.user_inputs)
@@ -210,13 +251,17 @@ class _Writer:
         return batch_size(sizes[0][0]) if sizes and sizes[0] else 1
 
     def _write_inputs(self) -> None:
+        # Before the constants: where torch.fx writes code, an input may then have a weight's name.
+        for node in self._user_inputs():
+            self._write_user_input(node)
         for spec in self.program.graph_signature.input_specs:
             if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
                 self._write_constant(spec)
             elif spec.kind != InputKind.USER_INPUT:
-                raise UnsupportedError(f"the program has an input of kind {spec.kind.name}")
-        for node in self._user_inputs():
-            self._write_user_input(node)
+                raise UnsupportedError(
+                    f"the program has an input of kind {spec.kind.name}. Export it again with "
+                    "tensors as the only inputs."
+                )
 
     def _write_constant(self, spec: Any) -> None:
         node = self.placeholders[spec.arg.name]
@@ -230,28 +275,33 @@ class _Writer:
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             kind = str(value.dtype)[6:] if isinstance(value, torch.Tensor) else repr(value)
-            raise UnsupportedError(f"input {node.name} is {kind}; only float inputs are supported")
+            raise UnsupportedError(
+                f"input {node.name} is {kind}; only tensors of floats can be quantized. Give the "
+                "network floats (embeddings, casts and numbers belong before it), and export again."
+            )
         if value.ndim < 2:
-            raise UnsupportedError(f"input {node.name} has no batch axis: {list(value.shape)}")
+            raise UnsupportedError(
+                f"input {node.name} of shape {list(value.shape)} has no batch axis. Export with "
+                "inputs whose axis 0 is the batch; make what is the same for all images a buffer."
+            )
         moving = [axis for axis, size in enumerate(value.shape[1:], 1) if not isinstance(size, int)]
         if moving:
             raise UnsupportedError(
-                f"input {node.name} has dynamic axes {moving}; only the batch may be dynamic, "
-                "export with fixed sizes"
+                f"input {node.name} has dynamic axes {moving}; only the batch may be dynamic. "
+                "Export with fixed sizes, once for each size that is needed."
             )
         batch = value.shape[0]
         if isinstance(batch, int) and batch != self.graph.batch:
             raise UnsupportedError(
-                f"input {node.name} has {batch} on axis 0 where others have {self.graph.batch}; "
-                "axis 0 of every input must be the batch"
+                f"input {node.name} has {batch} on axis 0 where others have {self.graph.batch}. "
+                "Export with the batch on axis 0 of every input."
             )
         shape = (self.graph.batch, *value.shape[1:])
         try:
             self.values[node] = self.graph.input(node.name, shape)
         except (Refusal, RuntimeError) as error:
-            raise UnsupportedError(
-                f"input {node.name} of {list(shape)} {in_one_line(error)}"
-            ) from error
+            refusal = as_refusal(error)
+            raise UnsupportedError(f"input {node.name} of {list(shape)}: {refusal}") from error
 
     def _write_call(self, node: Node) -> None:
         if not _is_tensor_valued(node):
@@ -262,7 +312,7 @@ class _Writer:
         try:
             if lost:
                 if _rule_of(node) is None:
-                    raise Refusal(HINTS.get(name, ""))
+                    raise refusal_of(name)
                 self.lost.add(node)
             else:
                 self.values[node] = self._apply(name, node)
@@ -270,9 +320,33 @@ class _Writer:
             raise
         except Exception as error:
             # A file may give an operator any arguments, and torch raises what it pleases.
-            reason = f": {in_one_line(error)}" if str(error) else ""
-            self.refused.append(f"{node.target} ({self.graph.origin}){reason}")
+            name = node.target if hasattr(node.target, "_schema") else f"reading {node.args[0]}"
+            self.refused[node] = f"{name} ({self.graph.origin})", as_refusal(error)
+            self._stand_in(node)
+
+    def _stand_in(self, node: Node) -> None:
+        """Let the operators behind a refused one be looked at, too, where its shape suffices."""
+        value = node.meta["val"]
+        tensors = list(value) if isinstance(value, tuple | list) else [value]
+        if not all(map(self._has_images_of_floats, tensors)):
             self.lost.add(node)
+            return
+        try:
+            made = [
+                self.graph.input(f"{node.name}_{i}", (self.graph.batch, *tensor.shape[1:]))
+                for i, tensor in enumerate(tensors)
+            ]
+        except (Refusal, RuntimeError):
+            self.lost.add(node)
+            return
+        self.values[node] = made if isinstance(value, tuple | list) else made[0]
+
+    def _has_images_of_floats(self, tensor: Any) -> bool:
+        if not isinstance(tensor, torch.Tensor) or not tensor.ndim:
+            return False
+        batch, *sizes = tensor.shape
+        free = not isinstance(batch, int) or batch == self.graph.batch
+        return free and tensor.is_floating_point() and all(isinstance(n, int) for n in sizes)
 
     def _apply(self, name: str, node: Node) -> Any:
         args = torch.fx.map_arg(node.args, self._stands_for)
@@ -285,9 +359,9 @@ class _Writer:
                 return self.graph.constant(node.name, value)
         rule = _rule_of(node)
         if rule is None:
-            raise Refusal(HINTS.get(name, ""))
+            raise refusal_of(name)
         if rule not in _BATCH_AWARE and any(isinstance(x, Moved) for x in pytree.tree_leaves(args)):
-            raise Refusal("works on a value whose batch is not on axis 0; move it back before")
+            raise Refusal("works on a value whose batch is not on axis 0", BATCH_STAYS)
         if hasattr(node.target, "_schema"):
             named = _name_arguments(node.target, args, kwargs)
             return rule(self.graph, node, named)
@@ -307,12 +381,19 @@ class _Writer:
         for index, (spec, source) in enumerate(zip(specs, output.args[0], strict=True)):
             if spec.kind != OutputKind.USER_OUTPUT:
                 raise UnsupportedError(
-                    f"the network changes its own buffer {spec.target}; export model.eval()"
+                    f"the network changes its own buffer {spec.target}. Export model.eval(), and "
+                    "leave out what counts or remembers."
                 )
             value = self.values.get(source) if isinstance(source, Node) else None
+            if isinstance(value, Moved):
+                raise UnsupportedError(
+                    f"output {paths[index] or index} has its batch elsewhere than on axis 0 alone. "
+                    "Move it there before it is returned."
+                )
             if not isinstance(value, Node) or is_constant(value):
                 raise UnsupportedError(
-                    f"output {paths[index] or index} does not depend on the inputs"
+                    f"output {paths[index] or index} does not depend on the inputs. Leave it out "
+                    "of what forward returns, and export again."
                 )
             name = paths[index] or value.name
             while name in names:

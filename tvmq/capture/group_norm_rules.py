@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from targets.refusal import Refusal
 from targets.rows import LONGEST_ROW
-from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
+from tvmq.capture.canonical_graph import CanonicalGraph, is_constant, shape_of
 from tvmq.capture.layout_rules import as_row, as_row_image, joined, sliced
-from tvmq.capture.operator_rules import OPERATOR_RULES, per_channel
+from tvmq.capture.operator_rules import OPERATOR_RULES, computed, per_channel
 from tvmq.capture.rule_table import Arguments, RuleTable
 
 aten = torch.ops.aten
@@ -41,17 +42,22 @@ def _normed(g: CanonicalGraph, node: Node, a: Arguments, groups: int) -> Node:
     x = a["input"]
     given = [vector for vector in (a["weight"], a["bias"]) if vector is not None]
     if not all(is_constant(vector) for vector in given):
-        raise Refusal("weights that depend on the input")
+        raise computed("its weights")
     if len(shape_of(x)) == 3:
         return as_row(g, _normed(g, node, a | {"input": as_row_image(g, x)}, groups))
     if len(shape_of(x)) != 4:
-        raise Refusal(f"only images and rows of a batch, got {len(shape_of(x))} axes")
+        raise Refusal(
+            "only groups of (N, C, L) and (N, C, H, W) can be normalized",
+            "Reshape to one of these around it",
+            f"{len(shape_of(x))} axes",
+        )
     _, channels, height, width = shape_of(x)
     each = channels // groups
     if each * height * width > LONGEST_ROW:
         raise Refusal(
-            f"normalizes {each * height * width} numbers together, at most {LONGEST_ROW} fit; use "
-            "more groups or smaller images"
+            f"at most {LONGEST_ROW} numbers can be normalized together",
+            "Use more groups or smaller images",
+            f"{each * height * width}",
         )
     gamma = torch.ones(channels) if a["weight"] is None else g.value(a["weight"])
     beta = torch.zeros(channels) if a["bias"] is None else g.value(a["bias"])

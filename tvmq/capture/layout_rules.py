@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, shape_of
+from targets.refusal import Refusal
+from tvmq.capture.canonical_graph import BATCH_STAYS, CanonicalGraph, is_constant, shape_of
+from tvmq.capture.operators_without_rule import refusal_of
 from tvmq.capture.rearranged import simplest
 from tvmq.capture.rule_table import Arguments, RuleTable, positive_axis
 
@@ -40,7 +42,11 @@ def _nothing(_g: CanonicalGraph, _node: Node, a: Arguments) -> Any:
 @rule("_to_copy", "to")
 def _conversion(_g: CanonicalGraph, node: Node, a: Arguments) -> Any:
     if not node.meta["val"].is_floating_point():
-        raise Refusal(f"converts to {str(node.meta['val'].dtype)[6:]}")
+        raise Refusal(
+            "the network must stay in floats",
+            "Leave the conversion out, or do it outside of the network",
+            f"converts to {str(node.meta['val'].dtype)[6:]}",
+        )
     return a["self"]  # everything is float32 in the canonical graph
 
 
@@ -53,7 +59,11 @@ def _expand(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
 def repeated(g: CanonicalGraph, x: Node, sizes: Sequence[int]) -> Node:
     """A value with axes of size 1 repeated, to these sizes behind the batch."""
     if len(sizes) != len(shape_of(x)) - 1:
-        raise Refusal("repeats values along a new axis; unsqueeze first")
+        raise Refusal(
+            "it repeats values along a new axis",
+            "Give the tensor that axis before, by unsqueeze",
+            f"shape {list(shape_of(x))} to {['N', *sizes]}",
+        )
     result = x
     for axis in range(len(sizes), 0, -1):
         if sizes[axis - 1] != shape_of(x)[axis]:
@@ -67,7 +77,10 @@ def repeated(g: CanonicalGraph, x: Node, sizes: Sequence[int]) -> Node:
 def _getitem(_g: CanonicalGraph, _node: Node, a: Arguments) -> Any:
     value = a["values"][a["index"]]
     if value is None:
-        raise Refusal("uses the indices or statistics that an operator returns beside its result")
+        raise Refusal(
+            "uses the indices or statistics that an operator returns beside its result",
+            "Use the result alone, and compute the rest outside of the network",
+        )
     return value
 
 
@@ -85,14 +98,24 @@ def reshaped(g: CanonicalGraph, x: Node, exported_shape: Sequence[Any]) -> Node:
     fixed = all(isinstance(size, int) for size in new[1:])
     if not new or not fixed or math.prod(new[1:]) != math.prod(old[1:]):
         raise Refusal(
-            f"reshape of {['N', *old[1:]]} to {[str(size) for size in new]} moves the batch; "
-            "axis 0 must stay the batch"
+            "moves the batch, which must stay axis 0",
+            _reshape_advice(old, new),
+            f"reshape of {['N', *old[1:]]} to {[str(size) for size in new]}",
         )
     if new[1:] == old[1:]:
         return x
     if x.target is aten.reshape.default:
         return reshaped(g, x.args[0], new)
     return simplest(g, g.call(aten.reshape.default, x, [-1, *new[1:]]))
+
+
+def _reshape_advice(old: Sequence[Any], new: Sequence[Any]) -> str:
+    """A squeeze takes the batch along where one image is exported; the rest is reshaped wrongly."""
+    if old[0] == 1 and [size for size in old if size != 1] == [size for size in new if size != 1]:
+        axes = [axis for axis, size in enumerate(old) if size == 1 and axis]
+        named = f"({', '.join(map(str, axes))}{',' if len(axes) == 1 else ''})"
+        return f"Export with batch 2, or name the axes: squeeze({named})"
+    return "Reshape with x.shape[0] or -1 on axis 0, and the sizes of one image behind it"
 
 
 def as_row_image(g: CanonicalGraph, x: Node) -> Node:
@@ -134,7 +157,7 @@ def permuted(g: CanonicalGraph, x: Node, order: Sequence[int]) -> Node:
     """With axes in another order, axis 0 staying where it is."""
     order = [positive_axis(axis, len(order)) for axis in order]
     if order[0] != 0:
-        raise Refusal("moves the batch away from axis 0")
+        raise Refusal("moves the batch away from axis 0", BATCH_STAYS)
     if x.target is aten.permute.default:
         x, order = x.args[0], [x.args[1][axis] for axis in order]
     return x if order == sorted(order) else simplest(g, g.call(aten.permute.default, x, order))
@@ -154,6 +177,36 @@ def _slice(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     return sliced(g, a["self"], a["dim"], a["start"], a["end"], a["step"])
 
 
+@rule("copy")
+def _copy(_g: CanonicalGraph, _node: Node, a: Arguments) -> Any:
+    if is_constant(a["src"]) or shape_of(a["src"]) != shape_of(a["self"]):
+        raise refusal_of("repeat")
+    return a["src"]
+
+
+@rule("slice_scatter")
+def _slice_scatter(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+    """What is before, instead of and behind the slice, joined."""
+    x, part = a["self"], a["src"]
+    axis = positive_axis(a["dim"], len(shape_of(x)))
+    if axis == 0:  # refused, unless it is all images
+        sliced(g, x, 0, a["start"], a["end"], a["step"])
+        return part
+    size = shape_of(x)[axis]
+    first, last, step = slice(a["start"], a["end"], a["step"]).indices(size)
+    if step != 1 or is_constant(x) or is_constant(part):
+        raise Refusal(
+            "writes a constant, or to every so many elements",
+            "Join activations by torch.cat instead",
+        )
+    parts = [part]
+    if first > 0:
+        parts.insert(0, sliced(g, x, axis, 0, first))
+    if last < size:
+        parts.append(sliced(g, x, axis, last, size))
+    return part if len(parts) == 1 else g.call(aten.cat.default, parts, axis)
+
+
 @rule("narrow")
 def _narrow(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     return sliced(g, a["self"], a["dim"], a["start"], a["start"] + a["length"])
@@ -165,6 +218,16 @@ def _select(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     axis = positive_axis(a["dim"], len(shape_of(x)))
     index = positive_axis(a["index"], shape_of(x)[axis])
     return reshaped(g, sliced(g, x, axis, index, index + 1), node.meta["val"].shape)
+
+
+@rule("unbind")
+def _unbind(g: CanonicalGraph, node: Node, a: Arguments) -> list[Node]:
+    x = a["self"]
+    axis = positive_axis(a["dim"], len(shape_of(x)))
+    return [
+        reshaped(g, sliced(g, x, axis, index, index + 1), value.shape)
+        for index, value in enumerate(node.meta["val"])
+    ]
 
 
 @rule("split", "split_with_sizes", "chunk", "tensor_split")
@@ -188,7 +251,7 @@ def sliced(
     if axis == 0:
         if whole and (end is None or (isinstance(end, int) and end >= 2**31)):
             return x
-        raise Refusal("slices the batch")
+        raise Refusal("slices the batch", BATCH_STAYS)
     first, last, step = slice(start, end, step).indices(shape[axis])
     if (first, last, step) == (0, shape[axis], 1):
         return x
@@ -243,16 +306,20 @@ def joined(g: CanonicalGraph, parts: Sequence[Node], axis: int) -> Node:
 def _pad(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     mode, value, widths = a.get("mode", "constant"), a["value"], list(a["pad"])
     if mode != "constant" or value not in (None, 0):
-        raise Refusal(f"padding with mode {mode!r} and value {value}; only zeros")
+        raise Refusal(
+            "only zeros can be padded",
+            'Use mode="constant" and value 0, or pad the input outside of the network',
+            f"mode {mode!r}" if mode != "constant" else f"value {value}",
+        )
     x = a["self"]
     while widths[-2:] == [0, 0]:
         widths = widths[:-2]
     if not widths:
         return x
     if len(widths) >= 2 * len(shape_of(x)):
-        raise Refusal("pads the batch")
+        raise Refusal("pads the batch", BATCH_STAYS)
     if min(widths) < 0:
-        raise Refusal(f"negative padding {widths}; slice instead")
+        raise Refusal("pads by less than nothing", "Slice instead", f"widths {widths}")
     image = row_image(x)
     if image is not None:
         widths = [*widths[:2], 0, 0, *widths[2:]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import pickle
+import re
 import threading
 import typing
 import warnings
@@ -24,7 +25,7 @@ import torch
 from torch.export import ExportedProgram
 
 from targets.causes import first_line
-from targets.errors import InputError
+from targets.errors import InputError, UnsupportedError
 from targets.reading import check_is_file, reading
 from tvmq.capture.export_module import (
     check_shapes_fit,
@@ -34,11 +35,15 @@ from tvmq.capture.export_module import (
 )
 from tvmq.capture.inert_archive import inert_copy
 from tvmq.capture.inert_pickle import load_tensors
+from tvmq.capture.operators_without_rule import QUANTIZED_ALREADY, QUANTIZING
 from tvmq.capture.torch_archive import is_archive, open_archive, truncated, verify_stored
 from tvmq.users_code import users_code, working_folder_importable
 
 _EXPORT_IT = 'save it with torch.export.save(torch.export.export(model.eval(), (x,)), "model.pt2")'
 _TRUST = "--trust-pickle (runs code of the file: only for files you trust)"
+
+_OF_A_SCRIPT = re.compile(r"attribute '(\w+)' on <module '(?:\w+\.)?__main__'")
+"""How pickle says that a class is looked for in the script that is running."""
 
 _SCHEMA = "torch._export.serde.schema"
 _patching = threading.Lock()
@@ -155,9 +160,12 @@ def _load_program(path: Path, source: io.BytesIO) -> ExportedProgram:
             warnings.simplefilter("ignore")
             return torch.export.load(source)
     except Exception as error:  # torch raises whatever its parsers meet
+        content = source.getvalue()
+        if any(name.encode() in content for name in QUANTIZING):
+            raise UnsupportedError(f"{path}: {QUANTIZED_ALREADY}") from error
         raise InputError(
             f"{path} looks like an ExportedProgram archive, but torch {torch.__version__} can't "
-            f"read it ({first_line(error)}); export it again with this version"
+            f"read it ({first_line(error)}). Export it again with this version."
         ) from error
 
 
@@ -255,6 +263,12 @@ def _unpickle_freely(path: Path) -> Any:
         try:
             return torch.load(path, map_location="cpu", weights_only=False)
         except (AttributeError, ModuleNotFoundError) as error:
+            if found := _OF_A_SCRIPT.search(str(error)):
+                raise InputError(
+                    f"{path} was pickled by the script that defines {found[1]}, which only that "
+                    f"script can unpickle. Let it save model.state_dict() and give --model "
+                    f"script:{found[1]}, or {_EXPORT_IT}"
+                ) from error
             raise InputError(
                 f"{path} needs Python code that is not there ({first_line(error)}); "
                 "run in the folder that holds the source of the network"

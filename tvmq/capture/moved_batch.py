@@ -8,6 +8,7 @@ last axis works on the node; and a value whose batch has come back is a node lik
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
+from targets.refusal import Refusal
+from tvmq.capture.canonical_graph import BATCH_STAYS, CanonicalGraph, is_constant, shape_of
 from tvmq.capture.layout_rules import permuted, reshaped, sliced
 from tvmq.capture.rule_table import Arguments, Rule, positive_axis
 
@@ -106,8 +108,9 @@ def regrouped(g: CanonicalGraph, x: Moved, shape: Sequence[int]) -> Moved:
         Refusal: an axis of it would hold a part of the batch, or parts of two axes.
     """
     refusal = Refusal(
-        f"reshape of {x.shape} to {list(shape)} splits the batch or joins parts of axes; axis 0 "
-        "must stay the batch"
+        "a reshape splits the batch, or joins a part of one axis with another",
+        "Reshape with x.shape[0] or -1 for the batch, and keep it whole",
+        f"reshape of {x.shape} to {list(shape)}",
     )
     queue = [axis for group in x.axes for axis in group if axis == 0 or x.sizes[axis] != 1]
     left = {axis: x.sizes[axis] for axis in queue}
@@ -160,7 +163,7 @@ def _renumbered(
             number[axis, i] = len(number)
             sizes.append(size)
     if (0, 0) not in number:
-        raise Refusal("loses the batch")
+        raise Refusal("a reshape loses the batch", BATCH_STAYS)
     node = reshaped(g, x.node, [-1, *sizes[1:]])
     return Moved(node, tuple(tuple(number[piece] for piece in group) for group in groups), x.batch)
 
@@ -175,7 +178,9 @@ def cut(g: CanonicalGraph, x: Moved, axis: int, start: int, end: int, step: int 
 def dropped(g: CanonicalGraph, x: Moved, axis: int) -> Moved:
     """Without an axis of size 1."""
     if x.shape[axis] != 1:
-        raise Refusal(f"drops axis {axis} of {x.shape}")
+        raise Refusal(
+            "drops an axis that is not of size 1", BATCH_STAYS, f"axis {axis} of {x.shape}"
+        )
     shape = x.shape
     del shape[axis]
     return regrouped(g, x, shape)
@@ -184,7 +189,7 @@ def dropped(g: CanonicalGraph, x: Moved, axis: int) -> Moved:
 def _own_axis(x: Moved, axis: int) -> tuple[int, ...]:
     group = x.axes[axis]
     if len(group) != 1 or group == (0,):
-        raise Refusal("cuts the batch, or an axis that is joined with it")
+        raise Refusal("cuts the batch, or an axis that is joined with it", BATCH_STAYS)
     return group
 
 
@@ -236,17 +241,18 @@ def _split(g: CanonicalGraph, node: Node, x: Moved, a: Arguments) -> Any:
     return parts
 
 
-def _batch_norm(g: CanonicalGraph, _node: Node, x: Moved, a: Arguments) -> Any:
+def _batch_norm(g: CanonicalGraph, node: Node, x: Moved, a: Arguments) -> Any:
     """Of vectors whose batch is joined with another axis."""
     if len(x.axes) != 2:
-        raise Refusal("normalizes a value whose batch is not on axis 0; move it back before")
-    node, (groups, count) = _in_front(g, x, 1)
-    shape = shape_of(node)
-    rows = permuted(g, reshaped(g, node, [-1, math.prod(shape[1:-1]), shape[-1]]), [0, 2, 1])
+        raise Refusal("works on a value whose batch is not on axis 0", BATCH_STAYS)
+    front, (groups, count) = _in_front(g, x, 1)
+    shape = shape_of(front)
+    rows = permuted(g, reshaped(g, front, [-1, math.prod(shape[1:-1]), shape[-1]]), [0, 2, 1])
     constants = [a[name] for name in ("weight", "bias", "running_mean", "running_var")]
     made = g.call(aten.batch_norm.default, rows, *constants, False, 0.0, a["eps"], False)
     back = reshaped(g, permuted(g, made, [0, 2, 1]), shape)
-    return Moved(back, (*groups, (1 + count,)), x.batch)
+    result = Moved(back, (*groups, (1 + count,)), x.batch)
+    return [result, None, None] if isinstance(node.meta["val"], tuple | list) else result
 
 
 def _same(_g: CanonicalGraph, _node: Node, x: Moved, _a: Arguments) -> Any:
@@ -261,7 +267,7 @@ MOVED_RULES: dict[str, MovedRule] = {
     "select": _select,
     "unbind": _unbind,
     "slice": _slice,
-    "batch_norm": _batch_norm,
+    **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training"), _batch_norm),
     **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), _split),
     **dict.fromkeys(
         ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze",
@@ -307,20 +313,23 @@ def batch_aware(name: str, rule: Rule | None) -> Rule:
 def _moved(g: CanonicalGraph, node: Node, a: Arguments, move: MovedRule, rule: Rule | None) -> Any:
     x = a["self"] if "self" in a else a["input"]
     if isinstance(x, Node):
-        refusal = Refusal()
+        if rule is None:
+            return _settled(g, move(g, node, as_moved(x, g.program_batch), a))
         try:
-            if rule is not None:
-                return rule(g, node, a)
-        except Refusal as error:
-            if is_constant(x):
+            return rule(g, node, a)
+        except Refusal as refusal:
+            if is_constant(x) or node.target is aten.squeeze.default:  # of a batch of 1, by mistake
                 raise
-            refusal = error
-        x = as_moved(x, g.program_batch)
-    try:
-        made = move(g, node, x, a)
-    except Refusal as error:
-        raise (refusal if str(refusal) else error) from None
-    return [settled(g, each) for each in made] if isinstance(made, list) else settled(g, made)
+            with contextlib.suppress(Refusal):
+                return _settled(g, move(g, node, as_moved(x, g.program_batch), a))
+            raise refusal from None
+    return _settled(g, move(g, node, x, a))
+
+
+def _settled(g: CanonicalGraph, made: Any) -> Any:
+    if isinstance(made, list):
+        return [settled(g, each) if isinstance(each, Moved) else each for each in made]
+    return settled(g, made)
 
 
 def _along(g: CanonicalGraph, node: Node, a: Arguments, rule: Rule, kept: int) -> Any:
@@ -332,16 +341,19 @@ def _along(g: CanonicalGraph, node: Node, a: Arguments, rule: Rule, kept: int) -
     if a.get("dim") is not None and positive_axis(a["dim"], len(values[0].axes)) != (
         len(values[0].axes) - 1
     ):
-        raise Refusal("works along an axis other than the last of a value whose batch has moved")
+        raise Refusal(
+            "works along an axis other than the last, of a value whose batch is not on axis 0",
+            BATCH_STAYS,
+        )
     nodes, place = zip(*(_in_front(g, x, kept) for x in values), strict=True)
     if any(other != place[0] for other in place):
-        raise Refusal("reads values whose batches lie at different places")
+        raise Refusal("reads values whose batches lie at different places", BATCH_STAYS)
     a = a | dict(zip(names, nodes, strict=True)) | ({"dim": -1} if "dim" in a else {})
     made = rule(g, node, a)
     result = made[0] if isinstance(made, list) else made
     groups, count = place[0]
     if len(shape_of(result)) != 1 + count + kept:
-        raise Refusal("changes the number of axes")
+        raise Refusal("changes the axes of a value whose batch is not on axis 0", BATCH_STAYS)
     axes = (*groups, *((1 + count + i,) for i in range(kept)))
     value = settled(g, Moved(result, axes, g.program_batch))
     return [value, *made[1:]] if isinstance(made, list) else value
@@ -354,7 +366,7 @@ def _in_front(
     leading, last = x.axes[:-kept], x.axes[-kept:]
     flat = [axis for group in leading for axis in group]
     if 0 not in flat:
-        raise Refusal("works along the batch")
+        raise Refusal("works along the batch", BATCH_STAYS)
     behind = [axis for axis in flat if axis != 0]
     order = [0, *behind, *(axis for group in last for axis in group)]
     node = x.node

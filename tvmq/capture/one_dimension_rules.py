@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
+from targets.refusal import Refusal
+from tvmq.capture.canonical_graph import CanonicalGraph, is_constant, shape_of
 from tvmq.capture.layout_rules import as_row, as_row_image
-from tvmq.capture.operator_rules import OPERATOR_RULES
+from tvmq.capture.operator_rules import OPERATOR_RULES, computed
+from tvmq.capture.operators_without_rule import refusal_of
 from tvmq.capture.pooling_rules import POOLING_RULES
 from tvmq.capture.resampling_rules import (
     interpolated,
@@ -43,14 +45,18 @@ def _with_two_axes(a: Arguments) -> Arguments:
 
 def _rows(x: Node) -> Node:
     if len(shape_of(x)) != 3:
-        raise Refusal(f"only rows of a batch, (N, C, L), got {len(shape_of(x))} axes")
+        raise Refusal(
+            "only (N, C, L) has one dimension",
+            "Reshape to that before it",
+            f"{len(shape_of(x))} axes",
+        )
     return x
 
 
 def _kernel(g: CanonicalGraph, weight: Node) -> Node:
     """Weights (K, C, k) as (K, C, 1, k)."""
     if not is_constant(weight):
-        raise Refusal("weights that depend on the input")
+        raise computed("its weights")
     return g.constant(f"{weight.name}_of_images", g.value(weight)[:, :, None])
 
 
@@ -76,7 +82,7 @@ def _convolution(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     if rank == 3:
         return _conv_transpose1d(g, node, a)
     if rank != 4:
-        raise Refusal(f"only images and rows of a batch, got {rank} axes")
+        raise refusal_of("conv_transpose3d")
     return transposed_convolution(g, node, a, a["input"], a["weight"])
 
 

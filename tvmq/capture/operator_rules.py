@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
+from targets.refusal import Refusal
+from tvmq.capture.canonical_graph import BATCH_STAYS, CanonicalGraph, is_constant, shape_of
 from tvmq.capture.interleaving import on_phases
 from tvmq.capture.layout_rules import (
     REPEATED,
@@ -35,10 +36,14 @@ aten = torch.ops.aten
 rules = RuleTable()
 rule = rules.rule
 OPERATOR_RULES = rules.by_name
-HINTS = {
-    "log_softmax": "leave softmax out of the exported network, it does not change the order",
-    "conv3d": "only convolutions of images and rows",
-}
+
+
+def computed(what: str) -> Refusal:
+    """Why weights and the like can't be quantized that are no constants."""
+    return Refusal(
+        f"{what} depend on the input",
+        "Make them parameters or buffers of the module",
+    )
 
 
 # ---- layers with weights
@@ -47,10 +52,14 @@ HINTS = {
 @rule("conv2d")
 def _conv(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     if not is_constant(a["weight"]) or (a["bias"] is not None and not is_constant(a["bias"])):
-        raise Refusal("weights that depend on the input")
+        raise computed("its weights")
     x, weight = a["input"], a["weight"]
     if len(shape_of(x)) != 4 or len(shape_of(weight)) != 4:
-        raise Refusal(f"only two-dimensional convolutions of a batch, got {len(shape_of(x))} axes")
+        raise Refusal(
+            "only two-dimensional convolutions of a batch can be quantized",
+            "Give it (N, C, H, W); one dimension is an image of height 1",
+            f"{len(shape_of(x))} axes",
+        )
     stride, dilation, padding = pair(a["stride"]), pair(a["dilation"]), a["padding"]
     if isinstance(padding, str):
         x, padding = _resolve_padding(g, x, padding, shape_of(weight)[2:], dilation)
@@ -74,17 +83,22 @@ def _resolve_padding(
 
 
 @rule("linear")
-def _linear(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+def _linear(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     if not is_constant(a["weight"]) or (a["bias"] is not None and not is_constant(a["bias"])):
-        raise Refusal("weights that depend on the input")
+        raise computed("its weights")
     return _dense(g, a["input"], a["weight"], a["bias"])
 
 
 def _dense(g: CanonicalGraph, x: Node, weight: Node, bias: Node | None) -> Node:
-    """A linear layer; whatever axes stand before the channels are tokens."""
+    """A linear layer; whatever axes stand before the channels are tokens, or two an image."""
     shape = shape_of(x)
     if len(shape) <= 3:
         return g.call(aten.linear.default, x, weight, bias)
+    if len(shape) == 4:
+        kernel = g.constant(f"{weight.name}_kernel", g.value(weight)[:, :, None, None])
+        image = permuted(g, x, [0, 3, 1, 2])
+        made = g.call(aten.conv2d.default, image, kernel, bias, [1, 1], [0, 0], [1, 1], 1)
+        return permuted(g, made, [0, 2, 3, 1])
     tokens = reshaped(g, x, [-1, math.prod(shape[1:-1]), shape[-1]])
     made = g.call(aten.linear.default, tokens, weight, bias)
     return reshaped(g, made, [-1, *shape[1:-1], shape_of(weight)[0]])
@@ -95,9 +109,15 @@ def _matrix_product(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     x, matrix = a.get("mat1", a.get("self")), a.get("mat2", a.get("other"))
     bias = a["self"] if "mat1" in a else None
     if is_constant(x) or not is_constant(matrix) or len(shape_of(matrix)) != 2:
-        raise Refusal("product of two activations")
+        raise Refusal(
+            "multiplies by a matrix from the left, or by more than one matrix",
+            "Write it as nn.Linear of the transposed tensor",
+        )
     if bias is not None and (not is_constant(bias) or a["alpha"] != 1 or a["beta"] != 1):
-        raise Refusal("only a constant bias, with alpha and beta of 1")
+        raise Refusal(
+            "its bias is computed, or alpha or beta isn't 1",
+            "Write it as nn.Linear",
+        )
     weight = g.constant(f"{node.name}_weight", g.value(matrix).t())
     return _dense(g, x, weight, bias)
 
@@ -106,13 +126,23 @@ def _matrix_product(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
 def _batch_norm(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
     mean, variance = a["running_mean"], a["running_var"]
     if a.get("training") or mean is None or variance is None:
-        raise Refusal("uses the statistics of the batch; export model.eval() with running ones")
+        raise Refusal(
+            "uses the statistics of the batch",
+            "Export model.eval(), with track_running_stats=True",
+        )
     if len(shape_of(a["input"])) not in (2, 3, 4):
-        raise Refusal("batch norm of a rank other than 2, 3 or 4")
+        raise Refusal(
+            "only batch norms of (N, C), (N, C, L) and (N, C, H, W) can be folded",
+            "Reshape to one of these around it",
+            f"{len(shape_of(a['input']))} axes",
+        )
     channels = shape_of(mean)[0]
     given = [mean, variance, *filter(None, (a["weight"], a["bias"]))]
     if any(shape_of(each) != shape_of(a["input"])[1:2] for each in given):
-        raise Refusal("statistics of another number of channels than its input has")
+        raise Refusal(
+            "has statistics of another number of channels than its input has",
+            "Mend the module and export it again",
+        )
     gamma = a["weight"] or g.constant(f"{node.name}_gamma", torch.ones(channels))
     beta = a["bias"] or g.constant(f"{node.name}_beta", torch.zeros(channels))
     vectors = (gamma, beta, mean, variance)
@@ -144,7 +174,7 @@ def _normed(g: CanonicalGraph, x: Node, vectors: Sequence[Node], eps: float) -> 
 
 @rule("relu")
 def _relu(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
-    return _of_elements(g, a["self"], aten.relu.default)
+    return _bounded(g, a["self"], 0.0, None)
 
 
 @rule("relu6")
@@ -164,7 +194,7 @@ def _clamp(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
 
 def _bounded(g: CanonicalGraph, x: Node, low: Any, high: Any) -> Node:
     if isinstance(low, Node) or isinstance(high, Node):
-        raise Refusal("bounds that are tensors")
+        raise Refusal("its bounds are tensors", "Give the bounds as Python numbers")
     if low == 0 and (high is None or high == math.inf):
         return _of_elements(g, x, aten.relu.default)
     low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
@@ -186,7 +216,12 @@ def _of_elements(g: CanonicalGraph, x: Node, target: Any, *args: Any, **kwargs: 
 def pointwise(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     """Any other function of one tensor, element by element, as it is."""
     if not node.meta["val"].is_floating_point():
-        raise Refusal(f"gives {str(node.meta['val'].dtype)[6:]}, only floats can be quantized")
+        raise Refusal(
+            "only floats can be quantized",
+            "Use functions that give floats, such as relu or sigmoid in place of a comparison; or "
+            "do it outside of the network",
+            f"gives {str(node.meta['val'].dtype)[6:]}",
+        )
     first, *others = (argument.name for argument in node.target._schema.arguments)
     rest = {name: a[name] for name in others if name != "dtype"}
     return _of_elements(g, a[first], node.target, **rest)
@@ -197,7 +232,7 @@ def _prelu(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     """``relu(x) - slope * relu(-x)``; one slope for all is a leaky ReLU."""
     x, slopes = a["self"], a["weight"]
     if not is_constant(slopes):
-        raise Refusal("slopes that depend on the input")
+        raise computed("its slopes")
     values = g.value(slopes).reshape(-1)
     if bool((values == values[0]).all()):
         return g.call(aten.leaky_relu.default, x, float(values[0]))
@@ -239,8 +274,9 @@ def _of_one_shape(g: CanonicalGraph, x: Node, y: Node) -> tuple[Node, Node]:
     pairs = list(zip(*sizes, strict=False))
     if len(sizes[0]) != len(sizes[1]) or any(a != b and 1 not in (a, b) for a, b in pairs):
         raise Refusal(
-            f"shapes differ: {list(shape_of(x))} and {list(shape_of(y))}; give both the same "
-            "number of axes"
+            "only tensors of one shape can be added, these shapes differ",
+            "Give both the same number of axes, of equal size or 1, by slices or unsqueeze",
+            f"{list(shape_of(x))} and {list(shape_of(y))}",
         )
     largest = [max(pair) for pair in pairs]
     return repeated(g, x, largest), repeated(g, y, largest)
@@ -289,9 +325,13 @@ def _mul(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
 def _elements(g: CanonicalGraph, x: Node, y: Node) -> Node:
     """``x * y``, of which one may be repeated along axes where it has size 1."""
     ranks = len(shape_of(x)), len(shape_of(y))
-    shapes = f"{list(shape_of(x))} and {list(shape_of(y))}"
+    shapes = f"shapes {list(shape_of(x))} and {list(shape_of(y))}"
     if ranks[0] != ranks[1]:
-        raise Refusal(f"shapes {shapes}; give both the same number of axes")
+        raise Refusal(
+            "two tensors of different numbers of axes are multiplied",
+            "Give both the same number of axes, by unsqueeze or [..., None]",
+            shapes,
+        )
     # What repeats the other need not be repeated itself.
     if REPEATED in y.meta and shape_of(x) == shape_of(y):
         y = y.meta[REPEATED]
@@ -299,7 +339,11 @@ def _elements(g: CanonicalGraph, x: Node, y: Node) -> Node:
         x = x.meta[REPEATED]
     result = _of_both(g, aten.mul.Tensor, x, y)
     if shape_of(result) not in (shape_of(x), shape_of(y)):
-        raise Refusal(f"repeats both of its operands, of shapes {shapes}; expand one before")
+        raise Refusal(
+            "a product repeats both of its operands",
+            "Multiply such that one of the two has the shape of the result",
+            shapes,
+        )
     return result
 
 
@@ -320,7 +364,10 @@ def _addcmul(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
 def _div(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     x, y = a["self"], a["other"]
     if not _is_activation(x) or _is_activation(y) or a.get("rounding_mode"):
-        raise Refusal("only division by a constant")
+        raise Refusal(
+            "only a division by a constant can be quantized",
+            "Divide by a number or a buffer, without rounding_mode",
+        )
     divisor = g.value(y) if is_constant(y) else torch.tensor(float(y))
     return _affine(g, node, x, scale=divisor.double().reciprocal())
 
@@ -371,7 +418,11 @@ def _per_element(
         if bool((value == neutral).all()):
             continue
         if value.ndim > len(shape) or (value.ndim == len(shape) and value.shape[0] > 1):
-            raise Refusal(f"a constant of shape {list(value.shape)} beside {list(shape_of(x))}")
+            raise Refusal(
+                "a constant factor or summand is repeated less often than the tensor beside it",
+                "Give it at most the axes of the tensor, and size 1 on axis 0",
+                f"a constant of shape {list(value.shape)} beside {list(shape_of(x))}",
+            )
         held = in_order_of_base(x, value.expand(shape)).float()
         constant = g.for_each_image(g.constant(f"{node.name}_{name}", held))
         base = g.call(target, base, constant)
@@ -450,7 +501,7 @@ def _cat(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     parts = list(a["tensors"])
     axis = positive_axis(a["dim"], len(shape_of(parts[0])))
     if axis == 0:
-        raise Refusal("concatenates along the batch")
+        raise Refusal("concatenates along the batch", BATCH_STAYS)
     parts = [part if _is_activation(part) else g.for_each_image(part) for part in parts]
     return joined(g, parts, axis)
 
@@ -462,7 +513,7 @@ def _stack(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     shape = shape_of(parts[0])
     axis = positive_axis(a["dim"], len(shape) + 1)
     if axis == 0:
-        raise Refusal("stacks before the batch; axis 0 must stay the batch")
+        raise Refusal("stacks before the batch", BATCH_STAYS)
     joined = parts[0] if len(parts) == 1 else g.call(aten.cat.default, parts, 1)
     stacked = g.call(aten.reshape.default, joined, [-1, len(parts), *shape[1:]])
     order = [0, *range(2, axis + 1), 1, *range(axis + 1, len(shape) + 1)]

@@ -19,6 +19,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from targets.errors import UnsupportedError
+from tvmq.capture.operators_without_rule import QUANTIZED_ALREADY, QUANTIZING
 from tvmq.capture.shape_expression import check_expression
 
 MOST_NODES = 50_000
@@ -440,15 +441,17 @@ class Program(_Entry):
                 strange[node.target[:80]] = None
             named = sum("as_sym_int" in given.arg.model_fields_set for given in node.inputs)
             products += node.target == "_operator.mul" and named > 1
+        if any(name.startswith(QUANTIZING) for name in strange):
+            raise UnsupportedError(str(QUANTIZED_ALREADY))
         if strange:
             raise UnsupportedError(
                 f"the network calls {', '.join(map(repr, list(strange)[:5]))}, which is not one of "
-                "torch's operators on tensors; write it in those and export the network again"
+                "torch's operators on tensors. Write it in those and export the network again."
             )
         if products > _MOST_PRODUCTS:  # each may square what the one before gave
             raise UnsupportedError(
-                f"the network multiplies sizes that are known late {products} times; "
-                "export it with the batch as the only dynamic size"
+                f"the network multiplies sizes that are known late {products} times. "
+                "Export it with the batch as the only dynamic size."
             )
 
 

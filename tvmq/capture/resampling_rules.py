@@ -17,9 +17,11 @@ import torch
 from torch.fx import Node
 
 from relay_passes.frontend.pointwise import is_pointwise
-from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
+from targets.refusal import Refusal
+from tvmq.capture.canonical_graph import CanonicalGraph, is_constant, shape_of
 from tvmq.capture.interleaving import Pair, Phase, Woven, unwoven, woven
 from tvmq.capture.layout_rules import assembled, sliced
+from tvmq.capture.operator_rules import computed
 from tvmq.capture.rule_table import Arguments, RuleTable, pair
 from tvmq.capture.selection_rules import gathered
 
@@ -33,6 +35,16 @@ LONGEST_PERIOD = 8
 
 MOST_AT_ONCE = 16
 """Phases of both axes that are made at once; where there are more, one axis after the other."""
+
+
+def _image(x: Node) -> Node:
+    if len(shape_of(x)) != 4:
+        raise Refusal(
+            "only (N, C, H, W) can get another size",
+            "Reshape to that before it",
+            f"{len(shape_of(x))} axes",
+        )
+    return x
 
 
 # ---- transposed convolution
@@ -69,10 +81,7 @@ def _taps(phase: int, kernel: int, stride: int, padding: int, dilation: int) -> 
 
 @rule("conv_transpose2d")
 def _conv_transpose2d(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
-    x, weight = a["input"], a["weight"]
-    if len(shape_of(x)) != 4 or len(shape_of(weight)) != 4:
-        raise Refusal(f"only images of a batch, got {len(shape_of(x))} axes")
-    return transposed_convolution(g, node, a, x, weight)
+    return transposed_convolution(g, node, a, _image(a["input"]), a["weight"])
 
 
 def transposed_convolution(
@@ -89,7 +98,7 @@ def transposed_convolution(
     """
     bias, groups = a["bias"], int(a["groups"])
     if not is_constant(weight) or (bias is not None and not is_constant(bias)):
-        raise Refusal("weights that depend on the input")
+        raise computed("its weights")
     kernel = g.value(weight)
     inputs, outputs, *sides = kernel.shape
     kernel = kernel.reshape(groups, inputs // groups, outputs, *sides).transpose(1, 2)
@@ -444,9 +453,7 @@ def _by_products(
 
 @rule("pixel_shuffle")
 def _pixel_shuffle(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
-    x, factor = a["self"], int(a["upscale_factor"])
-    if len(shape_of(x)) != 4:
-        raise Refusal(f"only images of a batch, got {len(shape_of(x))} axes")
+    x, factor = _image(a["self"]), int(a["upscale_factor"])
     _, channels, height, width = shape_of(x)
     count = channels // factor**2
     order = torch.arange(channels).reshape(count, factor**2).T.reshape(-1)
@@ -462,9 +469,7 @@ def _pixel_shuffle(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
 
 @rule("pixel_unshuffle")
 def _pixel_unshuffle(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
-    x, factor = a["self"], int(a["downscale_factor"])
-    if len(shape_of(x)) != 4:
-        raise Refusal(f"only images of a batch, got {len(shape_of(x))} axes")
+    x, factor = _image(a["self"]), int(a["downscale_factor"])
     if factor == 1:
         return x
     return regrouped(g, unwoven(g, x, factor, factor), factor**2)

@@ -10,8 +10,10 @@ from typing import Any
 
 from torch.fx import Node
 
-from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
+from targets.refusal import Refusal
+from tvmq.capture.canonical_graph import BATCH_STAYS, CanonicalGraph, is_constant, shape_of
 from tvmq.capture.layout_rules import Cut, assembled
+from tvmq.capture.operator_rules import computed
 from tvmq.capture.rule_table import Arguments, RuleTable, positive_axis
 
 rules = RuleTable()
@@ -42,7 +44,7 @@ def runs(places: Sequence[int]) -> list[Cut]:
 def _axes_of(x: Node, axes: Sequence[int]) -> list[int]:
     found = [positive_axis(axis, len(shape_of(x))) for axis in axes]
     if 0 in found:
-        raise Refusal("moves images of the batch; axis 0 must stay the batch")
+        raise Refusal("moves images of the batch", BATCH_STAYS)
     return found
 
 
@@ -50,7 +52,7 @@ def _axes_of(x: Node, axes: Sequence[int]) -> list[int]:
 def _roll(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     x = a["self"]
     if not a["dims"]:
-        raise Refusal("rolls the batch along; name the axes")
+        raise Refusal("rolls the batch along", "Name the axes behind it")
     cuts = {}
     for axis, shift in zip(_axes_of(x, a["dims"]), a["shifts"], strict=True):
         size = shape_of(x)[axis]
@@ -74,7 +76,7 @@ def _repeat(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     rank = len(shape_of(x))
     counts = [1] * (rank - len(counts)) + counts
     if len(counts) > rank or counts[0] != 1:
-        raise Refusal("repeats images of the batch; axis 0 must stay the batch")
+        raise Refusal("repeats images of the batch", BATCH_STAYS)
     for axis, count in enumerate(counts):
         if count > 1:
             x = assembled(g, x, {axis: [(0, shape_of(x)[axis], 1)] * count})
@@ -85,7 +87,7 @@ def _repeat(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
 def _repeat_interleave(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     x, count = a["self"], a["repeats"]
     if a["dim"] is None or not isinstance(count, int):
-        raise Refusal("repeats by a tensor, or along no axis; give a number and an axis")
+        raise Refusal("repeats by a tensor, or along no axis", "Give a number and an axis")
     (axis,) = _axes_of(x, [a["dim"]])
     return gathered(g, x, axis, [n for n in range(shape_of(x)[axis]) for _ in range(count)])
 
@@ -99,7 +101,7 @@ def _index_select(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
 def _index(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     given = {axis: index for axis, index in enumerate(a["indices"]) if index is not None}
     if len(given) != 1:
-        raise Refusal("picks elements by several axes at once; pick along one after the other")
+        raise Refusal("picks elements by several axes at once", "Pick along one after the other")
     ((axis, index),) = given.items()
     return _picked(g, a["self"], axis, index)
 
@@ -107,10 +109,13 @@ def _index(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
 def _picked(g: CanonicalGraph, x: Node, axis: int, index: Any) -> Node:
     (axis,) = _axes_of(x, [axis])
     if not is_constant(index):
-        raise Refusal("picks elements by numbers that depend on the input")
+        raise computed("the numbers of the elements that it picks")
     numbers = g.value(index)
     if numbers.ndim != 1 or numbers.is_floating_point() or str(numbers.dtype) == "torch.bool":
-        raise Refusal(f"picks elements by {list(numbers.shape)} {numbers.dtype}, not by a row of "
-                      "whole numbers")  # fmt: skip
+        raise Refusal(
+            "elements are picked otherwise than by a list of whole numbers",
+            "Give the numbers of the elements, as a list or a buffer of integers of one axis",
+            f"by {str(numbers.dtype)[6:]} of shape {list(numbers.shape)}",
+        )
     size = shape_of(x)[axis]
     return gathered(g, x, axis, [positive_axis(int(n), size) for n in numbers])

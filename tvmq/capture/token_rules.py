@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from targets.refusal import Refusal
 from tvmq import token_operators  # noqa: F401  registers the operators
-from tvmq.capture.canonical_graph import CanonicalGraph, Refusal, is_constant, shape_of
+from tvmq.capture.canonical_graph import BATCH_STAYS, CanonicalGraph, is_constant, shape_of
 from tvmq.capture.layout_rules import permuted, reshaped
 from tvmq.capture.operator_rules import OPERATOR_RULES
 from tvmq.capture.rule_table import Arguments, RuleTable, positive_axis
@@ -33,8 +34,9 @@ def _product(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
         return OPERATOR_RULES["matmul"](g, node, {"self": x, "other": y})
     if shape_of(x)[:-2] != shape_of(y)[:-2] or len(shape_of(x)) < 3:
         raise Refusal(
-            f"matrices of shapes {list(shape_of(x))} and {list(shape_of(y))}; give both the same "
-            "leading axes"
+            "matrices are multiplied that differ in their leading axes",
+            "Expand both to the same leading axes before",
+            f"shapes {list(shape_of(x))} and {list(shape_of(y))}",
         )
     return _matrix_product(g, x, y)
 
@@ -59,10 +61,16 @@ def _matrix_product(g: CanonicalGraph, x: Node, y: Node, factor: float = 1.0) ->
 @rule("scaled_dot_product_attention")
 def _attention(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     if a["attn_mask"] is not None or a["is_causal"]:
-        raise Refusal("attention with a mask")
+        raise Refusal(
+            "attention with a mask can't be quantized",
+            "Write it as matrix products and a softmax, and add the mask to the scores in between",
+        )
     query, key, value = operands = [a[name] for name in ("query", "key", "value")]
     if any(is_constant(operand) for operand in operands):
-        raise Refusal("attention to a constant")
+        raise Refusal(
+            "attention to a constant can't be quantized",
+            "Multiply by the constant in nn.Linear, or compute it from the input",
+        )
     scale = a["scale"] or 1 / math.sqrt(shape_of(query)[-1])
     rank = len(shape_of(key))
     turned = permuted(g, key, [*range(rank - 2), rank - 1, rank - 2])
@@ -76,7 +84,7 @@ def _softmax(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     rank = len(shape_of(x))
     axis = positive_axis(a["dim"], rank)
     if axis == 0:
-        raise Refusal("softmax over the batch")
+        raise Refusal("softmax over the batch", BATCH_STAYS)
     order = [*(i for i in range(rank) if i != axis), axis]
     back = sorted(range(rank), key=order.__getitem__)
     if order == sorted(order):
@@ -102,10 +110,16 @@ def _softmax_of_rows(g: CanonicalGraph, x: Node) -> Node:
 def _layer_norm(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
     x, shape = a["input"], shape_of(a["input"])
     if list(a["normalized_shape"]) != [shape[-1]]:
-        raise Refusal(f"normalizes over axes {list(a['normalized_shape'])}; only over the last")
+        raise Refusal(
+            "only a layer norm over the last axis can be quantized",
+            "Flatten the axes that it normalizes into one, or use batch norm",
+            f"normalizes over {list(a['normalized_shape'])} of {list(shape)}",
+        )
     weight, bias = a["weight"], a["bias"]
     if any(w is not None and not is_constant(w) for w in (weight, bias)):
-        raise Refusal("weights that depend on the input")
+        raise Refusal(
+            "its weights depend on the input", "Make them parameters or buffers of the module"
+        )
     rows = reshaped(g, x, [-1, math.prod(shape[1:-1]), shape[-1]])
     result = g.call(
         aten.layer_norm.default, rows, [shape[-1]],

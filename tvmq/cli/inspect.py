@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from targets.errors import InputError
+from tvmq.artifact.description import settings_text
 from tvmq.cli.options import PATH, shared_options
-from tvmq.cli.report import settings_text
 from tvmq.cli.terminal import Terminal
 
 HEADINGS = ["layer", "kind", "MACs", "device", "where in the model", "reason"]

@@ -54,9 +54,9 @@ def command(
     from tvmq.profile.trace import to_trace
 
     if other is not None:
-        if csv_file or trace or html:
-            raise click.UsageError("--csv, --trace and --html are of one artifact: give them one.")
-        _compare(terminal, artifact, other, energy)
+        if csv_file or trace:
+            raise click.UsageError("--csv and --trace are of one artifact: give them one.")
+        _compare(terminal, artifact, other, energy, html)
         return
     wanted = ((csv_file, to_csv), (trace, to_trace), (html, _page))
     files = [(path, render) for path, render in wanted if path is not None]
@@ -81,13 +81,24 @@ def _page(result: Profile) -> str:
     return profile_page(result)
 
 
-def _compare(terminal: Terminal, artifact: Path, other: Path, energy: str) -> None:
+def _compare(
+    terminal: Terminal, artifact: Path, other: Path, energy: str, html: Path | None
+) -> None:
+    from targets.whole_files import whole_file
     from tvmq.artifact.artifact import Artifact
     from tvmq.profile.compare import comparison_json, comparison_summary, comparison_table
     from tvmq.profile.profile import profile
 
-    with terminal.progress().stage("profile"):
-        first, second = (profile(Artifact.load(path), energy) for path in (artifact, other))
+    with ExitStack() as stack:
+        file = None if html is None else stack.enter_context(whole_file(html))
+        with terminal.progress().stage("profile"):
+            first, second = (profile(Artifact.load(path), energy) for path in (artifact, other))
+        if file is not None:
+            from tvmq.pages.comparison_page import comparison_page
+
+            file.write(comparison_page(first, second).encode())
+    if html is not None and not terminal.quiet:
+        terminal.stderr.print(f"wrote {html}", markup=False)
     if terminal.json:
         terminal.print_json(comparison_json(first, second))
     else:

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from targets.refusal import by_reason
+from tvmq.artifact.description import settings_text
+
 if TYPE_CHECKING:  # so that printing does not import torch
+    from tvmq.artifact.artifact import RangeEntry
     from tvmq.flow import BuildResult
+
+MOST_RANGES = 3
+"""Lines about tensors that are too narrow; the manifest names them all."""
+
+NAMED_CHANNELS = 8
+"""More are counted."""
 
 
 def build_summary(result: BuildResult) -> list[str]:
     """What `tvmq build` says at its end."""
     manifest = result.manifest
-    cpu = [placement for placement in result.placements if placement.device == "cpu"]
     lines = [
         f"{result.artifact}: {manifest.model['file']} ({manifest.model['kind']}) "
         f"for {manifest.target}",
         f"  {settings_text(manifest.settings)}",
         f"  calibration: {manifest.calibration['source']}",
         *_reconstruction_lines(manifest.reconstruction),
+        *range_lines(manifest.ranges),
         f"  operators: {manifest.placement['npu']} on the NPU, {manifest.placement['cpu']} on "
         f"the CPU",
     ]
-    if manifest.target != "cpu":
-        lines += [f"    CPU: {place.name} ({place.source}): {place.reason}" for place in cpu]
+    refused = [
+        (f"{place.name} ({place.source})", place.refusal)
+        for place in result.placements
+        if place.refusal is not None
+    ]
+    lines += [f"    CPU: {line}" for line in by_reason(refused)]
     devices = "reference and CPU" if manifest.target == "cpu" else "reference, CPU and NPU"
     verdict = "identical, bit for bit" if manifest.bit_exact else "DIFFERENT"
     stages = ", ".join(f"{name} {value:.1f}" for name, value in manifest.seconds.items())
@@ -35,15 +49,28 @@ def build_summary(result: BuildResult) -> list[str]:
     return lines
 
 
-def settings_text(settings: Mapping[str, Any]) -> str:
-    """The settings of a manifest in one line."""
-    methods = [name for name in settings["method"] if name != "rtn"]
-    steps = "power-of-two steps" if settings["scales"] == "pot" else "free steps"
-    shifts = " with a shift per channel" if "wess" in methods else ""
+def range_lines(ranges: Sequence[RangeEntry]) -> list[str]:
+    """The worst of what is too narrow, and what to do about each kind."""
+    worst = sorted(ranges, key=lambda entry: -entry.lost)[:MOST_RANGES]
+    lines = [f"  too narrow: {_range_text(entry)}" for entry in worst]
+    if len(ranges) > len(worst):
+        lines.append(f"  and {len(ranges) - len(worst)} more: ranges in manifest.json")
+    return lines + [f"    {remedy}" for remedy in dict.fromkeys(e.remedy for e in worst)]
+
+
+def _range_text(entry: RangeEntry) -> str:
+    which = f"{len(entry.channels)} of {entry.count} channels"
+    if len(entry.channels) <= min(NAMED_CHANNELS, entry.count - 1):
+        word = "channel" if len(entry.channels) == 1 else "channels"
+        which = f"{word} {', '.join(map(str, entry.channels))} of {entry.count}"
+    narrowest, widest = (f"{steps:.2g}" for steps in entry.steps)
+    steps = narrowest if narrowest == widest else f"{narrowest} to {widest}"
+    what = {"weights": "weights of ", "joined": "of what is joined, "}.get(entry.kind, "")
+    place = f" ({entry.source})" if entry.source else ""
+    does = "makes" if entry.kind == "weights" else "adds up"
     return (
-        f"{', '.join([settings['precision'], *methods, steps])}, symmetric weights per "
-        f"{settings['granularity']}{shifts}, activations per tensor, first and last layer "
-        f"{settings['first_last_bits']} bits"
+        f"{what}{entry.name}{place}: {which} span {steps} steps, rounding loses "
+        f"{100 * entry.lost:.0f} % of what {entry.layer} {does}."
     )
 
 

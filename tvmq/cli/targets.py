@@ -14,14 +14,19 @@ if TYPE_CHECKING:
 
 
 @click.command("targets")
+@click.argument("machine", metavar="[MACHINE]...", nargs=-1)
 @shared_options
 @click.pass_obj
-def command(terminal: Terminal) -> None:
-    """List the machines; your own is a TOML file: --target npu:path/to/mine.toml."""
+def command(terminal: Terminal, machine: tuple[str, ...]) -> None:
+    """List the machines, or those that are named: presets, or your own TOML files.
+
+    A file is checked; to build for it: --target npu:path/to/mine.toml.
+    """
     from targets.npu.machine.spec import load_spec, presets
 
-    machines = [load_spec(name) for name in presets()]
-    rows = [_row(spec) for spec in machines]
+    names = [name.removeprefix("npu:") for name in machine] or presets()
+    machines = [load_spec(name) for name in names]
+    rows = [_row(name, spec) for name, spec in zip(names, machines, strict=True)]
     if terminal.json:
         described = zip(rows, machines, strict=True)
         targets = [{**row, "description": spec.model_dump()} for row, spec in described]
@@ -29,19 +34,19 @@ def command(terminal: Terminal) -> None:
         return
     # One machine per column: a description is longer than machines are many.
     headings = ["", *(str(row["target"]) for row in rows)]
-    names = [name for name in rows[0] if name != "target"]
-    cells = [[name, *(str(row[name]) for row in rows)] for name in names]
+    facts = [fact for fact in rows[0] if fact != "target"]
+    cells = [[fact, *(str(row[fact]) for row in rows)] for fact in facts]
     terminal.table(headings, cells, right=set())
 
 
-def _row(spec: NpuSpec) -> dict[str, Any]:
+def _row(name: str, spec: NpuSpec) -> dict[str, Any]:
     """What a description says and what follows from it; rates are peaks."""
     array, dma, vu = spec.array, spec.dma, spec.vu
     peak, giga = spec.peak_macs_per_cycle, spec.clock_hz / 1e9
     rates = [f"{bits} bit {peak * 8 // bits}" for bits in array.precisions]
     buffers = "2 weight buffers" if array.weight_buffers == 2 else "1 weight buffer"
     return {
-        "target": f"npu:{spec.name}",
+        "target": f"npu:{name}",
         "machine": spec.title,
         "MACs per cycle": peak,
         "MACs per cycle by width": ", ".join(rates),

@@ -6,13 +6,14 @@ preprocessed again. Everything else is refused.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from targets.errors import InputError
-from tvmq.data.preprocessing import Floats, Preprocessing
+from tvmq.data.preprocessing import Bytes, Floats, Preprocessing
 from tvmq.float_model import TensorSpec
 
 
@@ -32,33 +33,89 @@ def check_array(
         InputError: says what would be right.
     """
     if np.issubdtype(dtype, np.floating):
+        if shape[1:] != wanted.shape[1:] or not shape:
+            raise InputError(
+                f"{where} has shape {list(shape)}, the network takes {_takes(wanted)}"
+                f"{_hint(shape, wanted.shape[1:])}"
+            )
         return
     if dtype != np.uint8:
         raise InputError(
             f"{where} is {dtype}; wanted float32 as the network reads it, or uint8 for images"
         )
     if len(wanted.shape) != 4:
-        sizes = ", ".join(map(str, wanted.shape[1:]))
         raise InputError(
             f"{where} is uint8, which is for images; the input {wanted.name!r} is none, give "
-            f"float32 of shape (N, {sizes})"
+            f"float32 of shape {_takes(wanted)}"
         )
-    if len(shape) not in (3, 4) or 0 in shape[1:]:
-        raise InputError(f"{where} has shape {list(shape)}; wanted are images (N, H, W, C)")
-    how.check_given(where, shape[3] if len(shape) == 4 else 1)
+    channels = wanted.shape[1]
+    if len(shape) not in (3, 4) or 0 in shape[1:] or not _order(shape, channels):
+        raise InputError(
+            f"{where} is uint8 of shape {list(shape)}; wanted are images [N, H, W, {channels}]"
+            f"{' or [N, H, W]' if channels == 1 else ''}, or [N, {channels}, H, W]"
+        )
+    how.check_given(where, channels)
 
 
-def as_floats(where: str, array: npt.NDArray[Any], how: Preprocessing) -> Floats:
+def as_floats(
+    where: str, array: npt.NDArray[Any], wanted: TensorSpec, how: Preprocessing
+) -> Floats:
     """Float32 [N, ...] of an array that ``check_array`` let pass.
 
     Raises:
-        InputError: the images don't go with ``--resize`` and ``--crop``.
+        InputError: the images don't go with ``--resize`` and ``--crop``, or these don't lead to
+            what the network takes.
     """
     if array.dtype != np.uint8:
         with np.errstate(over="ignore"):  # what float32 can't hold is refused with what is infinite
             return np.ascontiguousarray(array, np.float32)
-    images = array if array.ndim == 4 else array[..., None]
     try:
-        return how.normalize(how.fit(images))
+        images = how.fit(_channels_last(array, wanted.shape[1]))
+        how.check_size((images.shape[2], images.shape[1]), wanted)
+        return how.normalize(images)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
+
+
+def is_one_image(shape: Sequence[int], dtype: Any, wanted: TensorSpec) -> bool:
+    """Whether an array is one image or one input, without the axis that counts them."""
+    if dtype != np.uint8:
+        return tuple(shape) == wanted.shape[1:]
+    if len(wanted.shape) != 4 or wanted.shape[1] == 1:  # [N, H, W] are gray images
+        return len(wanted.shape) == 4 and len(shape) == 2
+    return len(shape) == 3 and bool(_order((1, *shape), wanted.shape[1]))
+
+
+def _order(shape: Sequence[int], channels: int) -> str:
+    """Of the axes of 8-bit images; nothing where none has so many channels."""
+    if len(shape) == 3:
+        return "NHW" if channels == 1 else ""
+    if shape[3] == channels:
+        return "NHWC"
+    return "NCHW" if shape[1] == channels else ""
+
+
+def _channels_last(images: Bytes, channels: int) -> Bytes:
+    order = _order(images.shape, channels)
+    if order == "NCHW":
+        return np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+    return images[..., None] if order == "NHW" else images
+
+
+def _takes(wanted: TensorSpec) -> str:
+    return f"[N, {', '.join(map(str, wanted.shape[1:]))}]"
+
+
+def _hint(have: Sequence[int], want: Sequence[int]) -> str:
+    """What to do about floats of another shape."""
+    if tuple(have) == tuple(want):
+        return "; the first axis must count the images"
+    if len(have) == 4 and len(want) == 3:
+        if (have[3], have[1], have[2]) == tuple(want):
+            return "; transpose it to [N, C, H, W]"
+        if have[1] == want[0]:
+            return (
+                "; floats are taken as they are, so give them in this size, or give uint8 images "
+                "with --resize and --crop"
+            )
+    return ""

@@ -6,6 +6,7 @@ import io
 import math
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -78,28 +79,41 @@ class NpzMember:
         return parts[0] if parts else np.empty(self.shape, self.dtype)
 
 
-def npz_members(path: Path) -> dict[str, NpzMember]:
-    """Keys, shapes and types of an .npz, from the headers only.
+def npz_keys(path: Path) -> list[str]:
+    """Names of the arrays of an .npz.
 
     Raises:
-        InputError: if the file is no .npz, or an array can't be read row by row.
+        InputError: if the file is no .npz.
     """
-    members = {}
+    with _opened(path) as archive:
+        names = archive.namelist()
+    for name in names:
+        if not name.endswith(".npy"):
+            raise InputError(f"{path}: {name[:80]!r} is no array; write it with np.savez")
+    return [name.removesuffix(".npy") for name in names]
+
+
+def npz_member(path: Path, key: str) -> NpzMember:
+    """Shape and type of an array of an .npz, from its header only.
+
+    Raises:
+        InputError: if the array can't be read row by row.
+    """
+    with _opened(path) as archive:
+        record = archive.getinfo(f"{key}.npy")
+        with archive.open(record) as stream:
+            header = _read_header(stream)
+    _check_header(f"{path}: {key!r}", header, record)
+    return NpzMember(path, key, header.shape, header.dtype)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     with (
         reading(path, "a readable .npz", "Write it with np.savez."),
         zipfile.ZipFile(path) as archive,
     ):
-        for record in archive.infolist():
-            if not record.filename.endswith(".npy"):
-                raise InputError(
-                    f"{path}: {record.filename[:80]!r} is no array; write it with np.savez"
-                )
-            key = record.filename.removesuffix(".npy")
-            with archive.open(record) as stream:
-                header = _read_header(stream)
-            _check_header(f"{path}: {key!r}", header, record)
-            members[key] = NpzMember(path, key, header.shape, header.dtype)
-    return members
+        yield archive
 
 
 class _Header(NamedTuple):

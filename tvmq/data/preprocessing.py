@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from targets.errors import InputError
+from tvmq.float_model import TensorSpec
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -27,7 +28,7 @@ MOST_PIXELS = 2**28
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What happens to 8-bit images; nothing of it happens to float arrays.
+    """What happens to images; nothing of it happens to float arrays.
 
     Attributes:
         mean: per channel, of values scaled to 0..1; None if not given.
@@ -121,18 +122,36 @@ class Preprocessing:
                 f"{channels} channels"
             )
 
-    def normalize(self, images: Bytes) -> Floats:
-        """(x / 255 - mean) / std in float32.
+    def check_size(self, size: tuple[int, int], wanted: TensorSpec) -> None:
+        """Check that images have come out as the network takes them.
 
         Args:
-            images: uint8[N, H, W, C].
+            size: width and height.
+            wanted: the input that they are for.
+
+        Raises:
+            InputError: they have not.
+        """
+        height, width = wanted.shape[2:]
+        if size != (width, height):
+            raise InputError(
+                f"comes out as {size[0]}x{size[1]}, the network takes {width}x{height}; give "
+                "--resize and --crop that lead to it"
+            )
+
+    def normalize(self, images: Bytes | Floats, largest: int = 255) -> Floats:
+        """(x / largest - mean) / std in float32.
+
+        Args:
+            images: uint8 or float32[N, H, W, C], from 0 to ``largest``.
+            largest: value of a pixel.
 
         Returns:
             float32[N, C, H, W].
         """
         assert self.mean is not None
         assert self.std is not None
-        scaled = images.astype(np.float32) / np.float32(255)
+        scaled = images.astype(np.float32) / np.float32(largest)
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         return np.ascontiguousarray(((scaled - mean) / std).transpose(0, 3, 1, 2))
 
@@ -181,9 +200,9 @@ class Preprocessing:
         return np.stack([as_array(self.resize_and_crop(picture)) for picture in pictures])
 
 
-def as_array(image: Image.Image) -> Bytes:
-    """An image as uint8[H, W, C]."""
-    array = np.asarray(image, np.uint8)
+def as_array(image: Image.Image) -> npt.NDArray[Any]:
+    """An image as uint8[H, W, C], or float32 if it has mode F."""
+    array = np.asarray(image)
     return array[:, :, None] if array.ndim == 2 else array
 
 

@@ -14,29 +14,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from targets.errors import InputError
 from targets.reading import reading
+from tvmq.data.labels import Labelling, check_range, rows_of_labels
 from tvmq.data.preprocessing import Floats, Preprocessing
 from tvmq.float_model import TensorSpec
 
-Labels = npt.NDArray[np.int64]
 _READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs by name, float32[N, ...], and labels int64[N] where the source has them."""
+    """Inputs by name, float32[N, ...], and labels where they are wanted and the source has them.
+
+    Labels are int64[N] where class numbers are wanted; otherwise they are in the source's form.
+    """
 
     inputs: dict[str, Floats]
-    labels: Labels | None = None
+    labels: Any = None
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
     def __getitem__(self, rows: slice) -> Batch:
-        labels = None if self.labels is None else self.labels[rows]
+        labels = rows_of_labels(self.labels, len(self), rows)
         return Batch({name: value[rows] for name, value in self.inputs.items()}, labels)
 
 
@@ -47,13 +49,15 @@ class DataSource(abc.ABC):
         spec: what the user gave, for messages and the manifest.
         inputs: the inputs of the network; their first axis is ignored.
         preprocessing: what is done to 8-bit images.
-        classes: number of classes of the network, to check labels; None if unknown.
+        labelling: what is wanted of labels.
         count: number of images; None where only reading to the end would tell.
         has_labels: whether batches have labels; None where only reading would tell.
-        takes_images: whether there are 8-bit images, so that ``preprocessing`` means something;
-            None where only reading would tell.
+        takes_images: whether there are images, so that ``preprocessing`` means something; None
+            until reading tells.
+        notes: what the user should know of the data before its numbers.
     """
 
+    notes: tuple[str, ...] = ()
     count: int | None = None
     has_labels: bool | None = None
     takes_images: bool | None = None
@@ -63,12 +67,12 @@ class DataSource(abc.ABC):
         spec: str,
         inputs: Sequence[TensorSpec],
         preprocessing: Preprocessing,
-        classes: int | None,
+        labelling: Labelling,
     ) -> None:
         self.spec = spec
         self.inputs = tuple(inputs)
         self.preprocessing = preprocessing
-        self.classes = classes
+        self.labelling = labelling
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
@@ -86,7 +90,7 @@ class DataSource(abc.ABC):
             limit: stop after so many images.
 
         Raises:
-            InputError: names the image that is not finite, has another shape or a wrong label.
+            InputError: names the image that is not finite or has a wrong label.
         """
         indices = None
         if limit is not None and self.count is not None and limit < self.count:
@@ -116,8 +120,8 @@ class DataSource(abc.ABC):
         """
         if self.has_labels is False:
             raise InputError(
-                f"{self.spec} has no labels, accuracy needs them; add an array 'labels' "
-                "or use one folder per class"
+                f"{self.spec} has no labels, accuracy needs them; add an array 'labels', use one "
+                "folder per class, or give --labels FILE.csv beside a folder of images"
             )
 
     def _first(self, count: int, size: int) -> Iterator[Batch]:
@@ -159,12 +163,6 @@ class DataSource(abc.ABC):
     def _check(self, batch: Batch, first: int) -> None:
         for wanted in self.inputs:
             value = batch.inputs[wanted.name]
-            if value.shape[1:] != wanted.shape[1:]:
-                raise InputError(
-                    f"{self.spec}: input {wanted.name!r} has shape {_shape(value.shape)}, "
-                    f"the network takes {_shape(wanted.shape)}"
-                    + _shape_hint(value.shape, wanted.shape)
-                )
             finite = np.isfinite(value).all(axis=tuple(range(1, value.ndim)))
             if not finite.all():
                 raise InputError(
@@ -172,20 +170,8 @@ class DataSource(abc.ABC):
                     "has a NaN or infinite value, or one beyond float32. Remove it, or mend the "
                     "preprocessing."
                 )
-        if batch.labels is not None:
-            self._check_labels(batch.labels, first)
-
-    def _check_labels(self, labels: Labels, first: int = 0) -> None:
-        wrong = labels < 0
-        if self.classes is not None:
-            wrong |= labels >= self.classes
-        if wrong.any():
-            index = int(wrong.argmax())
-            top = "" if self.classes is None else f" to {self.classes - 1}"
-            raise InputError(
-                f"{self.spec}: label {labels[index]} of image {first + index} is out of range, "
-                f"classes are numbered 0{top}"
-            )
+        if batch.labels is not None and self.labelling.use == "classes":
+            check_range(batch.labels, self.labelling.classes, self.spec, first)
 
     def _only_input(self) -> TensorSpec:
         if len(self.inputs) != 1 or len(self.inputs[0].shape) != 4:
@@ -213,31 +199,6 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def as_labels(values: Any, count: int, spec: str) -> Labels:
-    """Class numbers as int64[count].
-
-    Raises:
-        InputError: if they are no whole numbers, or not one per image.
-    """
-    labels = np.asarray(values)
-    check_one_each(labels.shape, count, spec)
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"{spec}: labels are {labels.dtype}; they must be class numbers (int64)")
-    return labels.astype(np.int64)
-
-
-def check_one_each(shape: tuple[int, ...], count: int, spec: str) -> None:
-    """Check the shape of labels.
-
-    Raises:
-        InputError: if it is not one number per image.
-    """
-    if shape != (count,):
-        raise InputError(
-            f"{spec}: labels have shape {list(shape)} for {count} images; one number each"
-        )
-
-
 def _join(parts: list[Batch]) -> Batch:
     if len(parts) == 1:
         return parts[0]
@@ -251,12 +212,3 @@ def _join(parts: list[Batch]) -> Batch:
 
 def _shape(shape: Sequence[int]) -> str:
     return "(" + ", ".join(["N", *map(str, shape[1:])]) + ")"
-
-
-def _shape_hint(have: Sequence[int], want: Sequence[int]) -> str:
-    if len(have) == len(want) == 4:
-        if tuple(have[i] for i in (3, 1, 2)) == tuple(want[1:]):
-            return "; transpose it to (N, C, H, W)"
-        if have[1] == want[1]:
-            return "; give --resize and --crop, or data of this size"
-    return ""

@@ -83,7 +83,7 @@ def _roofline(profile: Profile) -> Figure | None:
             alpha=0.8,
             color=BOUND_COLOURS.get(row.bound, INK),
         )
-        _mark(dot, number)
+        mark(dot, number)
     _roofs(axes, spec, [row.macs / row.bytes for row in rows.values()])
     axes.set_title("Roofline: how close each layer comes to what the machine allows")
     axes.set_ylabel("MACs per cycle")
@@ -130,20 +130,25 @@ def _costs(profile: Profile) -> Figure | None:
         panels[1].set_ylabel("µJ")
     for axes in panels:
         axes.grid(axis="y")
-    step = math.ceil(len(rows) / NAMES)
-    names = [printable(row.name, LONGEST) for row in rows[::step]]
-    panels[-1].set_xticks(range(0, len(rows), step), names, rotation=90, fontsize=7)
-    panels[-1].set_xlim(-1, len(rows))
-    if step > 1:
-        panels[-1].set_xlabel(f"one of {step} operators is named")
+    name_operators(panels[-1], [row.name for row in rows])
     return figure
+
+
+def name_operators(axes: Axes, names: Sequence[str]) -> None:
+    """Write the operators' names under their bars, at 0, 1, 2, ..., as far as they fit."""
+    step = math.ceil(len(names) / NAMES)
+    shown = [printable(name, LONGEST) for name in names[::step]]
+    axes.set_xticks(range(0, len(names), step), shown, rotation=90, fontsize=7)
+    axes.set_xlim(-1, len(names))
+    if step > 1:
+        axes.set_xlabel(f"one of {step} operators is named")
 
 
 def _bars(axes: Axes, heights: Sequence[float], colours: Sequence[str]) -> None:
     width = 0.8 if len(heights) <= NAMES else 1.0  # gaps between thin bars would only pale them
     bars = axes.bar(range(len(heights)), heights, width, color=colours)
     for number, bar in enumerate(bars):
-        _mark(bar, number)
+        mark(bar, number)
 
 
 def _timeline(profile: Profile) -> Figure | None:
@@ -161,7 +166,7 @@ def _timeline(profile: Profile) -> Figure | None:
                 first, last = begin + layer.begin, begin + layer.end
                 shade = (INK, 0.1 if count % 2 else 0.0)
                 band = axes.axvspan(first, last, facecolor=shade, linewidth=0)
-                _mark(band, rows[layer.name])
+                mark(band, rows[layer.name])
                 if layer.cycles / total * LETTERS > len(layer.name):
                     middle = (first + last) / 2
                     name = printable(layer.name)
@@ -210,7 +215,7 @@ def _shares(profile: Profile, unit: int, kinds: tuple[str, ...], edges: np.ndarr
     return np.diff(np.interp(edges, times, until)) / np.diff(edges)
 
 
-def _mark(artist: Artist, number: int) -> None:
+def mark(artist: Artist, number: int) -> None:
     """Let an artist stand for an operator.
 
     Marks lie inside their axes: the layout need not measure thousands of them, nor each name what

@@ -19,6 +19,7 @@ import tvmq.plan.fake_quantize  # noqa: F401  registers the operator
 from targets.rounding import HALF_UP
 from tvmq.float_model import FloatModel, copy_of
 from tvmq.plan.integer_rows import rounded_norm
+from tvmq.plan.joined_values import same_codes
 from tvmq.plan.plan import Plan
 from tvmq.plan.rounded_bias import rounded_bias
 from tvmq.plan.weight_steps import weight_codes
@@ -47,8 +48,11 @@ def annotate(model: FloatModel, plan: Plan, dtype: torch.dtype = torch.float64) 
         if node.name in regions.layers:
             annotator.quantize_layer(node)
     for node in list(graph_module.graph.nodes):
-        if node.name in regions.values:
+        if node.name in regions.values and not regions.values[node.name].joins:
             annotator.quantize_value(node)
+    for name, value in regions.values.items():
+        if value.joins:
+            annotator.requantize_joined(name)
     graph_module.graph.eliminate_dead_code()
     graph_module.graph.lint()
     graph_module.recompile()
@@ -71,19 +75,30 @@ class _Annotator:
 
     def quantize_value(self, node: Node) -> None:
         """Put a fake_quantize between a value and all its readers."""
-        plan = self.plan.values[node.name]
         readers = list(node.users)
-        with self.graph.inserting_after(node):
-            step = self._constant(
-                f"{node.name}_step", torch.tensor([plan.step], dtype=torch.float64)
-            )
-        codes = (plan.zero_point, plan.low, plan.high, -1, plan.dtype, plan.rounding.mode.name)
-        with self.graph.inserting_after(step):
-            quantized = self._call(
-                torch.ops.tvmq.fake_quantize.default, (node, step, *codes), f"{node.name}_q"
-            )
+        quantized = self._quantized(node, node.name, node.name)
         for reader in readers:
             reader.replace_input_with(node, quantized)
+
+    def requantize_joined(self, name: str) -> None:
+        """Put a fake_quantize in front of a concatenation, where a value has codes of its own."""
+        node = next(n for n in self.graph.nodes if n.name == name)
+        originals = self.model.nodes[name].all_input_nodes
+        for i, (read, original) in enumerate(zip(node.all_input_nodes, originals, strict=True)):
+            carried = self.regions.carried[original.name]
+            if not same_codes(self.plan.values[carried], self.plan.values[name]):
+                node.replace_input_with(read, self._quantized(read, name, f"{name}_input_{i}"))
+
+    def _quantized(self, node: Node, value: str, name: str) -> Node:
+        """A fake_quantize behind a node, as the plan of a value says."""
+        plan = self.plan.values[value]
+        with self.graph.inserting_after(node):
+            step = self._step(f"{name}_step", torch.tensor([plan.step], dtype=torch.float64))
+        codes = (plan.zero_point, plan.low, plan.high, -1, plan.dtype, plan.rounding.mode.name)
+        with self.graph.inserting_after(step):
+            return self._call(
+                torch.ops.tvmq.fake_quantize.default, (node, step, *codes), f"{name}_q"
+            )
 
     def quantize_layer(self, node: Node) -> None:
         """Quantize weight and bias of a layer that has any."""
@@ -114,7 +129,7 @@ class _Annotator:
             exact = codes * steps.reshape(-1, *[1] * (codes.dim() - 1))
             weight = self._constant(f"{layer}_weight_learned", exact)
             low, high = learned_range(plan.bits)
-        step = self._constant(f"{layer}_weight_step", steps)
+        step = self._step(f"{layer}_weight_step", steps)
         arguments = (weight, step, 0, low, high, axis, "int8", HALF_UP.mode.name)
         return self._call(torch.ops.tvmq.fake_quantize.default, arguments, f"{layer}_weight_q")
 
@@ -159,7 +174,13 @@ class _Annotator:
         node.args = (node.args[0], step, gain, bias, gain_step, node.args[4])
 
     def _constant(self, name: str, value: torch.Tensor) -> Node:
-        self.graph_module.register_buffer(name, value if "step" in name else value.to(self.dtype))
+        return self._step(name, value.to(self.dtype))
+
+    def _step(self, name: str, value: torch.Tensor) -> Node:
+        """A constant that keeps its type, whatever the network's is."""
+        while hasattr(self.graph_module, name):  # an input may be called conv2d_weight
+            name += "_"
+        self.graph_module.register_buffer(name, value)
         node = self.graph.get_attr(name)
         node.meta["val"] = value
         return node

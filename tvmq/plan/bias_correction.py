@@ -83,7 +83,7 @@ def correct_biases(
     Returns:
         By name of layer; without numbers where the correction did not help.
     """
-    teaching, held_out = _images(model, calibration)
+    teaching, held_out = halves_of(model, calibration)
     count = sum(len(part[0]) for part in held_out)
     layers = {layer.name: layer for layer in find_regions(model).weighted}
     if not teaching:
@@ -118,8 +118,12 @@ def correct_biases(
     return biases
 
 
-def _images(model: FloatModel, calibration: Calibration) -> tuple[list[Inputs], list[Inputs]]:
-    """As many calibration images as the memory bound allows, half and half, in parts."""
+def halves_of(model: FloatModel, calibration: Calibration) -> tuple[list[Inputs], list[Inputs]]:
+    """As many calibration images as the memory bound allows, half and half, in parts.
+
+    Returns:
+        Those to learn from, none if there is but one image, and those to decide by.
+    """
     nodes = [n for n in model.graph_module.graph.nodes if n.op not in ("get_attr", "output")]
     most = max(4 * math.prod(shape_of(node)[1:]) for node in nodes)
     wanted = left = min(MAX_IMAGES, max(2, MAX_BYTES // most))

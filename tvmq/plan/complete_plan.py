@@ -23,9 +23,10 @@ from targets.scale import (
     derive_scale,
     power_of_two,
 )
-from targets.sum_bounds import CodeRange, SumBounds, bound_products, bound_sums, held_bound
+from targets.sum_bounds import SumBounds, bound_products, bound_sums, held_bound
 from tvmq.float_model import FloatModel
 from tvmq.plan.integer_rows import norm_scale
+from tvmq.plan.joined_values import tied_values
 from tvmq.plan.plan import AccumulatorProof, BiasPlan, Plan, ValuePlan, WeightPlan
 from tvmq.plan.rounded_bias import rounded_bias
 from tvmq.plan.snap import snap_steps, snap_weight_step
@@ -79,6 +80,7 @@ def complete_plan(
                 draft.requantize,
                 draft.additions,
                 draft.proofs,
+                model.equalization,
             )
         except _CoarserError as request:
             last = request.why
@@ -113,8 +115,9 @@ class _Draft:
         biases: Mapping[str, BiasPlan],
     ) -> None:
         self.model, self.settings, self.regions, self.biases = model, settings, regions, biases
-        self.tied = {name: names for names in regions.tied for name in names}
         self.values, self.weights = dict(values), dict(weights)
+        self.groups = tied_values(regions, self.values)
+        self.tied = {name: names for names in self.groups for name in names}
         self.requantize: dict[str, Scale] = {}
         self.additions: dict[str, AddScale] = {}
         self.proofs: dict[str, AccumulatorProof] = {}
@@ -150,9 +153,9 @@ class _Draft:
         return Fraction(self.values[value].step)
 
     def _snap(self) -> None:
-        steps = [self.values[names[0]].step for names in self.regions.tied]
-        snapped, coarse = snap_steps(self.regions, steps)
-        for i, names in enumerate(self.regions.tied):
+        steps = [self.values[names[0]].step for names in self.groups]
+        snapped, coarse = snap_steps(self.regions, self.groups, steps)
+        for i, names in enumerate(self.groups):
             for name in names:
                 plan = self.values[name]
                 note = "; a power of two times another, since additions form a cycle"
@@ -180,14 +183,8 @@ class _Draft:
                 "are exact. Use HALF_UP or a finer step."
             )
 
-    def _codes_read(self, name: str) -> CodeRange:
-        """The codes that a reader of ``name`` can meet: those of all values joined with it."""
-        plans = [self.values[member] for member in self.tied[name]]
-        low, high = min(p.low for p in plans), max(p.high for p in plans)
-        return CodeRange(low, high, self.values[name].zero_point)
-
     def _derive_layer(self, layer: Layer) -> None:
-        residual = self._codes_read(layer.residual) if layer.residual else None
+        residual = self.values[layer.residual].codes if layer.residual else None
         zero_point = self.values[layer.output].zero_point if layer.output else 0
         for _ in range(MAX_DOUBLINGS):
             scale = self._fitting_scale(layer)
@@ -234,14 +231,14 @@ class _Draft:
         return unit * self._step(layer.inputs[-1]) if layer.kind in ("multiply", "matmul") else unit
 
     def _bounds(self, layer: Layer) -> SumBounds:
-        node, read = self.model.nodes[layer.name], self._codes_read(layer.inputs[0])
+        node, read = self.model.nodes[layer.name], self.values[layer.inputs[0]].codes
         if layer.kind == "softmax":
             return softmax_bounds()
         if layer.kind == "norm":
             value, weights = self.values[layer.inputs[0]], self.weights[layer.name]
             return norm_scale(self.model, layer, value, weights).bounds
         if layer.kind in ("multiply", "matmul"):
-            right = self._codes_read(layer.inputs[-1])
+            right = self.values[layer.inputs[-1]].codes
             return bound_products(read, right, products_of(node), np.zeros(1, np.int64))
         if layer.kind == "pool":
             codes = np.ones((shape_of(node)[1], math.prod(window_of(node).kernel)), np.int64)

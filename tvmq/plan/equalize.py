@@ -1,178 +1,307 @@
-"""Cross-layer equalization by powers of two: make the channels between two layers equally large.
+"""Cross-layer equalization by powers of two: channels between layers made as large as suits all.
 
-Where one layer's channels are read by one other layer only, with nothing but ReLU or pooling
-between, channel c can be made 2**-k[c] times as large there and its weights in the next layer
-2**k[c] times: the float network gives the same bits. Weights per channel of both layers, and the
-activation between, then need fewer different steps (arXiv 1906.04721, with scales that cost
-nothing to undo). A clamp such as ReLU6 stands in the way: its bound would have to differ by
-channel.
+Where the channels of a layer are read by other layers only, with nothing but ReLU, pooling, padding
+or concatenation between, channel c can be made 2**-k[c] times as large there and its weights in the
+layers that read it 2**k[c] times: the float network gives the same bits. A clamp such as ReLU6
+stands in the way: its bound would have to differ by channel.
+
+Three tensors have a step that all channels share: the weights that make the channels, the
+activation between, and the weights that read them. Of each, let a, d and e in (0, 1] be the size of
+a channel relative to the largest. What rounding takes from it, relative to what it carries,
+grows with 1/a**2 + 1/d**2 + 1/e**2; with k it is
+
+    4**k * (1/a**2 + 1/d**2) + 4**-k / e**2,    least at 2**k = sqrt(m / e), m**-2 = a**-2 + d**-2
+
+(arXiv 1906.04721 has the case without d). The activation is what images show, or batch norms: it
+knows the bias. No channel grows beyond the largest of its tensor, so no step becomes coarser, and
+channels that are dead (no weights that make or read them, or never anything but 0) stay.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import GraphModule, Node
 
+from targets.arithmetic import MAX_SHIFT_SPREAD
+from targets.errors import InputError
+from tvmq.calibrate.channel_ranges import ChannelRange, channel_axis
 from tvmq.capture.capture import fingerprint_of
-from tvmq.float_model import BatchNormStats, FloatModel, constant_of
+from tvmq.float_model import (
+    BatchNormStats,
+    Equalization,
+    FloatModel,
+    by_input_channel,
+    constant_of,
+)
 from tvmq.regions import PRODUCTS, op_of, shape_of
 
 aten = torch.ops.aten
 
-PASSES = (aten.relu, aten.max_pool2d, aten.avg_pool2d)
+PASSES = (aten.relu, aten.leaky_relu, aten.max_pool2d, aten.avg_pool2d)
 """Operators with f(2**k * x) = 2**k * f(x), exactly, that keep channels apart."""
 
 MAX_SHIFT = 15
 """Scales stay within 2**-15 to 2**15, far from where float32 loses bits."""
 
 SWEEPS = 40
-"""Scales of neighbouring pairs depend on each other; they settle within a few sweeps."""
+"""Scales of neighbouring links depend on each other; they settle within a few sweeps."""
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two layers and the channels between them."""
+class Reader:
+    """A layer that reads all channels of another; the first of them is its own ``offset``."""
 
-    first: Node
-    second: Node
+    node: Node
+    offset: int
 
 
-def equalize(model: FloatModel) -> FloatModel:
-    """The same function with weights whose channels are as equal as powers of two make them.
+@dataclass(frozen=True)
+class Link:
+    """A layer and all that reads its channels.
+
+    Attributes:
+        maker: its rows make the channels.
+        readers: at least one.
+        tensors: names of nodes between, all channels of which share a step, and the place of the
+            first channel there.
+    """
+
+    maker: Node
+    readers: tuple[Reader, ...]
+    tensors: tuple[tuple[str, int], ...]
+
+    @property
+    def channels(self) -> int:
+        """How many there are."""
+        return shape_of(self.maker)[channel_axis(len(shape_of(self.maker)))]
+
+
+def equalize(
+    model: FloatModel, ranges: Mapping[str, ChannelRange], *, per_channel: bool = False
+) -> FloatModel:
+    """The same function with channels as equal as powers of two make them.
 
     Args:
         model: left as it is.
+        ranges: by name of node, of images or batch norms.
+        per_channel: each output channel has a weight step of its own, so that the weights that
+            make channels may differ.
 
     Returns:
-        A model with another fingerprint and a note that says what was done.
+        A model with another fingerprint, if anything changed, and ``equalization`` that says what.
     """
     graph_module = copy.deepcopy(model.graph_module)
-    pairs, clamped = _find_pairs(graph_module)
-    shifts = _settle(graph_module, pairs)
-    stats = dict(model.batch_norms)
-    for pair, shift in shifts.items():
-        known = stats.get(pair.first.name)
-        if known is not None:
-            scale = torch.exp2(-shift.float())
-            stats[pair.first.name] = BatchNormStats(known.gamma * scale, known.beta * scale)
-    changed = [shift for shift in shifts.values() if bool(shift.any())]
-    note = f"equalized channels between {len(changed)} of {len(pairs)} pairs of layers"
-    if changed:
-        largest = max(int(shift.abs().max()) for shift in changed)
-        note += f", by up to 2^{largest}"
+    links, clamped = find_links(graph_module)
+    settled = _Settling(graph_module, links, ranges, per_channel=per_channel).settle()
+    exponents = {
+        link.maker.name: tuple(shift.tolist()) for link, shift in settled.items() if shift.any()
+    }
+    layers = "1 layer" if len(links) == 1 else f"{len(links)} layers"
+    reason = f"no channels of {layers} to change"
+    if exponents:
+        largest = max(max(map(abs, row)) for row in exponents.values())
+        reason = f"channels of {len(exponents)} of {layers} changed, by up to 2^{largest}"
     if clamped:
-        note += f"; {clamped} more have a clamp such as ReLU6 between them, which forbids it"
+        reason += f"; {clamped} more have a clamp such as ReLU6 behind them, which forbids it"
+    return _rewritten(model, graph_module, Equalization(exponents, reason))
+
+
+def equalize_as(model: FloatModel, equalization: Equalization) -> FloatModel:
+    """The same function with channels changed as it was done before.
+
+    Raises:
+        InputError: this network has no such layer, or not so many channels.
+    """
+    graph_module = copy.deepcopy(model.graph_module)
+    links = {link.maker.name: link for link in find_links(graph_module)[0]}
+    for name, exponents in equalization.exponents.items():
+        if name not in links or links[name].channels != len(exponents):
+            raise InputError(
+                f"equalization.exponents.{name} does not fit the network: it has no layer of that "
+                f"name whose {len(exponents)} channels could be scaled. Remove the entry."
+            )
+        if max(map(abs, exponents)) > MAX_SHIFT:
+            raise InputError(
+                f"equalization.exponents.{name} holds more than {MAX_SHIFT} either way; give less."
+            )
+        _scale(graph_module, links[name], torch.tensor(exponents))
+    return _rewritten(model, graph_module, equalization)
+
+
+def _rewritten(
+    model: FloatModel, graph_module: GraphModule, equalization: Equalization
+) -> FloatModel:
+    stats = dict(model.batch_norms)
+    for name, exponents in equalization.exponents.items():
+        known = stats.get(name)
+        if known is not None:
+            scale = torch.exp2(-torch.tensor(exponents, dtype=torch.float32))
+            stats[name] = BatchNormStats(known.gamma * scale, known.beta * scale)
     return replace(
         model,
         graph_module=graph_module,
         batch_norms=stats,
         fingerprint=fingerprint_of(graph_module),
-        notes=(*model.notes, note),
+        equalization=equalization,
     )
 
 
-def _find_pairs(graph_module: GraphModule) -> tuple[list[Pair], int]:
-    """The pairs, in order, and how many a clamp prevents."""
-    pairs, clamped = [], 0
+def find_links(graph_module: GraphModule) -> tuple[list[Link], int]:
+    """The links, in order, and how many a clamp prevents."""
+    used: dict[str, int] = {}
+    for constant in graph_module.graph.find_nodes(op="get_attr"):
+        used[constant.target] = used.get(constant.target, 0) + len(constant.users)
+    links, clamped = [], 0
     for node in graph_module.graph.nodes:
-        if op_of(node) not in PRODUCTS or not _owns_constants(node):
+        if op_of(node) not in PRODUCTS or not _owns_constants(node, used):
             continue
-        behind, clamps = _next_product(node)
-        if behind is not None and _owns_constants(behind) and clamps:
+        walk = _Walk(used)
+        if not walk.follow(node, 0, ()):
+            continue
+        if walk.clamps:
             clamped += 1
-        elif behind is not None and _owns_constants(behind):
-            pairs.append(Pair(node, behind))
-    return pairs, clamped
+        else:
+            tensors = tuple(dict.fromkeys(walk.tensors))
+            links.append(Link(node, tuple(walk.readers), tensors))
+    return links, clamped
 
 
-def _next_product(node: Node) -> tuple[Node | None, bool]:
-    """The layer that alone reads this one's channels, and whether a clamp stands between."""
-    clamps = False
-    while len(node.users) == 1:
-        (user,) = node.users
-        op = op_of(user)
-        if op in PRODUCTS:
-            return (user if user.args[0] is node else None), clamps
-        if op is aten.clamp:
-            clamps = True
-        elif op not in PASSES and not _flattens_points(user):
-            break
-        node = user
-    return None, clamps
+def _owns_constants(node: Node, used: Mapping[str, int]) -> bool:
+    """Whether nothing else uses its weight and bias."""
+    return all(used[arg.target] == 1 for arg in node.args[1:3] if isinstance(arg, Node))
 
 
-def _flattens_points(node: Node) -> bool:
-    """Whether it is a reshape of N, C, 1, 1 to N, C."""
-    if op_of(node) is not aten.reshape:
+class _Walk:
+    """From a layer to all that reads its channels."""
+
+    def __init__(self, used: Mapping[str, int]) -> None:
+        self.used = used
+        self.readers: list[Reader] = []
+        self.tensors: list[tuple[str, int]] = []
+        self.clamps = False
+
+    def follow(self, node: Node, offset: int, behind: tuple[tuple[str, int], ...]) -> bool:
+        """Whether nothing but layers reads the channels of a node.
+
+        Args:
+            node: holds them.
+            offset: place of the first one.
+            behind: tensors on the way that share a step with ``node``.
+        """
+        behind = (*behind, (node.name, offset))
+        for user in node.users:
+            op = op_of(user)
+            if op in PRODUCTS:
+                if user.args[0] is not node or not _owns_constants(user, self.used):
+                    return False
+                self.readers.append(Reader(user, offset))
+                self.tensors += behind
+            elif op is aten.cat:
+                if int(user.args[1]) % len(shape_of(user)) != channel_axis(len(shape_of(user))):
+                    return False
+                first = 0
+                for part in user.args[0]:
+                    # what is joined has another step than its parts, the one that counts
+                    if part is node and not self.follow(user, first + offset, ()):
+                        return False
+                    first += shape_of(part)[channel_axis(len(shape_of(part)))]
+            else:
+                self.clamps |= op is aten.clamp
+                if op not in (*PASSES, aten.clamp) and not _keeps_channels(user):
+                    return False
+                if not self.follow(user, offset, behind):
+                    return False
+        return bool(node.users)
+
+
+def _keeps_channels(node: Node) -> bool:
+    """Whether it pads images with zeros, or is a reshape of N, C, 1, 1 to N, C."""
+    op = op_of(node)
+    if op is aten.constant_pad_nd:
+        value = node.args[2] if len(node.args) > 2 else 0
+        return value == 0 and not any(node.args[1][2 * (len(shape_of(node)) - 2) :])
+    if op is not aten.reshape:
         return False
     before = shape_of(node.all_input_nodes[0])
     return before[2:] == (1, 1) and shape_of(node)[1:] == before[1:2]
 
 
-def _owns_constants(node: Node) -> bool:
-    """Whether nothing else uses its weight and bias."""
-    used = [
-        constant.target for constant in node.graph.find_nodes(op="get_attr") for _ in constant.users
-    ]
-    return all(used.count(arg.target) == 1 for arg in node.args[1:3] if isinstance(arg, Node))
+class _Settling:
+    """Constants that are scaled until nothing changes."""
+
+    def __init__(
+        self,
+        graph_module: GraphModule,
+        links: list[Link],
+        ranges: Mapping[str, ChannelRange],
+        *,
+        per_channel: bool,
+    ) -> None:
+        self.graph_module, self.per_channel = graph_module, per_channel
+        names = {name for link in links for name, _ in link.tensors if name in ranges}
+        self.reach = {name: ranges[name].reach.double() for name in names}
+        held = (
+            replace(link, tensors=tuple(t for t in link.tensors if t[0] in names)) for link in links
+        )
+        self.links = [link for link in held if link.tensors]
+
+    def settle(self) -> dict[Link, torch.Tensor]:
+        """The sum of all shifts of each link, int64[C]."""
+        shifts = {link: torch.zeros(link.channels, dtype=torch.long) for link in self.links}
+        for _ in range(SWEEPS):
+            moved = False
+            for link in self.links:
+                total = (shifts[link] + self._wanted(link)).clamp(-MAX_SHIFT, MAX_SHIFT)
+                more = total - shifts[link]
+                if more.any():
+                    self._scale(link, more)
+                    shifts[link], moved = total, True
+            if not moved:
+                break
+        return shifts
+
+    def _wanted(self, link: Link) -> torch.Tensor:
+        """How often to halve each channel, int64[C]; what is within a factor of four is left."""
+        rows = constant_of(self.graph_module, link.maker.args[1]).flatten(1).abs().amax(1).double()
+        made = rows / rows.max()
+        held, read = torch.zeros_like(made), torch.zeros_like(made)
+        for name, offset in link.tensors:
+            reach = self.reach[name]
+            held = held.maximum(reach[offset : offset + len(made)] / reach.max())
+        for reader in link.readers:
+            weight = constant_of(self.graph_module, reader.node.args[1])
+            columns = by_input_channel(weight, reader.node).abs().amax((1, 3)).flatten().double()
+            part = columns[reader.offset : reader.offset + len(made)]
+            read = read.maximum(part / columns.max())
+        dead = 2.0**-MAX_SHIFT_SPREAD
+        alive = (made > dead) & (held > dead) & (read > 0)
+        made, held, read = (torch.where(alive, x, 1.0) for x in (made, held, read))
+        largest = held if self.per_channel else torch.maximum(made, held)
+        noise = held**-2 if self.per_channel else made**-2 + held**-2
+        wanted = (torch.log2(noise**-0.5 / read) / 2).trunc()
+        doubled, halved = ((-torch.log2(size) + 1e-9).floor() for size in (largest, read))
+        return torch.where(alive, wanted.maximum(-doubled).minimum(halved), 0.0).long()
+
+    def _scale(self, link: Link, shift: torch.Tensor) -> None:
+        _scale(self.graph_module, link, shift)
+        for name, offset in link.tensors:
+            self.reach[name][offset : offset + link.channels] *= torch.exp2(-shift.double())
 
 
-def _settle(graph_module: GraphModule, pairs: list[Pair]) -> dict[Pair, torch.Tensor]:
-    """Scale the constants until nothing changes; the sum of all shifts of each pair, int64[C]."""
-    channels = {pair: len(_weight(graph_module, pair.first)) for pair in pairs}
-    shifts = {pair: torch.zeros(channels[pair], dtype=torch.long) for pair in pairs}
-    for _ in range(SWEEPS):
-        moved = False
-        for pair in pairs:
-            more = _balance(graph_module, pair)
-            total = (shifts[pair] + more).clamp(-MAX_SHIFT, MAX_SHIFT)
-            more = total - shifts[pair]
-            if more.any():
-                _scale(graph_module, pair, more)
-                shifts[pair], moved = total, True
-        if not moved:
-            break
-    return shifts
-
-
-def _balance(graph_module: GraphModule, pair: Pair) -> torch.Tensor:
-    """int64[C]: k with 2**-k * first and 2**k * second nearest to each other; 0 where one is 0.
-
-    Where k is not 0 the largest weight at the channel becomes smaller, and those elsewhere stay.
-    So, sorted, the weights of the network decrease, and no sweep can undo what others did.
-    """
-    first = _weight(graph_module, pair.first).flatten(1).abs().amax(dim=1).double()
-    second = torch.stack([w.abs().max() for w in _readers(graph_module, pair.second)]).double()
-    both = (first > 0) & (second > 0)
-    ratio = torch.where(both, first, 1.0) / torch.where(both, second, 1.0)
-    return torch.round(torch.log2(ratio) / 2).long()
-
-
-def _scale(graph_module: GraphModule, pair: Pair, shift: torch.Tensor) -> None:
-    """Divide the channels of the first layer by 2**shift, multiply those that the second reads."""
-    weight = _weight(graph_module, pair.first)
-    down = torch.exp2(-shift.float())
+def _scale(graph_module: GraphModule, link: Link, shift: torch.Tensor) -> None:
+    """Divide the channels that a layer makes by 2**shift, multiply those that are read."""
+    weight, down = constant_of(graph_module, link.maker.args[1]), torch.exp2(-shift.float())
     weight.mul_(down.reshape(-1, *[1] * (weight.ndim - 1)))
-    bias = pair.first.args[2] if len(pair.first.args) > 2 else None
+    bias = link.maker.args[2] if len(link.maker.args) > 2 else None
     if bias is not None:
         constant_of(graph_module, bias).mul_(down)
-    for part, factor in zip(_readers(graph_module, pair.second), 1 / down, strict=True):
-        part.mul_(factor)
-
-
-def _weight(graph_module: GraphModule, node: Node) -> torch.Tensor:
-    """float32[K, ...], shared with the module."""
-    return constant_of(graph_module, node.args[1])
-
-
-def _readers(graph_module: GraphModule, node: Node) -> Iterator[torch.Tensor]:
-    """For each input channel, the part of the weight that reads it, shared with the module."""
-    weight = _weight(graph_module, node)
-    groups = int(node.args[6]) if len(node.args) > 6 else 1
-    for rows in weight.chunk(groups):
-        for channel in range(weight.shape[1]):
-            yield rows[:, channel]
+    for reader in link.readers:
+        weight = constant_of(graph_module, reader.node.args[1])
+        columns = by_input_channel(weight, reader.node)
+        factors = torch.ones(columns.shape[0] * columns.shape[2])
+        factors[reader.offset : reader.offset + len(down)] = 1 / down
+        columns.mul_(factors.reshape(columns.shape[0], 1, columns.shape[2], 1))

@@ -14,6 +14,7 @@ from targets.arithmetic import INT32_MAX
 from targets.rounding import HALF_UP, Rounding
 from targets.scale import AddScale, Scale
 from targets.sum_bounds import CodeRange
+from tvmq.float_model import Equalization
 from tvmq.settings import Settings
 
 
@@ -117,6 +118,7 @@ class Plan:
         requantize: by name of layer; none where the sums leave the network.
         additions: by name of "add" layer.
         proofs: by name of layer.
+        equalization: of the float network that the plan is of; None if it wasn't asked for.
     """
 
     settings: Settings
@@ -128,3 +130,11 @@ class Plan:
     requantize: Mapping[str, Scale]
     additions: Mapping[str, AddScale]
     proofs: Mapping[str, AccumulatorProof]
+    equalization: Equalization | None = None
+
+    def __repr__(self) -> str:
+        """A line of what it is; its numbers, tens of thousands of them, are in plan.json."""
+        return (
+            f"<Plan {self.settings.precision}, {len(self.values)} values and {len(self.weights)} "
+            f"layers with weights, ranges from {self.calibration}>"
+        )

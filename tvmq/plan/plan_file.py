@@ -23,7 +23,7 @@ from targets.errors import InputError
 from targets.reading import read_text
 from targets.rounding import HALF_UP, Rounding
 from targets.schema_errors import in_words
-from tvmq.float_model import FloatModel
+from tvmq.float_model import Equalization, FloatModel
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.plan import BiasPlan, Plan, ValuePlan, WeightPlan
 from tvmq.plan.plan_schema import FORMAT, PlanFile, inflate
@@ -48,9 +48,13 @@ def read_plan(path: Path, model: FloatModel) -> Plan:
     return plan_from_json(read_text(path, "a plan", _WRITTEN), model, str(path))
 
 
-def planned_settings(path: Path) -> Settings:
-    """The settings of a plan file, for what comes before it is read; raises as ``read_plan``."""
-    return _read_file(read_text(path, "a plan", _WRITTEN), str(path)).settings
+def planned_equalization(path: Path) -> Equalization | None:
+    """How the network of a plan differs from the captured one; raises as ``read_plan``.
+
+    The plan itself is read with the network that ``equalize_as`` makes of it.
+    """
+    entry = _read_file(read_text(path, "a plan", _WRITTEN), str(path)).equalization
+    return None if entry is None else Equalization(entry.exponents, entry.reason)
 
 
 def plan_to_json(plan: Plan) -> str:
@@ -89,6 +93,7 @@ def plan_to_json(plan: Plan) -> str:
         "model": plan.fingerprint,
         "calibration": plan.calibration,
         "settings": asdict(plan.settings),
+        **({} if plan.equalization is None else {"equalization": asdict(plan.equalization)}),
         "values": values,
         "layers": layers,
         "additions": {name: asdict(addition) for name, addition in plan.additions.items()},
@@ -159,16 +164,6 @@ class _Reader:
             )
             channels = shape_of(self.model.nodes[name])[1]
             self._check_length(entry.borders, {0, 1, channels}, f"values.{name}.borders", "rows")
-        for names in self.regions.tied:
-            for name in names[1:]:
-                first, other = plans[names[0]], plans[name]
-                if (first.step, first.zero_point, first.dtype, first.bits) != (
-                    other.step, other.zero_point, other.dtype, other.bits
-                ):  # fmt: skip
-                    raise InputError(
-                        f"{self.where}: values.{name} has another step, zero point, type or bits "
-                        f"than {names[0]}, with which it is concatenated; give both the same."
-                    )
         return plans
 
     def weights(self) -> dict[str, WeightPlan]:

@@ -131,6 +131,12 @@ class LayerEntry(_Entry):
     bias_correction: BiasEntry | None = None
 
 
+class EqualizationEntry(_Entry):
+    """How often each channel of a layer was halved in the float network, by name of layer."""
+
+    exponents: dict[str, tuple[int, ...]]
+
+
 class PlanFile(BaseModel):
     """The whole document."""
 
@@ -142,5 +148,6 @@ class PlanFile(BaseModel):
     values: dict[str, ValueEntry]
     layers: dict[str, LayerEntry]
     additions: Any = None
+    equalization: EqualizationEntry | None = None
     learned_codes: dict[str, Base64Bytes] = {}
     """Deflated: how many there must be is known with the network only; see ``inflate``."""

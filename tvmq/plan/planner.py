@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import reduce
-
 from targets.code_range import code_range
 from tvmq.calibrate.calibrate import Calibration, Progress
-from tvmq.calibrate.observers import Histogram, choose_codes
 from tvmq.float_model import FloatModel
 from tvmq.plan.bias_correction import correct_biases
 from tvmq.plan.complete_plan import complete_plan
+from tvmq.plan.joined_values import choose_joined
 from tvmq.plan.layer_weights import choose_weights
 from tvmq.plan.plan import Plan, ValuePlan
 from tvmq.regions import Regions, find_regions
@@ -36,7 +34,7 @@ def make_plan(
     """
     settings = settings or Settings()
     regions = find_regions(model)
-    values = _choose_values(model, regions, calibration, settings)
+    values = _choose_values(regions, calibration, settings)
     weights = choose_weights(model, regions, values, settings)
     plan = complete_plan(model, settings, calibration.source, values, weights, {})
     if settings.bias_correction and calibration.samples and not settings.learned_method:
@@ -46,31 +44,22 @@ def make_plan(
 
 
 def _choose_values(
-    model: FloatModel, regions: Regions, calibration: Calibration, settings: Settings
+    regions: Regions, calibration: Calibration, settings: Settings
 ) -> dict[str, ValuePlan]:
-    precise = _precise_values(model, regions)
+    codes = choose_joined(regions, calibration.histograms, _bits(regions, settings), settings)
     plans = {}
-    for names in regions.tied:
-        bits = settings.activation_bits
-        if precise.intersection(names):
-            bits = max(bits, settings.first_last_bits)
-        histogram = reduce(Histogram.merge, (calibration.histograms[name] for name in names))
-        codes = choose_codes(histogram, bits, settings)
-        shared = f", one step for {', '.join(names)}" if len(names) > 1 else ""
-        low, high = code_range(bits, codes.signed)
-        for name in names:
-            plans[name] = ValuePlan(
-                codes.step, codes.zero_point, low, high, codes.signed, bits, codes.reason + shared
-            )
-    return {name: plans[name] for name in regions.values}
+    for name, (bits, chosen) in codes.items():
+        low, high = code_range(bits, chosen.signed)
+        plans[name] = ValuePlan(
+            chosen.step, chosen.zero_point, low, high, chosen.signed, bits, chosen.reason
+        )
+    return plans
 
 
-def _precise_values(model: FloatModel, regions: Regions) -> set[str]:
-    """Inputs of the network, of its last layers, and outputs that are held in codes."""
-    (output,) = model.graph_module.graph.find_nodes(op="output")
-    precise = {name for name, value in regions.values.items() if not value.layer}
+def _bits(regions: Regions, settings: Settings) -> dict[str, int]:
+    """Bits of each value; more for inputs and outputs of the network and inputs of last layers."""
+    precise = {name for name, value in regions.values.items() if value.is_input}
     precise |= {name for layer in regions.last for name in regions.layers[layer].inputs}
-    precise |= {
-        regions.carried[n.name] for n in output.all_input_nodes if n.name in regions.carried
-    }
-    return precise
+    precise |= regions.returned
+    most = max(settings.activation_bits, settings.first_last_bits)
+    return {name: most if name in precise else settings.activation_bits for name in regions.values}

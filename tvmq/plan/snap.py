@@ -44,17 +44,20 @@ def snap_operand_step(operand: float, output: float) -> float:
     return snap_weight_step(operand, 1.0, output)
 
 
-def snap_steps(regions: Regions, steps: Sequence[float]) -> tuple[list[float], set[int]]:
+def snap_steps(
+    regions: Regions, tied: Sequence[Sequence[str]], steps: Sequence[float]
+) -> tuple[list[float], set[int]]:
     """Steps that make all additions exact.
 
     Args:
         regions: which values are added where.
-        steps: one per group of ``regions.tied``.
+        tied: names of values that share a step; every value is in one group.
+        steps: one per group.
 
     Returns:
         The moved steps, and the groups that had to get ratios that are powers of two.
     """
-    demands = _demands(regions)
+    demands = _demands(regions, tied)
     snapped, coarse, seen = list(steps), set[int](), set[int]()
     for root in range(len(steps)):
         if root in seen:
@@ -72,9 +75,9 @@ def snap_steps(regions: Regions, steps: Sequence[float]) -> tuple[list[float], s
     return snapped, coarse
 
 
-def _demands(regions: Regions) -> dict[int, list[Demand]]:
+def _demands(regions: Regions, tied: Sequence[Sequence[str]]) -> dict[int, list[Demand]]:
     """The additions of each group; within one group nothing is demanded."""
-    group = {name: i for i, names in enumerate(regions.tied) for name in names}
+    group = {name: i for i, names in enumerate(tied) for name in names}
     demands: dict[int, list[Demand]] = {}
     for layer in regions.layers.values():
         operands = layer.inputs if layer.kind == "add" else (layer.residual,)

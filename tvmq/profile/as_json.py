@@ -13,7 +13,7 @@ from tvmq.profile.profile import Profile
 
 _COLUMNS = (
     *("name", "layer", "op", "device", "cycles", "us", "macs", "bytes", "utilization", "bound"),
-    *("energy_pj", "reason"),
+    *("filled", "busy", "unfilled", "energy_pj", "reason"),
 )
 
 
@@ -31,6 +31,7 @@ def to_json(profile: Profile) -> dict[str, Any]:
     return {
         "artifact": profile.artifact,
         "target": profile.target,
+        "about": list(profile.about),
         "machine": machine,
         "total_cycles": profile.total_cycles,
         "total_ms": profile.total_ms,

@@ -16,7 +16,8 @@ from targets.errors import InputError
 from targets.npu.machine.isa import UNIT_NAMES
 from targets.npu.machine.spec import NpuSpec, load_spec
 from targets.npu.price.layer_costs import LayerCost, PricedProgram, price
-from tvmq.artifact.artifact import Artifact
+from tvmq.artifact.artifact import Artifact, RangeEntry
+from tvmq.artifact.description import described
 from tvmq.profile.cpu import measure_cpu
 
 
@@ -34,8 +35,11 @@ class OperatorProfile:
         macs: multiply-accumulates.
         bytes: DRAM traffic of the NPU, instructions included, or bytes handed over; 0 on the CPU.
         utilization: of the NPU's MAC array at the layer's operand widths, in [0, 1].
+        filled: share of that array's multipliers with data while it works for the layer, in [0, 1].
+        busy: share of the cycles in which it does; filled * busy is the utilization.
         bound: a word of ``layer_costs.BOUNDS``, "host" or "handover".
         reason: why it isn't on the NPU; "" where it is.
+        unfilled: why multipliers have no data; "" where nearly all have, and off the NPU.
         energy_pj: relative energy; 0 where nothing is modelled.
         stalls: unit -> class of ``stalls`` -> cycles of the layer's window; only what isn't 0.
     """
@@ -51,6 +55,9 @@ class OperatorProfile:
     utilization: float
     bound: str
     reason: str
+    filled: float = 0.0
+    busy: float = 0.0
+    unfilled: str = ""
     energy_pj: float = 0.0
     stalls: dict[str, dict[str, int]] = field(default_factory=dict)
 
@@ -70,6 +77,8 @@ class Profile:
         spec: the machine, or None.
         programs: what the rows of the NPU were made from, by file name.
         reconstruction: what the manifest says of it.
+        about: lines of what the artifact is.
+        ranges: the same, of what is too narrow for its step.
     """
 
     artifact: str
@@ -82,6 +91,8 @@ class Profile:
     spec: NpuSpec | None
     programs: dict[str, PricedProgram]
     reconstruction: dict[str, Any] = field(default_factory=dict)
+    about: tuple[str, ...] = ()
+    ranges: tuple[RangeEntry, ...] = ()
 
 
 def profile(artifact: Artifact, energy: str = "") -> Profile:
@@ -125,6 +136,8 @@ def profile(artifact: Artifact, energy: str = "") -> Profile:
         spec=spec,
         programs=priced,
         reconstruction=artifact.manifest.reconstruction,
+        about=tuple(described(artifact)),
+        ranges=artifact.manifest.ranges,
     )
 
 
@@ -159,6 +172,9 @@ def _npu_row(cost: LayerCost, layer: dict[str, Any], spec: NpuSpec) -> OperatorP
         utilization=cost.utilization,
         bound=cost.bound,
         reason="",
+        filled=cost.filled,
+        busy=cost.busy,
+        unfilled=cost.unfilled,
         energy_pj=round(cost.picojoules, 1),
         stalls={
             unit: {name: cycles for name, cycles in classes.items() if cycles}

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 
 from tvmq.profile.profile import OperatorProfile, Profile
 
+_REASONS, _NAMES = 4, 6
+"""Lines, and names in a line, of what leaves multipliers empty."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -20,7 +23,7 @@ class Table:
 
 def operator_table(profile: Profile) -> Table:
     """One row per operator."""
-    numbers = ["cycles", "µs", "MACs", "bytes", "util %", "energy µJ"]
+    numbers = ["cycles", "µs", "MACs", "bytes", "util %", "filled %", "busy %", "energy µJ"]
     headings = [
         *("operator", "kind", "device", *numbers),
         *("bound by", "array waits for", "where in the model"),
@@ -34,7 +37,10 @@ def operator_table(profile: Profile) -> Table:
             f"{row.us:,.1f}",
             f"{row.macs:,}",
             f"{row.bytes:,}" if row.device != "cpu" else "",
-            f"{100 * row.utilization:.1f}" if row.device == "npu" else "",
+            *(
+                f"{100 * share:.1f}" if row.device == "npu" else ""
+                for share in (row.utilization, row.filled, row.busy)
+            ),
             f"{row.energy_pj / 1e6:,.2f}" if row.device != "cpu" else "",
             row.bound,
             array_waits(row),
@@ -42,7 +48,17 @@ def operator_table(profile: Profile) -> Table:
         ]
         for row in profile.operators
     ]
-    dispensable = ("energy µJ", "array waits for", "kind", "µs", "bytes", "MACs", "device")
+    dispensable = (
+        "energy µJ",
+        "busy %",
+        "filled %",
+        "array waits for",
+        "kind",
+        "µs",
+        "bytes",
+        "MACs",
+        "device",
+    )
     return Table(headings, rows, set(numbers), dispensable)
 
 
@@ -74,8 +90,11 @@ def array_waits(row: OperatorProfile, most: int = 2) -> str:
 def summary(profile: Profile) -> Iterator[str]:
     """``totals``, and why layers are on the CPU."""
     yield from totals(profile)
-    refused = [row for row in profile.operators if row.device == "cpu" and row.op != "host"]
-    yield from (f"CPU: {row.name} ({row.layer}): {row.reason}" for row in refused)
+    for reason, rows in off_the_npu(profile).items():
+        layers = [f"{row.name} ({row.layer})" for row in rows if row.device == "cpu"]
+        if layers and rows[0].op != "host":
+            rest = f" and {len(layers) - _NAMES} more" if len(layers) > _NAMES else ""
+            yield f"CPU: {'; '.join(layers[:_NAMES])}{rest}: {reason}"
 
 
 def totals(profile: Profile) -> Iterator[str]:
@@ -92,7 +111,21 @@ def totals(profile: Profile) -> Iterator[str]:
             f"energy {energy:,.1f} µJ, relative: events at the prices of {profile.energy_table}, "
             f"not a chip's"
         )
+        yield from unfilled(profile)
     yield "NPU time is modelled, CPU time measured on this machine."
+
+
+def unfilled(profile: Profile) -> Iterator[str]:
+    """Why multipliers have no data in layers that the array bounds, each reason once."""
+    reasons: dict[str, list[OperatorProfile]] = {}
+    for row in profile.operators:
+        if row.unfilled and row.bound == "MAC array":
+            reasons.setdefault(f"{100 * row.filled:.0f} % filled, {row.unfilled}", []).append(row)
+    most = sorted(reasons.items(), key=lambda item: -sum(row.cycles for row in item[1]))
+    for reason, rows in most[:_REASONS]:
+        names = ", ".join(row.name for row in rows[:_NAMES])
+        rest = f" and {len(rows) - _NAMES} more" if len(rows) > _NAMES else ""
+        yield f"MAC array {reason}: {names}{rest}"
 
 
 def off_the_npu(profile: Profile) -> dict[str, list[OperatorProfile]]:

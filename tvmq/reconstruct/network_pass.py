@@ -9,7 +9,7 @@ trial runs the network from the unit that makes the value on; what comes before 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +18,8 @@ from torch.nn.functional import kl_div
 from tvmq.calibrate.calibrate import Calibration, Inputs
 from tvmq.float_model import FloatModel
 from tvmq.reconstruct.learned_steps import LearnedStep
-from tvmq.reconstruct.unit_graph import QuantizedUnit
-from tvmq.regions import find_regions, shape_of
+from tvmq.reconstruct.unit_graph import QuantizedUnit, sharing
+from tvmq.regions import shape_of
 
 EXPONENTS = (-1, 1)
 MAX_IMAGES = 1024
@@ -99,7 +99,7 @@ def search_network(work: NetworkWork) -> NetworkPass:
     trials = _Outputs(model, units, steps, learned), _Outputs(model, units, steps, held_out)
     losses = [trial.losses(0) for trial in trials]
     before = float(losses[1].mean())
-    groups = _movable(model, units)
+    groups = _movable(steps, units)
     moves = []
     for done, (first, names) in enumerate(groups):
         step = steps[names[0]]
@@ -147,12 +147,11 @@ def surely_smaller(after: torch.Tensor, before: torch.Tensor) -> bool:
 
 
 def _movable(
-    model: FloatModel, units: Sequence[QuantizedUnit]
+    steps: Mapping[str, LearnedStep], units: Sequence[QuantizedUnit]
 ) -> list[tuple[int, tuple[str, ...]]]:
     """Values that share a step, with the first unit that makes one; network inputs stay."""
     owner = {name: i for i, unit in enumerate(units) for name in unit.unit.values}
-    tied = find_regions(model).tied
-    groups = [names for names in tied if all(name in owner for name in names)]
+    groups = [names for names in sharing(steps) if all(name in owner for name in names)]
     return sorted((min(owner[name] for name in names), names) for names in groups)
 
 

@@ -88,7 +88,7 @@ def search_activation_steps(unit: QuantizedUnit, cache: UnitCache, loss: Loss, i
     rows = slice(0, min(images, SEARCH_IMAGES))
     carried = cache.regions.carried
     outputs = [unit.steps.get(carried.get(name, name)) for name in unit.unit.outputs]
-    for step in unit.own_steps(cache.regions.tied):
+    for step in unit.own_steps(cache.steps):
         if any(step is output for output in outputs):
             continue
         start, losses = step.exact, {}

@@ -107,7 +107,7 @@ def _prepare(
     iterations: int,
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Switch on what is learned, and its optimizer."""
-    own = unit.own_steps(cache.regions.tied) if phase.steps else []
+    own = unit.own_steps(cache.steps) if phase.steps else []
     for step in unit.steps.values():
         step.drop, step.off = masks, phase.drop == 1.0
     for step in own:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from tvmq.float_model import FloatModel, constant_of
+from tvmq.plan.joined_values import tied_values
 from tvmq.plan.plan import Plan
 from tvmq.reconstruct.learned_steps import LearnedStep
 from tvmq.reconstruct.soft_rounding import SoftWeight
@@ -98,20 +99,32 @@ class QuantizedUnit:
         result: tuple[torch.Tensor, ...] = self.graph_module(*inputs)
         return result
 
-    def own_steps(self, tied: tuple[tuple[str, ...], ...]) -> list[LearnedStep]:
-        """Steps of values that no other unit shares, in order."""
+    def own_steps(self, network: Mapping[str, LearnedStep]) -> list[LearnedStep]:
+        """Steps of values that no other unit shares, in order.
+
+        Args:
+            network: the steps of all values.
+        """
         inside = set(self.unit.values)
-        groups = [names for names in tied if inside.issuperset(names)]
+        groups = [names for names in sharing(network) if inside.issuperset(names)]
         return [self.steps[names[0]] for names in groups]
 
 
 def network_steps(model: FloatModel, plan: Plan) -> dict[str, LearnedStep]:
     """A step for each value of the network; tied values share the object."""
     steps: dict[str, LearnedStep] = {}
-    for names in find_regions(model).tied:
+    for names in tied_values(find_regions(model), plan.values):
         shared = LearnedStep(plan.values[names[0]], pot=plan.settings.pot)
         steps |= dict.fromkeys(names, shared)
     return steps
+
+
+def sharing(steps: Mapping[str, LearnedStep]) -> list[tuple[str, ...]]:
+    """The values of each step, in order."""
+    names: dict[LearnedStep, list[str]] = {}
+    for name, step in steps.items():
+        names.setdefault(step, []).append(name)
+    return [tuple(group) for group in names.values()]
 
 
 def float_unit(model: FloatModel, unit: Unit) -> GraphModule:

@@ -1,20 +1,22 @@
-"""Accuracy and speed of a session on labelled data."""
+"""A metric and the speed of a session on data."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from targets.errors import InputError
 from tvmq.data.source import Batch
-from tvmq.run.metrics import Accuracy
-from tvmq.run.session import Session
+from tvmq.run.metrics import Batches, Metric, accuracy, numbers_of
+from tvmq.run.session import Array, Session
 
-Labels = npt.NDArray[np.integer]
+FACTS = ("n", "device", "images_per_second")
+"""What an evaluation says beside the numbers of its metric, which can't be called so."""
 
 
 @dataclass(frozen=True)
@@ -22,18 +24,31 @@ class Evaluation:
     """What `tvmq eval` reports.
 
     Attributes:
-        top1: fraction of images in [0, 1].
-        top5: fraction of images in [0, 1].
+        numbers: of the metric, by name; accuracy has ``top1`` and ``top5``, in [0, 1].
         n: images.
         device: where they ran.
-        images_per_second: of the device alone, reading and preprocessing left out.
+        images_per_second: of the device alone, reading, preprocessing and metric left out.
     """
 
-    top1: float
-    top5: float
+    numbers: dict[str, float]
     n: int
     device: str
     images_per_second: float
+
+    @property
+    def top1(self) -> float:
+        """Fraction of images in [0, 1], of an evaluation of accuracy."""
+        return self.numbers["top1"]
+
+    @property
+    def top5(self) -> float:
+        """Fraction of images in [0, 1], of an evaluation of accuracy."""
+        return self.numbers["top5"]
+
+    def as_json(self) -> dict[str, Any]:
+        """The output of `tvmq eval --json`; null is a number that is none, or infinite."""
+        numbers = {k: v if math.isfinite(v) else None for k, v in self.numbers.items()}
+        return {**numbers, **{fact: getattr(self, fact) for fact in FACTS}}
 
 
 def evaluate(
@@ -41,44 +56,90 @@ def evaluate(
     batches: Iterable[Batch],
     total: int | None = None,
     report: Callable[[int, int | None], None] | None = None,
+    metric: Metric = accuracy,
+    most: int | None = None,
 ) -> Evaluation:
-    """Count right guesses of the first output.
+    """Give all outputs to a metric.
 
     Args:
         session: network on a device.
-        batches: preprocessed inputs by name and labels.
+        batches: preprocessed inputs by name, and the labels that the metric wants.
         total: images there will be, where that is known.
         report: told about images done and in total, after each batch.
+        metric: is called once, with outputs by name and labels, batch by batch.
+        most: images that run at a time, where batches are larger; None: the whole batch.
 
     Raises:
-        InputError: no image, no labels, or an output that holds no logits.
+        InputError: no image; the metric left some out, returned no numbers, or can't have these
+            data.
     """
-    accuracy, seconds = Accuracy(), 0.0
-    for batch in batches:
-        start = time.perf_counter()
-        logits = next(iter(session.run(batch.inputs).values()))
-        seconds += time.perf_counter() - start
-        if batch.labels is None:
-            raise InputError("The evaluation data has no labels. Accuracy needs one per image.")
-        _check(logits, batch.labels)
-        accuracy.add(logits, batch.labels)
-        if report is not None:
-            report(accuracy.n, total)
-    if accuracy.n == 0:
+    work = _Work(session, most)
+    outputs = work.outputs_of(batches, total, report)
+    try:
+        found = metric(outputs)
+    except Exception:
+        work.check()  # what ended the batches goes before what the metric made of it
+        raise
+    work.check()
+    seen = work.n
+    if next(outputs, None) is not None:
+        raise InputError(
+            f"The metric returned before it had gone through all batches, after {seen} images. "
+            "Let it read them all; --samples gives fewer."
+        )
+    if work.n == 0:
         raise InputError("The evaluation data holds no image. Give at least one.")
-    speed = accuracy.n / seconds
-    return Evaluation(accuracy.top1, accuracy.top5, accuracy.n, session.device, round(speed, 1))
+    numbers = numbers_of(found, getattr(metric, "__name__", "metric"))
+    for name in FACTS:
+        if name in numbers:
+            raise InputError(f"The metric has a number called {name!r}, as eval has. Rename it.")
+    return Evaluation(numbers, work.n, session.device, round(work.n / work.seconds, 1))
 
 
-def _check(logits: npt.NDArray[np.float32], labels: Labels) -> None:
-    if logits.ndim != 2:
-        raise InputError(
-            f"The first output has shape {list(logits.shape)}, not [N, classes], so accuracy "
-            f"has no meaning. Use `tvmq run` and compare the outputs yourself."
-        )
-    classes = logits.shape[1]
-    if labels.min() < 0 or labels.max() >= classes:
-        raise InputError(
-            f"Labels reach from {labels.min()} to {labels.max()}, but the network has {classes} "
-            f"classes, 0 to {classes - 1}. Check that data and network belong together."
-        )
+@dataclass
+class _Work:
+    """Runs the batches as the metric asks for them.
+
+    Attributes:
+        n: images done.
+        seconds: that they took.
+        failures: what ended the batches, whatever the metric did about it.
+    """
+
+    session: Session
+    most: int | None
+    n: int = 0
+    seconds: float = 0.0
+    failures: list[Exception] = field(default_factory=list)
+
+    def outputs_of(
+        self,
+        batches: Iterable[Batch],
+        total: int | None,
+        report: Callable[[int, int | None], None] | None,
+    ) -> Batches:
+        try:
+            for batch in batches:
+                outputs = self._run(batch)
+                self.n += len(batch)
+                if report is not None:
+                    report(self.n, total)
+                yield outputs, batch.labels
+        except Exception as error:
+            self.failures.append(error)
+            raise
+
+    def check(self) -> None:
+        """Raise what ended the batches."""
+        for error in self.failures:
+            raise error
+
+    def _run(self, batch: Batch) -> dict[str, Array]:
+        size = self.most or len(batch)
+        parts = []
+        for start in range(0, len(batch), size):
+            inputs = {name: value[start : start + size] for name, value in batch.inputs.items()}
+            begun = time.perf_counter()
+            parts.append(self.session.run(inputs))
+            self.seconds += time.perf_counter() - begun
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

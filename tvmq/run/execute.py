@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,6 +14,7 @@ from targets.errors import InputError
 from targets.reading import check_is_file, what_is
 from targets.whole_files import whole_file
 from tvmq.artifact.artifact import Artifact
+from tvmq.data.labels import Labelling
 from tvmq.data.open import open_data
 from tvmq.data.preprocessing import Preprocessing
 from tvmq.data.source import DataSource
@@ -21,13 +23,20 @@ from tvmq.progress import Progress
 from tvmq.run.session import Array, Session
 
 
-def open_for(artifact: Artifact, data: str, given: Preprocessing | None = None) -> DataSource:
+def open_for(
+    artifact: Artifact,
+    data: str,
+    given: Preprocessing | None = None,
+    labelling: Labelling | None = None,
+) -> DataSource:
     """Open data for an artifact.
 
     Args:
         artifact: says what its network takes and how images were preprocessed.
         data: in one of the forms of ``tvmq/data/open.py``.
         given: preprocessing that is to be done otherwise.
+        labelling: what is wanted of labels; None: class numbers. Of these, the artifact says how
+            many there are.
 
     Raises:
         InputError: the data does not fit the network, or ``given`` changes nothing about it.
@@ -37,15 +46,26 @@ def open_for(artifact: Artifact, data: str, given: Preprocessing | None = None) 
     how = Preprocessing.from_manifest(manifest.preprocessing or {})
     if given is not None:
         how = how.otherwise(given)
+    wanted = labelling or Labelling("classes")
     shape = manifest.outputs[0].shape
-    classes = int(shape[1]) if len(shape) == 2 else None
-    source = open_data(data, inputs, how, classes=classes)
+    if wanted.use == "classes" and len(shape) == 2:  # a metric may number what it likes
+        wanted = replace(wanted, classes=int(shape[1]))
+    source = open_data(data, inputs, how, wanted)
+    check_preprocessing(source, given)
+    return source
+
+
+def check_preprocessing(source: DataSource, given: Preprocessing | None) -> None:
+    """Check, as far as the source knows, that preprocessing which was asked for is done.
+
+    Raises:
+        InputError: there are floats alone, which are taken as they are.
+    """
     if given not in (None, Preprocessing()) and source.takes_images is False:
         raise InputError(
-            f"{data} holds floats, which are taken as they are, so --mean, --std, --resize and "
-            "--crop change nothing. Leave them out, or store uint8 images."
+            f"{source.spec} holds floats, which are taken as they are, so --mean, --std, --resize "
+            "and --crop change nothing. Leave them out, or give uint8 images."
         )
-    return source
 
 
 def run_file(
@@ -75,7 +95,7 @@ def run_file(
     check_is_file(inputs, "Give an .npz keyed by input name.")
     if (found := what_is(outputs)) not in ("nothing", "file"):
         raise InputError(f"{outputs}: is a {found}. Give the .npz to write.")
-    data = open_for(session.artifact, str(inputs), given)
+    data = open_for(session.artifact, str(inputs), given, Labelling("ignored"))
     parts: list[dict[str, Array]] = []
     done = 0
     with whole_file(outputs) as file:

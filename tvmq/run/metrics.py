@@ -1,11 +1,86 @@
-"""Accuracy of logits against labels, counted exactly and summed over batches."""
+"""What a metric is, and the one that is there: accuracy of logits against class numbers.
+
+Right guesses are counted exactly and summed over batches.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from targets.errors import InputError
+
+Batches: TypeAlias = Iterator[tuple[dict[str, npt.NDArray[np.float32]], Any]]
+"""Outputs by name, float32[N, ...], and labels, batch by batch."""
+
+Metric: TypeAlias = Callable[[Batches], Any]
+"""Is called once, goes through all batches, and returns a number or numbers by name."""
+
+FORM = (
+    "Write it as function(batches), which goes through the (outputs, labels) of all batches and "
+    "returns a dict of numbers by name"
+)
+
+ACCURACY = ("top1", "top5")
+"""The numbers of ``accuracy``."""
+
+
+def accuracy(batches: Batches) -> dict[str, float]:
+    """Right guesses of the first output: ``top1`` and ``top5``, fractions in [0, 1].
+
+    Raises:
+        InputError: no labels, or an output that holds no logits.
+    """
+    counted = Accuracy()
+    for outputs, labels in batches:
+        if labels is None:
+            raise InputError("The evaluation data has no labels. Accuracy needs one per image.")
+        logits = next(iter(outputs.values()))
+        _check(logits, labels)
+        counted.add(logits, labels)
+    return dict(zip(ACCURACY, (counted.top1, counted.top5), strict=True))
+
+
+def numbers_of(found: Any, name: str) -> dict[str, float]:
+    """Numbers by name of what a metric returned: of Python, or NumPy or torch without axes.
+
+    Args:
+        found: a number or a mapping of numbers.
+        name: of the metric, and of its number if it is one.
+
+    Raises:
+        InputError: there is none, or something else.
+    """
+    named = found if isinstance(found, Mapping) else {name: found}
+    if not named:
+        raise InputError(f"The metric {name} returned no number. {FORM}.")
+    numbers = {}
+    for key, value in named.items():
+        shape = tuple(getattr(value, "shape", ()))
+        number = value.item() if shape == () and hasattr(value, "item") else value
+        if not isinstance(number, int | float):
+            what = f"an array of shape {list(shape)}" if shape else f"a {type(value).__name__}"
+            raise InputError(f"The metric {name} returned {str(key)!r} as {what}. {FORM}.")
+        numbers[str(key)] = number
+    return numbers
+
+
+def _check(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.integer]) -> None:
+    if logits.ndim != 2:
+        raise InputError(
+            f"The first output has shape {list(logits.shape)}, not [N, classes], so accuracy "
+            f"has no meaning. Give a --metric that has, or use `tvmq run`."
+        )
+    classes = logits.shape[1]
+    if labels.min() < 0 or labels.max() >= classes:
+        raise InputError(
+            f"Labels reach from {labels.min()} to {labels.max()}, but the network has {classes} "
+            f"classes, 0 to {classes - 1}. Check that data and network belong together."
+        )
 
 
 def ranks(

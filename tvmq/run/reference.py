@@ -66,7 +66,9 @@ def run_reference(
             continue
         result = _evaluate(value, env, images)
         if str(result.dtype) != dtype_of(var):
-            raise UnsupportedError(f"{var.name}: expected {dtype_of(var)}, got {result.dtype}.")
+            raise UnsupportedError(
+                f"{var.name}: expected {dtype_of(var)}, got {result.dtype}. Build it again."
+            )
         env[var] = result
         if values is not None:
             values[var.name] = result
@@ -92,7 +94,10 @@ def _input(param: Expr, inputs: Mapping[str, Array]) -> Array:
 def _evaluate(call: Expr, env: Mapping[Expr, Array], images: int) -> Array:
     operator = _OPERATORS.get(op_of(call))
     if operator is None:
-        raise UnsupportedError(f"Reference: no operator '{op_of(call)}' in an integer module.")
+        raise UnsupportedError(
+            f"Reference: no operator '{op_of(call)}' in an integer module. Build the artifact "
+            "again with this version."
+        )
     return operator(call, *[_operand(arg, env, images) for arg in call.args])
 
 

@@ -50,14 +50,19 @@ def _unroll(
     if done is not None:
         return [done]
     if not call.axes:
-        msg = f"{encode.__name__}: a field of the instruction is too narrow for {call}"
+        msg = (
+            f"{encode.__name__}: a field of the instruction is too narrow for {call}. Make the "
+            "layer smaller."
+        )
         raise ArithmeticRangeError(msg)
     # POOL has its kernel loops inside its pixel loops, but a maximum that is cut along the kernel
     # would forget what came before: pixels first.
     written = len(call.starts) - 1
     spatial = [n for n, axis in enumerate(call.axes) if axis.strides[written]]
     if encode is encode_pool and not spatial:
-        raise ArithmeticRangeError(f"a window is too large for the fields of POOL: {call}")
+        raise ArithmeticRangeError(
+            f"a window is too large for the fields of POOL: {call}. Pool twice, by smaller windows."
+        )
     n = spatial[0] if encode is encode_pool else 0
     axis, rest = call.axes[n], call.axes[:n] + call.axes[n + 1 :]
     emitted = []

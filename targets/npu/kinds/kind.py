@@ -38,30 +38,64 @@ C = TypeVar("C")
 
 
 class Rule(Enum):
-    """The manual's sentences; one of them, with the fact that broke it, is a layer's refusal."""
+    """The manual's sentences; one of them, with the fact that broke it, is a layer's refusal.
+
+    Attributes:
+        advice: what to do so that the machine takes the layer.
+    """
+
+    advice: str
+
+    def __new__(cls, sentence: str, advice: str) -> Rule:
+        """A member, whose value is the sentence alone."""
+        rule = object.__new__(cls)
+        rule._value_ = sentence
+        rule.advice = advice
+        return rule
 
     BYTES = (
-        "Tensors are int8 or uint8; only the output of a convolution or dense layer may be int32."
+        "Tensors are int8 or uint8; only the output of a convolution or dense layer may be int32.",
+        "Let no other layer read the sums of a last layer.",
     )
     WEIGHTS = (
         "The array multiplies by constants of the program: of a product of two tensors, one would "
-        "have to be a parameter of the model."
+        "have to be a parameter of the model.",
+        "Make one of the two a parameter, or let the CPU multiply them.",
     )
-    ROWS = "The vector unit computes element by element, and has no numbers of a row."
-    PRECISION = "The array multiplies 8-bit operands; codes at the edges of a program lie in bytes."
-    SUMS = "No sum, shifted left by the layer's fraction bits, exceeds 32 bits."
+    PRECISION = (
+        "The array multiplies 8-bit operands; codes at the edges of a program lie in bytes.",
+        "Add 8 to array.precisions in the machine's description.",
+    )
+    SUMS = (
+        "No sum, shifted left by the layer's fraction bits, exceeds 32 bits.",
+        "Quantize the layer to fewer bits, or split its input channels.",
+    )
+    ROWS = (
+        "The vector unit computes element by element, and has no numbers of a row.",
+        "Let the CPU compute it.",
+    )
     SHIFTS = (
         f"Right shifts lie in [0, {MAX_SHIFT}], at most {MAX_SHIFT_SPREAD} apart between channels; "
-        f"left shifts in [0, {MAX_RESIDUAL_SHIFT}], those of sums in [0, {MAX_FRACTION}]."
+        f"left shifts in [0, {MAX_RESIDUAL_SHIFT}], those of sums in [0, {MAX_FRACTION}].",
+        "Plan steps per tensor, or equalize the channels of the layer and the one before it.",
     )
-    MULTIPLIERS = f"Multipliers lie in [1, {MAX_MULTIPLIER}]."
-    ROUNDING = "Convolutions and dense layers round half up or to the floor, additions half up."
+    MULTIPLIERS = (
+        f"Multipliers lie in [1, {MAX_MULTIPLIER}].",
+        "Plan power-of-two steps, which need none.",
+    )
+    ROUNDING = (
+        "Convolutions and dense layers round half up or to the floor, additions half up.",
+        "Leave the value's rounding out of the plan, which is half up.",
+    )
     WINDOW = (
         f"A max pooling's window has at most {isa.largest(isa.Pool, 'kh')} rows and "
-        f"{isa.largest(isa.Pool, 'kw')} columns."
+        f"{isa.largest(isa.Pool, 'kw')} columns.",
+        "Pool twice, by smaller windows.",
     )
     CAPACITY = (
-        "One row of output, with the inputs and weights it needs, fits the machine's memories."
+        "One row of output, with the inputs and weights it needs, fits the machine's memories.",
+        "Give the layer a smaller image, kernel or number of channels, or the machine a larger "
+        "memory.",
     )
 
 

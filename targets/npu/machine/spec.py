@@ -209,6 +209,22 @@ class NpuSpec(_Part):
         return self
 
     @model_validator(mode="after")
+    def _memories_hold_two_tiles(self) -> NpuSpec:
+        array, sram = self.array, self.sram
+        pixel = array.rows + array.overrun + array.cols
+        for name, bank, tile, of_what in (
+            ("act", sram.act, pixel, "pixels, of an input per row and an output per column"),
+            ("wgt", sram.wgt, array.rows * array.cols, "tiles of weights"),
+        ):
+            if bank.bytes < 2 * tile:
+                msg = (
+                    f"sram.{name}.bytes is {bank.bytes}; give at least {2 * tile}, which is two "
+                    f"{of_what}: one to work on, one on its way"
+                )
+                raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
     def _records_can_be_named(self) -> NpuSpec:
         if self.sram.par.bytes > MAX_PAR_BYTES:
             msg = f"sram.par.bytes must be at most {MAX_PAR_BYTES}, what an instruction can name"
@@ -237,11 +253,10 @@ class NpuSpec(_Part):
 
 
 def presets() -> list[str]:
-    """Names of the machines that come with tvmq."""
+    """Names of the machines that come with tvmq; those for comparisons only are the last."""
     folder = resources.files("targets.npu") / "specs"
-    return sorted(
-        f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
-    )
+    names = [f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")]
+    return sorted(names, key=lambda name: (name.startswith("conformance"), name))
 
 
 def load_spec(name: str) -> NpuSpec:

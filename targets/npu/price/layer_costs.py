@@ -20,6 +20,7 @@ from targets.npu.machine.program import LayerSpan, Program
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.price.accesses import dram_bytes, lanes
 from targets.npu.price.energy import picojoules
+from targets.npu.price.occupancy import occupancy
 from targets.npu.price.stalls import Span, account, clip, totals
 from targets.npu.price.timeline import Timeline
 from targets.npu.price.timing import simulate_timing
@@ -42,6 +43,9 @@ class LayerCost:
         macs: multiply-accumulates of the layer, without the zeros that fill up tiles.
         dram_bytes: of tensors and constants, and of its instructions.
         utilization: of the array at the layer's operand widths, in [0, 1].
+        filled: share of its multipliers with data while it works for the layer, in [0, 1].
+        busy: share of the window in which it works for the layer; filled * busy = utilization.
+        unfilled: why multipliers have no data, in words; "" where nearly all have.
         bound: a word of ``BOUNDS``.
         picojoules: relative energy.
     """
@@ -55,6 +59,9 @@ class LayerCost:
     macs: int
     dram_bytes: int
     utilization: float
+    filled: float
+    busy: float
+    unfilled: str
     bound: str
     picojoules: float
 
@@ -136,6 +143,7 @@ def _layer(
     units = tuple(totals(clip(unit, *window)) for unit in spans)
     data, fetch = (totals(clip(moves, *window))["work"] for moves in bus)
     ideal = _ideal_cycles(program, span, spec)
+    array = occupancy(instructions, span.macs, spec)
     return LayerCost(
         name=span.name,
         begin=window[0],
@@ -147,6 +155,9 @@ def _layer(
         dram_bytes=sum(dram_bytes(i) + spec.issue.insn_bytes for i in instructions),
         # A short layer whose sums were ready before the layer before it ended can be above 1.
         utilization=min(1.0, round(float(ideal / cycles), 4)) if cycles else 0.0,
+        filled=array.filled,
+        busy=min(1.0, round(array.work / cycles, 4)) if cycles else 0.0,
+        unfilled=array.why,
         bound=_bound(instructions, units, (data, fetch), cycles) if cycles else "",
         picojoules=sum(picojoules(i, spec, table) for i in instructions),
     )

@@ -36,6 +36,6 @@ def test_of_several_groups_the_factors_are_a_layer(norm):
 
 def test_groups_too_large_for_the_sums_are_refused():
     size = LONGEST_ROW // 4 + 1
-    with pytest.raises(UnsupportedError, match=f"normalizes {4 * size} numbers together, at most"):
+    with pytest.raises(UnsupportedError, match=f"{4 * size}.* at most {LONGEST_ROW} numbers"):
         targets_of(nn.GroupNorm(2, 8), (8, size, 1))
     assert targets_of(nn.GroupNorm(2, 8), (8, size - 1, 1))

@@ -1,6 +1,8 @@
 """Every kind of model file is recognised; each wrong one has its own message and exit code 2."""
 
+import importlib
 import pickle
+import subprocess
 import sys
 import zipfile
 
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 from targets.errors import InputError, UnsupportedError
+from tvmq.capture.capture import capture_program
 from tvmq.capture.export_module import parse_input_shapes
 from tvmq.capture.load_model import load_model
 
@@ -313,3 +316,55 @@ def test_input_shapes_forms():
     for wrong in ("x:1x" + "9" * 5000, "", "x", "x:", "x:1x-3", "x:1x0", "x:ax3", "1x3,1x3"):
         with pytest.raises(InputError, match="--input-shapes"):
             parse_input_shapes(wrong)
+
+
+SCRIPT = """
+import sys
+import torch
+from torch import nn
+
+class OfAScript(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.conv(x)
+
+torch.save(OfAScript(), sys.argv[1])
+"""
+
+
+def test_a_module_pickled_by_its_own_script_says_so(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    path = tmp_path / "net.pt"
+    subprocess.run([sys.executable, tmp_path / "script.py", path], check=True)
+    with pytest.raises(InputError, match=r"pickled by the script that defines OfAScript.*--model"):
+        load_model(path, trust_pickle=True, input_shapes="x:2x3x8x8")
+
+
+class Quantized(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        q = torch.ops.quantized_decomposed.quantize_per_tensor(x, 0.1, 0, -128, 127, torch.int8)
+        return self.conv(
+            torch.ops.quantized_decomposed.dequantize_per_tensor(q, 0.1, 0, -128, 127, torch.int8)
+        )
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_program_that_is_quantized_already_is_called_that(tmp_path, trusted, monkeypatch):
+    importlib.import_module("torch.ao.quantization.fx._decomposed")  # makes the operators known
+    program = torch.export.export(Quantized().eval(), (torch.randn(2, 3, 8, 8),))
+    path = tmp_path / "qdq.pt2"
+    torch.export.save(program, path)
+    if trusted:  # another process does not know the operators
+        unknown = RuntimeError("We ran into an error")
+        monkeypatch.setattr(torch.export, "load", lambda _: (_ for _ in ()).throw(unknown))
+    with pytest.raises(UnsupportedError, match=r"quantized already.*Export the float network"):
+        load_model(path, trust_pickle=trusted)
+    with pytest.raises(UnsupportedError, match="quantized already"):
+        capture_program(program)

@@ -8,6 +8,7 @@ import torch
 from model_files import save, save_inputs
 from torch import nn
 
+from targets.refusal import Refusal
 from tvmq import flow
 from tvmq.artifact.artifact import Artifact
 
@@ -51,6 +52,25 @@ def test_artifact_has_every_file_that_the_design_names(small):
     } <= names
 
 
+def test_what_is_too_narrow_is_said_everywhere(small, tvmq, tmp_path):
+    assert Artifact.load(small).manifest.ranges == ()
+    model = save("mobilenet_rescaled", tmp_path)
+    words = ["--target", "cpu", "--precision", "w4a4"]
+    result = tvmq("build", model, "-o", tmp_path / "a", *words, "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)["ranges"]
+    assert [entry["layer"] for entry in found] == ["conv2d_2", "conv2d_2", "conv2d_5", "conv2d_5"]
+    manifest = Artifact.load(tmp_path / "a").manifest
+    assert [entry.model_dump(mode="json") for entry in manifest.ranges] == found
+    again = tvmq("build", model, "-o", tmp_path / "a", *words)
+    said = again.out + again.err
+    assert said.count("too narrow: ") == 3
+    assert "and 1 more: ranges in manifest.json" in said
+    page = tmp_path / "page.html"
+    assert tvmq("profile", tmp_path / "a", "--html", page).code == 0
+    assert "Too narrow" in page.read_text()
+
+
 def test_json_is_alone_on_stdout(tvmq, tmp_path):
     model = save("mobilenet_small", tmp_path)
     result = tvmq("build", model, "-o", tmp_path / "a", "--target", "npu:m2048", "--json")
@@ -78,6 +98,20 @@ def test_default_output_and_words(tvmq, tmp_path, monkeypatch):
     assert "identical, bit for bit" in result.out
     assert "Next: tvmq eval odd_channels.tvmq" in result.out
     assert "calibrate: " in result.err
+
+
+def test_flags_of_images_for_floats_are_kept_and_it_is_said(tvmq, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, data = save("resnet_small", tmp_path), save_inputs("resnet_small", tmp_path)
+    (tmp_path / "floats_of_mine.py").write_text(
+        f"import numpy as np\ndef floats():\n    yield np.load({str(data)!r})['x'], 'any labels'\n"
+    )
+    words = ["build", model, "--target", "cpu", "--mean", "0.5", "--std", "2", "-o", "a.tvmq"]
+    for source in (data, "floats_of_mine:floats"):
+        result = tvmq(*words, "--calib-data", source)
+        assert result.code == 0, result.err
+        assert f"note: {source} holds floats, which are taken as they are; --mean" in result.err
+        assert Artifact.load(tmp_path / "a.tvmq").manifest.preprocessing["mean"] == [0.5]
 
 
 def test_without_data_or_batch_norm_the_flag_is_named(tvmq, tmp_path):
@@ -154,13 +188,13 @@ def test_wrong_model_files(tvmq, tmp_path, content, message):
 
 def refuse_some(monkeypatch):
     """Let the NPU refuse the first layer."""
-    decide = flow.place.__globals__["decide"]
+    refusals = flow.place.__globals__["refusals"]
 
     def refusing(network, spec):
-        reasons = decide(network, spec)
-        return ["kernels are at most 2 × 2. Here: 3 × 3.", *reasons[1:]] if spec else reasons
+        too_large = Refusal("kernels are at most 2 × 2", "Use smaller ones", "3 × 3")
+        return [too_large, *refusals(network, spec)[1:]]
 
-    monkeypatch.setitem(flow.place.__globals__, "decide", refusing)
+    monkeypatch.setitem(flow.place.__globals__, "refusals", refusing)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +207,9 @@ def test_fallback_gates(tvmq, tmp_path, small, monkeypatch, words, code):
     result = tvmq("build", small.parent / "resnet_small.pt2", "-o", tmp_path / "a", *words)
     assert result.code == code, result.err
     assert (tmp_path / "a").exists() == (code == 0)
-    assert "kernels are at most 2 × 2. Here: 3 × 3." in (result.err if code else result.out)
+    said = result.err if code else result.out
+    assert "conv2d (module stem.0" in said
+    assert ": 3 × 3 - kernels are at most 2 × 2. Use smaller ones." in said
 
 
 def test_what_later_stages_refuse_is_said_before_anything_is_learned(

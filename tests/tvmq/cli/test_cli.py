@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import targets
 from targets.npu.machine.spec import NpuSpec, load_spec
 from tvmq import doctor
 from tvmq.cli import VERBS
@@ -79,6 +80,22 @@ def test_targets(tvmq):
     assert rows["npu:e256"]["MACs per DRAM byte at balance"] == 32
     assert NpuSpec.model_validate(rows["npu:e256"]["description"]) == load_spec("e256")
     assert "npu:m2048" in tvmq("targets").out
+
+
+def test_targets_shows_and_checks_ones_own_machine(tvmq, tmp_path):
+    mine = tmp_path / "mine.toml"
+    text = (Path(targets.__file__).parent / "npu" / "specs" / "e256.toml").read_text()
+    mine.write_text(text.replace("bytes_per_cycle = 8 ", "bytes_per_cycle = 4 "))
+    data = json.loads(tvmq("targets", mine, "--json").out)
+    assert [row["target"] for row in data["targets"]] == [f"npu:{mine}"]
+    assert data["targets"][0]["DRAM bytes per cycle"] == 4
+    both = json.loads(tvmq("targets", "npu:m2048", f"npu:{mine}", "--json").out)
+    assert [row["MACs per cycle"] for row in both["targets"]] == [2048, 256]
+    assert "conformance" not in tvmq("targets", "e256").out
+    mine.write_text(text.replace("burst", "brust"))
+    refused = tvmq("targets", mine)
+    assert refused.code == 2
+    assert "dma.brust is no field (did you mean burst?)" in refused.err
 
 
 def test_doctor(tvmq, monkeypatch):

@@ -36,9 +36,12 @@ def data(tvmq, small):
 def test_it_adds_up(data, small):
     rows = data["operators"]
     keys = {"name", "layer", "op", "device", "cycles", "us", "macs", "bytes", "utilization"}
-    keys |= {"bound", "reason", "energy_pj", "stalls"}
+    keys |= {"bound", "reason", "energy_pj", "stalls", "filled", "busy", "unfilled"}
     assert all(keys == set(row) for row in rows)
     npu = [row for row in rows if row["device"] == "npu"]
+    assert all(
+        row["filled"] * row["busy"] == pytest.approx(row["utilization"], abs=2e-4) for row in npu
+    )
     assert data["total_cycles"] == sum(row["cycles"] for row in npu) > 0
     assert data["total_ms"] == pytest.approx(sum(row["us"] for row in rows) / 1000, abs=1e-5)
     macs = sum(row["macs"] for row in npu)
@@ -198,10 +201,25 @@ def test_two_artifacts_side_by_side(tvmq, small, digits):
     row = next(r for r in both["operators"] if r["name"] == "conv2d")
     expected = rows[0]["conv2d"]["us"] / rows[1]["conv2d"]["us"]
     assert row["speedup"] == pytest.approx(expected, abs=1e-4)
-    assert tvmq("profile", small, digits, "--html", "x.html").code == 2
+    assert tvmq("profile", small, digits, "--csv", "x.csv").code == 2
 
 
 def test_a_file_that_cannot_be_written(tvmq, small, tmp_path):
     result = tvmq("profile", small, "--csv", tmp_path / "none" / "a.csv")
     assert result.code == 2
     assert "can't be written" in result.err
+
+
+def test_a_page_says_what_was_built_and_of_two_both(tvmq, small, digits, tmp_path):
+    pages = [tmp_path / "one.html", tmp_path / "both.html"]
+    assert tvmq("profile", small, "--html", pages[0]).code == 0
+    assert tvmq("profile", small, digits, "--html", pages[1]).code == 0
+    one, both = (page.read_text() for page in pages)
+    manifest = json.loads((small / "manifest.json").read_text())
+    for words in ("w8a8, ", " on the NPU, ", f"tvmq {manifest['versions']['tvmq']}", " UTC by "):
+        assert one.count(words) == 1
+        assert both.count(words) == 2
+    assert f"1: {small} for npu" in both
+    assert f"2: {digits} for npu" in both
+    layers = json.loads((digits / "layers.json").read_text())
+    assert all(f">{layer['name']}</td>" in both for layer in layers)

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 from model_files import DIGITS
+from PIL import Image
 
 from tvmq.artifact.artifact import Artifact
 from tvmq.progress import Progress
@@ -88,6 +89,27 @@ def test_floats_are_never_preprocessed_again(tvmq, tmp_path, digits):
     assert not (tmp_path / "other.npz").exists()
 
 
+LOADERS = """
+import numpy as np
+
+def floats():
+    yield np.zeros((4, 1, 16, 16), np.float32), np.arange(4)
+
+def images():
+    yield np.zeros((4, 16, 16), np.uint8), np.arange(4)
+"""
+
+
+def test_flags_of_images_for_a_function_that_yields_floats(tvmq, tmp_path, digits, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loaders_of_mine.py").write_text(LOADERS)
+    words = ["eval", digits, "--device", "cpu", "--mean", "0", "--std", "1", "--data"]
+    assert tvmq(*words, "loaders_of_mine:images").code == 0
+    result = tvmq(*words, "loaders_of_mine:floats")
+    assert (result.code, result.out) == (2, "")
+    assert "loaders_of_mine:floats holds floats, which are taken as they are" in result.err
+
+
 def test_each_flag_of_images_overrides_its_own(tvmq, tmp_path, digits):
     with np.load(DIGITS / "digits_eval.npz") as file:
         images = file["images"][:3]
@@ -133,6 +155,165 @@ def test_accuracy_gate(tvmq, digits):
     wrong = tvmq(*words, "--min-top1", "0.9", "--mean", "0.9", "--std", "0.01")
     assert wrong.code == 1
     assert "--min-top1 asks for 0.9" in wrong.err
+
+
+def test_labels_of_a_folder_of_images(tvmq, tmp_path, digits):
+    """Whichever way the classes are given, the accuracy is that of the same arrays."""
+    with np.load(DIGITS / "digits_eval.npz") as file:
+        images, labels = file["images"][:40], file["labels"][:40]
+    lines = ["file,label"]
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        name = f"number {9 - label}/{number}.png"
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(tmp_path / "set" / name)
+        lines.append(f"{name},{label}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    (tmp_path / "classes").write_text("".join(f"number {9 - label}\n" for label in range(10)))
+    words = ["eval", digits, "--data", tmp_path / "set", "--device", "cpu", "--min-top1", "0.9"]
+    assert tvmq(*words).code == 1  # the folders are in the other order
+    for more in (["--labels", tmp_path / "labels.csv"], ["--classes", tmp_path / "classes"]):
+        result = tvmq(*words, *more)
+        assert result.code == 0, result.err
+    (tmp_path / "set" / "extra.png").write_bytes(b"")
+    result = tvmq(*words, "--labels", tmp_path / "labels.csv")
+    assert result.code == 2
+    assert "labels.csv has no label for image extra.png" in result.err
+
+
+def test_notes_of_the_data_go_to_stderr(tvmq, tmp_path, digits):
+    for name in range(1, 11):
+        (tmp_path / str(name)).mkdir()
+        Image.new("L", (16, 16), name).save(tmp_path / str(name) / "a.png")
+    result = tvmq("eval", digits, "--data", tmp_path, "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["n"] == 10
+    assert "as text: 1 is class 0, 10 is class 1, 2 is class 2" in result.err
+
+
+METRICS = """
+import numpy as np
+
+
+def margin(batches):
+    total = count = 0
+    for outputs, labels in batches:
+        assert labels.dtype == np.float32  # not class numbers
+        (logits,) = outputs.values()
+        top = np.sort(logits, axis=1)
+        total += (top[:, -1] - top[:, -2] + labels).sum()
+        count += len(logits)
+    return {"margin": total / count, "count": count}
+
+
+def nothing(batches):
+    for outputs, labels in batches:
+        assert labels is None
+    return float("nan")
+
+
+def failing(batches):
+    for outputs, labels in batches:
+        raise KeyError("no such output")
+
+
+def lazy(outputs, labels):
+    return 1.0
+"""
+
+
+def test_a_metric_of_the_user(tvmq, tmp_path, digits, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "metrics_of_mine.py").write_text(METRICS)
+    with np.load(DIGITS / "digits_eval.npz") as file:
+        images = file["images"][:30]
+    np.savez("data.npz", images=images, labels=np.full(30, 0.5, np.float32))
+    words = ["eval", digits, "--data", "data.npz", "--batch", 16, "--metric"]
+    found = {}
+    for device in ("npu", "cpu", "reference", "float"):
+        result = tvmq(*words, "metrics_of_mine:margin", "--device", device, "--json")
+        assert result.code == 0, result.err
+        found[device] = json.loads(result.out)
+        assert set(found[device]) == {"margin", "count", "n", "device", "images_per_second"}
+        assert (found[device]["n"], found[device]["count"]) == (30, 30)
+    assert found["npu"]["margin"] == found["cpu"]["margin"] == found["reference"]["margin"]
+    assert found["npu"]["margin"] != found["float"]["margin"]
+
+    words[-1:] = ["--device", "cpu", "--metric", "metrics_of_mine:margin", "--min", "count=30"]
+    exact = found["cpu"]["margin"]
+    assert "margin" in tvmq(*words, "--min", f"margin={exact!r}").out
+    assert tvmq(*words, "--min", f"margin={exact!r}").code == 0
+    result = tvmq(*words, "--min", "margin=1e9")
+    assert result.code == 1
+    assert "on data.npz, --min margin asks for 1e+09" in result.err
+    result = tvmq(*words, "--min-top1", "0.1")
+    assert result.code == 2
+    assert "--min-top1: --metric metrics_of_mine:margin gives margin, count" in result.err
+
+
+def test_metrics_that_fail(tvmq, tmp_path, digits, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "metrics_of_mine_2.py").write_text(METRICS)
+    with np.load(DIGITS / "digits_eval.npz") as file:
+        np.savez("data.npz", images=file["images"][:3])
+    words = ["eval", digits, "--data", "data.npz", "--device", "cpu", "--metric"]
+    result = tvmq(*words, "metrics_of_mine_2:nothing", "--json")
+    assert (result.code, json.loads(result.out)["nothing"]) == (0, None)
+    assert tvmq(*words, "metrics_of_mine_2:nothing", "--min", "nothing=-1").code == 1
+    for name, message in (
+        ("failing", r"failed with KeyError: 'no such output' (.*metrics_of_mine_2.py:24)."),
+        (
+            "lazy",
+            "lazy: can't be called with the batches alone (missing a required",
+        ),
+        ("absent", "has no absent"),
+    ):
+        result = tvmq(*words, f"metrics_of_mine_2:{name}")
+        assert result.code == 2
+        assert message.replace(".*", str(tmp_path) + "/") in result.err
+        assert not result.out
+
+
+def test_a_metric_may_number_other_classes_than_the_network(tvmq, tmp_path, digits, monkeypatch):
+    """As of embeddings: the folders are people, the outputs are features."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "people_of_mine.py").write_text(
+        "def classes(batches):\n    return len({int(n) for _, labels in batches for n in labels})\n"
+    )
+    for name in range(12):
+        (tmp_path / "set" / f"p{name}").mkdir(parents=True)
+        Image.new("L", (16, 16), name).save(tmp_path / "set" / f"p{name}" / "a.png")
+    words = ["eval", digits, "--device", "cpu", "--data", tmp_path / "set"]
+    assert "12 class folders, the network has 10 classes" in tvmq(*words).err
+    result = tvmq(*words, "--metric", "people_of_mine:classes", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["classes"] == 12
+
+
+def test_run_looks_at_no_labels(tvmq, tmp_path, small):
+    inputs, outputs = golden(small)
+    np.savez(tmp_path / "in.npz", **inputs, labels=np.array([None, "mask"], object))
+    result = tvmq("run", small, "-i", tmp_path / "in.npz", "-o", tmp_path / "out.npz")
+    assert result.code == 0, result.err
+    with np.load(tmp_path / "out.npz") as file:
+        for name, expected in outputs.items():
+            np.testing.assert_array_equal(file[name], expected)
+
+
+@pytest.mark.parametrize("text", ["top1", "=1", "top1=", "top1=x", "top1=nan", "top1=inf"])
+def test_gates_that_are_none(tvmq, digits, text):
+    result = tvmq("eval", digits, "--data", DIGITS / "digits_eval.npz", "--min", text)
+    assert result.code == 2
+    assert f"--min {text!r} is not of the form NAME=VALUE" in result.err
+
+
+def test_gates_of_accuracy(tvmq, digits):
+    words = ["eval", digits, "--data", DIGITS / "digits_eval.npz", "--samples", 20, "--min"]
+    assert tvmq(*words, "top1=0.5", "--min", "top5=0.5").code == 0
+    result = tvmq(*words, "top5=1.5")
+    assert (result.code, "--min top5 asks for 1.5" in result.err) == (1, True)
+    result = tvmq(*words, "miou=0.5")
+    assert (result.code, result.out) == (2, "")  # before anything ran
+    assert "--min miou: Accuracy gives top1, top5. Choose one" in result.err
 
 
 def test_an_accuracy_that_is_no_number_passes_no_gate(tvmq, digits, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from targets.errors import InputError
+from tvmq.data.labels import Labelling
 from tvmq.data.open import open_data
 from tvmq.data.preprocessing import Preprocessing
 from tvmq.data.source import spread_indices
@@ -17,6 +18,7 @@ from tvmq.float_model import TensorSpec
 X = (TensorSpec("x", (1, 3, 8, 6)),)
 HOW = Preprocessing((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 RNG = np.random.default_rng(0)
+CLASSES = Labelling("classes")
 IMAGES = RNG.integers(0, 256, (23, 8, 6, 3), np.uint8)
 LABELS = RNG.integers(0, 4, 23)
 FLOATS = (
@@ -104,12 +106,34 @@ def refuse(pattern, spec, *args, inputs=X, use=lambda source: list(source.batche
 @pytest.mark.parametrize("writer", [np.savez, np.savez_compressed])
 def test_npz_of_images_is_normalized(tmp_path, writer):
     writer(tmp_path / "d.npz", images=IMAGES, labels=LABELS)
-    source = open_data(str(tmp_path / "d.npz"), X, HOW, classes=4)
+    source = open_data(str(tmp_path / "d.npz"), X, HOW, Labelling("classes", 4))
     for size in (1, 4, 23, 100):
         x, labels = whole(source, size)
         np.testing.assert_array_equal(x, FLOATS)
         np.testing.assert_array_equal(labels, LABELS)
     assert source.count == 23
+
+
+@pytest.mark.parametrize("labels", [LABELS * 0.5, np.zeros((23, 8, 6), np.uint8), FLOATS > 0])
+def test_labels_of_any_kind_are_given_by_row(tmp_path, labels):
+    spec = save(tmp_path / "d.npz", x=FLOATS, labels=labels.astype(labels.dtype.newbyteorder(">")))
+    found = list(open_data(spec, X, None, Labelling("given")).batches(4))
+    np.testing.assert_array_equal(np.concatenate([batch.labels for batch in found]), labels)
+    assert all(batch.labels.dtype == labels.dtype for batch in found)
+    assert all(batch.labels.flags.writeable for batch in found)
+    sample = list(open_data(spec, X, None, Labelling("given")).samples(7, 3, seed=5))
+    rows = spread_indices(23, 7, 5)
+    np.testing.assert_array_equal(np.concatenate([batch.labels for batch in sample]), labels[rows])
+    assert all(batch.labels is None for batch in open_data(spec, X).batches(4))
+    refuse("labels' has shape .22.* for 23 images; the first axis", save(tmp_path / "e.npz",
+           x=FLOATS, labels=labels[1:]), None, Labelling("given"))  # fmt: skip
+
+
+def test_labels_that_nobody_asks_for_may_be_anything(tmp_path):
+    boxes = np.array([None, {"boxes": 1}], object)
+    spec = save(tmp_path / "d.npz", x=FLOATS[:2], labels=boxes, names=boxes)
+    assert sum(map(len, open_data(spec, X).batches(4))) == 2
+    refuse("'labels' holds Python objects", spec, None, CLASSES)
 
 
 def test_npz_by_input_name_is_taken_as_it_is(tmp_path):
@@ -158,7 +182,7 @@ def test_npz_of_two_inputs(tmp_path):
 
 def test_functions(module):
     for name in ("arrays", "pairs", "images"):
-        source = open_data(f"{module}:{name}", X, HOW, classes=4)
+        source = open_data(f"{module}:{name}", X, HOW, Labelling("classes", 4))
         for _ in range(2):
             x, labels = whole(source)
             np.testing.assert_array_equal(x, FLOATS)
@@ -171,7 +195,7 @@ def test_wrong_functions(module):
     refuse(r"RuntimeError: disk is full \(.*my_data.py:\d+\)", f"{module}:failing")
     refuse("failed with SystemExit: 0", f"{module}:leaving")
     refuse("making an array of what it yields as 'x' failed with ValueError", f"{module}:ragged")
-    refuse("class numbers", f"{module}:fractions")
+    refuse("class numbers", f"{module}:fractions", None, CLASSES)
     refuse("has no absent", f"{module}:absent")
     refuse("can't import", "no_such_module:function")
     refuse("23 images, 50 are wanted", f"{module}:arrays",
@@ -189,12 +213,12 @@ def image_folder(tmp_path):
 
 
 def test_image_folder_classes_are_alphabetical(image_folder):
-    source = open_data(str(image_folder), X, HOW, classes=4)
+    source = open_data(str(image_folder), X, HOW, Labelling("classes", 3))
     x, labels = whole(source)
     np.testing.assert_array_equal(labels, [0, 0, 0, 1, 1, 1, 2, 2, 2])
     np.testing.assert_array_equal(x[:3], FLOATS[3:6])
     np.testing.assert_array_equal(x[3:6], FLOATS[0:3])
-    refuse("3 class folders, the network has 2", str(image_folder), HOW, classes=2)
+    refuse("3 class folders, the network has 2", str(image_folder), HOW, Labelling("classes", 2))
 
 
 def test_images_are_resized_and_cropped(tmp_path):
@@ -219,7 +243,8 @@ def test_sizes_beyond_all_measure(tmp_path):
     how = Preprocessing((0.0,), (1.0,), resize=400, crop=8)
     refuse(r"long.png: 3000x1 with --resize 400 is 1200000x400, beyond", str(tmp_path), how)
     two = np.zeros((1, 8, 6, 2), np.uint8)
-    refuse("images of 2 channels can't be resized", save(tmp_path / "d.npz", images=two), how)
+    refuse("images of 2 channels can't be resized", save(tmp_path / "d.npz", images=two), how,
+           inputs=(TensorSpec("x", (1, 2, 8, 6)),))  # fmt: skip
 
 
 def test_wrong_image_folders(image_folder, tmp_path):
@@ -252,8 +277,10 @@ def test_wrong_npz(tmp_path):
     path.write_bytes(b"text")
     refuse("not a readable .npz", str(path))
     refuse("has the keys z; wanted are x", save(path, z=FLOATS))
-    refuse(r"has shape \(N, 3, 7, 6\), the network takes \(N, 3, 8, 6\)",
+    refuse(r"'x' has shape \[23, 3, 7, 6\], the network takes \[N, 3, 8, 6\]; floats are taken as",
            save(path, x=FLOATS[:, :, :7]))  # fmt: skip
+    refuse("the first axis must count", save(path, x=FLOATS[:3].transpose(1, 2, 3, 0)[0]),
+           inputs=(TensorSpec("x", (1, 8, 6, 3)),))  # fmt: skip
     refuse("transpose it", save(path, x=FLOATS.transpose(0, 2, 3, 1)))
     refuse("int64", save(path, x=FLOATS.astype(np.int64)))
     refuse("give the --mean and --std", save(path, images=IMAGES))
@@ -262,10 +289,12 @@ def test_wrong_npz(tmp_path):
     refuse("save an array of numbers", save(path, images=IMAGES[:, :0]), HOW)
     refuse("no such file or folder", "/dev/zero")
     refuse("have 2 values", save(path, images=IMAGES), Preprocessing((0.0, 0.0), (1.0, 1.0)))
-    refuse("labels have shape", save(path, x=FLOATS, labels=LABELS[:5]))
-    refuse("class numbers", save(path, x=FLOATS, labels=LABELS * 1.0))
-    refuse("label 3 of image", save(path, x=FLOATS, labels=LABELS), classes=3)
-    refuse("label -1 of image", save(path, x=FLOATS, labels=LABELS - 1 - LABELS.min()))
+    refuse("labels have shape", save(path, x=FLOATS, labels=LABELS[:5]), None, CLASSES)
+    refuse("class numbers", save(path, x=FLOATS, labels=LABELS * 1.0), None, CLASSES)
+    refuse("label 3 of image", save(path, x=FLOATS, labels=LABELS), None, Labelling("classes", 3))
+    refuse(
+        "label -1 of image", save(path, x=FLOATS, labels=LABELS - 1 - LABELS.min()), None, CLASSES
+    )
     refuse("no images", save(path, x=FLOATS[:0]))
     refuse("Python objects", save(path, x=np.array([None, {}], object)))
     refuse("column by column", save(path, x=np.asfortranarray(FLOATS)))
@@ -299,7 +328,7 @@ def test_an_npz_holds_what_it_says(tmp_path, member, content, pattern):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
         for name, data in members.items():
             new.writestr(name, data)
-    refuse(pattern, path)
+    refuse(pattern, path, None, CLASSES)
 
 
 def test_an_npz_holds_nothing_but_arrays(tmp_path):
@@ -313,7 +342,8 @@ def test_rows_and_labels_that_would_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("tvmq.data.npz_rows._LARGEST_ROW", 2**12)
     refuse("0 MB for one image", save(tmp_path / "d.npz", x=np.zeros((1, 3, 800, 6), np.float32)))
     monkeypatch.setattr("tvmq.data.npz_rows._LARGEST_WHOLE", 2**6)
-    refuse("more than labels need", save(tmp_path / "d.npz", x=FLOATS, labels=LABELS))
+    refuse("more than labels need", save(tmp_path / "d.npz", x=FLOATS, labels=LABELS),
+           None, CLASSES)  # fmt: skip
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -331,7 +361,7 @@ def test_truncated_npz_is_refused(tmp_path):
 
 
 def test_samples_are_spread_and_repeatable(tmp_path):
-    source = open_data(save(tmp_path / "d.npz", images=IMAGES, labels=LABELS), X, HOW)
+    source = open_data(save(tmp_path / "d.npz", images=IMAGES, labels=LABELS), X, HOW, CLASSES)
     picked = spread_indices(23, 7, 5)
     assert picked == sorted(set(picked))
     assert all(index * 23 // 7 <= pick < (index + 1) * 23 // 7 for index, pick in enumerate(picked))

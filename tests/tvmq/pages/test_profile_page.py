@@ -3,76 +3,15 @@
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
-from fractions import Fraction
-from html.parser import HTMLParser
 
 import matplotlib as mpl
 import pytest
+from profile_pages import EVIL, Page, operator, profile_of
 
-from targets.npu.machine.isa import UNIT_NAMES
-from targets.npu.machine.spec import load_spec
-from targets.npu.price.layer_costs import LayerCost, PricedProgram
-from targets.npu.price.stalls import Span
-from targets.npu.price.timeline import Timeline
+from tvmq.artifact.artifact import RangeEntry
 from tvmq.pages.profile_page import profile_page
-from tvmq.profile.profile import OperatorProfile, Profile
 
 SVG = "{http://www.w3.org/2000/svg}"
-CYCLES = 100
-STALLS = {"MM": {"work": 60, "LD": 40}}
-EVIL = "<script>alert(1)</script> & $x^2$ \"'層\x07"
-
-
-def _operator(name, device="npu", **values):
-    npu = {"cycles": CYCLES, "us": 0.1, "macs": 8000, "bytes": 640, "utilization": 0.3}
-    npu |= {"bound": "DMA", "reason": "", "energy_pj": 5e6, "stalls": STALLS}
-    cpu = {"cycles": 0, "us": 7.0, "macs": 10, "bytes": 0, "utilization": 0.0}
-    cpu |= {"bound": "host", "reason": "no such instruction"}
-    fields = {"layer": f"module {name}", "op": "conv2d", **(npu if device == "npu" else cpu)}
-    return OperatorProfile(name=name, device=device, **{**fields, **values})
-
-
-def _profile(operators):
-    """One whose layers on the NPU stand in a row; every unit works in the first half of each."""
-    costs, spans, begin = [], [], 0
-    for row in operators:
-        if row.cycles:
-            window = (begin, begin + CYCLES)
-            costs.append(LayerCost(row.name, *window, (), 0, 0, row.macs, row.bytes, 0.3, "", 1.0))
-            spans += [Span(begin, begin + 50, "work"), Span(begin + 50, begin + CYCLES, "LD")]
-            begin += CYCLES
-    units = (tuple(spans),) * len(UNIT_NAMES)
-    priced = PricedProgram(None, Timeline(begin, (), ()), units, tuple(costs), Fraction(begin))
-    programs, spec, energy = {}, None, ""
-    if begin:
-        programs, spec, energy = {"program_0.bin": priced}, load_spec("e256"), "horowitz45"
-    return Profile("a.tvmq", "npu", begin, 1.0, 0.3, energy, tuple(operators), spec, programs)
-
-
-class _Page(HTMLParser):
-    """Tags that are still open, what they refer to, the text of cells and of scripts."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.references, self.cells, self.scripts = [], [], [], 0
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.handle_startendtag(tag, attrs)
-        self.scripts += tag == "script"
-        self.cells += [""] * (tag == "td")
-        self.open += [tag] * (tag != "meta")
-
-    def handle_startendtag(self, tag, attrs):
-        self.references += [v for k, v in attrs if k in ("src", "href", "xlink:href", "data")]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, text):
-        if "td" in self.open:
-            self.cells[-1] += text
 
 
 def _svgs(page):
@@ -82,23 +21,23 @@ def _svgs(page):
 
 @pytest.fixture(scope="module")
 def operators():
-    refused = _operator("softmax", "cpu", bound="host")
-    return [_operator("conv2d"), _operator(EVIL), refused, _operator("add", macs=0, bound="DMA")]
+    refused = operator("softmax", "cpu", bound="host")
+    return [operator("conv2d"), operator(EVIL), refused, operator("add", macs=0, bound="DMA")]
 
 
 @pytest.fixture(scope="module")
 def page(operators):
-    return profile_page(_profile(operators))
+    return profile_page(profile_of(operators))
 
 
 def test_every_operator_and_every_reason_is_on_it(page, operators):
-    cells = _Page(page).cells
+    cells = Page(page).cells
     for row in operators:
         assert {row.name, row.layer, row.reason} <= {*cells, ""}
 
 
 def test_names_are_text(page):
-    parsed = _Page(page)
+    parsed = Page(page)
     assert parsed.scripts == 1
     assert parsed.open == []
     assert "<script>alert" not in page
@@ -108,8 +47,30 @@ def test_names_are_text(page):
         assert any(title.startswith(shown) for title in titles)
 
 
+def test_what_is_too_narrow_is_on_it(page, operators):
+    entry = RangeEntry(
+        kind="weights",
+        name=EVIL,
+        source="module a.b",
+        channels=(1, 4),
+        count=8,
+        steps=(0.25, 1.5),
+        layer="conv2d",
+        lost=0.345,
+        remedy="Do something.",
+    )
+    found = profile_page(replace(profile_of(operators), ranges=(entry,)))
+    cells = Page(found).cells
+    first = cells.index(f"{EVIL} (weights)")
+    assert cells[first + 1 : first + 8] == [
+        *("module a.b", "2 of 8", "0.25", "1.5", "conv2d", "34", "Do something.")
+    ]
+    assert "Too narrow" in found
+    assert "Too narrow" not in page
+
+
 def test_it_needs_no_other_file(page):
-    assert all(reference.startswith("#") for reference in _Page(page).references)
+    assert all(reference.startswith("#") for reference in Page(page).references)
     assert set(re.findall(r"https?://[^\"'\s<]*", page)) == {"http://www.w3.org/2000/svg"}
     assert "default-src 'none'" in page
     assert not re.findall(r"@import|url\((?!#)", page)
@@ -150,7 +111,7 @@ def test_colours_of_text_are_the_pages(page):
 
 
 def test_axes_of_less_than_a_decade_have_plain_numbers():
-    profile = _profile([_operator("conv2d", macs=24000)])
+    profile = profile_of([operator("conv2d", macs=24000)])
     dma = profile.spec.dma.model_copy(update={"bytes_per_cycle": 512})
     page = profile_page(replace(profile, spec=profile.spec.model_copy(update={"dma": dma})))
     assert "512 bytes per cycle" in page
@@ -158,19 +119,19 @@ def test_axes_of_less_than_a_decade_have_plain_numbers():
 
 
 def test_without_an_npu():
-    page = profile_page(_profile([_operator("conv2d", "cpu"), _operator("add", "cpu")]))
+    page = profile_page(profile_of([operator("conv2d", "cpu"), operator("add", "cpu")]))
     assert list(_svgs(page)) == ["Time and energy"]
     assert "MAC array</th>" not in page
-    assert _Page(page).cells[-5:] == ["no such instruction", "cpu", "2", "14.0", "conv2d, add"]
+    assert Page(page).cells[-5:] == ["no such instruction", "cpu", "2", "14.0", "conv2d, add"]
 
 
 def test_the_same_profile_gives_the_same_page(page, operators):
     with mpl.rc_context({"svg.hashsalt": None, "font.size": 20, "xtick.major.size": 20}):
-        assert profile_page(_profile(operators)) == page
+        assert profile_page(profile_of(operators)) == page
 
 
 def test_a_thousand_layers_make_a_page_that_opens():
-    page = profile_page(_profile([_operator(f"convolution_{n}") for n in range(1000)]))
+    page = profile_page(profile_of([operator(f"convolution_{n}") for n in range(1000)]))
     assert 500_000 < len(page) < 2_000_000
     labels = list(_svgs(page)["Time and energy"].iter(f"{SVG}text"))
     assert len([text for text in labels if text.text.startswith("convolution_")]) < 100

@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 from quantization_cases import float_model, images, plan
+from torch import nn
 
+from tvmq.calibrate.calibrate import calibrate
+from tvmq.capture.capture import capture_program
 from tvmq.plan.annotate import annotate
+from tvmq.plan.planner import make_plan
 from tvmq.settings import Settings
 
 FREE = Settings(scales="free", granularity="channel")
@@ -99,3 +103,28 @@ def test_a_layer_equals_its_integers():
     ) << rs
     want = np.clip((total + (1 << (s - 1))) >> s, output.low, output.high)
     np.testing.assert_array_equal(codes("relu_2_q", [output.step]).numpy(), want)
+
+
+class NamedAsWeight(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, conv2d_weight, conv2d_bias):
+        return self.conv(conv2d_weight) + conv2d_bias
+
+
+def test_steps_of_inputs_are_not_those_of_weights_of_their_name():
+    shapes = (torch.randn(2, 3, 4, 4), 9 * torch.randn(2, 4, 4, 4))
+    model = capture_program(torch.export.export(NamedAsWeight().eval(), shapes))
+    quantized = make_plan(model, calibrate(model, [list(shapes)], 2), Settings())
+    annotated = annotate(model, quantized)
+    steps = {
+        node.target: getattr(annotated, node.target)
+        for node in annotated.graph.nodes
+        if node.op == "get_attr" and "_step" in node.target
+    }
+    both = [steps["conv2d_weight_step"].tolist(), steps["conv2d_weight_step_"].tolist()]
+    wanted = [[quantized.values["conv2d_weight"].step], list(quantized.weights["conv2d"].steps)]
+    assert sorted(both) == sorted(wanted)
+    assert both[0] != both[1]

@@ -12,6 +12,7 @@ from quantization_cases import calibration, float_model
 
 from targets.errors import InputError, UnsupportedError
 from targets.rounding import FLOOR, HALF_UP, Rounding, RoundingMode
+from tvmq.plan.annotate import annotate
 from tvmq.plan.plan_file import plan_from_json, plan_to_json, read_plan, write_plan
 from tvmq.plan.plan_schema import PlanFile
 from tvmq.plan.planner import make_plan
@@ -242,13 +243,23 @@ def test_complaints_stay_short(text, learned):
         assert len(str(caught.value)) < 300
 
 
-def test_tied_values_must_stay_equal():
+def test_a_joined_value_may_have_a_step_of_its_own():
+    """It is requantized where it is joined; the others that shared its step keep theirs."""
     name = "densenet_small"
-    text = plan_to_json(make_plan(float_model(name), calibration(name)))
-    with pytest.raises(
-        InputError, match=r"values.relu_1 has another step, .* than relu, with which"
-    ):
-        plan_from_json(_edit(text, ("values", "relu_1", "step"), 8.0), float_model(name))
+    model = float_model(name)
+    first = make_plan(model, calibration(name))
+    edited = plan_from_json(
+        _edit(plan_to_json(first), ("values", "relu_1", "step"), 2.0**-9), model
+    )
+    assert edited.values["relu_1"].step == 2.0**-9
+    assert edited.values["relu"] == first.values["relu"]
+    assert edited.values["cat"] == first.values["cat"]
+    tables = [
+        node.name
+        for node in annotate(model, edited).graph.nodes
+        if node.name.startswith("cat") and node.name.endswith("_q")
+    ]
+    assert tables == ["cat_input_1_q"]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "null"])

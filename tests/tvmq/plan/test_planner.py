@@ -12,12 +12,15 @@ from torch import nn
 
 from targets.errors import ArithmeticRangeError, InputError, UnsupportedError
 from targets.rounding import FLOOR, Rounding, RoundingMode
+from tvmq.calibrate.batch_norm_ranges import ranges_from_batch_norm
 from tvmq.calibrate.calibrate import calibrate
+from tvmq.calibrate.observers import STEP_OF_ZEROS
 from tvmq.capture.capture import capture_program
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.planner import make_plan
 from tvmq.plan.rounded_bias import rounded_bias
 from tvmq.plan.weight_steps import weight_codes
+from tvmq.reconstruct.engine import reconstruct
 from tvmq.regions import find_regions
 from tvmq.settings import Settings
 
@@ -123,10 +126,10 @@ def test_tied_values_share_step_and_zero_point():
     quantized = _plan("densenet_small", scales="free")
     shared = {
         (quantized.values[n].step, quantized.values[n].zero_point)
-        for n in ("relu", "relu_1", "relu_2")
+        for n in ("relu", "relu_1", "cat", "relu_2", "cat_1")
     }
     assert len(shared) == 1
-    assert "one step for relu, relu_1, relu_2" in quantized.values["relu"].reason
+    assert "one step for relu, relu_1, cat, relu_2, cat_1" in quantized.values["relu"].reason
 
 
 def test_per_tensor_free_has_one_multiplier():
@@ -221,3 +224,38 @@ def assert_sums_are_of_the_worst_input(model, quantized, layer, low, high):
     )
     proof = quantized.proofs[layer]
     assert (proof.smallest, proof.largest) == (int(least.min()), int(most.max()))
+
+
+def test_a_plan_is_printed_as_a_line():
+    quantized = _plan("resnet_small")
+    assert repr(quantized).startswith("<Plan w8a8, ")
+    assert len(repr(quantized)) < 200
+
+
+class _DeadBranch(nn.Module):
+    """A ReLU behind a batch norm that gives -1 always."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.b, self.c = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+        self.last = nn.BatchNorm2d(4)
+        nn.init.zeros_(self.norm.weight)
+        nn.init.constant_(self.norm.bias, -1.0)
+
+    def forward(self, x):
+        return self.c(torch.relu(self.last(self.b(torch.relu(self.norm(self.a(x)))))))
+
+
+def test_what_is_always_0_has_a_fine_step_with_images_without_and_learned():
+    torch.manual_seed(0)
+    batch = {0: torch.export.Dim("batch")}
+    x = torch.randn(16, 3, 4, 4)
+    program = torch.export.export(_DeadBranch().eval(), (x,), dynamic_shapes=(batch,))
+    model = capture_program(program)
+    seen = calibrate(model, [x])
+    assert make_plan(model, seen).values["relu"].step == STEP_OF_ZEROS
+    assert make_plan(model, ranges_from_batch_norm(model)).values["relu"].step == STEP_OF_ZEROS
+    settings = Settings(4, 4, first_last_bits=4, method=("qdrop",), iterations=4)
+    learned = reconstruct(model, seen, make_plan(model, seen, settings)).plan
+    assert learned.values["relu"].step <= STEP_OF_ZEROS

@@ -40,13 +40,13 @@ def _additions(*triples):
     """A network of additions alone, each (operand, operand, output)."""
     names = sorted({name for triple in triples for name in triple})
     layers = {output: Layer(output, "add", (a, b), output) for a, b, output in triples}
-    tied = tuple((name,) for name in names)
-    return Regions({}, layers, {}, tied, frozenset(), frozenset())
+    regions = Regions({}, layers, {}, {}, frozenset(), frozenset())
+    return regions, [(name,) for name in names]
 
 
 @given(st.lists(STEPS, min_size=5, max_size=5))
 def test_a_tree_of_additions_is_snapped_minutely(steps):
-    snapped, coarse = snap_steps(_additions("abc", "cde"), steps)
+    snapped, coarse = snap_steps(*_additions("abc", "cde"), steps)
     a, b, c, d, e = map(Fraction, snapped)
     assert coarse == set()
     assert all(map(_exact, (a / c, b / c, c / e, d / e)))
@@ -55,7 +55,7 @@ def test_a_tree_of_additions_is_snapped_minutely(steps):
 
 @given(st.lists(STEPS, min_size=4, max_size=4))
 def test_in_a_cycle_all_ratios_are_powers_of_two_and_no_step_clips_much(steps):
-    snapped, coarse = snap_steps(_additions("abc", "acd"), steps)
+    snapped, coarse = snap_steps(*_additions("abc", "acd"), steps)
     assert coarse == {0, 1, 2, 3}
     assert all(math.log2(step / snapped[0]).is_integer() for step in snapped)
     for new, old in zip(snapped, steps, strict=True):

@@ -1,11 +1,13 @@
-"""Counting right guesses, ties included."""
+"""Counting right guesses, ties included; and the numbers that any metric returns."""
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tvmq.run.metrics import Accuracy, ranks
+from targets.errors import InputError
+from tvmq.run.metrics import Accuracy, numbers_of, ranks
 
 
 def test_rank_counts_larger_logits():
@@ -45,3 +47,34 @@ def test_fewer_than_five_classes_are_always_in_the_top_five():
     accuracy = Accuracy()
     accuracy.add(np.array([[0.0, 1.0, 2.0]]), np.array([0]))
     assert (accuracy.top1, accuracy.top5) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0.5, np.float32(0.5), np.array(0.5), torch.tensor(0.5), torch.tensor(0.5, dtype=torch.half)],
+)
+def test_numbers_of_any_kind(value):
+    for found in (value, {"mine": value}):
+        numbers = numbers_of(found, "mine")
+        assert numbers == {"mine": 0.5}
+        assert type(numbers["mine"]) is float
+
+
+def test_whole_numbers_stay_whole():
+    numbers = numbers_of({"a": 3, "b": np.int64(4), "c": torch.tensor(5)}, "mine")
+    assert numbers == {"a": 3, "b": 4, "c": 5}
+    assert all(type(number) is int for number in numbers.values())
+
+
+@pytest.mark.parametrize(
+    ("found", "pattern"),
+    [
+        (None, "metric mine returned 'mine' as a NoneType. Write it as function"),
+        ({"map": torch.zeros(80)}, r"'map' as an array of shape \[80\]"),
+        ({"map": "0.5"}, "'map' as a str"),
+        ({}, "metric mine returned no number"),
+    ],
+)
+def test_what_is_no_number(found, pattern):
+    with pytest.raises(InputError, match=pattern):
+        numbers_of(found, "mine")

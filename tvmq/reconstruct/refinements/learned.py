@@ -70,7 +70,7 @@ class Learned(Refinement):
         )
         before = 0
         for phase in self.phases:
-            if not phase.weights and not unit.own_steps(work.cache.regions.tied):
+            if not phase.weights and not unit.own_steps(work.cache.steps):
                 continue  # sums that leave the network have no step that could be learned
 
             def told(done: int, loss: float, before: int = before) -> None:

@@ -138,7 +138,7 @@ def test_a_machine_that_does_not_multiply_bytes_refuses_in_words() -> None:
     narrow = type(MACHINES["e256"]).model_validate(text)
     layer = conv((6, 6, 8), 8)
     assert refusal(layer, MACHINES["e256"]) is None
-    assert "Here: array.precisions is [4, 2]." in (refusal(layer, narrow) or "")
+    assert "Here: array.precisions is [4, 2]." in str(refusal(layer, narrow))
 
 
 @pytest.mark.parametrize(

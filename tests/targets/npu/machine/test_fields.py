@@ -73,7 +73,7 @@ def others(spec: NpuSpec, path: tuple[str, ...]) -> Iterator[NpuSpec]:
     elif isinstance(value, float):
         candidates = [value + 1.0]
     else:
-        candidates = [value * 1000, 1, value // 2, value // 64, value + 1, value * 2]
+        candidates = [value * 1000, 1, value // 2, value // 64, value // 512, value + 1, value * 2]
     for candidate in candidates:
         part[path[-1]] = candidate
         if candidate != value:

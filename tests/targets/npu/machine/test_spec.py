@@ -18,6 +18,12 @@ def test_presets_have_their_macs_and_fill():
     assert (m2048.peak_macs_per_cycle, m2048.array.fill_cycles, m2048.acc_rows) == (2048, 9, 2048)
 
 
+def test_machines_for_comparisons_are_listed_last():
+    names = presets()
+    comparisons = [name for name in names if name.startswith("conformance")]
+    assert names[-len(comparisons) :] == comparisons != names
+
+
 def test_a_path_is_read_and_the_digest_is_of_the_content(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("# a comment\n" + E256)
@@ -45,6 +51,8 @@ def test_a_path_is_read_and_the_digest_is_of_the_content(tmp_path):
             "act = { banks = 8, bytes = 262144,",
             "sram.act.banks is no field",
         ),
+        ("bytes = 262144", "bytes = 64", "sram.act.bytes is 64; give at least 96, .* two pixels"),
+        ("bytes = 131072", "bytes = 511", "sram.wgt.bytes is 511; give at least 512, .* two tiles"),
         ("[vu]", "[vu", "not valid TOML"),
     ],
 )

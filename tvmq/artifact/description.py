@@ -1,0 +1,48 @@
+"""An artifact in a few lines: what was built from what, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # so that printing does not import what reads artifacts
+    from tvmq.artifact.artifact import Artifact
+
+
+def described(artifact: Artifact) -> Iterator[str]:
+    """Lines of what it is.
+
+    The date is that of its manifest: builds are the same to the byte whenever they are made.
+    """
+    manifest = artifact.manifest
+    versions, placement = manifest.versions, manifest.placement
+    built = datetime.fromtimestamp(
+        (artifact.held.path / "manifest.json").stat().st_mtime, timezone.utc
+    )
+    yield f"{manifest.model['file']} ({manifest.model['kind']}): {settings_text(manifest.settings)}"
+    yield f"calibration: {manifest.calibration['source']}"
+    yield f"operators: {placement['npu']} on the NPU, {placement['cpu']} on the CPU"
+    devices = "reference and CPU" if manifest.target == "cpu" else "reference, CPU and NPU"
+    same = "identical, bit for bit" if manifest.bit_exact else "DIFFERENT"
+    yield (
+        f"{devices} on golden.npz: {same}. Accuracy is not part of an artifact: `tvmq eval` "
+        "measures it on your data."
+    )
+    made_by = ", ".join(f"{name} {versions[name]}" for name in _MAKERS if name in versions)
+    yield f"built {built:%Y-%m-%d %H:%M} UTC by {made_by}"
+
+
+_MAKERS = ("tvmq", "tvm", "torch", "numpy", "python")
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """The settings of a manifest in one line."""
+    methods = [name for name in settings["method"] if name != "rtn"]
+    steps = "power-of-two steps" if settings["scales"] == "pot" else "free steps"
+    shifts = " with a shift per channel" if "wess" in methods else ""
+    return (
+        f"{', '.join([settings['precision'], *methods, steps])}, symmetric weights per "
+        f"{settings['granularity']}{shifts}, activations per tensor, first and last layer "
+        f"{settings['first_last_bits']} bits"
+    )

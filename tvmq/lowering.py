@@ -1,0 +1,33 @@
+"""The annotated network in integers; what passes refuse is said with the place in the source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch.fx import GraphModule
+from tvm import IRModule
+
+from relay_passes.frontend.import_torch import import_torch
+from relay_passes.pipeline import lower_to_integer
+from targets.errors import TvmqError
+from tvmq.float_model import FloatModel
+
+
+def lower(model: FloatModel, annotated: GraphModule, *, dump: Path | None = None) -> IRModule:
+    """Lower an annotated network.
+
+    Args:
+        model: the float network, which knows where its nodes are from.
+        annotated: of it, with ``fake_quantize``.
+        dump: folder for the module after each pass.
+
+    Raises:
+        TvmqError: a pass can't do it; begins with the place, if it is about a node.
+    """
+    try:
+        return lower_to_integer(import_torch(annotated), dump=dump)
+    except TvmqError as error:
+        origin = model.origins.get(error.node)
+        if origin is not None:
+            error.args = (f"{origin}: {error}",)
+        raise
