@@ -372,7 +372,7 @@ class _UNet(nn.Module):
             nn.ConvTranspose2d(16, 8, 4, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()
         )
         self.join, self.wide = nn.Sequential(*_conv(16, 8, 3)), nn.Sequential(*_conv(8, 12, 1))
-        self.head = nn.Conv2d(27, 4, 1)
+        self.head = nn.Sequential(*_conv(27, 4, 1, activation=nn.Hardtanh(-2.0, 2.0)))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -384,7 +384,7 @@ class _UNet(nn.Module):
         smooth = F.interpolate(F.avg_pool2d(x, 2), size=x.shape[2:])
         sharp = F.pixel_shuffle(lower, 2).repeat(1, 1, 2, 2)
         parts = torch.cat([first, second, x[:, :4], smooth, sharp], 1)
-        return F.hardtanh(self.head(parts), -2.0, 2.0)
+        return self.head(parts)
 
 
 class _Rows(nn.Module):
