@@ -32,7 +32,7 @@ from relay_passes.forms.softmax import Softmax as SoftmaxForm
 from relay_passes.forms.softmax import match_softmax
 from relay_passes.forms.table import first_code, match_table
 from relay_passes.forms.term import Term
-from relay_passes.operators import MOVES
+from relay_passes.operators import MOVES, RESHAPES
 from relay_passes.passes.name_values import CODES
 from relay_passes.relax_nodes import (
     Array,
@@ -159,8 +159,17 @@ def _integer_sources(graph: Graph, output: Var) -> list[Var]:
         if is_float(var):
             todo += reversed(variables_in(graph.value(var)))
         else:
-            found.append(var)
+            found.append(_before_it_is_turned(graph, var))
     return found
+
+
+def _before_it_is_turned(graph: Graph, output: Var) -> Var:
+    """What an integer output is transposed from, which is no layer; itself where it isn't."""
+    source, turned = output, False
+    while (call := graph.match(source, *RESHAPES)) is not None:
+        turned = turned or isinstance(match_move(graph, source), str)
+        source = call.args[0]
+    return source if turned else output
 
 
 class _Reader:
@@ -214,10 +223,14 @@ class _Reader:
         return Value(var.name, (H, W, C), dtype, bits)
 
     def _quantizes_an_input(self, var: Var) -> bool:
-        """Whether the codes are made of floats, transposed at most."""
+        """Whether the codes are made of floats, transposed at most, rows as images of one row."""
         call = self.graph.value(var)
         while op_of(call) == "permute_dims":
             call = self.graph.value(call.args[0])
+        if op_of(call) == "reshape" and call is not self.graph.value(var):
+            _, channels, *rest = shape_of(call)
+            if rest and shape_of(call.args[0])[1:] == (channels, *rest[1:]) and rest[0] == 1:
+                call = self.graph.value(call.args[0])
         return op_of(call) == "astype" and is_float(call.args[0])
 
     def _opaque(self, var: Var, reason: str) -> OpaqueLayer:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 Network = tuple[nn.Module, Tensor]
 
 
@@ -141,6 +142,16 @@ def shufflenet_small() -> Network:
     return _finish(lambda: _ShuffleNet(), (3, 10, 10))
 
 
+def unet_small() -> Network:
+    """Down and up again in four ways: transposed, nearest, bilinear and out of the channels."""
+    return _finish(lambda: _UNet(), (3, 12, 16))
+
+
+def rows_small() -> Network:
+    """One dimension: convolutions, pools and a transposed convolution of (N, C, L)."""
+    return _finish(lambda: _Rows(), (5, 24))
+
+
 def vit_small() -> Network:
     """A vision transformer: class token, positions, fused queries, keys and values, two heads."""
     return _finish(lambda: _Transformer(16, 2), (3, 12, 12))
@@ -159,6 +170,7 @@ def detector_small() -> Network:
 _FUNCTIONS = (resnet_small, resnet_projection, vgg_small, mobilenet_small, grouped, densenet_small)
 _FUNCTIONS += (odd_channels, strides_dilation_padding, mlp, silu_net, preact, mobilenet_rescaled)
 _FUNCTIONS += (shufflenet_small, detector_small, vit_small, excitation_small)
+_FUNCTIONS += (unet_small, rows_small)
 ZOO: dict[str, Callable[[], Network]] = {function.__name__: function for function in _FUNCTIONS}
 
 
@@ -175,7 +187,7 @@ def _finish(build: Callable[[], nn.Module], shape: tuple[int, ...], seed: int = 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         module = build()
-        norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+        norms = [layer for layer in module.modules() if isinstance(layer, _NORMS)]
         for norm in norms:
             norm.weight.uniform_(0.6, 1.4)
             norm.bias.uniform_(-0.4, 0.4)
@@ -350,6 +362,43 @@ class _ShuffleNet(nn.Module):
         left, right = x.chunk(2, 1)
         x = F.channel_shuffle(torch.cat([left, self.second(right)], 1), 4)
         return self.linear(x.mean([2, 3]))
+
+
+class _UNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Sequential(*_conv(3, 8, 3)), nn.Sequential(*_conv(8, 16, 3))
+        self.up = nn.Sequential(
+            nn.ConvTranspose2d(16, 8, 4, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()
+        )
+        self.join, self.wide = nn.Sequential(*_conv(16, 8, 3)), nn.Sequential(*_conv(8, 12, 1))
+        self.head = nn.Sequential(*_conv(27, 4, 1, activation=nn.Hardtanh(-2.0, 2.0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        low = self.down(F.max_pool2d(x, 2))
+        x = self.join(torch.cat([x, self.up(low)], 1))
+        lower = self.wide(F.pixel_unshuffle(F.max_pool2d(x, 2), 2)[:, :8])
+        up = F.interpolate(lower, scale_factor=4, mode="bilinear")
+        first, second = up.chunk(2, 1)
+        smooth = F.interpolate(F.avg_pool2d(x, 2), size=x.shape[2:])
+        sharp = F.pixel_shuffle(lower, 2).repeat(1, 1, 2, 2)
+        parts = torch.cat([first, second, x[:, :4], smooth, sharp], 1)
+        return self.head(parts)
+
+
+class _Rows(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(5, 16, 5, 2, 2, bias=False), nn.Conv1d(16, 16, 3)
+        self.up, self.last = nn.ConvTranspose1d(16, 12, 4, 2), nn.Conv1d(12, 6, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(count) for count in (16, 16, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norms[0](self.first(x)))
+        x = F.relu(self.norms[1](self.second(x)))
+        x = F.relu6(self.norms[2](self.up(F.max_pool1d(x, 2))))
+        return self.last(F.avg_pool1d(x, 2))
 
 
 class _Attention(nn.Module):

@@ -31,6 +31,7 @@ from tvmq.capture.canonical_graph import (
     in_one_line,
     is_constant,
 )
+from tvmq.capture.group_norm_rules import GROUP_NORM_RULES
 from tvmq.capture.layout_rules import LAYOUT_RULES
 from tvmq.capture.moved_batch import (
     ALONG_LAST,
@@ -40,14 +41,26 @@ from tvmq.capture.moved_batch import (
     batch_size,
     size_of_one,
 )
+from tvmq.capture.one_dimension_rules import ONE_DIMENSION_RULES
 from tvmq.capture.operator_rules import OPERATOR_RULES, pointwise
 from tvmq.capture.operators_without_rule import refusal_of
 from tvmq.capture.pooling_rules import POOLING_RULES
+from tvmq.capture.resampling_rules import RESAMPLING_RULES
 from tvmq.capture.rule_table import Rule
+from tvmq.capture.selection_rules import SELECTION_RULES
 from tvmq.capture.token_rules import TOKEN_RULES
 from tvmq.float_model import Origin
 
-_PLAIN_RULES = OPERATOR_RULES | POOLING_RULES | LAYOUT_RULES | TOKEN_RULES
+_PLAIN_RULES = (
+    OPERATOR_RULES
+    | POOLING_RULES
+    | LAYOUT_RULES
+    | TOKEN_RULES
+    | RESAMPLING_RULES
+    | ONE_DIMENSION_RULES
+    | SELECTION_RULES
+    | GROUP_NORM_RULES
+)
 RULES = _PLAIN_RULES | {
     name: batch_aware(name, _PLAIN_RULES.get(name)) for name in (*MOVED_RULES, *ALONG_LAST)
 }
@@ -87,12 +100,28 @@ def canonicalize(program: ExportedProgram) -> CanonicalProgram:
 
 def _decomposed(program: ExportedProgram) -> ExportedProgram:
     try:
-        return program.run_decompositions({})
+        return program.run_decompositions(_composites(program))
     except Exception as error:  # torch raises whatever it meets in a program that isn't coherent
         raise UnsupportedError(
             f"torch can't trace the network again ({in_one_line(error)}). Export it anew, with "
             f"torch {torch.__version__}."
         ) from error
+
+
+_COMPOSED = frozenset(
+    {"einsum", "tensordot", "inner", "movedim", "moveaxis", "swapaxes", "swapdims", "ravel"}
+    | {"hstack", "vstack", "dstack", "column_stack", "fliplr", "flipud"}
+    | {"atleast_1d", "atleast_2d", "atleast_3d"}
+)
+"""Operators that torch composes of such as have rules."""
+
+
+def _composites(program: ExportedProgram) -> dict[Any, Any]:
+    """How torch composes those of the program."""
+    known = torch.export.default_decompositions()
+    targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
+    composed = [target for target in targets if operator_name(target) in _COMPOSED]
+    return {target: known[target] for target in composed if target in known}
 
 
 def _is_plain(node: Node) -> bool:

@@ -7,7 +7,7 @@ and selections become ``slice``; what changes nothing in evaluation mode is drop
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,10 +19,16 @@ from tvmq.capture.operators_without_rule import refusal_of
 from tvmq.capture.rearranged import simplest
 from tvmq.capture.rule_table import Arguments, RuleTable, positive_axis
 
+Cut = tuple[int, int, int]
+"""First, end and step of a slice."""
+
 aten = torch.ops.aten
 rules = RuleTable()
 rule = rules.rule
 LAYOUT_RULES = rules.by_name
+
+REPEATED = "repeated"
+"""Where ``meta`` of a node says what its elements repeat, for operators that do so themselves."""
 
 
 @rule(
@@ -45,11 +51,26 @@ def _conversion(_g: CanonicalGraph, node: Node, a: Arguments) -> Any:
 
 
 @rule("expand", "expand_as", "broadcast_to")
-def _expand(_g: CanonicalGraph, node: Node, a: Arguments) -> Any:
+def _expand(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
     x, wanted = a["self"], tuple(node.meta["val"].shape[1:])
-    if wanted != shape_of(x)[1:]:
-        raise refusal_of("repeat")
-    return x
+    return repeated(g, x, wanted)
+
+
+def repeated(g: CanonicalGraph, x: Node, sizes: Sequence[int]) -> Node:
+    """A value with axes of size 1 repeated, to these sizes behind the batch."""
+    if len(sizes) != len(shape_of(x)) - 1:
+        raise Refusal(
+            "it repeats values along a new axis",
+            "Give the tensor that axis before, by unsqueeze",
+            f"shape {list(shape_of(x))} to {['N', *sizes]}",
+        )
+    result = x
+    for axis in range(len(sizes), 0, -1):
+        if sizes[axis - 1] != shape_of(x)[axis]:
+            result = assembled(g, result, {axis: [(0, 1, 1)] * sizes[axis - 1]})
+    if result is not x:
+        result.meta[REPEATED] = x
+    return result
 
 
 @rule("getitem")
@@ -95,6 +116,27 @@ def _reshape_advice(old: Sequence[Any], new: Sequence[Any]) -> str:
         named = f"({', '.join(map(str, axes))}{',' if len(axes) == 1 else ''})"
         return f"Export with batch 2, or name the axes: squeeze({named})"
     return "Reshape with x.shape[0] or -1 on axis 0, and the sizes of one image behind it"
+
+
+def as_row_image(g: CanonicalGraph, x: Node) -> Node:
+    """Rows (N, C, L) as images of one row, (N, C, 1, L)."""
+    _, channels, length = shape_of(x)
+    return reshaped(g, x, [-1, channels, 1, length])
+
+
+def as_row(g: CanonicalGraph, image: Node) -> Node:
+    """Images of one row as rows."""
+    _, channels, _, length = shape_of(image)
+    return reshaped(g, image, [-1, channels, length])
+
+
+def row_image(x: Node) -> Node | None:
+    """The image that rows (N, C, L) are of; None for tokens, which have their channels last."""
+    if x.target is not aten.reshape.default or len(shape_of(x)) != 3:
+        return None
+    image: Node = x.args[0]
+    _, channels, length = shape_of(x)
+    return image if shape_of(image)[1:] == (channels, 1, length) else None
 
 
 @rule("permute")
@@ -213,7 +255,51 @@ def sliced(
     first, last, step = slice(start, end, step).indices(shape[axis])
     if (first, last, step) == (0, shape[axis], 1):
         return x
+    image = row_image(x)
+    if image is not None:
+        return as_row(g, sliced(g, image, 2 * axis - 1, first, last, step))
     return g.call(aten.slice.Tensor, x, axis, first, last, step)
+
+
+def assembled(g: CanonicalGraph, x: Node, cuts: Mapping[int, Sequence[Cut]]) -> Node:
+    """Cuttings of a value beside each other.
+
+    Args:
+        g: to write to.
+        x: a value.
+        cuts: by axis, in the order of the result; those of two axes meet in corners.
+    """
+    if x.target is aten.permute.default and list(x.args[1]) in ([0, 2, 3, 1], [0, 2, 1]):
+        source, order = x.args  # what has its channels last is held as what it was turned from
+        moved = {order[axis]: parts for axis, parts in cuts.items()}
+        return g.call(aten.permute.default, assembled(g, source, moved), order)
+    image = row_image(x)
+    if image is not None:
+        return as_row(g, assembled(g, image, {2 * axis - 1: c for axis, c in cuts.items()}))
+    return _beside(g, x, cuts, {})
+
+
+def _beside(
+    g: CanonicalGraph, x: Node, cuts: Mapping[int, Sequence[Cut]], chosen: Mapping[int, Cut]
+) -> Node:
+    """The cuttings of all axes of which none is chosen yet."""
+    left = [axis for axis in sorted(cuts) if axis not in chosen]
+    if left:
+        axis = left[0]
+        return joined(g, [_beside(g, x, cuts, {**chosen, axis: cut}) for cut in cuts[axis]], axis)
+    for axis, cut in chosen.items():  # slices of its own, so that each cutting is one box
+        x = sliced(g, x, axis, *cut)
+    return x
+
+
+def joined(g: CanonicalGraph, parts: Sequence[Node], axis: int) -> Node:
+    """A concatenation; of rows, one of their images."""
+    if len(parts) == 1:
+        return parts[0]
+    if any(row_image(part) for part in parts):
+        images = [as_row_image(g, part) for part in parts]
+        return as_row(g, g.call(aten.cat.default, images, 2 * axis - 1))
+    return g.call(aten.cat.default, list(parts), axis)
 
 
 @rule("pad", "constant_pad_nd")
@@ -234,4 +320,8 @@ def _pad(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
         raise Refusal("pads the batch", BATCH_STAYS)
     if min(widths) < 0:
         raise Refusal("pads by less than nothing", "Slice instead", f"widths {widths}")
+    image = row_image(x)
+    if image is not None:
+        widths = [*widths[:2], 0, 0, *widths[2:]]
+        return as_row(g, g.call(aten.constant_pad_nd.default, image, widths, 0.0))
     return g.call(aten.constant_pad_nd.default, x, widths, 0.0)

@@ -17,8 +17,17 @@ from torch.fx import Node
 
 from targets.refusal import Refusal
 from tvmq.capture.canonical_graph import BATCH_STAYS, CanonicalGraph, is_constant, shape_of
-from tvmq.capture.layout_rules import permuted, reshaped
-from tvmq.capture.operators_without_rule import refusal_of
+from tvmq.capture.interleaving import on_phases
+from tvmq.capture.layout_rules import (
+    REPEATED,
+    as_row,
+    as_row_image,
+    joined,
+    permuted,
+    repeated,
+    reshaped,
+    row_image,
+)
 from tvmq.capture.rearranged import base_of, in_order_of_base, moved_again
 from tvmq.capture.rule_table import Arguments, RuleTable, pair, positive_axis
 from tvmq.capture.token_matrices import of_base
@@ -29,7 +38,8 @@ rule = rules.rule
 OPERATOR_RULES = rules.by_name
 
 
-def _computed(what: str) -> Refusal:
+def computed(what: str) -> Refusal:
+    """Why weights and the like can't be quantized that are no constants."""
     return Refusal(
         f"{what} depend on the input",
         "Make them parameters or buffers of the module",
@@ -39,12 +49,10 @@ def _computed(what: str) -> Refusal:
 # ---- layers with weights
 
 
-@rule("conv2d", "convolution")
+@rule("conv2d")
 def _conv(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
-    if a.get("transposed"):
-        raise refusal_of("conv_transpose2d")
     if not is_constant(a["weight"]) or (a["bias"] is not None and not is_constant(a["bias"])):
-        raise _computed("its weights")
+        raise computed("its weights")
     x, weight = a["input"], a["weight"]
     if len(shape_of(x)) != 4 or len(shape_of(weight)) != 4:
         raise Refusal(
@@ -77,7 +85,7 @@ def _resolve_padding(
 @rule("linear")
 def _linear(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     if not is_constant(a["weight"]) or (a["bias"] is not None and not is_constant(a["bias"])):
-        raise _computed("its weights")
+        raise computed("its weights")
     return _dense(g, a["input"], a["weight"], a["bias"])
 
 
@@ -137,11 +145,28 @@ def _batch_norm(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
         )
     gamma = a["weight"] or g.constant(f"{node.name}_gamma", torch.ones(channels))
     beta = a["bias"] or g.constant(f"{node.name}_beta", torch.zeros(channels))
-    result = g.call(
-        aten.batch_norm.default,
-        a["input"], gamma, beta, mean, variance, False, 0.0, a["eps"], False,
-    )  # fmt: skip
+    vectors = (gamma, beta, mean, variance)
+    x = a["input"]
+    if len(shape_of(x)) == 3 and x.target is not aten.permute.default:
+        result = as_row(g, _normed(g, as_row_image(g, x), vectors, a["eps"]))
+    else:
+        result = _normed(g, x, vectors, a["eps"])
     return [result, None, None] if isinstance(node.meta["val"], tuple | list) else result
+
+
+def _normed(g: CanonicalGraph, x: Node, vectors: Sequence[Node], eps: float) -> Node:
+    """A batch norm: of an image, or of vectors or tokens that have their channels on axis 1."""
+
+    def of_phases(image: Node, count: int) -> Node:
+        repeated = [
+            g.constant(f"{vector.name}_{count}_times", g.value(vector).repeat(count))
+            for vector in vectors
+        ]
+        return _normed(g, image, vectors if count == 1 else repeated, eps)
+
+    return on_phases(g, x, of_phases) or g.call(
+        aten.batch_norm.default, x, *vectors, False, 0.0, eps, False
+    )
 
 
 # ---- activations
@@ -171,9 +196,21 @@ def _bounded(g: CanonicalGraph, x: Node, low: Any, high: Any) -> Node:
     if isinstance(low, Node) or isinstance(high, Node):
         raise Refusal("its bounds are tensors", "Give the bounds as Python numbers")
     if low == 0 and (high is None or high == math.inf):
-        return of_base(g, x, lambda base: g.call(aten.relu.default, base))
+        return _of_elements(g, x, aten.relu.default)
     low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
-    return of_base(g, x, lambda base: g.call(aten.clamp.default, base, low, high))
+    return _of_elements(g, x, aten.clamp.default, low, high)
+
+
+def _of_elements(g: CanonicalGraph, x: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
+    """A function of every element, applied in front of whatever only moves them."""
+
+    def applied(base: Node) -> Node:
+        of_phases = on_phases(
+            g, base, lambda image, _: _of_elements(g, image, target, *args, **kwargs)
+        )
+        return of_phases or g.call(target, base, *args, **kwargs)
+
+    return of_base(g, x, applied)
 
 
 def pointwise(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
@@ -187,7 +224,7 @@ def pointwise(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
         )
     first, *others = (argument.name for argument in node.target._schema.arguments)
     rest = {name: a[name] for name in others if name != "dtype"}
-    return of_base(g, a[first], lambda base: g.call(node.target, base, **rest))
+    return _of_elements(g, a[first], node.target, **rest)
 
 
 @rule("prelu", "_prelu_kernel")
@@ -195,16 +232,16 @@ def _prelu(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     """``relu(x) - slope * relu(-x)``; one slope for all is a leaky ReLU."""
     x, slopes = a["self"], a["weight"]
     if not is_constant(slopes):
-        raise _computed("its slopes")
+        raise computed("its slopes")
     values = g.value(slopes).reshape(-1)
     if bool((values == values[0]).all()):
         return g.call(aten.leaky_relu.default, x, float(values[0]))
-    below = g.call(aten.relu.default, _per_channel(g, node, x, scale=-1.0))
+    below = g.call(aten.relu.default, per_channel(g, node, x, scale=-1.0))
     column = values.reshape(1, -1, *[1] * (len(shape_of(x)) - 2))
     return g.call(
         aten.add.Tensor,
         g.call(aten.relu.default, x),
-        _per_channel(g, node, below, scale=-column, name="slopes"),
+        per_channel(g, node, below, scale=-column, name="slopes"),
     )
 
 
@@ -223,19 +260,32 @@ def _add(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
 
 def _sum(g: CanonicalGraph, node: Node, x: Node, y: Node, alpha: float) -> Node:
     """``x + alpha * y``; the factor is folded into the layer that makes y, if it can be."""
-    if shape_of(x) != shape_of(y):
-        raise Refusal(
-            "only tensors of one shape can be added, these shapes differ",
-            "Bring both to one shape before, by convolutions, slices or torch.cat",
-            f"{list(shape_of(x))} and {list(shape_of(y))}",
-        )
+    x, y = _of_one_shape(g, x, y)
     if alpha != 1:
         y = _affine(g, node, y, scale=alpha)
     return _of_both(g, aten.add.Tensor, x, y)
 
 
+def _of_one_shape(g: CanonicalGraph, x: Node, y: Node) -> tuple[Node, Node]:
+    """Both, the smaller repeated along its axes of size 1."""
+    sizes = shape_of(x)[1:], shape_of(y)[1:]
+    if sizes[0] == sizes[1]:
+        return x, y
+    pairs = list(zip(*sizes, strict=False))
+    if len(sizes[0]) != len(sizes[1]) or any(a != b and 1 not in (a, b) for a, b in pairs):
+        raise Refusal(
+            "only tensors of one shape can be added, these shapes differ",
+            "Give both the same number of axes, of equal size or 1, by slices or unsqueeze",
+            f"{list(shape_of(x))} and {list(shape_of(y))}",
+        )
+    largest = [max(pair) for pair in pairs]
+    return repeated(g, x, largest), repeated(g, y, largest)
+
+
 def _of_both(g: CanonicalGraph, target: Any, x: Node, y: Node) -> Node:
     """An elementwise operator of two tensors; where both were moved alike, of what was moved."""
+    if len(shape_of(x)) == 3 and (row_image(x) or row_image(y)):
+        return as_row(g, _of_both(g, target, as_row_image(g, x), as_row_image(g, y)))
     (a, moves), (b, others) = base_of(x), base_of(y)
     alike = [(m.target, m.args[1]) for m in moves] == [(m.target, m.args[1]) for m in others]
     if alike and shape_of(a) == shape_of(b):
@@ -282,6 +332,11 @@ def _elements(g: CanonicalGraph, x: Node, y: Node) -> Node:
             "Give both the same number of axes, by unsqueeze or [..., None]",
             shapes,
         )
+    # What repeats the other need not be repeated itself.
+    if REPEATED in y.meta and shape_of(x) == shape_of(y):
+        y = y.meta[REPEATED]
+    elif REPEATED in x.meta and shape_of(x) == shape_of(y):
+        x = x.meta[REPEATED]
     result = _of_both(g, aten.mul.Tensor, x, y)
     if shape_of(result) not in (shape_of(x), shape_of(y)):
         raise Refusal(
@@ -290,6 +345,19 @@ def _elements(g: CanonicalGraph, x: Node, y: Node) -> Node:
             shapes,
         )
     return result
+
+
+@rule("addcmul")
+def _addcmul(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
+    one, two, factor = a["tensor1"], a["tensor2"], a["value"]
+    if _is_activation(one) and _is_activation(two):
+        return _add(g, node, {"self": a["self"], "other": _elements(g, one, two), "alpha": factor})
+    if is_constant(one) and is_constant(two):
+        product = g.constant(f"{node.name}_product", g.value(one) * g.value(two) * factor)
+    else:
+        one, two = (two, one) if is_constant(one) else (one, two)
+        product = _affine(g, node, one, scale=_constant(g, two) * factor)
+    return _add(g, node, {"self": a["self"], "other": product, "alpha": 1})
 
 
 @rule("div")
@@ -322,11 +390,14 @@ def _affine(
     shift = shift * shift_factor
     if scale.numel() == 1 and shift.numel() == 1:
         one, two = (value.reshape(()) for value in (scale, shift))
-        return of_base(g, x, lambda base: _per_channel(g, node, base, scale=one, shift=two))
+        return of_base(g, x, lambda base: per_channel(g, node, base, scale=one, shift=two))
+    if len(shape_of(x)) == 3 and all(_is_per_channel(v, shape_of(x), 1) for v in (scale, shift)):
+        image = as_row_image(g, x)
+        return as_row(g, per_channel(g, node, image, scale=scale, shift=shift))
     axis = channel_axis(x)
     if not all(_is_per_channel(value, shape_of(x), axis) for value in (scale, shift)):
         return _per_element(g, node, x, scale, shift)
-    return _per_channel(g, node, x, scale=scale, shift=shift)
+    return per_channel(g, node, x, scale=scale, shift=shift)
 
 
 def channel_axis(x: Node) -> int:
@@ -358,7 +429,7 @@ def _per_element(
     return moved_again(g, base, moves)
 
 
-def _per_channel(
+def per_channel(
     g: CanonicalGraph,
     node: Node,
     x: Node,
@@ -372,6 +443,15 @@ def _per_channel(
     gamma, beta = (_channel_vector(g, x, value) for value in (scale, shift))
     if bool((gamma == 1).all()) and bool((beta == 0).all()):
         return x
+
+    def of_phases(image: Node, count: int) -> Node:
+        scales, shifts = gamma.repeat(count), beta.repeat(count)
+        return per_channel(
+            g, node, image, scale=scales, shift=shifts, name=f"{name}_{count}".lstrip("_")
+        )
+
+    if (found := on_phases(g, x, of_phases)) is not None:
+        return found
     channels, prefix = shape_of(x)[axis], f"{node.name}_{name}".rstrip("_")
     result = g.call(
         aten.batch_norm.default,
@@ -423,7 +503,7 @@ def _cat(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     if axis == 0:
         raise Refusal("concatenates along the batch", BATCH_STAYS)
     parts = [part if _is_activation(part) else g.for_each_image(part) for part in parts]
-    return parts[0] if len(parts) == 1 else g.call(aten.cat.default, parts, axis)
+    return joined(g, parts, axis)
 
 
 @rule("stack")

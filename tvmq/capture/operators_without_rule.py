@@ -34,8 +34,7 @@ _say(
     "At the network's end leave it out, it does not change the order",
 )
 _say(
-    "group_norm native_group_norm instance_norm rms_norm "
-    "local_response_norm linalg_vector_norm norm",
+    "rms_norm local_response_norm linalg_vector_norm norm",
     "it divides by a statistic of each image",
     _FIXED,
 )
@@ -61,33 +60,29 @@ _say(
     "Look them up before the network, and let it take the floats",
 )
 _say(
-    "conv1d conv3d",
-    "only two-dimensional convolutions can be quantized",
-    "Write it as nn.Conv2d; one dimension is an image of height 1: unsqueeze(2) in front",
+    "conv3d",
+    "only convolutions of one and two dimensions can be quantized",
+    "Write it as nn.Conv2d of images that hold the third axis in their channels",
 )
 _say(
-    "conv_transpose1d conv_transpose2d conv_transpose3d",
-    "it is a transposed convolution",
-    "Use a convolution to stride * stride times the channels and rearrange outside of the network",
+    "conv_transpose3d",
+    "only transposed convolutions of one and two dimensions can be quantized",
+    "Write it as nn.ConvTranspose2d of images that hold the third axis in their channels",
 )
 _say(
-    "avg_pool1d avg_pool3d max_pool1d max_pool3d adaptive_avg_pool1d adaptive_avg_pool3d "
-    "adaptive_max_pool1d adaptive_max_pool3d max_pool1d_with_indices max_pool3d_with_indices "
+    "avg_pool3d max_pool3d adaptive_avg_pool3d adaptive_max_pool3d max_pool3d_with_indices "
     "fractional_max_pool2d max_unpool2d",
-    "only two-dimensional pooling can be quantized",
-    "Write it as nn.AvgPool2d or nn.MaxPool2d; one dimension is an image of height 1: unsqueeze(2) "
-    "in front",
+    "only pooling of fixed windows of one and two dimensions can be quantized",
+    "Write it as nn.AvgPool2d or nn.MaxPool2d",
 )
 _say(
-    "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d "
-    "upsample_bicubic2d upsample_linear1d upsample_trilinear3d _upsample_nearest_exact2d "
-    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler grid_sampler_2d grid_sampler_3d "
-    "affine_grid_generator",
-    "it resamples an image",
+    "upsample_nearest3d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
+    "grid_sampler grid_sampler_2d grid_sampler_3d affine_grid_generator",
+    "it resamples an image along three axes, at places of its own, or with averages between",
     _CUT,
 )
 _say(
-    "repeat repeat_interleave tile",
+    "repeat",
     "it repeats values",
     "Use torch.cat of the tensor with itself",
 )
@@ -98,8 +93,8 @@ _say(
     _END,
 )
 _say(
-    "index index_select gather take take_along_dim scatter scatter_add scatter_reduce index_put "
-    "index_add index_copy masked_select masked_scatter select_scatter",
+    "gather take take_along_dim scatter scatter_add scatter_reduce index_put index_add index_copy "
+    "masked_select masked_scatter select_scatter",
     "it reads or writes at indices",
     "Use slices and torch.cat; what depends on computed indices belongs outside of the network",
 )
@@ -111,8 +106,7 @@ _say(
     "channel",
 )
 _say(
-    "roll flip fliplr flipud rot90 pixel_shuffle pixel_unshuffle im2col col2im unfold diagonal "
-    "as_strided",
+    "rot90 im2col col2im unfold diagonal as_strided",
     "it puts values in another order",
     "Use slices, torch.cat, reshape and permute, or do it outside of the network",
 )
@@ -122,7 +116,7 @@ _say(
     "max(x, y) is y + relu(x - y)",
 )
 _say(
-    "glu pow atan2 hypot copysign remainder fmod xlogy addcmul addcdiv lerp",
+    "glu pow atan2 hypot copysign remainder fmod xlogy addcdiv lerp",
     "it multiplies, divides or compares two tensors element by element",
     "Keep to functions of one tensor; a gate must be a constant per channel",
 )

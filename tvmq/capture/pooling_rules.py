@@ -53,13 +53,19 @@ def _avg_pool(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
         axes = [
             _spans(out, *rest, counted=bool(a["count_include_pad"]))
             for out, *rest in zip(
-                node.meta["val"].shape[2:], shape_of(x)[2:], kernel, stride, padding, strict=True
+                _made_size(node), shape_of(x)[2:], kernel, stride, padding, strict=True
             )
         ]
         return _in_regions(g, x, axes, lambda part, run: _mean_of(g, part, run, divisor))
     if divisor == kernel[0] * kernel[1]:
         divisor = None
     return g.call(aten.avg_pool2d.default, x, kernel, stride, padding, False, True, divisor)
+
+
+def _made_size(node: Node) -> list[int]:
+    """Height and width of what a pooling makes; a row's height is 1."""
+    sizes = list(node.meta["val"].shape[2:])
+    return sizes if len(sizes) == 2 else [1, *sizes]
 
 
 def _keep_ceil_mode(

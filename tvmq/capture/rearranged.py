@@ -17,6 +17,9 @@ from tvmq.capture.canonical_graph import CanonicalGraph, shape_of
 
 aten = torch.ops.aten
 
+WOVEN = "woven"
+"""Where ``meta`` of a node says what it is woven from, see ``interleaving.py``."""
+
 _MOVES = (aten.reshape.default, aten.permute.default, aten.slice.Tensor)
 _KEEP_ALL = (aten.reshape.default, aten.permute.default)
 
@@ -41,9 +44,12 @@ def origins_of(value: Node) -> Iterator[tuple[Node, torch.Tensor]]:
 
 
 def base_of(value: Node) -> tuple[Node, list[Node]]:
-    """What a value was rearranged from without a loss, and the moves from there."""
+    """What a value was rearranged from without a loss, and the moves from there.
+
+    A woven image is not taken apart.
+    """
     moves: list[Node] = []
-    while value.target in _KEEP_ALL:
+    while value.target in _KEEP_ALL and WOVEN not in value.meta:
         moves.insert(0, value)
         value = value.args[0]
     return value, moves

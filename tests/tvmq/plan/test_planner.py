@@ -16,6 +16,7 @@ from tvmq.calibrate.batch_norm_ranges import ranges_from_batch_norm
 from tvmq.calibrate.calibrate import calibrate
 from tvmq.calibrate.observers import STEP_OF_ZEROS
 from tvmq.capture.capture import capture_program
+from tvmq.plan.annotate import annotate
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.planner import make_plan
 from tvmq.plan.rounded_bias import rounded_bias
@@ -286,3 +287,22 @@ def test_matrices_that_are_multiplied_have_zero_point_0():
     reasons = [value.reason for value in read]
     assert sum("zero point 0, since matrices are multiplied" in each for each in reasons) == 1
     assert all(read[n].signed for n in (0, 1, 3))
+
+
+@pytest.mark.parametrize("size", [1e-7, 1e-12, 1e-35])
+@pytest.mark.parametrize("scales", ["pot", "free"])
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_weights_too_small_for_any_shift_are_0_beside_an_exact_bias(size, scales, granularity):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)).eval()
+    with torch.no_grad():
+        net[0].weight.normal_(0, size)
+        net[0].bias.copy_(torch.tensor([5.0, -4.5]))
+    batch = {0: torch.export.Dim("batch")}
+    x = torch.randn(16, 2, 4, 4)
+    model = capture_program(torch.export.export(net, (x,), dynamic_shapes=(batch,)))
+    settings = Settings(scales=scales, granularity=granularity)
+    quantized = make_plan(model, calibrate(model, [x]), settings)
+    exact = net(x).detach()
+    found = annotate(model, quantized)(x.double())[0]
+    assert (found - exact).abs().max() < 0.05 * exact.abs().max()
