@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import tvm
-from random_networks import machine, network
+from random_networks import machine, network, products, rows
 from tvm.support import cc
 
 from attacks import Attempt
@@ -148,7 +148,8 @@ def _victims(rng: np.random.Generator, spec: NpuSpec) -> list[Program]:
     """Programs of random networks."""
     programs = []
     while len(programs) < PROGRAMS:
-        drawn = network(rng, spec)
+        draw = (network, products, rows)[len(programs) % 3]
+        drawn = draw(rng, spec)
         if drawn.layers:
             programs.append(compile_layers(drawn.layers, [drawn.input], drawn.outputs, spec))
     return programs
@@ -209,10 +210,10 @@ def _endless(word: bytes, spec: NpuSpec, regions: list[int]) -> bool:
     except (InputError, TrapError):
         return False
     cost = duration(instruction, spec)
-    rows = 0
+    copied = 0
     if isinstance(instruction, isa.Load | isa.Store):
-        rows = instruction.z * (instruction.y + getattr(instruction, "pad_y0", 0) * 2)
-    return cost.work + cost.bus > MOST_CYCLES or rows > MOST_ROWS
+        copied = instruction.z * (instruction.y + getattr(instruction, "pad_y0", 0) * 2)
+    return cost.work + cost.bus > MOST_CYCLES or copied > MOST_ROWS
 
 
 def _flip_bit(rng: np.random.Generator, m: _Mutant, _: list[Program]) -> _Mutant:

@@ -45,6 +45,9 @@ class CodeRanges:
         if op == "take" and is_constant(call.args[0]):
             table = array_of(call.args[0])
             return int(table.min()), int(table.max())
+        if op == "broadcast_to" and is_constant(call.args[0]):
+            held = array_of(call.args[0])
+            return int(held.min()), int(held.max())
         if op not in KEEPS_CODES:
             return first, last
         ranges = [self.of(source) for source in tensors_in(call) if is_codes(source)]

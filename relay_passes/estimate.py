@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from relay_passes.place import Placement, boundary, readers_of, segments
 from relay_passes.read_layers import AnyLayer, IntegerNetwork, OpaqueLayer
 from targets.errors import CapacityError
-from targets.layers import Conv2d, Factor, Layer, Pairing
+from targets.layers import Layer
 from targets.npu.kinds.cost import Cost, bus_cycles
-from targets.npu.kinds.table import plan
+from targets.npu.kinds.table import KINDS, plan
 from targets.npu.layer_plan import plan_layers
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.job import Job
@@ -62,7 +62,7 @@ def estimate(network: IntegerNetwork, placed: Sequence[Placement], spec: NpuSpec
 
 def _if_taken(layer: AnyLayer, spec: NpuSpec) -> Cost:
     """The cost of a layer that the machine refuses, on one that does not."""
-    if isinstance(layer, OpaqueLayer) or _by_element(layer):
+    if isinstance(layer, OpaqueLayer) or type(layer) not in KINDS:
         return _moved(layer, spec)
     for doublings in range(MAX_DOUBLINGS):
         try:
@@ -70,12 +70,6 @@ def _if_taken(layer: AnyLayer, spec: NpuSpec) -> Cost:
         except CapacityError:
             continue
     return _moved(layer, spec)
-
-
-def _by_element(layer: Layer) -> bool:
-    """Whether it multiplies two tensors element by element: one product for what it moves."""
-    right = layer.right if isinstance(layer, Conv2d) else None
-    return isinstance(right, Factor) and right.pairing is Pairing.ELEMENTS
 
 
 def _moved(layer: Layer | OpaqueLayer, spec: NpuSpec) -> Cost:

@@ -19,6 +19,8 @@ from relay_passes.passes.fold_flatten import FoldFlatten
 from relay_passes.passes.lower_add import LowerAdd
 from relay_passes.passes.lower_convolution import LowerConvolution
 from relay_passes.passes.lower_lookup import LowerLookup
+from relay_passes.passes.lower_product import LowerProduct
+from relay_passes.passes.lower_rows import LowerRows
 from relay_passes.passes.name_values import NameValues
 from relay_passes.passes.quantize_constants import QuantizeConstants
 from relay_passes.passes.sink_dequantize import SinkDequantize
@@ -54,8 +56,13 @@ PIPELINE: tuple[Step, ...] = (
     Step(LowerConvolution, needs=_LOWERING),
     Step(FoldFlatten, needs=("LowerConvolution",)),
     Step(LowerAdd, needs=_LOWERING),
+    Step(LowerProduct, needs=_LOWERING),
+    Step(LowerRows, needs=_LOWERING),
     Step(LowerLookup, needs=_LOWERING),
-    Step(NameValues, needs=("LowerConvolution", "LowerAdd", "LowerLookup")),
+    Step(
+        NameValues,
+        needs=("LowerConvolution", "LowerAdd", "LowerProduct", "LowerRows", "LowerLookup"),
+    ),
     Step(VerifyInteger, needs=("NameValues",)),
 )
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -98,12 +99,28 @@ class PlacedModule:
     programs: tuple[Program, ...]
 
 
+NO_INPUT = Refusal(
+    "A program reads a tensor of the image, and nothing beside this layer on the NPU does.",
+    "Let the CPU keep it: the same for every image, it costs no time there.",
+)
+"""Why the CPU takes constants that would be a program by themselves."""
+
+
 def refusals(network: IntegerNetwork, spec: NpuSpec) -> list[Refusal | None]:
     """Per layer None where the NPU runs it, or why it doesn't."""
-    return [
+    found = [
         layer.refusal if isinstance(layer, OpaqueLayer) else refusal(layer, spec)
         for layer in network.layers
     ]
+    begin = 0
+    for taken, run in groupby(list(found), key=lambda why_not: why_not is None):
+        end = begin + len(list(run))
+        layers = network.layers[begin:end]
+        made = {layer.output.name for layer in layers}
+        if taken and all(value.name in made for layer in layers for value in layer.inputs):
+            found[begin:end] = [NO_INPUT] * (end - begin)
+        begin = end
+    return found
 
 
 def placements(network: IntegerNetwork, spec: NpuSpec | None) -> tuple[Placement, ...]:

@@ -23,19 +23,25 @@ from relay_passes.code_ranges import CodeRanges
 from relay_passes.forms.addition import Addition, match_addition
 from relay_passes.forms.factor import Factor as FactorForm
 from relay_passes.forms.move import Box, Shuffle, match_move
+from relay_passes.forms.norm import Norm as NormForm
+from relay_passes.forms.norm import match_norm
 from relay_passes.forms.pool import match_pool
 from relay_passes.forms.product import Product, match_product
 from relay_passes.forms.requantize import Requantization, match_requantization
+from relay_passes.forms.softmax import Softmax as SoftmaxForm
+from relay_passes.forms.softmax import match_softmax
 from relay_passes.forms.table import first_code, match_table
 from relay_passes.forms.term import Term
-from relay_passes.operators import MOVES
+from relay_passes.operators import MOVES, RESHAPES
 from relay_passes.passes.name_values import CODES
 from relay_passes.relax_nodes import (
     Array,
     Graph,
     Var,
+    array_of,
     dtype_of,
     is_codes,
+    is_constant,
     is_float,
     op_of,
     shape_of,
@@ -45,6 +51,7 @@ from targets.code_range import code_range
 from targets.errors import UnsupportedError
 from targets.layers import (
     Add,
+    Constant,
     Conv2d,
     DType,
     Factor,
@@ -52,17 +59,22 @@ from targets.layers import (
     Lut,
     MaxPool2d,
     Move,
+    Norm,
     Operand,
     Pairing,
     Piece,
     Requantize,
     Residual,
+    Softmax,
     Value,
     Weights,
 )
 from targets.refusal import Refusal
 from targets.rounding import HALF_UP
 from targets.sum_bounds import CodeRange, SumBounds, bound_products, bound_sums
+
+MOST_AXES = 4
+"""Of a tensor of a layer, the batch included; with more it is only on the way to another."""
 
 _SUFFIX = re.compile(r"_(codes|sums|nchw|nhwc)\d*$")
 """What passes add to the name of a torch node for what they make of its value."""
@@ -147,8 +159,17 @@ def _integer_sources(graph: Graph, output: Var) -> list[Var]:
         if is_float(var):
             todo += reversed(variables_in(graph.value(var)))
         else:
-            found.append(var)
+            found.append(_before_it_is_turned(graph, var))
     return found
+
+
+def _before_it_is_turned(graph: Graph, output: Var) -> Var:
+    """What an integer output is transposed from, which is no layer; itself where it isn't."""
+    source, turned = output, False
+    while (call := graph.match(source, *RESHAPES)) is not None:
+        turned = turned or isinstance(match_move(graph, source), str)
+        source = call.args[0]
+    return source if turned else output
 
 
 class _Reader:
@@ -188,7 +209,7 @@ class _Reader:
 
     def _described(self, var: Var) -> Value:
         shape = shape_of(var)[1:]
-        if len(shape) > 3:
+        if 1 + len(shape) > MOST_AXES:
             source = self.source(var.name)
             place = f" ({source})" if source else ""
             raise UnsupportedError(
@@ -202,10 +223,14 @@ class _Reader:
         return Value(var.name, (H, W, C), dtype, bits)
 
     def _quantizes_an_input(self, var: Var) -> bool:
-        """Whether the codes are made of floats, transposed at most."""
+        """Whether the codes are made of floats, transposed at most, rows as images of one row."""
         call = self.graph.value(var)
         while op_of(call) == "permute_dims":
             call = self.graph.value(call.args[0])
+        if op_of(call) == "reshape" and call is not self.graph.value(var):
+            _, channels, *rest = shape_of(call)
+            if rest and shape_of(call.args[0])[1:] == (channels, *rest[1:]) and rest[0] == 1:
+                call = self.graph.value(call.args[0])
         return op_of(call) == "astype" and is_float(call.args[0])
 
     def _opaque(self, var: Var, reason: str) -> OpaqueLayer:
@@ -215,7 +240,7 @@ class _Reader:
         open_ends = variables_in(self.graph.value(var))
         while open_ends:
             source = open_ends.pop()
-            if is_codes(source):
+            if is_codes(source) and len(shape_of(source)) <= MOST_AXES:
                 found[source] = None
             elif source not in seen:
                 open_ends += variables_in(self.graph.value(source))
@@ -240,6 +265,8 @@ class _Reader:
             return self._pool(var)
         if op == "take":
             return self._table(var)
+        if op == "broadcast_to":
+            return self._constant(var)
         if op in MOVES:
             return self._move(var)
         return f"no layer is made of '{op}'"
@@ -251,6 +278,10 @@ class _Reader:
         requantization = match_requantization(self.graph, var)
         if isinstance(requantization, str):
             return requantization
+        if not isinstance(softmax := match_softmax(self.graph, requantization.sums), str):
+            return self._softmax(var, softmax, requantization)
+        if not isinstance(norm := match_norm(self.graph, requantization.sums), str):
+            return self._norm(var, norm, requantization)
         product = match_product(self.graph, requantization.sums)
         if isinstance(product, str):
             return f"what is rounded is no sum of two tensors, and {product}"
@@ -338,6 +369,35 @@ class _Reader:
             form.padding,
             form.dilation,
         )
+
+    def _softmax(self, var: Var, form: SoftmaxForm, rounding: Requantization) -> Softmax:
+        return Softmax(
+            form.node,
+            self.source(form.node),
+            self.value(form.codes),
+            self.value(var),
+            form.heads,
+            form.table,
+            self._requantize(rounding),
+        )
+
+    def _norm(self, var: Var, form: NormForm, rounding: Requantization) -> Norm:
+        return Norm(
+            form.node,
+            self.source(form.node),
+            self.value(form.codes),
+            self.value(var),
+            form.scale,
+            self._requantize(rounding),
+        )
+
+    def _constant(self, var: Var) -> Constant | str:
+        held = self.graph.value(var).args[0]
+        if not is_constant(held) or shape_of(held)[1:] != shape_of(var)[1:]:
+            return "repeats values"
+        value = self.value(var)
+        codes = array_of(held).reshape(value.shape)
+        return Constant(var.name, self.source(var.name), value, codes)
 
     def _table(self, var: Var) -> Lut | str:
         form = match_table(self.graph, var)

@@ -24,7 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from targets.rounding import Rounding
+from targets.rows import NormScale, softmax_bounds
 from targets.scale import AddScale, Scale
+from targets.sum_bounds import SumBounds
 
 DType: TypeAlias = Literal["int8", "uint8", "int32"]
 Ints: TypeAlias = npt.NDArray[np.int32]
@@ -120,9 +122,10 @@ class Pairing(Enum):
     """
 
     ROWS = "rows"
-    """``r[0, k, g, c]``: a pixel per output channel; Q K^T of attention, a group is a head."""
+    """``r[h, k, g, c]``: a pixel per output channel; Q K^T of attention, a group is a head, a row
+    of the image a window."""
     COLUMNS = "columns"
-    """``r[0, c, g, k]``: a pixel per input channel; A V of attention."""
+    """``r[h, c, g, k]``: a pixel per input channel; A V of attention."""
     ELEMENTS = "elements"
     """``r[h, w, g]``, broadcast along axes of size 1; each channel is a group: gates."""
 
@@ -132,8 +135,9 @@ class Factor:
     """The right operand of a product, where it is a tensor.
 
     Attributes:
-        value: uint8 or int8. With ``ROWS`` (1, K / groups, C), with ``COLUMNS`` (1, C / groups, K);
-            with ``ELEMENTS`` the output's shape, or 1 instead of any axis.
+        value: uint8 or int8. With ``ROWS`` (H, K / groups, C), with ``COLUMNS`` (H, C / groups, K),
+            H the input's, or 1 where all its rows meet the same; with ``ELEMENTS`` the output's
+            shape, or 1 instead of any axis.
         zero_point: subtracted from each code.
         pairing: what its elements multiply.
     """
@@ -287,6 +291,87 @@ class Lut:
         return (self.input,)
 
 
+@dataclass(frozen=True, eq=False)
+class Softmax:
+    """Softmax of each pixel's channels, each head's by itself (``targets/rows.py``).
+
+    Attributes:
+        heads: divides the channels.
+        table: int32[256]; what a code counts by how far it is below the largest of its row.
+        requantize: of the sums, which are in units of 2^-30.
+    """
+
+    name: str
+    source: str
+    input: Value
+    output: Value
+    heads: int
+    table: Ints = field(repr=False)
+    requantize: Requantize
+    kind: str = "softmax"
+    macs: int = 0
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """The tensors it reads."""
+        return (self.input,)
+
+    @property
+    def bounds(self) -> SumBounds:
+        """Of the sums."""
+        return softmax_bounds()
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """Layer norm of each pixel's channels (``targets/rows.py``).
+
+    Attributes:
+        scale: factors, summands and the integers of the root.
+        requantize: of the sums.
+    """
+
+    name: str
+    source: str
+    input: Value
+    output: Value
+    scale: NormScale
+    requantize: Requantize
+    kind: str = "norm"
+    macs: int = 0
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """The tensors it reads."""
+        return (self.input,)
+
+    @property
+    def bounds(self) -> SumBounds:
+        """Of the sums."""
+        return self.scale.bounds
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """Codes that belong to the network: the same for each image.
+
+    Attributes:
+        codes: of the output's shape and type.
+    """
+
+    name: str
+    source: str
+    output: Value
+    codes: npt.NDArray[np.generic] = field(repr=False)
+    kind: str = "constant"
+    macs: int = 0
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """None."""
+        return ()
+
+
 @dataclass(frozen=True)
 class Piece:
     """A strided box of an input and where it lands in the output.
@@ -329,4 +414,4 @@ class Move:
         return tuple(piece.value for piece in self.pieces)
 
 
-Layer: TypeAlias = Conv2d | Add | MaxPool2d | Lut | Move
+Layer: TypeAlias = Conv2d | Add | MaxPool2d | Lut | Softmax | Norm | Constant | Move

@@ -38,6 +38,18 @@ class TooFineError(ArithmeticRangeError):
         self.which = which
 
 
+class TooFineWeightsError(ArithmeticRangeError):
+    """Steps of weights are so fine that their sums would have to be shifted right too far.
+
+    Attributes:
+        excess: places, one per ratio; steps larger by two to the power of it would do.
+    """
+
+    def __init__(self, excess: tuple[int, ...], message: str) -> None:
+        super().__init__(message)
+        self.excess = excess
+
+
 @dataclass(frozen=True)
 class Scale:
     """The integers between sums and codes (``targets/arithmetic.py``).
@@ -121,6 +133,7 @@ def derive_scale(ratios: Sequence[Fraction], residual: Fraction | None = None) -
 
     Raises:
         TooFineError: a coarser output or residual would do.
+        TooFineWeightsError: coarser weights would do.
         ArithmeticRangeError: a ratio is no 16-bit multiplier, or a shift leaves its field; names
             the channel.
     """
@@ -137,9 +150,7 @@ def derive_scale(ratios: Sequence[Fraction], residual: Fraction | None = None) -
             "Its steps differ too much; calibrate again or exclude the layer.",
         )
     left = tuple(shift - n for shift in s) if residual is not None else ()
-    _check_field("a right shift", max(s), MAX_SHIFT)
-    _check_field("a residual's left shift", max(left, default=0), MAX_RESIDUAL_SHIFT)
-    _check_field("shifts that differ by up to", max(s) - min(s), MAX_SHIFT_SPREAD)
+    _check_shifts(s, n if residual is not None else None)
     return Scale(fraction, M, s, N, left)
 
 
@@ -200,6 +211,24 @@ def _with_shifts_from(
     s = [shift + up for shift, up in zip(s, grown, strict=True)]
     fraction = max(least - min(s), 0)
     return tuple(M), tuple(shift + fraction for shift in s), fraction
+
+
+def _check_shifts(s: tuple[int, ...], n: int | None) -> None:
+    """Right shifts fit their field, beside each other, and the left ones of a residual."""
+    limits = [
+        ("a right shift", 0, MAX_SHIFT),
+        ("shifts that differ by up to", min(s), MAX_SHIFT_SPREAD),
+    ]
+    if n is not None:
+        limits.append(("a residual's left shift", n, MAX_RESIDUAL_SHIFT))
+    what, first, field = min(limits, key=lambda limit: limit[1] + limit[2])
+    excess = tuple(max(shift - first - field, 0) for shift in s)
+    if any(excess):
+        raise TooFineWeightsError(
+            excess,
+            f"needs {what} of {max(s) - first}, at most {field} fit. "
+            "Its steps differ too much; calibrate again or exclude the layer.",
+        )
 
 
 def _check_field(what: str, value: int, largest: int) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 Network = tuple[nn.Module, Tensor]
 
 
@@ -141,6 +142,26 @@ def shufflenet_small() -> Network:
     return _finish(lambda: _ShuffleNet(), (3, 10, 10))
 
 
+def unet_small() -> Network:
+    """Down and up again in four ways: transposed, nearest, bilinear and out of the channels."""
+    return _finish(lambda: _UNet(), (3, 12, 16))
+
+
+def rows_small() -> Network:
+    """One dimension: convolutions, pools and a transposed convolution of (N, C, L)."""
+    return _finish(lambda: _Rows(), (5, 24))
+
+
+def vit_small() -> Network:
+    """A vision transformer: class token, positions, fused queries, keys and values, two heads."""
+    return _finish(lambda: _Transformer(16, 2), (3, 12, 12))
+
+
+def excitation_small() -> Network:
+    """Squeeze and excitation, gated linear units, and a product of two images."""
+    return _finish(lambda: _Excitation(16), (3, 10, 10))
+
+
 def detector_small() -> Network:
     """Branches of unlike size, joined inside, and behind the last layers: boxes, scores."""
     return _finish(lambda: _Detector(), (3, 12, 12))
@@ -148,7 +169,8 @@ def detector_small() -> Network:
 
 _FUNCTIONS = (resnet_small, resnet_projection, vgg_small, mobilenet_small, grouped, densenet_small)
 _FUNCTIONS += (odd_channels, strides_dilation_padding, mlp, silu_net, preact, mobilenet_rescaled)
-_FUNCTIONS += (shufflenet_small, detector_small)
+_FUNCTIONS += (shufflenet_small, detector_small, vit_small, excitation_small)
+_FUNCTIONS += (unet_small, rows_small)
 ZOO: dict[str, Callable[[], Network]] = {function.__name__: function for function in _FUNCTIONS}
 
 
@@ -165,7 +187,7 @@ def _finish(build: Callable[[], nn.Module], shape: tuple[int, ...], seed: int = 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         module = build()
-        norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+        norms = [layer for layer in module.modules() if isinstance(layer, _NORMS)]
         for norm in norms:
             norm.weight.uniform_(0.6, 1.4)
             norm.bias.uniform_(-0.4, 0.4)
@@ -340,6 +362,109 @@ class _ShuffleNet(nn.Module):
         left, right = x.chunk(2, 1)
         x = F.channel_shuffle(torch.cat([left, self.second(right)], 1), 4)
         return self.linear(x.mean([2, 3]))
+
+
+class _UNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down = nn.Sequential(*_conv(3, 8, 3)), nn.Sequential(*_conv(8, 16, 3))
+        self.up = nn.Sequential(
+            nn.ConvTranspose2d(16, 8, 4, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()
+        )
+        self.join, self.wide = nn.Sequential(*_conv(16, 8, 3)), nn.Sequential(*_conv(8, 12, 1))
+        self.head = nn.Sequential(*_conv(27, 4, 1, activation=nn.Hardtanh(-2.0, 2.0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        low = self.down(F.max_pool2d(x, 2))
+        x = self.join(torch.cat([x, self.up(low)], 1))
+        lower = self.wide(F.pixel_unshuffle(F.max_pool2d(x, 2), 2)[:, :8])
+        up = F.interpolate(lower, scale_factor=4, mode="bilinear")
+        first, second = up.chunk(2, 1)
+        smooth = F.interpolate(F.avg_pool2d(x, 2), size=x.shape[2:])
+        sharp = F.pixel_shuffle(lower, 2).repeat(1, 1, 2, 2)
+        parts = torch.cat([first, second, x[:, :4], smooth, sharp], 1)
+        return self.head(parts)
+
+
+class _Rows(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(5, 16, 5, 2, 2, bias=False), nn.Conv1d(16, 16, 3)
+        self.up, self.last = nn.ConvTranspose1d(16, 12, 4, 2), nn.Conv1d(12, 6, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(count) for count in (16, 16, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norms[0](self.first(x)))
+        x = F.relu(self.norms[1](self.second(x)))
+        x = F.relu6(self.norms[2](self.up(F.max_pool1d(x, 2))))
+        return self.last(F.avg_pool1d(x, 2))
+
+
+class _Attention(nn.Module):
+    """Queries, keys and values of one dense layer, as timm has it."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, c = x.shape
+        qkv = self.qkv(x).reshape(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unbind(0)
+        weights = (query * (c // self.heads) ** -0.5) @ key.transpose(-2, -1)
+        return self.out((weights.softmax(-1) @ value).transpose(1, 2).reshape(n, t, c))
+
+
+class _Transformer(nn.Module):
+    """Patches of 4 × 4 pixels, two blocks that normalize first, the class token's classifier."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, channels, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, channels))
+        self.positions = nn.Parameter(torch.randn(1, 10, channels))
+        self.attention = nn.ModuleList(_Attention(channels, heads) for _ in range(2))
+        self.dense = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(channels, 2 * channels), nn.GELU(), nn.Linear(2 * channels, channels)
+            )
+            for _ in range(2)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(5))
+        self.head = nn.Linear(channels, 5)
+        with torch.no_grad():
+            for norm in self.norms:
+                norm.weight.uniform_(0.3, 1.7)
+                norm.bias.uniform_(-0.5, 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
+        for i in range(2):
+            x = x + self.attention[i](self.norms[2 * i](x))
+            x = x + self.dense[i](self.norms[2 * i + 1](x))
+        return self.head(self.norms[4](x)[:, 0])
+
+
+class _Excitation(nn.Module):
+    """Channels scaled by what their averages say, then one half of them by the other."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*_conv(3, channels, 3))
+        self.squeeze = nn.Sequential(
+            nn.Conv2d(channels, 4, 1), nn.ReLU(), nn.Conv2d(4, channels, 1), nn.Hardsigmoid()
+        )
+        self.both = nn.Sequential(*_conv(channels, 2 * channels, 1, activation=nn.Identity()))
+        self.head = nn.Linear(channels, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x * self.squeeze(x.mean((2, 3), keepdim=True))
+        x, gate = self.both(x).chunk(2, 1)
+        return self.head((x * gate.sigmoid()).mean((2, 3)))
 
 
 class _Detector(nn.Module):

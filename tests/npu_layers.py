@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 
 from targets.layers import (
     Add,
+    Constant,
     Conv2d,
+    Factor,
     Layer,
     Lut,
     MaxPool2d,
     Move,
+    Norm,
     Operand,
+    Pairing,
     Piece,
     Requantize,
     Residual,
+    Softmax,
     Value,
     Weights,
 )
 from targets.rounding import FLOOR, HALF_UP
+from targets.rows import derive_norm, exponentials, gain_step
+
+FLAT = (0, 0, 0, 0)
 
 
 def conv(
@@ -85,6 +96,84 @@ def conv(
     )
 
 
+def matrices(
+    tokens,
+    others,
+    channels,
+    heads,
+    pairing,
+    *,
+    dtype="int8",
+    out="int8",
+    bits=8,
+    residual="",
+    multiply=False,
+    fraction=0,
+    rounding=HALF_UP,
+    alike=True,
+    windows=1,
+    each=True,
+) -> Conv2d:
+    """A product of two tensors of tokens, head by head; ``others`` are the right one's tokens.
+
+    ``channels`` are those of the right one: (windows, tokens, channels) x (windows, others,
+    channels), or x (1, others, channels) unless ``each`` window has its own. In a plan all channels
+    are requantized ``alike``.
+    """
+    rows = pairing is Pairing.ROWS
+    left = channels if rows else heads * others
+    made = heads * others if rows else channels
+    layer = conv(
+        *((windows, tokens, left), made, (1, 1)),
+        padding=FLAT, dtype=dtype, out=out, bits=bits, residual=residual, multiply=multiply,
+        fraction=fraction, rounding=rounding, seed=tokens,
+    )  # fmt: skip
+    right = (windows if each else 1, others, channels)
+    factor = Factor(Value("f", right, "int8"), 0, pairing)
+    layer = replace(layer, kind="matmul", right=factor, groups=heads, input_zero_point=0)
+    q = layer.requantize
+    if not alike or q is None:
+        return layer
+    if q.residual is not None:
+        same = np.full_like(q.residual.shift, q.residual.shift[0])
+        q = replace(q, residual=replace(q.residual, shift=same))
+    multiplier, shift = (np.full_like(each, each[0]) for each in (q.multiplier, q.shift))
+    q = replace(q, multiplier=multiplier, shift=shift)
+    return replace(layer, bias=0 * layer.bias, requantize=q)
+
+
+def elements(
+    shape,
+    right,
+    dtypes=("uint8", "uint8", "uint8"),
+    *,
+    zeros=(7, 128),
+    multiplier=1,
+    fraction=0,
+) -> Conv2d:
+    """A tensor times another, which is as large or has 1 instead of an axis; left, right, out."""
+    output = Value("y", shape, dtypes[2])
+    ones = np.ones(shape[2], np.int32)
+    shift = 8 + fraction + (15 if multiplier > 1 else 0)
+    limits = code_limits(output)
+    return Conv2d(
+        name="layer",
+        source="net.gate",
+        kind="multiply",
+        input=Value("x", shape, dtypes[0]),
+        output=output,
+        right=Factor(Value("f", right, dtypes[1]), zeros[1], Pairing.ELEMENTS),
+        bias=0 * ones,
+        strides=(1, 1),
+        padding=FLAT,
+        dilation=(1, 1),
+        groups=shape[2],
+        input_zero_point=zeros[0],
+        requantize=Requantize(fraction, ones * multiplier, ones * shift, 3, *limits, HALF_UP),
+        max_sum=1 << 16,
+    )
+
+
 def code_limits(value: Value) -> tuple[int, int]:
     """Lowest and highest code of a tensor."""
     if value.dtype == "uint8":
@@ -96,7 +185,43 @@ def _i32(values) -> np.ndarray:
     return np.asarray(values).astype(np.int32)
 
 
-FLAT = (0, 0, 0, 0)
+def softmax(
+    shape, heads=1, *, step=0.05, dtype="int8", out="uint8", multiplier=1, rounding=HALF_UP
+) -> Softmax:
+    """Softmax of codes that are ``step`` apart; shares come in units of about 2^-8."""
+    shift = 22 if multiplier == 1 else 37
+    ends = Requantize(
+        0, _i32([multiplier]), _i32([shift]), 0, *code_limits(Value("y", shape, out)), rounding
+    )
+    values = Value("x", shape, dtype), Value("y", shape, out)
+    return Softmax("layer", "net.softmax", *values, heads, exponentials(step), ends)
+
+
+def norm(
+    shape,
+    *,
+    step=0.05,
+    epsilon=1e-5,
+    dtype="int8",
+    out="int8",
+    multiplier=1,
+    zero_point=0,
+    rounding=HALF_UP,
+    seed=0,
+) -> Norm:
+    """Layer norm with random factors and summands."""
+    rng = np.random.default_rng(seed)
+    gamma, beta = rng.normal(1, 0.5, shape[2]), rng.normal(0, 0.5, shape[2])
+    unit = gain_step(gamma, beta)
+    scale = derive_norm(gamma, beta, epsilon, step, unit)
+    # a code counts 2^-5, or 2^16 / multiplier times that
+    shift = round(-5 - np.log2(unit)) + scale.fraction + (0 if multiplier == 1 else 16)
+    low, high = code_limits(Value("y", shape, out))
+    ends = Requantize(0, _i32([multiplier]), _i32([shift]), zero_point, low, high, rounding)
+    values = Value("x", shape, dtype), Value("y", shape, out)
+    return Norm("layer", "net.norm", *values, scale, ends)
+
+
 LAYERS: dict[str, Layer] = {
     "square": conv((8, 8, 32), 32),
     "signed_odd_channels": conv((9, 7, 17), 5, zero_point=3, dtype="int8", out="int8"),
@@ -185,6 +310,43 @@ LAYERS: dict[str, Layer] = {
         Value("y", (6, 4, 9), "uint8"),
         fill=7,
     ),
+    "rows_of_heads": matrices(9, 13, 24, 3, Pairing.ROWS),
+    "rows_wider_than_the_array": matrices(
+        5, 70, 130, 2, Pairing.ROWS, dtype="uint8", out="uint8", multiply=True, alike=False
+    ),
+    "rows_in_blocks": matrices(3, 3000, 20, 1, Pairing.ROWS, fraction=1),
+    "rows_of_one": matrices(6, 1, 8, 4, Pairing.ROWS, rounding=FLOOR),
+    "columns_of_heads": matrices(9, 13, 24, 3, Pairing.COLUMNS, dtype="uint8"),
+    "columns_wider_than_the_array": matrices(
+        5, 70, 130, 2, Pairing.COLUMNS, residual="int8", multiply=True, alike=False
+    ),
+    "columns_with_a_residual": matrices(5, 30, 70, 2, Pairing.COLUMNS, residual="int8"),
+    "rows_of_many_tokens": matrices(2, 600, 24, 2, Pairing.ROWS, multiply=True),
+    "columns_of_4_bits": matrices(6, 18, 32, 1, Pairing.COLUMNS, dtype="uint8", bits=4),
+    "columns_in_k_blocks": matrices(2, 5000, 40, 1, Pairing.COLUMNS),
+    "columns_that_lie_far_apart": matrices(1, 2100, 64, 1, Pairing.COLUMNS),
+    "rows_of_windows": matrices(9, 9, 24, 3, Pairing.ROWS, windows=5),
+    "rows_of_wide_windows": matrices(
+        7, 40, 36, 2, Pairing.ROWS, windows=4, alike=False, residual="uint8"
+    ),
+    "columns_of_windows": matrices(9, 9, 24, 3, Pairing.COLUMNS, dtype="uint8", windows=5),
+    "columns_of_windows_in_k_blocks": matrices(2, 5000, 20, 1, Pairing.COLUMNS, windows=3),
+    "rows_that_meet_the_same": matrices(6, 9, 24, 3, Pairing.ROWS, windows=4, each=False),
+    "depthwise_of_heads": matrices(7, 1, 6, 6, Pairing.ROWS),
+    "sums_of_matrices": matrices(4, 20, 40, 2, Pairing.ROWS, out="int32"),
+    "equal_shapes": elements((3, 5, 40), (3, 5, 40), multiplier=40001, fraction=2),
+    "gates_of_channels": elements((6, 5, 20), (1, 1, 20), ("int8", "uint8", "int8"), zeros=(-3, 0)),
+    "gates_of_pixels": elements((6, 5, 20), (6, 5, 1), ("uint8", "int8", "uint8"), zeros=(0, -9)),
+    "gates_of_columns": elements((6, 5, 20), (1, 5, 1)),
+    "gates_of_rows_and_channels": elements((6, 5, 20), (6, 1, 20)),
+    "one_gate": elements((6, 5, 20), (1, 1, 1)),
+    "softmax": softmax((1, 17, 17)),
+    "softmax_of_heads": softmax((1, 9, 27), 3, dtype="uint8", multiplier=40001),
+    "softmax_to_the_floor": softmax((5, 3, 40), 4, step=0.7, out="int8", rounding=FLOOR),
+    "norm": norm((1, 17, 48)),
+    "norm_of_odd_channels": norm((4, 3, 33), dtype="uint8", out="uint8", zero_point=121),
+    "norm_to_the_floor": norm((1, 6, 20), multiplier=40001, zero_point=-3, rounding=FLOOR),
+    "norm_of_one_channel": norm((3, 3, 1), epsilon=0.1),
 }
 
 
@@ -213,6 +375,8 @@ def _rounded(t, shift, rounding):
 
 
 def _conv(layer: Conv2d, inputs):
+    if isinstance(layer.right, Factor):
+        return _requantized(layer, _products(layer, *inputs[:2]), inputs[2:])
     x = inputs[0]
     top, left, bottom, right = layer.padding
     x = np.pad(x, ((top, bottom), (left, right), (0, 0)), constant_values=layer.input_zero_point)
@@ -229,13 +393,27 @@ def _conv(layer: Conv2d, inputs):
                 outputs = slice(g * per_group, (g + 1) * per_group)
                 weight = layer.right.codes[outputs, ky, kx].astype(np.int64)
                 acc[..., outputs] += window[..., g * c : (g + 1) * c] @ weight.T
+    return _requantized(layer, acc, inputs[1:])
+
+
+def _products(layer: Conv2d, x, r):
+    x, r = x - layer.input_zero_point, r - layer.right.zero_point
+    if layer.right.pairing is Pairing.ELEMENTS:
+        return x * r + layer.bias
+    r = np.broadcast_to(r, (len(x), *r.shape[1:]))
+    heads = (tokens.reshape(*tokens.shape[:2], layer.groups, -1) for tokens in (x, r))
+    pairs = "wtgc,wugc->wtgu" if layer.right.pairing is Pairing.ROWS else "wtgu,wugc->wtgc"
+    return np.einsum(pairs, *heads).reshape(layer.output.shape) + layer.bias
+
+
+def _requantized(layer: Conv2d, acc, residual):
     q = layer.requantize
     if q is None:
         return acc.astype(np.int32)
     t = (acc << q.fraction) * q.multiplier
     if q.residual is not None:
         r = q.residual
-        t = t + (((inputs[1] - r.zero_point) * r.multiplier) << r.shift.astype(np.int64))
+        t = t + (((residual[0] - r.zero_point) * r.multiplier) << r.shift.astype(np.int64))
     code = _rounded(t, q.shift, q.rounding) + q.zero_point
     return np.clip(code, q.low, q.high).astype(layer.output.dtype)
 
@@ -282,4 +460,50 @@ def _move(layer: Move, inputs):
     return out.astype(layer.output.dtype)
 
 
-_MEANINGS = {Conv2d: _conv, Add: _add, Lut: _lut, MaxPool2d: _pool, Move: _move}
+def _constant(layer: Constant, inputs):
+    return layer.codes
+
+
+def _softmax(layer: Softmax, inputs):
+    h, w, c = layer.input.shape
+    x = inputs[0].reshape(h, w, layer.heads, c // layer.heads)
+    counts = layer.table.astype(np.int64)[x.max(-1, keepdims=True) - x]
+    return _shared_ends(layer, _quotients(counts, counts.sum(-1, keepdims=True), 30))
+
+
+def _norm(layer: Norm, inputs):
+    x, scale = inputs[0], layer.scale
+    count = x.shape[-1]
+    total = x.sum(-1, keepdims=True)
+    variance = count * (x * x).sum(-1, keepdims=True) - total**2
+    root = np.vectorize(math.isqrt)((variance << (2 * scale.lift)) + scale.epsilon)
+    places = scale.lift + scale.fraction
+    normed = _quotients(count * x - total, root, places, half=True)
+    return _shared_ends(layer, normed * scale.gain + scale.bias)
+
+
+def _quotients(numbers, divisor, places, *, half=False):
+    """``numbers * 2^places / divisor`` by a reciprocal of 16 bits."""
+    bits = np.vectorize(lambda d: int(d).bit_length())(divisor)
+    shift = 15 + bits - places
+    product = numbers * (((1 << (15 + bits)) - 1) // divisor)
+    return (product + ((1 << shift) // 2 if half else 0)) >> shift
+
+
+def _shared_ends(layer, sums):
+    q = layer.requantize
+    t = (sums.reshape(layer.output.shape) << q.fraction) * q.multiplier
+    code = _rounded(t, q.shift, q.rounding) + q.zero_point
+    return np.clip(code, q.low, q.high).astype(layer.output.dtype)
+
+
+_MEANINGS = {
+    Conv2d: _conv,
+    Add: _add,
+    Lut: _lut,
+    MaxPool2d: _pool,
+    Move: _move,
+    Constant: _constant,
+    Softmax: _softmax,
+    Norm: _norm,
+}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,6 +108,113 @@ REDUCTIONS: dict[str, Step] = {
     "adaptive": lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1),
     "adaptive_max": lambda x: F.adaptive_max_pool2d(x, 1).flatten(1),
 }
+FACTORS = torch.linspace(0.2, 1, 8)[:, None, None]
+RESIZES: dict[str, Step] = {
+    "nearest": lambda x: F.interpolate(x, scale_factor=2),
+    "nearest_by_half": lambda x: F.interpolate(x, scale_factor=1.5),
+    "nearest_to_a_size": lambda x: F.interpolate(x, (11, 13), mode="nearest-exact"),
+    "bilinear": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "bilinear_by_three_and_eight": lambda x: F.interpolate(x, scale_factor=(3, 8), mode="bilinear"),
+    "bilinear_to_corners": lambda x: F.interpolate(
+        x, scale_factor=2, mode="bilinear", align_corners=True
+    ),
+    "bilinear_smaller": lambda x: F.interpolate(x, (4, 6), mode="bilinear"),
+    "bilinear_of_one_pixel": lambda x: F.interpolate(
+        F.adaptive_avg_pool2d(x, 1), (5, 7), mode="bilinear"
+    ),
+    "bicubic": lambda x: F.interpolate(x, scale_factor=(2, 1.5), mode="bicubic"),
+    "bicubic_to_corners": lambda x: F.interpolate(x, (9, 11), mode="bicubic", align_corners=True),
+    "pixel_shuffle": lambda x: F.pixel_shuffle(x, 2),
+    "pixel_shuffle_of_a_maximum": lambda x: F.pixel_shuffle(F.max_pool2d(x, 2), 2),
+    "pixel_unshuffle": lambda x: F.pixel_unshuffle(x, 2),
+    "rolled": lambda x: torch.roll(x, (2, -3), (2, 3)),
+    "rolled_behind": lambda x: torch.roll(x.permute(0, 2, 3, 1), 1, 2).permute(0, 3, 1, 2),
+    "flipped": lambda x: x.flip(1, 3),
+    "repeated": lambda x: x.repeat(1, 2, 1, 3),
+    "repeated_each": lambda x: x.repeat_interleave(2, 2).repeat_interleave(2, 1),
+    "picked": lambda x: x[:, [3, 1, 1, 0, 5, 6, 7]],
+    "broadcast": lambda x: x.mean(2, keepdim=True) + x.mean(3, keepdim=True),
+    "expanded": lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)).expand_as(x),
+    "filled": lambda x: torch.cat([x, x.amax((2, 3), keepdim=True).expand_as(x)], 1),
+    "scaled_sum": lambda x: torch.addcmul(F.relu(x), x, FACTORS),
+}
+"""Of images of 8 channels and an even size, to another size or order."""
+
+
+def transposed(**how: Any) -> nn.Module:
+    """A transposed convolution with what stands behind one."""
+    norm = nn.BatchNorm2d(8)
+    norm.running_mean.uniform_(-0.2, 0.2)
+    norm.running_var.uniform_(0.05, 0.2)
+    return nn.Sequential(nn.ConvTranspose2d(8, 8, **how), norm, nn.ReLU())
+
+
+TRANSPOSED: dict[str, dict[str, Any]] = {
+    "like a pixel shuffle": {"kernel_size": 2, "stride": 2},
+    "overlapping": {"kernel_size": 4, "stride": 2, "padding": 1},
+    "with output padding": {"kernel_size": 3, "stride": 2, "padding": 1, "output_padding": 1},
+    "with gaps": {"kernel_size": 2, "stride": 3},
+    "dilated": {"kernel_size": 3, "stride": 2, "dilation": 2},
+    "along one axis": {"kernel_size": (1, 4), "stride": (1, 2), "padding": (0, 1)},
+    "without a stride": {"kernel_size": 3, "padding": 1},
+    "cut": {"kernel_size": 5, "stride": 3, "padding": 3, "output_padding": 2},
+    "in groups": {"kernel_size": 4, "stride": 2, "padding": 1, "groups": 2},
+    "by channel": {"kernel_size": 4, "stride": 2, "padding": 1, "groups": 8, "bias": False},
+    "by eight": {"kernel_size": 16, "stride": 8, "padding": 4},
+}
+
+
+GROUP_NORMS: dict[str, Callable[[], nn.Module]] = {
+    "of one group": lambda: nn.GroupNorm(1, 8),
+    "of four groups": lambda: nn.GroupNorm(4, 8, eps=0.1),
+    "of each channel": lambda: nn.InstanceNorm2d(8, affine=True),
+    "without factors": lambda: nn.InstanceNorm2d(8),
+    "of statistics": lambda: nn.InstanceNorm2d(8, track_running_stats=True),
+}
+
+
+def group_norm(name: str) -> nn.Module:
+    """A group norm with factors of all sizes, and a bound behind it."""
+    norm = GROUP_NORMS[name]()
+    for parameter in norm.parameters():
+        nn.init.uniform_(parameter, -0.5, 1.5)
+    return nn.Sequential(norm, nn.ReLU())
+
+
+class RowBlock(nn.Module):
+    """Most of what is done to rows (N, 8, L), L even."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(8, 8, 3, padding="same", dilation=2)
+        self.norm = nn.BatchNorm1d(8)
+        self.gate = nn.Conv1d(8, 8, 1)
+        self.up = nn.ConvTranspose1d(8, 8, 4, 2, 1)
+        self.scale = nn.Parameter(torch.linspace(0.5, 1.5, 8)[:, None])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.norm(self.conv(x)))
+        y = y * torch.sigmoid(self.gate(F.adaptive_avg_pool1d(y, 1)))
+        x = x + self.scale * y
+        left, right = x.chunk(2, 1)
+        late = F.pad(right, (2, 0))[:, :, :-2]
+        x = torch.cat([left, late], 1)
+        up = F.relu(self.up(F.max_pool1d(x, 2)))
+        x = x + up + F.interpolate(F.avg_pool1d(x, 2), scale_factor=2, mode="linear")
+        return torch.cat([x, F.interpolate(x, scale_factor=2), x.flip(2)], 2)
+
+
+def _resize(rng: np.random.Generator, channels: int, size: int) -> tuple[nn.Module, int, int]:
+    """A step that makes images larger, their channels and height."""
+    names = ["nearest", "nearest_by_half", "bilinear", "bilinear_to_corners", "transposed", "flip"]
+    name = str(rng.choice(names))
+    if name == "transposed":
+        made, kernel, padding = (int(rng.integers(*ends)) for ends in ((2, 9), (2, 5), (0, 2)))
+        conv = nn.ConvTranspose2d(channels, made, kernel, 2, padding)
+        return conv, made, (size - 1) * 2 - 2 * padding + kernel
+    if name == "flip":
+        return Applied(lambda x: x.flip(2)), channels, size
+    return Applied(RESIZES[name]), channels, int(size * (1.5 if name == "nearest_by_half" else 2))
 
 
 def random_module(rng: np.random.Generator) -> tuple[nn.Module, tuple[int, ...]]:
@@ -115,7 +223,7 @@ def random_module(rng: np.random.Generator) -> tuple[nn.Module, tuple[int, ...]]
     image = (channels, size, size + int(rng.integers(0, 3)))
     steps: list[nn.Module] = []
     for _ in range(int(rng.integers(1, 6))):
-        kind = rng.choice(["conv", "conv", "function", "join", "pool", "norm"])
+        kind = rng.choice(["conv", "conv", "function", "join", "pool", "norm", "resize"])
         if kind == "conv":
             made = int(rng.integers(2, 13))
             kernel = int(rng.choice([1, 3, 3, 5]))
@@ -138,6 +246,9 @@ def random_module(rng: np.random.Generator) -> tuple[nn.Module, tuple[int, ...]]
             maximum = bool(rng.random() < 0.5)
             steps.append((nn.MaxPool2d if maximum else nn.AvgPool2d)(2))
             size //= 2
+        elif kind == "resize" and size < 9:
+            step, channels, size = _resize(rng, channels, size)
+            steps.append(step)
         elif kind == "norm":
             steps.append(nn.BatchNorm2d(channels))
     if rng.random() < 0.7:

@@ -5,12 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from npu_layers import FLAT, code_limits, conv, meaning
+from npu_layers import FLAT, code_limits, conv, elements, matrices, meaning, norm, softmax
 
-from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d, Move, Operand, Piece, Value
+from targets.layers import (
+    Add,
+    Constant,
+    Conv2d,
+    Layer,
+    Lut,
+    MaxPool2d,
+    Move,
+    Norm,
+    Operand,
+    Pairing,
+    Piece,
+    Softmax,
+    Value,
+)
 from targets.npu.constraints import refusal
 from targets.npu.machine.spec import NpuSpec, load_spec
-from targets.rounding import HALF_UP
+from targets.rounding import FLOOR, HALF_UP
 
 MOST_LAYERS = 8
 MOST_NUMBERS = 6000
@@ -82,12 +96,36 @@ def machine(rng: np.random.Generator) -> NpuSpec:
 
 def network(rng: np.random.Generator, spec: NpuSpec) -> Network:
     """Layers that read each other's tensors in any order; what the machine refuses is left out."""
+    makers = (_conv, _conv, _residual, _conv, _pool, _move, _add, _lut)
+    return _network(rng, spec, _image(rng), makers)
+
+
+def rows(rng: np.random.Generator, spec: NpuSpec) -> Network:
+    """Likewise, every other layer a softmax or a layer norm."""
+    makers = (_conv, _conv, _residual, _elements, _pool, _move, _add, _lut, *4 * (_softmax, _norm))
+    return _network(rng, spec, _image(rng), makers)
+
+
+def _image(rng: np.random.Generator) -> Value:
     shape = tuple(int(n) for n in rng.integers(1, (16, 16, 20)))
-    values = [Value("input", shape, pick(rng, "uint8", "int8"), pick(rng, 8, 8, 8, 4, 2))]
+    return Value("input", shape, pick(rng, "uint8", "int8"), pick(rng, 8, 8, 8, 4, 2))
+
+
+def products(rng: np.random.Generator, spec: NpuSpec) -> Network:
+    """Likewise of layers that multiply tensors by each other: attention and gates."""
+    windows, tokens = pick(rng, 1, 1, 3), int(rng.integers(1, 20))
+    shape = (windows, tokens, int(rng.integers(1, 5)) * pick(rng, 1, 6, 12))
+    first = Value("input", shape, "int8", pick(rng, 8, 8, 4))
+    makers = (_matrices, _matrices, _dense, _elements, _matrices, _constant, _move, _add)
+    return _network(rng, spec, first, makers)
+
+
+def _network(rng: np.random.Generator, spec: NpuSpec, first: Value, makers) -> Network:
+    values = [first]
     layers: list[Layer] = []
     while len(layers) < MOST_LAYERS:
         value = values[-1] if chance(rng, 0.75) else pick(rng, *values)
-        make = pick(rng, _conv, _conv, _residual, _conv, _pool, _move, _add, _lut)
+        make = pick(rng, *makers)
         layer = make(rng, f"layer_{len(layers)}", value, values)
         if layer is None or refusal(layer, spec):
             if chance(rng, 0.1):
@@ -153,6 +191,67 @@ def _random_conv(rng, name, value, channels, kernel, **options) -> Conv2d | None
     return replace(layer, name=name, input=value, output=output, input_zero_point=zero_point)
 
 
+def _dense(rng, name, value, values) -> Conv2d | None:
+    channels = int(rng.integers(1, 5)) * pick(rng, 1, 6, 12)
+    layer = _random_conv(rng, name, value, channels, (1, 1), padding=FLAT)
+    if layer is None or chance(rng, 0.3):
+        return layer
+    output = replace(layer.output, dtype="int8")
+    low, high = code_limits(output)
+    return replace(layer, output=output, requantize=replace(layer.requantize, low=low, high=high))
+
+
+def _matrices(rng, name, value, values) -> Conv2d | None:
+    windows, tokens, channels = value.shape
+    pairs = []
+    for right in values:
+        _, others, deep = right.shape
+        if right.shape[0] not in (1, value.shape[0]) or right.dtype != "int8":
+            continue
+        if deep == channels:
+            heads = pick(rng, *[n for n in (1, 2, 3, 6) if deep % n == 0])
+            pairs.append((right, heads, Pairing.ROWS))
+        if channels % others == 0 and deep % (channels // others) == 0:
+            pairs.append((right, channels // others, Pairing.COLUMNS))
+    if not pairs:
+        return None
+    right, heads, pairing = pick(rng, *pairs)
+    layer = matrices(
+        *(tokens, right.shape[1], right.shape[2], heads, pairing),
+        dtype=value.dtype, out=pick(rng, "int8", "int8", "uint8"), bits=value.bits,
+        multiply=chance(rng, 0.3), fraction=pick(rng, 0, 0, 2), alike=chance(rng, 0.7),
+        windows=windows,
+    )  # fmt: skip
+    if np.prod(layer.output.shape) > MOST_NUMBERS:
+        return None
+    factor = replace(layer.right, value=right)
+    output = replace(layer.output, name=name)
+    return replace(layer, name=name, input=value, right=factor, output=output)
+
+
+def _elements(rng, name, value, values) -> Conv2d | None:
+    fitting = [
+        v for v in values if all(b in (1, a) for a, b in zip(value.shape, v.shape, strict=True))
+    ]
+    right = pick(rng, *fitting)
+    layer = elements(
+        value.shape, right.shape, (value.dtype, right.dtype, pick(rng, "uint8", "int8")),
+        zeros=(int(rng.integers(-9, 9)) if value.dtype == "int8" else 9, pick(rng, 0, 1)),
+        multiplier=pick(rng, 1, 1, 40001), fraction=pick(rng, 0, 3),
+    )  # fmt: skip
+    output = replace(layer.output, name=name)
+    factor = replace(layer.right, value=right)
+    return replace(layer, name=name, input=value, right=factor, output=output)
+
+
+def _constant(rng, name, value, values) -> Constant:
+    shape = pick(rng, value.shape, (1, 1, value.shape[2]), (1, int(rng.integers(1, 9)), 12))
+    dtype = pick(rng, "int8", "int8", "uint8")
+    output = Value(name, shape, dtype)
+    low, high = code_limits(output)
+    return Constant(name, "", output, rng.integers(low, high + 1, shape).astype(dtype))
+
+
 def _pool(rng, name, value, values) -> MaxPool2d | None:
     h, w, c = value.shape
     kernel = tuple(int(n) for n in rng.integers(1, 4, 2))
@@ -193,6 +292,43 @@ def _add(rng, name, value, values) -> Add:
     second = Operand(other, 1, pick(rng, 1, 40001), int(rng.integers(0, 3)))
     shift = int(rng.integers(0, 8))
     return Add(name, "", first, second, output, shift, 1, *code_limits(output), HALF_UP)
+
+
+def _softmax(rng, name, value, values) -> Softmax:
+    channels = value.shape[2]
+    heads = pick(rng, 1, *[d for d in range(1, channels + 1) if channels % d == 0])
+    layer = softmax(
+        value.shape, heads, step=float(rng.uniform(0.01, 1)), **_row_options(rng, value)
+    )
+    return _placed(rng, layer, name, value)
+
+
+def _norm(rng, name, value, values) -> Norm:
+    layer = norm(
+        value.shape,
+        step=float(rng.uniform(0.01, 1)),
+        epsilon=pick(rng, 1e-6, 1e-3, 1.0),
+        zero_point=pick(rng, 0, 3),
+        seed=int(rng.integers(1 << 30)),
+        **_row_options(rng, value),
+    )
+    return _placed(rng, layer, name, value)
+
+
+def _row_options(rng, value):
+    return {
+        "dtype": value.dtype,
+        "out": pick(rng, "uint8", "int8"),
+        "multiplier": pick(rng, 1, 40001),
+        "rounding": pick(rng, HALF_UP, FLOOR),
+    }
+
+
+def _placed(rng, layer: Softmax | Norm, name, value) -> Softmax | Norm:
+    fraction = pick(rng, 0, 0, 1)
+    ends = replace(layer.requantize, fraction=fraction, shift=layer.requantize.shift + fraction)
+    output = replace(layer.output, name=name)
+    return replace(layer, name=name, input=value, output=output, requantize=ends)
 
 
 def _lut(rng, name, value, values) -> Lut:

@@ -16,28 +16,49 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch.fx import Node
 
 from relay_passes.frontend.pointwise import is_pointwise
 from targets.errors import UnsupportedError
-from tvmq.float_model import FloatModel
+from tvmq import token_operators  # noqa: F401  registers the operators
+from tvmq.float_model import FloatModel, constant_of
 
 aten = torch.ops.aten
+own = torch.ops.tvmq
+
+Kind: TypeAlias = Literal[
+    "conv", "linear", "pool", "add", "function", "multiply", "matmul", "softmax", "norm", "constant"
+]
 
 PRODUCTS = (aten.conv2d, aten.linear)
 BOUNDS = (aten.relu, aten.clamp)
-ATTENTION = (aten.layer_norm, aten.softmax, aten.matmul, aten.scaled_dot_product_attention)
-"""Functions of whole tensors, in torch only (``attention_rules.py``)."""
+OF_TENSORS: dict[Any, Kind] = {
+    aten.add: "add",
+    aten.mul: "multiply",
+    own.matmul_rows: "matmul",
+    own.matmul_columns: "matmul",
+    own.softmax: "softmax",
+    aten.layer_norm: "norm",
+    own.constant: "constant",
+}
+"""Operators that make a layer of the tensors that they read, whatever these are."""
 
 MOVES = (aten.max_pool2d, aten.slice, aten.constant_pad_nd, aten.reshape, aten.permute)
 
+WEIGHTED = ("conv", "linear")
+"""Kinds that multiply by weights of their own, which are quantized."""
+
+SUMS_LEAVE = (*WEIGHTED, "pool")
+"""Kinds whose int32 sums may be an output of the network."""
+
+UNSCALED = ("add", "function", "constant")
+"""Kinds that end in no sums of products."""
+
 ENDS = (aten.cat, aten.slice, aten.reshape, aten.permute)
 """Works on real numbers where nothing but outputs of the network are made of the result."""
-
-Kind: TypeAlias = Literal["conv", "linear", "pool", "add", "function"]
 
 
 @dataclass(frozen=True)
@@ -69,8 +90,9 @@ class Layer:
 
     Attributes:
         name: the node that computes: the convolution's, not its ReLU's.
-        kind: "pool" is an average, "function" an elementwise function (a table of codes).
-        inputs: names of the values read, two for "add".
+        kind: "pool" is an average, "function" an elementwise function (a table of codes);
+            "multiply" and "matmul" are products of two tensors.
+        inputs: names of the values read, two for "add" and products, none for "constant".
         output: name of the value made; "" where the int32 sums themselves leave the network.
         residual: name of the value added to the sums before the rounding, or "".
     """
@@ -116,7 +138,7 @@ class Regions:
     @property
     def weighted(self) -> Iterator[Layer]:
         """Layers with weights of the network's own, in order."""
-        return (layer for layer in self.layers.values() if layer.kind in ("conv", "linear"))
+        return (layer for layer in self.layers.values() if layer.kind in WEIGHTED)
 
 
 def find_regions(model: FloatModel) -> Regions:
@@ -164,6 +186,32 @@ def window_of(node: Node) -> Window:
     return Window(kernel, strides, padding, int(divisor))
 
 
+def factor_of(node: Node) -> float:
+    """What all sums of a product of two tensors are multiplied by."""
+    return float(node.args[3]) if op_of(node) in (own.matmul_rows, own.matmul_columns) else 1.0
+
+
+def products_of(node: Node) -> int:
+    """The products that each sum of a product of two tensors is of."""
+    return 1 if op_of(node) is aten.mul else shape_of(node.args[0])[-1] // heads_of(node)
+
+
+def windows_of(node: Node) -> int:
+    """The windows of a product of matrices."""
+    return int(node.args[4])
+
+
+def heads_of(node: Node) -> int:
+    """The heads of a softmax, or of a product of two tensors."""
+    return int(node.args[1] if op_of(node) is own.softmax else node.args[2])
+
+
+def norm_weights(model: FloatModel, node: Node) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factor and summand of a layer norm, float64[C] each."""
+    gamma, beta = (constant_of(model.graph_module, node.args[i]).double() for i in (2, 3))
+    return gamma, beta
+
+
 def _pair(value: object) -> tuple[int, int]:
     values = [value] * 2 if isinstance(value, int) else list(value)  # type: ignore[call-overload]
     return values[0], values[-1]
@@ -198,9 +246,8 @@ class _Finder:
                 self._add_layer(node, "pool", node, [node])
             elif op in BOUNDS or is_pointwise(node.target):
                 self._add_layer(node, "function", node, [node], fuse=False)
-            elif op in ATTENTION:
-                read = [a for a in node.all_input_nodes if a.name in self.carried]
-                self._add_layer(node, "function", node, read, fuse=False)
+            elif op in OF_TENSORS:
+                self._add_of_tensors(node, OF_TENSORS[op])
             elif op in MOVES:
                 self.carried[node.name] = self.carried[node.all_input_nodes[0].name]
             elif op is aten.cat:
@@ -255,12 +302,16 @@ class _Finder:
     def _add_sum(self, node: Node) -> None:
         product = self.sums.get(node)
         if product is None:
-            operands = [a for a in node.args[:2] if isinstance(a, Node)]
-            self._add_layer(node, "add", node, operands)
+            self._add_of_tensors(node, "add")
             return
         (other,) = (a for a in node.all_input_nodes if a is not product)
         kind: Kind = "linear" if op_of(product) is aten.linear else "conv"
         self._add_layer(product, kind, node, [product], self.carried[other.name])
+
+    def _add_of_tensors(self, node: Node, kind: Kind) -> None:
+        read = [a for a in node.args if isinstance(a, Node) and a.name in self.carried]
+        fuse = kind in ("add", "multiply", "matmul")
+        self._add_layer(node, kind, node, [] if kind == "constant" else read, fuse=fuse)
 
     def _add_layer(
         self,
@@ -273,7 +324,7 @@ class _Finder:
         fuse: bool = True,
     ) -> None:
         """Record the layer that computes at ``node`` and, with its additions, ends at ``end``."""
-        direct = kind == "add" or op_of(node) in ATTENTION
+        direct = kind in OF_TENSORS.values()
         sources = readers if direct else [r.all_input_nodes[0] for r in readers]
         inputs = tuple(self.carried[source.name] for source in sources)
         bound = next(iter(end.users)) if fuse and len(end.users) == 1 else None
@@ -281,7 +332,7 @@ class _Finder:
         if bound is not None and op_of(bound) in BOUNDS:
             self.fused.add(bound)
             output = self._add_value(bound, bound, node.name)
-        elif kind in ("add", "function") or residual or not self._leaves(end):
+        elif kind not in SUMS_LEAVE or residual or not self._leaves(end):
             output = self._add_value(end, end if op_of(end) in BOUNDS else None, node.name)
         self.layers[node.name] = Layer(node.name, kind, inputs, output, residual)
 
@@ -312,7 +363,7 @@ class _Finder:
         return frozenset(
             layer.name
             for layer in self.layers.values()
-            if layer.kind in ("conv", "linear") and inputs.intersection(layer.inputs)
+            if layer.kind in WEIGHTED and inputs.intersection(layer.inputs)
         )
 
     def _last(self) -> frozenset[str]:

@@ -5,8 +5,9 @@ matmul(left, right)                      columns
 multiply(left, right)                    elements, the right one broadcast where it has size 1
 
 ``left`` and ``right`` are terms: codes in int32, less their zero point. Those of a matmul are
-[N, T, C], images of one row. With groups, as of attention's heads, both are split first,
-``permute_dims(reshape(codes, [N, T, g, C / g]))``, and the sums are joined likewise.
+[N, T, C], or [N, H, T, C] where each row of an image is multiplied by the same row of the other.
+With groups, as of attention's heads, both are split first, ``permute_dims(reshape(codes,
+[..., T, g, C / g]))`` to [..., g, T, C / g], and the sums are joined likewise.
 """
 
 from __future__ import annotations
@@ -19,9 +20,6 @@ from tvm import relax
 from relay_passes.forms.term import Term, emit_term, match_term
 from relay_passes.relax_nodes import Emit, Expr, Graph, dtype_of, ints, shape_of
 from targets.layers import Pairing
-
-GROUPS_FIRST = (0, 2, 1, 3)
-"""[N, T, g, C] becomes [N, g, T, C], and back."""
 
 NO_TENSORS = "multiplies something else than two tensors of codes to int32 sums"
 
@@ -93,8 +91,9 @@ def match_multiplied(graph: Graph, expr: Expr) -> Multiplied | str:
     a = left.codes
     if groups > 1:
         a, b = _match_split(graph, a, groups), _match_split(graph, b, groups)
-    if a is None or b is None or len(shape_of(a)) != 3 or len(shape_of(b)) != 3:
-        return "multiplies matrices that are no images of one row, its channels split in groups"
+    ranks = [0 if codes is None else len(shape_of(codes)) for codes in (a, b)]
+    if ranks not in ([3, 3], [4, 4]):
+        return "multiplies matrices that are no rows of images, their channels split in groups"
     return Multiplied(a, left.zero_point, Factor(b, right.zero_point, pairing), groups)
 
 
@@ -129,29 +128,38 @@ def _turned(matrices: Expr) -> tuple[int, ...]:
     return (*range(rank - 2), rank - 1, rank - 2)
 
 
+def _groups_first(rank: int) -> tuple[int, ...]:
+    """[..., T, g, C] becomes [..., g, T, C], and back."""
+    return (*range(rank - 3), rank - 2, rank - 3, rank - 1)
+
+
 def _split(emit: Emit, codes: Expr, groups: int) -> Expr:
-    """[N, T, C] as [N, groups, T, C / groups]."""
-    n, t, c = shape_of(codes)
-    split = emit(relax.op.reshape(codes, (n, t, groups, c // groups)))
-    return emit(relax.op.permute_dims(split, GROUPS_FIRST))
+    """[..., T, C] as [..., groups, T, C / groups]."""
+    *outer, c = shape_of(codes)
+    split = emit(relax.op.reshape(codes, (*outer, groups, c // groups)))
+    return emit(relax.op.permute_dims(split, _groups_first(len(outer) + 2)))
 
 
 def _match_split(graph: Graph, expr: Expr, groups: int) -> Expr | None:
     permuted = graph.match(expr, "permute_dims")
-    if permuted is None or ints(permuted.attrs.axes) != GROUPS_FIRST:
+    if permuted is None or not _exchanges_groups(permuted):
         return None
     split = graph.match(permuted.args[0], "reshape")
-    if split is None or shape_of(split)[1:3] != (shape_of(split.args[0])[1], groups):
+    if split is None or shape_of(split)[1:-1] != (*shape_of(split.args[0])[1:-1], groups):
         return None
     return split.args[0]
 
 
+def _exchanges_groups(permuted: Expr) -> bool:
+    axes = ints(permuted.attrs.axes)
+    return len(axes) > 3 and axes == _groups_first(len(axes))
+
+
 def _joined(emit: Emit, sums: Expr) -> Expr:
-    """[N, groups, T, K / groups] as [N, T, K]."""
-    n, groups, t, k = shape_of(sums)
-    return emit(
-        relax.op.reshape(emit(relax.op.permute_dims(sums, GROUPS_FIRST)), (n, t, groups * k))
-    )
+    """[..., groups, T, K / groups] as [..., T, K]."""
+    *outer, groups, t, k = shape_of(sums)
+    turned = emit(relax.op.permute_dims(sums, _groups_first(len(outer) + 3)))
+    return emit(relax.op.reshape(turned, (*outer, t, groups * k)))
 
 
 def _match_joined(graph: Graph, expr: Expr) -> tuple[int, Expr | None]:
@@ -160,8 +168,8 @@ def _match_joined(graph: Graph, expr: Expr) -> tuple[int, Expr | None]:
     if joined is None:
         return 1, graph.match(expr, "matmul")
     permuted = graph.match(joined.args[0], "permute_dims")
-    if permuted is None or ints(permuted.attrs.axes) != GROUPS_FIRST:
+    if permuted is None or not _exchanges_groups(permuted):
         return 1, None
-    _, t, groups, k = shape_of(permuted)
+    *outer, groups, k = shape_of(permuted)[1:]
     matmul = graph.match(permuted.args[0], "matmul")
-    return groups, matmul if shape_of(joined)[1:] == (t, groups * k) else None
+    return groups, matmul if shape_of(joined)[1:] == (*outer, groups * k) else None

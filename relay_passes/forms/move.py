@@ -7,7 +7,8 @@ reshape(x)                                       the same bytes under another sh
 reshape(permute_dims(reshape(x)))                the same bytes, or channels in another order
 
 A slice of a slice that nothing else reads is one box; a padding or concatenation takes the boxes in
-front of it along, so that ``pad(x[:, ::2, ::2])`` is one move. A row of reshapes and
+front of it along, so that ``pad(x[:, ::2, ::2])`` is one move, and so is a concatenation of
+concatenations. A row of reshapes and
 transpositions that puts the channels of each pixel into another order, as ShuffleNet's shuffle
 does, is a ``Shuffle``: an array of multipliers moves single bytes faster than a DMA unit.
 
@@ -87,14 +88,30 @@ def match_move(graph: Graph, var: Var) -> Move | Shuffle | str:
         box = _box(graph, call.args[0])
         return Move((replace(box, at=before),), int(call.attrs.pad_value))
     if op == "concat":
-        axis = int(call.attrs.axis) - len(shape_of(var))
-        boxes, at = [], [0, 0, 0]
-        for field in call.args[0].fields:
-            box = _box(graph, field)
-            boxes.append(replace(box, at=(at[0], at[1], at[2])))
-            at[axis] += box.size[axis]
-        return Move(tuple(boxes))
+        return Move(tuple(_side_by_side(graph, var)))
     return f"no layer is made of '{op}'"
+
+
+def _side_by_side(graph: Graph, var: Var) -> Iterator[Box]:
+    """The boxes of a concatenation, and of those in it that nothing else reads, and it once."""
+    todo: list[tuple[Var, list[int]]] = [(var, [0, 0, 0])]
+    first = True
+    while todo:
+        part, at = todo.pop()
+        call = graph.match(part, "concat")
+        if call is None or not (
+            first or (len(graph.users(part)) == 1 and not graph.is_output(part))
+        ):
+            box = _box(graph, part)
+            yield replace(box, at=(at[0], at[1], at[2]))
+            continue
+        first = False
+        axis = int(call.attrs.axis) - len(shape_of(part))
+        inner = []
+        for field in call.args[0].fields:
+            inner.append((field, list(at)))
+            at[axis] += _last_three(shape_of(field)[1:], 1)[axis]
+        todo += reversed(inner)
 
 
 def _box(graph: Graph, var: Var) -> Box:

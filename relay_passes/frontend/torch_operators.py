@@ -18,10 +18,17 @@ import numpy as np
 from torch import fx
 from tvm import relax
 
+from relay_passes.forms.head_products import (
+    HeadProduct,
+    HeadSoftmax,
+    emit_head_product,
+    emit_head_softmax,
+)
 from relay_passes.forms.quantization import Dequantize, Quantize, emit_dequantize, emit_quantize
 from relay_passes.frontend.pointwise import table_of
 from relay_passes.relax_nodes import Array, Emit, Expr, Var, constant, shape_of
 from targets.code_range import code_range
+from targets.layers import Pairing
 from targets.rounding import Rounding, RoundingMode
 
 
@@ -203,6 +210,48 @@ def _with_bias(node: fx.Node, importer: Importer, product: Expr, bias: Array | N
     return importer.emit(total, node.name)
 
 
+def _multiply(node: fx.Node, importer: Importer) -> Var:
+    a, b = node.args
+    right = importer.env[b] if isinstance(b, fx.Node) else _scalar(b)
+    return importer.emit(relax.op.multiply(importer.env[a], right), node.name)
+
+
+def _head_product(pairing: Pairing) -> Converter:
+    def convert(node: fx.Node, importer: Importer) -> Expr:
+        x, y, heads, _, windows = node.args
+        product = HeadProduct(importer.env[x], importer.env[y], heads, windows, pairing)
+        return emit_head_product(importer.emit, product, node.name)
+
+    return convert
+
+
+def _softmax(node: fx.Node, importer: Importer) -> Expr:
+    source, _, heads, factor = node.args
+    softmax = emit_head_softmax(importer.emit, HeadSoftmax(importer.env[source], heads), node.name)
+    if factor == 1.0:
+        return softmax
+    return importer.emit(relax.op.multiply(softmax, _scalar(factor)), node.name)
+
+
+def _norm(node: fx.Node, importer: Importer) -> Var:
+    source, _, gamma, beta, gain_step, eps = node.args
+    codes = constant(np.rint(importer.arrays[gamma] / gain_step), "int32")
+    factors = Dequantize(codes, np.asarray(gain_step, np.float64), 0)
+    summands = constant(importer.arrays[beta], "float64")
+    gain = emit_dequantize(importer.emit, factors, f"{node.name}_gain")
+    x = importer.env[source]
+    normed = relax.op.nn.layer_norm(x, gain, summands, axes=[-1], epsilon=float(eps))
+    return importer.emit(normed, node.name)
+
+
+def _constant(node: fx.Node, importer: Importer) -> Var:
+    """A tensor of the model for each image."""
+    like, value = node.args
+    stored = constant(importer.arrays[value], "float64")
+    shape = (shape_of(importer.env[like])[0], *shape_of(stored)[1:])
+    return importer.emit(relax.op.broadcast_to(stored, shape), node.name)
+
+
 def pointwise(node: fx.Node, importer: Importer) -> Var:
     """Any function of one tensor: an element of its table, by the code that the tensor holds."""
     read = _quantizers(node.args[0])
@@ -236,4 +285,11 @@ CONVERTERS: dict[str, Converter] = {
     "slice.Tensor": _slice,
     "constant_pad_nd.default": _pad,
     "permute.default": _permute,
+    "mul.Tensor": _multiply,
+    "mul.Scalar": _multiply,
+    "matmul_rows.default": _head_product(Pairing.ROWS),
+    "matmul_columns.default": _head_product(Pairing.COLUMNS),
+    "integer_softmax.default": _softmax,
+    "integer_norm.default": _norm,
+    "constant.default": _constant,
 }

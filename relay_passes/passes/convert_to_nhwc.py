@@ -162,6 +162,13 @@ def _reshape(rewriter: Rewriter, call: Expr, args: list[Expr]) -> Expr:
     return relax.op.permute_dims(image, TO_NHWC)
 
 
+def _broadcast_to(_: Rewriter, call: Expr, args: list[Expr]) -> Expr:
+    wanted = list(call.args[1].values)
+    return relax.op.broadcast_to(
+        args[0], [wanted[axis] for axis in TO_NHWC] if len(wanted) == 4 else wanted
+    )
+
+
 _BUILD = {
     "nn.conv2d": _conv2d,
     "nn.max_pool2d": _max_pool2d,
@@ -170,4 +177,5 @@ _BUILD = {
     "strided_slice": _strided_slice,
     "permute_dims": _permute_dims,
     "reshape": _reshape,
+    "broadcast_to": _broadcast_to,
 }

@@ -1,6 +1,7 @@
 """Turn the quantized weights into constants.
 
-    quantize(constant weight)  -->  constant int8 codes
+    quantize(constant weight)                -->  constant int8 codes
+    quantize(constant, for each image)       -->  constant codes, for each image
 
 Their dequantize stays; the lowering passes read the step from it.
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 import tvm
-from tvm import IRModule
+from tvm import IRModule, relax
 
 from relay_passes.forms.quantization import match_quantize
 from relay_passes.relax_nodes import (
@@ -37,8 +38,13 @@ class QuantizeConstants:
 
 def _visit(rewriter: Rewriter, var: Var, _value: Expr) -> Expr | None:
     quantize = match_quantize(rewriter.graph, var)
-    if quantize is None or not is_constant(quantize.source):
+    if quantize is None:
         return None
-    reals = array_of(quantize.source) / quantize.step
+    repeated = rewriter.graph.match(quantize.source, "broadcast_to")
+    source = quantize.source if repeated is None else repeated.args[0]
+    if not is_constant(source):
+        return None
+    reals = array_of(source) / quantize.step
     codes = round_reals(reals, quantize.rounding, var.name) + quantize.zero_point
-    return constant(np.clip(codes, quantize.low, quantize.high), quantize.dtype)
+    held = constant(np.clip(codes, quantize.low, quantize.high), quantize.dtype)
+    return held if repeated is None else relax.op.broadcast_to(held, repeated.args[1])

@@ -2,7 +2,8 @@
 
 A float may be computed from the network's inputs alone (the quantize), or be used by nothing but
 other floats (the dequantize), and there only by the operators that those two consist of, and by
-moves: outputs of the network may be joined from tensors with steps of their own.
+moves: outputs of the network may be joined from tensors with steps of their own. The whole root of
+an integer goes through a float64, which holds it exactly (``forms/norm.py``).
 
 Needs: every lowering pass. Leaves: the module as it is, or an error that names the value.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import tvm
 from tvm import IRModule
 
+from relay_passes.forms.norm import floats_of_root
 from relay_passes.operators import MOVES
 from relay_passes.relax_nodes import Expr, Graph, Var, is_float, op_of, variables_in
 from targets.errors import UnsupportedError
@@ -58,8 +60,9 @@ def verify_integer(mod: IRModule) -> None:
         if any(user in to_integers or _is_integer(user) for user in graph.users(var)):
             to_integers.add(var)
 
+    exact = {var for root, _ in graph.bindings for var in floats_of_root(graph, root)}
     for var, value in graph.bindings:
-        if not _is_integer(var) and op_of(value):
+        if not _is_integer(var) and op_of(value) and var not in exact:
             after, before = var in from_integers, var in to_integers
             allowed = _DEQUANTIZE if after else _QUANTIZE
             if (after and before) or op_of(value) not in allowed:

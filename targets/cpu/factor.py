@@ -62,18 +62,20 @@ def _matrices(layer: Conv2d, factor: Factor, x: te.Tensor, r: te.Tensor) -> Call
     block = LANES * VECTORS
     padded = -(-each // block) * block
 
-    def laid_out(b: Expr, g: Expr, c: Expr, k: Expr) -> Expr:
-        rows = factor.pairing is Pairing.ROWS
-        code = r[(b, 0, k, g * C + c) if rows else (b, 0, c, g * each + k)]
+    rows = factor.value.shape[0]
+
+    def laid_out(b: Expr, y: Expr, g: Expr, c: Expr, k: Expr) -> Expr:
+        turned = factor.pairing is Pairing.ROWS
+        code = r[(b, y, k, g * C + c) if turned else (b, y, c, g * each + k)]
         zero = tirx.const(0, "int32")
         return tirx.if_then_else(k < each, _centred(code, factor.zero_point), zero)
 
-    right = te.compute((n, layer.groups, C, padded), laid_out, name="right")
+    right = te.compute((n, rows, layer.groups, C, padded), laid_out, name="right")
     channel = te.reduce_axis((0, C), name="c")
 
     def summed(b: Expr, y: Expr, p: Expr, g: Expr, k: Expr) -> Expr:
         left = _centred(x[b, y, p, g * C + channel], layer.input_zero_point)
-        return te.sum(left * right[b, g, channel, k], axis=channel)
+        return te.sum(left * right[b, y if rows > 1 else 0, g, channel, k], axis=channel)
 
     sums = te.compute((n, height, width, layer.groups, padded), summed, name="sums")
     return lambda b, y, p, k: sums[b, y, p, k // each, k % each]

@@ -15,7 +15,7 @@ import numpy as np
 from tvm import ir, tirx
 
 from targets.code_range import type_range
-from targets.layers import Add, Conv2d, Ints, Requantize
+from targets.layers import Add, Conv2d, Ints, Norm, Requantize, Softmax
 from targets.rounding import HALF_UP, check_executed
 from targets.sum_bounds import CodeRange, SumBounds, needs_int64
 
@@ -91,7 +91,11 @@ class Epilogue:
 
 
 def round_and_clamp(
-    t: Expr, kind: str, shift: Expr, ends: Requantize | Add, layer: Conv2d | Add
+    t: Expr,
+    kind: str,
+    shift: Expr,
+    ends: Requantize | Add,
+    layer: Conv2d | Add | Softmax | Norm,
 ) -> Expr:
     """The code of a wide integer: ``clamp(round(t, shift) + zero_point, low, high)``.
 

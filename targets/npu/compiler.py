@@ -4,7 +4,7 @@
     generate its instructions -> tokens from hazards -> HALT
 
 What does not stay in ACT lives in the arena, a region of DRAM whose bytes are reused once nobody
-reads them.
+reads them; tensors that belong to the network lie among the constants.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from targets.layers import Layer, Value
+from targets.layers import Constant, Layer, Value
 from targets.npu.emit.codegen import Scratchpads, generate
 from targets.npu.emit.emitted import Emitted, Place
 from targets.npu.emit.tokens import Footprint, derive_tokens
@@ -42,12 +42,16 @@ def compile_layers(
         spec: the machine.
     """
     plan = plan_layers(layers, inputs, outputs, spec)
-    near = {name: resident.place for resident in plan.residents for name in resident.names}
-    places, arena_bytes = _place_tensors(plan.layers, inputs, outputs, near)
+    constants = _Constants()
+    given = {name: resident.place for resident in plan.residents for name in resident.names}
+    for planned in plan.layers:
+        layer = planned.job.layer
+        if planned.idle and isinstance(layer, Constant):
+            given[layer.output.name] = constants.add(layer.codes)
+    places, arena_bytes = _place_tensors(plan.layers, inputs, outputs, given)
     fills: defaultdict[int, list[Emitted]] = defaultdict(list)
     for resident in plan.residents:
         fills[resident.first] += resident.border_fills()
-    constants = _Constants()
     scratchpads = Scratchpads()
     emitted: list[Emitted] = []
     spans = []
@@ -117,17 +121,18 @@ def _place_tensors(
     layers: Sequence[Planned],
     inputs: Sequence[Value],
     outputs: Sequence[Value],
-    near: Mapping[str, Place],
+    given: Mapping[str, Place],
 ) -> tuple[dict[str, Place], int]:
-    """Places of all tensors by name, those in ``near`` given, and the arena's size."""
-    root = {p.job.output.value.name: p.job.inputs[0].value.name for p in layers if p.idle}
+    """Places of all tensors by name, and the arena's size."""
+    shared = [p.job for p in layers if p.idle and p.job.inputs]
+    root = {job.output.value.name: job.inputs[0].value.name for job in shared}
 
     def storage(name: str) -> str:
         while name in root:
             name = root[name]
         return name
 
-    places = dict(near)
+    places = dict(given)
     for region, values in ((INPUTS, inputs), (OUTPUTS, outputs)):
         offset = 0
         for value in values:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from targets.errors import CapacityError
-from targets.layers import Layer, Move, Value
+from targets.layers import Constant, Layer, Move, Value
+from targets.npu.kinds.cost import NOTHING
 from targets.npu.kinds.table import Planned, kind_of, plan
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.resident import Resident, choose_residents
@@ -65,8 +66,12 @@ def _planned(layers: Sequence[Layer], outside: set[str], spec: NpuSpec) -> list[
         planned, narrow = [], set[str]()
         for layer in layers:
             tensors = {v.name: Stored(v, bits[v.name]) for v in (*layer.inputs, layer.output)}
+            job = Job(layer, tensors, spec, spec.sram.act.bytes)
+            if isinstance(layer, Constant) and layer.output.name not in outside:
+                planned.append(Planned(job, None, NOTHING))
+                continue
             try:
-                planned.append(plan(Job(layer, tensors, spec, spec.sram.act.bytes)))
+                planned.append(plan(job))
             except CapacityError:
                 own = {name for name in tensors if bits[name] < 8}
                 if not own:
@@ -102,12 +107,13 @@ def _copied_where_needed(
 ) -> list[Layer]:
     """The layers, a reshape turned into a copy where sharing its input's bytes would not do.
 
-    Inputs and outputs of a program have places of their own, so a reshape of one into another has
-    to move bytes.
+    Inputs, outputs and constants of a program have places of their own, so a reshape of one into
+    another has to move bytes.
     """
     wanted = {value.name for value in outputs}
     reshaped = {layer.output.name for layer in layers if kind_of(layer).same_bytes(layer)}
-    fixed = {value.name for value in inputs} | wanted - reshaped
+    constants = {layer.output.name for layer in layers if isinstance(layer, Constant)}
+    fixed = {value.name for value in inputs} | constants | wanted - reshaped
     root: dict[str, str] = {}
     result: list[Layer] = []
     for layer in layers:

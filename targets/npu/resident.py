@@ -182,4 +182,6 @@ def _with_resident(planned: Planned, resident: Resident) -> Planned:
     left = min(job.act_bytes, resident.address)
     if not moved and left == job.act_bytes:
         return planned
+    if planned.idle:
+        return replace(planned, job=replace(job, tensors={**job.tensors, **moved}))
     return plan(replace(job, tensors={**job.tensors, **moved}, act_bytes=left))

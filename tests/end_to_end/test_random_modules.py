@@ -8,13 +8,19 @@ import torch
 from placed_modules import run_placed
 from random_modules import (
     FUNCTIONS,
+    GROUP_NORMS,
     JOINS,
     JUMPS,
     REDUCTIONS,
+    RESIZES,
+    TRANSPOSED,
     Applied,
     Between,
     Combined,
+    RowBlock,
+    group_norm,
     random_module,
+    transposed,
 )
 from torch import nn
 
@@ -89,6 +95,43 @@ def test_what_joins_two_tensors(name):
 def test_reductions(name):
     module = nn.Sequential(nn.Conv2d(3, 8, 3), Applied(REDUCTIONS[name]), nn.Linear(8, 5))
     check(module, (3, 8, 11), devices=name in ("sum", "max_twice"))
+
+
+@pytest.mark.parametrize("name", RESIZES)
+def test_other_sizes_and_orders(name):
+    devices = name in ("nearest", "bilinear", "pixel_shuffle_of_a_maximum", "pixel_unshuffle")
+    check(Between(RESIZES[name]), (3, 6, 8), devices=devices)
+
+
+@pytest.mark.parametrize("name", TRANSPOSED)
+def test_transposed_convolutions(name):
+    module = Between(transposed(**TRANSPOSED[name]))
+    check(module, (3, 5, 6), devices=name in ("cut", "in groups"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*RESIZES, *TRANSPOSED])
+def test_other_sizes_on_all_devices(name):
+    step = RESIZES[name] if name in RESIZES else transposed(**TRANSPOSED[name])
+    check(Between(step), (3, 6, 8), devices=True)
+
+
+@pytest.mark.parametrize("name", GROUP_NORMS)
+def test_group_norms(name):
+    check(Between(group_norm(name)), (3, 6, 7), devices=name == "of four groups")
+
+
+def test_group_norms_of_rows():
+    module = nn.Sequential(nn.Conv1d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv1d(8, 4, 1))
+    check(module, (3, 12), devices=False)
+
+
+@pytest.mark.parametrize("end", ["rows", "means"])
+def test_rows(end):
+    layers = [nn.Conv1d(5, 8, 3), RowBlock(), nn.Conv1d(8, 3, 1)]
+    if end == "means":
+        layers += [nn.AdaptiveAvgPool1d(1), nn.Flatten()]
+    check(nn.Sequential(*layers), (5, 18), devices=end == "rows")
 
 
 def test_slopes_by_channel():

@@ -2,6 +2,7 @@
 
 import sys
 
+import pytest
 from form_checks import module_of, tensor
 from tvm import relax
 
@@ -35,6 +36,39 @@ def test_a_chain_deeper_than_the_recursion_limit():
     assert read == list(range(-1, depth - 1))
     assert [value.name for value in network.inputs] == ["x_codes"]
     assert len(place(mod, network, None).placements) == depth
+
+
+def test_rows_of_an_input_are_images_of_one_row():
+    x = tensor("x", (1, 6, 10), "float32")
+
+    def write(emit):
+        rows = emit(relax.op.reshape(_codes(emit, x), (1, 6, 1, 10)))
+        image = emit(relax.op.permute_dims(rows, [0, 2, 3, 1]), "image")
+        return emit(relax.op.nn.max_pool2d(image, [1, 1], layout="NHWC"))
+
+    network = read_layers(module_of([x], write))
+    assert [layer.kind for layer in network.layers] == ["max_pool2d"]
+    assert [(value.name, value.shape) for value in network.inputs] == [("image", (1, 10, 6))]
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 10), (1, 60)], ids=["rows", "flat"])
+def test_what_turns_an_output_is_no_layer(shape):
+    x = tensor("x", (1, 1, 10, 6), "float32")
+
+    def write(emit):
+        pooled = emit(relax.op.nn.max_pool2d(_codes(emit, x), [1, 1], layout="NHWC"), "pooled")
+        turned = emit(relax.op.permute_dims(pooled, [0, 3, 1, 2]))
+        return emit(relax.op.reshape(turned, shape))
+
+    network = read_layers(module_of([x], write))
+    assert [layer.kind for layer in network.layers] == ["max_pool2d"]
+    assert [value.name for value in network.outputs] == ["pooled"]
+
+
+def test_an_output_of_another_shape_alone_stays_a_layer():
+    x = tensor("x", (1, 1, 10, 6), "float32")
+    mod = module_of([x], lambda emit: emit(relax.op.reshape(_codes(emit, x), (1, 60))))
+    assert [layer.kind for layer in read_layers(mod).layers] == ["move"]
 
 
 def test_shared_tensors_are_read_once():

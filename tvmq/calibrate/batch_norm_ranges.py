@@ -26,10 +26,11 @@ from tvmq.calibrate.calibrate import Calibration, with_joined
 from tvmq.calibrate.channel_ranges import ChannelRange, channel_axis, watched_nodes
 from tvmq.calibrate.observers import SIDE_BINS, Floats, Histogram
 from tvmq.data.preprocessing import Preprocessing
-from tvmq.float_model import FloatModel
+from tvmq.float_model import FloatModel, constant_of
 from tvmq.regions import BOUNDS, MOVES, bounds_of, find_regions, op_of, shape_of
 
 aten = torch.ops.aten
+own = torch.ops.tvmq
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -38,6 +39,9 @@ INPUT_ASSUMED = "assumed images normalised as for ImageNet (give --mean and --st
 
 SPREADS = 6.0
 """Standard deviations beyond which a normal value is taken not to occur."""
+
+UNBOUNDED = 1e30
+"""In place of infinity where it is multiplied by 0."""
 
 NAMED = 3
 """Values that a message names."""
@@ -176,19 +180,28 @@ def _propagate(model: FloatModel, node: Node, spreads: dict[Node, Spread]) -> Sp
         return Spread(mean, std, torch.full_like(mean, -math.inf), torch.full_like(mean, math.inf))
     op = op_of(node)
     if op is aten.conv2d or op is aten.linear:
-        return None
+        source = spreads.get(node.all_input_nodes[0])
+        if op is aten.linear or source is None or not _interpolates(model, node):
+            return None
+        return _between(source, constant_of(model.graph_module, node.args[1]).double(), node)
+    if op is own.constant:
+        value = constant_of(model.graph_module, node.args[1]).double()
+        return Spread(value, torch.zeros_like(value), value, value)
     sources = [spreads.get(source) for source in node.all_input_nodes]
     known = [source for source in sources if source is not None]
     if len(known) < len(sources):
         return None
     if op is aten.cat:
-        shapes = [shape_of(source) for source in node.all_input_nodes]
-        return _joined(known, shapes, int(node.args[1]))
+        parts = node.args[0]  # of which one may be there several times
+        shapes = [shape_of(part) for part in parts]
+        return _joined([spreads[part] for part in parts], shapes, int(node.args[1]))
+    if op is aten.mul:
+        return _product(*(known * 2)[:2])
     if op is aten.add:
-        parts = [k.mapped(lambda x: x) for k in (known * 2)[:2]]
+        terms = [k.mapped(lambda x: x) for k in (known * 2)[:2]]
         return Spread(
-            parts[0].mean + parts[1].mean,
-            (parts[0].std ** 2 + parts[1].std ** 2).sqrt(),
+            terms[0].mean + terms[1].mean,
+            (terms[0].std ** 2 + terms[1].std ** 2).sqrt(),
             (known * 2)[0].low + (known * 2)[1].low,
             (known * 2)[0].high + (known * 2)[1].high,
         )
@@ -203,6 +216,43 @@ def _propagate(model: FloatModel, node: Node, spreads: dict[Node, Spread]) -> Sp
         return _averaged(x, call, read, shape)
     assert op in MOVES, op
     return x.moved(call, read)
+
+
+def _product(a: Spread, b: Spread) -> Spread:
+    """The spread of a product of two independent values."""
+    a, b = (
+        Spread(
+            cut.mean, cut.std, *(bound.clamp(-UNBOUNDED, UNBOUNDED) for bound in (x.low, x.high))
+        )
+        for x, cut in ((x, x.mapped(lambda y: y)) for x in (a, b))
+    )
+    corners = torch.stack(
+        torch.broadcast_tensors(a.low * b.low, a.low * b.high, a.high * b.low, a.high * b.high)
+    )
+    variance = (a.mean * b.std) ** 2 + (b.mean * a.std) ** 2 + (a.std * b.std) ** 2
+    return Spread(a.mean * b.mean, variance.sqrt(), corners.amin(0), corners.amax(0))
+
+
+def _interpolates(model: FloatModel, node: Node) -> bool:
+    """Whether a convolution gives something between neighbours of the same channel."""
+    weight = constant_of(model.graph_module, node.args[1])
+    inside = node.args[2] is None and not any(node.args[4])
+    depthwise = node.args[6] == len(weight) == shape_of(node.args[0])[1]
+    sums = weight.double().flatten(1).sum(1)
+    return inside and depthwise and bool((weight >= 0).all() and ((sums - 1).abs() < 1e-5).all())
+
+
+def _between(x: Spread, weight: torch.Tensor, node: Node) -> Spread:
+    """The spread of an interpolation: neighbours resemble each other, so it is theirs."""
+    read = shape_of(node.args[0])
+
+    def mean(part: torch.Tensor) -> torch.Tensor:
+        if part.shape[2:] == (1, 1):
+            return part
+        finite = part.expand(1, *read[1:]).clamp(-UNBOUNDED, UNBOUNDED)
+        return _held(aten.conv2d(finite, weight, None, *node.args[3:]))
+
+    return Spread(*(mean(part) for part in (x.mean, x.std, x.low, x.high)))
 
 
 def _held(x: torch.Tensor) -> torch.Tensor:

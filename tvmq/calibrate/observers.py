@@ -136,17 +136,20 @@ class Codes:
     reason: str
 
 
-def choose_codes(histogram: Histogram, bits: int, settings: Settings) -> Codes:
+def choose_codes(
+    histogram: Histogram, bits: int, settings: Settings, *, symmetric: bool = False
+) -> Codes:
     """The best step, zero point and type for a tensor.
 
     Nothing negative: unsigned. Both signs: signed about zero; but if one side is less than a
-    quarter of the other (a SiLU), unsigned with a zero point, which wastes fewer codes.
+    quarter of the other (a SiLU), unsigned with a zero point, which wastes fewer codes, unless the
+    codes must be ``symmetric``: then zero is the code of 0.0 in any case.
     """
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
     if low == high == 0.0 or histogram.limit == 0.0:
         return Codes(STEP_OF_ZEROS, 0, False, "always 0")
     smaller, larger = sorted((-low, high))
-    signed = low < 0 and smaller >= larger / 4
+    signed = low < 0 and (symmetric or smaller >= larger / 4)
     candidates = _candidates(histogram, bits, signed, settings)
     centres, counts = histogram.occupied()
     power = 2.4 if settings.calib_method == "lp" else 2.0

@@ -11,6 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from targets.causes import cause_of, first_line
 from targets.refusal import Refusal
+from tvmq import token_operators  # noqa: F401  registers the operators
 from tvmq.float_model import Origin
 
 aten = torch.ops.aten
@@ -47,14 +48,16 @@ class CanonicalGraph:
         root: holds the constants, under flat names.
         origins: where each node comes from, by name.
         batch: size of axis 0 in these tensors.
+        program_batch: size of the program's batch, or a number that stands for a dynamic one.
     """
 
-    def __init__(self, batch: int) -> None:
+    def __init__(self, batch: int, program_batch: int) -> None:
         self.graph = Graph()
         self.root = torch.nn.Module()
         self.origins: dict[str, Origin] = {}
-        self.batch = batch
+        self.batch, self.program_batch = batch, program_batch
         self.origin = Origin()
+        self._first: Node | None = None
         self._constants: dict[str, Node] = {}
 
     def input(self, name: str, shape: Sequence[int]) -> Node:
@@ -62,7 +65,17 @@ class CanonicalGraph:
         node = self.graph.placeholder(name)
         node.meta["val"] = torch.empty(tuple(shape), device="meta")
         _check_size(node.meta["val"])
+        self._first = self._first or node
         return node
+
+    def for_each_image(self, constant: Node) -> Node:
+        """A tensor of every image that is a constant (1, ...), or one of equal images."""
+        value = self.value(constant)
+        if not bool((value == value[:1]).all()):
+            raise Refusal("a constant differs between the images of a batch", BATCH_STAYS)
+        if len(value) > 1:
+            constant = self.constant(f"{constant.name}_once", value[:1])
+        return self.call(torch.ops.tvmq.constant.default, self._first, constant)
 
     def constant(self, name: str, value: torch.Tensor) -> Node:
         """Add a constant under a name made from ``name``; one name is one constant."""

@@ -24,22 +24,49 @@ from torch.utils import _pytree as pytree
 from relay_passes.frontend.pointwise import is_pointwise
 from targets.errors import UnsupportedError
 from targets.refusal import Refusal, listed
-from tvmq.capture.attention_rules import ATTENTION_RULES
-from tvmq.capture.canonical_graph import CanonicalGraph, as_refusal, in_one_line, is_constant
+from tvmq.capture.canonical_graph import (
+    BATCH_STAYS,
+    CanonicalGraph,
+    as_refusal,
+    in_one_line,
+    is_constant,
+)
+from tvmq.capture.group_norm_rules import GROUP_NORM_RULES
 from tvmq.capture.layout_rules import LAYOUT_RULES
+from tvmq.capture.moved_batch import (
+    ALONG_LAST,
+    MOVED_RULES,
+    Moved,
+    batch_aware,
+    batch_size,
+    size_of_one,
+)
+from tvmq.capture.one_dimension_rules import ONE_DIMENSION_RULES
 from tvmq.capture.operator_rules import OPERATOR_RULES, pointwise
 from tvmq.capture.operators_without_rule import refusal_of
 from tvmq.capture.pooling_rules import POOLING_RULES
+from tvmq.capture.resampling_rules import RESAMPLING_RULES
 from tvmq.capture.rule_table import Rule
+from tvmq.capture.selection_rules import SELECTION_RULES
+from tvmq.capture.token_rules import TOKEN_RULES
 from tvmq.float_model import Origin
 
-RULES = OPERATOR_RULES | POOLING_RULES | LAYOUT_RULES
-
-_MAKERS = frozenset(
-    {"zeros", "ones", "full", "arange", "linspace", "eye", "scalar_tensor", "tril_indices"}
+_PLAIN_RULES = (
+    OPERATOR_RULES
+    | POOLING_RULES
+    | LAYOUT_RULES
+    | TOKEN_RULES
+    | RESAMPLING_RULES
+    | ONE_DIMENSION_RULES
+    | SELECTION_RULES
+    | GROUP_NORM_RULES
 )
-"""Operators that make a constant of numbers."""
+RULES = _PLAIN_RULES | {
+    name: batch_aware(name, _PLAIN_RULES.get(name)) for name in (*MOVED_RULES, *ALONG_LAST)
+}
 
+_POINTWISE = batch_aware("", pointwise)
+_BATCH_AWARE = (*(RULES[name] for name in (*MOVED_RULES, *ALONG_LAST, "getitem")), _POINTWISE)
 _TORCH_FRAME = re.compile(r"[/\\]torch[/\\]")
 _SEPARATOR = re.compile(r"[/\\]")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
@@ -55,27 +82,25 @@ class CanonicalProgram:
     notes: tuple[str, ...]
 
 
-def canonicalize(program: ExportedProgram, *, attention: bool = False) -> CanonicalProgram:
+def canonicalize(program: ExportedProgram) -> CanonicalProgram:
     """Write the program anew in the canonical operators.
 
     Args:
         program: exported in evaluation mode; the first axis of every input is the batch, which may
             be static or dynamic.
-        attention: let operators through that can be quantized in torch only.
 
     Raises:
         UnsupportedError: lists every operator that can't be expressed, with module and line.
     """
     _refuse_training_mode(program)
-    rules = RULES | ATTENTION_RULES if attention else RULES
-    if not all(_is_plain(node, rules) for node in program.graph.nodes):
+    if not all(_is_plain(node) for node in program.graph.nodes):
         program = _decomposed(program)
-    return _Writer(program, rules).write()
+    return _Writer(program).write()
 
 
 def _decomposed(program: ExportedProgram) -> ExportedProgram:
     try:
-        return program.run_decompositions({})
+        return program.run_decompositions(_composites(program))
     except Exception as error:  # torch raises whatever it meets in a program that isn't coherent
         raise UnsupportedError(
             f"torch can't trace the network again ({in_one_line(error)}). Export it anew, with "
@@ -83,18 +108,34 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
         ) from error
 
 
-def _is_plain(node: Node, rules: dict[str, Rule]) -> bool:
+_COMPOSED = frozenset(
+    {"einsum", "tensordot", "inner", "movedim", "moveaxis", "swapaxes", "swapdims", "ravel"}
+    | {"hstack", "vstack", "dstack", "column_stack", "fliplr", "flipud"}
+    | {"atleast_1d", "atleast_2d", "atleast_3d"}
+)
+"""Operators that torch composes of such as have rules."""
+
+
+def _composites(program: ExportedProgram) -> dict[Any, Any]:
+    """How torch composes those of the program."""
+    known = torch.export.default_decompositions()
+    targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
+    composed = [target for target in targets if operator_name(target) in _COMPOSED]
+    return {target: known[target] for target in composed if target in known}
+
+
+def _is_plain(node: Node) -> bool:
     """Whether the node can be read as it is: it changes no tensor, and there is a rule for it."""
     if node.op != "call_function" or not _is_tensor_valued(node):
         return True
     schema = getattr(node.target, "_schema", None)
-    return _rule_of(node, rules) is not None and not (schema and schema.is_mutable)
+    return _rule_of(node) is not None and not (schema and schema.is_mutable)
 
 
-def _rule_of(node: Node, rules: dict[str, Rule]) -> Rule | None:
+def _rule_of(node: Node) -> Rule | None:
     """How the operator of a node is written; None if it can't be."""
-    known = rules.get(operator_name(node.target))
-    return known or (pointwise if is_pointwise(node.target) else None)
+    known = RULES.get(operator_name(node.target))
+    return known or (_POINTWISE if is_pointwise(node.target) else None)
 
 
 def origin_of(node: Node) -> Origin:
@@ -162,14 +203,14 @@ _TRAINING_FORMS = frozenset(
 class _Writer:
     """Reads one program, writes one canonical graph."""
 
-    def __init__(self, program: ExportedProgram, rules: dict[str, Rule]) -> None:
-        self.program, self.rules = program, rules
+    def __init__(self, program: ExportedProgram) -> None:
+        self.program = program
         self.placeholders = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
         self.values: dict[Node, Any] = {}  # what stands for a node: Node, list of Nodes or number
         self.lost: set[Node] = set()  # values behind a refused operator
         self.refused: dict[Node, tuple[str, Refusal]] = {}
         self.notes: list[str] = []
-        self.graph = CanonicalGraph(self._example_batch())
+        self.graph = CanonicalGraph(self._example_batch(), self._program_batch())
 
     def write(self) -> CanonicalProgram:
         self._write_inputs()
@@ -203,6 +244,11 @@ class _Writer:
             if isinstance(value, torch.Tensor) and value.ndim and isinstance(value.shape[0], int):
                 return value.shape[0]
         return 2
+
+    def _program_batch(self) -> int:
+        """Size of axis 0 of the program's inputs, or what stands for it."""
+        sizes = [n.meta["val"].shape for n in self._user_inputs() if _is_tensor_valued(n)]
+        return batch_size(sizes[0][0]) if sizes and sizes[0] else 1
 
     def _write_inputs(self) -> None:
         # Before the constants: where torch.fx writes code, an input may then have a weight's name.
@@ -265,7 +311,7 @@ class _Writer:
         lost = any(source in self.lost for source in node.all_input_nodes)
         try:
             if lost:
-                if _rule_of(node, self.rules) is None:
+                if _rule_of(node) is None:
                     raise refusal_of(name)
                 self.lost.add(node)
             else:
@@ -306,23 +352,26 @@ class _Writer:
         args = torch.fx.map_arg(node.args, self._stands_for)
         kwargs = torch.fx.map_arg(node.kwargs, self._stands_for)
         # Operators of torch's own use trust their arguments.
-        usable = name in self.rules or not name.startswith("_")
-        known = _only_constants(args, kwargs) or (name in _MAKERS and not node.all_input_nodes)
-        if usable and hasattr(node.target, "_schema") and known and not _has_free_sizes(node):
+        usable = name in RULES or not name.startswith("_")
+        if usable and hasattr(node.target, "_schema") and _only_constants(args, kwargs):
             value = self.graph.compute(node.target, args, kwargs)
             if isinstance(value, torch.Tensor):
                 return self.graph.constant(node.name, value)
-        rule = _rule_of(node, self.rules)
+        rule = _rule_of(node)
         if rule is None:
             raise refusal_of(name)
+        if rule not in _BATCH_AWARE and any(isinstance(x, Moved) for x in pytree.tree_leaves(args)):
+            raise Refusal("works on a value whose batch is not on axis 0", BATCH_STAYS)
         if hasattr(node.target, "_schema"):
             named = _name_arguments(node.target, args, kwargs)
             return rule(self.graph, node, named)
         return rule(self.graph, node, {"values": args[0], "index": args[1]})
 
     def _stands_for(self, node: Node) -> Any:
-        # Sizes of the batch have no counterpart: the canonical graph never asks for them.
-        return self.values.get(node)
+        """What a node of the program is here; a size of the batch is that of one image."""
+        if node in self.values or _is_tensor_valued(node):
+            return self.values.get(node)
+        return size_of_one(node.meta.get("val"))
 
     def _write_outputs(self) -> tuple[str, ...]:
         results, names = [], []
@@ -336,6 +385,11 @@ class _Writer:
                     "leave out what counts or remembers."
                 )
             value = self.values.get(source) if isinstance(source, Node) else None
+            if isinstance(value, Moved):
+                raise UnsupportedError(
+                    f"output {paths[index] or index} has its batch elsewhere than on axis 0 alone. "
+                    "Move it there before it is returned."
+                )
             if not isinstance(value, Node) or is_constant(value):
                 raise UnsupportedError(
                     f"output {paths[index] or index} does not depend on the inputs. Leave it out "
@@ -365,15 +419,10 @@ def _is_tensor_valued(node: Node) -> bool:
     return any(isinstance(item, torch.Tensor) for item in items)
 
 
-def _has_free_sizes(node: Node) -> bool:
-    """Whether it is given a size that differs from batch to batch."""
-    given = [source.meta.get("val") for source in node.all_input_nodes]
-    return any(isinstance(value, torch.SymInt | torch.SymFloat) for value in given)
-
-
 def _only_constants(args: Any, kwargs: Any) -> bool:
-    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Node)]
-    return bool(leaves) and all(is_constant(leaf) for leaf in leaves)
+    """Whether nothing that is read depends on the input; tensors of zeros read nothing."""
+    leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Node | Moved)]
+    return all(is_constant(leaf) for leaf in leaves)
 
 
 def _name_arguments(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

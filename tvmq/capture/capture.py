@@ -66,17 +66,14 @@ def capture_program(
     *,
     kind: str = "ExportedProgram",
     notes: tuple[str, ...] = (),
-    attention: bool = False,
 ) -> FloatModel:
     """Rewrite an exported program in the canonical operators, with batch norms folded.
-
-    With ``attention``, transformers are let through, which can be quantized in torch only.
 
     Raises:
         InputError: a weight is NaN or infinite.
         UnsupportedError: as ``capture``; also if the result is not the same function.
     """
-    canonical = canonicalize(program, attention=attention)
+    canonical = canonicalize(program)
     _verify_finite(canonical)
     graph_module, batch_norms, origins = fold_batch_norm(canonical.graph_module, canonical.origins)
     # The target is the name the exporter gave; torch.fx renames nodes such as "input".

@@ -45,6 +45,13 @@ def fold_batch_norm(
     return folder.module, folder.stats, folder.origins
 
 
+_PRODUCTS = (torch.ops.tvmq.matmul_rows.default, torch.ops.tvmq.matmul_columns.default)
+
+
+def _is_number(scale: torch.Tensor, shift: torch.Tensor) -> bool:
+    return bool((scale == scale[0]).all()) and not bool(shift.any())
+
+
 class _Folder:
     def __init__(self, module: GraphModule, origins: dict[str, Origin]) -> None:
         self.module = module
@@ -57,23 +64,46 @@ class _Folder:
         shift = beta - mean * scale
         source = norm.args[0]
         assert isinstance(source, Node)
-        if self._folds_into(source):
-            self._scale_layer(source, scale, shift)
-            carrier = result = source
+        layer = self._layer_behind(source)
+        if layer is not None and self._folds_into(layer):
+            self._scale_layer(layer, scale, shift)
+            carrier, result = layer, source
+        elif layer is not None and _is_number(scale, shift) and layer.target in _PRODUCTS:
+            self._scale_product(layer, float(scale[0]))
+            carrier, result = layer, source
         else:
             carrier, result = self._depthwise(norm, source, scale, shift)
         self._record(norm, source, carrier, scale, shift, gamma, beta)
+        if result is not carrier:  # tokens, moved to and fro for the batch norm
+            for user in list(norm.users):
+                if user.target is result.target and user.args[1:] == result.args[1:]:
+                    user.replace_all_uses_with(carrier)
         norm.replace_all_uses_with(result)
         self.module.graph.erase_node(norm)
         self.origins.pop(norm.name, None)
 
-    def _folds_into(self, source: Node) -> bool:
+    def _layer_behind(self, source: Node) -> Node | None:
+        """The layer whose channels a batch norm reads, which nothing else does; or None."""
         if len(source.users) != 1:
-            return False
-        if source.target is aten.conv2d.default:
-            return True
-        # A linear layer on (N, T, C) has its channels last, batch norm has them on axis 1.
-        return source.target is aten.linear.default and source.meta["val"].ndim == 2
+            return None
+        if source.target is aten.permute.default and list(source.args[1]) == [0, 2, 1]:
+            source = source.args[0]  # tokens, which have their channels last
+            return source if len(source.users) == 1 else None
+        return source
+
+    def _folds_into(self, layer: Node) -> bool:
+        return layer.target in (aten.conv2d.default, aten.linear.default)
+
+    def _scale_product(self, product: Node, factor: float) -> None:
+        """Multiply a product of tensors by a number: in the weights that made its left one."""
+        left = product.args[0]
+        assert isinstance(left, Node)
+        if left.target is aten.linear.default and len(left.users) == 1:
+            channels = left.meta["val"].shape[-1]
+            scale = torch.full((channels,), factor, dtype=torch.float64)
+            self._scale_layer(left, scale, torch.zeros_like(scale))
+        else:
+            product.args = (*product.args[:3], product.args[3] * factor, product.args[4])
 
     def _scale_layer(self, layer: Node, scale: torch.Tensor, shift: torch.Tensor) -> None:
         x, weight, *rest = layer.args
@@ -93,22 +123,18 @@ class _Folder:
         self, norm: Node, source: Node, scale: torch.Tensor, shift: torch.Tensor
     ) -> tuple[Node, Node]:
         """A 1x1 convolution per channel; values without height and width get them for it."""
-        channels = len(scale)
-        flat = source.meta["val"].ndim == 2
+        channels, shape = len(scale), source.meta["val"].shape
+        flat = len(shape) < 4
         with self.module.graph.inserting_before(norm):
-            image = (
-                self._call(norm, aten.reshape.default, source, [-1, channels, 1, 1])
-                if flat
-                else source
-            )
+            sizes = [-1, channels, *shape[2:], *[1] * (4 - len(shape))]
+            image = self._call(norm, aten.reshape.default, source, sizes) if flat else source
             weight = self._constant(f"{norm.name}_weight", scale.reshape(-1, 1, 1, 1))
             bias = self._constant(f"{norm.name}_bias", shift)
             carrier = self._call(
                 norm, aten.conv2d.default, image, weight, bias, [1, 1], [0, 0], [1, 1], channels
             )
-            back = (
-                self._call(norm, aten.reshape.default, carrier, [-1, channels]) if flat else carrier
-            )
+            sizes = [-1, channels, *shape[2:]]
+            back = self._call(norm, aten.reshape.default, carrier, sizes) if flat else carrier
         return carrier, back
 
     def _record(

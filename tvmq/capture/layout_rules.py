@@ -7,7 +7,7 @@ and selections become ``slice``; what changes nothing in evaluation mode is drop
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,12 +16,19 @@ from torch.fx import Node
 from targets.refusal import Refusal
 from tvmq.capture.canonical_graph import BATCH_STAYS, CanonicalGraph, is_constant, shape_of
 from tvmq.capture.operators_without_rule import refusal_of
+from tvmq.capture.rearranged import simplest
 from tvmq.capture.rule_table import Arguments, RuleTable, positive_axis
+
+Cut = tuple[int, int, int]
+"""First, end and step of a slice."""
 
 aten = torch.ops.aten
 rules = RuleTable()
 rule = rules.rule
 LAYOUT_RULES = rules.by_name
+
+REPEATED = "repeated"
+"""Where ``meta`` of a node says what its elements repeat, for operators that do so themselves."""
 
 
 @rule(
@@ -43,17 +50,27 @@ def _conversion(_g: CanonicalGraph, node: Node, a: Arguments) -> Any:
     return a["self"]  # everything is float32 in the canonical graph
 
 
-@rule("expand")
-def _expand(_g: CanonicalGraph, node: Node, a: Arguments) -> Any:
-    if is_constant(a["self"]):
+@rule("expand", "expand_as", "broadcast_to")
+def _expand(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
+    x, wanted = a["self"], tuple(node.meta["val"].shape[1:])
+    return repeated(g, x, wanted)
+
+
+def repeated(g: CanonicalGraph, x: Node, sizes: Sequence[int]) -> Node:
+    """A value with axes of size 1 repeated, to these sizes behind the batch."""
+    if len(sizes) != len(shape_of(x)) - 1:
         raise Refusal(
-            "repeats a constant for every image",
-            "Add the constant to an activation instead; a class token can be left out, and the "
-            "mean of the tokens taken",
+            "it repeats values along a new axis",
+            "Give the tensor that axis before, by unsqueeze",
+            f"shape {list(shape_of(x))} to {['N', *sizes]}",
         )
-    if tuple(node.meta["val"].shape[1:]) != shape_of(a["self"])[1:]:
-        raise refusal_of("repeat")
-    return a["self"]
+    result = x
+    for axis in range(len(sizes), 0, -1):
+        if sizes[axis - 1] != shape_of(x)[axis]:
+            result = assembled(g, result, {axis: [(0, 1, 1)] * sizes[axis - 1]})
+    if result is not x:
+        result.meta[REPEATED] = x
+    return result
 
 
 @rule("getitem")
@@ -87,7 +104,9 @@ def reshaped(g: CanonicalGraph, x: Node, exported_shape: Sequence[Any]) -> Node:
         )
     if new[1:] == old[1:]:
         return x
-    return g.call(aten.reshape.default, x, [-1, *new[1:]])
+    if x.target is aten.reshape.default:
+        return reshaped(g, x.args[0], new)
+    return simplest(g, g.call(aten.reshape.default, x, [-1, *new[1:]]))
 
 
 def _reshape_advice(old: Sequence[Any], new: Sequence[Any]) -> str:
@@ -97,6 +116,27 @@ def _reshape_advice(old: Sequence[Any], new: Sequence[Any]) -> str:
         named = f"({', '.join(map(str, axes))}{',' if len(axes) == 1 else ''})"
         return f"Export with batch 2, or name the axes: squeeze({named})"
     return "Reshape with x.shape[0] or -1 on axis 0, and the sizes of one image behind it"
+
+
+def as_row_image(g: CanonicalGraph, x: Node) -> Node:
+    """Rows (N, C, L) as images of one row, (N, C, 1, L)."""
+    _, channels, length = shape_of(x)
+    return reshaped(g, x, [-1, channels, 1, length])
+
+
+def as_row(g: CanonicalGraph, image: Node) -> Node:
+    """Images of one row as rows."""
+    _, channels, _, length = shape_of(image)
+    return reshaped(g, image, [-1, channels, length])
+
+
+def row_image(x: Node) -> Node | None:
+    """The image that rows (N, C, L) are of; None for tokens, which have their channels last."""
+    if x.target is not aten.reshape.default or len(shape_of(x)) != 3:
+        return None
+    image: Node = x.args[0]
+    _, channels, length = shape_of(x)
+    return image if shape_of(image)[1:] == (channels, 1, length) else None
 
 
 @rule("permute")
@@ -114,22 +154,13 @@ def _transpose(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
 
 
 def permuted(g: CanonicalGraph, x: Node, order: Sequence[int]) -> Node:
-    """Permute, together with a permutation that ``x`` is the result of."""
+    """With axes in another order, axis 0 staying where it is."""
     order = [positive_axis(axis, len(order)) for axis in order]
     if order[0] != 0:
         raise Refusal("moves the batch away from axis 0", BATCH_STAYS)
     if x.target is aten.permute.default:
-        x, before = x.args
-        order = [before[axis] for axis in order]
-    return x if order == sorted(order) else g.call(aten.permute.default, x, order)
-
-
-def before_permuting(g: CanonicalGraph, x: Node, function: Callable[[Node], Node]) -> Node:
-    """A function of elements, in front of a permutation, which may meet its inverse behind it."""
-    if x.target is not aten.permute.default:
-        return function(x)
-    source, order = x.args
-    return permuted(g, function(source), order)
+        x, order = x.args[0], [x.args[1][axis] for axis in order]
+    return x if order == sorted(order) else simplest(g, g.call(aten.permute.default, x, order))
 
 
 @rule("channel_shuffle", "native_channel_shuffle")
@@ -224,7 +255,51 @@ def sliced(
     first, last, step = slice(start, end, step).indices(shape[axis])
     if (first, last, step) == (0, shape[axis], 1):
         return x
+    image = row_image(x)
+    if image is not None:
+        return as_row(g, sliced(g, image, 2 * axis - 1, first, last, step))
     return g.call(aten.slice.Tensor, x, axis, first, last, step)
+
+
+def assembled(g: CanonicalGraph, x: Node, cuts: Mapping[int, Sequence[Cut]]) -> Node:
+    """Cuttings of a value beside each other.
+
+    Args:
+        g: to write to.
+        x: a value.
+        cuts: by axis, in the order of the result; those of two axes meet in corners.
+    """
+    if x.target is aten.permute.default and list(x.args[1]) in ([0, 2, 3, 1], [0, 2, 1]):
+        source, order = x.args  # what has its channels last is held as what it was turned from
+        moved = {order[axis]: parts for axis, parts in cuts.items()}
+        return g.call(aten.permute.default, assembled(g, source, moved), order)
+    image = row_image(x)
+    if image is not None:
+        return as_row(g, assembled(g, image, {2 * axis - 1: c for axis, c in cuts.items()}))
+    return _beside(g, x, cuts, {})
+
+
+def _beside(
+    g: CanonicalGraph, x: Node, cuts: Mapping[int, Sequence[Cut]], chosen: Mapping[int, Cut]
+) -> Node:
+    """The cuttings of all axes of which none is chosen yet."""
+    left = [axis for axis in sorted(cuts) if axis not in chosen]
+    if left:
+        axis = left[0]
+        return joined(g, [_beside(g, x, cuts, {**chosen, axis: cut}) for cut in cuts[axis]], axis)
+    for axis, cut in chosen.items():  # slices of its own, so that each cutting is one box
+        x = sliced(g, x, axis, *cut)
+    return x
+
+
+def joined(g: CanonicalGraph, parts: Sequence[Node], axis: int) -> Node:
+    """A concatenation; of rows, one of their images."""
+    if len(parts) == 1:
+        return parts[0]
+    if any(row_image(part) for part in parts):
+        images = [as_row_image(g, part) for part in parts]
+        return as_row(g, g.call(aten.cat.default, images, 2 * axis - 1))
+    return g.call(aten.cat.default, list(parts), axis)
 
 
 @rule("pad", "constant_pad_nd")
@@ -245,4 +320,8 @@ def _pad(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
         raise Refusal("pads the batch", BATCH_STAYS)
     if min(widths) < 0:
         raise Refusal("pads by less than nothing", "Slice instead", f"widths {widths}")
+    image = row_image(x)
+    if image is not None:
+        widths = [*widths[:2], 0, 0, *widths[2:]]
+        return as_row(g, g.call(aten.constant_pad_nd.default, image, widths, 0.0))
     return g.call(aten.constant_pad_nd.default, x, widths, 0.0)

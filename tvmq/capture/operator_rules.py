@@ -17,9 +17,20 @@ from torch.fx import Node
 
 from targets.refusal import Refusal
 from tvmq.capture.canonical_graph import BATCH_STAYS, CanonicalGraph, is_constant, shape_of
-from tvmq.capture.layout_rules import before_permuting, permuted
-from tvmq.capture.operators_without_rule import refusal_of
+from tvmq.capture.interleaving import on_phases
+from tvmq.capture.layout_rules import (
+    REPEATED,
+    as_row,
+    as_row_image,
+    joined,
+    permuted,
+    repeated,
+    reshaped,
+    row_image,
+)
+from tvmq.capture.rearranged import base_of, in_order_of_base, moved_again
 from tvmq.capture.rule_table import Arguments, RuleTable, pair, positive_axis
+from tvmq.capture.token_matrices import of_base
 
 aten = torch.ops.aten
 rules = RuleTable()
@@ -27,37 +38,21 @@ rule = rules.rule
 OPERATOR_RULES = rules.by_name
 
 
-def _computed(what: str) -> Refusal:
+def computed(what: str) -> Refusal:
+    """Why weights and the like can't be quantized that are no constants."""
     return Refusal(
         f"{what} depend on the input",
         "Make them parameters or buffers of the module",
     )
 
 
-def _product_of_two() -> Refusal:
-    return Refusal(
-        "product of two activations",
-        "Let one of the two be constant; a gate such as squeeze-and-excitation must be left out, "
-        "and x * sigmoid(x) is F.silu(x)",
-    )
-
-
-def _joins_a_constant() -> Refusal:
-    return Refusal(
-        "joins a constant with activations",
-        "Join activations only, and add what is constant to the layer that reads the result",
-    )
-
-
 # ---- layers with weights
 
 
-@rule("conv2d", "convolution")
+@rule("conv2d")
 def _conv(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
-    if a.get("transposed"):
-        raise refusal_of("conv_transpose2d")
     if not is_constant(a["weight"]) or (a["bias"] is not None and not is_constant(a["bias"])):
-        raise _computed("its weights")
+        raise computed("its weights")
     x, weight = a["input"], a["weight"]
     if len(shape_of(x)) != 4 or len(shape_of(weight)) != 4:
         raise Refusal(
@@ -90,15 +85,23 @@ def _resolve_padding(
 @rule("linear")
 def _linear(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     if not is_constant(a["weight"]) or (a["bias"] is not None and not is_constant(a["bias"])):
-        raise _computed("its weights")
-    x, rank = a["input"], len(shape_of(a["input"]))
-    if rank != 4:
-        return g.call(aten.linear.default, x, a["weight"], a["bias"])
-    # Over the last of four axes: a 1x1 convolution of the image whose channels that axis is.
-    kernel = g.constant(f"{node.name}_weight", g.value(a["weight"])[:, :, None, None])
-    image = permuted(g, x, [0, 3, 1, 2])
-    product = g.call(aten.conv2d.default, image, kernel, a["bias"], [1, 1], [0, 0], [1, 1], 1)
-    return permuted(g, product, [0, 2, 3, 1])
+        raise computed("its weights")
+    return _dense(g, a["input"], a["weight"], a["bias"])
+
+
+def _dense(g: CanonicalGraph, x: Node, weight: Node, bias: Node | None) -> Node:
+    """A linear layer; whatever axes stand before the channels are tokens, or two an image."""
+    shape = shape_of(x)
+    if len(shape) <= 3:
+        return g.call(aten.linear.default, x, weight, bias)
+    if len(shape) == 4:
+        kernel = g.constant(f"{weight.name}_kernel", g.value(weight)[:, :, None, None])
+        image = permuted(g, x, [0, 3, 1, 2])
+        made = g.call(aten.conv2d.default, image, kernel, bias, [1, 1], [0, 0], [1, 1], 1)
+        return permuted(g, made, [0, 2, 3, 1])
+    tokens = reshaped(g, x, [-1, math.prod(shape[1:-1]), shape[-1]])
+    made = g.call(aten.linear.default, tokens, weight, bias)
+    return reshaped(g, made, [-1, *shape[1:-1], shape_of(weight)[0]])
 
 
 @rule("mm", "matmul", "addmm")
@@ -106,14 +109,17 @@ def _matrix_product(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     x, matrix = a.get("mat1", a.get("self")), a.get("mat2", a.get("other"))
     bias = a["self"] if "mat1" in a else None
     if is_constant(x) or not is_constant(matrix) or len(shape_of(matrix)) != 2:
-        raise _product_of_two()
+        raise Refusal(
+            "multiplies by a matrix from the left, or by more than one matrix",
+            "Write it as nn.Linear of the transposed tensor",
+        )
     if bias is not None and (not is_constant(bias) or a["alpha"] != 1 or a["beta"] != 1):
         raise Refusal(
             "its bias is computed, or alpha or beta isn't 1",
             "Write it as nn.Linear",
         )
     weight = g.constant(f"{node.name}_weight", g.value(matrix).t())
-    return g.call(aten.linear.default, x, weight, bias)
+    return _dense(g, x, weight, bias)
 
 
 @rule("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm")
@@ -124,9 +130,9 @@ def _batch_norm(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
             "uses the statistics of the batch",
             "Export model.eval(), with track_running_stats=True",
         )
-    if len(shape_of(a["input"])) not in (2, 4):
+    if len(shape_of(a["input"])) not in (2, 3, 4):
         raise Refusal(
-            "only batch norms of (N, C) and (N, C, H, W) can be folded",
+            "only batch norms of (N, C), (N, C, L) and (N, C, H, W) can be folded",
             "Reshape to one of these around it",
             f"{len(shape_of(a['input']))} axes",
         )
@@ -139,11 +145,28 @@ def _batch_norm(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
         )
     gamma = a["weight"] or g.constant(f"{node.name}_gamma", torch.ones(channels))
     beta = a["bias"] or g.constant(f"{node.name}_beta", torch.zeros(channels))
-    result = g.call(
-        aten.batch_norm.default,
-        a["input"], gamma, beta, mean, variance, False, 0.0, a["eps"], False,
-    )  # fmt: skip
+    vectors = (gamma, beta, mean, variance)
+    x = a["input"]
+    if len(shape_of(x)) == 3 and x.target is not aten.permute.default:
+        result = as_row(g, _normed(g, as_row_image(g, x), vectors, a["eps"]))
+    else:
+        result = _normed(g, x, vectors, a["eps"])
     return [result, None, None] if isinstance(node.meta["val"], tuple | list) else result
+
+
+def _normed(g: CanonicalGraph, x: Node, vectors: Sequence[Node], eps: float) -> Node:
+    """A batch norm: of an image, or of vectors or tokens that have their channels on axis 1."""
+
+    def of_phases(image: Node, count: int) -> Node:
+        repeated = [
+            g.constant(f"{vector.name}_{count}_times", g.value(vector).repeat(count))
+            for vector in vectors
+        ]
+        return _normed(g, image, vectors if count == 1 else repeated, eps)
+
+    return on_phases(g, x, of_phases) or g.call(
+        aten.batch_norm.default, x, *vectors, False, 0.0, eps, False
+    )
 
 
 # ---- activations
@@ -173,9 +196,21 @@ def _bounded(g: CanonicalGraph, x: Node, low: Any, high: Any) -> Node:
     if isinstance(low, Node) or isinstance(high, Node):
         raise Refusal("its bounds are tensors", "Give the bounds as Python numbers")
     if low == 0 and (high is None or high == math.inf):
-        return before_permuting(g, x, lambda x: g.call(aten.relu.default, x))
+        return _of_elements(g, x, aten.relu.default)
     low, high = -math.inf if low is None else float(low), math.inf if high is None else float(high)
-    return before_permuting(g, x, lambda x: g.call(aten.clamp.default, x, low, high))
+    return _of_elements(g, x, aten.clamp.default, low, high)
+
+
+def _of_elements(g: CanonicalGraph, x: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
+    """A function of every element, applied in front of whatever only moves them."""
+
+    def applied(base: Node) -> Node:
+        of_phases = on_phases(
+            g, base, lambda image, _: _of_elements(g, image, target, *args, **kwargs)
+        )
+        return of_phases or g.call(target, base, *args, **kwargs)
+
+    return of_base(g, x, applied)
 
 
 def pointwise(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
@@ -188,8 +223,8 @@ def pointwise(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
             f"gives {str(node.meta['val'].dtype)[6:]}",
         )
     first, *others = (argument.name for argument in node.target._schema.arguments)
-    given = {name: a[name] for name in others if name != "dtype"}
-    return before_permuting(g, a[first], lambda x: g.call(node.target, x, **given))
+    rest = {name: a[name] for name in others if name != "dtype"}
+    return _of_elements(g, a[first], node.target, **rest)
 
 
 @rule("prelu", "_prelu_kernel")
@@ -197,16 +232,16 @@ def _prelu(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     """``relu(x) - slope * relu(-x)``; one slope for all is a leaky ReLU."""
     x, slopes = a["self"], a["weight"]
     if not is_constant(slopes):
-        raise _computed("its slopes")
+        raise computed("its slopes")
     values = g.value(slopes).reshape(-1)
     if bool((values == values[0]).all()):
         return g.call(aten.leaky_relu.default, x, float(values[0]))
-    below = g.call(aten.relu.default, _per_channel(g, node, x, scale=-1.0))
+    below = g.call(aten.relu.default, per_channel(g, node, x, scale=-1.0))
     column = values.reshape(1, -1, *[1] * (len(shape_of(x)) - 2))
     return g.call(
         aten.add.Tensor,
         g.call(aten.relu.default, x),
-        _per_channel(g, node, below, scale=-column, name="slopes"),
+        per_channel(g, node, below, scale=-column, name="slopes"),
     )
 
 
@@ -219,26 +254,48 @@ def _add(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     if _is_activation(x) and _is_activation(y):
         return _sum(g, node, x, y, a["alpha"])
     if _is_activation(y):  # alpha * activation + constant
-        return _per_channel(g, node, y, scale=a["alpha"], shift=x)
-    return _per_channel(g, node, x, shift=y, shift_factor=a["alpha"])
+        return _affine(g, node, y, scale=a["alpha"], shift=x)
+    return _affine(g, node, x, shift=y, shift_factor=a["alpha"])
 
 
 def _sum(g: CanonicalGraph, node: Node, x: Node, y: Node, alpha: float) -> Node:
     """``x + alpha * y``; the factor is folded into the layer that makes y, if it can be."""
-    if shape_of(x) != shape_of(y):
+    x, y = _of_one_shape(g, x, y)
+    if alpha != 1:
+        y = _affine(g, node, y, scale=alpha)
+    return _of_both(g, aten.add.Tensor, x, y)
+
+
+def _of_one_shape(g: CanonicalGraph, x: Node, y: Node) -> tuple[Node, Node]:
+    """Both, the smaller repeated along its axes of size 1."""
+    sizes = shape_of(x)[1:], shape_of(y)[1:]
+    if sizes[0] == sizes[1]:
+        return x, y
+    pairs = list(zip(*sizes, strict=False))
+    if len(sizes[0]) != len(sizes[1]) or any(a != b and 1 not in (a, b) for a, b in pairs):
         raise Refusal(
             "only tensors of one shape can be added, these shapes differ",
-            "Bring both to one shape before, by convolutions, slices or torch.cat",
+            "Give both the same number of axes, of equal size or 1, by slices or unsqueeze",
             f"{list(shape_of(x))} and {list(shape_of(y))}",
         )
-    if alpha != 1:
-        y = _per_channel(g, node, y, scale=alpha)
-    return g.call(aten.add.Tensor, x, y)
+    largest = [max(pair) for pair in pairs]
+    return repeated(g, x, largest), repeated(g, y, largest)
+
+
+def _of_both(g: CanonicalGraph, target: Any, x: Node, y: Node) -> Node:
+    """An elementwise operator of two tensors; where both were moved alike, of what was moved."""
+    if len(shape_of(x)) == 3 and (row_image(x) or row_image(y)):
+        return as_row(g, _of_both(g, target, as_row_image(g, x), as_row_image(g, y)))
+    (a, moves), (b, others) = base_of(x), base_of(y)
+    alike = [(m.target, m.args[1]) for m in moves] == [(m.target, m.args[1]) for m in others]
+    if alike and shape_of(a) == shape_of(b):
+        return moved_again(g, g.call(target, a, b), moves)
+    return g.call(target, x, y)
 
 
 @rule("neg")
 def _neg(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
-    return _per_channel(g, node, a["self"], scale=-1.0)
+    return _affine(g, node, a["self"], scale=-1.0)
 
 
 @rule("sub")
@@ -247,8 +304,8 @@ def _sub(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     if _is_activation(x) and _is_activation(y):
         return _sum(g, node, x, y, -a["alpha"])
     if _is_activation(y):
-        return _per_channel(g, node, y, scale=-a["alpha"], shift=x)
-    return _per_channel(g, node, x, shift=y, shift_factor=-a["alpha"])
+        return _affine(g, node, y, scale=-a["alpha"], shift=x)
+    return _affine(g, node, x, shift=y, shift_factor=-a["alpha"])
 
 
 @rule("rsub")
@@ -260,9 +317,47 @@ def _rsub(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
 def _mul(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     x, y = a["self"], a["other"]
     if _is_activation(x) and _is_activation(y):
-        raise _product_of_two()
+        return _elements(g, x, y)
     x, factor = (x, y) if _is_activation(x) else (y, x)
-    return _per_channel(g, node, x, scale=factor)
+    return _affine(g, node, x, scale=factor)
+
+
+def _elements(g: CanonicalGraph, x: Node, y: Node) -> Node:
+    """``x * y``, of which one may be repeated along axes where it has size 1."""
+    ranks = len(shape_of(x)), len(shape_of(y))
+    shapes = f"shapes {list(shape_of(x))} and {list(shape_of(y))}"
+    if ranks[0] != ranks[1]:
+        raise Refusal(
+            "two tensors of different numbers of axes are multiplied",
+            "Give both the same number of axes, by unsqueeze or [..., None]",
+            shapes,
+        )
+    # What repeats the other need not be repeated itself.
+    if REPEATED in y.meta and shape_of(x) == shape_of(y):
+        y = y.meta[REPEATED]
+    elif REPEATED in x.meta and shape_of(x) == shape_of(y):
+        x = x.meta[REPEATED]
+    result = _of_both(g, aten.mul.Tensor, x, y)
+    if shape_of(result) not in (shape_of(x), shape_of(y)):
+        raise Refusal(
+            "a product repeats both of its operands",
+            "Multiply such that one of the two has the shape of the result",
+            shapes,
+        )
+    return result
+
+
+@rule("addcmul")
+def _addcmul(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
+    one, two, factor = a["tensor1"], a["tensor2"], a["value"]
+    if _is_activation(one) and _is_activation(two):
+        return _add(g, node, {"self": a["self"], "other": _elements(g, one, two), "alpha": factor})
+    if is_constant(one) and is_constant(two):
+        product = g.constant(f"{node.name}_product", g.value(one) * g.value(two) * factor)
+    else:
+        one, two = (two, one) if is_constant(one) else (one, two)
+        product = _affine(g, node, one, scale=_constant(g, two) * factor)
+    return _add(g, node, {"self": a["self"], "other": product, "alpha": 1})
 
 
 @rule("div")
@@ -274,14 +369,14 @@ def _div(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
             "Divide by a number or a buffer, without rounding_mode",
         )
     divisor = g.value(y) if is_constant(y) else torch.tensor(float(y))
-    return _per_channel(g, node, x, scale=divisor.double().reciprocal())
+    return _affine(g, node, x, scale=divisor.double().reciprocal())
 
 
 def _is_activation(value: Any) -> bool:
     return isinstance(value, Node) and not is_constant(value)
 
 
-def _per_channel(
+def _affine(
     g: CanonicalGraph,
     node: Node,
     x: Node,
@@ -289,23 +384,78 @@ def _per_channel(
     scale: Any = 1.0,
     shift: Any = 0.0,
     shift_factor: float = 1.0,
+) -> Node:
+    """``x * scale + shift`` with constants: numbers, one per channel, or one per element."""
+    scale, shift = (_constant(g, value) for value in (scale, shift))
+    shift = shift * shift_factor
+    if scale.numel() == 1 and shift.numel() == 1:
+        one, two = (value.reshape(()) for value in (scale, shift))
+        return of_base(g, x, lambda base: per_channel(g, node, base, scale=one, shift=two))
+    if len(shape_of(x)) == 3 and all(_is_per_channel(v, shape_of(x), 1) for v in (scale, shift)):
+        image = as_row_image(g, x)
+        return as_row(g, per_channel(g, node, image, scale=scale, shift=shift))
+    axis = channel_axis(x)
+    if not all(_is_per_channel(value, shape_of(x), axis) for value in (scale, shift)):
+        return _per_element(g, node, x, scale, shift)
+    return per_channel(g, node, x, scale=scale, shift=shift)
+
+
+def channel_axis(x: Node) -> int:
+    """Where a value has its channels: images on axis 1, tokens behind."""
+    return 1 if len(shape_of(x)) in (2, 4) else len(shape_of(x)) - 1
+
+
+def _per_element(
+    g: CanonicalGraph, node: Node, x: Node, scale: torch.Tensor, shift: torch.Tensor
+) -> Node:
+    """``x * scale + shift`` with tensors of the model that are held in codes like any other."""
+    shape = (1, *shape_of(x)[1:])
+    base, moves = base_of(x)
+    for name, target, value, neutral in (
+        ("scale", aten.mul.Tensor, scale, 1.0),
+        ("shift", aten.add.Tensor, shift, 0.0),
+    ):
+        if bool((value == neutral).all()):
+            continue
+        if value.ndim > len(shape) or (value.ndim == len(shape) and value.shape[0] > 1):
+            raise Refusal(
+                "a constant factor or summand is repeated less often than the tensor beside it",
+                "Give it at most the axes of the tensor, and size 1 on axis 0",
+                f"a constant of shape {list(value.shape)} beside {list(shape_of(x))}",
+            )
+        held = in_order_of_base(x, value.expand(shape)).float()
+        constant = g.for_each_image(g.constant(f"{node.name}_{name}", held))
+        base = g.call(target, base, constant)
+    return moved_again(g, base, moves)
+
+
+def per_channel(
+    g: CanonicalGraph,
+    node: Node,
+    x: Node,
+    *,
+    scale: Any = 1.0,
+    shift: Any = 0.0,
     name: str = "",
 ) -> Node:
     """``x * scale + shift`` with constants per channel, written as a batch norm to be folded."""
-    if len(shape_of(x)) not in (2, 4):
-        raise Refusal(
-            "constants are multiplied by or added to tensors of 2 or 4 axes only",
-            "Do it on (N, C) or (N, C, H, W), before the reshape",
-            f"{len(shape_of(x))} axes",
-        )
-    gamma = _channel_vector(g, x, scale)
-    beta = _channel_vector(g, x, shift) * shift_factor
+    axis = channel_axis(x)
+    gamma, beta = (_channel_vector(g, x, value) for value in (scale, shift))
     if bool((gamma == 1).all()) and bool((beta == 0).all()):
         return x
-    channels, prefix = shape_of(x)[1], f"{node.name}_{name}".rstrip("_")
+
+    def of_phases(image: Node, count: int) -> Node:
+        scales, shifts = gamma.repeat(count), beta.repeat(count)
+        return per_channel(
+            g, node, image, scale=scales, shift=shifts, name=f"{name}_{count}".lstrip("_")
+        )
+
+    if (found := on_phases(g, x, of_phases)) is not None:
+        return found
+    channels, prefix = shape_of(x)[axis], f"{node.name}_{name}".rstrip("_")
     result = g.call(
         aten.batch_norm.default,
-        x,
+        _channels_first(g, x),
         g.constant(f"{prefix}_scale", gamma),
         g.constant(f"{prefix}_shift", beta),
         g.constant(f"{prefix}_zeros", torch.zeros(channels)),
@@ -313,25 +463,37 @@ def _per_channel(
         False, 0.0, 0.0, False,
     )  # fmt: skip
     result.meta["affine"] = True
-    return result
+    return result if axis == 1 else _channels_last(g, result, shape_of(x))
+
+
+def _channels_first(g: CanonicalGraph, x: Node) -> Node:
+    """A value with its channels on axis 1, all that is between them and the batch behind them."""
+    shape = shape_of(x)
+    if channel_axis(x) == 1:
+        return x
+    tokens = reshaped(g, x, [-1, math.prod(shape[1:-1]), shape[-1]])
+    return permuted(g, tokens, [0, 2, 1])
+
+
+def _channels_last(g: CanonicalGraph, x: Node, shape: Sequence[int]) -> Node:
+    return reshaped(g, permuted(g, x, [0, 2, 1]), shape)
+
+
+def _constant(g: CanonicalGraph, value: Any) -> torch.Tensor:
+    held = g.value(value) if isinstance(value, Node) else value
+    return torch.as_tensor(held, dtype=torch.float64)
+
+
+def _is_per_channel(value: torch.Tensor, shape: Sequence[int], axis: int) -> bool:
+    """Whether a constant varies over the channels only."""
+    sizes = [1] * (len(shape) - value.ndim) + list(value.shape)
+    return len(sizes) == len(shape) and all(s == 1 for i, s in enumerate(sizes) if i != axis)
 
 
 def _channel_vector(g: CanonicalGraph, x: Node, value: Any) -> torch.Tensor:
-    """A number or a constant tensor that varies over axis 1 only, as float64[C]."""
-    if isinstance(value, Node):
-        value = g.value(value)
-    tensor = torch.as_tensor(value, dtype=torch.float64)
-    shape = shape_of(x)
-    sizes = [1] * (len(shape) - tensor.ndim) + list(tensor.shape)
-    channels = shape[1]
-    if tensor.ndim > len(shape) or any(n != 1 for axis, n in enumerate(sizes) if axis != 1):
-        raise Refusal(
-            "a constant factor or summand has one value per channel, or one for all",
-            f"Give it the shape {[channels, *[1] * (len(shape) - 2)]}, or write it as a depthwise "
-            "convolution",
-            f"a constant of shape {list(tensor.shape)}",
-        )
-    return tensor.reshape(-1).expand(channels).clone()
+    """A number or a constant that varies over the channels only, as float64[C]."""
+    channels = shape_of(x)[channel_axis(x)]
+    return _constant(g, value).reshape(-1).expand(channels).clone()
 
 
 @rule("cat", "concat", "concatenate")
@@ -340,16 +502,14 @@ def _cat(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     axis = positive_axis(a["dim"], len(shape_of(parts[0])))
     if axis == 0:
         raise Refusal("concatenates along the batch", BATCH_STAYS)
-    if not all(_is_activation(part) for part in parts):
-        raise _joins_a_constant()
-    return parts[0] if len(parts) == 1 else g.call(aten.cat.default, parts, axis)
+    parts = [part if _is_activation(part) else g.for_each_image(part) for part in parts]
+    return joined(g, parts, axis)
 
 
 @rule("stack")
 def _stack(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     parts = list(a["tensors"])
-    if not all(_is_activation(part) for part in parts):
-        raise _joins_a_constant()
+    parts = [part if _is_activation(part) else g.for_each_image(part) for part in parts]
     shape = shape_of(parts[0])
     axis = positive_axis(a["dim"], len(shape) + 1)
     if axis == 0:
@@ -359,4 +519,4 @@ def _stack(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     order = [0, *range(2, axis + 1), 1, *range(axis + 1, len(shape) + 1)]
     if order == sorted(order):
         return stacked
-    return g.call(aten.permute.default, stacked, order)
+    return permuted(g, stacked, order)

@@ -29,14 +29,12 @@ def _say(names: str, what: str, advice: str) -> None:
 
 
 _say(
-    "softmax _softmax log_softmax _log_softmax",
-    "softmax depends on sums of exponentials",
-    "At the network's end leave it out, it does not change the order; elsewhere use sigmoid or a "
-    "network without attention",
+    "log_softmax _log_softmax",
+    "the logarithm of a softmax depends on sums of exponentials",
+    "At the network's end leave it out, it does not change the order",
 )
 _say(
-    "layer_norm native_layer_norm group_norm native_group_norm instance_norm rms_norm "
-    "local_response_norm linalg_vector_norm norm",
+    "rms_norm local_response_norm linalg_vector_norm norm",
     "it divides by a statistic of each image",
     _FIXED,
 )
@@ -47,16 +45,9 @@ _say(
     _END,
 )
 _say(
-    "scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu "
-    "_native_multi_head_attention multi_head_attention_forward",
-    "attention multiplies activations by activations and takes their softmax",
-    "Transformers can't be quantized; use a convolutional network",
-)
-_say(
-    "bmm baddbmm einsum bilinear dot mv ger outer _trilinear",
+    "baddbmm einsum bilinear dot mv ger outer _trilinear",
     "it multiplies tensors along axes of its own choice",
-    "Where one of the two is constant, use nn.Linear or a 1x1 nn.Conv2d; a product of two "
-    "activations can't be quantized",
+    "Where one of the two is constant, use nn.Linear or a 1x1 nn.Conv2d; otherwise torch.matmul",
 )
 _say(
     "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
@@ -69,33 +60,29 @@ _say(
     "Look them up before the network, and let it take the floats",
 )
 _say(
-    "conv1d conv3d",
-    "only two-dimensional convolutions can be quantized",
-    "Write it as nn.Conv2d; one dimension is an image of height 1: unsqueeze(2) in front",
+    "conv3d",
+    "only convolutions of one and two dimensions can be quantized",
+    "Write it as nn.Conv2d of images that hold the third axis in their channels",
 )
 _say(
-    "conv_transpose1d conv_transpose2d conv_transpose3d",
-    "it is a transposed convolution",
-    "Use a convolution to stride * stride times the channels and rearrange outside of the network",
+    "conv_transpose3d",
+    "only transposed convolutions of one and two dimensions can be quantized",
+    "Write it as nn.ConvTranspose2d of images that hold the third axis in their channels",
 )
 _say(
-    "avg_pool1d avg_pool3d max_pool1d max_pool3d adaptive_avg_pool1d adaptive_avg_pool3d "
-    "adaptive_max_pool1d adaptive_max_pool3d max_pool1d_with_indices max_pool3d_with_indices "
+    "avg_pool3d max_pool3d adaptive_avg_pool3d adaptive_max_pool3d max_pool3d_with_indices "
     "fractional_max_pool2d max_unpool2d",
-    "only two-dimensional pooling can be quantized",
-    "Write it as nn.AvgPool2d or nn.MaxPool2d; one dimension is an image of height 1: unsqueeze(2) "
-    "in front",
+    "only pooling of fixed windows of one and two dimensions can be quantized",
+    "Write it as nn.AvgPool2d or nn.MaxPool2d",
 )
 _say(
-    "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d "
-    "upsample_bicubic2d upsample_linear1d upsample_trilinear3d _upsample_nearest_exact2d "
-    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler grid_sampler_2d grid_sampler_3d "
-    "affine_grid_generator",
-    "it resamples an image",
+    "upsample_nearest3d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
+    "grid_sampler grid_sampler_2d grid_sampler_3d affine_grid_generator",
+    "it resamples an image along three axes, at places of its own, or with averages between",
     _CUT,
 )
 _say(
-    "repeat repeat_interleave tile expand_as broadcast_to",
+    "repeat",
     "it repeats values",
     "Use torch.cat of the tensor with itself",
 )
@@ -106,8 +93,8 @@ _say(
     _END,
 )
 _say(
-    "index index_select gather take take_along_dim scatter scatter_add scatter_reduce index_put "
-    "index_add index_copy masked_select masked_scatter select_scatter",
+    "gather take take_along_dim scatter scatter_add scatter_reduce index_put index_add index_copy "
+    "masked_select masked_scatter select_scatter",
     "it reads or writes at indices",
     "Use slices and torch.cat; what depends on computed indices belongs outside of the network",
 )
@@ -119,8 +106,7 @@ _say(
     "channel",
 )
 _say(
-    "roll flip fliplr flipud rot90 pixel_shuffle pixel_unshuffle im2col col2im unfold diagonal "
-    "as_strided",
+    "rot90 im2col col2im unfold diagonal as_strided",
     "it puts values in another order",
     "Use slices, torch.cat, reshape and permute, or do it outside of the network",
 )
@@ -130,7 +116,7 @@ _say(
     "max(x, y) is y + relu(x - y)",
 )
 _say(
-    "glu pow atan2 hypot copysign remainder fmod xlogy addcmul addcdiv lerp",
+    "glu pow atan2 hypot copysign remainder fmod xlogy addcdiv lerp",
     "it multiplies, divides or compares two tensors element by element",
     "Keep to functions of one tensor; a gate must be a constant per channel",
 )

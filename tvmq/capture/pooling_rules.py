@@ -8,7 +8,7 @@ alike is a pooling of its own, and the results are joined.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from targets.refusal import Refusal
 from tvmq.capture.canonical_graph import CanonicalGraph, shape_of
-from tvmq.capture.layout_rules import sliced
+from tvmq.capture.layout_rules import permuted, reshaped, sliced
 from tvmq.capture.rule_table import Arguments, RuleTable, pair, positive_axis
 
 aten = torch.ops.aten
@@ -53,13 +53,19 @@ def _avg_pool(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
         axes = [
             _spans(out, *rest, counted=bool(a["count_include_pad"]))
             for out, *rest in zip(
-                node.meta["val"].shape[2:], shape_of(x)[2:], kernel, stride, padding, strict=True
+                _made_size(node), shape_of(x)[2:], kernel, stride, padding, strict=True
             )
         ]
         return _in_regions(g, x, axes, lambda part, run: _mean_of(g, part, run, divisor))
     if divisor == kernel[0] * kernel[1]:
         divisor = None
     return g.call(aten.avg_pool2d.default, x, kernel, stride, padding, False, True, divisor)
+
+
+def _made_size(node: Node) -> list[int]:
+    """Height and width of what a pooling makes; a row's height is 1."""
+    sizes = list(node.meta["val"].shape[2:])
+    return sizes if len(sizes) == 2 else [1, *sizes]
 
 
 def _keep_ceil_mode(
@@ -127,23 +133,32 @@ def _reduced(
     axes = sorted(positive_axis(axis, len(shape)) for axis in (axes or range(len(shape))))
     if 0 in axes:
         raise Refusal(f"{what} over the batch", _NAME_THE_AXES)
+    if len(shape) in (3, 4) and axes == list(range(1, len(shape) - 1)):  # of tokens, or N H W C
+        order = [0, len(shape) - 1, *axes]
+        behind = a | {"self": permuted(g, x, order), "dim": [axis + 1 for axis in axes]}
+        return reshaped(g, _reduced(g, behind, reduce, what), _kept(shape, axes, a["keepdim"]))
     if len(shape) not in (3, 4) or 1 in axes:
         raise Refusal(
             f"{what} over other axes than those behind the channels",
-            "Reduce over axes 2 and 3 of (N, C, H, W), or 2 of (N, C, L); a mean over channels is "
-            "a 1x1 convolution",
+            "Reduce over axes 2 and 3 of (N, C, H, W), 2 of (N, C, L) or 1 of (N, T, C); a mean "
+            "over channels is a 1x1 convolution",
             f"axes {axes} of {len(shape)}",
         )
     if len(shape) == 3:
         x = g.call(aten.reshape.default, x, [-1, *shape[1:], 1])
     window = [size if axis in axes else 1 for axis, size in ((2, shape[2]), (3, [*shape, 1][3]))]
     pooled = x if window == [1, 1] else reduce(x, window)
-    kept = [1 if axis in axes else size for axis, size in enumerate(shape)]
-    if not a["keepdim"]:
-        kept = [size for axis, size in enumerate(shape) if axis not in axes]
+    kept = _kept(shape, axes, a["keepdim"])
     if tuple(kept[1:]) == shape_of(pooled)[1:]:
         return pooled
     return g.call(aten.reshape.default, pooled, [-1, *kept[1:]])
+
+
+def _kept(shape: Sequence[int], axes: Sequence[int], keepdim: bool) -> list[int]:
+    """The shape that a reduction leaves."""
+    if keepdim:
+        return [1 if axis in axes else size for axis, size in enumerate(shape)]
+    return [size for axis, size in enumerate(shape) if axis not in axes]
 
 
 def _largest_of(

@@ -56,6 +56,7 @@ def _row(name: str, spec: NpuSpec) -> dict[str, Any]:
         "depthwise": array.dw,
         "outputs per cycle by shift, multiplier": f"{vu.shift_lanes}, {vu.mult_lanes}",
         "added, pooled, looked up per cycle": f"{vu.elt_lanes}, {vu.pool_lanes}, {vu.lut_lanes}",
+        "bits of a root or reciprocal per cycle": vu.root_bits,
         "activation kB": spec.sram.act.bytes // 1024,
         "weight kB": spec.sram.wgt.bytes // 1024,
         "accumulator kB": spec.sram.acc.bytes // 1024,

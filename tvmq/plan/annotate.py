@@ -18,11 +18,12 @@ from torch.fx import GraphModule, Node
 import tvmq.plan.fake_quantize  # noqa: F401  registers the operator
 from targets.rounding import HALF_UP
 from tvmq.float_model import FloatModel, copy_of
+from tvmq.plan.integer_rows import rounded_norm
 from tvmq.plan.joined_values import same_codes
 from tvmq.plan.plan import Plan
 from tvmq.plan.rounded_bias import rounded_bias
 from tvmq.plan.weight_steps import weight_codes
-from tvmq.regions import Regions, find_regions, shape_of, window_of
+from tvmq.regions import WEIGHTED, Layer, Regions, find_regions, heads_of, shape_of, window_of
 from tvmq.settings import learned_range, weight_limit
 
 aten = torch.ops.aten
@@ -104,7 +105,16 @@ class _Annotator:
         layer = self.regions.layers[node.name]
         if layer.kind == "pool":
             self._pool_as_convolution(node)
-        elif layer.kind in ("conv", "linear"):
+        elif layer.kind in ("multiply", "matmul"):
+            self._with_factor(node)
+        elif layer.kind == "softmax":
+            step = self.plan.values[layer.inputs[0]].step
+            (factor,) = self.plan.weights[node.name].steps
+            node.args = (node.args[0], step, heads_of(node), factor)
+            node.target = torch.ops.tvmq.integer_softmax.default
+        elif layer.kind == "norm":
+            self._norm_of_codes(node, layer)
+        elif layer.kind in WEIGHTED:
             with self.graph.inserting_before(node):
                 weight = self._weight(node.name, node.args[1])
                 bias = self._bias(node.name)
@@ -142,6 +152,27 @@ class _Annotator:
         strides, padding = list(window.strides), list(window.padding)
         node.target = aten.conv2d.default
         node.args = (node.args[0], weight, None, strides, padding, [1, 1], channels)
+
+    def _with_factor(self, node: Node) -> None:
+        """A product of two tensors, the factor of its sums with the left one."""
+        (factor,) = self.plan.weights[node.name].steps
+        x, *rest = node.args
+        if rest[1:]:
+            rest[2] = 1.0
+        if factor != 1.0:
+            with self.graph.inserting_before(node):
+                x = self._call(aten.mul.Scalar, (x, factor), f"{node.name}_scaled")
+        node.args = (x, *rest)
+
+    def _norm_of_codes(self, node: Node, layer: Layer) -> None:
+        gamma, beta = rounded_norm(self.model, layer, self.plan)
+        step = self.plan.values[layer.inputs[0]].step
+        with self.graph.inserting_before(node):
+            gain = self._constant(f"{node.name}_gain", gamma)
+            bias = self._constant(f"{node.name}_bias", beta)
+        (gain_step,) = self.plan.weights[node.name].steps
+        node.target = torch.ops.tvmq.integer_norm.default
+        node.args = (node.args[0], step, gain, bias, gain_step, node.args[4])
 
     def _constant(self, name: str, value: torch.Tensor) -> Node:
         return self._step(name, value.to(self.dtype))

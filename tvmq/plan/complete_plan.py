@@ -13,15 +13,34 @@ from targets.arithmetic import INT32_MAX
 from targets.code_range import code_range
 from targets.errors import ArithmeticRangeError
 from targets.rounding import FLOOR, MAX_FLOOR_SHIFT, check_executed, round_reals
-from targets.scale import AddScale, Scale, TooFineError, derive_addition, derive_scale
-from targets.sum_bounds import SumBounds, bound_sums, held_bound
+from targets.rows import SOFTMAX_BITS, norm_fraction, softmax_bounds
+from targets.scale import (
+    AddScale,
+    Scale,
+    TooFineError,
+    TooFineWeightsError,
+    derive_addition,
+    derive_scale,
+    power_of_two,
+)
+from targets.sum_bounds import SumBounds, bound_products, bound_sums, held_bound
 from tvmq.float_model import FloatModel
+from tvmq.plan.integer_rows import norm_scale
 from tvmq.plan.joined_values import tied_values
 from tvmq.plan.plan import AccumulatorProof, BiasPlan, Plan, ValuePlan, WeightPlan
 from tvmq.plan.rounded_bias import rounded_bias
 from tvmq.plan.snap import snap_steps, snap_weight_step
 from tvmq.plan.weight_steps import weight_codes
-from tvmq.regions import Layer, Regions, find_regions, shape_of, window_of
+from tvmq.regions import (
+    UNSCALED,
+    WEIGHTED,
+    Layer,
+    Regions,
+    find_regions,
+    products_of,
+    shape_of,
+    window_of,
+)
 from tvmq.settings import Settings
 
 MAX_DOUBLINGS = 64
@@ -121,7 +140,7 @@ class _Draft:
                     a, b = (self._step(name) / self._step(layer.output) for name in sides)
                     addition = self.additions[layer.name] = derive_addition(a, b)
                     self._check_floor(layer, (addition.shift,))
-                elif layer.kind != "function":
+                elif layer.kind not in UNSCALED:
                     self._derive_layer(layer)
             except TooFineError as error:
                 value = layer.output if error.which == "output" else layer.residual
@@ -168,7 +187,7 @@ class _Draft:
         residual = self.values[layer.residual].codes if layer.residual else None
         zero_point = self.values[layer.output].zero_point if layer.output else 0
         for _ in range(MAX_DOUBLINGS):
-            scale = self._scale(layer)
+            scale = self._fitting_scale(layer)
             bounds = self._bounds(layer)
             held = held_bound(bounds, scale, residual, zero_point)
             if int(held.max()) <= INT32_MAX:
@@ -179,21 +198,48 @@ class _Draft:
             self._check_floor(layer, scale.shift)
             self.requantize[layer.name] = scale
 
+    def _fitting_scale(self, layer: Layer) -> Scale | None:
+        """The same, the weights coarser where no shift would fit."""
+        try:
+            return self._scale(layer)
+        except TooFineWeightsError as error:
+            if layer.kind not in WEIGHTED:
+                raise
+            self.weights[layer.name] = _coarser(self.weights[layer.name], error.excess)
+        return self._fitting_scale(layer)
+
     def _scale(self, layer: Layer) -> Scale | None:
         """The integers of a layer, free steps of its weights snapped; None where sums leave."""
         if not layer.output:
             return None
-        source, output = self._step(layer.inputs[0]), self._step(layer.output)
+        source, output = self._unit(layer), self._step(layer.output)
         plan = self.weights[layer.name]
-        if layer.kind == "pool" or not self.settings.pot:
+        if layer.kind not in WEIGHTED or not self.settings.pot:
             steps = tuple(snap_weight_step(w, float(source), float(output)) for w in plan.steps)
             plan = self.weights[layer.name] = replace(plan, steps=steps)
         ratios = [source * Fraction(step) / output for step in plan.steps]
         residual = self._step(layer.residual) / output if layer.residual else None
         return derive_scale(ratios, residual)
 
+    def _unit(self, layer: Layer) -> Fraction:
+        """What a sum of a layer counts in steps of its weights."""
+        if layer.kind == "softmax":
+            return power_of_two(-SOFTMAX_BITS)
+        if layer.kind == "norm":
+            return power_of_two(-norm_fraction(shape_of(self.model.nodes[layer.name])[-1]))
+        unit = self._step(layer.inputs[0])
+        return unit * self._step(layer.inputs[-1]) if layer.kind in ("multiply", "matmul") else unit
+
     def _bounds(self, layer: Layer) -> SumBounds:
         node, read = self.model.nodes[layer.name], self.values[layer.inputs[0]].codes
+        if layer.kind == "softmax":
+            return softmax_bounds()
+        if layer.kind == "norm":
+            value, weights = self.values[layer.inputs[0]], self.weights[layer.name]
+            return norm_scale(self.model, layer, value, weights).bounds
+        if layer.kind in ("multiply", "matmul"):
+            right = self.values[layer.inputs[-1]].codes
+            return bound_products(read, right, products_of(node), np.zeros(1, np.int64))
         if layer.kind == "pool":
             codes = np.ones((shape_of(node)[1], math.prod(window_of(node).kernel)), np.int64)
             bias = np.zeros(len(codes), np.int64)
@@ -213,6 +259,15 @@ def _doubled(weights: WeightPlan, where: np.ndarray) -> WeightPlan:
     steps = tuple(step * 2 if g else step for step, g in zip(weights.steps, grow, strict=True))
     note = "; doubled where the accumulator could overflow"
     reason = weights.reason if weights.reason.endswith(note) else weights.reason + note
+    return replace(weights, steps=steps, reason=reason, codes=b"")
+
+
+def _coarser(weights: WeightPlan, places: tuple[int, ...]) -> WeightPlan:
+    """Coarser steps for the channels whose weights are so small that no shift would fit."""
+    pairs = zip(weights.steps, places, strict=True)
+    note = "; coarser where no shift would fit, so that such weights are 0"
+    reason = weights.reason if weights.reason.endswith(note) else weights.reason + note
+    steps = tuple(math.ldexp(step, up) for step, up in pairs)
     return replace(weights, steps=steps, reason=reason, codes=b"")
 
 

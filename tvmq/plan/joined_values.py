@@ -9,6 +9,7 @@ requantized by a table of 256 codes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 
 from tvmq.calibrate.observers import Codes, Histogram, choose_codes
@@ -51,12 +52,19 @@ def choose_joined(
         settings: how a range is chosen.
     """
     known: dict[tuple[str, ...], tuple[int, Codes]] = {}
+    matrices = (layer for layer in regions.layers.values() if layer.kind == "matmul")
+    centred = {name for layer in matrices for name in layer.inputs}
 
     def best(names: tuple[str, ...]) -> tuple[int, Codes]:
         if names not in known:
             most = max(bits[name] for name in names)
             histogram = reduce(Histogram.merge, (histograms[name] for name in names))
-            known[names] = most, choose_codes(histogram, most, settings)
+            codes = choose_codes(histogram, most, settings)
+            if codes.zero_point and centred.intersection(names):
+                codes = choose_codes(histogram, most, settings, symmetric=True)
+                why = f"{codes.reason}; zero point 0, since matrices are multiplied as raw codes"
+                codes = replace(codes, reason=why)
+            known[names] = most, codes
         return known[names]
 
     joins = _joins(regions)

@@ -9,11 +9,12 @@ from fnmatch import fnmatch
 import torch
 
 from targets.errors import InputError
+from targets.rows import gain_step
 from tvmq.float_model import FloatModel
 from tvmq.plan.plan import ValuePlan, WeightPlan
 from tvmq.plan.weight_steps import choose_weight_steps
 from tvmq.plan.wess import Surroundings, choose_shifted_steps
-from tvmq.regions import Layer, Regions, window_of
+from tvmq.regions import WEIGHTED, Layer, Regions, factor_of, norm_weights, window_of
 from tvmq.settings import Settings
 
 
@@ -31,7 +32,7 @@ def choose_weights(
     Raises:
         InputError: a glob of ``settings.exclude`` that fits no layer.
     """
-    products = [name for name, layer in regions.layers.items() if layer.kind in ("conv", "linear")]
+    products = [name for name, layer in regions.layers.items() if layer.kind in WEIGHTED]
     modules = {name: model.origins[name].module for name in products if name in model.origins}
     excluded = _excluded(dict.fromkeys(products, "") | modules, settings.exclude)
     plans = {}
@@ -40,6 +41,11 @@ def choose_weights(
         if layer.kind == "pool":
             divisor = window_of(node).divisor
             plans[layer.name] = WeightPlan((1 / divisor,), 8, f"average over {divisor}")
+        elif layer.kind in ("multiply", "matmul", "softmax"):
+            plans[layer.name] = WeightPlan((factor_of(node),), 8, "factor of all sums")
+        elif layer.kind == "norm":
+            step = gain_step(*(w.numpy() for w in norm_weights(model, node)))
+            plans[layer.name] = WeightPlan((step,), 8, "factors of 16 bits")
         elif layer.name in products:
             bits, why = settings.weight_bits, ""
             if layer.name in regions.first | regions.last and settings.first_last_bits > bits:

@@ -27,7 +27,7 @@ from tvmq.float_model import Equalization, FloatModel
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.plan import BiasPlan, Plan, ValuePlan, WeightPlan
 from tvmq.plan.plan_schema import FORMAT, PlanFile, inflate
-from tvmq.regions import find_regions, shape_of
+from tvmq.regions import UNSCALED, WEIGHTED, find_regions, shape_of
 from tvmq.settings import Settings, learned_range
 
 _WRITTEN = "`tvmq build` writes them: plan.json in an artifact."
@@ -169,15 +169,13 @@ class _Reader:
     def weights(self) -> dict[str, WeightPlan]:
         section, learned = self.file.layers, self.file.learned_codes
         layers = {
-            n: layer
-            for n, layer in self.regions.layers.items()
-            if layer.kind not in ("add", "function")
+            n: layer for n, layer in self.regions.layers.items() if layer.kind not in UNSCALED
         }
         self._same_names("layers", section, layers)
         shapes = {
             node.name: self.model.weight_of(node).shape
             for node in self.model.graph_module.graph.nodes
-            if node.name in layers and layers[node.name].kind != "pool"
+            if node.name in layers and layers[node.name].kind in WEIGHTED
         }
         self._same_names("learned_codes", {*shapes, *learned}, shapes)
         plans = {}
@@ -185,7 +183,7 @@ class _Reader:
             entry, place = section[name], f"layers.{name}"
             channels = shapes[name][0] if name in shapes else 1
             self._check_length(entry.weight_steps, {1, channels}, f"{place}.weight_steps")
-            if layer.kind != "pool":
+            if layer.kind in WEIGHTED:
                 for k, step in enumerate(entry.weight_steps):
                     self._check_step(step, f"{place}.weight_steps[{k}]")
             codes = b""
@@ -201,8 +199,8 @@ class _Reader:
             if entry is None or entry.bias_correction is None:
                 continue
             correction, place = entry.bias_correction, f"layers.{node.name}.bias_correction"
-            if self.regions.layers[node.name].kind == "pool":
-                raise InputError(f"{self.where}: {place}: a pooling has no bias; remove it.")
+            if self.regions.layers[node.name].kind not in WEIGHTED:
+                raise InputError(f"{self.where}: {place}: this layer has no bias; remove it.")
             self._check_length(correction.add, {0, len(self.model.weight_of(node))}, f"{place}.add")
             plans[node.name] = BiasPlan(correction.add, correction.reason)
         return plans

@@ -51,7 +51,7 @@ def step_costs(model: FloatModel, calibration: Calibration, plan: Plan) -> tuple
         output_free, output_used = 0.0, 0.0
         if layer.output:
             value, histogram = plan.values[layer.output], calibration.histograms[layer.output]
-            codes = choose_codes(histogram, value.bits, free)
+            codes = choose_codes(histogram, value.bits, free, symmetric=value.zero_point == 0)
             output_free = relative_error(
                 histogram, codes.step, codes.zero_point, value.bits, codes.signed
             )

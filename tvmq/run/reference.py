@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tvm import IRModule
+from tvm import IRModule, relax
 
 from relay_passes.relax_nodes import (
     Expr,
@@ -59,11 +59,12 @@ def run_reference(
     """
     graph = Graph(mod)
     env: dict[Expr, Array] = {param: _input(param, inputs) for param in graph.params}
+    images = len(env[graph.params[0]])
     last_use = {v: i for i, (_, value) in enumerate(graph.bindings) for v in variables_in(value)}
     for index, (var, value) in enumerate(graph.bindings):
         if is_tuple(value):
             continue
-        result = _evaluate(value, env)
+        result = _evaluate(value, env, images)
         if str(result.dtype) != dtype_of(var):
             raise UnsupportedError(
                 f"{var.name}: expected {dtype_of(var)}, got {result.dtype}. Build it again."
@@ -90,24 +91,29 @@ def _input(param: Expr, inputs: Mapping[str, Array]) -> Array:
     return array
 
 
-def _evaluate(call: Expr, env: Mapping[Expr, Array]) -> Array:
+def _evaluate(call: Expr, env: Mapping[Expr, Array], images: int) -> Array:
     operator = _OPERATORS.get(op_of(call))
     if operator is None:
         raise UnsupportedError(
             f"Reference: no operator '{op_of(call)}' in an integer module. Build the artifact "
             "again with this version."
         )
-    return operator(call, *[_operand(arg, env) for arg in call.args])
+    return operator(call, *[_operand(arg, env, images) for arg in call.args])
 
 
-def _operand(arg: Expr, env: Mapping[Expr, Array]) -> Any:
-    """An array for a tensor, a list for a tuple of tensors, the expression itself for the rest."""
+def _operand(arg: Expr, env: Mapping[Expr, Array], images: int) -> Any:
+    """An array for a tensor, a list for a tuple of tensors, the expression itself for the rest.
+
+    A shape is of as many images as there are.
+    """
     if is_var(arg):
         return env[arg]
     if is_constant(arg):
         return array_of(arg)
     if is_tuple(arg) and any(is_var(f) or is_constant(f) for f in arg.fields):
-        return [_operand(field, env) for field in arg.fields]
+        return [_operand(field, env, images) for field in arg.fields]
+    if isinstance(arg, relax.ShapeExpr):
+        return [images, *(int(size) for size in arg.values[1:])]
     return arg
 
 
@@ -124,8 +130,8 @@ def _permute_dims(call: Expr, x: Array) -> Array:
     return np.ascontiguousarray(x.transpose(ints(call.attrs.axes)))
 
 
-def _reshape(call: Expr, x: Array, _: Expr) -> Array:
-    return x.reshape(x.shape[0], *(int(d) for d in call.ty.shape.values[1:]))
+def _reshape(_: Expr, x: Array, shape: list[int]) -> Array:
+    return x.reshape(shape)
 
 
 def _strided_slice(_: Expr, x: Array, axes: Expr, begin: Expr, end: Expr, strides: Expr) -> Array:
@@ -146,6 +152,14 @@ def _concat(call: Expr, tensors: list[Array]) -> Array:
 
 def _take(_: Expr, table: Array, index: Array) -> Array:
     return table[index]
+
+
+def _max(call: Expr, x: Array) -> Array:
+    return x.max(axis=ints(call.attrs.axis), keepdims=bool(call.attrs.keepdims))
+
+
+def _sum(call: Expr, x: Array) -> Array:
+    return x.sum(axis=ints(call.attrs.axis), keepdims=bool(call.attrs.keepdims), dtype=x.dtype)
 
 
 def _max_pool2d(call: Expr, x: Array) -> Array:
@@ -229,6 +243,12 @@ _OPERATORS: dict[str, Callable[..., Array]] = {
     "clip": _clip,
     "left_shift": lambda _, x, n: x << n,
     "right_shift": lambda _, x, n: x >> n,
+    "max": _max,
+    "sum": _sum,
+    "greater_equal": lambda _, a, b: a >= b,
+    "floor_divide": lambda _, a, b: a // b,
+    "sqrt": lambda _, x: np.sqrt(x),
+    "broadcast_to": lambda _, x, shape: np.broadcast_to(x, shape),
     "permute_dims": _permute_dims,
     "reshape": _reshape,
     "strided_slice": _strided_slice,

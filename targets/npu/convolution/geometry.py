@@ -7,17 +7,21 @@ never mixes groups.
     shallow    C_in < R and no dilation: the kernel row's S * C_in bytes are contiguous and are
                the reduction axis, tiles (ky, 0, k0). ResNet's stem takes 7 * 2 tiles instead of 49.
     depthwise  no reduction across channels: one channel per column, kernel taps (ky, kx)
+
+Weights that are a tensor (``targets.layers.Factor``) lie in DRAM as any tensor does, and are put in
+the order of tiles as they are loaded. They make a grouped product, never a depthwise one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from targets.layers import Conv2d, Weights
+from targets.layers import Conv2d, Factor, Weights
 from targets.npu.kinds.cost import ceil_div
 from targets.npu.machine.elements import pack
 from targets.npu.schedule.intrinsics import RECORD_WORDS
@@ -25,23 +29,56 @@ from targets.npu.schedule.job import Job
 from targets.npu.schedule.storage import Stored
 
 
+def _upright(job: Job[Conv2d]) -> Job[Conv2d]:
+    """The job with a row of pixels as a column, where each pixel is by itself: tokens.
+
+    Stripes are of rows, so a transformer's tensors, which are one row, could not be cut.
+    """
+    layer = job.layer
+    residual = layer.requantize.residual if layer.requantize else None
+    values = [layer.input, layer.output, *([residual.value] if residual else [])]
+    alone = (layer.weight_shape[1:3], layer.strides, layer.padding) == ((1, 1), (1, 1), (0,) * 4)
+    bordered = any(any(job.stored(value).border or ()) for value in values)
+    if layer.input.shape[0] > 1 or layer.input.shape[1] == 1 or not alone or bordered:
+        return job
+    turned = {v.name: replace(v, shape=(v.shape[1], 1, v.shape[2])) for v in values}
+    tensors = {
+        name: replace(stored, value=turned.get(name, stored.value))
+        for name, stored in job.tensors.items()
+    }
+    requantize = layer.requantize
+    if requantize is not None and residual is not None:
+        moved = replace(residual, value=turned[residual.value.name])
+        requantize = replace(requantize, residual=moved)
+    source, output = turned[layer.input.name], turned[layer.output.name]
+    layer = replace(layer, input=source, output=output, requantize=requantize)
+    return replace(job, layer=layer, tensors=tensors)
+
+
 class ConvGeometry:
     """Everything about a layer on an array that does not depend on how it is tiled.
 
     Attributes:
-        layer: the convolution.
+        layer: the convolution; a row of pixels that stand alone is a column.
         spec: the machine.
         act_bytes: of ACT that are left for it.
         input: as it lies.
         output: likewise.
         residual: likewise, or None.
+        factor: the tensor on the right, or None.
     """
 
     def __init__(self, job: Job[Conv2d]) -> None:
+        job = _upright(job)
         self.layer, self.spec, self.act_bytes = job.layer, job.spec, job.act_bytes
         self.input, self.output = job.stored(job.layer.input), job.output
         added = job.layer.requantize.residual if job.layer.requantize else None
         self.residual: Stored | None = job.stored(added.value) if added else None
+        right = job.layer.right
+        self.factor: Stored | None = None
+        if isinstance(right, Factor):
+            self.factor = replace(job.stored(right.value), value=right.value)  # never upright
+            self.pairing = right.pairing
 
     @cached_property
     def key(self) -> Hashable:
@@ -53,6 +90,7 @@ class ConvGeometry:
             *(layer.strides, layer.padding, layer.dilation),
             *(layer.requantize is not None, self.requantize_cycles),
             *(self.input.form, self.output.form, self.residual and self.residual.form),
+            *((self.factor.form, self.pairing, self.one_record) if self.factor else ()),
         )
 
     @cached_property
@@ -64,9 +102,10 @@ class ConvGeometry:
     def wgt_bits(self) -> int:
         """Bits that a weight takes in memory: the least that the machine multiplies.
 
-        A layer that the machine refuses is priced, too: as if it multiplied such weights.
+        A layer that the machine refuses is priced, too: as if it multiplied such weights. A
+        tensor's are as wide as it lies.
         """
-        bits = self.layer.right.bits
+        bits = self.factor.bits if self.factor else self.layer.right.bits
         return min((p for p in self.spec.array.precisions if p >= bits), default=bits)
 
     @cached_property
@@ -85,9 +124,14 @@ class ConvGeometry:
         return self.spec.array.cols
 
     @cached_property
+    def windowed(self) -> bool:
+        """Whether each row of the image has weights of its own: a row of the factor."""
+        return self.factor is not None and self.factor.shape[0] > 1
+
+    @cached_property
     def depthwise(self) -> bool:
         """Whether it runs as DWC."""
-        return self.layer.depthwise
+        return self.layer.depthwise and self.factor is None
 
     @cached_property
     def out(self) -> tuple[int, int, int]:
@@ -234,6 +278,23 @@ class ConvGeometry:
         lanes = vu.mult_lanes if (requantize.multiplier != 1).any() else vu.shift_lanes
         return ceil_div(min(self.columns, self.out[2]), lanes)
 
+    @cached_property
+    def one_record(self) -> bool:
+        """Whether the records of one tile serve for all: a product of tensors has no biases.
+
+        The columns of Q K^T are the tokens, and PAR would not hold a record for each of many.
+        """
+        requantize = self.layer.requantize
+        if self.factor is None or requantize is None:
+            return False
+        numbers = [self.layer.bias, requantize.multiplier, requantize.shift]
+        numbers += [requantize.residual.shift] if requantize.residual else []
+        return all((each == each[0]).all() for each in numbers)
+
+    def record_words(self, channels: int) -> int:
+        """Words of the records of a block with so many channels."""
+        return (min(self.columns, self.out[2]) if self.one_record else channels) * RECORD_WORDS
+
     def channel(self, tile: int) -> int:
         """First output channel of a column tile."""
         group, within = divmod(tile, self.tiles_per_group)
@@ -248,7 +309,7 @@ class ConvGeometry:
         kh, kw = self.kernel
         k, c = self.group_channels_out, self.columns
         right = self.layer.right
-        assert isinstance(right, Weights)  # no other layer is taken
+        assert isinstance(right, Weights)
         weight = right.codes.reshape(self.groups, k, kh, kw, self.group_channels_in)
         columns = np.zeros((self.groups, self.tiles_per_group * c, *weight.shape[2:]), np.int8)
         columns[:, :k] = weight
@@ -269,7 +330,7 @@ class ConvGeometry:
         return pack(np.concatenate(blocks), self.wgt_bits).view(np.int8)
 
     def records(self, base_shift: int) -> npt.NDArray[np.int32]:
-        """Parameter records, int32[K * 3]: bias; multiplier; shifts.
+        """Parameter records, int32[K * 3] or those of one tile: bias; multiplier; shifts.
 
         The third word holds the shift above ``base_shift`` and, from bit 8 on, the residual's.
         """
@@ -281,4 +342,4 @@ class ConvGeometry:
         words[:, 2] = requantize.shift - base_shift
         if requantize.residual is not None:
             words[:, 2] |= requantize.residual.shift.astype(np.int64) << 8
-        return words.astype(np.int32).reshape(-1)
+        return words.astype(np.int32).reshape(-1)[: self.record_words(self.out[2])]

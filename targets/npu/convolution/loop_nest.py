@@ -19,6 +19,7 @@ each other.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ import numpy as np
 from tvm import tirx
 
 from targets.layers import Conv2d
+from targets.npu.convolution.factor_loads import factor_loads
 from targets.npu.convolution.geometry import ConvGeometry
 from targets.npu.convolution.tile_cost import ConvTiling, block_channels
 from targets.npu.convolution.tiling import acc_rows, input_slot_bytes
@@ -118,26 +120,30 @@ class _LoopNest:
         g, layer = self.g, self.layer
         self.variants = product_variants(g, self.t.k0, self.fraction)
         base_shift = self.fields.shift if self.fields else 0
-        weights = g.packed_weights(self.t.tiles, self.t.k0)
-        params = g.records(base_shift) if self.fields else self._padded_bias()
+        constants: dict[str, np.ndarray] = {}
+        if g.factor is None:
+            constants["weights"] = g.packed_weights(self.t.tiles, self.t.k0)
+        constants["parameters"] = g.records(base_shift) if self.fields else self._padded_bias()
         with prim_func(layer.name) as builder:
-            self._declare_arguments(weights.size, params.size)
+            self._declare_arguments(constants)
             with root():
                 self._allocate()
                 self._outer_loops()
-        constants = {"weights": weights, "parameters": params}
         return tensorize(builder.get(), self._intrinsics(), constants)
 
     # --- arguments and buffers
 
-    def _declare_arguments(self, weights: int, parameters: int) -> None:
-        """The function's buffers; ``weights`` bytes, ``parameters`` words."""
+    def _declare_arguments(self, constants: Mapping[str, np.ndarray]) -> None:
+        """The function's buffers: what the layer reads, its constants, what it makes."""
         g = self.g
         self.X = tensor_argument("input", g.input, g.spec)
+        if g.factor is not None:
+            self.W = tensor_argument("factor", g.factor, g.spec)
         if g.residual is not None:
             self.Z = tensor_argument("residual", g.residual, g.spec)
-        self.W = buffer_argument("weights", weights, "int8")
-        self.P = buffer_argument("parameters", parameters, "int32")
+        if g.factor is None:
+            self.W = buffer_argument("weights", constants["weights"].size, "int8")
+        self.P = buffer_argument("parameters", constants["parameters"].size, "int32")
         self.Y = tensor_argument("output", g.output, g.spec)
 
     def _allocate(self) -> None:
@@ -148,7 +154,7 @@ class _LoopNest:
         pixels = t.chunk_rows * t.chunk_columns
         self.acc_slots = min(MAX_ACC_SLOTS, acc_rows(g) // pixels)
         self.acc_slot = pixels * g.columns
-        weight_slots = min(2, self.blocks * self.k_blocks)
+        weight_slots = min(2, self.blocks * self.k_blocks * (self.stripes if g.windowed else 1))
         output_slots = min(2, self.blocks * self.stripes)
         self.act = self.X
         if not g.input.near:
@@ -158,8 +164,9 @@ class _LoopNest:
         self.acc = scratchpad("acc", self.acc_slot * self.acc_slots, "int32", ACC)
         if self.fields is None:
             return
-        self.p_slot = self.channels * RECORD_WORDS
-        self.par = scratchpad("par", self.p_slot * min(2, self.blocks), "int32", PAR)
+        self.p_slot = g.record_words(self.channels)
+        slots = 1 if g.one_record else min(2, self.blocks)
+        self.par = scratchpad("par", self.p_slot * slots, "int32", PAR)
         self.out = self.Y
         if not g.output.near:
             self.out = scratchpad("out", self.y_slot * output_slots, g.output.dtype, ACT)
@@ -209,10 +216,10 @@ class _LoopNest:
                 at = Position(o, i, step, i == 0, inner_is_new)
             # What does not depend on the layer before comes first: it is loaded under that layer.
             if self.k_blocks == 1:
-                with when(at.new_block):
+                with when(tirx.IntImm("bool", 1) if self.g.windowed else at.new_block):
                     self._load_weights(at, 0)
             if self.fields is not None:
-                with when(at.new_block):
+                with when(at.step == 0 if self.g.one_record else at.new_block):
                     self._load_parameters(at)
             self._load_stripe(at)
             if self.fields is not None:
@@ -295,8 +302,8 @@ class _LoopNest:
         g, t, layer = self.g, self.t, self.layer
         rows, columns = self._chunk(at, cy, cx)
         first = self._acc_row(at, tile, cy, cx)
-        kh, kw, k0 = g.reduction
-        k0_now = t.k0 if k0 % t.k0 == 0 else smaller(t.k0, k0 - k_block * t.k0)
+        kh, kw, _ = g.reduction
+        k0_now = self._k0(k_block)
         global_tile = at.block * t.tiles + tile
         group = global_tile // g.tiles_per_group if g.groups > 1 else 0
         slot = self._input_slot(at)
@@ -355,7 +362,6 @@ class _LoopNest:
         channel = (
             tile // g.tiles_per_group * g.group_channels_out + tile % g.tiles_per_group * g.columns
         )
-        par_slot = at.block % 2 * self.p_slot if self.fields and self.blocks > 1 else 0
         if self.fields is None:
             with self.nest.grid((rows, t.chunk_rows), (columns, t.chunk_columns), valid) as (
                 y,
@@ -369,6 +375,7 @@ class _LoopNest:
                     acc = first + (y * columns + x) * g.columns + j
                     store(self.Y, b(far), self.acc[b(acc)])
             return
+        first_record = 0 if g.one_record else self._par_slot(at) + channel * RECORD_WORDS
         per_byte = 8 // self.fields.bits
         loops = ((rows, t.chunk_rows), (columns, t.chunk_columns), valid // per_byte)
         with self.nest.grid(*loops) as (y, x, n):
@@ -378,7 +385,7 @@ class _LoopNest:
             with self.nest.block("requantize" if valid == g.columns else "requantize_tail") as b:
                 codes = []
                 for place in range(per_byte):
-                    record = par_slot + (channel + n * per_byte + place) * RECORD_WORDS
+                    record = first_record + (n * per_byte + place) * RECORD_WORDS
                     words = tuple(self.par[b(record + w)] for w in range(RECORD_WORDS))
                     residual = None
                     if g.residual is not None:
@@ -435,24 +442,66 @@ class _LoopNest:
     def _load_weights(self, at: Position, k_block: Expr) -> None:
         """One run of bytes: ``packed_weights`` has put them in the order of the blocks."""
         g, t = self.g, self.t
+        if g.factor is not None:
+            self._load_factor(at, k_block)
+            return
         per_k0 = g.reduction[0] * g.reduction[1] * g.tile_bytes
         k0 = g.reduction[2]
-        k0_now = t.k0 if k0 % t.k0 == 0 else smaller(t.k0, k0 - k_block * t.k0)
+        k0_now = self._k0(k_block)
         source = at.block * (t.tiles * k0 * per_k0) + self._tiles(at) * (k_block * t.k0 * per_k0)
         size = self._tiles(at) * k0_now * per_k0
         with self.nest.serial(size, self.w_slot) as n, self.nest.block("load_weights") as b:
             store(self.wgt, b(self._weight_slot(at, k_block) + n), self.W[b(source + n)])
 
+    def _load_factor(self, at: Position, k_block: Expr) -> None:
+        """Weights from a tensor: tiles of [lane][column], lanes that it has no element for zero.
+
+        With ``COLUMNS`` a pixel of it is a lane, and runs of its channels are rows of tiles. With
+        ``ROWS`` a pixel is a column: bytes that lie together in DRAM land a row apart.
+        """
+        g, t = self.g, self.t
+        slot, pitch = self._weight_slot(at, k_block), self._k0(k_block) * g.tile_bytes
+        window = at.stripe if g.windowed else 0
+        for load in factor_loads(g, t, window, at.block, k_block):
+            with ExitStack() as stack:
+                if load.when is not None:
+                    stack.enter_context(when(load.when))
+                at_loops = stack.enter_context(self.nest.grid(*load.loops))
+                group, tile, lane, column = load.order(at_loops)
+                b = stack.enter_context(self.nest.block("load_factor"))
+                near = (group * g.tiles_per_group + load.first + tile) * pitch
+                near = slot + near + lane * g.columns + column
+                store(self.wgt, b(near), self.W[b(load.source(group, tile, lane, column))])
+        if g.last_valid == g.lanes:
+            return
+        with when(k_block == self.k_blocks - 1):
+            tiles = (self._tiles(at), t.tiles)
+            unused = (g.lanes - g.last_valid) * g.columns
+            first = pitch - unused
+            with self.nest.grid(tiles, unused) as (tile, n), self.nest.block("clear_lanes") as b:
+                store(self.wgt, b(slot + tile * pitch + first + n), tirx.const(0, "int8"))
+
+    def _k0(self, k_block: Expr) -> Expr:
+        """Reduction tiles along k0 of a k block."""
+        k0, most = self.g.reduction[2], self.t.k0
+        return most if k0 % most == 0 else smaller(most, k0 - k_block * most)
+
     def _weight_slot(self, at: Position, k_block: Expr) -> Expr:
         if self.k_blocks > 1:
             return (at.step * self.k_blocks + k_block) % 2 * self.w_slot
+        if self.g.windowed:
+            return at.step % 2 * self.w_slot if self.blocks * self.stripes > 1 else 0
         return at.block % 2 * self.w_slot if self.blocks > 1 else 0
 
     def _load_parameters(self, at: Position) -> None:
-        words = self._channels(at) * RECORD_WORDS
-        slot = at.block % 2 * self.p_slot if self.blocks > 1 else 0
+        shared = self.g.one_record
+        words = self.p_slot if shared else self._channels(at) * RECORD_WORDS
+        first = 0 if shared else at.block * self.p_slot
         with self.nest.serial(words, self.p_slot) as n, self.nest.block("load_parameters") as b:
-            store(self.par, b(slot + n), self.P[b(at.block * self.p_slot + n)])
+            store(self.par, b(self._par_slot(at) + n), self.P[b(first + n)])
+
+    def _par_slot(self, at: Position) -> Expr:
+        return at.block % 2 * self.p_slot if self.blocks > 1 and not self.g.one_record else 0
 
     def _input_slot(self, at: Position) -> Expr:
         """Byte of ACT at which the stripe's first window begins."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from targets.layers import Pairing
 from targets.npu.convolution.geometry import ConvGeometry
 from targets.npu.kinds.cost import Cost, ceil_div
 from targets.npu.schedule.intrinsics import RECORD_WORDS
@@ -66,7 +67,7 @@ def estimate(g: ConvGeometry, t: ConvTiling) -> Cost:
     )
     if t.k0 < g.reduction[2]:  # k blocks come and go in every step
         each_outer, each_inner = 0, block_in + (stripe_in if stripes > 1 else 0)
-    elif steps == outer:  # what the inner loop would load stays
+    elif steps == outer and not g.windowed:  # what the inner loop would load stays
         each_inner = 0
     array, instructions = _array(g, t)
     decode = instructions * g.spec.issue.decode
@@ -78,6 +79,7 @@ def estimate(g: ConvGeometry, t: ConvTiling) -> Cost:
     at_outer = max(compute, each_outer + each_inner + moved + fetch)
     at_inner = max(compute, each_inner + moved + fetch)
     before = 2 * g.spec.dma.read_latency + block_in + stripe_in + loads
+    known = 0 if g.factor else block_in  # before the layers before are done
     latency = g.spec.dma.write_latency if stores else 0
     after = latency + stores + _requantize(g, t.chunk_rows * t.chunk_columns)
     data = outer * each_outer + steps * (each_inner + moved)
@@ -89,7 +91,7 @@ def estimate(g: ConvGeometry, t: ConvTiling) -> Cost:
         + (steps - outer) * at_inner
         + after
         + bus // INTERFERENCE,
-        ahead=g.spec.dma.read_latency * (2 if g.input.near else 1) + block_in,
+        ahead=g.spec.dma.read_latency * (2 if g.input.near else 1) + known,
         array=array,
         data=data,
         fetch=steps * fetch,
@@ -102,8 +104,25 @@ def estimate(g: ConvGeometry, t: ConvTiling) -> Cost:
 def _block_bus(g: ConvGeometry, t: ConvTiling) -> int:
     """Cycles of loading one block's weights and records."""
     k_blocks = ceil_div(g.reduction[2], t.k0)
-    records = _bus(g, 1, block_channels(g, t.tiles) * RECORD_WORDS * 4)
+    records = 0 if g.one_record else _bus(g, 1, block_channels(g, t.tiles) * RECORD_WORDS * 4)
+    if g.factor:
+        return _factor_bus(g, t) + records
     return k_blocks * _bus(g, 1, weight_bytes(g, t.tiles, t.k0)) + records
+
+
+def _factor_bus(g: ConvGeometry, t: ConvTiling) -> int:
+    """Cycles of loading one block's weights from a tensor, in the runs of ``factor_loads``."""
+    channels, deep = block_channels(g, t.tiles), g.group_channels_in
+    if g.pairing is Pairing.ROWS:
+        if g.groups == 1 or channels == g.out[2]:
+            return _bus(g, 1, channels * deep)
+        heads = channels // g.group_channels_out
+        return _bus(g, g.group_channels_out, heads * deep)
+    if g.tail != g.columns and g.tiles_per_group > 1:  # the last tile of a group comes by itself
+        groups = ceil_div(channels, g.group_channels_out)
+        whole = channels - groups * g.tail
+        return groups * (_bus(g, deep, whole // groups) + _bus(g, deep, g.tail))
+    return _bus(g, 1, deep * channels) if channels == g.out[2] else _bus(g, deep, channels)
 
 
 def _array(g: ConvGeometry, t: ConvTiling) -> tuple[int, int]:

@@ -69,9 +69,9 @@ def _weight_blocks(g: ConvGeometry) -> Iterator[tuple[int, int]]:
     if k0 <= MAX_K0:
         for count in _few(g.tiles // unit):
             tiles = ceil_div(g.tiles // unit, count) * unit
-            slots = min(2, ceil_div(g.tiles, tiles))
+            slots = 2 if g.windowed else min(2, ceil_div(g.tiles, tiles))
             fits = slots * weight_bytes(g, tiles, k0) <= wgt
-            if fits and slots * tiles * g.columns * RECORD_WORDS * 4 <= par:
+            if fits and slots * _record_bytes(g, tiles) <= par:
                 yield tiles, k0
     if g.groups > 1 or par // 2 < g.columns * RECORD_WORDS * 4:
         return
@@ -79,6 +79,11 @@ def _weight_blocks(g: ConvGeometry) -> Iterator[tuple[int, int]]:
         part = ceil_div(k0, count)
         if count > 1 and part <= MAX_K0 and 2 * weight_bytes(g, 1, part) <= wgt:
             yield 1, part
+
+
+def _record_bytes(g: ConvGeometry, tiles: int) -> int:
+    """Of the records of a block, room for those of whole tiles."""
+    return (1 if g.one_record else tiles) * g.columns * RECORD_WORDS * 4
 
 
 def _few(most: int) -> list[int]:
@@ -98,6 +103,8 @@ def _few(most: int) -> list[int]:
 def _stripe_rows(g: ConvGeometry) -> list[int]:
     """Heights of stripes, tallest first; each divides the image as evenly as it goes."""
     oh = g.out[0]
+    if g.windowed:
+        return [1]
     return sorted({ceil_div(oh, stripes) for stripes in range(1, oh + 1)}, reverse=True)
 
 
@@ -115,7 +122,7 @@ def _fit(g: ConvGeometry, tiles: int, k0: int, rows: int) -> Iterator[ConvTiling
     chunk_columns = ceil_div(ow, ceil_div(ow, half))
     chunk_rows = min(rows, max(1, half // ow))
     chunk_rows = ceil_div(rows, ceil_div(rows, chunk_rows))
-    for rows_outer in (False, True):
+    for rows_outer in (True,) if g.windowed else (False, True):
         yield ConvTiling(rows, tiles, k0, chunk_rows, chunk_columns, rows_outer)
 
 
@@ -125,6 +132,11 @@ def _why_no_block(g: ConvGeometry) -> str:
     if par // 2 < record:
         half = par // 2
         return f"{g.layer.name}: a tile's records need {record} bytes, half of PAR has {half}"
+    if g.groups > 1 and par // 2 < (records := _record_bytes(g, g.tiles_per_group)):
+        return (
+            f"{g.layer.name}: the records of one group ({records} bytes) exceed half of PAR "
+            f"({par // 2})"
+        )
     if g.groups > 1:
         needed = weight_bytes(g, g.tiles_per_group, g.reduction[2])
         return (

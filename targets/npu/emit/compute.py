@@ -13,7 +13,15 @@ from targets.npu.emit.call_nest import Axis, Call
 from targets.npu.emit.emitted import Emitted, Place
 from targets.npu.emit.loop_tree import Env, Leaf
 from targets.npu.emit.matrix import before_the_last, encode_depthwise, encode_gemm
-from targets.npu.emit.vector import encode_add, encode_lut, encode_pool, encode_requantize
+from targets.npu.emit.vector import (
+    encode_add,
+    encode_lut,
+    encode_multiply,
+    encode_norm,
+    encode_pool,
+    encode_requantize,
+    encode_softmax,
+)
 from targets.npu.machine.spec import NpuSpec
 
 _Encoder = Callable[[Call, NpuSpec], Emitted | None]
@@ -23,7 +31,10 @@ _ENCODERS: dict[str, _Encoder] = {
     "npu.requantize": encode_requantize,
     "npu.max": encode_pool,
     "npu.add": encode_add,
+    "npu.multiply": encode_multiply,
     "npu.lut": encode_lut,
+    "npu.softmax": encode_softmax,
+    "npu.norm": encode_norm,
 }
 
 

@@ -1,6 +1,7 @@
 """Copies and fills as DMA instructions: strided boxes of bytes, with a border of the zero point.
 
 copy nest  ->  LD or ST   x_bytes, y, z and their strides; loops that don't fit are unrolled
+turned     ->  LD         bytes beside each other in DRAM land apart: ``transpose``
 bounds     ->  LD         the box shrinks to what lies inside; pad fields write the border around it
 fill       ->  LD (fill)  bytes written without reading DRAM
 
@@ -14,8 +15,9 @@ come down to a range per loop, and most stripes of an image turn out to lie insi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from targets.npu.emit.emitted import Emitted, Place, reach
 from targets.npu.emit.loop_tree import Env, Folded, Leaf
@@ -64,7 +66,10 @@ def emit_copy(leaf: Leaf, env: Env, places: dict[str, Place]) -> list[Emitted]:
         (*axes, _Axis(source.itemsize, 1, 1)),
     )
     if not leaf.bounds:
-        return [_transfer(piece, source, target) for piece in _pieces(_coalesce(box.axes), box)]
+        merged = _coalesce(box.axes)
+        turned = _turned(merged) if source.dram else None
+        made = partial(_transfer, source=source, target=target, turned=turned is not None)
+        return [e for piece in _pieces(turned or merged, box) for e in _fitting(piece, made)]
     return _bordered(box, _inside(leaf, env, folded), source, target, leaf.fill)
 
 
@@ -90,8 +95,8 @@ def fill_rows(
 
 def _fill(box: _Box, target: Place, value: int) -> list[Emitted]:
     box = replace(box, axes=tuple(replace(a, source=0) for a in box.axes))
-    emitted = []
-    for piece in _pieces(_coalesce(box.axes), box):
+
+    def filled(piece: _Box) -> Emitted:
         z, y, x = piece.axes
         load = isa.Load(
             mem=target.index,
@@ -104,8 +109,9 @@ def _fill(box: _Box, target: Place, value: int) -> list[Emitted]:
             spm_ystride=y.target,
             spm_zstride=z.target,
         )
-        emitted.append(Emitted(load, (), (_span(target, piece, target=True),)))
-    return emitted
+        return Emitted(load, (), (_span(target, piece, target=True),))
+
+    return [e for piece in _pieces(_coalesce(box.axes), box) for e in _fitting(piece, filled)]
 
 
 def _coalesce(axes: tuple[_Axis, ...]) -> tuple[_Axis, ...]:
@@ -144,7 +150,33 @@ def _pieces(axes: tuple[_Axis, ...], box: _Box) -> Iterator[_Box]:
     yield _Box(box.source, box.target, padded)
 
 
-def _transfer(box: _Box, source: Place, target: Place) -> Emitted:
+def _turned(axes: tuple[_Axis, ...]) -> tuple[_Axis, ...] | None:
+    """The axes of a transposing LD, (z, y, x) last; None where the copy is none.
+
+    Bytes that are beside each other in DRAM (x) land apart, and those of the planes (z) together.
+    """
+    if len(axes) < 3 or axes[-1].extent > 1 or axes[-2].source != 1:
+        return None
+    if axes[-3].target == 1:
+        return (*axes[:-2], _Axis(1, 0, 0), axes[-2])
+    return axes[:-1] if len(axes) > 3 and axes[-4].target == 1 else None
+
+
+def _fitting(box: _Box, made: Callable[[_Box], Emitted]) -> Iterator[Emitted]:
+    """A box of (z, y, x), its outer loops unrolled where a field can't hold their strides."""
+    whole = made(box)
+    if isa.fits(whole.instruction):
+        yield whole
+        return
+    depth = next(n for n, axis in enumerate(box.axes) if axis.extent > 1)
+    axis = box.axes[depth]
+    rest = (*box.axes[:depth], _Axis(1, 0, 0), *box.axes[depth + 1 :])
+    for n in range(axis.extent):
+        moved = _Box(box.source + n * axis.source, box.target + n * axis.target, rest)
+        yield from _fitting(moved, made)
+
+
+def _transfer(box: _Box, source: Place, target: Place, *, turned: bool = False) -> Emitted:
     """One LD or ST of a box of (z, y, x)."""
     z, y, x = box.axes
     reads, writes = (_span(source, box, target=False),), (_span(target, box, target=True),)
@@ -169,8 +201,9 @@ def _transfer(box: _Box, source: Place, target: Place) -> Emitted:
         dram_off=box.source,
         dram_ystride=y.source,
         dram_zstride=z.source,
-        spm_ystride=y.target,
-        spm_zstride=z.target,
+        transpose=turned,
+        spm_ystride=x.target if turned else y.target,
+        spm_zstride=y.target if turned else z.target,
         **sizes,
     )
     return Emitted(load, reads, writes)
@@ -178,8 +211,8 @@ def _transfer(box: _Box, source: Place, target: Place) -> Emitted:
 
 def _span(place: Place, box: _Box, *, target: bool) -> Span:
     begin = box.target if target else box.source
-    strides = [a.target if target else a.source for a in box.axes[:-1]]
-    length = reach([a.extent for a in box.axes[:-1]], strides, box.axes[-1].extent)
+    strides = [a.target if target else a.source for a in box.axes]
+    length = reach([a.extent for a in box.axes], strides, 1)
     return Span(place.space, begin, begin + length)
 
 

@@ -1,4 +1,4 @@
-"""Codes as instructions of VU: REQ, POOL, VADD and LUT.
+"""Codes as instructions of VU: REQ, POOL, VADD, VMUL, LUT, SOFTMAX and NORM.
 
 An encoder returns None where the loops are not of the shape that the instruction has.
 """
@@ -9,9 +9,11 @@ from targets.npu.emit.call_nest import Axis, Call, pad, rows_fit, span
 from targets.npu.emit.emitted import ACC, ACT, PAR, Emitted
 from targets.npu.emit.tokens import Span
 from targets.npu.machine import isa
+from targets.npu.machine.legality import EPSILON_BYTES, EXPONENTIALS_BYTES, SCALE_BYTES
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.intrinsics import RECORD_WORDS
-from targets.npu.schedule.meanings import AddFields, MaxFields, RequantizeRow
+from targets.npu.schedule.meanings import AddFields, MaxFields, MultiplyFields, RequantizeRow
+from targets.npu.schedule.row_meanings import NormFields, RowFields
 
 
 def encode_requantize(call: Call, spec: NpuSpec) -> Emitted | None:
@@ -148,6 +150,43 @@ def encode_add(call: Call, _spec: NpuSpec) -> Emitted | None:
     return _elementwise(instruction, call, length)
 
 
+def encode_multiply(call: Call, _spec: NpuSpec) -> Emitted | None:
+    """One VMUL: rows, dense but for the right operand, or None."""
+    f: MultiplyFields = call.fields
+    if len(call.axes) > 2:
+        return None
+    row, code = pad(call.axes, 2, 3) if call.axes else (Axis(1, (0, 0, 0)), Axis(1, (1, 1, 1)))
+    (a_row, b_row, out_row), (a_code, b_code, out_code) = row.strides, code.strides
+    dense = a_code == out_code == 1 and (row.extent == 1 or a_row == out_row == code.extent)
+    if not dense or b_code not in (0, 1):
+        return None
+    a, b, target = call.starts
+    instruction = isa.Multiply(
+        a_unsigned=f.a_dtype == "uint8",
+        b_unsigned=f.b_dtype == "uint8",
+        out_unsigned=f.dtype == "uint8",
+        b_one=b_code == 0,
+        a_addr=a,
+        b_addr=b,
+        dst_addr=target,
+        len=code.extent,
+        rows=row.extent,
+        bs_row=b_row,
+        za=f.a_zero_point & 0xFF,
+        zb=f.b_zero_point & 0xFF,
+        zo=f.zero_point & 0xFF,
+        left=f.left,
+        shift=f.shift,
+        lo=f.low & 0xFF,
+        hi=f.high & 0xFF,
+        mult=f.multiplier,
+    )
+    if not isa.fits(instruction):
+        return None
+    reads = tuple(span(ACT, call, (row, code), pointer, 1) for pointer in (0, 1))
+    return Emitted(instruction, reads, (span(ACT, call, (row, code), 2, 1),))
+
+
 def encode_lut(call: Call, _spec: NpuSpec) -> Emitted | None:
     """One LUT: a dense run, or None."""
     length = _run_length(call)
@@ -160,6 +199,58 @@ def encode_lut(call: Call, _spec: NpuSpec) -> Emitted | None:
     return Emitted(
         instruction, (*emitted.reads, Span(f"mem{PAR}", table, table + 256)), emitted.writes
     )
+
+
+def encode_softmax(call: Call, _spec: NpuSpec) -> Emitted | None:
+    """One SOFTMAX: up to two loops over rows, or None."""
+    return _encode_rows(isa.Softmax, call, EXPONENTIALS_BYTES)
+
+
+def encode_norm(call: Call, _spec: NpuSpec) -> Emitted | None:
+    """One NORM: likewise."""
+    f: NormFields = call.fields
+    parameters = EPSILON_BYTES + f.length * SCALE_BYTES
+    return _encode_rows(isa.Norm, call, parameters, lift=f.lift, fraction=f.normed_fraction)
+
+
+def _encode_rows(
+    kind: type[isa.Rows], call: Call, parameter_bytes: int, **own: int
+) -> Emitted | None:
+    f: RowFields = call.fields
+    src, par, dst = range(3)
+    if len(call.axes) > 2:
+        return None
+    axes = m1, m0 = pad(call.axes, 2, 3)
+    instruction = kind(
+        in_unsigned=f.input_dtype == "uint8",
+        out_unsigned=f.dtype == "uint8",
+        rounding=int(f.rounding),
+        src_addr=call.starts[src],
+        dst_addr=call.starts[dst],
+        len=f.length,
+        m0=m0.extent,
+        m1=m1.extent,
+        ss_m0=m0.strides[src],
+        ss_m1=m1.strides[src],
+        ds_m0=m0.strides[dst],
+        ds_m1=m1.strides[dst],
+        par_addr=call.starts[par] // 4,
+        frac=f.fraction,
+        mult=f.multiplier,
+        shift=f.shift,
+        zp=f.zero_point & 0xFF,
+        lo=f.low & 0xFF,
+        hi=f.high & 0xFF,
+        **own,
+    )
+    if not isa.fits(instruction):
+        return None
+    table = call.starts[par]
+    reads = (
+        span(ACT, call, axes, src, f.length),
+        Span(f"mem{PAR}", table, table + parameter_bytes),
+    )
+    return Emitted(instruction, reads, (span(ACT, call, axes, dst, f.length),))
 
 
 def _run_length(call: Call) -> int | None:

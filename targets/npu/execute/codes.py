@@ -1,4 +1,4 @@
-"""REQ, VADD, POOL and LUT in the compiled executor: sums to codes, and codes to codes."""
+"""REQ, VADD, VMUL, POOL and LUT in the compiled executor: sums to codes, and codes to codes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from targets.arithmetic import MAX_RESIDUAL_SHIFT, MAX_SHIFT, MAX_SHIFT_SPREAD
-from targets.npu.execute.memory import Buffer, Expr, State, byte_value, chunks, i32, i64, when
+from targets.npu.execute.memory import (
+    Buffer,
+    Expr,
+    State,
+    byte_value,
+    chunks,
+    i32,
+    i64,
+    little_endian,
+    when,
+)
 from targets.npu.execute.traps import BAD_RECORD
 from targets.npu.machine.legality import RECORD_BYTES, code_range
 from targets.rounding import RoundingMode
@@ -42,10 +52,10 @@ def _read_records(
 ) -> None:
     with T.serial(0, i.nvalid) as c:
         start = T.bind(state.areas.par + i.par_addr * 4 + c * RECORD_BYTES)
-        bias = T.bind(_little_endian(state, start, 4))
-        mult, border = (T.bind(_little_endian(state, start + n, 2)) for n in (4, 6))
-        dshift, res_shl = (T.bind(_little_endian(state, start + n, 1)) for n in (8, 9))
-        zero = T.bind(_little_endian(state, start + 10, 2))
+        bias = T.bind(little_endian(state, start, 4))
+        mult, border = (T.bind(little_endian(state, start + n, 2)) for n in (4, 6))
+        dshift, res_shl = (T.bind(little_endian(state, start + n, 1)) for n in (8, 9))
+        zero = T.bind(little_endian(state, start + 10, 2))
         shift = T.bind(i.shift + dshift)
         illegal = [
             dshift > MAX_SHIFT_SPREAD,
@@ -68,13 +78,6 @@ def _read_records(
         }
         for name, value in values.items():
             T.buffer_store(records[name], value, [c])
-
-
-def _little_endian(state: State, start: Expr, count: int) -> Expr:
-    value: Expr = i32(0)
-    for n in range(count):
-        value = value | ((i32(state.mem[start + n]) & 255) << (8 * n))
-    return value
 
 
 def _row(
@@ -211,6 +214,33 @@ def add(state: State, i: SimpleNamespace) -> None:
             for at, unsigned, _, zp, factor in sides
         ]
         _store_packed(state, i.dst_addr, n, i.elem_bits, code(terms))
+
+
+def multiply(state: State, i: SimpleNamespace) -> None:
+    """VMUL: rows of codes times rows of codes, or each times one code."""
+    low, high, zero = (T.bind(i64(byte_value(x, i.out_unsigned))) for x in (i.lo, i.hi, i.zo))
+    half = T.bind((i64(1) << i64(i.shift)) >> i64(1))
+    a_mask, b_mask = (
+        T.bind(tirx.Select(unsigned == 1, i32(255), i32(-1)))
+        for unsigned in (i.a_unsigned, i.b_unsigned)
+    )
+    a_zero, b_zero = (
+        T.bind(byte_value(z, unsigned))
+        for z, unsigned in ((i.za, i.a_unsigned), (i.zb, i.b_unsigned))
+    )
+    factor = T.bind(i64(i.mult) << i64(i.left))
+    with T.serial(0, i.rows) as row:
+        a, b = T.bind(i.a_addr + row * i.len), T.bind(i.b_addr + row * i.bs_row)
+        target = T.bind(i.dst_addr + row * i.len)
+
+        def store(n: Expr) -> None:
+            left = (i32(state.mem[a + n]) & a_mask) - a_zero
+            right = (i32(state.mem[b + n * (1 - i.b_one)]) & b_mask) - b_zero
+            code = ((i64(left * right) * factor + half) >> i64(i.shift)) + zero
+            clamped = tirx.max(tirx.min(code, high), low)
+            T.buffer_store(state.mem, tirx.Cast("int8", clamped), [target + n])
+
+        _vectors(i.len, store)
 
 
 def _vectors(count: Expr, store: object) -> None:

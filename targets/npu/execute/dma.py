@@ -17,15 +17,30 @@ _Get = Callable[[Expr], Expr]
 
 
 def load(state: State, i: SimpleNamespace) -> None:
-    """LD: rows with their borders, one after the other."""
+    """LD: rows with their borders, one after the other; or planes that become columns."""
     base = T.bind(_base(state, i.mem))
     for is_acc, put in ((0, _put_byte(state, base)), (1, _put_acc(state))):
+        there = tirx.Cast("int32", i.mem == _ACC) == is_acc
         with (
-            when(tirx.Cast("int32", i.mem == _ACC) == is_acc),
+            when(tirx.all(there, i.transpose == 0)),
             T.serial(0, i.z) as plane,
             T.serial(0, i.pad_y0 + i.y + i.pad_y1) as row,
         ):
             _load_row(state, i, is_acc, put, plane, row)
+        with (
+            when(tirx.all(there, i.transpose == 1)),
+            T.serial(0, i.z) as plane,
+            T.serial(0, i.y) as y,
+        ):
+            _load_column(state, i, put, plane, y)
+
+
+def _load_column(state: State, i: SimpleNamespace, put: _Put, plane: Expr, y: Expr) -> None:
+    target = T.bind(i.spm_addr + y * i.spm_zstride + plane)
+    source = T.bind(_dram(i, plane, y))
+    for region, get in enumerate(_readers(state)):
+        with when(i.region == region), T.serial(0, i.x_bytes) as x:
+            put(target + x * i.spm_ystride, get(source + x))
 
 
 def _load_row(

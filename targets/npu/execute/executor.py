@@ -25,6 +25,7 @@ from tvm.tirx.script import builder as T
 
 from targets.npu.execute import codes as executor_codes
 from targets.npu.execute import dma as executor_dma
+from targets.npu.execute import rows as executor_rows
 from targets.npu.execute import sums as executor_sums
 from targets.npu.execute.memory import (
     HALTED,
@@ -200,4 +201,7 @@ _STEPS: dict[type[isa.Instruction], Callable[[State, SimpleNamespace], None]] = 
     isa.Add: executor_codes.add,
     isa.Pool: executor_codes.pool,
     isa.Lut: executor_codes.lookup,
+    isa.Multiply: executor_codes.multiply,
+    isa.Softmax: executor_rows.softmax,
+    isa.Norm: executor_rows.norm,
 }

@@ -197,6 +197,14 @@ def byte_value(byte: Expr, unsigned: Expr) -> Expr:
     return byte - 256 * (byte >> 7) * (1 - unsigned)
 
 
+def little_endian(state: State, start: Expr, count: int) -> Expr:
+    """An int32 of up to four bytes, the lowest first."""
+    value: Expr = i32(0)
+    for n in range(count):
+        value = value | ((i32(state.mem[start + n]) & 255) << (8 * n))
+    return value
+
+
 def chunks(count: Expr, lanes: int, body: Callable[[Expr, int], None]) -> None:
     """Call ``body(begin, width)`` for full vectors of ``lanes``, then for single elements."""
     full = T.bind(tirx.truncdiv(count, i32(lanes)))

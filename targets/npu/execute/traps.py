@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-ILLEGAL, NO_TOKEN, BAD_RECORD, NOT_HELD, NO_HALT = range(1, 6)
+ILLEGAL, NO_TOKEN, BAD_RECORD, NOT_HELD, NO_HALT, BAD_ROWS = range(1, 7)
 
 TRAPS = {
     ILLEGAL: "illegal instruction",
@@ -13,6 +13,7 @@ TRAPS = {
     BAD_RECORD: "REQ with an illegal parameter record",
     NOT_HELD: "GEMM on held weights, and the array holds none of these widths",
     NO_HALT: "the program ends without HALT",
+    BAD_ROWS: "SOFTMAX or NORM with illegal parameters",
 }
 """Trap code -> what it means; 0 is no trap."""
 

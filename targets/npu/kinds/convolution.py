@@ -7,26 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 
-from targets.arithmetic import (
-    INT32_MAX,
-    MAX_FRACTION,
-    MAX_MULTIPLIER,
-    MAX_RESIDUAL_SHIFT,
-    MAX_SHIFT,
-    MAX_SHIFT_SPREAD,
-)
+from targets.arithmetic import INT32_MAX
 from targets.errors import CapacityError
-from targets.layers import Conv2d, Factor, Requantize, Value
+from targets.layers import Conv2d, Factor, Value
 from targets.npu.convolution.geometry import ConvGeometry
 from targets.npu.convolution.loop_nest import schedule_convolution
 from targets.npu.convolution.tile_cost import ConvTiling, estimate
 from targets.npu.convolution.tiling import no_tiling_fits, tilings
 from targets.npu.kinds.cost import Cost
-from targets.npu.kinds.kind import Kind, Padding, Rule, wide
+from targets.npu.kinds.kind import Kind, Padding, Rule, broken_requantization, wide
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.scheduled import Scheduled
-from targets.rounding import FLOOR, HALF_UP
 
 
 class Convolution(Kind[Conv2d, ConvTiling]):
@@ -39,9 +31,9 @@ class Convolution(Kind[Conv2d, ConvTiling]):
 
     def broken_rules(self, layer: Conv2d, spec: NpuSpec) -> Iterator[tuple[Rule, str]]:
         """All that is about products, sums and their requantization."""
-        if isinstance(layer.right, Factor):
-            yield Rule.WEIGHTS, f"'{layer.right.value.name}' is computed"
         yield from wide(layer.inputs)
+        if isinstance(layer.right, Factor):
+            yield from _no_weights(layer, layer.right)
         if 8 not in spec.array.precisions:
             yield Rule.PRECISION, f"array.precisions is {spec.array.precisions}"
         fraction = layer.requantize.fraction if layer.requantize else 0
@@ -49,7 +41,7 @@ class Convolution(Kind[Conv2d, ConvTiling]):
         if worst > INT32_MAX:
             yield Rule.SUMS, f"a sum can reach {worst}"
         if layer.requantize is not None:
-            yield from _broken_fields(layer.requantize)
+            yield from broken_requantization(layer.requantize)
 
     def choices(self, job: Job[Conv2d]) -> Iterator[ConvTiling]:
         """Tilings of few sizes, large blocks and tall stripes first."""
@@ -82,6 +74,8 @@ class Convolution(Kind[Conv2d, ConvTiling]):
         """Whole pixels, and groups, in whole bytes; a residual is as wide as the output."""
         values = [*layer.inputs, layer.output]
         ragged = [v.name for v in values if v.shape[2] * bits[v.name] % 8]
+        if isinstance(layer.right, Factor):
+            ragged.append(layer.right.value.name)  # the array's weights are bytes
         residual = layer.requantize.residual if layer.requantize else None
         if residual is not None and bits[residual.value.name] != bits[layer.output.name]:
             ragged += [residual.value.name, layer.output.name]
@@ -89,29 +83,22 @@ class Convolution(Kind[Conv2d, ConvTiling]):
             ragged += [v.name for v in values if v.shape[2] // layer.groups * bits[v.name] % 8]
         return ragged
 
-    def padding(self, layer: Conv2d, read: Value, bits: int) -> Padding:
-        """Zero points around its input, nothing around a residual."""
+    def padding(self, layer: Conv2d, read: Value, bits: int) -> Padding | None:
+        """Zero points around its input, nothing around a residual; weights come from DRAM."""
+        if isinstance(layer.right, Factor) and read.name == layer.right.value.name:
+            return None
         if read.name != layer.input.name:
             return Padding()
         return Padding(layer.padding, layer.input_zero_point)
 
 
-def _broken_fields(requantize: Requantize) -> Iterator[tuple[Rule, str]]:
-    """What does not fit the fields of REQ and of its records, or is not compiled for it."""
-    shift, residual = requantize.shift, requantize.residual
-    low, high = int(shift.min()), int(shift.max())
-    if low < 0 or high > MAX_SHIFT or high - low > MAX_SHIFT_SPREAD:
-        yield Rule.SHIFTS, f"right shifts run from {low} to {high}"
-    if requantize.fraction > MAX_FRACTION:
-        yield Rule.SHIFTS, f"{requantize.fraction} fraction bits"
-    multipliers = [int(requantize.multiplier.min()), int(requantize.multiplier.max())]
-    if residual is not None:
-        low, high = int(residual.shift.min()), int(residual.shift.max())
-        if low < 0 or high > MAX_RESIDUAL_SHIFT:
-            yield Rule.SHIFTS, f"the residual's shifts run from {low} to {high}"
-        multipliers.append(residual.multiplier)
-    wide_ones = [m for m in multipliers if not 1 <= m <= MAX_MULTIPLIER]
-    if wide_ones:
-        yield Rule.MULTIPLIERS, f"multipliers of {wide_ones}"
-    if requantize.rounding not in (HALF_UP, FLOOR):
-        yield Rule.ROUNDING, f"it rounds by {requantize.rounding.mode.name}"
+def _no_weights(layer: Conv2d, right: Factor) -> Iterator[tuple[Rule, str]]:
+    """Why a tensor can't be loaded as weights: they are signed, and nothing is subtracted."""
+    if right.value.dtype != "int8":
+        yield Rule.WEIGHTS, f"'{right.value.name}' is {right.value.dtype}"
+    for name, zero in (
+        (right.value.name, right.zero_point),
+        (layer.input.name, layer.input_zero_point),
+    ):
+        if zero:
+            yield Rule.WEIGHTS, f"the zero point of '{name}' is {zero}"

@@ -18,6 +18,7 @@ from enum import Enum
 from typing import ClassVar, Generic, TypeVar
 
 from targets.arithmetic import (
+    INT32_MAX,
     MAX_FRACTION,
     MAX_MULTIPLIER,
     MAX_RESIDUAL_SHIFT,
@@ -25,13 +26,16 @@ from targets.arithmetic import (
     MAX_SHIFT_SPREAD,
 )
 from targets.errors import CapacityError
-from targets.layers import Layer, Value
+from targets.layers import Layer, Requantize, Value
 from targets.npu.kinds.cost import Cost
 from targets.npu.machine import isa
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.scheduled import Scheduled
 from targets.npu.schedule.storage import NO_BORDER, Border
+from targets.rounding import FLOOR, HALF_UP
+from targets.rows import LONGEST_ROW, ROOT_BITS
+from targets.sum_bounds import SumBounds
 
 L = TypeVar("L", bound=Layer)
 C = TypeVar("C")
@@ -58,9 +62,9 @@ class Rule(Enum):
         "Let no other layer read the sums of a last layer.",
     )
     WEIGHTS = (
-        "The array multiplies by constants of the program: of a product of two tensors, one would "
-        "have to be a parameter of the model.",
-        "Make one of the two a parameter, or let the CPU multiply them.",
+        "The array multiplies by constants, or by a tensor of int8 codes whose zero point is 0; "
+        "then the zero point of the tensor that it multiplies is 0, too.",
+        "Plan zero points of 0 for the operands of matrix products, and a signed right one.",
     )
     PRECISION = (
         "The array multiplies 8-bit operands; codes at the edges of a program lie in bytes.",
@@ -69,6 +73,12 @@ class Rule(Enum):
     SUMS = (
         "No sum, shifted left by the layer's fraction bits, exceeds 32 bits.",
         "Quantize the layer to fewer bits, or split its input channels.",
+    )
+    ROWS = (
+        f"Softmax and layer norm are of rows of at most {LONGEST_ROW} codes, at most "
+        f"{isa.largest(isa.Rows, 'm0')} to a pixel, with one multiplier and one shift; "
+        f"exponentials and factors have 16 bits, the root of a variance {ROOT_BITS // 2}.",
+        "Split the rows, or let the CPU compute them.",
     )
     SHIFTS = (
         f"Right shifts lie in [0, {MAX_SHIFT}], at most {MAX_SHIFT_SPREAD} apart between channels; "
@@ -80,8 +90,14 @@ class Rule(Enum):
         "Plan power-of-two steps, which need none.",
     )
     ROUNDING = (
-        "Convolutions and dense layers round half up or to the floor, additions half up.",
+        "Convolutions, dense layers, products of matrices, softmax and layer norm round half up or "
+        "to the floor, additions and products of elements half up.",
         "Leave the value's rounding out of the plan, which is half up.",
+    )
+    ELEMENTS = (
+        "Of a product element by element nothing but the product is rounded, by one multiplier and "
+        "shift.",
+        "Add to the product in a layer of its own.",
     )
     WINDOW = (
         f"A max pooling's window has at most {isa.largest(isa.Pool, 'kh')} rows and "
@@ -163,6 +179,43 @@ def wide(values: Iterable[Value]) -> Iterator[tuple[Rule, str]]:
     names = [f"{value.name} is {value.dtype}" for value in values if value.dtype == "int32"]
     if names:
         yield Rule.BYTES, ", ".join(names)
+
+
+def broken_requantization(requantize: Requantize) -> Iterator[tuple[Rule, str]]:
+    """What does not fit the fields of REQ and of its records, or is not compiled for it."""
+    shift, residual = requantize.shift, requantize.residual
+    low, high = int(shift.min()), int(shift.max())
+    if low < 0 or high > MAX_SHIFT or high - low > MAX_SHIFT_SPREAD:
+        yield Rule.SHIFTS, f"right shifts run from {low} to {high}"
+    if requantize.fraction > MAX_FRACTION:
+        yield Rule.SHIFTS, f"{requantize.fraction} fraction bits"
+    multipliers = [int(requantize.multiplier.min()), int(requantize.multiplier.max())]
+    if residual is not None:
+        low, high = int(residual.shift.min()), int(residual.shift.max())
+        if low < 0 or high > MAX_RESIDUAL_SHIFT:
+            yield Rule.SHIFTS, f"the residual's shifts run from {low} to {high}"
+        multipliers.append(residual.multiplier)
+    wide_ones = [m for m in multipliers if not 1 <= m <= MAX_MULTIPLIER]
+    if wide_ones:
+        yield Rule.MULTIPLIERS, f"multipliers of {wide_ones}"
+    if requantize.rounding not in (HALF_UP, FLOOR):
+        yield Rule.ROUNDING, f"it rounds by {requantize.rounding.mode.name}"
+
+
+def broken_rows(
+    length: int, bounds: SumBounds, requantize: Requantize
+) -> Iterator[tuple[Rule, str]]:
+    """What SOFTMAX and NORM can't do with a row of ``length`` codes and with its sums."""
+    if length > LONGEST_ROW:
+        yield Rule.ROWS, f"rows of {length} codes"
+    for name in ("multiplier", "shift"):
+        values = getattr(requantize, name)
+        if values.min() != values.max():
+            yield Rule.ROWS, f"{name}s from {values.min()} to {values.max()}"
+    worst = bounds.reach << requantize.fraction
+    if worst > INT32_MAX:
+        yield Rule.SUMS, f"a sum can reach {worst}"
+    yield from broken_requantization(requantize)
 
 
 def same_width(values: Iterable[Value], bits: Mapping[str, int]) -> list[str]:

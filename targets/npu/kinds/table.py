@@ -5,14 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d, Move
+from targets.layers import (
+    Add,
+    Constant,
+    Conv2d,
+    Factor,
+    Layer,
+    Lut,
+    MaxPool2d,
+    Move,
+    Norm,
+    Pairing,
+    Softmax,
+)
 from targets.npu.kinds.addition import Addition
+from targets.npu.kinds.constant import ConstantTensor
 from targets.npu.kinds.convolution import Convolution
 from targets.npu.kinds.cost import NOTHING, Cost
+from targets.npu.kinds.element_product import ElementProduct
 from targets.npu.kinds.kind import Kind
 from targets.npu.kinds.lookup import Lookup
 from targets.npu.kinds.move import Moving
+from targets.npu.kinds.norm import NormOfRows
 from targets.npu.kinds.pool import MaxPool
+from targets.npu.kinds.softmax import SoftmaxOfRows
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.scheduled import Scheduled
 
@@ -21,12 +37,22 @@ KINDS: dict[type[Layer], Kind[Any, Any]] = {
     Add: Addition(),
     MaxPool2d: MaxPool(),
     Lut: Lookup(),
+    Softmax: SoftmaxOfRows(),
+    Norm: NormOfRows(),
     Move: Moving(),
+    Constant: ConstantTensor(),
 }
+
+
+BY_ELEMENT = ElementProduct()
+"""Of products that a layer describes as convolutions, and that the vector unit computes."""
 
 
 def kind_of(layer: Layer) -> Kind[Any, Any]:
     """What knows about the layer."""
+    right = layer.right if isinstance(layer, Conv2d) else None
+    if isinstance(right, Factor) and right.pairing is Pairing.ELEMENTS:
+        return BY_ELEMENT
     return KINDS[type(layer)]
 
 
@@ -46,7 +72,7 @@ class Planned:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do: the output is the input's bytes."""
+        """Whether there is nothing to do: the output's bytes are there."""
         return self.choice is None
 
     def schedule(self) -> Scheduled:

@@ -32,11 +32,14 @@ class Load(Instruction):
 
     ``spm_addr`` is the first byte written, border included. A row is ``pad_x0`` border bytes,
     ``x_bytes`` copied, ``pad_x1`` border bytes; a plane is ``pad_y0`` border rows, ``y`` rows,
-    ``pad_y1`` border rows. With ``fill`` set DRAM is not read and every byte is ``padval``.
+    ``pad_y1`` border rows. With ``fill`` set DRAM is not read and every byte is ``padval``. With
+    ``transpose`` set a plane becomes a column: byte x of row y of plane z lands at ``spm_addr +
+    y * spm_zstride + x * spm_ystride + z``.
     """
 
     opcode, mnemonic, unit = 0x10, "LD", LD
     fill: int = flag(0)
+    transpose: int = flag(1)
     mem: int = bits(2)
     region: int = bits(3)
     padval: int = bits(8)
@@ -231,6 +234,89 @@ class Lut(Instruction):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Multiply(Instruction):
+    """VMUL: ``clamp(half_up(((a-za)*(b-zb) << left) * mult, shift) + zo, lo, hi)`` in rows.
+
+    ``a`` and the output are ``rows`` rows of ``len`` bytes, one behind the other. Row n of ``b``
+    begins ``n * bs_row`` bytes on; with ``b_one`` its first byte multiplies the whole row.
+    """
+
+    opcode, mnemonic, unit = 0x34, "VMUL", VU
+    a_unsigned: int = flag(0)
+    b_unsigned: int = flag(1)
+    out_unsigned: int = flag(2)
+    b_one: int = flag(3)
+    a_addr: int = bits(20)
+    b_addr: int = bits(20)
+    dst_addr: int = bits(20)
+    len: int = bits(20)
+    rows: int = bits(16, default=1)
+    bs_row: int = bits(20)
+    za: int = bits(8)
+    zb: int = bits(8)
+    zo: int = bits(8)
+    left: int = bits(4)
+    shift: int = bits(6)
+    lo: int = bits(8)
+    hi: int = bits(8)
+    mult: int = bits(16, default=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows(Instruction):
+    """What instructions on rows of bytes share: rows (m1, m0) of ``len`` codes, from ACT to ACT."""
+
+    in_unsigned: int = flag(0)
+    out_unsigned: int = flag(1)
+    rounding: int = flag(2)
+    src_addr: int = bits(20)
+    dst_addr: int = bits(20)
+    len: int = bits(16, default=1)
+    m0: int = bits(12, default=1)
+    m1: int = bits(12, default=1)
+    ss_m0: int = bits(16)
+    ss_m1: int = bits(20)
+    ds_m0: int = bits(16)
+    ds_m1: int = bits(20)
+    par_addr: int = bits(12)
+    frac: int = bits(4)
+    mult: int = bits(16, default=1)
+    shift: int = bits(6)
+    zp: int = bits(8)
+    lo: int = bits(8)
+    hi: int = bits(8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Softmax(Rows):
+    """SOFTMAX: softmax of each row, requantized; exponentials by a table in PAR.
+
+    ``targets/rows.py`` is the definition of the sums; then, as with REQ,
+    ``clamp(round((sum << frac) * mult, shift) + zp, lo, hi)``. ``sum << frac`` wraps at 32 bits;
+    ``rounding`` is 0 to the floor, 1 half up. ``par_addr`` counts 4-byte words: there lie 256
+    uint16, what a code counts that is 0 to 255 below the largest of its row; the first is at least
+    2^15.
+    """
+
+    opcode, mnemonic, unit = 0x35, "SOFTMAX", VU
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm(Rows):
+    """NORM: layer norm of each row, requantized; factors and summands per element in PAR.
+
+    ``targets/rows.py`` is the definition of the sums, ``lift`` its j and ``fraction`` its f; what
+    follows them is as with SOFTMAX. At ``par_addr`` lie E, int64, then ``len`` summands, int32,
+    then ``len`` factors, int16. With the largest variance of ``len`` codes, lifted, E is
+    below 2^52; it is not below 4^(lift + fraction - 15).
+    """
+
+    opcode, mnemonic, unit = 0x36, "NORM", VU
+    lift: int = bits(5)
+    fraction: int = bits(4)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Nop(Instruction):
     """NOP: carries tokens on unit ``on``."""
 
@@ -251,7 +337,8 @@ class Halt(Instruction):
 
 
 KINDS: tuple[type[Instruction], ...] = (
-    *(Load, Store, Gemm, Depthwise, Requantize, Add, Pool, Lut, Nop, Halt),
+    *(Load, Store, Gemm, Depthwise, Requantize, Add, Pool, Lut, Multiply, Softmax, Norm),
+    *(Nop, Halt),
 )
 _BY_OPCODE = {kind.opcode: kind for kind in KINDS}
 LAYOUTS: dict[type[Instruction], Layout] = {kind: kind.layout() for kind in KINDS}

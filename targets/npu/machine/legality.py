@@ -20,6 +20,7 @@ from targets.arithmetic import MAX_SHIFT
 from targets.errors import TrapError
 from targets.npu.machine import isa
 from targets.npu.machine.spec import NpuSpec
+from targets.rows import LONGEST_ROW, ROOT_BITS
 
 Number: TypeAlias = Any
 """int, or a TIR expression of type int64."""
@@ -27,6 +28,11 @@ Rule: TypeAlias = tuple[str, Number]
 RECORD_BYTES = 12
 """One channel's bias int32, multiplier uint16, border uint16, shift, residual shift, 0, 0."""
 TABLE_BYTES = 256
+EXPONENTIALS_BYTES = 512
+"""256 uint16 of a softmax."""
+EPSILON_BYTES = 8
+SCALE_BYTES = 6
+"""Of one channel of a layer norm: a summand int32 and a factor int16."""
 
 
 def check(
@@ -127,13 +133,18 @@ def _transfer(
     capacity = _select(i.mem, [sram.act.bytes, sram.wgt.bytes, sram.acc.bytes, sram.par.bytes])
     yield from _at_least_one(i, "x_bytes", "y", "z")
     yield "region must be 0 to 3", 3 - i.region
-    rows, width, moves = i.y, i.x_bytes, 1
+    planes, rows, width, moves = i.z, i.y, i.x_bytes, 1
     if kind is isa.Load:
-        rows, width = rows + i.pad_y0 + i.pad_y1, width + i.pad_x0 + i.pad_x1
+        turned, border = i.transpose, (i.pad_x0 + i.pad_x1, i.pad_y0 + i.pad_y1)
+        planes = planes + turned * (i.y - i.z)
+        rows = rows + turned * (i.x_bytes - i.y) + border[1]
+        width = width + turned * (i.z - i.x_bytes) + border[0]
         moves = 1 - i.fill
+        added = border[0] + border[1] + i.fill
+        yield "a transposed transfer has no border and is no fill", -turned * added
     else:
         yield "only the arena and the outputs (regions 1 and 3) can be written", (i.region & 1) - 1
-    last = i.spm_addr + reach((i.z, i.spm_zstride), (rows, i.spm_ystride)) + width
+    last = i.spm_addr + reach((planes, i.spm_zstride), (rows, i.spm_ystride)) + width
     yield "the scratchpad ends before the transfer does", capacity - last
     if region_bytes is not None:
         end = i.dram_off + reach((i.z, i.dram_zstride), (i.y, i.dram_ystride)) + i.x_bytes
@@ -252,6 +263,43 @@ def _lut(i: Any, spec: NpuSpec) -> Iterator[Rule]:
     yield _disjoint("input and output", i.src_addr, i.len, i.dst_addr, i.len)
 
 
+def _multiply(i: Any, spec: NpuSpec) -> Iterator[Rule]:
+    yield from _at_least_one(i, "len", "rows")
+    yield f"shift exceeds {MAX_SHIFT}", MAX_SHIFT - i.shift
+    yield from _code_limits(i, 0, i.out_unsigned)
+    size = i.len * i.rows
+    b_size = reach((i.rows, i.bs_row), (i.len, 1 - i.b_one)) + 1
+    for name, bytes_ in (("a_addr", size), ("b_addr", b_size), ("dst_addr", size)):
+        yield f"{name}: ACT ends first", spec.sram.act.bytes - (getattr(i, name) + bytes_)
+    yield _disjoint("a and the output", i.a_addr, size, i.dst_addr, size)
+    yield _disjoint("b and the output", i.b_addr, b_size, i.dst_addr, size)
+
+
+def _softmax(i: Any, spec: NpuSpec) -> Iterator[Rule]:
+    yield from _rows(i, spec)
+    end = i.par_addr * 4 + EXPONENTIALS_BYTES
+    yield "PAR ends before the table does", spec.sram.par.bytes - end
+
+
+def _norm(i: Any, spec: NpuSpec) -> Iterator[Rule]:
+    yield from _rows(i, spec)
+    yield f"lift exceeds {ROOT_BITS // 2}", ROOT_BITS // 2 - i.lift
+    end = i.par_addr * 4 + EPSILON_BYTES + i.len * SCALE_BYTES
+    yield "PAR ends before the factors do", spec.sram.par.bytes - end
+
+
+def _rows(i: Any, spec: NpuSpec) -> Iterator[Rule]:
+    yield from _at_least_one(i, "len", "m0", "m1")
+    yield f"len exceeds {LONGEST_ROW}", LONGEST_ROW - i.len
+    yield f"shift exceeds {MAX_SHIFT}", MAX_SHIFT - i.shift
+    yield from _code_limits(i, 0, i.out_unsigned)
+    source = reach((i.m0, i.ss_m0), (i.m1, i.ss_m1)) + i.len
+    target = reach((i.m0, i.ds_m0), (i.m1, i.ds_m1)) + i.len
+    yield "ACT ends before the input does", spec.sram.act.bytes - (i.src_addr + source)
+    yield "ACT ends before the output does", spec.sram.act.bytes - (i.dst_addr + target)
+    yield _disjoint("input and output", i.src_addr, source, i.dst_addr, target)
+
+
 _RULES: dict[type[isa.Instruction], Callable[[Any, NpuSpec], Iterator[Rule]]] = {
     isa.Gemm: _gemm,
     isa.Depthwise: _depthwise,
@@ -259,4 +307,7 @@ _RULES: dict[type[isa.Instruction], Callable[[Any, NpuSpec], Iterator[Rule]]] = 
     isa.Add: _add,
     isa.Pool: _pool,
     isa.Lut: _lut,
+    isa.Multiply: _multiply,
+    isa.Softmax: _softmax,
+    isa.Norm: _norm,
 }

@@ -21,7 +21,7 @@ from targets.errors import InputError
 from targets.npu.machine import isa
 
 MAGIC = b"TVMQ"
-VERSION = 1
+VERSION = 2
 _HEAD = struct.Struct("<4sI32sQ")
 _JSON_LENGTH = struct.Struct("<I")
 CONSTANTS, ARENA, INPUTS, OUTPUTS = range(4)

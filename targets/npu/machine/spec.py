@@ -154,6 +154,7 @@ class VectorUnit(_Part):
         elt_lanes: operands of an addition read per cycle.
         pool_lanes: elements compared or added per cycle.
         lut_lanes: bytes looked up per cycle.
+        root_bits: bits of a row's reciprocal or root found per cycle.
         latency: cycles from the last element read to its result.
     """
 
@@ -162,6 +163,7 @@ class VectorUnit(_Part):
     elt_lanes: Positive
     pool_lanes: Positive
     lut_lanes: Positive
+    root_bits: Positive = 1
     latency: NotNegative
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from targets.npu.machine import isa
-from targets.npu.machine.legality import RECORD_BYTES, row_bytes
+from targets.npu.machine.legality import EPSILON_BYTES, RECORD_BYTES, SCALE_BYTES, row_bytes
 from targets.npu.machine.spec import NpuSpec
 
 
@@ -62,11 +62,24 @@ def accesses(instruction: isa.Instruction, spec: NpuSpec) -> Accesses:
         case isa.Add(len=length):
             packed = row_bytes(length, instruction.elem_bits)
             return Accesses(spm_bytes=3 * packed, outputs=length)
+        case isa.Multiply(len=length, rows=rows):
+            right = rows if instruction.b_one else length * rows
+            codes = length * rows
+            return Accesses(macs=codes, spm_bytes=2 * codes + right, outputs=codes)
         case isa.Pool(c=c, ox=ox, oy=oy, kw=kw, kh=kh):
             pixel = row_bytes(c, instruction.elem_bits)
             return Accesses(spm_bytes=pixel * ox * oy * (kw * kh + 1), outputs=c * ox * oy)
         case isa.Lut(len=length):
             return Accesses(spm_bytes=3 * length, outputs=length)
+        case isa.Softmax(len=length, m0=m0, m1=m1):
+            # Codes are read by all three passes and written by the last, exponentials read by two.
+            codes = m0 * m1 * length
+            return Accesses(spm_bytes=(3 + 1 + 2 * 2) * codes, outputs=codes)
+        case isa.Norm(len=length, m0=m0, m1=m1):
+            # No unit holds the factors of a whole row: they are read anew for each.
+            codes = m0 * m1 * length
+            touched = (2 + 1 + SCALE_BYTES) * codes + EPSILON_BYTES
+            return Accesses(spm_bytes=touched, outputs=codes)
     return Accesses()
 
 

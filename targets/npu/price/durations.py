@@ -1,10 +1,15 @@
 """What an instruction costs by itself: cycles of its unit and of the bus; time only, no values.
 
     LD, ST  bus: bursts * burst / bytes_per_cycle, the latency before (LD) or after (ST) it
+    LD transposed   as LD; a burst of each of a line's planes is there before a line per cycle is
+            written, while the next ones arrive
     LD fill bytes / line of its memory, the border included
     GEMM    tiles * max(pixels, weights, min_rows), and the first tile's weights
     DWC     pixels * taps, or with sliding registers pixels * kh * min(kw, stride)
     REQ     pixels * ceil(channels / lanes)
+    VMUL    as VADD by operands read; with a multiplier also ceil(codes / multiplier lanes)
+    SOFTMAX rows * (codes compared, looked up, a reciprocal, codes looked up and multiplied)
+    NORM    rows * (codes added, a root and a reciprocal, codes multiplied)
     others  ceil(elements * reads / lanes)
 
 ``decode`` cycles come before all of it. ``timing.py`` puts the pieces in order. The border of a
@@ -17,6 +22,7 @@ from dataclasses import dataclass
 
 from targets.npu.machine import isa
 from targets.npu.machine.spec import NpuSpec
+from targets.rows import RECIPROCAL_BITS, ROOT_BITS
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,10 @@ def duration(instruction: isa.Instruction, spec: NpuSpec) -> Duration:
     match instruction:
         case isa.Load(fill=1):
             return Duration(work=_fill(instruction, spec))
+        case isa.Load(transpose=1):
+            bus = _transfer(instruction, spec)
+            drain = _transposition(instruction, spec, bus)
+            return Duration(latency=dma.read_latency, bus=bus, drain=drain)
         case isa.Load():
             return Duration(latency=dma.read_latency, bus=_transfer(instruction, spec))
         case isa.Store():
@@ -63,12 +73,44 @@ def duration(instruction: isa.Instruction, spec: NpuSpec) -> Duration:
             return Duration(work=pixels * _ceil(instruction.nvalid, lanes), drain=vu.latency)
         case isa.Add():
             return Duration(work=_ceil(2 * instruction.len, vu.elt_lanes), drain=vu.latency)
+        case isa.Multiply():
+            return Duration(work=_multiply(instruction, spec), drain=vu.latency)
         case isa.Pool(kw=kw, kh=kh):
             reads = instruction.c * instruction.ox * instruction.oy * kh * kw
             return Duration(work=_ceil(reads, vu.pool_lanes), drain=vu.latency)
         case isa.Lut():
             return Duration(work=_ceil(instruction.len, vu.lut_lanes), drain=vu.latency)
+        case isa.Softmax(len=length, m0=m0, m1=m1, mult=mult):
+            work = m0 * m1 * softmax_row_cycles(length, spec, scaled=mult != 1)
+            return Duration(work=work, drain=vu.latency)
+        case isa.Norm(len=length, m0=m0, m1=m1, mult=mult):
+            work = m0 * m1 * norm_row_cycles(length, spec, scaled=mult != 1)
+            return Duration(work=work, drain=vu.latency)
     return Duration()
+
+
+def softmax_row_cycles(length: int, spec: NpuSpec, *, scaled: bool) -> int:
+    """Cycles of one row of SOFTMAX; each pass needs the last result of the one before.
+
+    The exponentials are looked up twice, as a row of them is longer than what a unit would hold. A
+    multiplier takes one product of an element at a time: that with the reciprocal, and where the
+    sums are ``scaled`` that with the requantizer's multiplier.
+    """
+    vu = spec.vu
+    largest = _ceil(length, vu.pool_lanes) + vu.latency
+    total = _ceil(length, vu.lut_lanes) + vu.latency
+    reciprocal = _ceil(RECIPROCAL_BITS + 1, vu.root_bits)
+    codes = max(_ceil(length, vu.lut_lanes), _ceil(length * (1 + scaled), vu.mult_lanes))
+    return largest + total + reciprocal + codes
+
+
+def norm_row_cycles(length: int, spec: NpuSpec, *, scaled: bool) -> int:
+    """Cycles of one row of NORM: likewise, with products by the reciprocal and by the factor."""
+    vu = spec.vu
+    sums = _ceil(length, vu.elt_lanes) + vu.latency
+    root = _ceil(ROOT_BITS // 2, vu.root_bits)
+    reciprocal = _ceil(RECIPROCAL_BITS + 1, vu.root_bits)
+    return sums + root + reciprocal + _ceil(length * (2 + scaled), vu.mult_lanes)
 
 
 def _gemm(i: isa.Gemm, spec: NpuSpec) -> Duration:
@@ -84,6 +126,12 @@ def _gemm(i: isa.Gemm, spec: NpuSpec) -> Duration:
     return Duration(warm_up=weights, work=tiles * tile, spare=tile, drain=fill)
 
 
+def _multiply(i: isa.Multiply, spec: NpuSpec) -> int:
+    codes = i.len * i.rows
+    read = _ceil(2 * codes, spec.vu.elt_lanes)
+    return read if i.mult == 1 else max(read, _ceil(codes, spec.vu.mult_lanes))
+
+
 def _taps(i: isa.Depthwise, spec: NpuSpec) -> int:
     """Cycles per pixel; sliding registers keep the columns that the next pixel needs again."""
     slides = i.m0 > 1 and i.as_kx > 0 and i.as_m0 % i.as_kx == 0
@@ -92,14 +140,24 @@ def _taps(i: isa.Depthwise, spec: NpuSpec) -> int:
     return i.kh * min(i.kw, i.as_m0 // i.as_kx)
 
 
+def _transposition(i: isa.Load, spec: NpuSpec, bus: int) -> int:
+    """Cycles from the last byte of a transposed transfer until it is written."""
+    lines = i.y * i.x_bytes
+    last = min(lines if i.dram_ystride == i.x_bytes else i.x_bytes, spec.dma.burst)
+    return max(last, lines * _ceil(i.z, _line(i, spec)) - bus)
+
+
+def _line(i: isa.Load, spec: NpuSpec) -> int:
+    sram = spec.sram
+    return (sram.act, sram.wgt, sram.acc, sram.par)[i.mem].line
+
+
 def _fill(i: isa.Load, spec: NpuSpec) -> int:
     """Cycles of writing a constant, one line of the memory in each."""
-    sram = spec.sram
-    memory = (sram.act, sram.wgt, sram.acc, sram.par)[i.mem]
     rows, row_bytes = i.pad_y0 + i.y + i.pad_y1, i.pad_x0 + i.x_bytes + i.pad_x1
     if rows == 1 or i.spm_ystride == row_bytes:
         rows, row_bytes = 1, rows * row_bytes
-    return i.z * rows * _ceil(row_bytes, memory.line)
+    return i.z * rows * _ceil(row_bytes, _line(i, spec))
 
 
 def _transfer(i: isa.Load | isa.Store, spec: NpuSpec) -> int:

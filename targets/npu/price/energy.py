@@ -34,6 +34,17 @@ def mac_picojoules(instruction: isa.Instruction, table: EnergyTable) -> float:
 def _output_picojoules(instruction: isa.Instruction, table: EnergyTable) -> float:
     if isinstance(instruction, isa.Requantize) and instruction.multiply:
         return table.requantize_multiply
+    if isinstance(instruction, isa.Multiply):
+        scaled = instruction.mult != 1
+        rounding = table.requantize_multiply if scaled else table.requantize_shift
+        return table.multiply8 + rounding
     if isinstance(instruction, isa.Add) and (instruction.ma != 1 or instruction.mb != 1):
         return table.requantize_multiply
+    if isinstance(instruction, isa.Softmax):
+        products = 1 + (instruction.mult != 1)
+        return table.accumulate + products * table.requantize_multiply
+    if isinstance(instruction, isa.Norm):
+        squares = table.multiply8 + 2 * table.accumulate
+        products = 2 + (instruction.mult != 1)
+        return squares + products * table.requantize_multiply
     return table.requantize_shift

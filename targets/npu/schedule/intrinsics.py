@@ -9,7 +9,10 @@ code generator folds the loops around such calls into the hardware loops of one 
     npu.requantize  out[j] = clamp(round(t[j], shift) + zero)           C or fewer channels
     npu.max         out = max(out, act)                                 one tap of one byte's codes
     npu.add         out = clamp(half_up(a + b, shift) + zero)           one byte's codes
+    npu.multiply    out = clamp(half_up(a * b, shift) + zero)           one code
     npu.lut         out = table[byte of act]                            one byte
+    npu.softmax     out = softmax of act, requantized                   one row
+    npu.norm        out = layer norm of act, requantized                one row
 
 Elements of 4 or 2 bits are packed in bytes, the first in the low bits. Immediates such as a shift
 are constants of the pattern, so each combination is an intrinsic of its own, registered the first
@@ -32,12 +35,14 @@ from tvm.tirx.script import builder as T
 from targets.npu.schedule.meanings import (
     AddFields,
     MaxFields,
+    MultiplyFields,
     ProductFields,
     RequantizeFields,
     RequantizeRow,
     max_byte,
     packed_byte,
 )
+from targets.npu.schedule.row_meanings import NormFields, RowFields, SoftmaxFields
 from targets.rounding import RoundingMode
 
 ACT, WGT, ACC, PAR = "global.act", "global.wgt", "global.acc", "global.par"
@@ -50,6 +55,9 @@ FIELDS: dict[str, type] = {
     "npu.requantize": RequantizeRow,
     "npu.max": MaxFields,
     "npu.add": AddFields,
+    "npu.multiply": MultiplyFields,
+    "npu.softmax": SoftmaxFields,
+    "npu.norm": NormFields,
 }
 """Intrinsic -> the dataclass whose fields, in order, are the immediates of its call."""
 _DTYPES = ("int8", "uint8", "")
@@ -133,6 +141,17 @@ def add(fields: AddFields) -> str:
     return _register("npu.add", fields, [(ACT, dtype, 1) for dtype in dtypes], meaning)
 
 
+def multiply(fields: MultiplyFields) -> str:
+    """Register the product of two codes; return its name."""
+
+    def meaning(a: Buffer, b: Buffer, out: Buffer) -> None:
+        with T.serial(0, 1), T.sblock("multiply"):
+            T.buffer_store(out, fields.code(a[0], b[0]), [0])
+
+    dtypes = (fields.a_dtype, fields.b_dtype, fields.dtype)
+    return _register("npu.multiply", fields, [(ACT, dtype, 1) for dtype in dtypes], meaning)
+
+
 def lut_call(act: Buffer, table: Buffer, out: Buffer, index: Expr) -> None:
     """Emit the look-up of one code; ``tensorize`` can't match an index that depends on data."""
     pointers = [
@@ -141,6 +160,18 @@ def lut_call(act: Buffer, table: Buffer, out: Buffer, index: Expr) -> None:
         out.access_ptr("w", offset=index),
     ]
     T.evaluate(tirx.call_extern("int32", "npu.lut", *pointers))
+
+
+def row_call(
+    call: str, act: Buffer, source: Expr, par: Buffer, out: Buffer, target: Expr, fields: RowFields
+) -> None:
+    """Emit the operation on one row, from and to these bytes; no pattern has several passes."""
+    pointers = [
+        act.access_ptr("r", offset=source),
+        par.access_ptr("r"),
+        out.access_ptr("w", offset=target),
+    ]
+    T.evaluate(tirx.call_extern("int32", call, *pointers, *immediates(fields)))
 
 
 def lut_value(code: Expr, table: Buffer, out_dtype: str) -> Expr:

@@ -53,6 +53,10 @@ class LoopNest:
                 for e in extents
             ]
 
+    def number(self, dtype: str) -> tirx.Buffer:
+        """A number that the steps of the loops around it keep between blocks."""
+        return T.sblock_alloc_buffer((1,), dtype)
+
     @contextmanager
     def block(self, name: str, *, reduce: tuple[Any, ...] = ()) -> Iterator[Callable[[Expr], Expr]]:
         """Open a block bound to all open loops; yields a function that puts its axes for loops."""

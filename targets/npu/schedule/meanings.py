@@ -115,6 +115,31 @@ class AddFields:
 
 
 @dataclass(frozen=True)
+class MultiplyFields:
+    """The immediates of VMUL, which rounds half up and not otherwise."""
+
+    a_dtype: str
+    a_zero_point: int
+    b_dtype: str
+    b_zero_point: int
+    left: int
+    multiplier: int
+    shift: int
+    zero_point: int
+    low: int
+    high: int
+    dtype: str
+
+    def code(self, a: Expr, b: Expr) -> Expr:
+        """One output code from two."""
+        a, b = (tirx.Cast("int64", operand) for operand in (a, b))
+        product = (a - _i64(self.a_zero_point)) * (b - _i64(self.b_zero_point))
+        t = product * _i64(self.multiplier << self.left) + _i64((1 << self.shift) >> 1)
+        code = (t >> _i64(self.shift)) + _i64(self.zero_point)
+        return tirx.Cast(self.dtype, tirx.max(tirx.min(code, _i64(self.high)), _i64(self.low)))
+
+
+@dataclass(frozen=True)
 class ProductFields:
     """What GEMM and DWC depend on besides addresses.
 

@@ -1,4 +1,4 @@
-"""What REQ, VADD, POOL and LUT do, in NumPy."""
+"""What REQ, VADD, VMUL, POOL and LUT do, in NumPy."""
 
 from __future__ import annotations
 
@@ -95,6 +95,20 @@ def add(m: Machine, i: isa.Add) -> None:
     codes = saturate(shift_round(t, i.shift, RoundingMode.HALF_UP) + zero, low, high)
     packed = pack(codes, isa.WIDTHS[i.elem_bits])
     m.act[i.dst_addr : i.dst_addr + packed.size] = packed
+
+
+def multiply(m: Machine, i: isa.Multiply) -> None:
+    """VMUL: rows of codes times rows of codes, or each times one code."""
+    row, code = np.arange(i.rows)[:, None], np.arange(i.len)
+    a = _codes(m, np.array(i.a_addr), i.rows * i.len, i.a_unsigned, 0).reshape(i.rows, i.len)
+    at = i.b_addr + row * i.bs_row + code * (1 - i.b_one)
+    b = _codes(m, at, 1, i.b_unsigned, 0)[..., 0]
+    centred = a - byte_value(i.za, i.a_unsigned), b - byte_value(i.zb, i.b_unsigned)
+    t = ((centred[0] * centred[1]) << i.left) * i.mult
+    low, high, zero = (byte_value(x, i.out_unsigned) for x in (i.lo, i.hi, i.zo))
+    codes = saturate(shift_round(t, i.shift, RoundingMode.HALF_UP) + zero, low, high)
+    m.act[i.dst_addr : i.dst_addr + codes.size] = pack(codes.reshape(-1), 8)
+    m.counters.macs += codes.size
 
 
 def pool(m: Machine, i: isa.Pool) -> None:

@@ -20,7 +20,8 @@ from targets.npu.machine import isa
 from targets.npu.machine.legality import check
 from targets.npu.machine.program import Program
 from targets.npu.machine.spec import NpuSpec
-from targets.npu.simulate.codes import add, lookup, pool, requantize
+from targets.npu.simulate.codes import add, lookup, multiply, pool, requantize
+from targets.npu.simulate.rows import norm, softmax
 from targets.npu.simulate.state import Bytes, Counters, Machine
 from targets.npu.simulate.sums import depthwise, gemm
 
@@ -121,8 +122,16 @@ def _check_tokens(m: Machine) -> None:
 
 
 def _load(m: Machine, i: isa.Load) -> None:
-    """LD: rows with their borders, one after the other."""
+    """LD: rows with their borders, one after the other; or planes that become columns."""
     memory, region = m.memories[i.mem], m.dram[i.region]
+    m.counters.loaded += 0 if i.fill else i.z * i.y * i.x_bytes
+    if i.transpose:
+        for plane, y in np.ndindex(i.z, i.y):
+            source = i.dram_off + plane * i.dram_zstride + y * i.dram_ystride
+            target = i.spm_addr + y * i.spm_zstride + plane
+            rows = np.arange(i.x_bytes) * i.spm_ystride
+            memory[target + rows] = region[source : source + i.x_bytes]
+        return
     width = i.pad_x0 + i.x_bytes + i.pad_x1
     for plane in range(i.z):
         for row in range(i.pad_y0 + i.y + i.pad_y1):
@@ -133,7 +142,6 @@ def _load(m: Machine, i: isa.Load) -> None:
                 source = i.dram_off + plane * i.dram_zstride + y * i.dram_ystride
                 begin = target + i.pad_x0
                 memory[begin : begin + i.x_bytes] = region[source : source + i.x_bytes]
-    m.counters.loaded += 0 if i.fill else i.z * i.y * i.x_bytes
 
 
 def _store(m: Machine, i: isa.Store) -> None:
@@ -160,6 +168,9 @@ _STEPS: dict[type[isa.Instruction], Callable[[Machine, Any], None]] = {
     isa.Add: add,
     isa.Pool: pool,
     isa.Lut: lookup,
+    isa.Multiply: multiply,
+    isa.Softmax: softmax,
+    isa.Norm: norm,
     isa.Nop: _nothing,
     isa.Halt: _nothing,
 }

@@ -1,5 +1,7 @@
 """Moves: what is read back moves the same bytes as the Relax does."""
 
+import sys
+
 import numpy as np
 import pytest
 from form_checks import graph_of, run, tensor
@@ -95,6 +97,49 @@ def test_concatenation_takes_its_slices_along(axis, begin, step):
         return emit(relax.op.concat([X, part, X], axis))
 
     assert [box.codes for box in _check(write).boxes] == [X, Y, X]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(0, 2))
+def test_concatenations_of_concatenations_are_one_move(outer, inner, begin):
+    def write(emit):
+        def row(x, y):
+            parts = [_sliced(emit, y, (outer, begin, SHAPE[outer], 1)), x, y]
+            return emit(relax.op.concat(parts if inner == outer else [x, y, x], inner))
+
+        return emit(relax.op.concat([row(X, Y), row(Y, X), row(X, X)], outer))
+
+    form = _check(write)
+    assert len(form.boxes) == 9
+    assert {box.codes for box in form.boxes} == {X, Y}
+
+
+@pytest.mark.parametrize("twice", [True, False], ids=["read twice", "read by others"])
+def test_a_concatenation_that_is_needed_elsewhere_is_made_once(twice):
+    def write(emit):
+        both = emit(relax.op.concat([X, Y], 3), "both")
+        if not twice:
+            emit(relax.op.nn.max_pool2d(both, [1, 1], layout="NHWC"))
+        return emit(relax.op.concat([both, both if twice else emit(relax.op.concat([X, X], 3))], 1))
+
+    graph = graph_of([X, Y], write)
+    boxes = match_move(graph, graph.outputs[0]).boxes
+    assert [box.codes.name for box in boxes][:1] == ["both"]
+    assert len(boxes) == (2 if twice else 3)
+
+
+def test_concatenations_deeper_than_the_recursion_limit():
+    x = tensor("x", (1, 1, 1, 8), "uint8")
+
+    def write(emit):
+        y = x
+        for _ in range(sys.getrecursionlimit()):
+            y = emit(relax.op.concat([y, x], 1))
+        return y
+
+    graph = graph_of([x], write)
+    boxes = match_move(graph, graph.outputs[0]).boxes
+    assert [box.at[0] for box in boxes] == list(range(sys.getrecursionlimit() + 1))
 
 
 def test_a_slice_of_a_slice_that_others_read_stops_there():

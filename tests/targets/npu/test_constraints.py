@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from npu_layers import LAYERS
+from npu_layers import LAYERS, norm, softmax
 
 from targets.arithmetic import INT32_MAX
 from targets.npu.constraints import refusal
@@ -59,13 +59,62 @@ def test_a_field_is_used_to_its_end_and_no_further(layer, last, words):
     assert words in str(refusal(layer(last + 1), SPEC))
 
 
+SOFTMAX, NORM = LAYERS["softmax"], LAYERS["norm"]
+
+
+def _ends(layer, **changes):
+    return replace(layer, requantize=replace(layer.requantize, **changes))
+
+
+def _exponentials(place, value):
+    table = SOFTMAX.table.copy()
+    table[place] = value
+    return replace(SOFTMAX, table=table)
+
+
+def _scale(layer=NORM, **changes):
+    return replace(layer, scale=replace(layer.scale, **changes))
+
+
+@pytest.mark.parametrize(
+    ("layer", "last", "words"),
+    [
+        (lambda n: softmax((1, 1, n)), 1 << 15, "rows of 32769 codes"),
+        (lambda n: softmax((1, 1, n), n), 4095, "4096 heads"),
+        (lambda n: _ends(SOFTMAX, shift=np.array([n])), 47, "right shifts run from 48 to 48"),
+        (lambda n: _ends(SOFTMAX, shift=np.array([22, n])), 22, "shifts from 22 to 23"),
+        (lambda n: _ends(NORM, multiplier=np.array([1, n])), 1, "multipliers from 1 to 2"),
+        (lambda n: _ends(SOFTMAX, fraction=n), 0, "a sum can reach 2147483648"),
+        (lambda n: _exponentials(5, n), 65535, "exponentials from 0 to 65536, the first 32768"),
+        (lambda n: _exponentials(0, -n), -(1 << 15), "the first 32767"),
+        (
+            lambda n: _scale(norm((1, 1, 2), step=1), lift=n, fraction=0),
+            18,
+            "is added to variances",
+        ),
+        (lambda n: _scale(epsilon=-n, lift=10, fraction=10), -1024, "1023 is added to variances"),
+        (lambda n: _scale(fraction=n), 15, "16 fraction bits of what is normalized"),
+        (lambda n: _scale(gain=np.full(48, n, np.int32)), 32767, "factors from 32768 to 32768"),
+        (lambda n: norm((1, 1, n)), 1364, "of PAR, the machine has 8192"),
+    ],
+)
+def test_rows_are_taken_to_the_end_of_their_fields(layer, last, words):
+    assert refusal(layer(last), SPEC) is None
+    assert words in str(refusal(layer(last + 1), SPEC))
+
+
 def test_roundings_that_are_not_compiled_are_refused():
     """REQ to the floor, too; VADD has no field for it."""
-    for layer, roundings in ((CONV.requantize, [HALF_UP, FLOOR]), (ADD, [HALF_UP])):
+    for layer, roundings in (
+        *((layer, [HALF_UP, FLOOR]) for layer in (CONV, SOFTMAX, NORM)),
+        (ADD, [HALF_UP]),
+    ):
         for mode in RoundingMode:
             rounding = Rounding(mode, (bytes(255),) if mode is RoundingMode.BORDER else ())
-            changed = replace(layer, rounding=rounding)
-            changed = changed if layer is ADD else replace(CONV, requantize=changed)
+            if layer is ADD:
+                changed = replace(layer, rounding=rounding)
+            else:
+                changed = _ends(layer, rounding=rounding)
             why = refusal(changed, SPEC)
             if rounding in roundings:
                 assert why is None

@@ -1,10 +1,13 @@
 """Any network on any machine: the program computes the network, in any order of the units."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from npu_layers import code_limits
-from random_networks import machine, network
+from random_networks import machine, network, products, rows
 
+from targets.layers import Conv2d, Factor, Norm, Pairing, Softmax
 from targets.npu.compiler import compile_layers
 from targets.npu.simulate.interleave import at_random, by_priority, interleaved, youngest
 from targets.npu.simulate.simulator import Simulator
@@ -14,13 +17,22 @@ QUICK = [*range(10), 320]
 ALL = 400
 
 
-@pytest.mark.parametrize(
-    "seed", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in range(ALL)]
-)
-def test_the_program_computes_the_network(seed):
+WITH_ROWS = 100
+
+
+SEEDS = [
+    pytest.param(draw, n, marks=() if n in QUICK else pytest.mark.slow)
+    for draw in (network, products, rows)
+    for n in range(ALL)
+    if n in QUICK or draw is not rows or n < WITH_ROWS
+]
+
+
+@pytest.mark.parametrize(("draw", "seed"), SEEDS)
+def test_the_program_computes_the_network(draw, seed):
     rng = np.random.default_rng(seed)
     spec = machine(rng)
-    drawn = network(rng, spec)
+    drawn = draw(rng, spec)
     if not drawn.layers:
         pytest.skip("the machine refuses every layer that was drawn")
     low, high = code_limits(drawn.input)
@@ -34,7 +46,21 @@ def test_the_program_computes_the_network(seed):
         np.testing.assert_array_equal(other, got)
 
 
-def test_few_draws_are_empty():
+@pytest.mark.parametrize("draw", [network, products, rows])
+def test_few_draws_are_empty(draw):
     drawn = [np.random.default_rng(seed) for seed in QUICK]
-    counts = [len(network(rng, machine(rng)).layers) for rng in drawn]
-    assert sum(counts) > 4 * len(QUICK)
+    networks = [draw(rng, machine(rng)) for rng in drawn]
+    assert sum(len(each.layers) for each in networks) > 4 * len(QUICK)
+    if draw is rows:
+        on_rows = [isinstance(n, Softmax | Norm) for each in networks for n in each.layers]
+        assert sum(on_rows) > len(QUICK)
+
+
+def test_products_of_all_pairings_are_drawn():
+    layers = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        layers += products(rng, machine(rng)).layers
+    factors = [each.right for each in layers if isinstance(each, Conv2d)]
+    pairings = Counter(f.pairing for f in factors if isinstance(f, Factor))
+    assert min(pairings[pairing] for pairing in Pairing) > 10

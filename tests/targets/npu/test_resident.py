@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from npu_layers import FLAT, code_limits, conv, meaning, random_inputs
+from npu_layers import FLAT, code_limits, conv, matrices, meaning, norm, random_inputs, softmax
 
-from targets.layers import Add, Layer, MaxPool2d, Move, Operand, Piece, Value
+from targets.layers import Add, Layer, MaxPool2d, Move, Operand, Pairing, Piece, Value
 from targets.npu.compiler import compile_layers
 from targets.npu.execute.compiled import Executor
 from targets.npu.layer_plan import plan_layers
@@ -128,6 +128,52 @@ def test_a_network_that_stays_in_act_computes_the_same(settings: dict, machine: 
     assert all(i in program.instructions[last.begin : last.end] for i in stores)
 
 
+def tokens(shape: tuple[int, int, int]) -> list[Layer]:
+    """Layer norm before and softmax behind a product, as in attention."""
+    channels = shape[2]
+    return chained(
+        conv((*shape[:2], 3), channels, (1, 1), padding=FLAT, seed=1),
+        norm(shape, dtype="uint8", out="int8"),
+        conv(shape, channels, (1, 1), padding=FLAT, dtype="int8", seed=2),
+        softmax(shape, 3, dtype="uint8", multiplier=40001),
+        conv(shape, 7, (1, 1), padding=FLAT, seed=3),
+    )
+
+
+@pytest.mark.parametrize("shape", [(1, 17, 24), (5, 4, 33)])
+def test_rows_are_read_and_made_in_act(shape: tuple[int, int, int]) -> None:
+    layers = tokens(shape)
+    program = compiled(layers)
+    assert program.arena_bytes == 0
+    images = [random_inputs(layers[0], seed)[0] for seed in range(3)]
+    got = executor("e256").run(program, np.stack([x.reshape(-1) for x in images]))
+    want = np.stack([expected(layers, x).reshape(-1) for x in images])
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(Simulator(E256).run(program, images[0].tobytes()), got[0])
+    (rows,) = [i for i in program.instructions if isinstance(i, isa.Norm)][:1]
+    assert rows.m0 * rows.m1 > 1, "a run of pixels is one instruction"
+
+
+def test_rows_lie_within_the_border_that_others_want() -> None:
+    """Layer norm makes, and softmax reads, a tensor with the padding of a convolution around it."""
+    shape = (6, 5, 24)
+    first, normed, padded = chained(
+        conv((6, 5, 3), 24, seed=1),
+        norm(shape, dtype="uint8", out="int8"),
+        conv(shape, 9, (3, 3), dtype="int8", padding=(1, 2, 0, 1), seed=2),
+    )
+    shares = softmax(shape, 3)
+    shares = replace(shares, input=normed.output, output=replace(shares.output, name="shares"))
+    layers, ends = [first, normed, padded, shares], [padded.output, shares.output]
+    residents = plan_layers(layers, [first.input], ends, E256).residents
+    assert [r.tensor.border for r in residents] == [(0, 0, 0, 0), (1, 2, 0, 1)]
+    program = compile_layers(layers, [first.input], ends, E256)
+    x = random_inputs(first)[0]
+    got = Simulator(E256).run(program, x.tobytes())
+    want = [expected(layers[:3], x), expected([first, normed, shares], x)]
+    np.testing.assert_array_equal(got, np.concatenate([y.reshape(-1) for y in want]))
+
+
 def test_any_order_of_the_units_leaves_the_same_bytes() -> None:
     layers = network(channels=16)
     program = compiled(layers)
@@ -166,6 +212,37 @@ def test_what_a_table_or_an_addition_reads_goes_through_dram() -> None:
     a, b = Operand(first.output, 0, 1, 0), Operand(second.output, 0, 1, 1)
     layers = [first, second, Add("add", "", a, b, total, 1, 0, *code_limits(total), HALF_UP)]
     assert plan_layers(layers, [first.input], [total], E256).residents == []
+
+
+def test_the_left_of_two_factors_stays_in_act_and_the_right_goes_through_dram() -> None:
+    """Queries, keys and values of 9 tokens; scores are the left factor of the sums of values."""
+    x = Value("x", (1, 9, 24), "int8")
+
+    def dense(name: str, source: Value, seed: int) -> Layer:
+        made = conv((1, 9, 24), 24, (1, 1), padding=FLAT, dtype="int8", out="int8", seed=seed)
+        made = replace(made, input=source, input_zero_point=0)
+        return replace(made, name=name, output=replace(made.output, name=name))
+
+    def product(name: str, left: Value, right: Value, pairing: Pairing) -> Layer:
+        made = matrices(9, 9, 24, 3, pairing)
+        factor = replace(made.right, value=right)
+        output = replace(made.output, name=name)
+        return replace(made, name=name, input=left, right=factor, output=output)
+
+    q, k, v = (dense(name, x, n) for n, name in enumerate("qkv"))
+    scores = product("scores", q.output, k.output, Pairing.ROWS)
+    sums = product("sums", scores.output, v.output, Pairing.COLUMNS)
+    layers = [q, k, v, scores, sums, dense("y", sums.output, 4)]
+    residents = plan_layers(layers, [x], [layers[-1].output], E256).residents
+    assert [sorted(r.names) for r in residents] == [["q"], ["scores"], ["sums"]]
+    codes = random_inputs(q)[0]
+    known = {"x": codes}
+    for layer in layers:
+        known[layer.output.name] = meaning(layer, [known[value.name] for value in layer.inputs])
+    program = compiled(layers)
+    assert program.arena_bytes == 64 * -(-9 * 24 // 64) + 9 * 24  # keys and values
+    got = executor("e256").run(program, codes.reshape(1, -1))[0].view(np.int8)
+    np.testing.assert_array_equal(got.reshape(known["y"].shape), known["y"])
 
 
 def test_a_tensor_with_borders_of_two_codes_goes_through_dram() -> None:

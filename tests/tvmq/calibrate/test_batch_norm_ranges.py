@@ -28,7 +28,8 @@ def test_moments_of_a_cut_normal():
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet_small", "resnet_projection", "mobilenet_small", "densenet_small"]
+    "name",
+    ["resnet_small", "resnet_projection", "mobilenet_small", "densenet_small", "unet_small"],
 )
 def test_ranges_agree_with_images(name):
     found, seen = ranges_from_batch_norm(float_model(name)).histograms, calibration(name).histograms

@@ -129,3 +129,15 @@ def test_values_of_any_size_are_counted(peak, dtype):
 def test_what_float32_can_not_hold_is_not_finite():
     with pytest.raises(ValueError, match="not finite"):
         Histogram().add(torch.tensor([1e300, 1.0], dtype=torch.float64))
+
+
+def test_symmetric_codes_have_zero_for_zero_whatever_the_range():
+    skewed = _observed(torch.linspace(-0.2, 4, 1000))
+    free = choose_codes(skewed, 8, Settings(scales="free"))
+    assert free.zero_point > 0
+    assert not free.signed
+    centred = choose_codes(skewed, 8, Settings(scales="free"), symmetric=True)
+    assert (centred.zero_point, centred.signed) == (0, True)
+    assert centred.step > free.step
+    one_sided = _observed(torch.linspace(0, 4, 1000))
+    assert not choose_codes(one_sided, 8, Settings(), symmetric=True).signed

@@ -78,6 +78,7 @@ def test_targets(tvmq):
     assert rows["npu:m2048"]["TOPS at 8 bit"] == 4.096
     assert rows["npu:m2048"]["MACs per cycle by width"] == "8 bit 2048, 4 bit 4096, 2 bit 8192"
     assert rows["npu:e256"]["MACs per DRAM byte at balance"] == 32
+    assert rows["npu:m2048"]["bits of a root or reciprocal per cycle"] == 2
     assert NpuSpec.model_validate(rows["npu:e256"]["description"]) == load_spec("e256")
     assert "npu:m2048" in tvmq("targets").out
 

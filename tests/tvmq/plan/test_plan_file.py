@@ -167,7 +167,7 @@ def _edit(text, path, value):
         (("values", "relu_1", "step"), 5e-324, "is no step"),
         (("values", "relu_1", "step"), "2^128", "is no step"),
         (("settings", "method"), None, "settings.method is missing"),
-        (("layers", "avg_pool2d", "bias_correction"), {"add": []}, "a pooling has no bias"),
+        (("layers", "avg_pool2d", "bias_correction"), {"add": []}, "this layer has no bias"),
         (("values", "relu_1", "scale"), 1, "values.relu_1.scale is no field"),
         (("learned_codes", "conv2d"), "AAAA", "learned_codes.conv2d: not zlib in base64"),
         (("learned_codes", "conv2d"), NO_CODES, "learned_codes.conv2d holds 0 codes"),

@@ -16,6 +16,7 @@ from tvmq.calibrate.batch_norm_ranges import ranges_from_batch_norm
 from tvmq.calibrate.calibrate import calibrate
 from tvmq.calibrate.observers import STEP_OF_ZEROS
 from tvmq.capture.capture import capture_program
+from tvmq.plan.annotate import annotate
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.planner import make_plan
 from tvmq.plan.rounded_bias import rounded_bias
@@ -259,3 +260,49 @@ def test_what_is_always_0_has_a_fine_step_with_images_without_and_learned():
     settings = Settings(4, 4, first_last_bits=4, method=("qdrop",), iterations=4)
     learned = reconstruct(model, seen, make_plan(model, seen, settings)).plan
     assert learned.values["relu"].step <= STEP_OF_ZEROS
+
+
+class _Attention(nn.Module):
+    """Values behind a SiLU, which would get a zero point of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries, self.keys, self.values = (nn.Linear(12, 12) for _ in range(3))
+
+    def forward(self, x):
+        values = nn.functional.silu(self.values(x) * 1.5)
+        scores = self.queries(x) @ self.keys(x).transpose(1, 2)
+        return scores.softmax(-1) @ values
+
+
+def test_matrices_that_are_multiplied_have_zero_point_0():
+    torch.manual_seed(0)
+    module = _Attention().eval()
+    model = capture_program(export((module, torch.randn(2, 5, 12))))
+    quantized = make_plan(model, calibrate(model, [torch.randn(16, 5, 12)]))
+    regions = find_regions(model)
+    matrices = [layer for layer in regions.layers.values() if layer.kind == "matmul"]
+    read = [quantized.values[name] for layer in matrices for name in layer.inputs]
+    assert [value.zero_point for value in read] == [0] * 4
+    reasons = [value.reason for value in read]
+    assert sum("zero point 0, since matrices are multiplied" in each for each in reasons) == 1
+    assert all(read[n].signed for n in (0, 1, 3))
+
+
+@pytest.mark.parametrize("size", [1e-7, 1e-12, 1e-35])
+@pytest.mark.parametrize("scales", ["pot", "free"])
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_weights_too_small_for_any_shift_are_0_beside_an_exact_bias(size, scales, granularity):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)).eval()
+    with torch.no_grad():
+        net[0].weight.normal_(0, size)
+        net[0].bias.copy_(torch.tensor([5.0, -4.5]))
+    batch = {0: torch.export.Dim("batch")}
+    x = torch.randn(16, 2, 4, 4)
+    model = capture_program(torch.export.export(net, (x,), dynamic_shapes=(batch,)))
+    settings = Settings(scales=scales, granularity=granularity)
+    quantized = make_plan(model, calibrate(model, [x]), settings)
+    exact = net(x).detach()
+    found = annotate(model, quantized)(x.double())[0]
+    assert (found - exact).abs().max() < 0.05 * exact.abs().max()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from npu_layers import FLAT, meaning, random_inputs
+from npu_layers import FLAT, meaning, random_inputs, softmax
 
 from targets.errors import ArithmeticRangeError
 from targets.layers import MaxPool2d, Value
@@ -43,6 +43,17 @@ def test_a_larger_window_is_refused_and_never_cut(kernel):
     assert f"a window of {kernel[0]} x {kernel[1]}" in str(refusal(layer, E256))
     with pytest.raises(ArithmeticRangeError, match="window is too large"):
         compile_layers([layer], layer.inputs, [layer.output], E256)
+
+
+@pytest.mark.parametrize(("pixels", "heads"), [(3, 4095), (9000, 1)])
+def test_more_rows_than_an_instruction_counts_are_several(pixels, heads):
+    layer = softmax((1, pixels, heads), heads, dtype="uint8")
+    program = compile_layers([layer], layer.inputs, [layer.output], E256)
+    made = [i for i in program.instructions if isinstance(i, isa.Softmax)]
+    assert sum(i.m0 * i.m1 for i in made) == pixels * heads
+    inputs = random_inputs(layer)
+    codes = np.frombuffer(Simulator(E256).run(program, inputs[0].tobytes()), np.uint8)
+    np.testing.assert_array_equal(codes.reshape(layer.output.shape), meaning(layer, inputs))
 
 
 LANES, COLUMNS, KVALID = 16, 16, 5

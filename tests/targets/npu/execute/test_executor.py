@@ -185,6 +185,33 @@ def _add(rng, spec):
     )
 
 
+def _multiply(rng, spec):
+    r = lambda low, high: int(rng.integers(low, high + 1))  # noqa: E731
+    unsigned = r(0, 1)
+    lowest, highest = code_range(0, unsigned)
+    low, high = sorted((r(lowest, highest), r(lowest, highest)))
+    return isa.Multiply(
+        a_unsigned=r(0, 1),
+        b_unsigned=r(0, 1),
+        out_unsigned=unsigned,
+        b_one=r(0, 1),
+        a_addr=r(0, 99),
+        b_addr=r(3000, 3999),
+        dst_addr=r(8000, 8999),
+        len=r(1, 60),
+        rows=r(1, 20),
+        bs_row=r(0, 99),
+        za=r(0, 255),
+        zb=r(0, 255),
+        zo=r(0, 255),
+        left=r(0, 15),
+        shift=r(0, 47) if r(0, 1) else r(5, 12),
+        lo=low & 255,
+        hi=high & 255,
+        mult=r(0, 65535) if r(0, 1) else 1,
+    )
+
+
 def _pool(rng, spec):
     r = lambda low, high: int(rng.integers(low, high + 1))  # noqa: E731
     return isa.Pool(
@@ -237,6 +264,24 @@ def _load(rng, spec):
     )
 
 
+def _transposed(rng, spec):
+    r = lambda low, high: int(rng.integers(low, high + 1))  # noqa: E731
+    return isa.Load(
+        transpose=1,
+        mem=r(0, 3),
+        region=r(0, 3),
+        spm_addr=r(0, 99),
+        dram_off=r(0, 9),
+        x_bytes=r(1, 20),
+        y=r(1, 3),
+        z=r(1, 9),
+        dram_ystride=r(0, 20),
+        dram_zstride=r(0, 20),
+        spm_ystride=r(0, 40),
+        spm_zstride=r(0, 400),
+    )
+
+
 def _store(rng, spec):
     r = lambda low, high: int(rng.integers(low, high + 1))  # noqa: E731
     return isa.Store(
@@ -254,7 +299,7 @@ def _store(rng, spec):
     )
 
 
-MAKERS = (_gemm, _depthwise, _requantize, _add, _pool, _lut, _load, _store)
+MAKERS = (_gemm, _depthwise, _requantize, _add, _pool, _lut, _load, _store, _transposed, _multiply)
 
 
 @pytest.mark.parametrize("extreme", [False, True])
@@ -304,6 +349,8 @@ ILLEGAL = {
     "shift and record": isa.Requantize(nvalid=1, shift=63),
     "overlap": isa.Add(len=10, b_addr=500, dst_addr=5),
     "add shift": isa.Add(len=1, b_addr=50, dst_addr=90, shift=48),
+    "product overlap": isa.Multiply(len=10, rows=2, b_addr=500, dst_addr=19),
+    "product end": isa.Multiply(len=1, b_addr=(1 << 20) - 1, dst_addr=90),
     "pool overlap": isa.Pool(dst_addr=0),
     "table end": isa.Lut(len=1, dst_addr=9, lut_addr=16383),
     "write inputs": isa.Store(region=2, x_bytes=1),
@@ -311,6 +358,9 @@ ILLEGAL = {
     "region end": isa.Load(region=2, dram_off=ACT, x_bytes=1),
     "wide offset": isa.Load(region=2, dram_off=(1 << 32) - 1, x_bytes=1),
     "no bytes": isa.Load(region=2),
+    "transposed border": isa.Load(region=2, x_bytes=1, transpose=1, pad_y0=1),
+    "transposed fill": isa.Load(region=2, x_bytes=1, transpose=1, fill=1),
+    "transposed end": isa.Load(region=2, mem=3, x_bytes=4, transpose=1, spm_ystride=8191),
     "own token": isa.Nop(on=2, push=1 << 2),
     "no token": isa.Nop(on=2, pop=1),
     "token left": isa.Nop(on=2, push=1),

@@ -7,9 +7,21 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from npu_layers import FLAT, LAYERS, conv
+from npu_layers import FLAT, LAYERS, conv, elements, matrices, norm, softmax
 
-from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d, Move, Operand, Piece, Value
+from targets.layers import (
+    Add,
+    Constant,
+    Conv2d,
+    Layer,
+    Lut,
+    MaxPool2d,
+    Move,
+    Operand,
+    Pairing,
+    Piece,
+    Value,
+)
 from targets.npu.compiler import compile_layers
 from targets.npu.constraints import refusal
 from targets.npu.kinds.convolution import Convolution
@@ -30,8 +42,18 @@ ORDINARY: dict[str, Layer] = {
     "depthwise": conv((28, 28, 96), 96, groups=96),
     "pointwise with a residual": conv((28, 28, 96), 24, (1, 1), padding=FLAT, residual="uint8"),
     "dense": conv((1, 1, 512), 100, (1, 1), padding=FLAT, out="int32"),
+    "scores of heads": matrices(64, 64, 256, 4, Pairing.ROWS),
+    "sums of values": matrices(65, 65, 192, 4, Pairing.COLUMNS, dtype="uint8"),
+    "sums of wide values": matrices(65, 65, 160, 4, Pairing.COLUMNS, dtype="uint8"),
+    "scores of windows": matrices(49, 49, 96, 3, Pairing.ROWS, windows=16),
+    "gates of channels": elements((28, 28, 64), (1, 1, 64)),
+    "equal shapes": elements((28, 28, 64), (28, 28, 64), multiplier=40001),
+    "constant": Constant("layer", "", X, np.zeros(X.shape, np.uint8)),
     "add": Add("layer", "", Operand(X, 3, 1, 2), Operand(R, 1, 1, 0), Y, 4, 0, 0, 255, HALF_UP),
     "lut": Lut("layer", "", X, Y, bytes(range(256))),
+    "softmax": softmax((1, 64, 256), 4),
+    "softmax of long rows": softmax((1, 197, 591), 3, multiplier=40001),
+    "norm": norm((1, 64, 192)),
     "pool": MaxPool2d(
         "layer", "", X, Value("y", (14, 14, 64), "uint8"), (3, 3), (2, 2), (1, 1, 0, 0)
     ),

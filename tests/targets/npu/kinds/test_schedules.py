@@ -14,7 +14,14 @@ from targets.npu.kinds.table import kind_of, plan
 from targets.npu.machine.spec import NpuSpec, load_spec, parse_spec
 from targets.npu.schedule import intrinsics
 from targets.npu.schedule.job import Job
-from targets.npu.schedule.meanings import AddFields, MaxFields, ProductFields, RequantizeRow
+from targets.npu.schedule.meanings import (
+    AddFields,
+    MaxFields,
+    MultiplyFields,
+    ProductFields,
+    RequantizeRow,
+)
+from targets.npu.schedule.row_meanings import NormFields, SoftmaxFields
 from targets.npu.schedule.scheduled import Scheduled
 from targets.npu.target import lower
 from targets.rounding import RoundingMode
@@ -42,7 +49,10 @@ def test_plain_function_equals_numpy(name: str, machine: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["square", "depthwise", "weights_in_blocks", "add", "lut", "max_pool", "concat_slice_and_fill"],
+    [
+        *("square", "depthwise", "weights_in_blocks", "add", "lut", "max_pool"),
+        *("concat_slice_and_fill", "softmax_of_heads", "norm"),
+    ],
 )
 def test_the_last_choice_computes_the_same(name: str) -> None:
     """Nothing about a choice but its cycles: whatever is chosen, the numbers stay."""
@@ -89,7 +99,10 @@ def test_tensorized_function_computes_only_by_intrinsics(name: str) -> None:
         "npu.requantize",
         "npu.max",
         "npu.add",
+        "npu.multiply",
         "npu.lut",
+        "npu.softmax",
+        "npu.norm",
     }
 
 
@@ -154,7 +167,20 @@ def test_a_machine_that_does_not_multiply_bytes_refuses_in_words() -> None:
             RequantizeRow(3, False, 5, 0, 9, "uint8", RoundingMode.HALF_UP, "int8", channels=16),
         ),
         ("npu.max", MaxFields("int8", 2)),
+        ("npu.multiply", MultiplyFields("int8", -4, "uint8", 5, 6, 7, 8, 9, -10, 11, "int8")),
         ("npu.add", AddFields("int8", -4, 3, 2, "uint8", 5, 6, 7, 8, 9, -10, 11, "int8", 4)),
+        (
+            "npu.softmax",
+            SoftmaxFields(9, 0, 40001, 37, -3, -128, 127, RoundingMode.HALF_UP, "uint8", "int8"),
+        ),
+        (
+            "npu.norm",
+            NormFields(
+                *(48, 2, 1, 21, 5, 0, 255, RoundingMode.FLOOR, "int8", "uint8"),
+                lift=13,
+                normed_fraction=12,
+            ),
+        ),
     ],
 )
 def test_the_integers_of_a_call_say_its_fields(call, fields):

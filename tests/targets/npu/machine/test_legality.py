@@ -22,6 +22,10 @@ REQ = isa.Requantize(m0=1, m1=1, nvalid=C, lo=0, hi=255, out_unsigned=1, dst_add
 ADD = isa.Add(len=64, lo=0, hi=255, out_unsigned=1, b_addr=64, dst_addr=128)
 POOL = isa.Pool(c=64, ox=1, oy=1, kw=1, kh=1, stride=1, dst_addr=64)
 LUT = isa.Lut(len=64, dst_addr=64)
+SOFTMAX = isa.Softmax(len=64, m0=2, ss_m0=64, ds_m0=64, dst_addr=128, hi=100)
+NORM = isa.Norm(len=64, m1=2, ss_m1=64, ds_m1=64, dst_addr=128, hi=100)
+MUL = isa.Multiply(len=16, rows=4, lo=0, hi=255, out_unsigned=1, b_addr=64, dst_addr=128)
+TURNED = isa.Load(transpose=1, x_bytes=10, y=3, z=4, spm_ystride=7, spm_zstride=100)
 LD = isa.Load(x_bytes=64, y=1, z=1)
 ST = isa.Store(x_bytes=64, y=1, z=1, region=1)
 
@@ -44,10 +48,30 @@ ST = isa.Store(x_bytes=64, y=1, z=1, region=1)
         (ADD, "shift", 47, "shift exceeds 47"),
         (ADD, "a_addr", 64, "a and the output overlap"),
         (ADD, "dst_addr", ACT - 64, "dst_addr: ACT ends first"),
+        (MUL, "shift", 47, "shift exceeds 47"),
+        (MUL, "a_addr", 64, "a and the output overlap"),
+        (replace(MUL, bs_row=16), "b_addr", 64, "b and the output overlap"),
+        (replace(MUL, b_one=1, bs_row=3), "b_addr", 128 - 10, "b and the output overlap"),
+        (MUL, "dst_addr", ACT - 64, "dst_addr: ACT ends first"),
+        (TURNED, "spm_addr", ACT - 2 * 100 - 9 * 7 - 4, "the scratchpad ends"),
+        (replace(TURNED, dram_ystride=20), "dram_off", 50, "the DRAM region ends"),
+        (TURNED, "pad_x0", 0, "no border"),
+        (TURNED, "fill", 0, "no border and is no fill"),
         (POOL, "src_addr", 0, "input and output overlap"),
         (POOL, "dst_addr", ACT - 64, "ACT ends before the output"),
         (LUT, "src_addr", 0, "input and output overlap"),
         (LUT, "lut_addr", PAR - 256, "PAR ends before the table"),
+        (SOFTMAX, "src_addr", 0, "input and output overlap"),
+        (SOFTMAX, "dst_addr", ACT - 128, "ACT ends before the output"),
+        (replace(SOFTMAX, dst_addr=0), "src_addr", ACT - 128, "ACT ends before the input"),
+        (SOFTMAX, "par_addr", (PAR - 512) // 4, "PAR ends before the table"),
+        (SOFTMAX, "shift", 47, "shift exceeds 47"),
+        (replace(SOFTMAX, m0=1, dst_addr=1 << 16), "len", 1 << 15, "len exceeds 32768"),
+        (NORM, "src_addr", 0, "input and output overlap"),
+        (NORM, "dst_addr", ACT - 128, "ACT ends before the output"),
+        (NORM, "par_addr", (PAR - 8 - 6 * 64) // 4, "PAR ends before the factors"),
+        (NORM, "lift", 26, "lift exceeds 26"),
+        (NORM, "hi", 127, "lo exceeds hi"),
         (LD, "spm_addr", ACT - 64, "the scratchpad ends"),
         (replace(LD, pad_x0=3, pad_x1=5), "spm_addr", ACT - 72, "the scratchpad ends"),
         (replace(LD, region=2), "dram_off", 36, "the DRAM region ends"),

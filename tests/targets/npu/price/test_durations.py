@@ -60,6 +60,18 @@ def test_sliding_registers_need_neighbours_in_a_row():
     assert duration(column, window).work == duration(dilated, window).work == 8 * 9
 
 
+def test_a_transposed_load_writes_its_last_bursts_after_the_bus():
+    # 40 pixels of 2 heads of 48 bytes: two bursts of 64 bytes each, 16 cycles. Columns of 40 bytes
+    # are 3 lines.
+    turned = isa.Load(transpose=1, mem=1, x_bytes=48, y=2, z=40, dram_ystride=48, dram_zstride=192)
+    assert duration(turned, E256) == Duration(latency=100, bus=640, drain=64)
+    apart = replace(turned, dram_ystride=96)
+    assert duration(apart, E256) == Duration(latency=100, bus=640, drain=48)
+    assert duration(replace(apart, x_bytes=5), E256).drain == 5
+    fast = varied(E256, "dma", bytes_per_cycle=64)
+    assert duration(turned, fast) == Duration(latency=100, bus=80, drain=3 * 96 - 80)
+
+
 @pytest.mark.parametrize(("multiply", "work"), [(0, 100), (1, 400)])
 def test_requantize_by_multiplier_has_fewer_lanes(multiply, work):
     i = isa.Requantize(m0=10, m1=10, nvalid=16, multiply=multiply)
@@ -71,15 +83,43 @@ def test_requantize_pays_whole_passes_of_its_lanes():
     assert duration(i, E256).work == 100 * 2
 
 
+@pytest.mark.parametrize(("mult", "codes"), [(1, 25), (3, 50)])
+def test_a_softmax_waits_for_what_each_pass_finds(mult, codes):
+    """100 codes: 16 compared, then 4 looked up a cycle, 16 bits of a reciprocal, 4 products."""
+    i = isa.Softmax(len=100, m0=3, m1=2, mult=mult)
+    assert duration(i, E256) == Duration(work=6 * (7 + 6 + 25 + 6 + 16 + codes), drain=6)
+    slow = varied(E256, "vu", lut_lanes=1)
+    assert duration(i, slow).work == 6 * (7 + 6 + 100 + 6 + 16 + 100)
+    by_five = varied(E256, "vu", root_bits=5)
+    assert duration(i, by_five).work == 6 * (7 + 6 + 25 + 6 + 4 + codes)
+
+
+@pytest.mark.parametrize(("mult", "codes"), [(1, 50), (3, 75)])
+def test_a_layer_norm_needs_a_root_and_two_products_of_each_code(mult, codes):
+    """100 codes: 16 added a cycle, 26 bits of a root, 16 of a reciprocal, 4 products a cycle."""
+    i = isa.Norm(len=100, m0=3, m1=2, mult=mult)
+    assert duration(i, E256) == Duration(work=6 * (7 + 6 + 26 + 16 + codes), drain=6)
+    by_five = varied(E256, "vu", root_bits=5)
+    assert duration(i, by_five).work == 6 * (7 + 6 + 6 + 4 + codes)
+
+
+def test_rows_are_paid_one_by_one():
+    many, long = isa.Softmax(len=8, m0=100), isa.Softmax(len=800)
+    assert duration(many, E256).work == 100 * (1 + 6 + 2 + 6 + 16 + 2)
+    assert duration(long, E256).work == 50 + 6 + 200 + 6 + 16 + 200
+
+
 @pytest.mark.parametrize(
     ("instruction", "work"),
     [
         (isa.Add(len=1000), 125),
         (isa.Add(len=1001), 126),
+        (isa.Multiply(len=500, rows=2), 125),
+        (isa.Multiply(len=500, rows=2, mult=2), 250),
         (isa.Pool(c=16, ox=4, oy=4, kw=3, kh=3), 16 * 9),
         (isa.Lut(len=1001), 251),
     ],
-    ids=["add", "add_rest", "pool", "lut"],
+    ids=["add", "add_rest", "multiply", "multiply_scaled", "pool", "lut"],
 )
 def test_elementwise_work(instruction, work):
     assert duration(instruction, E256) == Duration(work=work, drain=6)

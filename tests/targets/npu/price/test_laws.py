@@ -8,7 +8,7 @@ import pytest
 from machines import varied
 from npu_layers import LAYERS, random_inputs
 
-from targets.layers import Conv2d, Layer, Move
+from targets.layers import Constant, Conv2d, Layer, Move, Weights
 from targets.npu.compiler import compile_layers
 from targets.npu.machine import isa
 from targets.npu.machine.program import CONSTANTS, INPUTS, OUTPUTS
@@ -52,7 +52,9 @@ def touched(layer) -> dict[int, int]:
     if isinstance(layer, Move):
         bytes_in = sum(math.prod(piece.size) for piece in layer.pieces)
     itemsize = 4 if layer.output.dtype == "int32" else 1
-    weights = layer.right.codes.size * layer.right.bits // 8 if isinstance(layer, Conv2d) else 0
+    right = layer.right if isinstance(layer, Conv2d) else None
+    weights = right.codes.size * right.bits // 8 if isinstance(right, Weights) else 0
+    weights += layer.codes.size if isinstance(layer, Constant) else 0
     return {
         INPUTS: bytes_in,
         OUTPUTS: math.prod(layer.output.shape) * itemsize,
@@ -169,6 +171,7 @@ FASTER = {
         "elt_lanes": lambda n: 2 * n,
         "pool_lanes": lambda n: 2 * n,
         "lut_lanes": lambda n: 2 * n,
+        "root_bits": lambda n: 2 * n,
         "latency": lambda n: n // 2,
     },
     "issue": {

@@ -82,6 +82,7 @@ def test_real_layers_partition_too():
         ([isa.Load(x_bytes=60000)], "DMA"),
         ([isa.Requantize(m0=999, nvalid=16)], "requantize"),
         ([isa.Lut(len=60000)], "vector unit"),
+        ([isa.Softmax(len=900, m0=90)], "vector unit"),
         ([isa.Nop(on=1)] * 40, "issue"),
         ([isa.Load(x_bytes=64, push=2), replace(GEMM, k0=1, m0=1, pop=1)], "latency"),
     ],
@@ -139,6 +140,15 @@ def test_accesses_of_others():
     assert accesses(isa.Add(len=9, elem_bits=2), E256).spm_bytes == 3 * 3
 
 
+def test_accesses_of_rows():
+    """Three passes over codes, two over exponentials of two bytes; two passes, and six bytes."""
+    softmax = accesses(isa.Softmax(len=10, m0=3, m1=2), E256)
+    assert (softmax.spm_bytes, softmax.outputs) == (60 * (3 + 1 + 4), 60)
+    norm = accesses(isa.Norm(len=10, m0=3, m1=2), E256)
+    assert (norm.spm_bytes, norm.outputs) == (60 * (2 + 1 + 6) + 8, 60)
+    assert softmax.macs == norm.macs == 0
+
+
 def test_energy_by_hand():
     table = E256.energy.named("horowitz45")
     load = isa.Load(x_bytes=64)
@@ -154,6 +164,15 @@ def test_energy_by_hand():
     req = isa.Requantize(m0=10, nvalid=16)
     slow = picojoules(replace(req, multiply=1), E256, table) - picojoules(req, E256, table)
     assert slow == pytest.approx(160 * (3.4 - 0.3))
+    softmax, norm = isa.Softmax(len=10), isa.Norm(len=10)
+    # a product with the reciprocal and a sum; a square, two sums, and two products
+    ends = 10 * (3.4 + 0.1) + 80 * 1.25 + 32 * 162.5
+    assert picojoules(softmax, E256, table) == pytest.approx(ends)
+    ends = 10 * (2 * 3.4 + 0.2 + 2 * 0.1) + 98 * 1.25 + 32 * 162.5
+    assert picojoules(norm, E256, table) == pytest.approx(ends)
+    for rows in (softmax, norm):  # and one with the multiplier
+        more = picojoules(replace(rows, mult=3), E256, table) - picojoules(rows, E256, table)
+        assert more == pytest.approx(10 * 3.4)
 
 
 def test_energy_tables_are_named_and_chosen():

@@ -1,0 +1,118 @@
+"""Layer norm of each pixel's channels: NORM, run by run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+from tvm import tirx
+
+from targets.layers import Norm, Value
+from targets.npu.kinds.cost import Cost
+from targets.npu.kinds.kind import Kind, Padding, Rule, broken_rows, wide
+from targets.npu.kinds.pixel_runs import Row, no_run_fits, run_cost, run_lengths, write_runs
+from targets.npu.machine import isa
+from targets.npu.machine.legality import EPSILON_BYTES, SCALE_BYTES
+from targets.npu.machine.spec import NpuSpec
+from targets.npu.price.durations import norm_row_cycles
+from targets.npu.schedule import intrinsics
+from targets.npu.schedule.job import Job
+from targets.npu.schedule.loops import store
+from targets.npu.schedule.row_meanings import (
+    epsilon,
+    factor,
+    norm_fields,
+    scale_words,
+    summand,
+)
+from targets.npu.schedule.scheduled import Scheduled
+from targets.rows import GAIN_BITS, LARGEST_VARIANCE, RECIPROCAL_BITS, ROOT_BITS
+
+
+class NormOfRows(Kind[Norm, int]):
+    """A choice is the pixels of a run."""
+
+    makes_near = True
+
+    def broken_rules(self, layer: Norm, spec: NpuSpec) -> Iterator[tuple[Rule, str]]:
+        """Codes in, codes out; the root, the factors, and what follows the sums."""
+        yield from wide((layer.input, layer.output))
+        count, scale = layer.input.shape[2], layer.scale
+        yield from broken_rows(count, layer.bounds, layer.requantize)
+        least = 1 << 2 * max(0, scale.lift + scale.fraction - RECIPROCAL_BITS)
+        most = (1 << ROOT_BITS) - 1 - (count * count * LARGEST_VARIANCE << 2 * scale.lift)
+        if not least <= scale.epsilon <= most:
+            yield Rule.ROWS, f"{scale.epsilon} is added to variances, not {least} to {most}"
+        if scale.fraction > isa.largest(isa.Norm, "fraction"):
+            yield Rule.ROWS, f"{scale.fraction} fraction bits of what is normalized"
+        if np.abs(scale.gain).max() >= 1 << (GAIN_BITS - 1):
+            yield Rule.ROWS, f"factors from {scale.gain.min()} to {scale.gain.max()}"
+
+    def choices(self, job: Job[Norm]) -> Iterator[int]:
+        """Runs, longest first, where PAR holds the factors."""
+        return run_lengths(job) if _parameters_fit(job) else iter(())
+
+    def too_large(self, job: Job[Norm]) -> str:
+        """Not even one pixel of each tensor fits ACT twice, or the factors PAR."""
+        if _parameters_fit(job):
+            return no_run_fits(job)
+        needs = (
+            f"factors of {job.output.shape[2]} channels need {_parameter_bytes(job)} bytes of PAR"
+        )
+        return f"{job.layer.name}: {needs}, the machine has {job.spec.sram.par.bytes}"
+
+    def cost(self, job: Job[Norm], choice: int) -> Cost:
+        """The factors once; one load, one NORM and one store per run."""
+        fields = norm_fields(job.layer)
+        cycles = norm_row_cycles(fields.length, job.spec, scaled=fields.multiplier != 1)
+        return run_cost(job, choice, cycles, _parameter_bytes(job))
+
+    def schedule(self, job: Job[Norm], choice: int) -> Scheduled:
+        """``npu.norm`` on every row; ``tensorize`` knows no pattern of several passes."""
+        words = scale_words(job.layer.scale)
+        fields = norm_fields(job.layer)
+        channels = fields.length
+
+        def call(row: Row) -> None:
+            with row.nest.block("norm") as b:
+                intrinsics.row_call(
+                    "npu.norm", row.act, b(row.at), row.par, row.out, b(row.to), fields
+                )
+
+        def plain(row: Row) -> None:
+            total, squares = (row.nest.number("int64") for _ in range(2))
+            whole_root = row.nest.number("int32")
+            for name, number in (("no_total", total), ("no_squares", squares)):
+                with row.nest.block(name):
+                    store(number, 0, tirx.IntImm("int64", 0))
+            with row.nest.serial(channels) as n, row.nest.block("total", reduce=(n,)) as b:
+                store(total, 0, total[0] + tirx.Cast("int64", row.code(b(row.at + n))))
+            with row.nest.serial(channels) as n, row.nest.block("squares", reduce=(n,)) as b:
+                code = tirx.Cast("int64", row.code(b(row.at + n)))
+                store(squares, 0, squares[0] + code * code)
+            with row.nest.block("root"):
+                store(whole_root, 0, fields.root(total[0], squares[0], epsilon(row.par)))
+            with row.nest.serial(channels) as n, row.nest.block("scaled") as b:
+                code = row.code(b(row.at + n))
+                each = factor(row.par, b(n), channels), summand(row.par, b(n))
+                sums = fields.scaled(code, total[0], whole_root[0], *each)
+                store(row.out, b(row.to + n), fields.code(sums))
+
+        written, called = (write_runs(job, choice, words, channels, body) for body in (plain, call))
+        return Scheduled(written, called, {"parameters": words})
+
+    def bytewise(self, layer: Norm, bits: Mapping[str, int]) -> Iterable[str]:
+        """A row is of bytes."""
+        return (layer.input.name, layer.output.name)
+
+    def padding(self, layer: Norm, read: Value, bits: int) -> Padding:
+        """None is wanted; one for others does no harm."""
+        return Padding()
+
+
+def _parameter_bytes(job: Job[Norm]) -> int:
+    return EPSILON_BYTES + job.output.shape[2] * SCALE_BYTES
+
+
+def _parameters_fit(job: Job[Norm]) -> bool:
+    return job.spec.sram.par.bytes >= -(-_parameter_bytes(job) // 4) * 4
