@@ -55,10 +55,11 @@ def told_when_full(*folders: Path) -> Iterator[None]:
     """
     try:
         yield
-    except TvmqError:
-        raise
     except Exception as error:
-        if full := explained(error, *folders):
+        # of ours only what puts a library's error into words may come of a disk
+        met = error.__cause__ if isinstance(error, TvmqError) else error
+        library = not isinstance(error, TvmqError) or isinstance(met, RuntimeError)
+        if library and met is not None and (full := explained(met, *folders)):
             raise full from error
         raise
 

@@ -319,6 +319,6 @@ def _program_of(header: dict[str, str]) -> bytes:
     """A program whose checksum fits, and whose header says too little."""
     text = json.dumps(header).encode()
     payload = struct.pack("<I", len(text)) + text
-    return struct.pack("<4sI32sQ", b"TVMQ", 1, hashlib.sha256(payload).digest(), len(payload)) + (
+    return struct.pack("<4sI32sQ", b"TVMQ", 2, hashlib.sha256(payload).digest(), len(payload)) + (
         payload
     )

@@ -220,7 +220,8 @@ def test_what_later_stages_refuse_is_said_before_anything_is_learned(
 
     class FiveAxes(nn.Module):
         def forward(self, x):
-            return x.view(-1, 3, 3, 4, 12).permute(0, 1, 3, 2, 4).reshape(-1, 3, 12, 12)
+            x = x.view(-1, 3, 3, 4, 12)
+            return (x + x.transpose(1, 2)).reshape(-1, 3, 12, 12)
 
     refuse_some(monkeypatch)
     monkeypatch.setattr(flow, "reconstruct", learn)
@@ -233,7 +234,7 @@ def test_what_later_stages_refuse_is_said_before_anything_is_learned(
     torch.export.save(torch.export.export(FiveAxes(), example), tmp_path / "five.pt2")
     result = tvmq("build", tmp_path / "five.pt2", *words)
     assert result.code == 4
-    assert "permute (test_build.py:" in result.err
+    assert "add (test_build.py:" in result.err
     assert "more than three axes besides the batch" in result.err
 
 

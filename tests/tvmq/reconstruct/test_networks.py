@@ -81,7 +81,7 @@ def test_a_vision_transformer_reconstructs():
     data = calibrate(model, [x])
     settings = replace(SETTINGS, weight_bits=2, activation_bits=8)
     done = _reconstructed(model, data, settings)
-    assert [len(unit.layers) for unit in done.units] == [1, *[2, 2] * 2, 1]
+    assert [len(unit.layers) for unit in done.units] == [1, *[4, 2] * 2, 1]
     nearest = make_plan(model, data, replace(settings, method=("rtn",)))
     with torch.no_grad():
         exact = model.graph_module(x)[0]
