@@ -125,11 +125,11 @@ def row(name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as room:
         path = Path(room) / f"{name}.pt2"
         torch.export.save(program, path)
-        model = capture(path)
-        np.savez(Path(room) / "images.npz", **{model.inputs[0].name: images.numpy()})
-        request = BuildRequest(path, Path(room) / "out", calib_data=f"{room}/images.npz")
         begin = time.perf_counter()
         try:
+            model = capture(path)
+            np.savez(Path(room) / "images.npz", **{model.inputs[0].name: images.numpy()})
+            request = BuildRequest(path, Path(room) / "out", calib_data=f"{room}/images.npz")
             build(request).check_gates()
         except TvmqError as error:
             return {"refused": str(error)[:300]}

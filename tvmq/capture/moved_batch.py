@@ -12,6 +12,7 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -362,17 +363,26 @@ def _along(g: CanonicalGraph, node: Node, a: Arguments, rule: Rule, kept: int) -
 def _in_front(
     g: CanonicalGraph, x: Moved, kept: int
 ) -> tuple[Node, tuple[tuple[tuple[int, ...], ...], int]]:
-    """A value as (N, ..., last axes), and where its leading axes lie: groups of those, how many."""
+    """A value as (N, ..., last axes), and where its leading axes lie: groups of those, how many.
+
+    Axes that the program has joined are one, but for the batch between them.
+    """
     leading, last = x.axes[:-kept], x.axes[-kept:]
-    flat = [axis for group in leading for axis in group]
-    if 0 not in flat:
+    behind = [axis for group in leading for axis in group if axis != 0]
+    if len(behind) + 1 != sum(map(len, leading)):
         raise Refusal("works along the batch", BATCH_STAYS)
-    behind = [axis for axis in flat if axis != 0]
     order = [0, *behind, *(axis for group in last for axis in group)]
     node = x.node
     if order != sorted(order):
         node = permuted(g, node, order)
-    node = reshaped(g, node, [-1, *(x.sizes[axis] for axis in behind), *x.shape[-kept:]])
-    number = {axis: i + 1 for i, axis in enumerate(behind)} | {0: 0}
-    groups = tuple(tuple(number[axis] for axis in group) for group in leading)
-    return node, (groups, len(behind))
+    sizes: list[int] = []
+    groups: list[tuple[int, ...]] = []
+    for group in leading:
+        places: list[int] = []
+        for is_batch, run in groupby(group, key=lambda axis: axis == 0):
+            if not is_batch:
+                sizes.append(math.prod(x.sizes[axis] for axis in run))
+            places.append(0 if is_batch else len(sizes))
+        groups.append(tuple(places))
+    node = reshaped(g, node, [-1, *sizes, *x.shape[-kept:]])
+    return node, (tuple(groups), len(sizes))

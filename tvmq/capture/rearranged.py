@@ -72,13 +72,35 @@ def moved_again(g: CanonicalGraph, value: Node, moves: list[Node]) -> Node:
 
 
 def simplest(g: CanonicalGraph, value: Node) -> Node:
-    """The value, or what it was made of by moves that together moved nothing."""
+    """The value, or what it was made of by moves that together moved nothing, or cut one axis."""
     found = value
     for origin, elements in origins_of(value):
         if torch.equal(elements.reshape(-1), torch.arange(math.prod(shape_of(origin)[1:]))):
             found = origin
+        elif (cut := _cut_of_one_axis(shape_of(origin)[1:], elements[0])) is not None:
+            return g.call(aten.slice.Tensor, origin, *cut)
     if found is value or shape_of(found) == shape_of(value):
         return found
     if value.target is aten.reshape.default and value.args[0] is found:
         return value
     return g.call(aten.reshape.default, found, [-1, *shape_of(value)[1:]])
+
+
+def _cut_of_one_axis(
+    sizes: tuple[int, ...], elements: torch.Tensor
+) -> tuple[int, int, int, int] | None:
+    """Axis, start, end and step of the slice that some elements of a tensor are, one image's."""
+    cut = [a for a, (n, m) in enumerate(zip(sizes, elements.shape, strict=False)) if n != m]
+    if len(sizes) != elements.ndim or len(cut) != 1:
+        return None
+    (axis,) = cut
+    stride = math.prod(sizes[axis + 1 :])
+    indices = elements.movedim(axis, 0).reshape(len(elements.movedim(axis, 0)), -1)[:, 0]
+    indices = indices // stride % sizes[axis]
+    step = int(indices[1] - indices[0]) if len(indices) > 1 else 1
+    if step < 1:
+        return None
+    start, end = int(indices[0]), int(indices[-1]) + 1
+    numbers = torch.arange(math.prod(sizes)).reshape(sizes)
+    taken = aten.slice.Tensor(numbers, axis, start, end, step)
+    return (axis + 1, start, end, step) if torch.equal(taken, elements) else None

@@ -118,6 +118,9 @@ class Windows(nn.Module):
         self.size, self.attention = size, nn.Linear(CHANNELS, 3 * CHANNELS)
         self.bias = nn.Parameter(torch.randn(HEADS, size * size, size * size))
 
+    def scores(self, x):
+        return x
+
     def forward(self, x):
         n, h, w, c = x.shape
         s = self.size
@@ -125,20 +128,30 @@ class Windows(nn.Module):
         b = x.shape[0]
         qkv = self.attention(x).reshape(b, s * s, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv[0], qkv[1], qkv[2]
-        y = (q @ k.transpose(-2, -1) + self.bias).softmax(-1) @ v
+        y = self.scores(q @ k.transpose(-2, -1) + self.bias).softmax(-1) @ v
         y = y.transpose(1, 2).reshape(b, s * s, c)
         y = y.view(n, h // s, w // s, s, s, c).permute(0, 1, 3, 2, 4, 5)
         return y.reshape(n, h, w, c)
 
 
-def test_attention_within_windows_is_by_rows():
+class Shifted(Windows):
+    """The same with a mask of its own for each window, as windows that are shifted have it."""
+
+    def scores(self, x):
+        n = x.shape[0] // 6
+        x = x.view(n, 6, HEADS, *x.shape[2:]) + torch.arange(6.0).reshape(1, 6, 1, 1, 1)
+        return x.view(-1, HEADS, *x.shape[3:])
+
+
+@pytest.mark.parametrize("windows", [Windows, Shifted])
+def test_attention_within_windows_is_by_rows(windows):
     torch.manual_seed(0)
-    found = operators_of(Windows(2), torch.randn(2, 4, 6, CHANNELS))
+    found = operators_of(windows(2), torch.randn(2, 4, 6, CHANNELS))
     matrices = [t for t in found if t in (own.matmul_rows.default, own.matmul_columns.default)]
     assert matrices == [own.matmul_rows.default, own.matmul_columns.default]
-    assert found.count(own.constant.default) == 1
+    assert found.count(own.constant.default) == 1 + (windows is Shifted)
     moves = [i for i, t in enumerate(found) if t in (aten.permute.default, aten.reshape.default)]
-    first, last = found.index(aten.linear.default), found.index(own.matmul_columns.default)
+    first, last = found.index(aten.conv2d.default), found.index(own.matmul_columns.default)
     assert not [i for i in moves if first < i < last]
 
 
@@ -182,6 +195,22 @@ def test_an_average_of_tokens_is_a_pooling(shape, axes, keepdim):
             return self.linear(x).mean(axes, keepdim=keepdim)
 
     assert aten.avg_pool2d.default in operators_of(Averaged(), torch.randn(2, *shape))
+
+
+def test_every_second_channel_is_a_slice_however_it_is_written():
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 1)
+
+        def forward(self, x):
+            x = self.conv(x)
+            n, c, h, w = x.shape
+            x = x.reshape(n * c // 2, 2, h * w).permute(1, 0, 2).reshape(2, -1, c // 2, h, w)
+            return torch.cat([x[1], x[0]], 1)
+
+    found = operators_of(Halves(), torch.randn(2, 3, 4, 6))
+    assert found == [aten.conv2d.default, *[aten.slice.Tensor] * 2, aten.cat.default]
 
 
 def moved(sizes, axes, batch=PRIME):
