@@ -40,7 +40,7 @@ def users_code(what: str) -> Iterator[None]:
     except TvmqError:
         raise
     except (Exception, SystemExit) as error:
-        text = f": {first_line(error)}" if str(error).strip() else ""
+        text = f": {first_line(error).rstrip('.')}" if str(error).strip() else ""
         raise InputError(
             f"{what} failed with {type(error).__name__}{text}{_place(error)}. Mend it there."
         ) from error
@@ -93,6 +93,8 @@ def import_object(spec: str, flag: str) -> Any:
             ) from error
         for part in attribute.split("."):
             if not hasattr(found, part):
-                raise InputError(f"{flag} {spec}: {module_name} has no {attribute}")
+                raise InputError(
+                    f"{flag} {spec}: {module_name} has no {attribute}; name something that is in it"
+                )
             found = getattr(found, part)
     return found

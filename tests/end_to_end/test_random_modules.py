@@ -134,11 +134,19 @@ def test_rows(end):
     check(nn.Sequential(*layers), (5, 18), devices=end == "rows")
 
 
+@pytest.mark.parametrize(("shape", "kind"), [((3, 6, 8), nn.Conv2d), ((3, 12), nn.Conv1d)])
+def test_halves_that_gate_the_other(shape, kind):
+    module = nn.Sequential(kind(3, 8, 3, padding=1), nn.GLU(1), kind(4, 4, 1))
+    check(module, shape, devices=kind is nn.Conv1d)
+
+
 def test_slopes_by_channel():
     slopes = nn.PReLU(8)
     with torch.no_grad():
         slopes.weight.copy_(torch.linspace(-0.5, 1.5, 8))
     check(Between(slopes), (3, 7, 9), devices=True)
+    rows = nn.Sequential(nn.Conv1d(3, 8, 3), slopes, nn.Conv1d(8, 4, 1), nn.PReLU())
+    check(rows, (3, 12), devices=False)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from tvmq.capture.layout_rules import (
     repeated,
     reshaped,
     row_image,
+    sliced,
 )
 from tvmq.capture.rearranged import base_of, in_order_of_base, moved_again
 from tvmq.capture.rule_table import Arguments, RuleTable, pair, positive_axis
@@ -235,7 +236,14 @@ def _prelu(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
         raise computed("its slopes")
     values = g.value(slopes).reshape(-1)
     if bool((values == values[0]).all()):
-        return g.call(aten.leaky_relu.default, x, float(values[0]))
+        return _of_elements(g, x, aten.leaky_relu.default, float(values[0]))
+    if len(shape_of(x)) == 3:
+        return as_row(g, _sloped(g, node, as_row_image(g, x), values))
+    return _sloped(g, node, x, values)
+
+
+def _sloped(g: CanonicalGraph, node: Node, x: Node, values: torch.Tensor) -> Node:
+    """With a slope of each channel below zero."""
     below = g.call(aten.relu.default, per_channel(g, node, x, scale=-1.0))
     column = values.reshape(1, -1, *[1] * (len(shape_of(x)) - 2))
     return g.call(
@@ -345,6 +353,16 @@ def _elements(g: CanonicalGraph, x: Node, y: Node) -> Node:
             shapes,
         )
     return result
+
+
+@rule("glu")
+def _glu(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
+    """The first half of an axis times the sigmoid of the second."""
+    x = a["self"]
+    axis = positive_axis(a["dim"], len(shape_of(x)))
+    half = shape_of(x)[axis] // 2
+    gate = _of_elements(g, sliced(g, x, axis, half), aten.sigmoid.default)
+    return _elements(g, sliced(g, x, axis, 0, half), gate)
 
 
 @rule("addcmul")

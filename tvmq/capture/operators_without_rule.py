@@ -116,9 +116,10 @@ _say(
     "max(x, y) is y + relu(x - y)",
 )
 _say(
-    "glu pow atan2 hypot copysign remainder fmod xlogy addcdiv lerp",
-    "it multiplies, divides or compares two tensors element by element",
-    "Keep to functions of one tensor; a gate must be a constant per channel",
+    "pow atan2 hypot copysign remainder fmod xlogy addcdiv lerp",
+    "it is a function of two tensors, element by element",
+    "Write it as sums, differences and products of the two and functions of one, such as "
+    "x + w * (y - x)",
 )
 _say(
     "rand rand_like randn randn_like randint normal bernoulli multinomial rand_like randperm",

@@ -112,14 +112,17 @@ class _Check:
         node = self.model.nodes[layer.name]
         source, name = node.args[0], layer.inputs[0]
         ranges = self.calibration.channels.get(source.name)
-        energy = _energy_by_input(self.model.weight_of(node), node)
-        if ranges is None or len(ranges.low) != len(energy):
+        squares = _squares(self.model.weight_of(node), node)
+        if ranges is None or len(ranges.low) != squares.shape[0] * squares.shape[2]:
             return None
         value = self.plan.values[name]
         steps = ranges.span.double() / value.step
         narrow = (steps > 0) & (steps < few_steps(value.bits))
         noise = ((1 / 12) / (STD * steps[narrow]).square()).clamp(max=1)
-        lost = _share(ranges.span.double().square() * energy, narrow, noise)
+        energy = squares * ranges.span.double().square().view(len(squares), 1, -1)
+        lost = _share(energy.sum(1).flatten(), narrow, noise)
+        if not layer.output:  # every output of the network matters to somebody
+            lost = max(lost, _largest_share(energy, narrow, noise))
         if lost < SHARE:
             return None
         kind: Kind = "features" if self.regions.values[name].is_input else "channels"
@@ -171,6 +174,9 @@ class _Check:
         for join in self.regions.values.values():
             if not join.joins or self.regions.readers[join.name] <= weighted:
                 continue
+            node = self.model.nodes[join.name]
+            if len(shape_of(node)) == 3 or int(node.args[1]) != 1:
+                continue  # tokens, of which one may be small: a class token
             plan = self.plan.values[join.name]
             for name in join.joins:
                 histogram = self.calibration.histograms.get(name)
@@ -223,6 +229,15 @@ def _indices(mask: torch.Tensor) -> tuple[int, ...]:
     return tuple(int(i) for i in torch.nonzero(mask).flatten())
 
 
-def _energy_by_input(weight: torch.Tensor, node: Node) -> torch.Tensor:
-    """float64[C]: the squares of all weights that read an input channel."""
-    return by_input_channel(weight, node).double().square().sum(dim=(1, 3)).flatten()
+def _largest_share(energy: torch.Tensor, narrow: torch.Tensor, noise: torch.Tensor) -> float:
+    """The largest share of a sum, of all of a layer: energy is [groups, K / groups, C / groups]."""
+    lost = torch.zeros(len(narrow), dtype=torch.float64)
+    lost[narrow] = noise
+    total = energy.sum(2)
+    taken = (energy * lost.view(len(energy), 1, -1)).sum(2)
+    return float((taken / total)[total > 0].max()) if bool((total > 0).any()) else 0.0
+
+
+def _squares(weight: torch.Tensor, node: Node) -> torch.Tensor:
+    """float64[groups, K / groups, C / groups]: the squares of what each sum has for an input."""
+    return by_input_channel(weight, node).double().square().sum(3)

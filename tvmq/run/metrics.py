@@ -38,7 +38,10 @@ def accuracy(batches: Batches) -> dict[str, float]:
     counted = Accuracy()
     for outputs, labels in batches:
         if labels is None:
-            raise InputError("The evaluation data has no labels. Accuracy needs one per image.")
+            raise InputError(
+                "The evaluation data has no labels. Accuracy needs one per image; give them, or a "
+                "--metric that needs none."
+            )
         logits = next(iter(outputs.values()))
         _check(logits, labels)
         counted.add(logits, labels)

@@ -94,7 +94,7 @@ def _runner(artifact: Artifact, device: str) -> Runner:
             return reference_runner(path, names)
     if device == "float":
         with artifact.reading("float.pt2") as path:
-            return _float_runner(path)
+            return float_runner(path)
     raise InputError(f"device {device!r} is unknown. Choose one of {', '.join(DEVICES)}.")
 
 
@@ -161,8 +161,11 @@ def reference_runner(path: Path, names: Sequence[str]) -> Runner:
     return run
 
 
-def _float_runner(path: Path) -> Runner:
+def float_runner(path: Path) -> Runner:
+    """The saved float network, in torch."""
     import torch
+
+    from tvmq import token_operators  # noqa: F401  registers operators that the file may name
 
     module = torch.export.load(path).module()
 

@@ -48,6 +48,9 @@ def named_images():
 def leaving():
     raise SystemExit(0)
 
+def stopped():
+    raise ValueError("ends in a stop.")
+
 def ragged():
     yield {"x": [[1.0], [1.0, 2.0]]}
 
@@ -196,7 +199,8 @@ def test_wrong_functions(module):
     refuse("failed with SystemExit: 0", f"{module}:leaving")
     refuse("making an array of what it yields as 'x' failed with ValueError", f"{module}:ragged")
     refuse("class numbers", f"{module}:fractions", None, CLASSES)
-    refuse("has no absent", f"{module}:absent")
+    refuse("has no absent; name something that is in it", f"{module}:absent")
+    refuse(r"ValueError: ends in a stop \(.*\). Mend it", f"{module}:stopped")
     refuse("can't import", "no_such_module:function")
     refuse("23 images, 50 are wanted", f"{module}:arrays",
            use=lambda source: list(source.samples(50, 4)))  # fmt: skip

@@ -140,6 +140,20 @@ def test_rows_of_what_leaves_the_network_matter_each():
     assert (found.kind, found.channels) == ("weights", (4, 5))
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_what_an_output_reads_matters_to_it_however_small(groups):
+    torch.manual_seed(0)
+    net = nn.Conv1d(6, 4, 1, groups=groups, bias=False)
+    with torch.no_grad():
+        if groups == 1:
+            net.weight[:3, 3:], net.weight[3, :3] = 0, 0
+    model, x = _captured(net, 6, 5)
+    (found,) = _findings(model, x * torch.tensor([1e4, 1e4, 1e4, 1, 1, 1])[:, None])
+    assert (found.kind, found.channels) == ("features", (3, 4, 5))
+    assert found.lost == 1
+    assert _findings(model, x) == ()
+
+
 def test_dead_rows_are_no_loss():
     """Even where batch norms say that they vary, which weights of next to nothing can't."""
     torch.manual_seed(0)

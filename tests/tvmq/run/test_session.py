@@ -1,8 +1,15 @@
-"""Libraries of artifacts in one process."""
+"""What an artifact runs, loaded in this process and in one that has imported nothing else."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import tvm
+from models import ZOO, export
 from npu_layers import LAYERS
 from tvm import relax
 
@@ -10,7 +17,8 @@ from targets.errors import TrapError
 from targets.npu.compiler import compile_layers
 from targets.npu.execute.compiled import executor_symbol
 from targets.npu.machine.spec import load_spec
-from tvmq.artifact.files import compile_library
+from tvmq.artifact.files import compile_library, save_float
+from tvmq.capture.capture import capture_program
 from tvmq.run.session import library_runner
 
 
@@ -67,3 +75,27 @@ def test_a_trap_names_program_layer_and_instruction(tmp_path):
     run = library_runner(tmp_path / "model.so", {"program_0.bin": program})
     with pytest.raises(TrapError, match=rf"_0.bin \(layer {layers[0].name}, .*instruction 1"):
         run([images])
+
+
+ALONE = """
+from pathlib import Path
+
+import numpy as np
+
+from tvmq.run.session import float_runner
+
+(y,) = float_runner(Path("float.pt2"))([np.load("x.npy")])
+np.save("y.npy", y)
+"""
+
+
+@pytest.mark.parametrize("name", ["vit_small", "excitation_small", "rows_small"])
+def test_a_float_network_is_read_by_a_process_that_captured_none(tmp_path, name):
+    module, example = ZOO[name]()
+    save_float(tmp_path, capture_program(export((module, example))))
+    np.save(tmp_path / "x.npy", example.numpy())
+    settings = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
+    subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, env=settings, check=True)
+    with torch.no_grad():
+        want = module(example).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), want, rtol=1e-3, atol=1e-4)
