@@ -6,6 +6,7 @@ Attention multiplies matrices (N, h, T, d), a head each; what they were made of 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 
@@ -124,7 +125,8 @@ def _rows_chosen(g: CanonicalGraph, x: Node, order: torch.Tensor) -> Node | None
         constants = range(1, 3)
     else:
         return None
-    name = f"{x.name}_{int(order[0])}_{len(order)}_{hash(tuple(order.tolist())) & 0xFFFF:x}"
+    # a constant is known by its name alone, so no two orders may share one
+    name = f"{x.name}_{hashlib.sha256(order.numpy().tobytes()).hexdigest()}"
     for i in constants:
         if isinstance(args[i], Node):
             args[i] = g.constant(f"{args[i].name}_of_{name}", g.value(args[i])[order])

@@ -71,7 +71,7 @@ def _attention(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
             "attention to a constant can't be quantized",
             "Multiply by the constant in nn.Linear, or compute it from the input",
         )
-    scale = a["scale"] or 1 / math.sqrt(shape_of(query)[-1])
+    scale = 1 / math.sqrt(shape_of(query)[-1]) if a["scale"] is None else a["scale"]
     rank = len(shape_of(key))
     turned = permuted(g, key, [*range(rank - 2), rank - 1, rank - 2])
     scores = _matrix_product(g, query, turned, scale)
