@@ -196,11 +196,6 @@ def products_of(node: Node) -> int:
     return 1 if op_of(node) is aten.mul else shape_of(node.args[0])[-1] // heads_of(node)
 
 
-def windows_of(node: Node) -> int:
-    """The windows of a product of matrices."""
-    return int(node.args[4])
-
-
 def heads_of(node: Node) -> int:
     """The heads of a softmax, or of a product of two tensors."""
     return int(node.args[1] if op_of(node) is own.softmax else node.args[2])

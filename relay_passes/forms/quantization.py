@@ -115,6 +115,12 @@ def match_quantize(graph: Graph, expr: Expr) -> Quantize | None:
     return Quantize(ratio.args[0], step, zero_point, low, high, dtype_of(cast), rounding)
 
 
+def match_tensor(graph: Graph, expr: Expr) -> Dequantize | None:
+    """The dequantized tensor of codes, of one step, that ``expr`` is, or None."""
+    found = match_dequantize(graph, expr)
+    return found if found is not None and is_codes(found.codes) and found.step.size == 1 else None
+
+
 def match_dequantize(graph: Graph, expr: Expr) -> Dequantize | None:
     """The dequantize that ``expr`` is the result of, or None."""
     product = graph.match(expr, "multiply")

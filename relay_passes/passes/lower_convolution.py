@@ -32,8 +32,8 @@ from relay_passes.forms.quantization import (
     match_dequantize,
     match_quantize,
 )
-from relay_passes.forms.requantize import Requantization, emit_requantization
 from relay_passes.operators import MOVES, PRODUCTS
+from relay_passes.passes.requantize_sums import Sums, requantize_sums
 from relay_passes.relax_nodes import (
     Array,
     Expr,
@@ -52,8 +52,7 @@ from relay_passes.relax_nodes import (
 )
 from targets.arithmetic import INT32_MAX
 from targets.errors import ArithmeticRangeError, UnsupportedError
-from targets.scale import derive_scale
-from targets.sum_bounds import CodeRange, SumBounds, bound_sums, needs_int64
+from targets.sum_bounds import CodeRange, SumBounds, bound_sums
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerConvolution")
@@ -117,35 +116,12 @@ class _Lowering:
         product: RealProduct,
         residual: Dequantize | None,
     ) -> Expr:
-        sums, bounds = self._sums(rewriter, product)
-        step = exact_step(quantize.step)
-        other = None if residual is None else exact_step(residual.step) / step
-        try:
-            scale = derive_scale([s / step for s in product.steps], other)
-        except ArithmeticRangeError as error:
-            raise ArithmeticRangeError(f"{product.name}: {error}", node=product.name) from None
-        codes = added = None
-        if residual is not None:
-            codes = CodeRange(*self._ranges.of(residual.codes), residual.zero_point)
-            added = rewriter.get(residual.codes), residual.zero_point
-        if bounds.reach << scale.fraction > INT32_MAX:
-            raise ArithmeticRangeError(
-                f"{product.name}: the sums reach {bounds.reach} and need {scale.fraction} fraction "
-                "bits, more than int32 holds. Use a coarser step for the residual or fewer bits.",
-                node=product.name,
-            )
-        requantization = Requantization(
-            sums,
-            scale,
-            added,
-            needs_int64(bounds, scale, codes, quantize.zero_point),
-            quantize.zero_point,
-            quantize.low,
-            quantize.high,
-            quantize.dtype,
-            quantize.rounding,
-        )
-        return emit_requantization(rewriter.emit, requantization, var.name)
+        expr, bounds = self._sums(rewriter, product)
+        sums = Sums(product.name, expr, product.steps, bounds)
+        if residual is None:
+            return requantize_sums(rewriter, var, quantize, sums)
+        codes = CodeRange(*self._ranges.of(residual.codes), residual.zero_point)
+        return requantize_sums(rewriter, var, quantize, sums, (residual, codes))
 
     def _sums(self, rewriter: Rewriter, product: RealProduct) -> tuple[Expr, SumBounds]:
         """Bind the int32 sums with their bias; also gives their bounds."""

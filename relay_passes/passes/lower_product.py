@@ -25,17 +25,16 @@ from relay_passes.forms.product import Product, emit_product
 from relay_passes.forms.quantization import (
     Dequantize,
     exact_step,
-    match_dequantize,
     match_quantize,
+    match_tensor,
 )
-from relay_passes.passes.requantize_sums import requantize_sums
+from relay_passes.passes.requantize_sums import Sums, requantize_sums
 from relay_passes.relax_nodes import (
     Expr,
     Graph,
     Rewriter,
     Var,
     array_of,
-    is_codes,
     is_scalar,
     rewrite,
     shape_of,
@@ -102,9 +101,9 @@ def _lowered(rewriter: Rewriter, var: Var, ranges: CodeRanges) -> Expr | None:
             groups=product.groups,
         ),
     )
+    codes = requantize_sums(rewriter, var, quantize, Sums(product.name, sums, [unit], bounds))
     if product.windows == 1:
-        return requantize_sums(rewriter, var, quantize, sums, unit, bounds)
-    codes = requantize_sums(rewriter, var, quantize, sums, unit, bounds)
+        return codes
     return relax.op.reshape(rewriter.emit(codes, f"{product.name}_windows"), shape_of(var))
 
 
@@ -144,14 +143,8 @@ def _operands(
 ) -> tuple[Fraction, tuple[Dequantize | None, Dequantize | None]]:
     """Both tensors, if they are of codes, and the constant that the left one is multiplied by."""
     factor = Fraction(1)
-    a = match_dequantize(graph, left)
+    a = match_tensor(graph, left)
     scaled = graph.match(left, "multiply")
     if a is None and scaled is not None and is_scalar(scaled.args[1]):
-        factor, a = exact_step(array_of(scaled.args[1])), match_dequantize(graph, scaled.args[0])
-    b = match_dequantize(graph, right)
-    held = [side if side is not None and _is_tensor(side) else None for side in (a, b)]
-    return factor, (held[0], held[1])
-
-
-def _is_tensor(side: Dequantize) -> bool:
-    return is_codes(side.codes) and side.step.size == 1
+        factor, a = exact_step(array_of(scaled.args[1])), match_tensor(graph, scaled.args[0])
+    return factor, (a, match_tensor(graph, right))

@@ -16,21 +16,19 @@ from tvm import IRModule
 from relay_passes.forms.head_products import match_head_softmax
 from relay_passes.forms.norm import Norm, emit_norm
 from relay_passes.forms.quantization import (
-    Dequantize,
     Quantize,
     exact_step,
     match_dequantize,
     match_quantize,
+    match_tensor,
 )
 from relay_passes.forms.softmax import Softmax, emit_softmax
-from relay_passes.passes.requantize_sums import requantize_sums
+from relay_passes.passes.requantize_sums import Sums, requantize_sums
 from relay_passes.relax_nodes import (
     Expr,
-    Graph,
     Rewriter,
     Var,
     array_of,
-    is_codes,
     is_constant,
     is_scalar,
     rewrite,
@@ -63,19 +61,19 @@ def _softmax(rewriter: Rewriter, var: Var, quantize: Quantize) -> Expr | None:
     if scaled is not None and is_scalar(scaled.args[1]):
         source, factor = scaled.args[0], exact_step(array_of(scaled.args[1]))
     found = match_head_softmax(rewriter.graph, source)
-    data = None if found is None else _tensor(rewriter.graph, found.data)
+    data = None if found is None else match_tensor(rewriter.graph, found.data)
     if found is None or data is None:
         return None
     codes, table = rewriter.get(data.codes), exponentials(float(data.step))
-    sums = emit_softmax(rewriter.emit, Softmax(quantize.source.name, codes, found.heads, table))
-    unit = factor * power_of_two(-SOFTMAX_BITS)
-    return requantize_sums(rewriter, var, quantize, sums, unit, softmax_bounds())
+    name, unit = quantize.source.name, factor * power_of_two(-SOFTMAX_BITS)
+    made = emit_softmax(rewriter.emit, Softmax(name, codes, found.heads, table))
+    return requantize_sums(rewriter, var, quantize, Sums(name, made, [unit], softmax_bounds()))
 
 
 def _norm(rewriter: Rewriter, var: Var, quantize: Quantize) -> Expr | None:
     graph = rewriter.graph
     call = graph.match(quantize.source, "nn.layer_norm")
-    data = None if call is None else _tensor(graph, call.args[0])
+    data = None if call is None else match_tensor(graph, call.args[0])
     gain = None if call is None else match_dequantize(graph, call.args[1])
     if call is None or data is None or gain is None or not is_constant(call.args[2]):
         return None
@@ -85,14 +83,7 @@ def _norm(rewriter: Rewriter, var: Var, quantize: Quantize) -> Expr | None:
     try:
         scale: NormScale = derive_norm(gamma, beta, epsilon, float(data.step), gain_step)
     except ArithmeticRangeError as error:
-        raise ArithmeticRangeError(f"{name}: {error}") from None
-    sums = emit_norm(rewriter.emit, Norm(name, rewriter.get(data.codes), scale))
+        raise ArithmeticRangeError(f"{name}: {error}", node=name) from None
+    made = emit_norm(rewriter.emit, Norm(name, rewriter.get(data.codes), scale))
     unit = exact_step(gain.step) * power_of_two(-scale.fraction)
-    return requantize_sums(rewriter, var, quantize, sums, unit, scale.bounds)
-
-
-def _tensor(graph: Graph, expr: Expr) -> Dequantize | None:
-    found = match_dequantize(graph, expr)
-    if found is None or not is_codes(found.codes) or found.step.size != 1:
-        return None
-    return found
+    return requantize_sums(rewriter, var, quantize, Sums(name, made, [unit], scale.bounds))

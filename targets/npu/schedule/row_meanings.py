@@ -10,7 +10,7 @@ import numpy.typing as npt
 from tvm import tirx
 
 from targets.layers import Norm, Requantize, Softmax
-from targets.npu.machine.legality import EPSILON_BYTES, EXPONENTIALS_BYTES, SCALE_BYTES
+from targets.npu.machine.legality import EPSILON_BYTES, EXPONENTIALS_BYTES
 from targets.rounding import RoundingMode
 from targets.rows import DIVISOR_BITS, EXPONENTIAL_BITS, RECIPROCAL_BITS, NormScale
 
@@ -122,11 +122,6 @@ def scale_words(scale: NormScale) -> Words:
     parts = (np.array([scale.epsilon], "<i8"), scale.bias.astype("<i4"), scale.gain.astype("<i2"))
     data = b"".join(part.tobytes() for part in parts)
     return np.frombuffer(data + bytes(-len(data) % 4), "<i4")
-
-
-def scale_word_count(channels: int) -> int:
-    """Words of a layer norm's parameters."""
-    return -(-(EPSILON_BYTES + channels * SCALE_BYTES) // 4)
 
 
 def epsilon(words: Expr) -> Expr:
