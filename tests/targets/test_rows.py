@@ -9,6 +9,7 @@ from targets.errors import ArithmeticRangeError
 from targets.rows import (
     LONGEST_ROW,
     NORM_LIMIT,
+    RECIPROCAL_BITS,
     SOFTMAX_BITS,
     derive_norm,
     exponentials,
@@ -73,8 +74,10 @@ def test_layer_norm_is_that_of_the_numbers(row, step, eps, seed):
     scale = derive_norm(gamma, beta, eps, step, one)
     sums = norm_sums(x, scale)
     real = x * step
+    wanted = eps * (len(row) / step) ** 2 * 4**scale.lift
+    least = 4 ** max(0, scale.lift + scale.fraction - RECIPROCAL_BITS)
+    assert scale.epsilon == pytest.approx(max(wanted, least), abs=1)
     held = scale.epsilon / 4**scale.lift * (step / len(row)) ** 2
-    assert held == pytest.approx(eps, rel=0.01) or held <= real.var() / 4 or real.var() == 0
     exact = (real - real.mean()) / np.sqrt(real.var() + held) * gamma + beta
     got = sums * (one * 2.0**-scale.fraction)
     size = np.sqrt(len(row)) * np.abs(gamma).max() + np.abs(beta).max()

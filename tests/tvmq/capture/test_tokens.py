@@ -194,6 +194,47 @@ def test_an_average_of_tokens_is_a_pooling(shape, axes, keepdim):
     assert aten.avg_pool2d.default in operators_of(Averaged(), torch.randn(2, *shape))
 
 
+class Woven(nn.Module):
+    """A layer each for queries, keys and values, whose channels are head by head woven together."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.ModuleList(nn.Linear(CHANNELS, CHANNELS) for _ in range(3))
+
+    def forward(self, x):
+        q, k, v = (f(x).unflatten(-1, (-1, HEADS)).permute(0, 3, 1, 2) for f in self.qkv)
+        return joined((q @ k.mT).softmax(-1) @ v)
+
+
+def test_channels_in_another_order_are_rows_of_the_layer_in_another_order():
+    found = operators_of(Woven(), torch.randn(2, TOKENS, CHANNELS))
+    products = [own.matmul_rows.default, own.softmax.default, own.matmul_columns.default]
+    assert sorted(map(str, found)) == sorted(map(str, [aten.linear.default] * 3 + products))
+
+
+class OneHead(nn.Module):
+    """Windows that are joined with the batch, and no heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k = nn.Linear(CHANNELS, CHANNELS), nn.Linear(CHANNELS, CHANNELS)
+
+    def forward(self, x):
+        n, windows, t, c = x.shape
+        x = x.reshape(n * windows, t, c)
+        return (self.q(x) @ self.k(x).mT).view(n, windows, t, t)
+
+
+def test_one_axis_is_windows_where_the_tokens_say_so():
+    dynamic = ({0: torch.export.Dim("n")},)
+    example = torch.randn(2, 5, TOKENS, CHANNELS)
+    with torch.no_grad():
+        program = torch.export.export(OneHead().eval(), (example,), dynamic_shapes=dynamic)
+    nodes = capture_program(program).graph_module.graph.nodes
+    (product,) = (node for node in nodes if node.target is own.matmul_rows.default)
+    assert product.args[2:] == (1, 1.0, 5)
+
+
 def test_every_second_channel_is_a_slice_however_it_is_written():
     class Halves(nn.Module):
         def __init__(self):
@@ -230,9 +271,16 @@ def test_axes_are_cut_and_joined_around_the_batch(sizes, axes, shape, groups):
     assert [[new.sizes[axis] for axis in group] for group in new.axes] == groups
 
 
-@pytest.mark.parametrize("shape", [[4, PRIME * 12], [6, 2, PRIME * 4], [5, 5]])
-def test_a_batch_is_neither_cut_nor_lost(shape):
-    graph, value = moved((6, 8), ((1,), (0,), (2,)))
+@pytest.mark.parametrize(
+    ("batch", "shape"),
+    [
+        *((PRIME, shape) for shape in ([4, PRIME * 12], [6, 2, PRIME * 4], [5, 5])),
+        (4, [6, 2, 2, 8]),
+        (4, [6, 2, 16]),
+    ],
+)
+def test_a_batch_is_neither_cut_nor_lost(batch, shape):
+    graph, value = moved((6, 8), ((1,), (0,), (2,)), batch)
     with pytest.raises(Refusal, match="splits the batch, or joins"):
         regrouped(graph, value, shape)
 
