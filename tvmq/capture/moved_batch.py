@@ -284,7 +284,8 @@ MOVED_RULES: dict[str, MovedRule] = {
 
 ALONG_LAST = {
     **dict.fromkeys(("linear", "layer_norm", "native_layer_norm", "softmax", "_softmax"), 1),
-    **dict.fromkeys(("add", "sub", "mul", "div"), 1),
+    **dict.fromkeys(("add", "sub", "rsub", "mul", "div", "neg", "relu", "relu6", "hardtanh"), 1),
+    **dict.fromkeys(("clamp", "clamp_min", "clamp_max", "clip"), 1),
     **dict.fromkeys(("matmul", "bmm", "scaled_dot_product_attention"), 2),
 }
 """Operators along the last axes, how many: for them the others are only many."""

@@ -16,7 +16,7 @@ from targets.refusal import Refusal
 from tvmq import token_operators  # noqa: F401  registers the operators
 from tvmq.capture.canonical_graph import BATCH_STAYS, CanonicalGraph, is_constant, shape_of
 from tvmq.capture.layout_rules import permuted, reshaped
-from tvmq.capture.operator_rules import OPERATOR_RULES
+from tvmq.capture.operator_rules import OPERATOR_RULES, computed
 from tvmq.capture.rule_table import Arguments, RuleTable, positive_axis
 from tvmq.capture.token_matrices import as_matrices, matrices_of, token_origin, tokens_of
 
@@ -117,9 +117,7 @@ def _layer_norm(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
         )
     weight, bias = a["weight"], a["bias"]
     if any(w is not None and not is_constant(w) for w in (weight, bias)):
-        raise Refusal(
-            "its weights depend on the input", "Make them parameters or buffers of the module"
-        )
+        raise computed("its weights")
     rows = reshaped(g, x, [-1, math.prod(shape[1:-1]), shape[-1]])
     result = g.call(
         aten.layer_norm.default, rows, [shape[-1]],

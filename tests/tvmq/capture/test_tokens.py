@@ -158,12 +158,14 @@ def test_attention_within_windows_is_by_rows(windows):
         lambda x: F.layer_norm(x, (8,)),
         lambda x: x.permute(0, 2, 3, 1).softmax(-1).permute(0, 3, 1, 2),
         lambda x: F.gelu(x.permute(1, 0, 2, 3)).permute(1, 0, 2, 3),
+        lambda x: F.relu(x.permute(1, 0, 2, 3)).permute(1, 0, 2, 3),
+        lambda x: 1 - x.permute(1, 0, 2, 3).clamp(-0.5, 0.5).neg().permute(1, 0, 2, 3),
         lambda x: F.layer_norm(x.flatten(0, 1), (8,)).unflatten(0, (-1, 3)),
         lambda x: (x.transpose(0, 1) * 2.0 + 1.0).transpose(0, 1),
         lambda x: x.permute(2, 0, 1, 3)[1:5].permute(1, 2, 0, 3),
         lambda x: x.softmax(1),
     ],
-    ids=["norm", "softmax", "gelu", "folded", "scaled", "sliced", "channels"],
+    ids=["norm", "softmax", "gelu", "relu", "clamp", "folded", "scaled", "sliced", "channels"],
 )
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_a_batch_that_goes_and_comes_back_changes_nothing(function, dynamic):
