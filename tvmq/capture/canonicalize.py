@@ -44,6 +44,7 @@ from tvmq.capture.moved_batch import (
 from tvmq.capture.one_dimension_rules import ONE_DIMENSION_RULES
 from tvmq.capture.operator_rules import OPERATOR_RULES, pointwise
 from tvmq.capture.operators_without_rule import refusal_of
+from tvmq.capture.padding_rules import PADDING_RULES
 from tvmq.capture.pooling_rules import POOLING_RULES
 from tvmq.capture.resampling_rules import RESAMPLING_RULES
 from tvmq.capture.rule_table import Rule
@@ -54,6 +55,7 @@ from tvmq.float_model import Origin
 _PLAIN_RULES = (
     OPERATOR_RULES
     | POOLING_RULES
+    | PADDING_RULES
     | LAYOUT_RULES
     | TOKEN_RULES
     | RESAMPLING_RULES

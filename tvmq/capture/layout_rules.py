@@ -300,28 +300,3 @@ def joined(g: CanonicalGraph, parts: Sequence[Node], axis: int) -> Node:
         images = [as_row_image(g, part) for part in parts]
         return as_row(g, g.call(aten.cat.default, images, 2 * axis - 1))
     return g.call(aten.cat.default, list(parts), axis)
-
-
-@rule("pad", "constant_pad_nd")
-def _pad(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
-    mode, value, widths = a.get("mode", "constant"), a["value"], list(a["pad"])
-    if mode != "constant" or value not in (None, 0):
-        raise Refusal(
-            "only zeros can be padded",
-            'Use mode="constant" and value 0, or pad the input outside of the network',
-            f"mode {mode!r}" if mode != "constant" else f"value {value}",
-        )
-    x = a["self"]
-    while widths[-2:] == [0, 0]:
-        widths = widths[:-2]
-    if not widths:
-        return x
-    if len(widths) >= 2 * len(shape_of(x)):
-        raise Refusal("pads the batch", BATCH_STAYS)
-    if min(widths) < 0:
-        raise Refusal("pads by less than nothing", "Slice instead", f"widths {widths}")
-    image = row_image(x)
-    if image is not None:
-        widths = [*widths[:2], 0, 0, *widths[2:]]
-        return as_row(g, g.call(aten.constant_pad_nd.default, image, widths, 0.0))
-    return g.call(aten.constant_pad_nd.default, x, widths, 0.0)

@@ -299,7 +299,6 @@ REFUSED: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
     "merge batch": (lambda x: x.view(-1, 4), "its batch elsewhere"),
     "along the batch": (lambda x: x.permute(1, 2, 3, 0).softmax(-1), "works along the batch"),
     "cat batch": (lambda x: torch.cat([x, x], 0), "along the batch"),
-    "reflect": (lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), "mode 'reflect'"),
     "pad with one": (lambda x: F.pad(x, (1, 1), value=1.0), "value 1"),
     "enlarging pool": (
         lambda x: F.adaptive_avg_pool2d(x, 32),
