@@ -3,12 +3,14 @@
 import math
 
 import models
+import numpy as np
 import pytest
 import torch
 from quantization_cases import calibration, float_model
 
 from targets.errors import InputError
 from tvmq.calibrate.batch_norm_ranges import Spread, ranges_from_batch_norm
+from tvmq.calibrate.calibrate import calibrate
 from tvmq.capture.capture import capture_program
 from tvmq.data.preprocessing import Preprocessing
 
@@ -47,6 +49,33 @@ def test_relu_leaves_half_of_a_centred_channel_at_zero():
     assert histogram.low == 0.0
     assert histogram.counts[:half].sum() == 0
     assert 0.2 < histogram.counts[half] / histogram.counts.sum() < 0.8
+
+
+def test_the_largest_of_a_window_is_what_images_show():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.BatchNorm2d(4), torch.nn.MaxPool2d(4),
+        torch.nn.Conv2d(4, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.AdaptiveMaxPool2d(1),
+        torch.nn.Flatten(),
+    ).train()  # fmt: skip
+    x = torch.nn.functional.interpolate(  # neighbours resemble each other
+        torch.randn(64, 3, 16, 16), scale_factor=2, mode="bilinear"
+    )
+    for _ in range(60):
+        network(x)
+    model = capture_program(models.export((network.eval(), x[:2])))
+    found = ranges_from_batch_norm(model).histograms
+    seen = calibrate(model, [x]).histograms
+    assert "conv2d" in found
+    for name in ("conv2d", "conv2d_1"):
+        low, median = _median(found[name]), _median(seen[name])
+        assert median / 2 < low < median * 2, name
+        assert found[name].note == "batch-norm statistics behind the max pools that read it"
+
+
+def _median(histogram):
+    centres, counts = histogram.occupied()
+    return float(centres[np.searchsorted(np.cumsum(counts), counts.sum() / 2)])
 
 
 def test_clamp_bounds_the_range():
@@ -109,5 +138,5 @@ def test_quadrature_does_not_grow_with_the_image(monkeypatch):
     model = capture_program(models.export((network, torch.randn(2, 3, 32, 32))))
     histograms = ranges_from_batch_norm(model).histograms
     assert sizes == [4, 4, 4]
-    assert histograms["silu"].counts.sum() == pytest.approx(4 * 30 * 30)
+    assert histograms["silu"].counts.sum() == pytest.approx(4 * 15 * 15)  # a max pool reads it
     assert histograms["hardswish"].counts.sum() == pytest.approx(4 * 5 * 5)
