@@ -182,9 +182,9 @@ def _propagate(model: FloatModel, node: Node, spreads: dict[Node, Spread]) -> Sp
     shape = shape_of(node)
     statistics = model.batch_norms.get(node.name)
     if statistics is not None:
+        one_each = [-1 if axis == channel_axis(len(shape)) else 1 for axis in range(len(shape))]
         mean, std = (
-            x.double().reshape(1, -1, *[1] * (len(shape) - 2))
-            for x in (statistics.beta, statistics.gamma.abs())
+            x.double().reshape(one_each) for x in (statistics.beta, statistics.gamma.abs())
         )
         return Spread(mean, std, torch.full_like(mean, -math.inf), torch.full_like(mean, math.inf))
     op = op_of(node)

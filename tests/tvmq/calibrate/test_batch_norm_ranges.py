@@ -114,6 +114,29 @@ def test_every_value_behind_no_batch_norm_is_named():
         ranges_from_batch_norm(model)
 
 
+class _OfTokens(torch.nn.Module):
+    """A linear layer of tokens, whose channels are behind them, with a batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = torch.nn.Linear(8, 6), torch.nn.BatchNorm1d(6)
+        with torch.no_grad():
+            self.norm.weight.copy_(torch.arange(6) + 1)
+
+    def forward(self, x):
+        y = self.linear(x)
+        return self.norm(y.flatten(0, 1)).reshape_as(y).mean(1)
+
+
+def test_channels_of_tokens_lie_behind_them():
+    model = capture_program(models.export((_OfTokens().eval(), torch.randn(2, 4, 8))))
+    found = ranges_from_batch_norm(model)
+    (name,) = (name for name in found.channels if name.startswith("linear"))
+    reach = found.channels[name].reach
+    assert (reach.diff() > 0).all()
+    assert len(reach) == 6
+
+
 def test_elements_of_a_channel_are_held_once():
     spread = Spread(*(torch.full((1, 2, 1, 1), x).double() for x in (1.0, 2.0, -9.0, 9.0)))
     padded = spread.moved(lambda x: torch.nn.functional.pad(x, (1, 1, 1, 1)), (7, 2, 4, 4))
