@@ -210,6 +210,7 @@ def _resize(rng: np.random.Generator, channels: int, size: int) -> tuple[nn.Modu
     name = str(rng.choice(names))
     if name == "transposed":
         made, kernel, padding = (int(rng.integers(*ends)) for ends in ((2, 9), (2, 5), (0, 2)))
+        padding = min(padding, (2 * (size - 1) + kernel - 1) // 2)  # something is left
         conv = nn.ConvTranspose2d(channels, made, kernel, 2, padding)
         return conv, made, (size - 1) * 2 - 2 * padding + kernel
     if name == "flip":

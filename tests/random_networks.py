@@ -120,6 +120,18 @@ def products(rng: np.random.Generator, spec: NpuSpec) -> Network:
     return _network(rng, spec, first, makers)
 
 
+def everything(rng: np.random.Generator, spec: NpuSpec) -> Network:
+    """Likewise of layers of all kinds, on images or on tokens."""
+    windows, tokens = pick(rng, 1, 1, 3), int(rng.integers(1, 20))
+    deep = (windows, tokens, int(rng.integers(1, 5)) * pick(rng, 1, 6, 12))
+    first = pick(rng, _image(rng), Value("input", deep, "int8", pick(rng, 8, 8, 4)))
+    makers = (
+        _conv, _residual, _dense, _matrices, _matrices, _elements, _constant, _pool, _move, _boxes,
+        _boxes, _add, _lut, _softmax, _norm,
+    )  # fmt: skip
+    return _network(rng, spec, first, makers)
+
+
 def _network(rng: np.random.Generator, spec: NpuSpec, first: Value, makers) -> Network:
     values = [first]
     layers: list[Layer] = []
@@ -283,6 +295,26 @@ def _move(rng, name, value, values) -> Move:
     output = Value(name, shape, value.dtype, value.bits)
     fill = int(rng.integers(low, high + 1))
     return Move(name, "", (Piece(value, start, ones, size, at),), output, fill)
+
+
+def _boxes(rng, name, value, values) -> Move:
+    """Strided boxes of several tensors, side by side along an axis, and a border around them."""
+    alike = [v for v in values if (v.dtype, v.bits) == (value.dtype, value.bits)]
+    axis, pieces, shape = int(rng.integers(3)), [], [0, 0, 0]
+    low, high = code_limits(value)
+    for source in (value, *(pick(rng, *alike) for _ in range(int(rng.integers(0, 3))))):
+        step = tuple(pick(rng, 1, 1, 2, 3) for _ in range(3))
+        start = tuple(int(rng.integers(0, n)) for n in source.shape)
+        most = [-(-(n - s) // t) for n, s, t in zip(source.shape, start, step, strict=True)]
+        size = tuple(pick(rng, n, int(rng.integers(1, n + 1))) for n in most)
+        at = [int(rng.integers(0, 2)) for _ in range(3)]
+        at[axis] += shape[axis]
+        if np.prod(np.maximum(shape, np.add(at, size))) > MOST_NUMBERS:
+            break
+        pieces.append(Piece(source, start, step, size, tuple(at)))
+        shape = [max(n, a + m) for n, a, m in zip(shape, at, size, strict=True)]
+    output = Value(name, tuple(shape), value.dtype, value.bits)
+    return Move(name, "", tuple(pieces), output, int(rng.integers(low, high + 1)))
 
 
 def _add(rng, name, value, values) -> Add:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from torch.fx import Node
 
 from relay_passes.frontend.pointwise import is_pointwise
 from targets.errors import InputError
-from tvmq.calibrate.calibrate import Calibration, with_joined
+from tvmq.calibrate.behind_pools import Selection, find_selections
+from tvmq.calibrate.calibrate import BEHIND_POOLS, Calibration, with_joined
 from tvmq.calibrate.channel_ranges import ChannelRange, channel_axis, watched_nodes
 from tvmq.calibrate.observers import SIDE_BINS, Floats, Histogram
 from tvmq.data.preprocessing import Preprocessing
@@ -113,7 +115,7 @@ def ranges_from_batch_norm(
     input_note = INPUT_KNOWN if _is_known(preprocessing) else INPUT_ASSUMED
     spreads: dict[Node, Spread] = {}
     histograms, channels = {}, {}
-    watched = watched_nodes(model, regions)
+    watched, selections = watched_nodes(model, regions), find_selections(model, regions)
     for node in model.graph_module.graph.nodes:
         if node.op in ("get_attr", "output"):
             continue
@@ -128,8 +130,15 @@ def ranges_from_batch_norm(
         value = regions.values.get(node.name)
         if value is not None and not value.joins and node in spreads:
             note = input_note if is_input else "batch-norm statistics"
-            elements = math.prod(shape_of(node)[1:])
-            histograms[node.name] = _histogram(spreads[node], elements, note, uniform=is_input)
+            parts = [(spreads[node], math.prod(shape_of(node)[1:]))]
+            if node.name in selections and not is_input:
+                note = f"{note} {BEHIND_POOLS}"
+                parts = [
+                    _selected(spreads[node], each, shape_of(node)) for each in selections[node.name]
+                ]
+            histograms[node.name] = reduce(
+                Histogram.merge, (_histogram(*part, note, uniform=is_input) for part in parts)
+            )
     made = [name for name, value in regions.values.items() if not value.joins]
     _refuse_unknown(model, [name for name in made if name not in histograms])
     source = f"batch norms of the network (data-free); range of the input: {input_note}"
@@ -173,9 +182,9 @@ def _propagate(model: FloatModel, node: Node, spreads: dict[Node, Spread]) -> Sp
     shape = shape_of(node)
     statistics = model.batch_norms.get(node.name)
     if statistics is not None:
+        one_each = [-1 if axis == channel_axis(len(shape)) else 1 for axis in range(len(shape))]
         mean, std = (
-            x.double().reshape(1, -1, *[1] * (len(shape) - 2))
-            for x in (statistics.beta, statistics.gamma.abs())
+            x.double().reshape(one_each) for x in (statistics.beta, statistics.gamma.abs())
         )
         return Spread(mean, std, torch.full_like(mean, -math.inf), torch.full_like(mean, math.inf))
     op = op_of(node)
@@ -214,8 +223,44 @@ def _propagate(model: FloatModel, node: Node, spreads: dict[Node, Spread]) -> Sp
         return x.mapped(call)
     if op is aten.avg_pool2d:
         return _averaged(x, call, read, shape)
-    assert op in MOVES, op
-    return x.moved(call, read)
+    return _passed(x, node, read)
+
+
+def _passed(x: Spread, node: Node, shape: tuple[int, ...]) -> Spread:
+    """The spread of a value of this shape behind a move or a max pool."""
+    assert op_of(node) in MOVES, node
+    moved = x.moved(_call(node), shape)
+    if op_of(node) is not aten.max_pool2d:
+        return moved
+    mean, std = _largest(math.prod(node.args[1]))
+    return replace(moved, mean=moved.mean + mean * moved.std, std=std * moved.std)
+
+
+def _largest(elements: int) -> tuple[float, float]:
+    """Mean and standard deviation of the largest of so many standard normal elements.
+
+    Neighbours resemble each other: they count as the square root of their number, as in averages.
+    """
+    below = torch.cumsum(WEIGHTS, 0) - WEIGHTS / 2
+    density = torch.softmax(WEIGHTS.log() + (math.sqrt(elements) - 1) * below.log(), 0)
+    mean = density @ POINTS
+    return float(mean), float((density @ (POINTS - mean) ** 2).sqrt())
+
+
+def _selected(x: Spread, selection: Selection, shape: tuple[int, ...]) -> tuple[Spread, int]:
+    """The spread of what is left of a value of this shape, and the elements of an image."""
+    sign = 1
+    for node in selection:
+        if op_of(node) in MOVES:
+            x = _passed(x, node, shape)
+            shape = tuple(_call(node)(torch.empty(1, *shape[1:], device="meta")).shape)
+        else:
+            x, sign = _negative(x), -sign
+    return (x if sign > 0 else _negative(x)), math.prod(shape[1:])
+
+
+def _negative(x: Spread) -> Spread:
+    return Spread(-x.mean, x.std, -x.high, -x.low)
 
 
 def _product(a: Spread, b: Spread) -> Spread:

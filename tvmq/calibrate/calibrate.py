@@ -12,6 +12,7 @@ import torch
 from torch.fx import Node
 
 from targets.errors import InputError
+from tvmq.calibrate.behind_pools import find_selections, selected
 from tvmq.calibrate.channel_ranges import ChannelRange, watched_nodes
 from tvmq.calibrate.observers import Histogram
 from tvmq.data.open import Batch, DataSource
@@ -28,6 +29,8 @@ Progress: TypeAlias = Callable[[int, int], None]
 """Called with the images done and the images in all."""
 
 Inputs: TypeAlias = tuple[torch.Tensor, ...]
+
+BEHIND_POOLS = "behind the max pools that read it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +63,7 @@ class _Observing(GraphRun):
         self.histograms = {name: Histogram() for name in made}
         self.channels: dict[str, ChannelRange] = {}
         self._watched = watched_nodes(model, regions)
+        self.selections = find_selections(model, regions)
 
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
@@ -71,7 +75,11 @@ class _Observing(GraphRun):
             self.channels[n.name] = found if known is None else known.merge(found)
         if n.name in self.histograms:
             try:
-                self.histograms[n.name].add(result, extremes)
+                if n.name in self.selections:
+                    for selection in self.selections[n.name]:
+                        self.histograms[n.name].add(selected(result, selection))
+                else:
+                    self.histograms[n.name].add(result, extremes)
             except ValueError:
                 raise InputError(
                     f"value {n.name} is NaN or infinite on the calibration images; check the "
@@ -118,8 +126,9 @@ def calibrate(
     if seen == 0:
         raise InputError("the calibration data holds no image; give at least one.")
     source = f"{seen} images" + (f" of {data.spec}" if isinstance(data, DataSource) else "")
-    for histogram in observing.histograms.values():
-        histogram.note = f"{seen} images"
+    for name, histogram in observing.histograms.items():
+        behind = f" {BEHIND_POOLS}" if name in observing.selections else ""
+        histogram.note = f"{seen} images{behind}"
     histograms = with_joined(regions, observing.histograms)
     return Calibration(histograms, source, seen, again, observing.channels)
 

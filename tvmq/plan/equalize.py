@@ -1,9 +1,10 @@
 """Cross-layer equalization by powers of two: channels between layers made as large as suits all.
 
-Where the channels of a layer are read by other layers only, with nothing but ReLU, pooling, padding
-or concatenation between, channel c can be made 2**-k[c] times as large there and its weights in the
-layers that read it 2**k[c] times: the float network gives the same bits. A clamp such as ReLU6
-stands in the way: its bound would have to differ by channel.
+Where the channels of a layer are read by other layers only, with nothing but ReLU, pooling,
+padding, concatenation or moves of pixels between, channel c can be made 2**-k[c] times as large
+there and its weights in the layers that read it 2**k[c] times: the float network gives the same
+bits. A clamp such as ReLU6 stands in the way: its bound would have to differ by channel. A layer
+norm makes channels too, by its factors and summands: what it has normalized knows nothing of them.
 
 Three tensors have a step that all channels share: the weights that make the channels, the
 activation between, and the weights that read them. Of each, let a, d and e in (0, 1] be the size of
@@ -12,14 +13,17 @@ grows with 1/a**2 + 1/d**2 + 1/e**2; with k it is
 
     4**k * (1/a**2 + 1/d**2) + 4**-k / e**2,    least at 2**k = sqrt(m / e), m**-2 = a**-2 + d**-2
 
-(arXiv 1906.04721 has the case without d). The activation is what images show, or batch norms: it
-knows the bias. No channel grows beyond the largest of its tensor, so no step becomes coarser, and
-channels that are dead (no weights that make or read them, or never anything but 0) stay.
+(arXiv 1906.04721 has the case without d; arXiv 2212.08254 that of layer norms, without e). The
+factors of a layer norm, which have 16 bits, and weights with a step per channel count without a.
+The activation is what images show, or batch norms: it knows the bias. No channel grows beyond the
+largest of its tensor, so no step becomes coarser, and channels that are dead (no weights that make
+or read them, or never anything but 0) stay.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -41,8 +45,13 @@ from tvmq.regions import PRODUCTS, op_of, shape_of
 
 aten = torch.ops.aten
 
-PASSES = (aten.relu, aten.leaky_relu, aten.max_pool2d, aten.avg_pool2d)
-"""Operators with f(2**k * x) = 2**k * f(x), exactly, that keep channels apart."""
+MAKERS = (*PRODUCTS, aten.layer_norm)
+
+BY_ELEMENT = (aten.relu, aten.leaky_relu, aten.clamp)
+"""Operators with f(2**k * x) = 2**k * f(x), exactly; but for clamp."""
+
+POOLS = (aten.max_pool2d, aten.avg_pool2d)
+"""Those that do likewise with each channel of an image."""
 
 MAX_SHIFT = 15
 """Scales stay within 2**-15 to 2**15, far from where float32 loses bits."""
@@ -64,7 +73,7 @@ class Link:
     """A layer and all that reads its channels.
 
     Attributes:
-        maker: its rows make the channels.
+        maker: a layer whose rows make the channels, or a layer norm.
         readers: at least one.
         tensors: names of nodes between, all channels of which share a step, and the place of the
             first channel there.
@@ -157,10 +166,10 @@ def find_links(graph_module: GraphModule) -> tuple[list[Link], int]:
         used[constant.target] = used.get(constant.target, 0) + len(constant.users)
     links, clamped = [], 0
     for node in graph_module.graph.nodes:
-        if op_of(node) not in PRODUCTS or not _owns_constants(node, used):
+        if op_of(node) not in MAKERS or not _owns_constants(node, used):
             continue
         walk = _Walk(used)
-        if not walk.follow(node, 0, ()):
+        if not walk.follow(node, channel_axis(len(shape_of(node))), 0, ()):
             continue
         if walk.clamps:
             clamped += 1
@@ -170,9 +179,15 @@ def find_links(graph_module: GraphModule) -> tuple[list[Link], int]:
     return links, clamped
 
 
+def _constants_of(node: Node) -> list[Node]:
+    """The weight of a layer, or the factors of a layer norm; then its bias, if it has one."""
+    args = node.args[2:4] if op_of(node) is aten.layer_norm else node.args[1:3]
+    return [arg for arg in args if isinstance(arg, Node)]
+
+
 def _owns_constants(node: Node, used: Mapping[str, int]) -> bool:
     """Whether nothing else uses its weight and bias."""
-    return all(used[arg.target] == 1 for arg in node.args[1:3] if isinstance(arg, Node))
+    return all(used[arg.target] == 1 for arg in _constants_of(node))
 
 
 class _Walk:
@@ -184,50 +199,70 @@ class _Walk:
         self.tensors: list[tuple[str, int]] = []
         self.clamps = False
 
-    def follow(self, node: Node, offset: int, behind: tuple[tuple[str, int], ...]) -> bool:
+    def follow(
+        self, node: Node, axis: int, offset: int, behind: tuple[tuple[str, int], ...]
+    ) -> bool:
         """Whether nothing but layers reads the channels of a node.
 
         Args:
             node: holds them.
+            axis: along which they lie.
             offset: place of the first one.
             behind: tensors on the way that share a step with ``node``.
         """
-        behind = (*behind, (node.name, offset))
+        if axis == channel_axis(len(shape_of(node))):
+            behind = (*behind, (node.name, offset))
         for user in node.users:
             op = op_of(user)
             if op in PRODUCTS:
-                if user.args[0] is not node or not _owns_constants(user, self.used):
+                read = 1 if op is aten.conv2d else len(shape_of(node)) - 1
+                alone = user.args[0] is node and _owns_constants(user, self.used)
+                if not alone or axis != read:
                     return False
                 self.readers.append(Reader(user, offset))
                 self.tensors += behind
             elif op is aten.cat:
-                if int(user.args[1]) % len(shape_of(user)) != channel_axis(len(shape_of(user))):
+                if int(user.args[1]) % len(shape_of(user)) != axis:
                     return False
                 first = 0
                 for part in user.args[0]:
                     # what is joined has another step than its parts, the one that counts
-                    if part is node and not self.follow(user, first + offset, ()):
+                    if part is node and not self.follow(user, axis, first + offset, ()):
                         return False
-                    first += shape_of(part)[channel_axis(len(shape_of(part)))]
+                    first += shape_of(part)[axis]
             else:
                 self.clamps |= op is aten.clamp
-                if op not in (*PASSES, aten.clamp) and not _keeps_channels(user):
-                    return False
-                if not self.follow(user, offset, behind):
+                passed = op in BY_ELEMENT or (op in POOLS and axis == 1)
+                kept = axis if passed else _axis_behind(user, axis)
+                if kept is None or not self.follow(user, kept, offset, behind):
                     return False
         return bool(node.users)
 
 
-def _keeps_channels(node: Node) -> bool:
-    """Whether it pads images with zeros, or is a reshape of N, C, 1, 1 to N, C."""
+def _axis_behind(node: Node, axis: int) -> int | None:
+    """Where a move leaves the channels, all of them and in order; None where it doesn't.
+
+    Args:
+        node: pads with zeros, or takes some pixels, or gives them another order or shape.
+        axis: where the channels lie in what it reads.
+    """
     op = op_of(node)
+    if op not in (aten.constant_pad_nd, aten.slice, aten.permute, aten.reshape):
+        return None
+    before, after = shape_of(node.all_input_nodes[0]), shape_of(node)
     if op is aten.constant_pad_nd:
         value = node.args[2] if len(node.args) > 2 else 0
-        return value == 0 and not any(node.args[1][2 * (len(shape_of(node)) - 2) :])
-    if op is not aten.reshape:
-        return False
-    before = shape_of(node.all_input_nodes[0])
-    return before[2:] == (1, 1) and shape_of(node)[1:] == before[1:2]
+        return axis if value == 0 and before[axis] == after[axis] else None
+    if op is aten.slice:
+        return axis if int(node.args[1]) % len(before) != axis else None
+    if op is aten.permute:
+        return [i % len(before) for i in node.args[1]].index(axis)
+    same = (
+        i
+        for i in range(1, len(after))
+        if after[i] == before[axis] and math.prod(after[i:]) == math.prod(before[axis:])
+    )
+    return next(same, None)
 
 
 class _Settling:
@@ -266,7 +301,9 @@ class _Settling:
 
     def _wanted(self, link: Link) -> torch.Tensor:
         """How often to halve each channel, int64[C]; what is within a factor of four is left."""
-        rows = constant_of(self.graph_module, link.maker.args[1]).flatten(1).abs().amax(1).double()
+        norm = op_of(link.maker) is aten.layer_norm
+        weight = constant_of(self.graph_module, _constants_of(link.maker)[0])
+        rows = weight.flatten(1).abs().amax(1).double() if not norm else weight.abs().double()
         made = rows / rows.max()
         held, read = torch.zeros_like(made), torch.zeros_like(made)
         for name, offset in link.tensors:
@@ -281,7 +318,7 @@ class _Settling:
         alive = (made > dead) & (held > dead) & (read > 0)
         made, held, read = (torch.where(alive, x, 1.0) for x in (made, held, read))
         largest = held if self.per_channel else torch.maximum(made, held)
-        noise = held**-2 if self.per_channel else made**-2 + held**-2
+        noise = held**-2 if self.per_channel or norm else made**-2 + held**-2
         wanted = (torch.log2(noise**-0.5 / read) / 2).trunc()
         doubled, halved = ((-torch.log2(size) + 1e-9).floor() for size in (largest, read))
         return torch.where(alive, wanted.maximum(-doubled).minimum(halved), 0.0).long()
@@ -294,11 +331,10 @@ class _Settling:
 
 def _scale(graph_module: GraphModule, link: Link, shift: torch.Tensor) -> None:
     """Divide the channels that a layer makes by 2**shift, multiply those that are read."""
-    weight, down = constant_of(graph_module, link.maker.args[1]), torch.exp2(-shift.float())
-    weight.mul_(down.reshape(-1, *[1] * (weight.ndim - 1)))
-    bias = link.maker.args[2] if len(link.maker.args) > 2 else None
-    if bias is not None:
-        constant_of(graph_module, bias).mul_(down)
+    down = torch.exp2(-shift.float())
+    for node in _constants_of(link.maker):
+        constant = constant_of(graph_module, node)
+        constant.mul_(down.reshape(-1, *[1] * (constant.ndim - 1)))
     for reader in link.readers:
         weight = constant_of(graph_module, reader.node.args[1])
         columns = by_input_channel(weight, reader.node)

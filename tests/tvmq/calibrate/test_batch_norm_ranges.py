@@ -3,12 +3,14 @@
 import math
 
 import models
+import numpy as np
 import pytest
 import torch
 from quantization_cases import calibration, float_model
 
 from targets.errors import InputError
 from tvmq.calibrate.batch_norm_ranges import Spread, ranges_from_batch_norm
+from tvmq.calibrate.calibrate import calibrate
 from tvmq.capture.capture import capture_program
 from tvmq.data.preprocessing import Preprocessing
 
@@ -49,6 +51,33 @@ def test_relu_leaves_half_of_a_centred_channel_at_zero():
     assert 0.2 < histogram.counts[half] / histogram.counts.sum() < 0.8
 
 
+def test_the_largest_of_a_window_is_what_images_show():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.BatchNorm2d(4), torch.nn.MaxPool2d(4),
+        torch.nn.Conv2d(4, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.AdaptiveMaxPool2d(1),
+        torch.nn.Flatten(),
+    ).train()  # fmt: skip
+    x = torch.nn.functional.interpolate(  # neighbours resemble each other
+        torch.randn(64, 3, 16, 16), scale_factor=2, mode="bilinear"
+    )
+    for _ in range(60):
+        network(x)
+    model = capture_program(models.export((network.eval(), x[:2])))
+    found = ranges_from_batch_norm(model).histograms
+    seen = calibrate(model, [x]).histograms
+    assert "conv2d" in found
+    for name in ("conv2d", "conv2d_1"):
+        low, median = _median(found[name]), _median(seen[name])
+        assert median / 2 < low < median * 2, name
+        assert found[name].note == "batch-norm statistics behind the max pools that read it"
+
+
+def _median(histogram):
+    centres, counts = histogram.occupied()
+    return float(centres[np.searchsorted(np.cumsum(counts), counts.sum() / 2)])
+
+
 def test_clamp_bounds_the_range():
     found = ranges_from_batch_norm(float_model("mobilenet_small")).histograms
     assert max(h.high for name, h in found.items() if name.startswith("clamp")) <= 6.0
@@ -85,6 +114,29 @@ def test_every_value_behind_no_batch_norm_is_named():
         ranges_from_batch_norm(model)
 
 
+class _OfTokens(torch.nn.Module):
+    """A linear layer of tokens, whose channels are behind them, with a batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = torch.nn.Linear(8, 6), torch.nn.BatchNorm1d(6)
+        with torch.no_grad():
+            self.norm.weight.copy_(torch.arange(6) + 1)
+
+    def forward(self, x):
+        y = self.linear(x)
+        return self.norm(y.flatten(0, 1)).reshape_as(y).mean(1)
+
+
+def test_channels_of_tokens_lie_behind_them():
+    model = capture_program(models.export((_OfTokens().eval(), torch.randn(2, 4, 8))))
+    found = ranges_from_batch_norm(model)
+    (name,) = (name for name in found.channels if name.startswith("linear"))
+    reach = found.channels[name].reach
+    assert (reach.diff() > 0).all()
+    assert len(reach) == 6
+
+
 def test_elements_of_a_channel_are_held_once():
     spread = Spread(*(torch.full((1, 2, 1, 1), x).double() for x in (1.0, 2.0, -9.0, 9.0)))
     padded = spread.moved(lambda x: torch.nn.functional.pad(x, (1, 1, 1, 1)), (7, 2, 4, 4))
@@ -109,5 +161,5 @@ def test_quadrature_does_not_grow_with_the_image(monkeypatch):
     model = capture_program(models.export((network, torch.randn(2, 3, 32, 32))))
     histograms = ranges_from_batch_norm(model).histograms
     assert sizes == [4, 4, 4]
-    assert histograms["silu"].counts.sum() == pytest.approx(4 * 30 * 30)
+    assert histograms["silu"].counts.sum() == pytest.approx(4 * 15 * 15)  # a max pool reads it
     assert histograms["hardswish"].counts.sum() == pytest.approx(4 * 5 * 5)

@@ -243,6 +243,67 @@ def test_a_narrow_branch_comes_as_far_as_the_wide_one():
         assert least <= reach[:4].max() / reach[4:].max() <= most
 
 
+class _Tokens(nn.Module):
+    """Layer norms read by linear layers: as they are, in windows, and of a class token."""
+
+    def __init__(self, read=None):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(3))
+        self.a, self.b, self.c, self.d = (nn.Linear(8, 8) for _ in range(4))
+        self.read = read
+        with torch.no_grad():
+            for norm in self.norms:
+                norm.weight.copy_(torch.tensor([1, 40, 0.02, 1, 0, 1, 3, -0.1]))
+                norm.bias.normal_().mul_(norm.weight)
+
+    def forward(self, x):
+        y = self.norms[0](x)
+        x = x + self.a(y) + self.b(y)
+        if self.read:
+            return self.read(x, self.norms[1](x), self.c)
+        windows = self.norms[1](x).reshape(-1, 3, 2, 2, 8).permute(0, 1, 3, 2, 4)
+        x = x + self.c(windows.reshape(-1, 6, 2, 8)).reshape(-1, 12, 8)
+        return self.d(self.norms[2](x)[:, 0])
+
+
+def test_channels_behind_layer_norms_are_made_equal():
+    torch.manual_seed(0)
+    model, x = _captured(_Tokens(), 12, 8)
+    links, _ = find_links(model.graph_module)
+    assert [(link.maker.name, len(link.readers)) for link in links] == [
+        ("layer_norm", 2), ("layer_norm_1", 1), ("layer_norm_2", 1)
+    ]  # fmt: skip
+    changed = equalize(model, _ranges(model, x))
+    assert torch.equal(_outputs(changed, x)[0], _outputs(model, x)[0])
+    for link in links:
+        exponents = changed.equalization.exponents[link.maker.name]
+        assert exponents[1] == exponents[4] == 0 > exponents[0] > exponents[2]
+        reach = [_ranges(one, x)[link.maker.name].reach for one in (model, changed)]
+        alive = reach[0] > 0
+        spread = [float(size[alive].max() / size[alive].min()) for size in reach]
+        assert spread[1] < spread[0] / 16
+        assert reach[1].max() <= reach[0].max()
+    again = equalize(changed, _ranges(changed, x))
+    assert again.equalization.exponents == {}
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x, y, layer: y + layer(y),
+        lambda x, y, layer: layer(torch.cat([x, y], 1)),
+        lambda x, y, layer: layer(y) @ y.transpose(1, 2),
+        lambda x, y, layer: layer(y[..., [1, 0, 2, 3, 4, 5, 6, 7]].reshape(-1, 6, 16)[..., 8:]),
+        lambda x, y, layer: layer(y.reshape(-1, 8, 12).transpose(1, 2)),
+        lambda x, y, layer: layer(torch.sigmoid(y)),
+    ],
+    ids=["added", "joined with other tokens", "multiplied", "cut", "mixed", "by a function"],
+)
+def test_a_layer_norm_that_others_read_is_left_alone(read):
+    links, _ = find_links(_captured(_Tokens(read), 12, 8)[0].graph_module)
+    assert [link.maker.name for link in links] == ["layer_norm"]
+
+
 def test_batch_norm_statistics_move_along():
     """Data-free ranges of a channel shrink by what the channel was divided by."""
     model = float_model("mobilenet_rescaled")
