@@ -42,8 +42,10 @@ def issue_order(emitted: Sequence[Emitted], spec: NpuSpec) -> list[int]:
     units = [each.instruction.unit for each in emitted]
     needs = hazards(emitted)
     costs = [duration(each.instruction, spec) for each in emitted]
-    as_written = max(_starts(units, costs, _one_after_the_other(units, needs), spec), default=0)
-    found = _starts(units, costs, needs, spec)
+    in_turn = _one_after_the_other(units, needs)
+    as_written = max(_starts(units, costs, in_turn, spec, [False] * len(units)), default=0)
+    urgent = [isinstance(each.instruction, isa.Requantize) for each in emitted]
+    found = _starts(units, costs, needs, spec, urgent)
     if as_written - max(found, default=0) <= as_written // WORTHWHILE:
         return list(range(len(emitted)))
     return sorted(range(len(emitted)), key=found.__getitem__)
@@ -104,7 +106,11 @@ def _one_after_the_other(units: Sequence[int], needs: Sequence[set[int]]) -> lis
 
 
 def _starts(
-    units: Sequence[int], costs: Sequence[Duration], before: Sequence[set[int]], spec: NpuSpec
+    units: Sequence[int],
+    costs: Sequence[Duration],
+    before: Sequence[set[int]],
+    spec: NpuSpec,
+    urgent: Sequence[bool],
 ) -> list[int]:
     """The cycle at which each instruction starts.
 
@@ -114,6 +120,7 @@ def _starts(
         before: which ones must be done, or have started if they are of the same unit, which
             completes them in order.
         spec: the machine.
+        urgent: which ones go first, where others of their unit could start, too.
     """
     count, decode = len(units), spec.issue.decode
     followers: list[list[int]] = [[] for _ in range(count)]
@@ -122,13 +129,13 @@ def _starts(
             followers[each].append(index)
     missing = [len(earlier) for earlier in before]
     starts, ready = [0] * count, [0] * count
-    there: list[list[int]] = [[] for _ in range(UNITS)]  # heaps of what can start
+    there: list[list[tuple[bool, int]]] = [[] for _ in range(UNITS)]  # heaps of what can start
     coming: list[list[tuple[int, int]]] = [[] for _ in range(UNITS)]  # and of (when, what) can
     in_flight: list[list[int]] = [[] for _ in range(UNITS)]
     free, bus = [0] * UNITS, 0
     for index in range(count):
         if not missing[index]:
-            there[units[index]].append(index)
+            heapq.heappush(there[units[index]], (not urgent[index], index))
     for _ in range(count):
         now, unit = min(
             (free[unit] if there[unit] else max(free[unit], coming[unit][0][0]), unit)
@@ -136,8 +143,9 @@ def _starts(
             if there[unit] or coming[unit]
         )
         while coming[unit] and coming[unit][0][0] <= now:
-            heapq.heappush(there[unit], heapq.heappop(coming[unit])[1])
-        index = heapq.heappop(there[unit])
+            _, index = heapq.heappop(coming[unit])
+            heapq.heappush(there[unit], (not urgent[index], index))
+        _, index = heapq.heappop(there[unit])
         starts[index], cost = now, costs[index]
         if cost.bus:
             bus = max(now + decode + cost.latency, bus) + cost.bus

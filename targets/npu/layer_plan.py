@@ -7,17 +7,27 @@ No TIR is made, so this is also how a layer is priced before anything is compile
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from targets.errors import CapacityError
-from targets.layers import Constant, Layer, Move, Value
+from targets.layers import Constant, Conv2d, Factor, Layer, Move, Value
 from targets.npu.kinds.cost import NOTHING
 from targets.npu.kinds.table import Planned, kind_of, plan
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.resident import Resident, choose_residents
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.storage import Stored
+
+
+@dataclass(frozen=True)
+class _Made:
+    """When a layer works on a tensor, estimated: its beginning, the first part made, and the last."""
+
+    begin: int
+    first: int
+    last: int
 
 
 @dataclass(frozen=True)
@@ -29,12 +39,39 @@ class LayerPlan:
 
     @property
     def cycles(self) -> list[int]:
-        """Estimated cycles that each layer adds to the program."""
-        added, before = [], 0
+        """Estimated cycles that each layer adds to the program, in which layers overlap.
+
+        A layer begins with the first part of what it reads, and ends some time after the last one;
+        no sooner than the array, the vector unit and the bus have done all that is theirs.
+        """
+        made: dict[str, _Made] = {}
+        array = vector = bus = end = 0
+        added = []
         for planned in self.layers:
-            cost = planned.cost
-            added.append(cost.cycles - min(cost.ahead, before))
-            before = cost.cycles or before
+            layer, cost = planned.job.layer, planned.cost
+            read = [made[value.name] for value in layer.inputs if value.name in made]
+            if planned.idle:
+                if read:
+                    made[layer.output.name] = read[0]
+                added.append(0)
+                continue
+            whole = layer.right.value.name if _by_tensor(layer) else ""
+            begin = done = 0
+            for value in layer.inputs:
+                source = made.get(value.name)
+                if source is not None:
+                    parts = value.name != whole and cost.part > 0
+                    there = source.first if parts else source.last
+                    begin = max(begin, there - min(cost.ahead, there - source.begin))
+                    done = max(done, source.last + (cost.part if parts else 0))
+            if cost.array:
+                array = max(array, begin) + cost.cycles - min(cost.ahead, array)
+            vector = max(vector, begin) + cost.vector
+            bus = max(bus, begin) + cost.data + cost.fetch
+            done = max(done, begin + cost.cycles, array if cost.array else 0, vector, bus)
+            made[layer.output.name] = _Made(begin, begin + (cost.part or cost.cycles), done)
+            added.append(max(0, done - end))
+            end = max(end, done)
         return added
 
 
@@ -51,7 +88,13 @@ def plan_layers(
     """
     layers = _copied_where_needed(layers, inputs, outputs)
     outside = {v.name for v in (*inputs, *outputs)}
-    return LayerPlan(*choose_residents(_planned(layers, outside, spec), outside, spec))
+    planned = _overlapping(_planned(layers, outside, spec))
+    return LayerPlan(*choose_residents(planned, outside, spec))
+
+
+def _by_tensor(layer: Layer) -> bool:
+    """Whether it is a product of matrices, which needs all of its right operand."""
+    return isinstance(layer, Conv2d) and isinstance(layer.right, Factor)
 
 
 def _planned(layers: Sequence[Layer], outside: set[str], spec: NpuSpec) -> list[Planned]:
@@ -80,6 +123,27 @@ def _planned(layers: Sequence[Layer], outside: set[str], spec: NpuSpec) -> list[
         if not narrow:
             return planned
         as_bytes |= narrow
+
+
+def _overlapping(planned: Sequence[Planned]) -> list[Planned]:
+    """The layers, convolutions planned anew that overlap with layers of the vector unit alone.
+
+    Those read what it makes, or make what it reads.
+    """
+    touching: dict[str, list[Planned]] = defaultdict(list)
+    for each in planned:
+        for value in (*each.job.layer.inputs, each.job.layer.output):
+            touching[value.name].append(each)
+    result = []
+    for each in planned:
+        job = each.job
+        if isinstance(job.layer, Conv2d) and each.cost.array:
+            handed = (job.layer.input.name, job.layer.output.name)
+            others = [other for name in handed for other in touching[name] if not other.cost.array]
+            beside = sum(other.cost.vector for other in others)
+            each = plan(replace(job, beside=beside)) if beside else each
+        result.append(each)
+    return result
 
 
 def _stored_bits(
