@@ -68,7 +68,9 @@ class LayerPlan:
                 array = max(array, begin) + cost.cycles - min(cost.ahead, array)
             vector = max(vector, begin) + cost.vector
             bus = max(bus, begin) + cost.data + cost.fetch
-            done = max(done, begin + cost.cycles, array if cost.array else 0, vector, bus)
+            busy = max(array if cost.array else 0, vector, bus)
+            begin = max(begin, busy - cost.cycles)  # what it needs was taken until then
+            done = max(done, begin + cost.cycles)
             made[layer.output.name] = _Made(begin, begin + (cost.part or cost.cycles), done)
             added.append(max(0, done - end))
             end = max(end, done)
@@ -166,6 +168,17 @@ def _stored_bits(
     return bits
 
 
+def _copy(layer: Move) -> Move:
+    """A reshape that moves its bytes, pixel by pixel: a row of many pixels may not fit ACT."""
+    (piece,) = layer.pieces
+    height, width, channels = piece.value.shape
+    shape = (height * width, 1, channels)
+    piece = replace(piece, value=replace(piece.value, shape=shape), size=shape)
+    return replace(
+        layer, pieces=(piece,), output=replace(layer.output, shape=shape), reshape=False
+    )
+
+
 def _copied_where_needed(
     layers: Sequence[Layer], inputs: Sequence[Value], outputs: Sequence[Value]
 ) -> list[Layer]:
@@ -186,8 +199,7 @@ def _copied_where_needed(
             (source,) = layer.inputs
             shared = root.get(source.name, source.name)
             if name in wanted and shared in fixed:
-                output = replace(layer.output, shape=source.shape)  # the same bytes
-                layer = replace(layer, output=output, reshape=False)
+                layer = _copy(layer)
                 shared = name
             root[name] = shared
             if name in wanted:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from npu_layers import conv, meaning, random_inputs
+from machines import varied
+from npu_layers import FLAT, conv, meaning, random_inputs
 
 from targets.layers import Layer, Move, Piece, Value
 from targets.npu.compiler import compile_layers
@@ -52,6 +53,18 @@ def test_an_output_that_is_also_reshaped_into_outputs_is_copied() -> None:
     want = meaning(layer, [image]).astype(np.uint8).reshape(-1)
     program = compiled([layer, flat, again], layer.output, flat.output, again.output)
     np.testing.assert_array_equal(run(program, image), np.tile(want, 3))
+
+
+def test_a_copied_reshape_goes_through_act_pixel_by_pixel() -> None:
+    """A row of tokens may be longer than ACT, and whoever asks for both tensors gets both."""
+    spec = varied(load_spec("e256"), "sram.act", bytes=2048)
+    layer = conv((1, 200, 8), 16, (1, 1), padding=FLAT)
+    flat = reshape(layer.output, "flat")
+    (image,) = random_inputs(layer, 0)
+    want = meaning(layer, [image]).astype(np.uint8).reshape(-1)
+    program = compile_layers([layer, flat], [layer.input], [layer.output, flat.output], spec)
+    assert 200 * 16 > spec.sram.act.bytes
+    np.testing.assert_array_equal(Simulator(spec).run(program, image), np.tile(want, 2))
 
 
 def test_a_reshape_between_layers_has_no_instruction() -> None:
