@@ -13,12 +13,16 @@ from dataclasses import dataclass, replace
 
 from targets.errors import CapacityError
 from targets.layers import Constant, Conv2d, Factor, Layer, Move, Value
-from targets.npu.kinds.cost import NOTHING
+from targets.npu.kinds.cost import LONGEST_STEP, NOTHING
 from targets.npu.kinds.table import Planned, kind_of, plan
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.resident import Resident, choose_residents
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.storage import Stored
+
+
+WORTH_STRIPES = 4 * LONGEST_STEP
+"""Cycles of the vector unit that are worth narrower stripes of the layers beside it."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +60,20 @@ class LayerPlan:
                 added.append(0)
                 continue
             whole = layer.right.value.name if _by_tensor(layer) else ""
+            spec = planned.job.spec
+            handing = spec.array.fill_cycles + spec.vu.latency + 2 * spec.issue.decode
             begin = done = 0
             for value in layer.inputs:
                 source = made.get(value.name)
                 if source is not None:
                     parts = value.name != whole and cost.part > 0
                     there = source.first if parts else source.last
-                    begin = max(begin, there - min(cost.ahead, there - source.begin))
-                    done = max(done, source.last + (cost.part if parts else 0))
+                    begin = max(begin, there - min(cost.ahead, there - source.begin) + handing)
+                    rest = max(0, cost.part - cost.ahead) if parts else 0
+                    done = max(done, source.last + handing + rest)
             if cost.array:
                 array = max(array, begin) + cost.cycles - min(cost.ahead, array)
-            vector = max(vector, begin) + cost.vector
+            vector = max(vector, begin) + (cost.vector and cost.vector + cost.decode)
             bus = max(bus, begin) + cost.data + cost.fetch
             busy = max(array if cost.array else 0, vector, bus)
             begin = max(begin, busy - cost.cycles)  # what it needs was taken until then
@@ -142,7 +149,8 @@ def _overlapping(planned: Sequence[Planned]) -> list[Planned]:
         if isinstance(job.layer, Conv2d) and each.cost.array:
             handed = (job.layer.input.name, job.layer.output.name)
             others = [other for name in handed for other in touching[name] if not other.cost.array]
-            beside = sum(other.cost.vector for other in others)
+            long = [cost for cost in (o.cost.vector for o in others) if cost >= WORTH_STRIPES]
+            beside = sum(long) // 2  # what lies between two layers overlaps with both
             each = plan(replace(job, beside=beside)) if beside else each
         result.append(each)
     return result

@@ -116,10 +116,11 @@ def streamed(spec: NpuSpec, whole: int, part: int, step: Step, constants: int = 
     slots = (arriving + computing + (storing if not step.computes else 0), computing + storing)
     pace = max(bus, vector, loading, *(ceil_div(slot, 2) for slot in slots))
     steps = ceil_div(whole, part)
-    first = dma.read_latency + fetch + constants + arriving + computing + storing
+    ahead = dma.read_latency + fetch + constants
+    first = ahead + arriving + computing + storing
     return Cost(
         cycles=first + max(0, whole - part) * pace // part,
-        ahead=max(0, first - pace),  # its first step needs only first steps of layers before
+        ahead=ahead,
         part=first,
         data=constants + whole * (loaded + step.stores) // part,
         fetch=steps * fetch,
