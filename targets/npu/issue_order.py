@@ -3,14 +3,15 @@
 Layers are written one after the other, and a unit takes its instructions in order: the vector unit
 would requantize the last pixel of a layer before it normalizes the first one for the layer behind,
 while the array waits for it. Any other order in which each instruction still follows those whose
-bytes it touches means the same. One is found by running a clock over the program in which a unit that
-is free takes the first instruction, in the order of writing, that has what it needs.
+bytes it touches means the same. One is found by running a clock over the program in which a unit
+that is free takes the first instruction, in the order of writing, that has what it needs; REQ goes
+before what else the vector unit could do, since the array waits for room for its sums.
 
     vector unit     REQ REQ REQ REQ NORM NORM       as written
                     REQ REQ NORM REQ REQ NORM       as issued
 
-The clock is not the timing model: it leaves out the fetch and tokens. What it finds is taken only if
-by it there is something to gain; otherwise instructions are issued as they are written.
+The clock is not the timing model: it leaves out the fetch and tokens. What it finds is taken only
+if by it there is something to gain; otherwise instructions are issued as they are written.
 """
 
 from __future__ import annotations

@@ -20,14 +20,13 @@ from targets.npu.resident import Resident, choose_residents
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.storage import Stored
 
-
 WORTH_STRIPES = 4 * LONGEST_STEP
 """Cycles of the vector unit that are worth narrower stripes of the layers beside it."""
 
 
 @dataclass(frozen=True)
 class _Made:
-    """When a layer works on a tensor, estimated: its beginning, the first part made, and the last."""
+    """When a tensor is made, estimated: its layer's beginning, its first part, its last."""
 
     begin: int
     first: int
@@ -59,7 +58,7 @@ class LayerPlan:
                     made[layer.output.name] = read[0]
                 added.append(0)
                 continue
-            whole = layer.right.value.name if _by_tensor(layer) else ""
+            whole = _right_operand(layer)
             spec = planned.job.spec
             handing = spec.array.fill_cycles + spec.vu.latency + 2 * spec.issue.decode
             begin = done = 0
@@ -101,9 +100,10 @@ def plan_layers(
     return LayerPlan(*choose_residents(planned, outside, spec))
 
 
-def _by_tensor(layer: Layer) -> bool:
-    """Whether it is a product of matrices, which needs all of its right operand."""
-    return isinstance(layer, Conv2d) and isinstance(layer.right, Factor)
+def _right_operand(layer: Layer) -> str:
+    """Name of a product's right operand, all of which is needed before anything; else ""."""
+    product = isinstance(layer, Conv2d) and isinstance(layer.right, Factor)
+    return layer.right.value.name if product else ""
 
 
 def _planned(layers: Sequence[Layer], outside: set[str], spec: NpuSpec) -> list[Planned]:
@@ -182,9 +182,7 @@ def _copy(layer: Move) -> Move:
     height, width, channels = piece.value.shape
     shape = (height * width, 1, channels)
     piece = replace(piece, value=replace(piece.value, shape=shape), size=shape)
-    return replace(
-        layer, pieces=(piece,), output=replace(layer.output, shape=shape), reshape=False
-    )
+    return replace(layer, pieces=(piece,), output=replace(layer.output, shape=shape), reshape=False)
 
 
 def _copied_where_needed(

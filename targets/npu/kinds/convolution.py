@@ -56,7 +56,9 @@ class Convolution(Kind[Conv2d, ConvTiling]):
         g = ConvGeometry(job)
         best = self._fastest.get(g.key)
         if best is None:
-            best = min(tilings(g), key=lambda t: estimate(g, t).cycles + exposed(g, t), default=None)
+            best = min(
+                tilings(g), key=lambda t: estimate(g, t).cycles + exposed(g, t), default=None
+            )
             if best is None:
                 raise CapacityError(no_tiling_fits(g))
             self._fastest[g.key] = best

@@ -25,7 +25,12 @@ def random_program(rng: np.random.Generator, length: int) -> list[Emitted]:
 
     def instruction() -> isa.Instruction:
         size = int(rng.integers(1, 900))
-        kinds = (isa.Load(x_bytes=size), isa.Gemm(m0=size), isa.Lut(len=size), isa.Store(x_bytes=size))
+        kinds = (
+            isa.Load(x_bytes=size),
+            isa.Gemm(m0=size),
+            isa.Lut(len=size),
+            isa.Store(x_bytes=size),
+        )
         return kinds[rng.integers(0, 4)]
 
     return [
