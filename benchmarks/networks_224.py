@@ -126,15 +126,13 @@ def row(folder: Path, machine: str, precision: str, first: int | None) -> int:
 def bound(priced: PricedProgram, spec: NpuSpec) -> int:
     """Cycles that no program of these layers can beat on this machine."""
     program = priced.program
-    array = sum(
-        (array_cycles(program.instructions[s.begin : s.end], s.macs, spec)) for s in program.layers
-    )
+    array = sum((array_cycles(s.of(program.instructions), s.macs, spec)) for s in program.layers)
     moved = len(program.constants) + program.input_bytes + program.output_bytes
     vector = sum(duration(i, spec).work for i in program.instructions if i.unit == isa.VU)
     return max(int(array), moved // spec.dma.bytes_per_cycle, vector)
 
 
-def array_cycles(instructions: tuple[isa.Instruction, ...], macs: int, spec: NpuSpec) -> Fraction:
+def array_cycles(instructions: list[isa.Instruction], macs: int, spec: NpuSpec) -> Fraction:
     """Of one layer, with every lane busy."""
     products = [i for i in instructions if isinstance(i, isa.Gemm | isa.Depthwise)]
     if not products:

@@ -60,8 +60,8 @@ assert set(units) == {"LD", "MM", "VU", "ST"}
 
 (span,) = (span for span in program.layers if span.name == "conv2d_1")
 print(f"{span.name}: {span.macs:,} MACs, from {span.source}")
-layer = program.instructions[span.begin : span.end]
-for index, instruction in enumerate(layer, start=span.begin):
+layer = span.of(list(enumerate(program.instructions)))
+for index, instruction in layer:
     print(f"{index:4} {instruction_text(instruction)}")
 
 # %%

@@ -1,7 +1,8 @@
 """From a run of layers to one program.
 
     plan the layers (layer_plan.py) -> place tensors in DRAM -> schedule each layer ->
-    generate its instructions -> tokens from hazards -> HALT
+    generate its instructions -> the order in which they are issued (issue_order.py) ->
+    tokens from hazards -> HALT
 
 What does not stay in ACT lives in the arena, a region of DRAM whose bytes are reused once nobody
 reads them; tensors that belong to the network lie among the constants.
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from targets.layers import Constant, Layer, Value
 from targets.npu.emit.codegen import Scratchpads, generate
 from targets.npu.emit.emitted import Emitted, Place
 from targets.npu.emit.tokens import Footprint, derive_tokens
+from targets.npu.issue_order import issue_order
 from targets.npu.kinds.table import Planned
 from targets.npu.layer_plan import plan_layers
 from targets.npu.machine import isa
@@ -54,9 +57,9 @@ def compile_layers(
         fills[resident.first] += resident.border_fills()
     scratchpads = Scratchpads()
     emitted: list[Emitted] = []
-    spans = []
+    owners: list[int] = []
     for index, planned in enumerate(plan.layers):
-        begin, layer = len(emitted), planned.job.layer
+        layer = planned.job.layer
         if not planned.idle:
             scheduled = planned.schedule()
             names = [b.name for b in scheduled.func.params]
@@ -69,8 +72,12 @@ def compile_layers(
             left = _with_act(spec, planned.job.act_bytes)
             made = generate(scheduled.func, where, left, scratchpads)
             emitted += _with_fills(made, fills[index])
-        spans.append((begin, len(emitted), layer))
-    instructions, moved = _with_tokens(emitted, spec.issue.token_depth)
+        owners += [index] * (len(emitted) - len(owners))
+    order = issue_order(emitted, spec)
+    instructions, owners = _with_tokens(
+        [emitted[n] for n in order], [owners[n] for n in order], spec.issue.token_depth
+    )
+    runs = _runs(owners)
     return Program(
         machine=spec.name,
         digest=spec.digest,
@@ -80,8 +87,8 @@ def compile_layers(
         input_bytes=sum(host_bytes(v) for v in inputs),
         output_bytes=sum(host_bytes(v) for v in outputs),
         layers=tuple(
-            LayerSpan(moved[begin], moved[end], layer.name, layer.source, layer.kind, layer.macs)
-            for begin, end, layer in spans
+            LayerSpan(tuple(runs[index]), layer.name, layer.source, layer.kind, layer.macs)
+            for index, layer in enumerate(planned.job.layer for planned in plan.layers)
         ),
     )
 
@@ -158,22 +165,35 @@ def _place_tensors(
     return places, size
 
 
-def _with_tokens(emitted: Sequence[Emitted], depth: int) -> tuple[list[isa.Instruction], list[int]]:
-    """Instructions with their tokens and NOPs, and for each old position its new one."""
+def _with_tokens(
+    emitted: Sequence[Emitted], owners: Sequence[int], depth: int
+) -> tuple[list[isa.Instruction], list[int]]:
+    """Instructions with their tokens and NOPs, and whose each is: a NOP is that of the next one."""
     footprints = [Footprint(e.instruction.unit, e.reads, e.writes) for e in emitted]
     waits, early = derive_tokens(footprints, depth)
     instructions: list[isa.Instruction] = []
-    moved = []
+    whose = []
     pending = deque(early)
-    for index, (item, wait) in enumerate(zip(emitted, waits, strict=True)):
-        moved.append(len(instructions))
+    for index, (item, owner, wait) in enumerate(zip(emitted, owners, waits, strict=True)):
         while pending and pending[0].position == index:
             pop = pending.popleft()
             instructions.append(isa.Nop(on=pop.unit, pop=1 << pop.source))
+            whose.append(owner)
         mask = {"pop": _mask(wait.pop), "push": _mask(wait.push)}
         instructions.append(replace(item.instruction, **mask))
-    moved.append(len(instructions))
-    return instructions, moved
+        whose.append(owner)
+    return instructions, whose
+
+
+def _runs(owners: Sequence[int]) -> defaultdict[int, list[tuple[int, int]]]:
+    """By owner, the [begin, end) of what is theirs."""
+    runs: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+    begin = 0
+    for owner, group in groupby(owners):
+        end = begin + sum(1 for _ in group)
+        runs[owner].append((begin, end))
+        begin = end
+    return runs
 
 
 def _mask(units: set[int]) -> int:

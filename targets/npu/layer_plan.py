@@ -7,17 +7,30 @@ No TIR is made, so this is also how a layer is priced before anything is compile
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from targets.errors import CapacityError
-from targets.layers import Constant, Layer, Move, Value
-from targets.npu.kinds.cost import NOTHING
+from targets.layers import Constant, Conv2d, Factor, Layer, Move, Value
+from targets.npu.kinds.cost import LONGEST_STEP, NOTHING
 from targets.npu.kinds.table import Planned, kind_of, plan
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.resident import Resident, choose_residents
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.storage import Stored
+
+WORTH_STRIPES = 4 * LONGEST_STEP
+"""Cycles of the vector unit that are worth narrower stripes of the layers beside it."""
+
+
+@dataclass(frozen=True)
+class _Made:
+    """When a tensor is made, estimated: its layer's beginning, its first part, its last."""
+
+    begin: int
+    first: int
+    last: int
 
 
 @dataclass(frozen=True)
@@ -29,12 +42,44 @@ class LayerPlan:
 
     @property
     def cycles(self) -> list[int]:
-        """Estimated cycles that each layer adds to the program."""
-        added, before = [], 0
+        """Estimated cycles that each layer adds to the program, in which layers overlap.
+
+        A layer begins with the first part of what it reads, and ends some time after the last one;
+        no sooner than the array, the vector unit and the bus have done all that is theirs.
+        """
+        made: dict[str, _Made] = {}
+        array = vector = bus = end = 0
+        added = []
         for planned in self.layers:
-            cost = planned.cost
-            added.append(cost.cycles - min(cost.ahead, before))
-            before = cost.cycles or before
+            layer, cost = planned.job.layer, planned.cost
+            read = [made[value.name] for value in layer.inputs if value.name in made]
+            if planned.idle:
+                if read:
+                    made[layer.output.name] = read[0]
+                added.append(0)
+                continue
+            whole = _right_operand(layer)
+            spec = planned.job.spec
+            handing = spec.array.fill_cycles + spec.vu.latency + 2 * spec.issue.decode
+            begin = done = 0
+            for value in layer.inputs:
+                source = made.get(value.name)
+                if source is not None:
+                    parts = value.name != whole and cost.part > 0
+                    there = source.first if parts else source.last
+                    begin = max(begin, there - min(cost.ahead, there - source.begin) + handing)
+                    rest = max(0, cost.part - cost.ahead) if parts else 0
+                    done = max(done, source.last + handing + rest)
+            if cost.array:
+                array = max(array, begin) + cost.cycles - min(cost.ahead, array)
+            vector = max(vector, begin) + (cost.vector and cost.vector + cost.decode)
+            bus = max(bus, begin) + cost.data + cost.fetch
+            busy = max(array if cost.array else 0, vector, bus)
+            begin = max(begin, busy - cost.cycles)  # what it needs was taken until then
+            done = max(done, begin + cost.cycles)
+            made[layer.output.name] = _Made(begin, begin + (cost.part or cost.cycles), done)
+            added.append(max(0, done - end))
+            end = max(end, done)
         return added
 
 
@@ -51,7 +96,14 @@ def plan_layers(
     """
     layers = _copied_where_needed(layers, inputs, outputs)
     outside = {v.name for v in (*inputs, *outputs)}
-    return LayerPlan(*choose_residents(_planned(layers, outside, spec), outside, spec))
+    planned = _overlapping(_planned(layers, outside, spec))
+    return LayerPlan(*choose_residents(planned, outside, spec))
+
+
+def _right_operand(layer: Layer) -> str:
+    """Name of a product's right operand, all of which is needed before anything; else ""."""
+    product = isinstance(layer, Conv2d) and isinstance(layer.right, Factor)
+    return layer.right.value.name if product else ""
 
 
 def _planned(layers: Sequence[Layer], outside: set[str], spec: NpuSpec) -> list[Planned]:
@@ -82,6 +134,28 @@ def _planned(layers: Sequence[Layer], outside: set[str], spec: NpuSpec) -> list[
         as_bytes |= narrow
 
 
+def _overlapping(planned: Sequence[Planned]) -> list[Planned]:
+    """The layers, convolutions planned anew that overlap with layers of the vector unit alone.
+
+    Those read what it makes, or make what it reads.
+    """
+    touching: dict[str, list[Planned]] = defaultdict(list)
+    for each in planned:
+        for value in (*each.job.layer.inputs, each.job.layer.output):
+            touching[value.name].append(each)
+    result = []
+    for each in planned:
+        job = each.job
+        if isinstance(job.layer, Conv2d) and each.cost.array:
+            handed = (job.layer.input.name, job.layer.output.name)
+            others = [other for name in handed for other in touching[name] if not other.cost.array]
+            long = [cost for cost in (o.cost.vector for o in others) if cost >= WORTH_STRIPES]
+            beside = sum(long) // 2  # what lies between two layers overlaps with both
+            each = plan(replace(job, beside=beside)) if beside else each
+        result.append(each)
+    return result
+
+
 def _stored_bits(
     layers: Sequence[Layer], as_bytes: Iterable[str], widths: Sequence[int]
 ) -> dict[str, int]:
@@ -100,6 +174,15 @@ def _stored_bits(
     }:
         bits |= dict.fromkeys(bytewise, 8)
     return bits
+
+
+def _copy(layer: Move) -> Move:
+    """A reshape that moves its bytes, pixel by pixel: a row of many pixels may not fit ACT."""
+    (piece,) = layer.pieces
+    height, width, channels = piece.value.shape
+    shape = (height * width, 1, channels)
+    piece = replace(piece, value=replace(piece.value, shape=shape), size=shape)
+    return replace(layer, pieces=(piece,), output=replace(layer.output, shape=shape), reshape=False)
 
 
 def _copied_where_needed(
@@ -122,8 +205,7 @@ def _copied_where_needed(
             (source,) = layer.inputs
             shared = root.get(source.name, source.name)
             if name in wanted and shared in fixed:
-                output = replace(layer.output, shape=source.shape)  # the same bytes
-                layer = replace(layer, output=output, reshape=False)
+                layer = _copy(layer)
                 shared = name
             root[name] = shared
             if name in wanted:

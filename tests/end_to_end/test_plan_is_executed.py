@@ -66,7 +66,7 @@ def _executed(program, span):
     par = np.zeros(1 << 16, np.uint8)
     constants = np.frombuffer(program.constants, np.uint8)
     channels, residual_multipliers = set(), set()
-    for i in program.instructions[span.begin : span.end]:
+    for i in span.of(program.instructions):
         if isinstance(i, isa.Load) and i.mem == PAR and i.region == CONSTANTS:
             assert i.y == i.z == 1
             par[i.spm_addr : i.spm_addr + i.x_bytes] = constants[i.dram_off :][: i.x_bytes]

@@ -87,7 +87,8 @@ def _tracks(priced: PricedProgram) -> list[list[dict[str, Any]]]:
 def _layer_names(priced: PricedProgram) -> list[str]:
     names = [""] * len(priced.program.instructions)
     for span in priced.program.layers:
-        names[span.begin : span.end] = [span.name] * (span.end - span.begin)
+        for begin, end in span.runs:
+            names[begin:end] = [span.name] * (end - begin)
     return names
 
 

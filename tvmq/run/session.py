@@ -143,7 +143,11 @@ def _layer_of(trap: Trap, programs: Mapping[str, Program]) -> str:
     """Program and layer of a trap, as far as they are known."""
     name = f"program_{trap.program}.bin"
     spans = programs[name].layers if name in programs else ()
-    layers = [f" (layer {s.name}, {s.source})" for s in spans if s.begin <= trap.index < s.end]
+    layers = [
+        f" (layer {span.name}, {span.source})"
+        for span in spans
+        if any(begin <= trap.index < end for begin, end in span.runs)
+    ]
     return f"the NPU trapped in {name}{''.join(layers)}, "
 
 

@@ -84,14 +84,13 @@ def estimate(g: ConvGeometry, t: ConvTiling) -> Cost:
     after = latency + stores + _requantize(g, t.chunk_rows * t.chunk_columns)
     data = outer * each_outer + steps * (each_inner + moved)
     bus = data + steps * fetch
+    cycles = before + compute + (outer - 1) * at_outer + (steps - outer) * at_inner + after
+    cycles += bus // INTERFERENCE
+    pixels_pass = cycles // (1 if t.rows_outer else blocks)  # once for each block
     return Cost(
-        cycles=before
-        + compute
-        + (outer - 1) * at_outer
-        + (steps - outer) * at_inner
-        + after
-        + bus // INTERFERENCE,
+        cycles=cycles,
         ahead=g.spec.dma.read_latency * (2 if g.input.near else 1) + known,
+        part=cycles - pixels_pass + pixels_pass // stripes,
         array=array,
         data=data,
         fetch=steps * fetch,
@@ -99,6 +98,19 @@ def estimate(g: ConvGeometry, t: ConvTiling) -> Cost:
         decode=decode,
         requantizes=True,
     )
+
+
+def exposed(g: ConvGeometry, t: ConvTiling) -> int:
+    """Cycles of the layers beside it on the vector unit that do not overlap with it.
+
+    They wait for its first stripe, or it for theirs. Where blocks of weights are the outer loop,
+    only the first of them meets pixels on their way in, and the last one those on their way out.
+    """
+    if not g.beside:
+        return 0
+    blocks = 1 if t.rows_outer else ceil_div(g.tiles, t.tiles)
+    overlapping = estimate(g, t).cycles // blocks
+    return max(g.beside * t.rows // g.out[0], g.beside - overlapping)
 
 
 def _block_bus(g: ConvGeometry, t: ConvTiling) -> int:

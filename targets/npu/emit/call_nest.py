@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from targets.npu.emit.emitted import reach
-from targets.npu.emit.tokens import Span
+from targets.npu.emit.touched_bytes import Span
 
 
 @dataclass(frozen=True)

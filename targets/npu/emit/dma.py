@@ -21,7 +21,7 @@ from functools import partial
 
 from targets.npu.emit.emitted import Emitted, Place, reach
 from targets.npu.emit.loop_tree import Env, Folded, Leaf
-from targets.npu.emit.tokens import Span
+from targets.npu.emit.touched_bytes import Span
 from targets.npu.machine import isa
 
 _LIMITS = tuple(

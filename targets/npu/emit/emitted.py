@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from targets.npu.emit.tokens import Span
+from targets.npu.emit.touched_bytes import Span
 
 MEMORIES = {"global.act": 0, "global.wgt": 1, "global.acc": 2, "global.par": 3}
 """Storage scope -> the ``mem`` field of LD and ST."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from targets.npu.emit.call_nest import Axis, Call, pad, rows_fit, span
 from targets.npu.emit.emitted import ACC, ACT, WGT, Emitted
-from targets.npu.emit.tokens import Span
+from targets.npu.emit.touched_bytes import Span
 from targets.npu.machine import isa
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.meanings import ProductFields

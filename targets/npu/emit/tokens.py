@@ -20,20 +20,13 @@ early.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
-
-@dataclass(frozen=True)
-class Span:
-    """Bytes [begin, end) of a memory or DRAM region; at least one."""
-
-    space: str
-    begin: int
-    end: int
+from targets.npu.emit.touched_bytes import Span, TouchedBytes
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,7 @@ def derive_tokens(program: Sequence[Footprint], depth: int) -> tuple[list[Waits]
         One ``Waits`` per instruction, and the NOPs to insert.
     """
     waits = [Waits() for _ in program]
-    spaces: dict[str, _Space] = defaultdict(_Space)
+    spaces: _Spaces = defaultdict(lambda: TouchedBytes(_Touched()))
     # clock[u][v]: the last instruction of v that u knows to have completed
     clock = [list(_NEVER) for _ in range(UNITS)]
     known_at: list[tuple[int, ...]] = []  # the clock of an instruction's unit when it starts
@@ -96,13 +89,13 @@ def derive_tokens(program: Sequence[Footprint], depth: int) -> tuple[list[Waits]
             clock[step.unit] = merged
         known_at.append(tuple(clock[step.unit]))
         for span in step.reads:
-            spaces[span.space].read(span, step.unit, index)
+            spaces[span.space].change(span, partial(_read, step.unit, index))
         for span in step.writes:
-            spaces[span.space].write(span, step.unit, index)
+            spaces[span.space].cover(span, _Touched(step.unit, index))
     return waits, _early_pops(pairs, waits, depth)
 
 
-def _needed(step: Footprint, spaces: dict[str, _Space]) -> list[int]:
+def _needed(step: Footprint, spaces: _Spaces) -> list[int]:
     """Per unit, its last instruction that this one must follow; -1 for none."""
     needed = list(_NEVER)
     for span in step.reads:
@@ -132,43 +125,12 @@ class _Touched(NamedTuple):
     read: tuple[int, ...] = _NEVER
 
 
-class _Space:
-    """One memory or DRAM region, in pieces that are touched alike.
+_Spaces: TypeAlias = defaultdict[str, TouchedBytes[_Touched]]
 
-    A touch cuts at its two ends, and a write makes one piece of all that it covers. So there are at
-    most two pieces more than touches that are still of interest, and a program's tokens take time
-    in proportion to its length.
-    """
 
-    def __init__(self) -> None:
-        # Piece n is [_begins[n], _begins[n + 1]); the last one has no end.
-        self._begins = [0]
-        self._touched = [_Touched()]
-
-    def pieces(self, span: Span) -> list[_Touched]:
-        """Those that share a byte with the span."""
-        first = bisect_left(self._begins, span.begin + 1) - 1
-        return self._touched[first : bisect_left(self._begins, span.end, lo=first)]
-
-    def read(self, span: Span, unit: int, index: int) -> None:
-        first, behind = self._cut(span.begin), self._cut(span.end)
-        for n in range(first, behind):
-            writer, written, read = self._touched[n]
-            read = (*read[:unit], index, *read[unit + 1 :])
-            self._touched[n] = _Touched(writer, written, read)
-
-    def write(self, span: Span, unit: int, index: int) -> None:
-        first, behind = self._cut(span.begin), self._cut(span.end)
-        self._begins[first:behind] = [span.begin]
-        self._touched[first:behind] = [_Touched(unit, index)]
-
-    def _cut(self, at: int) -> int:
-        """The piece that begins at a byte; the one around it is cut there if need be."""
-        n = bisect_left(self._begins, at)
-        if n == len(self._begins) or self._begins[n] != at:
-            self._begins.insert(n, at)
-            self._touched.insert(n, self._touched[n - 1])
-        return n
+def _read(unit: int, index: int, touched: _Touched) -> _Touched:
+    read = (*touched.read[:unit], index, *touched.read[unit + 1 :])
+    return touched._replace(read=read)
 
 
 def _early_pops(

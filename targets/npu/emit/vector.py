@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from targets.npu.emit.call_nest import Axis, Call, pad, rows_fit, span
 from targets.npu.emit.emitted import ACC, ACT, PAR, Emitted
-from targets.npu.emit.tokens import Span
+from targets.npu.emit.touched_bytes import Span
 from targets.npu.machine import isa
 from targets.npu.machine.legality import EPSILON_BYTES, EXPONENTIALS_BYTES, SCALE_BYTES
 from targets.npu.machine.spec import NpuSpec

@@ -38,7 +38,7 @@ class Addition(Kind[Add, int]):
 
     def choices(self, job: Job[Add]) -> Iterator[int]:
         """Runs, longest first."""
-        return run_lengths(job)
+        return run_lengths(job, job.spec.vu.elt_lanes)
 
     def too_large(self, job: Job[Add]) -> str:
         """Not even one byte of each tensor fits ACT twice."""

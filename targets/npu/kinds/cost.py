@@ -16,6 +16,8 @@ class Cost:
         cycles: on a machine that has nothing else to do.
         ahead: of these, those in which the layer before may still be at work: instructions,
             weights and tables do not wait for that, and some tensors only for its beginning.
+        part: of these, those until the first part of its output is there, and those that it takes
+            once the last part of its input is; 0 where it needs all of it before anything.
         array: cycles in which the MAC array works.
         data: in which the bus moves tensors and constants.
         fetch: in which it moves instructions.
@@ -26,6 +28,7 @@ class Cost:
 
     cycles: int
     ahead: int = 0
+    part: int = 0
     array: int = 0
     data: int = 0
     fetch: int = 0
@@ -48,6 +51,11 @@ class Cost:
             return busiest
         return "issue" if 2 * self.decode >= self.cycles - busy[busiest] else "latency"
 
+
+LONGEST_STEP = 2048
+"""Cycles that an instruction of the vector unit on many pixels or bytes may take, about.
+
+Sums of the layer before wait for it in ACC, whose slots hold as much work of the array."""
 
 NOTHING = Cost(0)
 """Of what needs no instruction."""
@@ -108,10 +116,12 @@ def streamed(spec: NpuSpec, whole: int, part: int, step: Step, constants: int = 
     slots = (arriving + computing + (storing if not step.computes else 0), computing + storing)
     pace = max(bus, vector, loading, *(ceil_div(slot, 2) for slot in slots))
     steps = ceil_div(whole, part)
-    first = dma.read_latency + fetch + constants + arriving + computing + storing
+    ahead = dma.read_latency + fetch + constants
+    first = ahead + arriving + computing + storing
     return Cost(
         cycles=first + max(0, whole - part) * pace // part,
-        ahead=max(0, first - pace),  # its first step needs only first steps of layers before
+        ahead=ahead,
+        part=first,
         data=constants + whole * (loaded + step.stores) // part,
         fetch=steps * fetch,
         vector=whole * step.computes // part,

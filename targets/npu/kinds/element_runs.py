@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from tvm import tirx
 
 from targets.layers import Add, Lut
-from targets.npu.kinds.cost import ceil_div
+from targets.npu.kinds.cost import LONGEST_STEP, ceil_div
 from targets.npu.machine import isa
 from targets.npu.schedule.intrinsics import ACT
 from targets.npu.schedule.job import Job
@@ -27,9 +27,14 @@ LONGEST_RUN = min(
 """Elements that the length fields of VADD, LUT and one DMA row can all count."""
 
 
-def run_lengths(job: Job[Add] | Job[Lut]) -> Iterator[int]:
-    """Lengths of runs, in bytes, longest first, of which ACT holds two of each tensor."""
-    longest = _longest(job)
+def run_lengths(job: Job[Add] | Job[Lut], lanes: int) -> Iterator[int]:
+    """Lengths of runs, in bytes, longest first, of which ACT holds two of each tensor.
+
+    Args:
+        job: the layer.
+        lanes: bytes that the vector unit takes per cycle.
+    """
+    longest = min(_longest(job), LONGEST_STEP * lanes)
     if longest == 0:
         return
     length = job.output.bytes

@@ -38,7 +38,9 @@ class Lookup(Kind[Lut, int]):
 
     def choices(self, job: Job[Lut]) -> Iterator[int]:
         """Runs, longest first, where PAR holds the table."""
-        return run_lengths(job) if job.spec.sram.par.bytes >= TABLE_BYTES else iter(())
+        if job.spec.sram.par.bytes < TABLE_BYTES:
+            return iter(())
+        return run_lengths(job, job.spec.vu.lut_lanes)
 
     def too_large(self, job: Job[Lut]) -> str:
         """Not even one byte of each tensor fits ACT twice, or the table PAR."""

@@ -50,7 +50,7 @@ class NormOfRows(Kind[Norm, int]):
 
     def choices(self, job: Job[Norm]) -> Iterator[int]:
         """Runs, longest first, where PAR holds the factors."""
-        return run_lengths(job) if _parameters_fit(job) else iter(())
+        return run_lengths(job, _pixel_cycles(job)) if _parameters_fit(job) else iter(())
 
     def too_large(self, job: Job[Norm]) -> str:
         """Not even one pixel of each tensor fits ACT twice, or the factors PAR."""
@@ -63,9 +63,7 @@ class NormOfRows(Kind[Norm, int]):
 
     def cost(self, job: Job[Norm], choice: int) -> Cost:
         """The factors once; one load, one NORM and one store per run."""
-        fields = norm_fields(job.layer)
-        cycles = norm_row_cycles(fields.length, job.spec, scaled=fields.multiplier != 1)
-        return run_cost(job, choice, cycles, _parameter_bytes(job))
+        return run_cost(job, choice, _pixel_cycles(job), _parameter_bytes(job))
 
     def schedule(self, job: Job[Norm], choice: int) -> Scheduled:
         """``npu.norm`` on every row; ``tensorize`` knows no pattern of several passes."""
@@ -108,6 +106,11 @@ class NormOfRows(Kind[Norm, int]):
     def padding(self, layer: Norm, read: Value, bits: int) -> Padding:
         """None is wanted; one for others does no harm."""
         return Padding()
+
+
+def _pixel_cycles(job: Job[Norm]) -> int:
+    fields = norm_fields(job.layer)
+    return norm_row_cycles(fields.length, job.spec, scaled=fields.multiplier != 1)
 
 
 def _parameter_bytes(job: Job[Norm]) -> int:

@@ -15,7 +15,7 @@ from typing import TypeAlias
 from tvm import tirx
 
 from targets.layers import Norm, Softmax
-from targets.npu.kinds.cost import Cost, Step, bus_cycles, ceil_div, streamed
+from targets.npu.kinds.cost import LONGEST_STEP, Cost, Step, bus_cycles, ceil_div, streamed
 from targets.npu.kinds.stripes import slots, stripe_heights
 from targets.npu.machine import isa
 from targets.npu.schedule.intrinsics import ACT, PAR
@@ -63,10 +63,11 @@ class Row:
         return tirx.Cast("int32", self.act[index])
 
 
-def run_lengths(job: RowJob) -> Iterator[int]:
+def run_lengths(job: RowJob, pixel_cycles: int) -> Iterator[int]:
     """Pixels of a run, most first: ACT holds two of each tensor that does not stay there."""
     _, pixels = _image(job)
-    most = max(1, min(MOST_PIXELS, LONGEST_TRANSFER // job.output.pixel_bytes))
+    transfer = LONGEST_TRANSFER // job.output.pixel_bytes
+    most = max(1, min(MOST_PIXELS, transfer, LONGEST_STEP // pixel_cycles))
     for run in stripe_heights(pixels, partial(_run_bytes, job), job.act_bytes):
         if run <= most:
             yield run

@@ -44,7 +44,7 @@ class SoftmaxOfRows(Kind[Softmax, int]):
 
     def choices(self, job: Job[Softmax]) -> Iterator[int]:
         """Runs, longest first, where PAR holds the table."""
-        return run_lengths(job) if _parameters_fit(job) else iter(())
+        return run_lengths(job, _pixel_cycles(job)) if _parameters_fit(job) else iter(())
 
     def too_large(self, job: Job[Softmax]) -> str:
         """Not even one pixel of each tensor fits ACT twice, or the table PAR."""
@@ -55,10 +55,7 @@ class SoftmaxOfRows(Kind[Softmax, int]):
 
     def cost(self, job: Job[Softmax], choice: int) -> Cost:
         """The table once; one load, one SOFTMAX and one store per run."""
-        layer = job.layer
-        scaled = softmax_fields(layer).multiplier != 1
-        cycles = layer.heads * softmax_row_cycles(_length(layer), job.spec, scaled=scaled)
-        return run_cost(job, choice, cycles, EXPONENTIALS_BYTES)
+        return run_cost(job, choice, _pixel_cycles(job), EXPONENTIALS_BYTES)
 
     def schedule(self, job: Job[Softmax], choice: int) -> Scheduled:
         """``npu.softmax`` on every row; ``tensorize`` knows no pattern of several passes."""
@@ -102,6 +99,12 @@ class SoftmaxOfRows(Kind[Softmax, int]):
 
 def _length(layer: Softmax) -> int:
     return layer.input.shape[2] // layer.heads
+
+
+def _pixel_cycles(job: Job[Softmax]) -> int:
+    layer = job.layer
+    scaled = softmax_fields(layer).multiplier != 1
+    return layer.heads * softmax_row_cycles(_length(layer), job.spec, scaled=scaled)
 
 
 def _parameters_fit(job: Job[Softmax]) -> bool:

@@ -1,5 +1,7 @@
 """A program as text: one line per instruction, under the layer that it belongs to.
 
+Layers that overlap take turns; each turn has its layer's line.
+
     ; conv2d_1  conv2d  589824 MACs  module layer1.first.0, train.py:52
         17  GEMM  pop LD  push VU  acc_init act_unsigned act_addr=0 wgt_addr=0 m0=16 ...
 
@@ -27,7 +29,7 @@ def disassemble(program: Program) -> Iterator[str]:
         f"{len(program.constants)} bytes of constants, {program.arena_bytes} of arena, "
         f"{program.input_bytes} of inputs, {program.output_bytes} of outputs"
     )
-    headings = {span.begin: span for span in program.layers if span.end > span.begin}
+    headings = {begin: span for span in program.layers for begin, _ in span.runs}
     for index, instruction in enumerate(program.instructions):
         if index in headings:
             span = headings[index]

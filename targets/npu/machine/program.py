@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,29 +23,35 @@ from targets.errors import InputError
 from targets.npu.machine import isa
 
 MAGIC = b"TVMQ"
-VERSION = 2
+VERSION = 3
 _HEAD = struct.Struct("<4sI32sQ")
 _JSON_LENGTH = struct.Struct("<I")
 CONSTANTS, ARENA, INPUTS, OUTPUTS = range(4)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class LayerSpan:
-    """The instructions [begin, end) of one layer.
+    """Which instructions are one layer's.
 
     Attributes:
+        runs: [begin, end) of its instructions, in order; those of other layers lie between runs.
+            None if the layer needs no instruction.
         name: of the layer.
         source: module path and source line in the user's model.
         kind: "conv2d", "add", ...
         macs: multiply-accumulates of one image.
     """
 
-    begin: int
-    end: int
+    runs: tuple[tuple[int, int], ...]
     name: str
     source: str
     kind: str
     macs: int
+
+    def of(self, items: Sequence[T]) -> list[T]:
+        """The layer's own of what there is one of per instruction."""
+        return [item for begin, end in self.runs for item in items[begin:end]]
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ class Program:
             "arena_bytes": self.arena_bytes,
             "input_bytes": self.input_bytes,
             "output_bytes": self.output_bytes,
-            "layers": [[s.begin, s.end, s.name, s.source, s.kind, s.macs] for s in self.layers],
+            "layers": [[s.runs, s.name, s.source, s.kind, s.macs] for s in self.layers],
         }
         text = json.dumps(header, separators=(",", ":")).encode()
         code = b"".join(isa.encode(i) for i in self.instructions)
@@ -127,5 +135,8 @@ class Program:
             arena_bytes=header["arena_bytes"],
             input_bytes=header["input_bytes"],
             output_bytes=header["output_bytes"],
-            layers=tuple(LayerSpan(*span) for span in header["layers"]),
+            layers=tuple(
+                LayerSpan(tuple((begin, end) for begin, end in runs), *about)
+                for runs, *about in header["layers"]
+            ),
         )

@@ -117,11 +117,10 @@ def price(program: Program, spec: NpuSpec, energy: str = "") -> PricedProgram:
 
 def layer_windows(program: Program, timeline: Timeline) -> list[tuple[int, int]]:
     """[begin, end) of every layer; a layer without instructions has an empty one."""
-    working = [n for n, span in enumerate(program.layers) if span.begin < span.end]
+    working = [n for n, span in enumerate(program.layers) if span.runs]
     windows, begin = [], 0
     for number, span in enumerate(program.layers):
-        done = (run.done for run in timeline.runs[span.begin : span.end])
-        end = max(begin, max(done, default=begin))
+        end = max((begin, *(run.done for run in span.of(timeline.runs))))
         if working and number == working[-1]:
             end = timeline.total  # HALT is the last layer's
         windows.append((begin, end))
@@ -138,7 +137,7 @@ def _layer(
     spec: NpuSpec,
     table: EnergyTable,
 ) -> LayerCost:
-    instructions = program.instructions[span.begin : span.end]
+    instructions = span.of(program.instructions)
     cycles = window[1] - window[0]
     units = tuple(totals(clip(unit, *window)) for unit in spans)
     data, fetch = (totals(clip(moves, *window))["work"] for moves in bus)
@@ -189,7 +188,7 @@ def _bound(
 
 def _ideal_cycles(program: Program, span: LayerSpan, spec: NpuSpec) -> Fraction:
     """Cycles of the array with every lane busy, at the rate of the layer's operand widths."""
-    for i in program.instructions[span.begin : span.end]:
+    for i in span.of(program.instructions):
         if isinstance(i, isa.Gemm | isa.Depthwise):
             return Fraction(span.macs, lanes(i, spec) * spec.array.cols)
     return Fraction(0)

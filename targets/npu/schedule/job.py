@@ -22,12 +22,15 @@ class Job(Generic[L]):
         tensors: those that it reads and writes, and maybe others.
         spec: the machine.
         act_bytes: of ACT that tensors of other layers leave; they lie behind these.
+        beside: cycles of the vector unit for layers without sums that this one hands its pixels
+            to, or gets them from: they overlap with this one, part by part.
     """
 
     layer: L
     tensors: Tensors
     spec: NpuSpec
     act_bytes: int
+    beside: int = 0
 
     @staticmethod
     def alone(layer: L, spec: NpuSpec) -> Job[L]:

@@ -165,13 +165,13 @@ def test_arena_is_reused_once_nobody_reads_a_tensor() -> None:
     assert program.arena_bytes == length + 9 * 7 * 5
 
 
-def test_spans_cover_the_program_in_order() -> None:
+def test_each_instruction_but_halt_is_of_one_layer() -> None:
     layers = block()
     spec = load_spec("e256")
     program = compile_layers(layers, [layers[0].inputs[0]], [layers[-1].output], spec)
-    edges = [0, *(span.end for span in program.layers)]
-    assert [span.begin for span in program.layers] == edges[:-1]
-    assert edges[-1] == len(program.instructions) - 1  # HALT
+    positions = range(len(program.instructions))
+    owned = [n for span in program.layers for n in span.of(positions)]
+    assert sorted(owned) == list(positions[:-1])
 
 
 def test_equal_constants_are_stored_once() -> None:

@@ -67,7 +67,7 @@ def test_constants_are_read_where_they_lie():
     loads = [i for i in program.instructions if isinstance(i, isa.Load)]
     assert {i.region for i in loads[:2]} == {CONSTANTS, INPUTS}
     assert len(program.constants) == 64 + 7 * 12
-    assert [(s.begin, s.end) for s in program.layers[:3]] == [(0, 0)] * 3
+    assert [s.runs for s in program.layers[:3]] == [()] * 3
     assert program.arena_bytes == 7 * 12  # of what is joined
 
 

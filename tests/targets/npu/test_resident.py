@@ -124,8 +124,8 @@ def test_a_network_that_stays_in_act_computes_the_same(settings: dict, machine: 
     assert program.arena_bytes == 0
     loads, stores = moved(program)
     first, last = program.layers[0], program.layers[-1]
-    assert all(i in program.instructions[first.begin : first.end] for i in loads)
-    assert all(i in program.instructions[last.begin : last.end] for i in stores)
+    assert all(i in first.of(program.instructions) for i in loads)
+    assert all(i in last.of(program.instructions) for i in stores)
 
 
 def tokens(shape: tuple[int, int, int]) -> list[Layer]:

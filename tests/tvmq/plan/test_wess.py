@@ -163,7 +163,7 @@ def _program(settings):
 
 def _multipliers(program, span):
     """Those in the parameter records of a layer: uint16 at byte 4 of each 12."""
-    layer = program.instructions[span.begin : span.end]
+    layer = span.of(program.instructions)
     loads = [i for i in layer if isinstance(i, isa.Load) and i.mem == 3]
     found = set()
     for load in loads:
@@ -183,7 +183,7 @@ def test_one_multiplier_per_layer_on_the_plan_and_on_the_npu(scales):
         assert len(set(integers.multiplier)) == 1
         spread = max(spread, max(integers.shift) - min(integers.shift))
         (span,) = (span for span in program.layers if span.name == name)
-        layer = program.instructions[span.begin : span.end]
+        layer = span.of(program.instructions)
         requantizes = [i for i in layer if isinstance(i, isa.Requantize)]
         assert requantizes
         assert {i.multiply for i in requantizes} == {int(scales == "free")}

@@ -77,7 +77,7 @@ def test_no_multiplier_but_for_pooling(rapq):
     (program,) = rapq.programs().values()
     multiplied = set()
     for span in program.layers:
-        for instruction in program.instructions[span.begin : span.end]:
+        for instruction in span.of(program.instructions):
             if isinstance(instruction, isa.Requantize) and (
                 instruction.multiply or instruction.res_mult != 1
             ):
@@ -135,7 +135,7 @@ def test_weights_of_3_bits_lie_in_4(tmp_path):
     bits = {
         span.name: {
             isa.WIDTHS[instruction.wgt_bits]
-            for instruction in program.instructions[span.begin : span.end]
+            for instruction in span.of(program.instructions)
             if isinstance(instruction, isa.Gemm)
         }
         for span in program.layers

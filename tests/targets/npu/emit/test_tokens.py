@@ -5,7 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from targets.npu.emit.tokens import EarlyPop, Footprint, Span, Waits, derive_tokens
+from targets.npu.emit.tokens import EarlyPop, Footprint, Waits, derive_tokens
+from targets.npu.emit.touched_bytes import Span
 
 
 def random_program(rng: np.random.Generator, length: int) -> list[Footprint]:

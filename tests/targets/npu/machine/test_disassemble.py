@@ -38,9 +38,9 @@ def test_layers_head_their_instructions():
         input_bytes=6,
         output_bytes=7,
         layers=(
-            LayerSpan(0, 1, "a", "net.py:3", "move", 0),
-            LayerSpan(1, 1, "b", "", "move", 0),
-            LayerSpan(1, 2, "c", "", "conv2d", 9),
+            LayerSpan(((0, 1),), "a", "net.py:3", "move", 0),
+            LayerSpan((), "b", "", "move", 0),
+            LayerSpan(((1, 2),), "c", "", "conv2d", 9),
         ),
     )
     assert list(disassemble(program)) == [

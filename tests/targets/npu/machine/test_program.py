@@ -14,7 +14,7 @@ PROGRAM = Program(
     arena_bytes=640,
     input_bytes=5,
     output_bytes=7,
-    layers=(LayerSpan(0, 1, "conv", "features.0, net.py:12", "conv2d", 99),),
+    layers=(LayerSpan(((0, 1),), "conv", "features.0, net.py:12", "conv2d", 99),),
 )
 
 

@@ -30,7 +30,13 @@ def program(*instructions, layers=None):
         input_bytes=0,
         output_bytes=0,
         layers=tuple(
-            LayerSpan(*span, f"layer{n}", "", "", products(instructions[slice(*span)]))
+            LayerSpan(
+                (span,) if span[0] < span[1] else (),
+                f"layer{n}",
+                "",
+                "",
+                products(instructions[slice(*span)]),
+            )
             for n, span in enumerate(spans)
         ),
     )

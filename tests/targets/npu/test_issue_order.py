@@ -1,0 +1,106 @@
+"""The order of issue: every hazard is kept, layers overlap, and nothing changes without a gain."""
+
+import numpy as np
+import pytest
+
+from targets.npu.emit.emitted import Emitted
+from targets.npu.emit.touched_bytes import Span
+from targets.npu.issue_order import hazards, issue_order
+from targets.npu.machine import isa
+from targets.npu.machine.spec import load_spec
+
+SPEC = load_spec("e256")
+
+
+def random_program(rng: np.random.Generator, length: int) -> list[Emitted]:
+    """Instructions of all units on a few bytes, some long and some short."""
+
+    def spans(count: int) -> tuple[Span, ...]:
+        begins = rng.integers(0, 200, count)
+        spaces = rng.integers(0, 2, count)
+        return tuple(
+            Span(f"mem{space}", int(at), int(at + rng.integers(1, 12)))
+            for space, at in zip(spaces, begins, strict=True)
+        )
+
+    def instruction() -> isa.Instruction:
+        size = int(rng.integers(1, 900))
+        kinds = (
+            isa.Load(x_bytes=size),
+            isa.Gemm(m0=size),
+            isa.Lut(len=size),
+            isa.Store(x_bytes=size),
+        )
+        return kinds[rng.integers(0, 4)]
+
+    return [
+        Emitted(instruction(), spans(int(rng.integers(0, 3))), spans(int(rng.integers(0, 2))))
+        for _ in range(length)
+    ]
+
+
+def clash(a: Emitted, b: Emitted) -> bool:
+    pairs = [(w, s) for w in a.writes for s in (*b.reads, *b.writes)]
+    pairs += [(s, w) for s in a.reads for w in b.writes]
+    return any(x.space == y.space and x.begin < y.end and y.begin < x.end for x, y in pairs)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_touches_the_same_bytes_keeps_its_order(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    program = random_program(rng, 80)
+    order = issue_order(program, SPEC)
+    assert sorted(order) == list(range(80))
+    place = {index: n for n, index in enumerate(order)}
+    for later in range(80):
+        for earlier in range(later):
+            if clash(program[earlier], program[later]):
+                assert place[earlier] < place[later]
+
+
+def test_random_programs_are_reordered() -> None:
+    """Or the test above would hold of the identity."""
+    programs = [random_program(np.random.default_rng(seed), 80) for seed in range(12)]
+    assert sum(issue_order(p, SPEC) != list(range(80)) for p in programs) >= 6
+
+
+def act(begin: int, end: int) -> Span:
+    return Span("mem0", begin, end)
+
+
+def acc(begin: int, end: int) -> Span:
+    return Span("mem2", begin, end)
+
+
+def two_layers() -> list[Emitted]:
+    """Four GEMMs and their REQs, then a table on what each has made."""
+    written = []
+    for n in range(4):
+        sums, codes = acc(n * 64, n * 64 + 64), act(n * 64, n * 64 + 64)
+        written.append(Emitted(isa.Gemm(m0=1000), (), (sums,)))
+        written.append(Emitted(isa.Requantize(m0=100, nvalid=16), (sums,), (codes,)))
+    for n in range(4):
+        codes, made = act(n * 64, n * 64 + 64), act(512 + n * 64, 576 + n * 64)
+        written.append(Emitted(isa.Lut(len=2000), (codes,), (made,)))
+    return written
+
+
+def test_a_layer_begins_before_the_one_before_it_ends() -> None:
+    order = issue_order(two_layers(), SPEC)
+    names = [two_layers()[n].instruction.mnemonic for n in order]
+    vector = [name for name in names if name in ("REQ", "LUT")]
+    assert vector == ["REQ", "LUT"] * 4
+
+
+def test_an_order_that_gains_nothing_is_left_as_written() -> None:
+    alone = [each for each in two_layers() if not isinstance(each.instruction, isa.Lut)]
+    assert issue_order(alone, SPEC) == list(range(len(alone)))
+    assert issue_order([], SPEC) == []
+
+
+def test_a_writer_follows_all_readers_of_what_it_overwrites() -> None:
+    """Readers of one unit no longer keep their order, so that the last one is not enough."""
+    read = [Emitted(isa.Lut(len=1), (act(0, 8),), (act(64 * n, 64 * n + 8),)) for n in (1, 2, 3)]
+    over = Emitted(isa.Load(x_bytes=8), (), (act(4, 12),))
+    first = Emitted(isa.Load(x_bytes=8), (), (act(0, 8),))
+    assert hazards([first, *read, over]) == [set(), {0}, {0}, {0}, {0, 1, 2, 3}]
