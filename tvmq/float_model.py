@@ -104,9 +104,14 @@ class FloatModel:
         return None if bias is None else constant_of(self.graph_module, bias)
 
 
+def groups_of(node: Node) -> int:
+    """The groups of a convolution's channels; 1 of a linear layer."""
+    return int(node.args[6]) if len(node.args) > 6 else 1
+
+
 def by_input_channel(weight: torch.Tensor, node: Node) -> torch.Tensor:
     """A view of the weight of a conv2d or linear node, [groups, K / groups, C / groups, taps]."""
-    groups = int(node.args[6]) if len(node.args) > 6 else 1
+    groups = groups_of(node)
     return weight.view(groups, len(weight) // groups, weight.shape[1], -1)
 
 
