@@ -63,6 +63,20 @@ class Equalization:
 
 
 @dataclass(frozen=True)
+class Mixing:
+    """Channels in another order, which leaves what the network computes the same.
+
+    Attributes:
+        orders: by name of a layer, which of its channels takes each place. None where the order
+            stayed.
+        reason: by what they were ordered, in one line.
+    """
+
+    orders: Mapping[str, tuple[int, ...]]
+    reason: str
+
+
+@dataclass(frozen=True)
 class FloatModel:
     """A float32 network in evaluation mode, for any batch, in the operators of ``canonicalize``.
 
@@ -77,6 +91,7 @@ class FloatModel:
         kind: what the file was, in words.
         notes: what capture changed that a user should know (precision, prefixes).
         equalization: what ``tvmq/plan/equalize.py`` changed; None if it wasn't asked.
+        mixing: what ``tvmq/plan/mix_channels.py`` changed after that; likewise.
     """
 
     graph_module: GraphModule
@@ -88,6 +103,7 @@ class FloatModel:
     kind: str
     notes: tuple[str, ...] = field(default=())
     equalization: Equalization | None = None
+    mixing: Mixing | None = None
 
     @cached_property
     def nodes(self) -> dict[str, Node]:
