@@ -11,7 +11,7 @@ zero point. The sums of node ``x`` are called ``x_sums``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -128,9 +128,7 @@ def match_product(graph: Graph, expr: Expr) -> Product | str:
     node = str(expr.name).removesuffix(SUMS)
     if bias.shape != (shape_of(products)[-1],):
         return "its bias is not one number per channel"
-    scaled = match_scaled(graph, products)
-    if scaled is not None:
-        products, factors = scaled
+    products, factors = match_scaled(graph, products)
     call = graph.match(products, *PRODUCTS)
     if call is None or not is_constant(call.args[1]):
         x = match_multiplied(graph, products)
@@ -142,19 +140,25 @@ def match_product(graph: Graph, expr: Expr) -> Product | str:
         return "is no sum of products of codes"
     if str(weight.dtype) != "int8" or dtype_of(call) != "int32":
         return "multiplies something else than int8 weights to int32 sums"
-    if op_of(call) == "matmul":
-        if scaled is not None:
-            return _match_scaled_vectors(graph, call, factors, Product(node, expr, weight, bias))
-        if weight.ndim != 2:
-            return "multiplies vectors by more than one matrix"
-        return Product(node, call.args[0], weight.T[:, None, None].copy(), bias, dense=True)
+    if op_of(call) != "matmul":
+        return _match_convolution(graph, call, weight, factors, node, bias)
+    if factors is not None:
+        return _match_scaled_vectors(graph, call, weight, factors, node, bias)
+    if weight.ndim != 2:
+        return "multiplies vectors by more than one matrix"
+    return Product(node, call.args[0], weight.T[:, None, None].copy(), bias, dense=True)
+
+
+def _match_convolution(
+    graph: Graph, call: Expr, weight: Array, factors: Array | None, node: str, bias: Array
+) -> Product | str:
     attrs = call.attrs
     if (str(attrs.data_layout), str(attrs.kernel_layout)) != ("NHWC", "OHWI"):
         return f"convolves an image held {attrs.data_layout}"
     if any(int(side) for side in attrs.padding):
         return "its convolution pads by itself, with code 0"
     padded, groups, scale = match_padded(graph, call.args[0]), int(attrs.groups), None
-    if scaled is not None:
+    if factors is not None:
         if groups != factors.shape[0] * factors.shape[1]:
             return "scales other groups of products than its convolution has"
         groups, (weight, scale) = len(factors), joined(Split(weight, factors))
@@ -172,12 +176,15 @@ def match_product(graph: Graph, expr: Expr) -> Product | str:
     )
 
 
-def _match_scaled_vectors(graph: Graph, call: Expr, factors: Array, product: Product) -> Product | str:
-    """The rest of a dense layer whose products are scaled."""
-    vectors, weight = match_split_vectors(graph, call.args[0]), product.right
+def _match_scaled_vectors(
+    graph: Graph, call: Expr, weight: Array, factors: Array, node: str, bias: Array
+) -> Product | str:
+    """A dense layer whose products are scaled."""
+    vectors = match_split_vectors(graph, call.args[0])
     groups, within, outputs = factors.shape
-    if vectors is None or groups != 1 or weight.shape[:1] + weight.shape[2:] != (within, outputs):
+    fits = weight.ndim == 3 and (weight.shape[0], weight.shape[2]) == (within, outputs)
+    if vectors is None or groups != 1 or not fits:
         return "scales other groups of products than its matrices have"
     parts = weight.transpose(0, 2, 1).reshape(within * outputs, 1, 1, -1)
     joint, scale = joined(Split(parts, factors))
-    return replace(product, codes=vectors, right=joint, dense=True, factors=scale)
+    return Product(node, vectors, joint, bias, dense=True, factors=scale)

@@ -1,7 +1,7 @@
 """Sums of products that are scaled group by group of the input channels, before a bias.
 
 nn.conv2d(codes, weight of each group, groups=groups of channels)     partial sums, then
-reshape to [..., g, m, K / g] -> multiply by factors[g, m, K / g] -> sum over m -> reshape to [..., K]
+reshape to [..., g, m, K / g] -> multiply by factors[g, m, K / g] -> sum over m -> reshape
 
 ``g`` counts the groups of a grouped convolution, ``m`` the groups of input channels within one of
 them. A dense layer has its vectors split instead: [..., m, 1, C / m] times [m, C / m, K].
@@ -73,7 +73,7 @@ def match_split_vectors(graph: Graph, expr: Expr) -> Expr | None:
     shaped = graph.match(expr, "reshape")
     if shaped is None:
         return None
-    *outer, parts, one, size = shape_of(shaped)[1:]
+    *outer, parts, _, size = shape_of(shaped)[1:]
     return shaped.args[0] if shape_of(shaped.args[0])[1:] == (*outer, parts * size) else None
 
 
@@ -94,19 +94,19 @@ def emit_scaled(emit: Emit, partial: Expr, factors: Array, axes: int) -> Expr:
     return emit(relax.op.reshape(total, (*outer, g * k)))
 
 
-def match_scaled(graph: Graph, expr: Expr) -> tuple[Expr, npt.NDArray[np.int32]] | None:
-    """The partial sums and factors that ``expr`` is scaled from, or None."""
+def match_scaled(graph: Graph, expr: Expr) -> tuple[Expr, npt.NDArray[np.int32] | None]:
+    """The partial sums and factors that ``expr`` is scaled from; itself and None if it isn't."""
     flat = graph.match(expr, "reshape")
     total = None if flat is None else graph.match(flat.args[0], "sum")
     scaled = None if total is None else graph.match(total.args[0], "multiply")
     if flat is None or total is None or scaled is None or not is_constant(scaled.args[1]):
-        return None
+        return expr, None
     apart, factors = graph.match(scaled.args[0], "reshape"), array_of(scaled.args[1])
     if apart is None or factors.ndim != 3 or dtype_of(expr) != "int32":
-        return None
+        return expr, None
     outer, (g, m, k) = shape_of(expr)[1:-1], factors.shape
     if shape_of(apart)[1:] != (*outer, g, m, k) or shape_of(expr)[-1] != g * k:
-        return None
+        return expr, None
     if ints(total.attrs.axis) != (len(outer) + 2,) or bool(total.attrs.keepdims):
-        return None
+        return expr, None
     return apart.args[0], factors

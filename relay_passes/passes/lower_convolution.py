@@ -135,7 +135,9 @@ class _Lowering:
 
     def _sums(self, rewriter: Rewriter, product: RealProduct) -> tuple[Expr, SumBounds]:
         """Bind the int32 sums with their bias; also gives their bounds."""
-        bounds = bound_sums(product.scaled_weight, product.bias, *self._ranges.of(product.data.codes))
+        bounds = bound_sums(
+            product.scaled_weight, product.bias, *self._ranges.of(product.data.codes)
+        )
         if bounds.reach > INT32_MAX:
             raise ArithmeticRangeError(
                 f"{product.name}: sums reach {bounds.reach}, more than int32 holds. Use fewer bits "

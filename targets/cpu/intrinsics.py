@@ -79,6 +79,4 @@ for _name, _dot in (
     (VNNI, _Dot(4, "uint8", "int8", "llvm.x86.avx512.vpdpbusd.512")),
     (VNNI_WORDS, _Dot(2, "int16", "int16", "llvm.x86.avx512.vpdpwssd.512")),
 ):
-    s_tir.TensorIntrin.register(
-        _name, _dot.half(_dot.meaning), _dot.half(_dot.call), override=True
-    )
+    s_tir.TensorIntrin.register(_name, _dot.half(_dot.meaning), _dot.half(_dot.call), override=True)

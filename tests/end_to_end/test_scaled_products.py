@@ -65,7 +65,9 @@ def with_factors(name, settings, inputs, outputs, factors, seed=0):
     return plan_from_json(json.dumps(document), model)
 
 
-@pytest.mark.parametrize(("name", "settings", "inputs", "outputs", "machine"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("name", "settings", "inputs", "outputs", "machine"), CASES.values(), ids=CASES
+)
 def test_scaled_products_are_the_same_everywhere(name, settings, inputs, outputs, machine):
     model, spec = float_model(name), load_spec(machine)
     quantized = with_factors(name, settings, inputs, outputs, FACTORS)

@@ -112,15 +112,16 @@ class _Tracer:
             self.used[name] = self.used.get(name, 0) + len(constant.users)
 
     def visit(self, node: Node) -> None:
-        op = op_of(node)
-        if node.op == "get_attr":
-            return
         if node.op == "output":
             self._pin(a for a in node.all_input_nodes if a in self.labels)
         elif node.op == "placeholder":
             self._fresh(node)
             self._pin([node])
-        elif op in PRODUCTS and self._owns_constants(node, 1):
+        elif node.op == "call_function":
+            self._operator(node, op_of(node))
+
+    def _operator(self, node: Node, op: object) -> None:
+        if op in PRODUCTS and self._owns_constants(node, 1):
             self._product(node)
         elif op in BOUNDS or is_pointwise(node.target):
             self.labels[node] = self.labels[node.args[0]]

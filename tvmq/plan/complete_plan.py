@@ -82,6 +82,7 @@ def complete_plan(
                 draft.additions,
                 draft.proofs,
                 model.equalization,
+                model.mixing,
             )
         except _CoarserError as request:
             last = request.why

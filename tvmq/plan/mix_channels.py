@@ -83,8 +83,8 @@ def mix_as(model: FloatModel, mixing: Mixing) -> FloatModel:
         if use is None or not fits:
             count = "no such layer" if use is None else f"{len(use.labels)} channels"
             raise InputError(
-                f"mixing.orders.{name} does not fit the network: it has {count}, and an order names "
-                "each channel once. Remove the entry."
+                f"mixing.orders.{name} does not fit the network: it has {count}, and an order "
+                "names each channel once. Remove the entry."
             )
         pairs = zip(use.labels.tolist(), use.labels[list(order)].tolist(), strict=True)
         for label, other in pairs:
@@ -100,8 +100,8 @@ def mix_as(model: FloatModel, mixing: Mixing) -> FloatModel:
 
 
 _TORN = (
-    "mixing.orders.{name} moves channels that others are tied to, which would stay or be elsewhere. "
-    "Remove all of mixing.orders."
+    "mixing.orders.{name} moves channels that others are tied to, which would stay or be "
+    "elsewhere. Remove all of mixing.orders."
 )
 
 

@@ -157,6 +157,12 @@ class EqualizationEntry(_Entry):
     exponents: dict[str, tuple[int, ...]]
 
 
+class MixingEntry(_Entry):
+    """Which channel of a layer takes each place in the float network, by name of layer."""
+
+    orders: dict[str, tuple[int, ...]]
+
+
 class PlanFile(BaseModel):
     """The whole document."""
 
@@ -169,5 +175,6 @@ class PlanFile(BaseModel):
     layers: dict[str, LayerEntry]
     additions: Any = None
     equalization: EqualizationEntry | None = None
+    mixing: MixingEntry | None = None
     learned_codes: dict[str, Base64Bytes] = {}
     """Deflated: how many there must be is known with the network only; see ``inflate``."""

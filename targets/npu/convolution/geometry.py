@@ -118,7 +118,7 @@ class ConvGeometry:
     @cached_property
     def lanes(self) -> int:
         """R * 8 / max(operand widths): input channels of a reduction tile."""
-        return self.spec.array.rows * 8 // max(self.act_bits, self.wgt_bits)
+        return self.spec.array.lanes(max(self.act_bits, self.wgt_bits))
 
     @cached_property
     def pixel_bytes(self) -> int:
@@ -201,7 +201,9 @@ class ConvGeometry:
         most = self.spec.sram.wgt.bytes // 2 // (taps * self.tile_bytes)
         length = self.group_channels_in * (kw if self.folded else 1)
         unit = 8 // self.act_bits
-        return product_passes(self.factors, rows, length, self.lanes, min(max(most, 1), MAX_K0), unit)
+        return product_passes(
+            self.factors, rows, length, self.lanes, min(max(most, 1), MAX_K0), unit
+        )
 
     @cached_property
     def folded(self) -> bool:

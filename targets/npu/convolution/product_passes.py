@@ -98,13 +98,13 @@ def product_passes(
     fraction = factors.fraction
     distinct = [int(f) for f in np.unique(of_column) if f]
     shifts = tuple(found for f in distinct if (found := shifts_of(f, fraction)) is not None)
-    used = [[np.unique(piece[piece > 0]) for piece in tile.T] for tile in of_column]
-    each = max(len(found) for tile in used for found in tile)
+    used = [[np.unique(part[part > 0]) for part in tile.T] for tile in of_column]
+    each = max(len(present) for tile in used for present in tile)
     table = np.full((len(rows), pieces * each), NOTHING, np.int64)
     columns = np.zeros((len(rows), pieces * each, rows.shape[1]), bool)
     for t, tile in enumerate(used):
-        for p, found in enumerate(tile):
-            for n, factor in enumerate(found):
+        for p, present in enumerate(tile):
+            for n, factor in enumerate(present):
                 table[t, p * each + n] = distinct.index(factor)
                 columns[t, p * each + n] = of_column[t, :, p] == factor
     last = length - (pieces - 1) * piece

@@ -18,6 +18,7 @@ from targets.npu.convolution.tile_cost import ConvTiling, block_channels, weight
 from targets.npu.kinds.cost import ceil_div
 from targets.npu.schedule.intrinsics import RECORD_WORDS
 
+
 def tilings(g: ConvGeometry) -> Iterator[ConvTiling]:
     """All tilings of few sizes that fit."""
     heights = _stripe_rows(g)

@@ -1,4 +1,4 @@
-"""Channels in another order: classes of those that can change places, the same outputs to the bit."""
+"""Channels in another order: those that can change places, and the same outputs to the bit."""
 
 from dataclasses import replace
 
@@ -160,7 +160,7 @@ def test_an_order_that_does_not_fit_is_refused():
         mix_as(model, Mixing({"conv2d": (0, 0)}, ""))
     orders = dict(shuffled(model).mixing.orders)
     alone = next(iter(orders))
-    swapped = {alone: tuple(range(1, len(orders[alone]))) + (0,)}
+    swapped = {alone: (*range(1, len(orders[alone])), 0)}
     last = list(find_classes(model.graph_module).makers)[-1]
     count = len(find_classes(model.graph_module).makers[last].labels)
     with pytest.raises(InputError, match="moves channels that others are tied to"):
