@@ -272,6 +272,7 @@ class _Tracer:
     def _row(self, node: Node, axis: int) -> Labels | None:
         """The labels along an axis, if they are the same wherever one is along the others."""
         labels = self.labels[node]
+        labels = labels[_repeated(labels)]
         row = labels[tuple(slice(None) if i == axis else 0 for i in range(labels.dim()))]
         same = torch.equal(labels, _along(row.numpy(), axis, tuple(labels.shape)))
         return row.numpy() if same else None
@@ -283,9 +284,12 @@ class _Tracer:
 
     def _pin(self, nodes: Iterable[Node]) -> None:
         for node in nodes:
-            self.pinned.update(torch.unique(self.labels[node]).tolist())
+            labels = self.labels[node]
+            self.pinned.update(torch.unique(labels[_repeated(labels)]).tolist())
 
     def _join(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        once = _repeated(a, b)
+        a, b = a[once], b[once]
         for one, other in torch.unique(torch.stack([a.flatten(), b.flatten()]), dim=1).T.tolist():
             self.parents[self._find(one)] = self._find(other)
 
@@ -300,6 +304,12 @@ def _along(row: Labels, axis: int, shape: Sequence[int]) -> torch.Tensor:
     """Labels that differ along one axis only."""
     sizes = [len(row) if i == axis else 1 for i in range(len(shape))]
     return torch.from_numpy(np.ascontiguousarray(row)).reshape(sizes).expand(*shape)
+
+
+def _repeated(*tensors: torch.Tensor) -> tuple[slice, ...]:
+    """What selects one element of each axis along which all tensors just repeat in memory."""
+    axes = range(tensors[0].dim())
+    return tuple(slice(1 if all(x.stride(i) == 0 for x in tensors) else None) for i in axes)
 
 
 def _labelled(arguments: Any, labels: Mapping[Node, torch.Tensor]) -> Any:
