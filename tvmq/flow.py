@@ -48,6 +48,7 @@ from tvmq.plan.plan import Plan
 from tvmq.plan.plan_file import planned_changes, read_plan, write_plan
 from tvmq.plan.planner import make_plan
 from tvmq.plan.range_check import check_ranges
+from tvmq.profile.product_cost import product_cost
 from tvmq.progress import Progress
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.unit_state import checkpoints_of, forget_checkpoints
@@ -179,6 +180,8 @@ def _build_into(
         golden = golden_inputs(model, calibration, request.seed)
         bit_exact = verify(folder, model, golden)
     facts = {} if learned is None else learned.as_json()
+    if learned is not None and (cost := product_cost(model, plan, placed.programs, spec)):
+        facts["products"] = cost.as_json()
     ranges = check_ranges(model, plan, calibration)
     seconds = progress.seconds
     manifest = make_manifest(request, model, data, plan, placed, bit_exact, seconds, facts, ranges)
