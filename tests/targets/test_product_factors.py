@@ -55,7 +55,13 @@ def test_factors_of_one_are_none():
 
 @pytest.mark.parametrize(
     ("row", "channels", "groups"),
-    [([16] * 4 + [8] * 4, 4, 2), ([16] * 4 + [8] * 6, 4, 3), ([8] * 5, 5, 1), ([8, 16, 16], 1, 3)],
+    [
+        ([16] * 4 + [8] * 4, 4, 2),
+        ([16] * 4 + [8] * 6, 4, 3),
+        ([8] * 5, 5, 1),
+        ([8, 16, 16], 1, 3),
+        ([16] * 4 + [8] * 2 + [16] * 2, 2, 4),
+    ],
 )
 def test_groups_are_as_large_as_may_be(row, channels, groups):
     factors = ProductFactors.of(np.array([row, [8] * len(row)], np.int32))
