@@ -54,7 +54,7 @@ from tvmq.flow import build
 from tvmq.plan.annotate import annotate
 from tvmq.plan.equalize import equalize_as
 from tvmq.plan.plan import Plan
-from tvmq.plan.plan_file import planned_equalization, read_plan
+from tvmq.plan.plan_file import planned_changes, read_plan
 from tvmq.plan.planner import make_plan
 from tvmq.plan.weight_steps import weight_codes
 from tvmq.run.execute import open_for
@@ -160,7 +160,8 @@ def row(
     top1 = accuracy(Session(artifact, "cpu"), artifact, data, samples)
     other, _ = built(data, network, room, replace(settings, bias_correction=False), "cpu")
     uncorrected = accuracy(Session(other, "cpu"), other, data, samples)
-    if (planned := planned_equalization(artifact.path("plan.json"))) is not None:
+    planned, _ = planned_changes(artifact.path("plan.json"))
+    if planned is not None:
         model = equalize_as(model, planned)
     plan = read_plan(artifact.path("plan.json"), model)
     rough = accuracy(FakeSession(model, plan), artifact, data, samples)

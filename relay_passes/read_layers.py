@@ -335,8 +335,8 @@ class _Reader:
             return factor, bound_products(left, right, count, form.bias)
         if any(form.padding):
             low, high = min(low, form.zero_point), max(high, form.zero_point)
-        weights = Weights(form.right, weight_bits(form.right))
-        return weights, bound_sums(form.right, form.bias, low, high)
+        weights = Weights(form.right, weight_bits(form.right), form.factors)
+        return weights, bound_sums(weights.scaled, form.bias, low, high)
 
     def _requantize(self, form: Requantization) -> Requantize:
         scale, residual = form.scale, None

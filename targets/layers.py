@@ -23,6 +23,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from targets.product_factors import ProductFactors
 from targets.rounding import Rounding
 from targets.rows import NormScale, softmax_bounds
 from targets.scale import AddScale, Scale
@@ -108,10 +109,17 @@ class Weights:
     Attributes:
         codes: int8[K, R, S, C / groups]; their zero point is 0.
         bits: codes use the range of this many bits (8, 4 or 2).
+        factors: of the products with them, by group of input channels; None if all are 1.
     """
 
     codes: npt.NDArray[np.int8]
     bits: int = 8
+    factors: ProductFactors | None = None
+
+    @property
+    def scaled(self) -> npt.NDArray[np.int8] | Ints:
+        """Weights that give the same sums without factors; the codes if there are none."""
+        return self.codes if self.factors is None else self.factors.scaled(self.codes)
 
 
 class Pairing(Enum):

@@ -26,6 +26,7 @@ from targets.layers import (
     Value,
     Weights,
 )
+from targets.product_factors import ProductFactors
 from targets.rounding import FLOOR, HALF_UP
 from targets.rows import derive_norm, exponentials, gain_step
 
@@ -51,9 +52,13 @@ def conv(
     weight_bits=8,
     out_bits=8,
     rounding=HALF_UP,
+    products=None,
     seed=0,
 ) -> Conv2d:
-    """A convolution of random numbers; ``out`` "int32" leaves the sums as they are."""
+    """A convolution of random numbers; ``out`` "int32" leaves the sums as they are.
+
+    ``products`` are (input channels, output channels) that have a factor of products in common.
+    """
     rng = np.random.default_rng(seed)
     h, w, c = shape
     kh, kw = kernel
@@ -84,7 +89,7 @@ def conv(
         kind="conv2d",
         input=Value("x", shape, dtype, bits),
         output=output,
-        right=Weights(weight, weight_bits),
+        right=Weights(weight, weight_bits, products and _factors(rng, weight, groups, *products)),
         bias=_i32(rng.integers(-5000, 5000, channels)),
         strides=strides,
         padding=padding,
@@ -94,6 +99,15 @@ def conv(
         requantize=requantize,
         max_sum=1 << 24,
     )
+
+
+def _factors(rng, weight, groups, inputs, outputs):
+    """Random factors of products, in sixteenths."""
+    K, *_, C = weight.shape
+    rows = groups * -(-(K // groups) // outputs)
+    table = rng.choice([16, 8, 24, 12, 20, 14, 18, 15, 17], (rows, -(-C // inputs)))
+    each = table.reshape(groups, -1, table.shape[1]).repeat(outputs, axis=1)[:, : K // groups]
+    return ProductFactors(inputs, _i32(each.reshape(K, -1)))
 
 
 def matrices(
@@ -253,6 +267,17 @@ LAYERS: dict[str, Layer] = {
     ),
     "wide_border": conv((5, 5, 600), 7, (5, 5), padding=(2, 2, 2, 2)),
     "tall_border": conv((4, 4, 3), 4, (35, 1), padding=(17, 0, 17, 0)),
+    "scaled_alike_by_all": conv((8, 8, 64), 20, products=(16, 20)),
+    "scaled_by_column_tile": conv((7, 6, 70), 40, products=(32, 16), weight_bits=4),
+    "scaled_by_output": conv((5, 5, 24), 20, products=(8, 1), dtype="int8", weight_bits=2),
+    "scaled_in_one_group": conv((9, 9, 3), 20, (5, 5), padding=(2, 2, 2, 2), products=(3, 1)),
+    "scaled_in_groups": conv((6, 6, 24), 20, groups=2, products=(5, 10), out="int8"),
+    "scaled_with_a_residual": conv(
+        (6, 6, 32), 32, products=(16, 16), residual="uint8", multiply=True, fraction=2
+    ),
+    "scaled_in_k_blocks": conv((1, 1, 9000), 40, (1, 1), padding=FLAT, products=(3000, 16)),
+    "scaled_in_pieces": conv((4, 4, 900), 20, products=(900, 1), out="int32"),
+    "scaled_sums": conv((1, 1, 100), 10, (1, 1), padding=FLAT, out="int32", products=(16, 10)),
     "add": Add(
         "layer",
         "net.add",
@@ -392,6 +417,8 @@ def _conv(layer: Conv2d, inputs):
             for g in range(layer.groups):
                 outputs = slice(g * per_group, (g + 1) * per_group)
                 weight = layer.right.codes[outputs, ky, kx].astype(np.int64)
+                if (scaled := layer.right.factors) is not None:
+                    weight *= scaled.factors[outputs][:, np.arange(c) // scaled.channels]
                 acc[..., outputs] += window[..., g * c : (g + 1) * c] @ weight.T
     return _requantized(layer, acc, inputs[1:])
 

@@ -63,6 +63,20 @@ class Equalization:
 
 
 @dataclass(frozen=True)
+class Mixing:
+    """Channels in another order, which leaves what the network computes the same.
+
+    Attributes:
+        orders: by name of a layer, which of its channels takes each place. None where the order
+            stayed.
+        reason: by what they were ordered, in one line.
+    """
+
+    orders: Mapping[str, tuple[int, ...]]
+    reason: str
+
+
+@dataclass(frozen=True)
 class FloatModel:
     """A float32 network in evaluation mode, for any batch, in the operators of ``canonicalize``.
 
@@ -77,6 +91,7 @@ class FloatModel:
         kind: what the file was, in words.
         notes: what capture changed that a user should know (precision, prefixes).
         equalization: what ``tvmq/plan/equalize.py`` changed; None if it wasn't asked.
+        mixing: what ``tvmq/plan/mix_channels.py`` changed after that; likewise.
     """
 
     graph_module: GraphModule
@@ -88,6 +103,7 @@ class FloatModel:
     kind: str
     notes: tuple[str, ...] = field(default=())
     equalization: Equalization | None = None
+    mixing: Mixing | None = None
 
     @cached_property
     def nodes(self) -> dict[str, Node]:
@@ -104,9 +120,14 @@ class FloatModel:
         return None if bias is None else constant_of(self.graph_module, bias)
 
 
+def groups_of(node: Node) -> int:
+    """The groups of a convolution's channels; 1 of a linear layer."""
+    return int(node.args[6]) if len(node.args) > 6 else 1
+
+
 def by_input_channel(weight: torch.Tensor, node: Node) -> torch.Tensor:
     """A view of the weight of a conv2d or linear node, [groups, K / groups, C / groups, taps]."""
-    groups = int(node.args[6]) if len(node.args) > 6 else 1
+    groups = groups_of(node)
     return weight.view(groups, len(weight) // groups, weight.shape[1], -1)
 
 

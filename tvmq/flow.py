@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,14 @@ from tvmq.data.source import DataSource
 from tvmq.lowering import lower
 from tvmq.plan.annotate import annotate
 from tvmq.plan.equalize import equalize_as
-from tvmq.plan.equalized_plan import plan_equalized
+from tvmq.plan.equalized_plan import Planned, plan_equalized
+from tvmq.plan.mix_channels import mix_as
+from tvmq.plan.mixed_plan import plan_mixed
 from tvmq.plan.plan import Plan
-from tvmq.plan.plan_file import planned_equalization, read_plan, write_plan
+from tvmq.plan.plan_file import planned_changes, read_plan, write_plan
 from tvmq.plan.planner import make_plan
 from tvmq.plan.range_check import check_ranges
+from tvmq.profile.product_cost import product_cost
 from tvmq.progress import Progress
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.unit_state import checkpoints_of, forget_checkpoints
@@ -145,7 +148,7 @@ def _build_into(
     with progress.stage("calibrate"):
         calibration = _calibrate(model, data, request, progress)
     with progress.stage("plan"):
-        model, calibration, plan = _plan(model, calibration, request, progress)
+        model, calibration, plan = _plan(model, calibration, request, spec, progress)
         save_float(folder, model)
     learned: Reconstruction | None = None
     if plan.settings.learned_method and request.plan is None:
@@ -177,6 +180,8 @@ def _build_into(
         golden = golden_inputs(model, calibration, request.seed)
         bit_exact = verify(folder, model, golden)
     facts = {} if learned is None else learned.as_json()
+    if learned is not None and (cost := product_cost(model, plan, placed.programs, spec)):
+        facts["products"] = cost.as_json()
     ranges = check_ranges(model, plan, calibration)
     seconds = progress.seconds
     manifest = make_manifest(request, model, data, plan, placed, bit_exact, seconds, facts, ranges)
@@ -190,9 +195,11 @@ def _capture(request: BuildRequest, progress: Progress) -> FloatModel:
         trust_pickle=request.trust_pickle,
         input_shapes=request.input_shapes,
     )
-    planned = planned_equalization(request.plan) if request.plan else None
-    if planned is not None:
-        model = equalize_as(model, planned)
+    scaled, moved = planned_changes(request.plan) if request.plan else (None, None)
+    if scaled is not None:
+        model = equalize_as(model, scaled)
+    if moved is not None:
+        model = mix_as(model, moved)
     for note in model.notes:
         progress.note(f"note: {note}")
     return model
@@ -231,19 +238,33 @@ def _calibrate(
 
 
 def _plan(
-    model: FloatModel, calibration: Calibration, request: BuildRequest, progress: Progress
+    model: FloatModel,
+    calibration: Calibration,
+    request: BuildRequest,
+    spec: NpuSpec | None,
+    progress: Progress,
 ) -> tuple[FloatModel, Calibration, Plan]:
-    """The plan, and the network and ranges that it is of: equalizing changes them."""
+    """The plan, and the network and ranges that it is of: equalizing and mixing change them."""
     settings = request.settings
+    if "waps" in settings.method and spec is not None:
+        # a group that leaves lanes of the array idle would cost more than its shift
+        bits = max(settings.weight_bits, settings.activation_bits)
+        stored = min((p for p in spec.array.precisions if p >= bits), default=bits)
+        settings = replace(settings, product_unit=spec.array.lanes(stored))
     if request.plan is not None:
         return model, calibration, read_plan(request.plan, model)
     with progress.bar("correct biases") as report:
-        if "equalize" not in settings.method:
-            return model, calibration, make_plan(model, calibration, settings, progress=report)
-        known = None if request.preprocessing.mean is None else request.preprocessing
-        found = plan_equalized(model, calibration, settings, known, report)
-    if found.plan.equalization is not None:
-        progress.note(f"note: equalization: {found.plan.equalization.reason}")
+        if "equalize" in settings.method:
+            known = None if request.preprocessing.mean is None else request.preprocessing
+            found = plan_equalized(model, calibration, settings, known, report)
+        else:
+            plan = make_plan(model, calibration, settings, progress=report)
+            found = Planned(model, calibration, plan)
+        if "waps" in settings.method:
+            found = plan_mixed(found, report)
+    for what in (found.plan.equalization, found.plan.mixing):
+        if what is not None:
+            progress.note(f"note: {type(what).__name__.lower()}: {what.reason}")
     return found.model, found.calibration, found.plan
 
 

@@ -24,7 +24,7 @@ from torch.fx import Node
 from relay_passes.frontend.pointwise import is_pointwise
 from targets.errors import UnsupportedError
 from tvmq import token_operators  # noqa: F401  registers the operators
-from tvmq.float_model import FloatModel, constant_of
+from tvmq.float_model import FloatModel, constant_of, groups_of
 
 aten = torch.ops.aten
 own = torch.ops.tvmq
@@ -194,6 +194,11 @@ def factor_of(node: Node) -> float:
 def products_of(node: Node) -> int:
     """The products that each sum of a product of two tensors is of."""
     return 1 if op_of(node) is aten.mul else shape_of(node.args[0])[-1] // heads_of(node)
+
+
+def is_depthwise(node: Node) -> bool:
+    """Whether each output channel of a convolution reads one input channel."""
+    return op_of(node) is aten.conv2d and shape_of(node.args[0])[1] == groups_of(node) > 1
 
 
 def heads_of(node: Node) -> int:

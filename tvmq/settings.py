@@ -47,6 +47,12 @@ class Settings:
         iterations: steps of the optimizer per unit, for methods that learn.
         learn_batch: images in each of these steps.
         kappa: in [0, 1], how far "rapq" may move the exponent of a unit's loss above 1.
+        product_budget: of "waps": shifts and additions for factors of products, at most so many
+            percent of all multiply-adds.
+        product_channels: instead of a budget, how many input channels have a factor in common; 0
+            with a budget.
+        product_outputs: how many output channels have their factors in common; 0: all of a layer.
+        product_unit: what groups by a budget are multiples of, in input channels.
     """
 
     weight_bits: int = 8
@@ -62,6 +68,10 @@ class Settings:
     iterations: int = 2000
     learn_batch: int = 32
     kappa: float = 0.9
+    product_budget: float = 1.5
+    product_channels: int = 0
+    product_outputs: int = 0
+    product_unit: int = 8
 
     def __post_init__(self) -> None:
         for name in ("weight_bits", "activation_bits", "first_last_bits"):
@@ -81,6 +91,14 @@ class Settings:
                 raise InputError(f"{name} is {number!r:.40}; give a whole number from 1 to {MOST}.")
         if not 0 <= self.kappa <= 1:
             raise InputError(f"kappa is {self.kappa}; give a number in [0, 1].")
+        if not 0 < self.product_budget <= 100:
+            raise InputError(f"product_budget is {self.product_budget}; give a percentage above 0.")
+        for name, least in (("product_channels", 0), ("product_outputs", 0), ("product_unit", 1)):
+            number = getattr(self, name)
+            if not isinstance(number, int) or not least <= number <= MOST:
+                raise InputError(
+                    f"{name} is {number!r:.40}; give a whole number from {least} to {MOST}."
+                )
         if not 50 < self.percentile <= 100:
             raise InputError(f"percentile is {self.percentile}; give a number in (50, 100].")
 

@@ -212,7 +212,7 @@ def _with_bias(node: fx.Node, importer: Importer, product: Expr, bias: Array | N
 
 def _multiply(node: fx.Node, importer: Importer) -> Var:
     a, b = node.args
-    right = importer.env[b] if isinstance(b, fx.Node) else _scalar(b)
+    right = importer.operand(b) if isinstance(b, fx.Node) else _scalar(b)
     return importer.emit(relax.op.multiply(importer.env[a], right), node.name)
 
 

@@ -3,6 +3,7 @@
     quantize(conv2d(dequantize(x), dequantize(w)) + b)                 -->  integer normal form
     quantize(conv2d(dequantize(x), dequantize(w)) + b + dequantize(r)) -->  r joins the accumulator
     conv2d(...) + b, returned by the function                          -->  dequantize(int32 sums)
+    dequantize(w) * factors                                            -->  products scaled by group
 
 ``matmul`` with a transposed constant likewise. Padding is with the input's zero point, whose part
 of every sum is folded into the bias. The residual is added before the one rounding, from either
@@ -15,7 +16,7 @@ whose input is quantized and whose output is quantized or returned.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -52,6 +53,8 @@ from relay_passes.relax_nodes import (
 )
 from targets.arithmetic import INT32_MAX
 from targets.errors import ArithmeticRangeError, UnsupportedError
+from targets.product_factors import ProductFactors, integer_factors
+from targets.scale import power_of_two
 from targets.sum_bounds import CodeRange, SumBounds, bound_sums
 
 
@@ -76,6 +79,7 @@ class RealProduct:
         weight: int8[K, R, S, C / groups] or int8[K, C].
         steps: of the sums; one, or one per output channel.
         bias: int64[K], with the input's zero point folded in.
+        factors: of the products; None if all are 1.
     """
 
     name: str
@@ -84,6 +88,12 @@ class RealProduct:
     weight: Array
     steps: list[Fraction]
     bias: Array
+    factors: ProductFactors | None = None
+
+    @property
+    def scaled_weight(self) -> Array:
+        """int[K, ..., C / groups]: what the input is multiplied by in the end."""
+        return self.weight if self.factors is None else self.factors.scaled(self.weight)
 
 
 class _Lowering:
@@ -125,7 +135,9 @@ class _Lowering:
 
     def _sums(self, rewriter: Rewriter, product: RealProduct) -> tuple[Expr, SumBounds]:
         """Bind the int32 sums with their bias; also gives their bounds."""
-        bounds = bound_sums(product.weight, product.bias, *self._ranges.of(product.data.codes))
+        bounds = bound_sums(
+            product.scaled_weight, product.bias, *self._ranges.of(product.data.codes)
+        )
         if bounds.reach > INT32_MAX:
             raise ArithmeticRangeError(
                 f"{product.name}: sums reach {bounds.reach}, more than int32 holds. Use fewer bits "
@@ -139,7 +151,8 @@ def match_real_product(graph: Graph, expr: Expr) -> RealProduct | None:
     """The product that ``expr`` is the result of, its bias included.
 
     Raises:
-        ArithmeticRangeError: the bias is no multiple of the sums' step, or beyond int32.
+        ArithmeticRangeError: the bias is no multiple of the sums' step, or beyond int32; or a
+            factor of the products is none.
     """
     if not is_var(expr):
         return None
@@ -149,16 +162,32 @@ def match_real_product(graph: Graph, expr: Expr) -> RealProduct | None:
     if call is None:
         return None
     data = match_dequantize(graph, call.args[0])
-    weight = match_dequantize(graph, _untransposed(graph, call))
+    scaled = _untransposed(graph, call)
+    weight, factors = match_dequantize(graph, scaled), None
+    if weight is None and (product := graph.match(scaled, "multiply")) is not None:
+        weight = match_dequantize(graph, product.args[0])
+        factors = array_of(product.args[1]) if is_constant(product.args[1]) else None
     if data is None or weight is None or not is_codes(data.codes) or data.step.size != 1:
         return None
     codes = array_of(weight.codes)
     K = codes.shape[0]
-    steps = [exact_step(data.step) * exact_step(step) for step in weight.step.reshape(-1)]
+    scale, fraction = None, 0
+    if factors is not None:
+        try:
+            integers, fraction = integer_factors(np.broadcast_to(factors, codes.shape))
+            by_tap = integers.reshape(K, -1, codes.shape[-1])
+            if (by_tap != by_tap[:, :1]).any():
+                return None
+            scale = ProductFactors.of(by_tap[:, 0])
+        except ArithmeticRangeError as error:
+            raise ArithmeticRangeError(f"{expr.name}: {error}", node=expr.name) from None
+    unit = exact_step(data.step) * power_of_two(-fraction)
+    steps = [unit * exact_step(step) for step in weight.step.reshape(-1)]
     offset = array_of(added.args[1]).reshape(-1) if added is not None and biased else np.zeros(K)
     bias = _integer_bias(expr.name, np.broadcast_to(offset, (K,)), steps)
-    taps = codes.reshape(K, -1).astype(np.int64).sum(1)
-    return RealProduct(expr.name, call, data, codes, steps, bias - data.zero_point * taps)
+    found = RealProduct(expr.name, call, data, codes, steps, bias, scale)
+    taps = found.scaled_weight.reshape(K, -1).astype(np.int64).sum(1)
+    return replace(found, bias=bias - data.zero_point * taps)
 
 
 def _untransposed(graph: Graph, call: Expr) -> Expr:
@@ -220,7 +249,8 @@ def _on_codes(rewriter: Rewriter, product: RealProduct) -> Product:
     codes, weight = rewriter.get(product.data.codes), product.weight
     bias = product.bias.astype(np.int32)
     if op_of(product.call) == "matmul":
-        return Product(product.name, codes, weight[:, None, None], bias, dense=True)
+        dense = weight[:, None, None]
+        return Product(product.name, codes, dense, bias, dense=True, factors=product.factors)
     attrs = product.call.attrs
     top, left, bottom, right = ints(attrs.padding)
     return Product(
@@ -233,4 +263,5 @@ def _on_codes(rewriter: Rewriter, product: RealProduct) -> Product:
         zero_point=product.data.zero_point,
         dilation=pair(attrs.dilation),
         groups=int(attrs.groups),
+        factors=product.factors,
     )

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from tvm import s_tir, te, tirx
 
 from targets.cpu.factor import build_factor
-from targets.cpu.geometry import LANES, Dot, Geometry
+from targets.cpu.geometry import LANES, Dot, Geometry, stored_weight
 from targets.cpu.host import CpuFeatures
 from targets.cpu.kernel import Kernel
 from targets.cpu.requantize import Epilogue, Expr
@@ -36,12 +37,13 @@ def build_conv2d(layer: Conv2d, host: CpuFeatures) -> Kernel:
         return build_factor(layer, layer.right)
     dot = Dot.of(layer, host)
     geometry = Geometry.of(layer, host, dot)
+    stored = stored_weight(layer.right)
     bias = layer.bias.astype(np.int64)
     if dot.flip:
-        bias = bias - 128 * layer.right.codes.sum(axis=(1, 2, 3), dtype=np.int64)
+        bias = bias - 128 * stored.sum(axis=(1, 2, 3), dtype=np.int64)
     epilogue = Epilogue.of(layer, bias.astype(np.int32), geometry.pack_channels)
-    weight = geometry.pack_weight(layer.right.codes, dot)
-    tensors = _Definition(layer, geometry, dot, epilogue, weight.shape).tensors()
+    weight = geometry.pack_weight(stored, dot)
+    tensors = _Definition(layer, geometry, dot, epilogue, weight).tensors()
     func = te.create_prim_func(tensors, index_dtype_override="int64")
     return Kernel(_schedule(func, layer, geometry, dot), (weight, *epilogue.constants))
 
@@ -54,7 +56,12 @@ class _Definition:
     geometry: Geometry
     dot: Dot
     epilogue: Epilogue
-    packed: tuple[int, ...]
+    weight: npt.NDArray[np.signedinteger[Any]]
+
+    @property
+    def packed(self) -> tuple[int, ...]:
+        """Shape of the weights."""
+        return self.weight.shape
 
     def tensors(self) -> list[te.Tensor]:
         """The kernel's parameters, the output last."""
@@ -69,7 +76,7 @@ class _Definition:
                 te.placeholder((n, *value.shape), value.dtype, name=f"input{i}")
                 for i, value in enumerate(layer.inputs)
             ),
-            te.placeholder(self.packed, "int8", name="weight"),
+            te.placeholder(self.packed, str(self.weight.dtype), name="weight"),
         ]
         constants = [
             te.placeholder(array.shape, "int32", name=f"constant{i}")

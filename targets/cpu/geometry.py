@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from targets.cpu import intrinsics
 from targets.cpu.host import CpuFeatures
-from targets.layers import Conv2d, Ints
+from targets.layers import Conv2d, Ints, Weights
 
 LANES = 16
 REGISTERS = (
@@ -21,6 +21,16 @@ STAGE_BYTES = 128 * 1024  # staged input of a task: a part of the second-level c
 TASK_MACS = 500_000  # an image is cut for threads only into parts larger than this
 
 View: TypeAlias = Literal["image", "row", "batch"]
+
+
+def stored_weight(weights: Weights) -> npt.NDArray[np.signedinteger[Any]]:
+    """What the kernel multiplies by, factors of products included, in as few bytes as hold it."""
+    scaled = weights.scaled
+    low, high = scaled.min(), scaled.max()
+    for dtype in (np.int8, np.int16):
+        if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+            return scaled.astype(dtype)
+    return scaled
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,10 @@ class Dot:
         """The fastest step for ``layer`` on ``host``."""
         if layer.depthwise:
             return Dot(1, layer.input.dtype, False, None)
-        if host.vnni:
+        wide = isinstance(layer.right, Weights) and stored_weight(layer.right).dtype
+        if host.vnni and wide == np.int16:
+            return Dot(2, "int16", False, intrinsics.VNNI_WORDS)
+        if host.vnni and wide != np.int32:
             return Dot(4, "uint8", layer.input.dtype == "int8", intrinsics.VNNI)
         return Dot(1, "int32", False, None)
 
@@ -128,8 +141,10 @@ class Geometry:
         padded = np.pad(values.astype(np.int32).reshape(self.groups, each), ((0, 0), (0, padding)))
         return np.ascontiguousarray(padded.reshape(self.blocks, LANES))
 
-    def pack_weight(self, weight: npt.NDArray[np.int8], dot: Dot) -> npt.NDArray[np.int8]:
-        """Weights in the order they are read: int8[blocks, R, S, ceil(C / depth), 16, depth]."""
+    def pack_weight(
+        self, weight: npt.NDArray[np.signedinteger[Any]], dot: Dot
+    ) -> npt.NDArray[np.signedinteger[Any]]:
+        """Weights in the order they are read: [blocks, R, S, ceil(C / depth), 16, depth]."""
         k, r, s, c = weight.shape
         each, deep = k // self.groups, -(-c // dot.depth)
         w = weight.reshape(self.groups, each, r, s, c)

@@ -22,7 +22,10 @@ from tvmq.cli.terminal import Terminal
 from tvmq.reconstruct.methods import METHODS, learning
 from tvmq.settings import CALIBRATION_BATCH, Settings, parse_methods, parse_precision
 
-LEARNING = ("iters", "learn_batch", "kappa")
+LEARNING = (
+    *("iters", "learn_batch", "kappa"),
+    *("product_budget", "product_channels", "product_outputs"),
+)
 """Options that only methods that learn have."""
 
 PLANNED = (
@@ -120,6 +123,26 @@ PLANNED = (
     help="rapq: the loss of a block of layers is |error|^p, p at most 1 + kappa, from its last "
     "batch norm.",
 )
+@click.option(
+    "--product-budget",
+    type=Real(0.01, 100, percent=True),
+    default=1.5,
+    show_default=True,
+    metavar="PCT",
+    help="waps: shifts and additions, at most so many per hundred multiply-adds; it decides how "
+    "many input channels of a layer have a factor in common.",
+)
+@click.option(
+    "--product-channels",
+    type=Whole(1),
+    help="waps: input channels that have a factor in common, instead of a budget.",
+)
+@click.option(
+    "--product-outputs",
+    type=Whole(1),
+    help="waps: output channels that have their factors in common, best the array's columns "
+    "[default: all].",
+)
 @click.option("--plan", type=PATH, help="An edited plan.json to build from; replaces calibration.")
 @click.option(
     "--model",
@@ -183,6 +206,9 @@ def command(terminal: Terminal, /, model_file: Path, output: Path | None, **opti
         iterations=options.pop("iters"),
         learn_batch=options.pop("learn_batch"),
         kappa=options.pop("kappa"),
+        product_budget=options.pop("product_budget"),
+        product_channels=options.pop("product_channels") or 0,
+        product_outputs=options.pop("product_outputs") or 0,
     )
     _refuse_unlearned(settings)
     output = output or Path(f"{model_file.stem}.tvmq")

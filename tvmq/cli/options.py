@@ -44,15 +44,21 @@ class Whole(click.IntRange):
 
 
 class Real(click.FloatRange):
-    """A number between two others; NaN, which is neither below nor above a bound, is none."""
+    """A number between two others; NaN, which is neither below nor above a bound, is none.
 
-    def __init__(self, least: float, most: float) -> None:
+    Where it is a ``percent`` it may have a % behind it.
+    """
+
+    def __init__(self, least: float, most: float, *, percent: bool = False) -> None:
         super().__init__(least, most)
+        self.percent = percent
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
         """Of a string, or of a number in a configuration."""
+        if self.percent and isinstance(value, str):
+            value = value.removesuffix("%")
         number: float = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a number.", param, ctx)

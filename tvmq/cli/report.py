@@ -93,4 +93,20 @@ def _reconstruction_lines(facts: Mapping[str, Any]) -> list[str]:
         f"{refined['loss_before']:.4g} -> {refined['loss_after']:.4g}"
         for refined in network
     ]
-    return lines
+    return lines + _product_lines(facts.get("products"))
+
+
+def _product_lines(cost: Mapping[str, Any] | None) -> list[str]:
+    """What factors of products cost."""
+    if cost is None:
+        return []
+    words = [f"{100 * cost['share']:.2f} % more operations"]
+    if cost["with_factors"] is not None:
+        for name, what in (
+            ("cycles", "cycles"),
+            ("dram_bytes", "bytes of DRAM"),
+            ("picojoules", "relative energy"),
+        ):
+            more = cost["with_factors"][name] / cost["without"][name] - 1
+            words.append(f"{100 * more:+.2f} % {what}")
+    return [f"  factors of products in {cost['layers']} layers: {', '.join(words)}"]

@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 
 import tvmq.plan.fake_quantize  # noqa: F401  registers the operator
 from targets.rounding import HALF_UP
-from tvmq.float_model import FloatModel, copy_of
+from tvmq.float_model import FloatModel, copy_of, groups_of
 from tvmq.plan.integer_rows import rounded_norm
 from tvmq.plan.joined_values import same_codes
 from tvmq.plan.plan import Plan
@@ -116,7 +116,7 @@ class _Annotator:
             self._norm_of_codes(node, layer)
         elif layer.kind in WEIGHTED:
             with self.graph.inserting_before(node):
-                weight = self._weight(node.name, node.args[1])
+                weight = self._scaled(node.name, self._weight(node.name, node.args[1]))
                 bias = self._bias(node.name)
             node.args = (node.args[0], weight, bias, *node.args[3:])
 
@@ -134,12 +134,24 @@ class _Annotator:
         arguments = (weight, step, 0, low, high, axis, "int8", HALF_UP.mode.name)
         return self._call(torch.ops.tvmq.fake_quantize.default, arguments, f"{layer}_weight_q")
 
+    def _scaled(self, layer: str, weight: Node) -> Node:
+        """Weights times the factors of the products with them."""
+        products = self.plan.weights[layer].products
+        if products is None:
+            return weight
+        node = self.model.nodes[layer]
+        outputs, inputs, *taps = shape_of(weight)
+        spread = products.spread(outputs, inputs, groups_of(node))
+        factors = torch.from_numpy(spread).reshape(outputs, inputs, *[1] * len(taps))
+        factors = self._constant(f"{layer}_factors", factors)
+        return self._call(aten.mul.Tensor, (weight, factors), f"{layer}_weight_scaled")
+
     def _bias(self, layer: str) -> Node:
         """The bias as whole multiples of the unit of the sums."""
         source = self.plan.values[self.regions.layers[layer].inputs[0]].step
-        steps = self.plan.weights[layer].steps
-        codes = rounded_bias(self.model, layer, source, steps, self.plan.biases.get(layer))
-        unit = source * torch.tensor(steps, dtype=torch.float64)
+        units = self.plan.weights[layer].units
+        codes = rounded_bias(self.model, layer, source, units, self.plan.biases.get(layer))
+        unit = source * torch.tensor(units, dtype=torch.float64)
         return self._constant(f"{layer}_bias_q", codes * unit)
 
     def _pool_as_convolution(self, node: Node) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from targets.arithmetic import INT32_MAX
 from targets.code_range import code_range
 from targets.errors import ArithmeticRangeError
+from targets.product_factors import integer_factors
 from targets.rounding import FLOOR, MAX_FLOOR_SHIFT, check_executed, round_reals
 from targets.rows import SOFTMAX_BITS, norm_fraction, softmax_bounds
 from targets.scale import (
@@ -24,7 +25,7 @@ from targets.scale import (
     power_of_two,
 )
 from targets.sum_bounds import SumBounds, bound_products, bound_sums, held_bound
-from tvmq.float_model import FloatModel
+from tvmq.float_model import FloatModel, groups_of
 from tvmq.plan.integer_rows import norm_scale
 from tvmq.plan.joined_values import tied_values
 from tvmq.plan.plan import AccumulatorProof, BiasPlan, Plan, ValuePlan, WeightPlan
@@ -81,6 +82,7 @@ def complete_plan(
                 draft.additions,
                 draft.proofs,
                 model.equalization,
+                model.mixing,
             )
         except _CoarserError as request:
             last = request.why
@@ -217,7 +219,7 @@ class _Draft:
         if layer.kind not in WEIGHTED or not self.settings.pot:
             steps = tuple(snap_weight_step(w, float(source), float(output)) for w in plan.steps)
             plan = self.weights[layer.name] = replace(plan, steps=steps)
-        ratios = [source * Fraction(step) / output for step in plan.steps]
+        ratios = [source * Fraction(unit) / output for unit in plan.units]
         residual = self._step(layer.residual) / output if layer.residual else None
         return derive_scale(ratios, residual)
 
@@ -247,14 +249,26 @@ class _Draft:
             weights, step = self.weights[layer.name], self.values[layer.inputs[0]].step
             codes = weight_codes(self.model.weight_of(node), weights).numpy()
             correction = self.biases.get(layer.name)
-            bias = rounded_bias(self.model, layer.name, step, weights.steps, correction).numpy()
+            codes = _scaled(codes, weights, groups_of(node))
+            bias = rounded_bias(self.model, layer.name, step, weights.units, correction).numpy()
         # Sums are of raw codes: what their zero point adds is taken off with the bias.
         taps = codes.reshape(len(codes), -1).sum(axis=1, dtype=np.int64)
         return bound_sums(codes, bias - read.zero_point * taps, read.low, read.high)
 
 
+def _scaled(codes: np.ndarray, weights: WeightPlan, groups: int) -> np.ndarray:
+    """Codes that give the same sums without factors of products."""
+    if weights.products is None:
+        return codes
+    factors, _ = integer_factors(weights.products.spread(len(codes), codes.shape[1], groups))
+    return codes * factors.reshape(*factors.shape, *[1] * (codes.ndim - 2))
+
+
 def _doubled(weights: WeightPlan, where: np.ndarray) -> WeightPlan:
-    """Coarser steps for the channels that overflow."""
+    """Coarser steps for the channels that overflow, or no factors where there are any."""
+    if weights.products is not None:
+        reason = f"{weights.reason}; no factors of products, since the accumulator could overflow"
+        return replace(weights, products=None, reason=reason)
     grow = where if len(weights.steps) > 1 else [bool(where.any())]
     steps = tuple(step * 2 if g else step for step, g in zip(weights.steps, grow, strict=True))
     note = "; doubled where the accumulator could overflow"

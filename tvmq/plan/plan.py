@@ -7,14 +7,19 @@ and proofs follow from them (``complete_plan.py``), by the derivation that lower
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from targets.arithmetic import INT32_MAX
+from targets.product_factors import integer_factors
 from targets.rounding import HALF_UP, Rounding
 from targets.scale import AddScale, Scale
 from targets.sum_bounds import CodeRange
-from tvmq.float_model import Equalization
+from tvmq.float_model import Equalization, Mixing
 from tvmq.settings import Settings
 
 
@@ -54,6 +59,42 @@ class ValuePlan:
 
 
 @dataclass(frozen=True)
+class ProductPlan:
+    """Factors of a layer's products: what a group of input channels adds to a sum counts so often.
+
+    Attributes:
+        channels: input channels of a group; the last group may have fewer. Groups of a grouped
+            convolution are cut each by itself.
+        outputs: output channels that have their factors in common; likewise.
+        factors: rows, one per ``outputs``, of numbers in ``targets.product_factors.FACTORS``, one
+            per group of input channels.
+        reason: why these, in one line.
+    """
+
+    channels: int
+    outputs: int
+    factors: tuple[tuple[float, ...], ...]
+    reason: str
+
+    def spread(self, outputs: int, inputs: int, groups: int = 1) -> npt.NDArray[np.float64]:
+        """float64[K, C / groups]: the factor of each input channel that each output reads.
+
+        Args:
+            outputs: K.
+            inputs: C / groups.
+            groups: of the convolution.
+        """
+        rows = np.array(self.factors, np.float64).reshape(groups, -1, len(self.factors[0]))
+        each = np.repeat(rows, self.outputs, axis=1)[:, : outputs // groups]
+        return np.repeat(each, self.channels, axis=2)[..., :inputs].reshape(outputs, inputs)
+
+    @property
+    def fraction(self) -> int:
+        """Bits by which a sum's unit is finer for the factors."""
+        return integer_factors(np.array(self.factors))[1]
+
+
+@dataclass(frozen=True)
 class WeightPlan:
     """Steps of a layer's weights; an average pooling has one weight, its factor.
 
@@ -63,12 +104,21 @@ class WeightPlan:
         bits: codes are in [-(2**(bits-1) - 1), 2**(bits-1) - 1]; learned ones may be one lower.
         reason: why these steps, in one line.
         codes: learned codes, int8 in the order of the weight; empty: the weight, rounded.
+        products: factors of the products with them; None if all are 1.
     """
 
     steps: tuple[float, ...]
     bits: int
     reason: str
     codes: bytes = b""
+    products: ProductPlan | None = None
+
+    @property
+    def units(self) -> tuple[float, ...]:
+        """What a sum counts, in steps of what is multiplied: the steps, finer for factors."""
+        if self.products is None:
+            return self.steps
+        return tuple(math.ldexp(step, -self.products.fraction) for step in self.steps)
 
 
 @dataclass(frozen=True)
@@ -119,6 +169,7 @@ class Plan:
         additions: by name of "add" layer.
         proofs: by name of layer.
         equalization: of the float network that the plan is of; None if it wasn't asked for.
+        mixing: of its channels; likewise.
     """
 
     settings: Settings
@@ -131,6 +182,7 @@ class Plan:
     additions: Mapping[str, AddScale]
     proofs: Mapping[str, AccumulatorProof]
     equalization: Equalization | None = None
+    mixing: Mixing | None = None
 
     def __repr__(self) -> str:
         """A line of what it is; its numbers, tens of thousands of them, are in plan.json."""

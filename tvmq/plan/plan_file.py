@@ -23,11 +23,11 @@ from targets.errors import InputError
 from targets.reading import read_text
 from targets.rounding import HALF_UP, Rounding
 from targets.schema_errors import in_words
-from tvmq.float_model import Equalization, FloatModel
+from tvmq.float_model import Equalization, FloatModel, Mixing, groups_of
 from tvmq.plan.complete_plan import complete_plan
-from tvmq.plan.plan import BiasPlan, Plan, ValuePlan, WeightPlan
-from tvmq.plan.plan_schema import FORMAT, PlanFile, inflate
-from tvmq.regions import UNSCALED, WEIGHTED, find_regions, shape_of
+from tvmq.plan.plan import BiasPlan, Plan, ProductPlan, ValuePlan, WeightPlan
+from tvmq.plan.plan_schema import FORMAT, PlanFile, ProductEntry, inflate
+from tvmq.regions import UNSCALED, WEIGHTED, find_regions, is_depthwise, shape_of
 from tvmq.settings import Settings, learned_range
 
 _WRITTEN = "`tvmq build` writes them: plan.json in an artifact."
@@ -48,13 +48,17 @@ def read_plan(path: Path, model: FloatModel) -> Plan:
     return plan_from_json(read_text(path, "a plan", _WRITTEN), model, str(path))
 
 
-def planned_equalization(path: Path) -> Equalization | None:
+def planned_changes(path: Path) -> tuple[Equalization | None, Mixing | None]:
     """How the network of a plan differs from the captured one; raises as ``read_plan``.
 
-    The plan itself is read with the network that ``equalize_as`` makes of it.
+    The plan itself is read with the network that ``equalize_as`` and ``mix_as`` make of it.
     """
-    entry = _read_file(read_text(path, "a plan", _WRITTEN), str(path)).equalization
-    return None if entry is None else Equalization(entry.exponents, entry.reason)
+    file = _read_file(read_text(path, "a plan", _WRITTEN), str(path))
+    scaled, moved = file.equalization, file.mixing
+    return (
+        None if scaled is None else Equalization(scaled.exponents, scaled.reason),
+        None if moved is None else Mixing(moved.orders, moved.reason),
+    )
 
 
 def plan_to_json(plan: Plan) -> str:
@@ -88,12 +92,15 @@ def plan_to_json(plan: Plan) -> str:
                 "add": list(bias.correction),
                 "reason": bias.reason,
             }
+        if weight.products is not None:
+            layers[name]["products"] = asdict(weight.products)
     document = {
         "format": FORMAT,
         "model": plan.fingerprint,
         "calibration": plan.calibration,
         "settings": asdict(plan.settings),
         **({} if plan.equalization is None else {"equalization": asdict(plan.equalization)}),
+        **({} if plan.mixing is None else {"mixing": asdict(plan.mixing)}),
         "values": values,
         "layers": layers,
         "additions": {name: asdict(addition) for name, addition in plan.additions.items()},
@@ -189,8 +196,31 @@ class _Reader:
             codes = b""
             if name in learned:
                 codes = self._codes(name, shapes[name].numel(), entry.weight_bits)
-            plans[name] = WeightPlan(entry.weight_steps, entry.weight_bits, entry.reason, codes)
+            products = self._products(name, entry.products)
+            plans[name] = WeightPlan(
+                entry.weight_steps, entry.weight_bits, entry.reason, codes, products
+            )
         return plans
+
+    def _products(self, name: str, entry: ProductEntry | None) -> ProductPlan | None:
+        """The factors of a layer's products; None where all are 1."""
+        if entry is None:
+            return None
+        node, place = self.model.nodes[name], f"layers.{name}.products"
+        if self.regions.layers[name].kind not in WEIGHTED or is_depthwise(node):
+            raise InputError(
+                f"{self.where}: {place}: the products of this layer can't be scaled by group of "
+                "input channels; remove it."
+            )
+        groups = groups_of(node)
+        outputs, inputs = self.model.weight_of(node).shape[:2]
+        rows = groups * math.ceil(outputs // groups / entry.outputs)
+        self._check_length(entry.factors, {rows}, f"{place}.factors", "rows")
+        for row in entry.factors:
+            self._check_length(row, {math.ceil(inputs / entry.channels)}, f"{place}.factors")
+        if all(factor == 1 for row in entry.factors for factor in row):
+            return None
+        return ProductPlan(entry.channels, entry.outputs, entry.factors, entry.reason)
 
     def biases(self) -> dict[str, BiasPlan]:
         plans = {}

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from targets.code_range import code_range
+from targets.product_factors import FACTORS
 from targets.rounding import Rounding, RoundingMode
 from tvmq.settings import Settings
 
@@ -123,18 +124,43 @@ class BiasEntry(_Entry):
     add: tuple[Number, ...]
 
 
+def _factor(factor: float) -> float:
+    if factor not in FACTORS:
+        wanted = ", ".join(f"{known:g}" for known in FACTORS)
+        raise ValueError(f"{factor:g} is no factor of products; give one of {wanted}")
+    return factor
+
+
+Factor = Annotated[Number, AfterValidator(_factor)]
+
+
+class ProductEntry(_Entry):
+    """Factors of products: a row for so many outputs, a number for so many input channels."""
+
+    channels: Annotated[int, Field(ge=1)]
+    outputs: Annotated[int, Field(ge=1)]
+    factors: tuple[tuple[Factor, ...], ...]
+
+
 class LayerEntry(_Entry):
     """A layer with weights; an average pooling has those of a mean."""
 
     weight_steps: tuple[Step, ...]
     weight_bits: Bits
     bias_correction: BiasEntry | None = None
+    products: ProductEntry | None = None
 
 
 class EqualizationEntry(_Entry):
     """How often each channel of a layer was halved in the float network, by name of layer."""
 
     exponents: dict[str, tuple[int, ...]]
+
+
+class MixingEntry(_Entry):
+    """Which channel of a layer takes each place in the float network, by name of layer."""
+
+    orders: dict[str, tuple[int, ...]]
 
 
 class PlanFile(BaseModel):
@@ -149,5 +175,6 @@ class PlanFile(BaseModel):
     layers: dict[str, LayerEntry]
     additions: Any = None
     equalization: EqualizationEntry | None = None
+    mixing: MixingEntry | None = None
     learned_codes: dict[str, Base64Bytes] = {}
     """Deflated: how many there must be is known with the network only; see ``inflate``."""

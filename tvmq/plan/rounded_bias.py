@@ -10,7 +10,7 @@ from tvmq.plan.plan import BiasPlan
 
 
 def rounded_bias(
-    model: FloatModel, layer: str, source: float, steps: tuple[float, ...], bias: BiasPlan | None
+    model: FloatModel, layer: str, source: float, units: tuple[float, ...], bias: BiasPlan | None
 ) -> torch.Tensor:
     """The bias of a layer with weights, int64[K]; the part of a zero point is not in it.
 
@@ -18,7 +18,7 @@ def rounded_bias(
         model: the float network.
         layer: name of the convolution or linear node.
         source: step of the value that is read.
-        steps: of the weights, one or K.
+        units: of the weights (``WeightPlan.units``), one or K.
         bias: the correction that is added before rounding.
     """
     node = model.nodes[layer]
@@ -27,5 +27,5 @@ def rounded_bias(
     exact = torch.zeros(channels, dtype=torch.float64) if value is None else value.double()
     if bias is not None and bias.correction:
         exact = exact + torch.tensor(bias.correction, dtype=torch.float64)
-    unit = source * torch.tensor(steps, dtype=torch.float64)
+    unit = source * torch.tensor(units, dtype=torch.float64)
     return torch.floor(exact / unit + HALF).long()

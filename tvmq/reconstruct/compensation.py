@@ -9,6 +9,7 @@ error spread over the columns to come (OPTQ, arXiv 2210.17323), and then by coor
 from __future__ import annotations
 
 import torch
+from torch.fx import GraphModule
 from torch.nn.functional import unfold
 
 from targets.arithmetic import MAX_SHIFT_SPREAD
@@ -116,14 +117,34 @@ def compensated_codes(
     return codes.float(), remains.reshape(groups, times, -1).movedim(1, 0).reshape(times, -1)
 
 
-@torch.no_grad()  # type: ignore[untyped-decorator]
 def covariance(unit: QuantizedUnit, cache: UnitCache, layer: str, images: int) -> torch.Tensor:
     """float64[G, D, D]: covariance of what the weights of a layer are multiplied with."""
+    found, _ = moments(unit, cache, layer, images, None)
+    return found
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def moments(
+    unit: QuantizedUnit, cache: UnitCache, layer: str, images: int, exact: GraphModule | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Covariances of what the weights of a layer are multiplied with.
+
+    Args:
+        unit: as it is now.
+        cache: with its inputs.
+        layer: of the unit.
+        images: the first of the cache may be looked at.
+        exact: the unit in float; None if what its layer makes is not asked for.
+
+    Returns:
+        float64[G, D, D] with itself, and float64[G, D, K / G] with what the float layer makes.
+    """
     (node,) = (n for n in unit.graph_module.graph.nodes if n.name == layer)
     source = node.args[0].name
     kernel = unit.weights[layer].weight
     per_image = 0
     total, mean, middle, count, first = *(torch.zeros(()) for _ in range(3)), 0, 0
+    crossed, made, level = (torch.zeros(()) for _ in range(3))
     while first < images and (count < ROWS or first < MIN_IMAGES):
         chunk = min(images, first + (max(1, PATCH_BYTES // per_image) if per_image else 1))
         rows = slice(first, chunk)
@@ -138,6 +159,7 @@ def covariance(unit: QuantizedUnit, cache: UnitCache, layer: str, images: int) -
             patches = patches.reshape(len(x), groups, -1, patches.shape[2])
             patches = patches.permute(1, 0, 3, 2).flatten(1, 2)
         else:
+            groups = 1
             patches = x.reshape(1, -1, x.shape[-1])
         if first == 0:
             middle = patches.double().mean(dim=1, keepdim=True).float()
@@ -145,8 +167,20 @@ def covariance(unit: QuantizedUnit, cache: UnitCache, layer: str, images: int) -
         patches = patches - middle
         total = total + (patches.transpose(1, 2) @ patches).double()
         mean = mean + patches.sum(dim=1).double()
+        if exact is not None:
+            inputs = tuple(cache.exact.rows(name, rows) for name in unit.unit.inputs)
+            y = GraphRun(exact).start(*inputs).result_of(layer)
+            y = y.movedim(1, -1) if kernel.dim() == 4 else y
+            y = y.reshape(-1, groups, y.shape[-1] // groups).transpose(0, 1)
+            level = y.double().mean(dim=1, keepdim=True).float() if first == 0 else level
+            y = y - level
+            crossed = crossed + (patches.transpose(1, 2) @ y).double()
+            made = made + y.sum(dim=1).double()
         count += patches.shape[1]
         per_image = max(1, patches.numel() * patches.element_size() // (chunk - first))
         first = chunk
-    mean = mean / count
-    return total / count - mean[:, :, None] * mean[:, None, :]
+    mean, made = mean / count, made / count
+    own = total / count - mean[:, :, None] * mean[:, None, :]
+    if exact is None:
+        return own, own
+    return own, crossed / count - mean[:, :, None] * made[:, None, :]

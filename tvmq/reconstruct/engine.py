@@ -14,7 +14,8 @@ from targets.errors import InputError
 from tvmq.calibrate.calibrate import Calibration
 from tvmq.float_model import FloatModel
 from tvmq.plan.complete_plan import complete_plan
-from tvmq.plan.plan import BiasPlan, Plan
+from tvmq.plan.plan import BiasPlan, Plan, ProductPlan
+from tvmq.plan.product_groups import product_groups
 from tvmq.reconstruct.losses import LOSSES
 from tvmq.reconstruct.methods import Method, combined
 from tvmq.reconstruct.network_pass import NetworkPass, NetworkWork
@@ -149,6 +150,8 @@ class _Job:
         self.seed, self.report = seed, report
         self.units = find_units(model, whole_blocks=method.units != "layers")
         self.steps = network_steps(model, start)
+        scaled = "waps" in start.settings.method
+        self.groups = product_groups(model, start.weights, start.settings) if scaled else {}
         self.cache = UnitCache(model, self.units, calibration, self.steps)
         self.held_out = max(1, self.cache.count // HELD_OUT)
         self.images = self.cache.count - self.held_out
@@ -159,7 +162,7 @@ class _Job:
 
     def run(self, index: int, files: Checkpoints | None) -> None:
         """Reconstruct a unit, or find it among the files, and go on behind it."""
-        unit = QuantizedUnit(self.model, self.start, self.units[index], self.steps)
+        unit = QuantizedUnit(self.model, self.start, self.units[index], self.steps, self.groups)
         if self.prepare is not None:
             self.prepare(unit)
         exact = float_unit(self.model, self.units[index])
@@ -194,10 +197,13 @@ class _Job:
         """The start with everything that was decided, complete."""
         values, weights = dict(self.start.values), dict(self.start.weights)
         biases: dict[str, BiasPlan] = {}
-        for result, state in zip(self.results, self.states, strict=True):
+        products: dict[str, ProductPlan | None] = {}
+        for result, state, unit in zip(self.results, self.states, self.finished, strict=True):
             verdict = result.kept if result.accepted else "nearest, nothing else was better"
             nearest = result.candidates[0].loss
             numbers = f"held-out loss {nearest:.4g} -> {result.held_out_loss:.4g}"
+            for name, scale in unit.products.items():
+                products[name] = scale.plan(f"{verdict} in {result.unit}: {numbers}")
             for name in result.layers:
                 weight, correction = state[f"{name}_weight"], state[f"{name}_bias"]["correction"]
                 weights[name] = replace(
@@ -205,6 +211,7 @@ class _Job:
                     steps=tuple(weight["steps"].tolist()),
                     codes=weight["codes"].numpy().tobytes(),
                     reason=f"{weights[name].reason}; {verdict} in {result.unit}: {numbers}",
+                    products=products.get(name),
                 )
                 used = tuple(correction.double().tolist()) if bool(correction.any()) else ()
                 biases[name] = BiasPlan(used, f"{verdict} in {result.unit}: {numbers}")

@@ -15,6 +15,7 @@ from tvmq.reconstruct.refinement import ROUNDING, Need, NetworkRefinement, Refin
 from tvmq.reconstruct.refinements.compensated import SearchedExponents
 from tvmq.reconstruct.refinements.learned import Learned, Phase
 from tvmq.reconstruct.refinements.network_exponents import NetworkExponents
+from tvmq.reconstruct.refinements.scaled_products import ScaledProducts
 
 if TYPE_CHECKING:
     from tvmq.settings import Settings
@@ -101,6 +102,13 @@ METHODS: dict[str, Method] = {
         units="blocks",
         loss="batch-norm lp",
         options=("kappa",),
+    ),
+    # WAPS-Quant, IEEE Access 2025; a reading of its abstract
+    "waps": Method(
+        "behind another method or alone: products scaled by shifts, group by group of input "
+        "channels, which are sorted for it",
+        (ScaledProducts(),),
+        options=("product_budget", "product_channels", "product_outputs"),
     ),
     "wess": Method(
         "one weight step per layer and a 4-bit shift per output channel, free on the NPU",

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
-from tvmq.float_model import FloatModel, constant_of
+from tvmq.float_model import FloatModel, constant_of, groups_of
 from tvmq.plan.joined_values import tied_values
 from tvmq.plan.plan import Plan
 from tvmq.reconstruct.learned_steps import LearnedStep
+from tvmq.reconstruct.product_scale import ProductScale
 from tvmq.reconstruct.soft_rounding import SoftWeight
 from tvmq.reconstruct.units import Unit
 from tvmq.regions import find_regions
@@ -64,13 +65,19 @@ class QuantizedUnit:
         weights: by layer.
         biases: by layer.
         steps: by value; values that are tied share one.
+        products: by layer, the factors of its products, where it can have some.
         modules: all of these by their names in ``graph_module``: ``LAYER_weight``, ``LAYER_bias``,
-            ``VALUE_codes``. What they hold is the unit's state; a refinement that decides something
-            else puts its own module here, and into the graph.
+            ``LAYER_products``, ``VALUE_codes``. What they hold is the unit's state; a refinement
+            that decides something else puts its own module here, and into the graph.
     """
 
     def __init__(
-        self, model: FloatModel, plan: Plan, unit: Unit, steps: Mapping[str, LearnedStep]
+        self,
+        model: FloatModel,
+        plan: Plan,
+        unit: Unit,
+        steps: Mapping[str, LearnedStep],
+        groups: Mapping[str, int] | None = None,
     ) -> None:
         """Start from a plan.
 
@@ -79,8 +86,11 @@ class QuantizedUnit:
             plan: whose steps are the start.
             unit: of this network.
             steps: of all values of the network (``network_steps``).
+            groups: input channels that have a factor of products in common, by name of layer, if
+                such factors are to be decided.
         """
         self.unit = unit
+        self.products: dict[str, ProductScale] = {}
         self.weights: dict[str, SoftWeight] = {}
         self.biases: dict[str, LayerBias] = {}
         self.steps = {name: steps[name] for name in unit.values}
@@ -89,9 +99,15 @@ class QuantizedUnit:
                 weight, layer = model.weight_of(node), plan.weights[node.name]
                 self.weights[node.name] = SoftWeight(weight, layer)
                 self.biases[node.name] = LayerBias(model.bias_of(node), len(weight))
+                if channels := (groups or {}).get(node.name):
+                    outputs = plan.settings.product_outputs
+                    self.products[node.name] = ProductScale(
+                        weight, channels, outputs, groups_of(node)
+                    )
         self.modules: dict[str, HoldsState] = {f"{n}_codes": m for n, m in self.steps.items()}
         self.modules |= {f"{n}_weight": m for n, m in self.weights.items()}
         self.modules |= {f"{n}_bias": m for n, m in self.biases.items()}
+        self.modules |= {f"{n}_products": m for n, m in self.products.items()}
         self.graph_module = _extract(model, unit, self.modules)
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -153,6 +169,8 @@ def _extract(model: FloatModel, unit: Unit, modules: Mapping[str, Any]) -> Graph
         if f"{name}_weight" in modules:
             data = copied(node.args[0])
             weight, bias = (graph.call_module(f"{name}_{part}") for part in ("weight", "bias"))
+            if f"{name}_products" in modules:
+                weight = graph.call_module(f"{name}_products", (weight,))
             copy = graph.create_node(
                 "call_function", node.target, (data, weight, bias, *node.args[3:]), {}, name=name
             )

@@ -22,11 +22,17 @@ import numpy as np
 import numpy.typing as npt
 
 from targets.layers import Conv2d, Factor, Weights
+from targets.npu.convolution.product_passes import ProductPasses, product_passes
 from targets.npu.kinds.cost import ceil_div
+from targets.npu.machine import isa
 from targets.npu.machine.elements import pack
 from targets.npu.schedule.intrinsics import RECORD_WORDS
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.storage import Stored
+from targets.product_factors import ProductFactors
+
+MAX_K0 = isa.largest(isa.Gemm, "k0")
+"""Reduction tiles along k0 that one GEMM counts."""
 
 
 def _upright(job: Job[Conv2d]) -> Job[Conv2d]:
@@ -93,6 +99,7 @@ class ConvGeometry:
             *(layer.requantize is not None, self.requantize_cycles),
             *(self.input.form, self.output.form, self.residual and self.residual.form),
             *((self.factor.form, self.pairing, self.one_record) if self.factor else ()),
+            *((self.passes.count, self.passes.tiles) if self.passes else ()),
         )
 
     @cached_property
@@ -113,7 +120,7 @@ class ConvGeometry:
     @cached_property
     def lanes(self) -> int:
         """R * 8 / max(operand widths): input channels of a reduction tile."""
-        return self.spec.array.rows * 8 // max(self.act_bits, self.wgt_bits)
+        return self.spec.array.lanes(max(self.act_bits, self.wgt_bits))
 
     @cached_property
     def pixel_bytes(self) -> int:
@@ -176,6 +183,31 @@ class ConvGeometry:
         return self.group_channels_out - (self.tiles_per_group - 1) * self.columns
 
     @cached_property
+    def factors(self) -> ProductFactors | None:
+        """Of the products, by group of input channels."""
+        right = self.layer.right
+        return right.factors if isinstance(right, Weights) else None
+
+    @cached_property
+    def passes(self) -> ProductPasses | None:
+        """The passes over groups of input channels; None where no products are scaled."""
+        if self.factors is None:
+            return None
+        tiles = [self.channel(tile) for tile in range(self.tiles)]
+        last = np.arange(1, self.tiles + 1) % self.tiles_per_group == 0
+        valid = np.where(last, self.tail, self.columns)
+        columns = np.arange(self.columns)
+        rows = np.where(columns < valid[:, None], np.array(tiles)[:, None] + columns, -1)
+        kh, kw = self.kernel
+        taps = kh if self.folded else kh * kw
+        most = self.spec.sram.wgt.bytes // 2 // (taps * self.tile_bytes)
+        length = self.group_channels_in * (kw if self.folded else 1)
+        unit = 8 // self.act_bits
+        return product_passes(
+            self.factors, rows, length, self.lanes, min(max(most, 1), MAX_K0), unit
+        )
+
+    @cached_property
     def folded(self) -> bool:
         """Whether a kernel row is one reduction axis (shallow inputs).
 
@@ -183,14 +215,18 @@ class ConvGeometry:
         leaves gaps in it. Without that, an RGB input would use 3 of the array's rows.
         """
         shallow = self.group_channels_in == self.layer.input.shape[2] < self.lanes
+        if self.factors is not None and self.factors.groups > 1:
+            return False
         return shallow and not self.depthwise and self.kernel[1] > 1 and self.layer.dilation[1] == 1
 
     @cached_property
     def reduction(self) -> tuple[int, int, int]:
-        """Extents of (ky, kx, k0)."""
+        """Extents of (ky, kx, k0); with scaled products k0 counts the tiles of all passes."""
         kh, kw = self.kernel
         if self.depthwise:
             return kh, kw, 1
+        if self.passes is not None:
+            return kh, 1 if self.folded else kw, self.passes.count * self.passes.tiles
         if self.folded:
             return kh, 1, ceil_div(kw * self.group_channels_in, self.lanes)
         return kh, kw, ceil_div(self.group_channels_in, self.lanes)
@@ -319,6 +355,8 @@ class ConvGeometry:
         if self.depthwise:
             taps = columns[..., 0].transpose(0, 2, 3, 1).reshape(-1)
             return pack(taps, self.wgt_bits).view(np.int8)
+        if self.passes is not None:
+            return self._packed_passes(columns, self.passes, tiles_per_block, k0_per_block)
         _, k1, k0 = self.reduction
         lanes = np.zeros((self.tiles, c, kh, k1, k0 * self.lanes), np.int8)
         flat = columns.reshape(self.tiles, c, kh, k1, -1)
@@ -328,6 +366,37 @@ class ConvGeometry:
             tiles[t : t + tiles_per_block, :, :, k : k + k0_per_block].reshape(-1)
             for t in range(0, self.tiles, tiles_per_block)
             for k in range(0, k0, k0_per_block)
+        ]
+        return pack(np.concatenate(blocks), self.wgt_bits).view(np.int8)
+
+    def _packed_passes(
+        self,
+        columns: npt.NDArray[np.int8],
+        passes: ProductPasses,
+        tiles_per_block: int,
+        k0_per_block: int,
+    ) -> npt.NDArray[np.int8]:
+        """The same of weights [tile, column, ky, kx, channel] whose products are scaled.
+
+        Nested as (tile block, k0 block, tile, pass, ky, kx, k0, lane, column).
+        """
+        c, (kh, k1, _), lanes = self.columns, self.reduction, self.lanes
+        flat = columns.reshape(self.tiles, c, kh, k1, -1)
+        slots = np.zeros((self.tiles, passes.count, kh * k1 * passes.tiles * lanes * c), np.int8)
+        for n in range(passes.count):
+            first = n // passes.each * passes.piece
+            part = flat[..., first : first + passes.piece]
+            part = part * passes.columns[:, n, :, None, None, None]
+            deep = ceil_div(part.shape[-1], lanes)
+            padded = np.zeros((*part.shape[:-1], deep * lanes), np.int8)
+            padded[..., : part.shape[-1]] = part
+            tiles = padded.reshape(self.tiles, c, kh, k1, deep, lanes).transpose(0, 2, 3, 4, 5, 1)
+            slots[:, n, : tiles[0].size] = tiles.reshape(self.tiles, -1)
+        each = k0_per_block // passes.tiles
+        blocks = [
+            slots[t : t + tiles_per_block, n : n + each].reshape(-1)
+            for t in range(0, self.tiles, tiles_per_block)
+            for n in range(0, passes.count, each)
         ]
         return pack(np.concatenate(blocks), self.wgt_bits).view(np.int8)
 

@@ -19,7 +19,8 @@ each other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ from tvm import tirx
 from targets.layers import Conv2d
 from targets.npu.convolution.factor_loads import factor_loads
 from targets.npu.convolution.geometry import ConvGeometry
+from targets.npu.convolution.product_passes import ProductPasses
 from targets.npu.convolution.tile_cost import ConvTiling, block_channels
 from targets.npu.convolution.tiling import acc_rows, input_slot_bytes
 from targets.npu.convolution.variants import Variant, product_variants
@@ -286,6 +288,16 @@ class _LoopNest:
             self._initialise(at, tile, first, rows, columns)
         last_k = k_block == self.k_blocks - 1
         last_tile = (at.block * t.tiles + tile + 1) % g.tiles_per_group == 0
+        if g.passes is not None:
+            per_block = t.k0 // g.passes.tiles
+            with self.nest.serial(self._passes(g.passes, k_block), per_block) as n:
+                number = k_block * per_block + n
+                for variant in self.variants:
+                    with ExitStack() as stack:
+                        for condition in self._scaled_by(variant, g.passes, at, tile, number):
+                            stack.enter_context(when(condition))
+                        self._product(variant, at, tile, cy, cx, k_block, n)
+            return
         for variant in self.variants:
             with ExitStack() as stack:
                 if variant.last_k is not None:
@@ -294,32 +306,72 @@ class _LoopNest:
                     stack.enter_context(when(last_tile if variant.tail else tirx.Not(last_tile)))
                 self._product(variant, at, tile, cy, cx, k_block)
 
+    def _passes(self, passes: ProductPasses, k_block: Expr) -> Expr:
+        """Passes of a k block."""
+        per_block = self.t.k0 // passes.tiles
+        if passes.count % per_block == 0:
+            return per_block
+        return smaller(per_block, passes.count - k_block * per_block)
+
+    def _scaled_by(
+        self, variant: Variant, passes: ProductPasses, at: Position, tile: Expr, number: Expr
+    ) -> Iterator[Expr]:
+        """The conditions under which a pass is one of a variant's."""
+        global_tile = at.block * self.t.tiles + tile
+        if variant.tail is not None:
+            last = (global_tile + 1) % self.g.tiles_per_group == 0
+            yield last if variant.tail else tirx.Not(last)
+        if variant.last_piece is not None:
+            last = number >= (passes.pieces - 1) * passes.each
+            yield last if variant.last_piece else tirx.Not(last)
+        if variant.shift is not None:
+            place = global_tile * passes.count + number
+            runs = [tirx.And(place >= a, place <= b) for a, b in passes.where(variant.shift)]
+            yield functools.reduce(tirx.Or, runs)
+
     def _product(
-        self, variant: Variant, at: Position, tile: Expr, cy: Expr, cx: Expr, k_block: Expr
+        self,
+        variant: Variant,
+        at: Position,
+        tile: Expr,
+        cy: Expr,
+        cx: Expr,
+        k_block: Expr,
+        pass_: Expr | None = None,
     ) -> None:
-        """The loops of one GEMM or DWC."""
+        """The loops of one GEMM or DWC; ``pass_`` counts within the k block."""
         name, fields = variant.name, variant.fields
         g, t, layer = self.g, self.t, self.layer
         rows, columns = self._chunk(at, cy, cx)
         first = self._acc_row(at, tile, cy, cx)
         kh, kw, _ = g.reduction
-        k0_now = self._k0(k_block)
+        extent = (self._k0(k_block), t.k0) if pass_ is None else (fields.tiles, fields.tiles)
         global_tile = at.block * t.tiles + tile
         group = global_tile // g.tiles_per_group if g.groups > 1 else 0
         slot = self._input_slot(at)
-        loops = (kh, kw, (k0_now, t.k0), (rows, t.chunk_rows), (columns, t.chunk_columns))
+        loops = (kh, kw, extent, (rows, t.chunk_rows), (columns, t.chunk_columns))
         with self.nest.grid(*loops, *fields.loops()) as (ky, kx, k, y, x, *lane):
             act = slot + ((cy * t.chunk_rows + y) * g.row_stride + ky * layer.dilation[0]) * g.pitch
             column = (cx * t.chunk_columns + x) * g.column_stride + kx * layer.dilation[1]
             act = act + column * g.pixel_bytes + group * (g.group_channels_in * g.act_bits // 8)
-            if g.depthwise:
-                act = act + global_tile * (g.columns * g.act_bits // 8)
-            else:
-                act = act + (k_block * t.k0 + k) * (g.lanes * g.act_bits // 8)
             wgt = self._weight_slot(at, k_block)
-            wgt = wgt + (((tile * kh + ky) * kw + kx) * k0_now + k) * g.tile_bytes
+            if pass_ is not None and g.passes is not None:
+                passes = g.passes
+                piece = (k_block * (t.k0 // passes.tiles) + pass_) // passes.each
+                act = act + piece * (passes.piece * g.act_bits // 8)
+                act = act + k * (g.lanes * g.act_bits // 8)
+                number = tile * self._passes(passes, k_block) + pass_
+                wgt = wgt + number * (kh * kw * passes.tiles * g.tile_bytes)
+                wgt = wgt + ((ky * kw + kx) * fields.tiles + k) * g.tile_bytes
+            else:
+                if g.depthwise:
+                    act = act + global_tile * (g.columns * g.act_bits // 8)
+                else:
+                    act = act + (k_block * t.k0 + k) * (g.lanes * g.act_bits // 8)
+                wgt = wgt + (((tile * kh + ky) * kw + kx) * extent[0] + k) * g.tile_bytes
             acc = first + (y * columns + x) * g.columns
             sums = () if g.depthwise else (k, *lane[: fields.reduction_loops])
+            sums = sums if pass_ is None else (pass_, *sums)
             with self.nest.block(name, reduce=(ky, kx, *sums)) as b:
                 j, a, a_place, w, w_place = fields.offsets(lane)
                 at_acc = b(acc + j)

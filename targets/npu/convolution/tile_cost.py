@@ -148,7 +148,8 @@ def _array(g: ConvGeometry, t: ConvTiling) -> tuple[int, int]:
                 chunks = stripes * times * beside
                 work += chunks * _chunk(g, height * width)
                 count += chunks
-    return work * g.tiles, count * ceil_div(g.reduction[2], t.k0) * g.tiles
+    each = g.passes.count if g.passes else ceil_div(g.reduction[2], t.k0)
+    return work * g.tiles, count * each * g.tiles
 
 
 def _parts(length: int, part: int) -> list[tuple[int, int]]:

@@ -13,14 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from targets.npu.convolution.geometry import ConvGeometry
+from targets.npu.convolution.geometry import MAX_K0, ConvGeometry
 from targets.npu.convolution.tile_cost import ConvTiling, block_channels, weight_bytes
 from targets.npu.kinds.cost import ceil_div
-from targets.npu.machine import isa
 from targets.npu.schedule.intrinsics import RECORD_WORDS
-
-MAX_K0 = isa.largest(isa.Gemm, "k0")
-"""Reduction tiles along k0 that one GEMM counts."""
 
 
 def tilings(g: ConvGeometry) -> Iterator[ConvTiling]:
@@ -66,7 +62,7 @@ def _weight_blocks(g: ConvGeometry) -> Iterator[tuple[int, int]]:
     unit = g.tiles_per_group if g.groups > 1 else 1  # a block of a grouped layer holds whole groups
     wgt, par = g.spec.sram.wgt.bytes, g.spec.sram.par.bytes
     k0 = g.reduction[2]
-    if k0 <= MAX_K0:
+    if k0 <= MAX_K0 or g.passes is not None:
         for count in _few(g.tiles // unit):
             tiles = ceil_div(g.tiles // unit, count) * unit
             slots = 2 if g.windowed else min(2, ceil_div(g.tiles, tiles))
@@ -77,7 +73,10 @@ def _weight_blocks(g: ConvGeometry) -> Iterator[tuple[int, int]]:
         return
     for count in _few(k0):
         part = ceil_div(k0, count)
-        if count > 1 and part <= MAX_K0 and 2 * weight_bytes(g, 1, part) <= wgt:
+        if g.passes is not None:
+            part = ceil_div(part, g.passes.tiles) * g.passes.tiles
+        fits = part <= MAX_K0 or g.passes is not None
+        if count > 1 and fits and part < k0 and 2 * weight_bytes(g, 1, part) <= wgt:
             yield 1, part
 
 

@@ -56,6 +56,9 @@ def encode_gemm(call: Call, spec: NpuSpec) -> Emitted | None:
         as_k2=k2.strides[act],
         kvalid=f.kvalid,
         nvalid=f.nvalid,
+        alpha_a=f.alpha_a,
+        alpha_b=f.alpha_b,
+        alpha_sign=(0, 1, -1).index(f.alpha_sign),
         frac=f.fraction,
     )
     if not isa.fits(gemm):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 
-from targets.arithmetic import INT32_MAX
+from targets.arithmetic import INT32_MAX, MAX_FRACTION
 from targets.errors import CapacityError
-from targets.layers import Conv2d, Factor, Value
+from targets.layers import Conv2d, Factor, Value, Weights
 from targets.npu.convolution.geometry import ConvGeometry
 from targets.npu.convolution.loop_nest import schedule_convolution
 from targets.npu.convolution.tile_cost import ConvTiling, estimate, exposed
@@ -38,6 +38,9 @@ class Convolution(Kind[Conv2d, ConvTiling]):
             yield Rule.PRECISION, f"array.precisions is {spec.array.precisions}"
         fraction = layer.requantize.fraction if layer.requantize else 0
         worst = layer.max_sum << fraction
+        scaled = layer.right.factors if isinstance(layer.right, Weights) else None
+        if scaled is not None and fraction + scaled.fraction > MAX_FRACTION:
+            yield Rule.SHIFTS, f"{fraction + scaled.fraction} fraction bits, of factors some"
         if worst > INT32_MAX:
             yield Rule.SUMS, f"a sum can reach {worst}"
         if layer.requantize is not None:
@@ -83,6 +86,9 @@ class Convolution(Kind[Conv2d, ConvTiling]):
             ragged += [residual.value.name, layer.output.name]
         if layer.groups > 1 and not layer.depthwise:
             ragged += [v.name for v in values if v.shape[2] // layer.groups * bits[v.name] % 8]
+        if isinstance(layer.right, Weights) and layer.right.factors is not None:
+            channels = layer.right.factors.channels  # a pass of the array begins with a whole byte
+            ragged += [layer.input.name] if channels * bits[layer.input.name] % 8 else []
         return ragged
 
     def padding(self, layer: Conv2d, read: Value, bits: int) -> Padding | None:

@@ -78,6 +78,10 @@ class Array(_Part):
                 raise ValueError(msg)
         return self
 
+    def lanes(self, bits: int) -> int:
+        """Products of a column in one cycle, if the wider operands have so many bits."""
+        return self.rows * 8 // bits
+
     @property
     def fill_cycles(self) -> int:
         """Cycles between the last input row and the last sum."""

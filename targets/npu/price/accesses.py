@@ -93,7 +93,7 @@ def dram_bytes(instruction: isa.Instruction) -> int:
 def lanes(instruction: isa.Gemm | isa.Depthwise, spec: NpuSpec) -> int:
     """Elements of a reduction tile: R * 8 / max(operand widths)."""
     widest = max(isa.WIDTHS[instruction.act_bits], isa.WIDTHS[instruction.wgt_bits])
-    return spec.array.rows * 8 // widest
+    return spec.array.lanes(widest)
 
 
 def _transfer(i: isa.Load | isa.Store) -> Accesses:

@@ -4,7 +4,8 @@ An intrinsic is a pair. ``desc`` is the meaning in plain TIR: it compiles and ru
 is the pattern that ``Schedule.tensorize`` looks for. ``impl`` is the call that takes its place; the
 code generator folds the loops around such calls into the hardware loops of one instruction.
 
-    npu.gemm        acc[j] += (sum_r act[r] * wgt[r, j]) << fraction    a tile of lanes x columns
+    npu.gemm        acc[j] += (sum_r act[r] * wgt[r, j]) << fraction    a tile of lanes x columns,
+                    the sum once more shifted by another number and added or subtracted
     npu.dwconv      acc[j] += (act[j] * wgt[j]) << fraction             one kernel tap of C channels
     npu.requantize  out[j] = clamp(round(t[j], shift) + zero)           C or fewer channels
     npu.max         out = max(out, act)                                 one tap of one byte's codes

@@ -153,6 +153,10 @@ class ProductFields:
         kvalid: lanes of the last k0 tile that have weights.
         nvalid: columns that have weights.
         tiles: extent of k0, the loop over reduction tiles of one kernel tap; 1 for DWC.
+        alpha_a: of GEMM: a product P counts ``(P << (fraction - alpha_a))``, plus ``alpha_sign``
+            times ``(P << (fraction - alpha_b))``.
+        alpha_b: see above.
+        alpha_sign: -1, 0 or 1.
     """
 
     lanes: int
@@ -164,6 +168,9 @@ class ProductFields:
     kvalid: int
     nvalid: int
     tiles: int
+    alpha_a: int = 0
+    alpha_b: int = 0
+    alpha_sign: int = 0
 
     def loops(self) -> tuple[int, ...]:
         """(bytes of lanes, lanes in a byte, bytes of columns, columns in a byte); without ones."""
@@ -208,7 +215,12 @@ class ProductFields:
         """The sum after one more product, of bytes that hold several elements each."""
         a = element(act, act_at, self.act_bits, signed=self.dtype == "int8")
         w = element(wgt, wgt_at, self.wgt_bits, signed=True)
-        return acc + ((a * w) << self.fraction if self.fraction else a * w)
+        first, second = self.fraction - self.alpha_a, self.fraction - self.alpha_b
+        total = (a * w) << first if first else a * w
+        if self.alpha_sign:
+            other = (a * w) << second if second else a * w
+            total = total + other if self.alpha_sign > 0 else total - other
+        return acc + total
 
 
 def element(byte: Expr, place: Expr, bits: int, *, signed: bool) -> Expr:

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from form_checks import SIGNED, assert_same, graph_of, tensor
+from form_checks import SIGNED, assert_same, graph_of, run, tensor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
 from relay_passes.forms.product import Product, emit_product, match_product
 from relay_passes.relax_nodes import constant
+from targets.product_factors import ProductFactors
 
 PAIR = st.tuples(st.integers(1, 2), st.integers(1, 2))
 SIDES = st.tuples(*[st.integers(0, 2)] * 4)
@@ -36,6 +37,49 @@ def test_dense_is_read(dtype):
     form = Product("linear", x, weight, np.array([5, -6, 7], np.int32), dense=True)
     graph = graph_of([x], lambda emit: emit_product(emit, form))
     assert_same(match_product(graph, graph.outputs[0]), form)
+
+
+FACTORS = st.sampled_from([8, 12, 14, 15, 16, 17, 24])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.sampled_from([1, 2]), st.booleans(), st.sampled_from([1, 2, 4, 5, 7, 12]))
+def test_scaled_products_are_read_and_mean_scaled_weights(data, groups, dense, channels):
+    groups = 1 if dense else groups
+    K, C = 6, 12
+    table = data.draw(st.lists(st.lists(FACTORS, min_size=3, max_size=3), min_size=K, max_size=K))
+    each = np.repeat(np.array(table, np.int32), channels, axis=1)
+    each = np.concatenate([each, np.full((K, C), 16, np.int32)], axis=1)[:, : C // groups]
+    factors = ProductFactors.of(each)
+    np.testing.assert_array_equal(factors.spread(C // groups), each)
+    rng = np.random.default_rng(channels)
+    window = (1, 1) if dense else (3, 2)
+    weight = rng.integers(-128, 128, (K, *window, C // groups)).astype(np.int8)
+    bias = rng.integers(-(2**20), 2**20, K).astype(np.int32)
+    shape = (2, 3, C) if dense else (2, 5, 6, C)
+    x = tensor("x", shape, "uint8")
+    form = Product("conv", x, weight, bias, dense, groups=groups, factors=factors)
+    write = lambda emit: emit_product(emit, form)  # noqa: E731
+    graph = graph_of([x], write)
+    assert_same(match_product(graph, graph.outputs[0]), form)
+
+    codes = rng.integers(0, 256, shape)
+    got = run([x], write, codes.astype(np.uint8))
+    np.testing.assert_array_equal(got, _sums(codes, factors.scaled(weight), groups) + bias)
+
+
+def _sums(codes, weight, groups):
+    """Sums of products in plain NumPy."""
+    K, R, S, C = weight.shape
+    if codes.ndim == 3:
+        return codes @ weight[:, 0, 0].T.astype(np.int64)
+    height, width = codes.shape[1] - R + 1, codes.shape[2] - S + 1
+    total = np.zeros((len(codes), height, width, K), np.int64)
+    for r, s, k in np.ndindex(R, S, K):
+        first = k // (K // groups) * C
+        window = codes[:, r : r + height, s : s + width, first : first + C]
+        total[..., k] += window @ weight[k, r, s].astype(np.int64)
+    return total
 
 
 X = tensor("x", (1, 6, 7, 4), "uint8")

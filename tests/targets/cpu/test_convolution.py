@@ -23,6 +23,7 @@ from targets.layers import (
     Value,
     Weights,
 )
+from targets.product_factors import ProductFactors
 from targets.rounding import FLOOR, HALF_UP, Rounding, RoundingMode
 from targets.sum_bounds import bound_sums
 
@@ -43,7 +44,10 @@ def conv_reference(layer: Conv2d, inputs: list[np.ndarray]) -> np.ndarray:
         for i, j in itertools.product(range(r), range(s)):
             window = x[:, i * dy :, j * dx :, first : first + c]
             window = window[:, : (ho - 1) * sy + 1 : sy, : (wo - 1) * sx + 1 : sx]
-            acc[..., ko] += window @ layer.right.codes[ko, i, j].astype(np.int64)
+            each = layer.right.codes[ko, i, j].astype(np.int64)
+            if (scaled := layer.right.factors) is not None:
+                each *= scaled.factors[ko, np.arange(c) // scaled.channels]
+            acc[..., ko] += window @ each
     acc += layer.bias
     q = layer.requantize
     if q is None:
@@ -73,6 +77,8 @@ def conv(
     zero_point=0,
     rounding=HALF_UP,
     seed=0,
+    weight_bits=8,
+    products=0,
 ) -> Conv2d:
     """A layer with random weights whose codes spread over the whole output range."""
     rng = np.random.default_rng(seed)
@@ -80,7 +86,12 @@ def conv(
     (kr, ks), (sy, sx), (dy, dx), (t, left, b, right) = kernel, strides, dilation, padding
     ho = (h + t + b - dy * (kr - 1) - 1) // sy + 1
     wo = (w + left + right - dx * (ks - 1) - 1) // sx + 1
-    weight = rng.integers(-128, 128, (k, kr, ks, c // groups)).astype(np.int8)
+    most = 1 << (weight_bits - 1)
+    weight = rng.integers(-most, most, (k, kr, ks, c // groups)).astype(np.int8)
+    right = Weights(weight)
+    if products:
+        factors = rng.choice([16, 8, 24, 12, 15, 17], (k, -(-c // groups // products)))
+        right = Weights(weight, 8, ProductFactors(products, factors.astype(np.int32)))
     out_dtype = "int32" if raw else out_dtype or dtype
     output = Value("y", (ho, wo, k), out_dtype)
     bias = rng.integers(-5000, 5000, k).astype(np.int32)
@@ -100,9 +111,9 @@ def conv(
         zy = int(rng.integers(low, high + 1)) if zero_point else 0
         requantize = Requantize(fraction, m, shift, zy, low + 1, high - 2, rounding, skip)
     return Conv2d(
-        "conv", "test", "conv2d", Value("x", shape, dtype), output, Weights(weight), bias, strides,
+        "conv", "test", "conv2d", Value("x", shape, dtype), output, right, bias, strides,
         padding, dilation, groups, zero_point, requantize,
-        bound_sums(weight, bias, *RANGE[dtype]).reach,
+        bound_sums(right.scaled, bias, *RANGE[dtype]).reach,
     )  # fmt: skip
 
 
@@ -133,6 +144,19 @@ CONVS = {
         "strides": (1, 2), "zero_point": -100,
     },
     "depthwise": {"shape": (9, 9, 32), "k": 32, "groups": 32, "zero_point": 11},
+    "scaled products in bytes": {
+        "shape": (6, 7, 20), "k": 20, "products": 8, "weight_bits": 2, "fraction": 1,
+        "zero_point": 9, "residual": "int8",
+    },
+    "scaled products in words": {"shape": (6, 7, 21), "k": 33, "products": 4, "dtype": "uint8"},
+    "scaled products in groups": {
+        "shape": (5, 6, 24), "k": 20, "groups": 2, "products": 5, "multiplier": True,
+        "zero_point": -7,
+    },
+    "scaled products, dense": {
+        "shape": (1, 1, 70), "k": 10, "kernel": (1, 1), "padding": (0,) * 4, "raw": True,
+        "products": 16,
+    },
     "depthwise ragged": {
         "shape": (7, 11, 19), "k": 19, "groups": 19, "strides": (2, 1), "dtype": "uint8",
         "zero_point": 130, "residual": "uint8", "multiplier": True,
@@ -217,6 +241,8 @@ def test_random_convolutions(data: st.DataObject) -> None:
         draw(st.sampled_from([0, 17])),
         draw(st.sampled_from([HALF_UP, FLOOR])),
         draw(st.integers(0, 99)),
+        draw(st.sampled_from([8, 2])),
+        draw(st.sampled_from([0, 0, 3, 16])),
     )
     inputs = [codes(np.random.default_rng(0), 2, value) for value in layer.inputs]
     host = draw(st.sampled_from([VECTOR, PLAIN]))

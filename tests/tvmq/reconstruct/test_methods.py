@@ -30,7 +30,7 @@ def test_every_loss_is_in_the_table():
 
 
 def test_methods_that_learn():
-    assert learning() == ("adaround", "brecq", "qdrop", "rapq")
+    assert learning() == ("adaround", "brecq", "qdrop", "rapq", "waps")
     assert learning(("wess", "rapq")) == ("rapq",)
 
 

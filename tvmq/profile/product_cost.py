@@ -1,0 +1,108 @@
+"""What factors of products cost: the same network with and without them, on the same machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from relay_passes.place import place
+from relay_passes.read_layers import read_layers
+from targets.npu.machine.program import Program
+from targets.npu.machine.spec import NpuSpec
+from targets.npu.price.layer_costs import price
+from tvmq.float_model import FloatModel
+from tvmq.lowering import lower
+from tvmq.plan.annotate import annotate
+from tvmq.plan.complete_plan import complete_plan
+from tvmq.plan.plan import Plan
+from tvmq.regions import find_regions, shape_of
+
+
+@dataclass(frozen=True)
+class Price:
+    """Of the NPU programs of a network, for one image.
+
+    Attributes:
+        cycles: on the modelled machine.
+        dram_bytes: moved, instructions included.
+        picojoules: relative energy.
+    """
+
+    cycles: int
+    dram_bytes: int
+    picojoules: float
+
+
+@dataclass(frozen=True)
+class ProductCost:
+    """What the factors of a plan cost, for one image.
+
+    Attributes:
+        layers: that have factors.
+        operations: shifts with an addition, one per output and group of input channels.
+        macs: multiply-adds of all convolutions and dense layers.
+        with_factors: of the programs; None without an NPU.
+        without: of those of the same plan with factors of 1.
+    """
+
+    layers: int
+    operations: int
+    macs: int
+    with_factors: Price | None
+    without: Price | None
+
+    @property
+    def share(self) -> float:
+        """Operations that factors add, relative to all multiply-adds."""
+        return self.operations / self.macs
+
+    def as_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {**asdict(self), "share": self.share}
+
+
+def product_cost(
+    model: FloatModel, plan: Plan, programs: Iterable[Program], spec: NpuSpec | None
+) -> ProductCost | None:
+    """Compare a plan with itself without factors; None where it has none.
+
+    Args:
+        model: the float network of the plan.
+        plan: complete.
+        programs: of the placed network.
+        spec: the machine, or None.
+    """
+    scaled = {name: w.products for name, w in plan.weights.items() if w.products is not None}
+    if not scaled:
+        return None
+    operations = macs = 0
+    for layer in find_regions(model).weighted:
+        node = model.nodes[layer.name]
+        outputs = math.prod(shape_of(node)[1:])
+        inputs = model.weight_of(node).shape[1:]
+        macs += outputs * math.prod(inputs)
+        if layer.name in scaled:
+            operations += outputs * len(scaled[layer.name].factors[0])
+    priced = bare = None
+    if spec is not None:
+        priced = _price(programs, spec)
+        bare = _price(_without(model, plan, spec), spec)
+    return ProductCost(len(scaled), operations, macs, priced, bare)
+
+
+def _without(model: FloatModel, plan: Plan, spec: NpuSpec) -> tuple[Program, ...]:
+    weights = {name: replace(w, products=None) for name, w in plan.weights.items()}
+    plain = complete_plan(model, plan.settings, plan.calibration, plan.values, weights, plan.biases)
+    integer = lower(model, annotate(model, plain))
+    return place(integer, read_layers(integer), spec).programs
+
+
+def _price(programs: Iterable[Program], spec: NpuSpec) -> Price:
+    layers = [layer for program in programs for layer in price(program, spec).layers]
+    return Price(
+        sum(layer.cycles for layer in layers),
+        sum(layer.dram_bytes for layer in layers),
+        sum(layer.picojoules for layer in layers),
+    )
