@@ -8,10 +8,10 @@ them from the plan to the instructions of the NPU, and counts what they cost.
 
 # %% Two builds
 #
-# With two bits a weight is one of four numbers. What a group of input channels adds to a sum then is
-# too large or too small as a whole, and a factor for the group mends that: 1, or 1 plus or minus
-# 2^-1, 2^-2, 2^-3 or 2^-4, which two shifts make. `--method waps` finds the factors by least squares,
-# from the calibration images. Nothing is trained here, the weights are rounded to nearest.
+# With two bits a weight is one of four numbers. What a group of input channels adds to a sum then
+# is too large or too small as a whole, and a factor for the group mends that: 1, or 1 plus or minus
+# 2^-1, 2^-2, 2^-3 or 2^-4, which two shifts make. `--method waps` finds the factors by least
+# squares, from the calibration images. Nothing is trained here, weights are rounded to nearest.
 
 import json
 import warnings
@@ -55,7 +55,7 @@ assert top1["waps"] > top1["nearest"]
 
 # %% The plan
 #
-# Layers with factors say so: a row for so many output channels, a number for so many input channels.
+# Layers with factors say so: a row for so many output channels, a number for so many input ones.
 # Units in which held-out images spoke against them have none. The order of channels is another one
 # than in the model: those that want a like factor are neighbours.
 

@@ -81,6 +81,12 @@ def test_scaled_products_are_the_same_everywhere(name, settings, inputs, outputs
     plans = [weights.products for weights in quantized.weights.values() if weights.products]
     # a layer all of whose factors are 1/2 has but another unit
     assert len(scaled) == sum((integer_factors(np.array(p.factors))[0] != 1).any() for p in plans)
+    for layer in scaled:
+        if layer.requantize is not None:  # what was planned is what is executed
+            planned, executed = quantized.requantize[layer.name], layer.requantize
+            assert executed.fraction == planned.fraction
+            assert (executed.shift == np.array(planned.shift)).all()
+            assert (executed.multiplier == np.array(planned.multiplier)).all()
     on_cpu, on_npu = place(integer, network, None), place(integer, network, spec)
     placed = {p.name: p for p in on_npu.placements}
     assert all(placed[layer.name].device == "npu" for layer in scaled)
