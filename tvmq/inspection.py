@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from relay_passes.estimate import Estimate, estimate
 from relay_passes.place import placements
 from relay_passes.read_layers import read_layers
@@ -20,6 +18,7 @@ from tvmq.calibrate.batch_norm_ranges import ranges_from_batch_norm
 from tvmq.calibrate.calibrate import Calibration, calibrate
 from tvmq.float_model import FloatModel
 from tvmq.lowering import lower
+from tvmq.noise import noise_like
 from tvmq.plan.annotate import annotate
 from tvmq.plan.planner import make_plan
 from tvmq.progress import Progress
@@ -92,10 +91,6 @@ def _stand_in(model: FloatModel) -> Calibration:
     try:
         return ranges_from_batch_norm(model)
     except InputError:
-        generator = torch.Generator().manual_seed(0)
-        noise = [
-            torch.randn((NOISE_IMAGES, *spec.shape[1:]), generator=generator)
-            for spec in model.inputs
-        ]
+        noise = model.quantized_inputs(noise_like(model.network_inputs, NOISE_IMAGES))
         calibration = calibrate(model, [noise], NOISE_IMAGES)
         return Calibration(calibration.histograms, "noise")

@@ -8,14 +8,18 @@ import pytest
 from tvmq.run import verify as module
 from tvmq.run.verify import verify
 
-MODEL = SimpleNamespace(inputs=[SimpleNamespace(name="x")], outputs=[SimpleNamespace(name="y")])
+MODEL = SimpleNamespace(
+    network_inputs=[SimpleNamespace(name="x")],
+    network_outputs=[SimpleNamespace(name="y")],
+    ends=None,
+)
 
 
 @pytest.mark.parametrize("wrong", ["model.so", "cpu.so", ""])
 def test_one_other_bit_in_one_library_is_noticed(tmp_path, monkeypatch, wrong):
     right = np.arange(3, dtype=np.float32)
     other = np.nextafter(right, np.float32(9))
-    monkeypatch.setattr(module, "reference_runner", lambda *_: lambda _: [right])
+    monkeypatch.setattr(module, "ReferenceRunner", lambda *_: lambda _: [right])
     monkeypatch.setattr(
         module, "library_runner", lambda path: lambda _: [other if path.name == wrong else right]
     )
