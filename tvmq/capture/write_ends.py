@@ -24,6 +24,9 @@ from tvmq.float_model import FloatEnd, FloatOperator
 
 aten = torch.ops.aten
 
+ALONG = "what can't be quantized reads it or is read by it"
+"""Why operators stay in float that could be quantized."""
+
 _SIZED = {"view": 1, "reshape": 1, "_unsafe_view": 1, "expand": 1}
 """Operators with sizes of their result, and which argument these are."""
 
@@ -286,8 +289,7 @@ class _EndWriter:
 
     def _described(self, node: Node) -> FloatOperator:
         why = (self.ends.why or {}).get(node)
-        side = "in front of" if node in self.ends.head else "behind"
-        reason = f"{side} the quantized layers" if why is None else why.what
+        reason = ALONG if why is None else why.what
         return FloatOperator(node.name, operator_name(node.target), str(origin_of(node)), reason)
 
 
