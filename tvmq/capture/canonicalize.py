@@ -44,6 +44,8 @@ from tvmq.capture.program_nodes import (
     operator_name,
     origin_of,
     size_of_one,
+    stand_in,
+    values_read_by,
 )
 from tvmq.capture.resampling_rules import RESAMPLING_RULES
 from tvmq.capture.rule_table import Rule
@@ -370,11 +372,16 @@ class _Writer:
         args = torch.fx.map_arg(node.args, self._stands_for)
         kwargs = torch.fx.map_arg(node.kwargs, self._stands_for)
         # Operators of torch's own use trust their arguments.
+        if node not in self.facts.live and len(values_read_by(node)) < len(node.all_input_nodes):
+            known, named = torch.fx.map_arg((node.args, node.kwargs), self._constant_of)
+            return self.graph.constant(node.name, node.target(*known, **named))
         usable = name in RULES or not name.startswith("_")
         if usable and hasattr(node.target, "_schema") and _only_constants(args, kwargs):
             value = self.graph.compute(node.target, args, kwargs)
             if isinstance(value, torch.Tensor):
                 return self.graph.constant(node.name, value)
+            if isinstance(value, list | tuple):  # a meshgrid
+                return [self.graph.constant(f"{node.name}_{i}", v) for i, v in enumerate(value)]
         rule = _rule_of(node)
         if rule is None:
             raise refusal_of(name)
@@ -385,10 +392,20 @@ class _Writer:
             return rule(self.graph, node, named)
         return rule(self.graph, node, {"values": args[0], "index": args[1]})
 
+    def _constant_of(self, node: Node) -> Any:
+        """The tensor that a node is; one of its size and type, where no more of it is read."""
+        value = self.values.get(node)
+        if is_constant(value):
+            return self.graph.value(value)
+        return stand_in(node) if is_tensor_valued(node) else self._stands_for(node)
+
     def _stands_for(self, node: Node) -> Any:
         """What a node of the program is here; a size of the batch is that of one image."""
         if node in self.values or is_tensor_valued(node):
             return self.values.get(node)
+        sources = [self.values.get(source) for source in node.all_input_nodes]
+        if sources and all(map(is_constant, sources)):  # an element of a tensor
+            return node.target(*torch.fx.map_arg(node.args, self._constant_of))
         return size_of_one(node.meta.get("val"))
 
     def _output_names(self) -> list[str]:

@@ -21,6 +21,7 @@ from torch.fx import Node
 from targets.refusal import Refusal
 from tvmq.capture.canonical_graph import BATCH_STAYS, CanonicalGraph, is_constant, shape_of
 from tvmq.capture.layout_rules import permuted, reshaped, sliced
+from tvmq.capture.program_nodes import numeric_shape
 from tvmq.capture.rule_table import Arguments, Rule, positive_axis
 
 aten = torch.ops.aten

@@ -23,8 +23,14 @@ from torch.utils import _pytree as pytree
 
 from relay_passes.frontend.pointwise import is_pointwise
 from targets.refusal import Refusal
+from tvmq.capture.canonical_graph import BATCH_STAYS
 from tvmq.capture.multiply_accumulates import LAYERS, macs_of
-from tvmq.capture.program_nodes import has_images_of_floats, is_tensor_valued, operator_name
+from tvmq.capture.program_nodes import (
+    has_images_of_floats,
+    is_tensor_valued,
+    operator_name,
+    values_read_by,
+)
 
 MOST_MACS = 0.01
 """Share of the network's multiply-accumulates that its float ends may do."""
@@ -82,9 +88,9 @@ class Program:
         self.live: set[Node] = set(self.inputs)
         """Tensors that depend on the network's inputs, by more than the size of the batch."""
         for node in self.nodes:
-            if node.op == "call_function" and is_tensor_valued(node):
-                if any(source in self.live for source in node.all_input_nodes):
-                    self.live.add(node)
+            reads = any(source in self.live for source in values_read_by(node))
+            if reads and node.op == "call_function" and is_tensor_valued(node):
+                self.live.add(node)
         self.macs = {node: macs for node in self.nodes if (macs := self._macs_of(node))}
         self.total = sum(self.macs.values())
 
@@ -148,7 +154,8 @@ def ends_of(
     tail_seeds, head_seeds = dict(_final_softmaxes(program)), dict[Node, Refusal]()
     for node, why in refused.items():
         before, behind = program.before([node]), program.behind([node])
-        if node in program.inputs or _is_foreign(node) or node not in program.live:
+        apart = node in program.live and why.advice != BATCH_STAYS
+        if not apart or _is_foreign(node):
             middle[node] = why
         elif _layers(program, before - {node}) or not _layers(program, behind - {node}):
             (tail_seeds if program.is_little(behind) else middle)[node] = why

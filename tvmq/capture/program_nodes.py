@@ -35,6 +35,33 @@ def is_tensor_valued(node: Node) -> bool:
     return any(isinstance(item, torch.Tensor) for item in items)
 
 
+_LIKE = frozenset({"full_like", "zeros_like", "ones_like", "empty_like"})
+_NEW = frozenset({"new_full", "new_zeros", "new_ones", "new_empty"})
+_AS = frozenset({"type_as", "expand_as", "view_as", "reshape_as"})
+
+
+def values_read_by(node: Node) -> list[Node]:
+    """The nodes whose values matter to a node.
+
+    Of some tensors an operator reads size and type alone; where these are known, grids and the like
+    that are made so depend on no input.
+    """
+    name, sources = operator_name(node.target), node.all_input_nodes
+    if name not in _LIKE | _NEW | _AS or not is_tensor_valued(node):
+        return sources
+    if not all(isinstance(size, int) for size in node.meta["val"].shape):
+        return sources
+    return sources[:1] if name in _AS else sources[1:]
+
+
+def stand_in(node: Node) -> torch.Tensor:
+    """A tensor of the size and type of a node, for an operator that reads no more of it."""
+    value = node.meta["val"]
+    sizes = [size if isinstance(size, int) else 1 for size in value.shape]
+    floats = value.is_floating_point()
+    return torch.empty(1, dtype=torch.float32 if floats else value.dtype).expand(sizes)
+
+
 def has_images_of_floats(node: Node) -> bool:
     """Whether it is one tensor (N, ...) of floats with sizes known but for the batch."""
     value = node.meta.get("val")

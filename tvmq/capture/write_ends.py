@@ -19,7 +19,13 @@ from targets.errors import UnsupportedError
 from targets.refusal import Refusal
 from tvmq.capture.canonical_graph import BATCH_STAYS, check_size, is_constant, tidy
 from tvmq.capture.network_ends import NetworkEnds, Program
-from tvmq.capture.program_nodes import is_tensor_valued, operator_name, origin_of
+from tvmq.capture.program_nodes import (
+    is_tensor_valued,
+    operator_name,
+    origin_of,
+    stand_in,
+    values_read_by,
+)
 from tvmq.float_model import FloatEnd, FloatOperator
 
 aten = torch.ops.aten
@@ -170,7 +176,7 @@ class _EndWriter:
         self.facts, self.inside, self.ends = facts, inside, ends
         self.graph, self.root = Graph(), torch.nn.Module()
         self.env: dict[Node, Any] = {}
-        self.constants: dict[Node, torch.Tensor] = {}
+        self.constants: dict[Node, Any] = {}
         self.operators: list[FloatOperator] = []
         self.batch: Node | None = None
         for alike in inputs:
@@ -195,32 +201,38 @@ class _EndWriter:
             node = todo.pop()
             if node not in found and node not in self.env:
                 found.add(node)
-                todo += node.all_input_nodes
+                todo += values_read_by(node)
         return found
 
     def _write(self, node: Node) -> None:
         if node in self.facts.stored:
             self.constants[node] = self.facts.stored[node]
+        elif node.op != "call_function":
             return
-        if node.op != "call_function":
-            return
-        if not is_tensor_valued(node):
+        elif node not in self.facts.live and all(n in self.constants for n in values_read_by(node)):
+            self._check_size(node)
+            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), self._known)
+            args, kwargs = _in_float32((args, kwargs))
+            self.constants[node] = node.target(*args, **kwargs)
+        elif not is_tensor_valued(node):
             self.env[node] = self._size(node)
-            return
+        elif node in self.inside or node not in self.facts.live:
+            self._check_size(node)
+            self.env[node] = self._call(node)
+            if node in self.facts.live and node.target is not operator.getitem:
+                self.operators.append(self._described(node))
+        # else it is read for its sizes alone
+
+    def _known(self, node: Node) -> Any:
+        value = self.constants.get(node)
+        return stand_in(node) if value is None else value
+
+    def _check_size(self, node: Node) -> None:
         try:
-            for value in pytree.tree_leaves(node.meta["val"]):
+            for value in pytree.tree_leaves(node.meta.get("val")):
                 check_size(value)
         except Refusal as refusal:
             raise UnsupportedError(f"{node.target} ({origin_of(node)}): {refusal}") from refusal
-        if node not in self.facts.live and all(n in self.constants for n in node.all_input_nodes):
-            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), self.constants.__getitem__)
-            self.constants[node] = node.target(*args, **_in_float32(kwargs))
-            return
-        if node not in self.inside and node in self.facts.live:
-            return  # read by nothing that is written, but for its sizes
-        self.env[node] = self._call(node)
-        if node in self.facts.live and node.target is not operator.getitem:
-            self.operators.append(self._described(node))
 
     def _size(self, node: Node) -> Any:
         """A size: a number, the batch, or what is computed of it."""
@@ -231,7 +243,7 @@ class _EndWriter:
             return self._batch()
         if value is None:  # an assertion about sizes
             return None
-        args = torch.fx.map_arg(node.args, lambda n: self.env[n])
+        args = torch.fx.map_arg(node.args, self._operand)
         return self.graph.call_function(node.target, args)
 
     def _batch(self) -> Node:
@@ -251,7 +263,9 @@ class _EndWriter:
     def _operand(self, node: Node) -> Any:
         """What stands for a node; a constant is stored when it is first read."""
         if node not in self.env:
-            self.env[node] = self._held(node.name, self.constants[node])
+            value = self.constants[node]
+            tensor = isinstance(value, torch.Tensor)
+            self.env[node] = self._held(node.name, value) if tensor else value
         return self.env[node]
 
     def _held(self, name: str, value: torch.Tensor) -> Node:
@@ -280,7 +294,7 @@ class _EndWriter:
     def _repeated(self, part: Any, given: Node) -> Any:
         """A constant of each image beside tensors of images."""
         value = self.constants.get(given)
-        if value is None or value.ndim == 0 or len(value) != self.facts.batch:
+        if not isinstance(value, torch.Tensor) or value.ndim == 0 or len(value) != self.facts.batch:
             return part
         once = self._held(f"{given.name}_once", value[:1])
         return self.graph.call_function(
