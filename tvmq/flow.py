@@ -261,7 +261,7 @@ def _first_images(
     if model.ends is None or data is None:
         return list(next(iter(calibration.batches()), ())) if model.ends is None else []
     batch = next(iter(data.batches(CALIBRATION_IMAGES, limit=CALIBRATION_IMAGES)))
-    return [torch.from_numpy(batch.inputs[spec.name]) for spec in model.network_inputs]
+    return [torch.tensor(batch.inputs[spec.name]) for spec in model.network_inputs]
 
 
 def _reconstruct(
@@ -323,7 +323,7 @@ class _Samples:
         """What the quantized part of the network reads."""
         if self.model.ends is None:
             return inputs
-        given = [torch.from_numpy(inputs[spec.name]) for spec in self.model.network_inputs]
+        given = [torch.tensor(inputs[spec.name]) for spec in self.model.network_inputs]
         return self.model.quantized_inputs(given)
 
 

@@ -48,7 +48,7 @@ _MOVES = frozenset(
     | {"split", "split_with_sizes", "chunk", "unbind", "getitem", "cat", "concat", "concatenate"}
     | {"stack", "contiguous", "clone", "alias", "detach", "expand", "expand_as", "view_as", "flip"}
     | {"roll", "repeat", "lift_fresh_copy", "dropout", "to", "_to_copy", "pixel_shuffle"}
-    | {"max_pool1d", "max_pool2d", "upsample_nearest2d", "upsample_bilinear2d"}
+    | {"max_pool1d", "max_pool2d", "amax", "amin", "upsample_nearest2d", "upsample_bilinear2d"}
 )
 """What chooses, repeats or moves elements."""
 

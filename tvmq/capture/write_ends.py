@@ -291,6 +291,21 @@ class _EndWriter:
                 for part, given in zip(args[0], node.args[0], strict=True)
             ]
 
+        else:
+            args[:] = [
+                self._once(arg, given, len(shape)) if isinstance(given, Node) else arg
+                for arg, given in zip(args, node.args, strict=True)
+            ]
+
+    def _once(self, arg: Any, given: Node, axes: int) -> Any:
+        """A constant that is the same for each image of a batch, for one of any."""
+        value = self.constants.get(given)
+        if not isinstance(value, torch.Tensor) or value.ndim != axes:
+            return arg
+        if len(value) == self.facts.batch and bool((value == value[:1]).all()):
+            return self._held(f"{given.name}_once", value[:1])
+        return arg
+
     def _repeated(self, part: Any, given: Node) -> Any:
         """A constant of each image beside tensors of images."""
         value = self.constants.get(given)

@@ -19,8 +19,8 @@ class Behind(nn.Module):
 
     def __init__(self, function):
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.head, self.function = nn.Conv2d(8, 12, 1), function
+        self.conv, self.norm = nn.Conv2d(3, 32, 5, padding=2), nn.BatchNorm2d(32)
+        self.head, self.function = nn.Conv2d(32, 12, 1), function
 
     def forward(self, x):
         return self.function(self.head(F.relu(self.norm(self.conv(x)))))
@@ -93,7 +93,7 @@ ENDS = {
     "decoding": Decoding(),
     "mask": lambda x: torch.where(x > 0.1, x, torch.zeros_like(x)),
     "named": lambda x: {"logits": x.flatten(1), "class": x.flatten(1).argmax(1)},
-    "beside a constant": lambda x: torch.cat([x, torch.ones(len(x), 1, 6, 6)], 1).cumsum(1),
+    "beside a constant": lambda x: torch.cat([x, torch.ones(x.shape[0], 1, 6, 6)], 1).cumsum(1),
 }
 
 
@@ -225,7 +225,7 @@ def test_attention_is_no_end_of_a_network():
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (lambda x: x.mean(0, keepdim=True).expand(len(x), -1, -1, -1), "averages over the batch"),
+        (lambda x: x.mean(0, keepdim=True).expand(x.shape[0], -1, -1, -1), "depends on the other images"),
         (lambda x: x.flatten(1).cumsum(0), "depends on the other images"),
         (lambda x: x + torch.rand_like(x), "random"),
         (lambda x: x.flatten(1).nonzero(), "positions"),

@@ -181,7 +181,7 @@ def test_what_has_no_rule_is_refused_with_a_reason(name):
 
     def with_a_layer_behind(x):
         y = function(x)
-        return F.linear(y, torch.ones(4, y.shape[-1]))
+        return F.linear(y, torch.ones(64, y.shape[-1]))
 
     with pytest.raises(UnsupportedError, match=reason):
         captured(Around(with_a_layer_behind))
