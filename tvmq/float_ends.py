@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import tvm
 from torch.export import Dim, ExportedProgram
-from torch.fx import GraphModule
 from tvm import IRModule, relax
 
 from relay_passes.float_ends import join_ends
@@ -24,7 +23,7 @@ from relay_passes.host_pipeline import host_pipeline
 from targets.causes import first_line
 from targets.cpu.host import host_target
 from targets.errors import UnsupportedError
-from tvmq.float_model import FloatEnd, FloatModel, TensorSpec
+from tvmq.float_model import FloatEnd, FloatModel
 from tvmq.noise import noise_like
 
 IMAGES = 3
@@ -88,7 +87,7 @@ def exported(module: torch.nn.Module, examples: Sequence[torch.Tensor]) -> Expor
         return torch.export.export(module, tuple(examples), dynamic_shapes=shapes, strict=False)
 
 
-class _Whole(torch.nn.Module):
+class _Whole(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
     """Head, what is quantized, tail."""
 
     def __init__(self, model: FloatModel) -> None:
@@ -119,9 +118,7 @@ def _imported(end: FloatEnd, examples: Sequence[torch.Tensor], where: str) -> IR
     return mod
 
 
-def _compare(
-    end: FloatEnd, mod: IRModule, examples: Sequence[torch.Tensor], where: str
-) -> None:
+def _compare(end: FloatEnd, mod: IRModule, examples: Sequence[torch.Tensor], where: str) -> None:
     """Raise where the library would compute something else than torch."""
     executable = tvm.compile(mod, target=host_target(), relax_pipeline=host_pipeline())
     machine: Any = relax.VirtualMachine(executable, tvm.cpu())

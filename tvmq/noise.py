@@ -10,7 +10,7 @@ from tvmq.float_model import TensorSpec
 
 
 def noise_like(specs: Sequence[TensorSpec], batch: int) -> list[torch.Tensor]:
-    """A batch for each input: normal floats, bytes, or whole numbers so small that any index may be.
+    """A batch for each input: normal floats, bytes, or whole numbers that any index may be.
 
     Args:
         specs: of the inputs; axis 0 of their shapes is ignored.

@@ -70,4 +70,3 @@ _CONVERTERS: dict[str, _Convert] = {
     "prod.dim_int": _reduced(relax.op.prod),
     "select.int": _select,
 }
-

@@ -60,7 +60,9 @@ def require_room_for(model: FloatModel, folder: Path) -> None:
     Raises:
         InputError: it is.
     """
-    values = sum(math.prod(spec.shape[1:]) for spec in (*model.network_inputs, *model.network_outputs))
+    values = sum(
+        math.prod(spec.shape[1:]) for spec in (*model.network_inputs, *model.network_outputs)
+    )
     golden = (CALIBRATION_IMAGES + NOISE_IMAGES) * 4 * values
     need = PER_PARAMETER * _parameters(model) + FIXED + golden
     require_room(folder.parents[1], need, "the artifact of this network")

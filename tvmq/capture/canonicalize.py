@@ -4,8 +4,8 @@ The exported graph is read node by node and written anew: constants are computed
 operator goes through its rule in ``operator_rules``. Where there is mutation, or an operator
 without a rule, torch.export traces the program again first, which removes both or names the
 operator. Batch norm is left as ``aten.batch_norm``, for ``fold_batch_norm``. All operators that
-have no rule, or whose rule refuses, are reported together, unless they are at an end of the network and
-can stay in float there (``network_ends.py``): then the canonical graph is of what lies between.
+have no rule, or whose rule refuses, are reported together, unless they can stay in float at an end
+of the network (``network_ends.py``): then the canonical graph is of what lies between.
 """
 
 from __future__ import annotations
@@ -114,11 +114,11 @@ def canonicalize(program: ExportedProgram) -> CanonicalProgram:
         refused |= writer.refused  # what lies behind these has been looked at with a stand-in
 
 
-def _refusal_of_all(refused: dict[Node, tuple[str, Refusal]]) -> UnsupportedError:
-    places = [why for node, why in refused.items() if not _only_feeds(node, refused)]
-    count = len(places)
+def _refusal_of_all(found: dict[Node, tuple[str, Refusal]]) -> UnsupportedError:
+    refused = [why for node, why in found.items() if not _only_feeds(node, found)]
+    count = len(refused)
     return UnsupportedError(
-        f"{count} operator{'s' if count > 1 else ''} can't be quantized: " + listed(places)
+        f"{count} operator{'s' if count > 1 else ''} can't be quantized: " + listed(refused)
     )
 
 

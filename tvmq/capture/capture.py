@@ -152,7 +152,9 @@ def _verify_function(
                 f"{_difference(want.float(), got[:batch])}. Report this network: it is a fault of "
                 "tvmq."
             )
-    _verify_images_alone(graph_module, samples, outputs, [f"output {i}" for i in range(len(outputs))])
+    _verify_images_alone(
+        graph_module, samples, outputs, [f"output {i}" for i in range(len(outputs))]
+    )
 
 
 def _verify_parts(program: ExportedProgram, graph_module: GraphModule, ends: WrittenEnds) -> None:
@@ -175,7 +177,9 @@ def _verify_parts(program: ExportedProgram, graph_module: GraphModule, ends: Wri
     names = {node: f"'{node.name}'" for node in wanted}
     outputs = [f"output {name}" for name in ends.output_names]
     for which, want, got in (
-        *zip([names[n] for n in wanted], [kept[n] for n in wanted], [*given, *between], strict=True),
+        *zip(
+            [names[n] for n in wanted], [kept[n] for n in wanted], [*given, *between], strict=True
+        ),
         *zip(outputs, expected, ends.tail.graph_module(*own), strict=True),
     ):
         if not _close(want.float(), got[:batch].float()):

@@ -26,6 +26,7 @@ from tvmq.capture.rule_table import Arguments, Rule, positive_axis
 
 aten = torch.ops.aten
 
+
 @dataclass(frozen=True)
 class Moved:
     """A value of the program.

@@ -242,4 +242,3 @@ def _is_no_layer(program: Program, node: Node) -> bool:
         return False
     # A residual is added in the sums of the layer before it.
     return len(read) == 1 or not any(program.is_layer(source) for source in read)
-

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from targets.errors import UnsupportedError
 from targets.refusal import Refusal
-from tvmq.capture.canonical_graph import BATCH_STAYS, check_size, is_constant, tidy
+from tvmq.capture.canonical_graph import check_size, is_constant, tidy
 from tvmq.capture.network_ends import NetworkEnds, Program
 from tvmq.capture.program_nodes import (
     is_tensor_valued,
@@ -103,7 +103,7 @@ def write_ends(
             if facts.is_layer(node):
                 raise UnsupportedError(
                     f"{node.target} ({origin_of(node)}) has its batch elsewhere than on axis 0 "
-                    f"alone, and what reads it can't be quantized. {BATCH_STAYS}."
+                    "alone, and what reads it can't be quantized. Keep the batch there throughout."
                 )
         tail.update(moved)
     quantized = dict.fromkeys(values[node] for node in behind)
@@ -325,8 +325,8 @@ class _EndWriter:
 def _in_float32(arguments: Any) -> Any:
     """Types of floats among the arguments of a call become float32, as the weights do."""
     return pytree.tree_map(
-        lambda value: torch.float32
-        if isinstance(value, torch.dtype) and value.is_floating_point
-        else value,
+        lambda value: (
+            torch.float32 if isinstance(value, torch.dtype) and value.is_floating_point else value
+        ),
         arguments,
     )

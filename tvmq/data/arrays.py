@@ -116,7 +116,11 @@ def _in_order_of(wanted: TensorSpec, array: npt.NDArray[Any]) -> npt.NDArray[Any
     if array.shape[1:] == wanted.shape[1:]:
         return array
     channels_last = array.transpose(0, 2, 3, 1)
-    return channels_last if channels_last.shape[1:] == wanted.shape[1:] else array.transpose(0, 3, 1, 2)
+    return (
+        channels_last
+        if channels_last.shape[1:] == wanted.shape[1:]
+        else array.transpose(0, 3, 1, 2)
+    )
 
 
 def _order(shape: Sequence[int], channels: int) -> str:

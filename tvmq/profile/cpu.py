@@ -86,9 +86,7 @@ def _measure(path: Path, specs: Sequence[TensorInfo]) -> list[tuple[str, float]]
         return 0
 
     machine.set_instrument(listen)
-    inputs = [
-        tvm.runtime.tensor(np.zeros((1, *spec.image_shape), spec.dtype)) for spec in specs
-    ]
+    inputs = [tvm.runtime.tensor(np.zeros((1, *spec.image_shape), spec.dtype)) for spec in specs]
     runs = []
     for _ in range(REPEATS):
         calls.clear()

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from targets.errors import InputError
 
-Batches: TypeAlias = Iterator[tuple[dict[str, npt.NDArray[np.float32]], Any]]
-"""Outputs by name, float32[N, ...], and labels, batch by batch."""
+Batches: TypeAlias = Iterator[tuple[dict[str, npt.NDArray[Any]], Any]]
+"""Outputs by name, [N, ...], and labels, batch by batch; floats are float32."""
 
 Metric: TypeAlias = Callable[[Batches], Any]
 """Is called once, goes through all batches, and returns a number or numbers by name."""

@@ -28,6 +28,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 Runner: TypeAlias = Callable[[Sequence[Array]], list[Array]]
 
+
 class LibraryRunner(Protocol):
     """Runs a function of a library."""
 

@@ -130,7 +130,9 @@ def test_grids_and_strides_are_computed_ahead():
 
 
 HEADS = {
-    "by its own deviation": lambda x: (x - x.mean((1, 2, 3), True)) / x.std((1, 2, 3), keepdim=True),
+    "by its own deviation": lambda x: (
+        (x - x.mean((1, 2, 3), True)) / x.std((1, 2, 3), keepdim=True)
+    ),
     "bytes": lambda x: x.float() / 255,
     "bytes, channels last": lambda x: x.permute(0, 3, 1, 2).float() / 255,
 }
@@ -141,7 +143,11 @@ HEADS = {
 def test_what_is_in_front_stays_in_float(name, batch):
     count, shapes = BATCHES[batch]
     size = (8, 8, 3) if "last" in name else (3, 8, 8)
-    x = torch.randint(0, 256, (5, *size)).to(torch.uint8) if "bytes" in name else torch.rand(5, *size)
+    x = (
+        torch.randint(0, 256, (5, *size)).to(torch.uint8)
+        if "bytes" in name
+        else torch.rand(5, *size)
+    )
     module = Before(HEADS[name])
     model = captured(module, x[:count], shapes)
     assert model.ends.head.operators
@@ -225,7 +231,10 @@ def test_attention_is_no_end_of_a_network():
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (lambda x: x.mean(0, keepdim=True).expand(x.shape[0], -1, -1, -1), "depends on the other images"),
+        (
+            lambda x: x.mean(0, keepdim=True).expand(x.shape[0], -1, -1, -1),
+            "depends on the other images",
+        ),
         (lambda x: x.flatten(1).cumsum(0), "depends on the other images"),
         (lambda x: x + torch.rand_like(x), "random"),
         (lambda x: x.flatten(1).nonzero(), "positions"),
