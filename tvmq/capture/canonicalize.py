@@ -111,6 +111,8 @@ def canonicalize(program: ExportedProgram) -> CanonicalProgram:
         writer.write_operators()
         if not writer.refused:
             return writer.finished()
+        if writer.refused.keys() <= refused.keys():
+            raise _refusal_of_all(writer.refused)
         refused |= writer.refused  # what lies behind these has been looked at with a stand-in
 
 
@@ -209,8 +211,13 @@ class _Writer:
         """Write all but the outputs; what can't be written is ``refused``."""
         self._write_inputs()
         for node in self.program.graph.nodes:
-            if node.op == "call_function" and node.users and node not in self.ends:
-                self._write_call(node)  # indices that nobody reads have no users
+            if node.op == "call_function" and self._is_written(node):
+                self._write_call(node)
+
+    def _is_written(self, node: Node) -> bool:
+        if node in self.ends or not node.users:  # indices that nobody reads have no users
+            return False
+        return node in self.facts.live or not all(user in self.ends for user in node.users)
 
     def finished(self) -> CanonicalProgram:
         """The outputs, and what is around them."""

@@ -153,6 +153,8 @@ def ends_of(
     middle: dict[Node, Refusal] = {}
     tail_seeds, head_seeds = dict(_final_softmaxes(program)), dict[Node, Refusal]()
     for node, why in refused.items():
+        if node not in program.live and all(user in refused for user in node.users):
+            continue  # goes where these go
         before, behind = program.before([node]), program.behind([node])
         apart = node in program.live and why.advice != BATCH_STAYS
         if not apart or _is_foreign(node):
