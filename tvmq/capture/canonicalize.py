@@ -32,7 +32,7 @@ from tvmq.capture.canonical_graph import (
 from tvmq.capture.group_norm_rules import GROUP_NORM_RULES
 from tvmq.capture.layout_rules import LAYOUT_RULES
 from tvmq.capture.moved_batch import ALONG_LAST, MOVED_RULES, Moved, batch_aware
-from tvmq.capture.network_ends import NetworkEnds, Program, ends_of
+from tvmq.capture.network_ends import MOST_MACS, NetworkEnds, Program, ends_of
 from tvmq.capture.one_dimension_rules import ONE_DIMENSION_RULES
 from tvmq.capture.operator_rules import OPERATOR_RULES, pointwise
 from tvmq.capture.operators_without_rule import refusal_of
@@ -106,21 +106,28 @@ def canonicalize(program: ExportedProgram) -> CanonicalProgram:
     while True:
         ends, middle = ends_of(facts, {node: why for node, (_, why) in refused.items()})
         if middle:
-            raise _refusal_of_all({node: refused[node] for node in refused if node in middle})
+            raise _refusal_of_all({node: refused[node] for node in refused if node in middle}, facts)
         writer = _Writer(program, facts, ends)
         writer.write_operators()
         if not writer.refused:
             return writer.finished()
         if writer.refused.keys() <= refused.keys():
-            raise _refusal_of_all(writer.refused)
+            raise _refusal_of_all(writer.refused, facts)
         refused |= writer.refused  # what lies behind these has been looked at with a stand-in
 
 
-def _refusal_of_all(found: dict[Node, tuple[str, Refusal]]) -> UnsupportedError:
+def _refusal_of_all(found: dict[Node, tuple[str, Refusal]], facts: Program) -> UnsupportedError:
+    share = facts.share_behind(found)
+    place = (
+        f" {share:.0%} of the network's multiply-accumulates are behind that; what has less than "
+        f"{MOST_MACS:.0%} behind it may stay in float."
+        if share >= MOST_MACS
+        else ""
+    )
     refused = [why for node, why in found.items() if not _only_feeds(node, found)]
     count = len(refused)
     return UnsupportedError(
-        f"{count} operator{'s' if count > 1 else ''} can't be quantized: " + listed(refused)
+        f"{count} operator{'s' if count > 1 else ''} can't be quantized: {listed(refused)}{place}"
     )
 
 

@@ -133,6 +133,11 @@ class Program:
                 found.add(node)
         return found - set(self.inputs)
 
+    def share_behind(self, nodes: Iterable[Node]) -> float:
+        """How much of the network's work is done by these and what is computed from them."""
+        work = sum(self.macs.get(node, 0) for node in self.behind(nodes))
+        return work / self.total if self.total else 0.0
+
     def is_little(self, nodes: Iterable[Node]) -> bool:
         """Whether these are hardly any of the network's work."""
         return sum(self.macs.get(node, 0) for node in nodes) < MOST_MACS * self.total

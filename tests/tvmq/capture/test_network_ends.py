@@ -202,7 +202,8 @@ class Middle(nn.Module):
 def test_hardly_any_work_comes_along_and_more_is_refused():
     model = captured(nn.Sequential(nn.Conv2d(3, 64, 5), Taken()), torch.randn(2, 3, 20, 20))
     assert kinds(model.ends.tail) == ["cumsum", "mean", "linear"]
-    with pytest.raises(UnsupportedError, match=r"1 operator can't be quantized: aten\.cumsum"):
+    words = r"1 operator can't be quantized: aten\.cumsum.* 37% of the network's.* less than 1%"
+    with pytest.raises(UnsupportedError, match=words):
         captured(Middle(16), torch.randn(2, 3, 8, 8))
 
 

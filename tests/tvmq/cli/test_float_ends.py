@@ -167,6 +167,14 @@ def test_build_says_what_stays_in_float(both, tvmq, tmp_path):
     assert "normalizes them itself" in mean.err
 
 
+def test_a_head_needs_images_to_calibrate_with(both, tvmq, tmp_path):
+    result = tvmq("build", both / "both.pt2", "-o", tmp_path / "o.tvmq", "--target", "cpu")
+    assert result.code == 2
+    assert "--calib-data" in result.err
+    assert "runs in float" in result.err.replace("\n", " ")
+    assert not (tmp_path / "o.tvmq").exists()
+
+
 def test_what_tvm_would_compute_otherwise_is_refused(network, monkeypatch):
     from tvmq import float_ends
     from tvmq.capture.capture import capture_program
