@@ -23,7 +23,7 @@ from relay_passes.host_pipeline import host_pipeline
 from targets.causes import first_line
 from targets.cpu.host import host_target
 from targets.errors import UnsupportedError
-from tvmq.float_model import FloatEnd, FloatModel
+from tvmq.float_model import FloatEnd, FloatEnds, FloatModel
 from tvmq.noise import noise_like
 
 IMAGES = 3
@@ -68,13 +68,16 @@ def compilable_ends(model: FloatModel) -> CompilableEnds | None:
 
 def whole_program(model: FloatModel) -> ExportedProgram:
     """The network, float ends included, as a program for any batch."""
-    ends = model.ends
-    module = model.graph_module if ends is None else _Whole(model)
     zeros = [
         torch.zeros((IMAGES, *spec.shape[1:]), dtype=getattr(torch, spec.dtype))
         for spec in model.network_inputs
     ]
-    return exported(module, zeros)
+    return exported(whole_network(model, model.graph_module), zeros)
+
+
+def whole_network(model: FloatModel, between: torch.nn.Module) -> torch.nn.Module:
+    """A network of whose quantized part ``between`` takes the place."""
+    return between if model.ends is None else _Whole(model, model.ends, between)
 
 
 def exported(module: torch.nn.Module, examples: Sequence[torch.Tensor]) -> ExportedProgram:
@@ -90,11 +93,10 @@ def exported(module: torch.nn.Module, examples: Sequence[torch.Tensor]) -> Expor
 class _Whole(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
     """Head, what is quantized, tail."""
 
-    def __init__(self, model: FloatModel) -> None:
+    def __init__(self, model: FloatModel, ends: FloatEnds, between: torch.nn.Module) -> None:
         super().__init__()
-        assert model.ends is not None
-        self.head, self.between = model.ends.head.graph_module, model.graph_module
-        self.tail, self.count = model.ends.tail.graph_module, len(model.inputs)
+        self.head, self.between = ends.head.graph_module, between
+        self.tail, self.count = ends.tail.graph_module, len(model.inputs)
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         made = self.head(*inputs)

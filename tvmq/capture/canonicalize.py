@@ -106,7 +106,9 @@ def canonicalize(program: ExportedProgram) -> CanonicalProgram:
     while True:
         ends, middle = ends_of(facts, {node: why for node, (_, why) in refused.items()})
         if middle:
-            raise _refusal_of_all({node: refused[node] for node in refused if node in middle}, facts)
+            raise _refusal_of_all(
+                {node: refused[node] for node in refused if node in middle}, facts
+            )
         writer = _Writer(program, facts, ends)
         writer.write_operators()
         if not writer.refused:
