@@ -32,6 +32,7 @@ from tvmq.artifact.artifact import Artifact
 from tvmq.build_request import BuildRequest
 from tvmq.calibrate.calibrate import calibrate
 from tvmq.capture.capture import capture
+from tvmq.float_ends import whole_network
 from tvmq.flow import build
 from tvmq.plan.annotate import annotate
 from tvmq.plan.planner import make_plan
@@ -128,7 +129,7 @@ def row(name: str) -> dict[str, Any]:
         begin = time.perf_counter()
         try:
             model = capture(path)
-            np.savez(Path(room) / "images.npz", **{model.inputs[0].name: images.numpy()})
+            np.savez(Path(room) / "images.npz", **{model.network_inputs[0].name: images.numpy()})
             request = BuildRequest(path, Path(room) / "out", calib_data=f"{room}/images.npz")
             build(request).check_gates()
         except TvmqError as error:
@@ -136,13 +137,14 @@ def row(name: str) -> dict[str, Any]:
         seconds = time.perf_counter() - begin
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         artifact = Artifact.load(request.output)
-        inputs = {model.inputs[0].name: images[:COMPARED].numpy()}
+        inputs = {model.network_inputs[0].name: images[:COMPARED].numpy()}
         exact = Session(artifact, "float").run(inputs)
         placement = artifact.manifest.placement
-        plain = annotate(model, make_plan(model, calibrate(model, [images]), PLAIN), torch.float32)
+        plan = make_plan(model, calibrate(model, [model.quantized_inputs([images])]), PLAIN)
+        plain = whole_network(model, annotate(model, plan, torch.float32))
         with torch.no_grad():
             rough = plain(images[:COMPARED])
-        names = [output.name for output in model.outputs]
+        names = [output.name for output in model.network_outputs]
         return {
             "npu": placement.get("npu", 0),
             "cpu": placement.get("cpu", 0),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -77,8 +77,65 @@ class Mixing:
 
 
 @dataclass(frozen=True)
+class FloatOperator:
+    """An operator that stays in float.
+
+    Attributes:
+        name: of its node.
+        kind: the ATen operator, such as "softmax".
+        source: module and source line.
+        reason: why, in words.
+    """
+
+    name: str
+    kind: str
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class FloatEnd:
+    """What runs in float before the first quantized layer, or behind the last.
+
+    Attributes:
+        graph_module: ATen operators for any batch, from a number of tensors to a tuple of such; a
+            tensor that only passes by is returned as it is.
+        operators: what it computes, in order.
+    """
+
+    graph_module: GraphModule
+    operators: tuple[FloatOperator, ...]
+
+
+@dataclass(frozen=True)
+class FloatEnds:
+    """Both ends of a network around the part that is quantized.
+
+    Attributes:
+        head: from the network's inputs to those of the quantized part, followed by what passes by
+            it.
+        tail: from the outputs of the quantized part, followed by what passed by it, to the
+            network's outputs.
+        inputs: the network's interface; axis 0 of every input is the batch.
+        outputs: likewise.
+    """
+
+    head: FloatEnd
+    tail: FloatEnd
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @property
+    def operators(self) -> tuple[FloatOperator, ...]:
+        """Of both."""
+        return self.head.operators + self.tail.operators
+
+
+@dataclass(frozen=True)
 class FloatModel:
     """A float32 network in evaluation mode, for any batch, in the operators of ``canonicalize``.
+
+    It is what is quantized: the whole network, or the part of it between its float ends.
 
     Attributes:
         graph_module: takes the inputs in the order of ``inputs`` and returns the tuple of
@@ -92,6 +149,7 @@ class FloatModel:
         notes: what capture changed that a user should know (precision, prefixes).
         equalization: what ``tvmq/plan/equalize.py`` changed; None if it wasn't asked.
         mixing: what ``tvmq/plan/mix_channels.py`` changed after that; likewise.
+        ends: what is around it in float; None if it is the whole network.
     """
 
     graph_module: GraphModule
@@ -104,6 +162,25 @@ class FloatModel:
     notes: tuple[str, ...] = field(default=())
     equalization: Equalization | None = None
     mixing: Mixing | None = None
+    ends: FloatEnds | None = None
+
+    @property
+    def network_inputs(self) -> tuple[TensorSpec, ...]:
+        """The interface of the network, float ends included."""
+        return self.inputs if self.ends is None else self.ends.inputs
+
+    @property
+    def network_outputs(self) -> tuple[TensorSpec, ...]:
+        """Likewise."""
+        return self.outputs if self.ends is None else self.ends.outputs
+
+    def quantized_inputs(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """What the quantized part reads of the network's inputs."""
+        if self.ends is None:
+            return tuple(inputs)
+        with torch.no_grad():
+            made: tuple[torch.Tensor, ...] = self.ends.head.graph_module(*inputs)
+        return made[: len(self.inputs)]
 
     @cached_property
     def nodes(self) -> dict[str, Node]:

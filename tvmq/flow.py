@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from relay_passes.place import PlacedModule, Placement, place, placements
 from relay_passes.read_layers import read_layers
 from targets.errors import GateError, InputError
@@ -38,6 +40,7 @@ from tvmq.capture.capture import FloatModel, capture
 from tvmq.data.open import open_data
 from tvmq.data.preprocessing import Preprocessing
 from tvmq.data.source import DataSource
+from tvmq.float_ends import compilable_ends
 from tvmq.lowering import lower
 from tvmq.plan.annotate import annotate
 from tvmq.plan.equalize import equalize_as
@@ -52,7 +55,7 @@ from tvmq.profile.product_cost import product_cost
 from tvmq.progress import Progress
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.unit_state import checkpoints_of, forget_checkpoints
-from tvmq.run.verify import golden_inputs, verify
+from tvmq.run.verify import CALIBRATION_IMAGES, golden_inputs, verify
 
 DEFAULT_SAMPLES = 256
 LEARNING_SAMPLES = 1024
@@ -144,6 +147,7 @@ def _build_into(
         model = _capture(request, progress)
         require_room_for(model, folder)
         require_room_to_link(model)
+        ends = compilable_ends(model)
         data = _open_data(model, request)
     with progress.stage("calibrate"):
         calibration = _calibrate(model, data, request, progress)
@@ -168,6 +172,9 @@ def _build_into(
         placed = place(integer, network, spec)
         on_cpu = placed if spec is None else place(integer, network, None)
         _check_fallback(placed.placements, request)
+        if ends is not None:
+            placed = replace(placed, mod=ends.around(placed.mod))
+            on_cpu = replace(on_cpu, mod=ends.around(on_cpu.mod))
         save_placement(folder, placed, spec)
     with progress.stage("compile"):  # one after the other: in two threads they took as long
         require_room_to_link(model)
@@ -177,7 +184,7 @@ def _build_into(
         else:
             compile_library(placed.mod, folder / "model.so", spec)
     with progress.stage("verify"):
-        golden = golden_inputs(model, calibration, request.seed)
+        golden = golden_inputs(model, _first_images(model, calibration, data), request.seed)
         bit_exact = verify(folder, model, golden)
     facts = {} if learned is None else learned.as_json()
     if learned is not None and (cost := product_cost(model, plan, placed.programs, spec)):
@@ -208,7 +215,7 @@ def _capture(request: BuildRequest, progress: Progress) -> FloatModel:
 def _open_data(model: FloatModel, request: BuildRequest) -> DataSource | None:
     if request.calib_data is None:
         return None
-    return open_data(request.calib_data, model.inputs, request.preprocessing)
+    return open_data(request.calib_data, model.network_inputs, request.preprocessing)
 
 
 def _calibrate(
@@ -226,7 +233,7 @@ def _calibrate(
         return calibration
     for note in data.notes:
         progress.note(f"note: {note}")
-    samples = _Samples(data, request)
+    samples = _Samples(model, data, request)
     with progress.bar("calibrate") as report:
         calibration = calibrate(model, samples, samples.count, progress=report)
     if data.takes_images is False and request.preprocessing != Preprocessing():
@@ -266,6 +273,16 @@ def _plan(
         if what is not None:
             progress.note(f"note: {type(what).__name__.lower()}: {what.reason}")
     return found.model, found.calibration, found.plan
+
+
+def _first_images(
+    model: FloatModel, calibration: Calibration, data: DataSource | None
+) -> list[Any]:
+    """A few images as the network reads them, which is not what was calibrated with."""
+    if model.ends is None or data is None:
+        return list(next(iter(calibration.batches()), ())) if model.ends is None else []
+    batch = next(iter(data.batches(CALIBRATION_IMAGES, limit=CALIBRATION_IMAGES)))
+    return [torch.tensor(batch.inputs[spec.name]) for spec in model.network_inputs]
 
 
 def _reconstruct(
@@ -308,8 +325,9 @@ def _sources(model: FloatModel) -> dict[str, str]:
 class _Samples:
     """Calibration batches that can be read again and again."""
 
-    def __init__(self, data: DataSource, request: BuildRequest) -> None:
-        self.data, self.batch, self.seed = data, request.batch, request.seed
+    def __init__(self, model: FloatModel, data: DataSource, request: BuildRequest) -> None:
+        self.model, self.data = model, data
+        self.batch, self.seed = request.batch, request.seed
         wanted = LEARNING_SAMPLES if request.settings.learned_method else DEFAULT_SAMPLES
         known = wanted if data.count is None else min(wanted, data.count)
         self.asked = request.calib_samples is not None
@@ -320,7 +338,14 @@ class _Samples:
             batches = self.data.batches(self.batch, limit=self.count)
         else:
             batches = self.data.samples(self.count, self.batch, seed=self.seed)
-        return (batch.inputs for batch in batches)
+        return (self._quantized(batch.inputs) for batch in batches)
+
+    def _quantized(self, inputs: dict[str, Any]) -> Any:
+        """What the quantized part of the network reads."""
+        if self.model.ends is None:
+            return inputs
+        given = [torch.tensor(inputs[spec.name]) for spec in self.model.network_inputs]
+        return self.model.quantized_inputs(given)
 
 
 def _check_fallback(placed: tuple[Placement, ...], request: BuildRequest) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from relay_passes.estimate import Estimate, estimate
 from relay_passes.place import placements
 from relay_passes.read_layers import read_layers
@@ -18,8 +16,10 @@ from targets.errors import InputError
 from targets.npu.machine.spec import NpuSpec
 from tvmq.calibrate.batch_norm_ranges import ranges_from_batch_norm
 from tvmq.calibrate.calibrate import Calibration, calibrate
-from tvmq.float_model import FloatModel
+from tvmq.float_ends import compilable_ends
+from tvmq.float_model import FloatEnd, FloatModel
 from tvmq.lowering import lower
+from tvmq.noise import noise_like
 from tvmq.plan.annotate import annotate
 from tvmq.plan.planner import make_plan
 from tvmq.progress import Progress
@@ -36,19 +36,19 @@ class Forecast:
         name: of the layer.
         source: module path and source line.
         kind: "conv2d", "add", ...
-        shape: (H, W, C) of its output.
+        shape: (H, W, C) of its output; None in float.
         macs: multiply-accumulates of one image.
-        device: "npu" or "cpu".
-        reason: what the NPU refuses about it; "" on the NPU.
+        device: "npu", "cpu", or "float" for what isn't quantized and runs on the host.
+        reason: what the NPU refuses about it, or why it isn't quantized; "" on the NPU.
         cycles: estimated, of one image; of a layer on the CPU those that it would take on the NPU
-            if the rule in ``reason`` were lifted; None where there is no NPU.
+            if the rule in ``reason`` were lifted; None where there is no NPU, and in float.
         bound: what bounds it; "" for a layer without work and where there is no NPU.
     """
 
     name: str
     source: str
     kind: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int] | None
     macs: int
     device: str
     reason: str
@@ -59,12 +59,13 @@ class Forecast:
 def forecast(
     model: FloatModel, spec: NpuSpec | None, settings: Settings, progress: Progress
 ) -> list[Forecast]:
-    """Placement and price of every layer of a float network.
+    """Placement and price of every layer of a float network, its float ends first and last.
 
     Raises:
         UnsupportedError: something can't be quantized at all; all of it is named.
     """
     with progress.stage("forecast"):
+        compilable_ends(model)
         plan = make_plan(model, _stand_in(model), settings)
         integer = lower(model, annotate(model, plan))
         sources = {name: str(origin) for name, origin in model.origins.items()}
@@ -72,7 +73,7 @@ def forecast(
         placed = placements(network, spec)
         nothing = [Estimate(0, "")] * len(placed)
         estimates = nothing if spec is None else estimate(network, placed, spec)
-    return [
+    layers = [
         Forecast(
             name=placement.name,
             source=placement.source,
@@ -86,16 +87,32 @@ def forecast(
         )
         for layer, placement, price in zip(network.layers, placed, estimates, strict=True)
     ]
+    if model.ends is None:
+        return layers
+    return [*_in_float(model.ends.head), *layers, *_in_float(model.ends.tail)]
+
+
+def _in_float(end: FloatEnd) -> list[Forecast]:
+    return [
+        Forecast(
+            name=operator.name,
+            source=operator.source,
+            kind=operator.kind,
+            shape=None,
+            macs=0,
+            device="float",
+            reason=operator.reason,
+            cycles=None,
+            bound="",
+        )
+        for operator in end.operators
+    ]
 
 
 def _stand_in(model: FloatModel) -> Calibration:
     try:
         return ranges_from_batch_norm(model)
     except InputError:
-        generator = torch.Generator().manual_seed(0)
-        noise = [
-            torch.randn((NOISE_IMAGES, *spec.shape[1:]), generator=generator)
-            for spec in model.inputs
-        ]
+        noise = model.quantized_inputs(noise_like(model.network_inputs, NOISE_IMAGES))
         calibration = calibrate(model, [noise], NOISE_IMAGES)
         return Calibration(calibration.histograms, "noise")

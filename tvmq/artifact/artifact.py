@@ -3,13 +3,14 @@
     manifest.json      what was built from what, how, with which result; sha256 of every other file
     plan.json          the quantization plan: every step and its reason
     npu.toml           the machine it was built for, resolved (only for an NPU target)
-    model.so           NPU programs and CPU fallback; runs with `tvm` and `numpy` alone
+    model.so           NPU programs, CPU fallback and float ends; needs `tvm` and `numpy` alone
     cpu.so             the same integers without the NPU
     program_<i>.bin    the encoded NPU programs that model.so executes
     integer.json       the integer Relax module, which the reference interpreter reads
     float.pt2          the captured float network
     layers.json        layers of the integer network and where each runs, with the reason
-    golden.npz         inputs and the outputs that every device gives for them, bit for bit
+    golden.npz         inputs and the outputs that every device gives for them, bit for bit; where
+                       the integers end, too, if that is elsewhere
     ir/                text of the stages, to read
 
 An artifact is built in a hidden folder beside its destination and exchanged with what stands there
@@ -149,6 +150,27 @@ class RangeEntry(_Entry):
     remedy: str
 
 
+class FloatEntry(_Entry):
+    """An operator in float; ``tvmq/float_model.py`` says what its fields mean."""
+
+    name: str
+    kind: str
+    source: str
+    reason: str
+
+
+class FloatEndsEntry(_Entry):
+    """What runs in float before the integers and behind them, in order."""
+
+    head: tuple[FloatEntry, ...]
+    tail: tuple[FloatEntry, ...]
+
+    @property
+    def operators(self) -> tuple[FloatEntry, ...]:
+        """Of both."""
+        return self.head + self.tail
+
+
 class Manifest(_Entry):
     """The contents of manifest.json.
 
@@ -160,7 +182,8 @@ class Manifest(_Entry):
         settings: everything that was asked for, the seed included; weights are always symmetric.
         calibration: "source" (a path, or "data-free"), "fingerprint", "samples".
         preprocessing: what turns images into the input, repeated by `run` and `eval`; or None.
-        placement: operators on each device.
+        placement: operators on each device; "float" are those on the host that aren't quantized.
+        float_ends: these, where there are any.
         bit_exact: whether reference, CPU and NPU gave identical outputs for golden.npz.
         reconstruction: what a method that learns did: the "units" with the held-out losses of their
             "candidates" and which was "kept", what refinements of the whole "network" moved, and
@@ -181,6 +204,7 @@ class Manifest(_Entry):
     inputs: Annotated[tuple[TensorInfo, ...], Field(min_length=1)]
     outputs: Annotated[tuple[TensorInfo, ...], Field(min_length=1)]
     placement: Annotated[dict[str, int], _holds(_PlacementRead)]
+    float_ends: FloatEndsEntry | None = None
     bit_exact: bool
     reconstruction: dict[str, Any] = {}
     ranges: tuple[RangeEntry, ...] = ()
@@ -266,7 +290,7 @@ class Artifact:
         passes = sorted(path.stem for path in texts if path.parent.name == "passes")
         own = {path.stem for path in texts if path.parent.name == "ir"}
         return [
-            *(name for name in ("float", "annotated") if name in own),
+            *(name for name in ("float", "head", "tail", "annotated") if name in own),
             *(name.split("-", 1)[1] for name in passes),
             *(name for name in ("integer", "placed") if name in own),
         ]

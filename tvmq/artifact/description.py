@@ -22,7 +22,7 @@ def described(artifact: Artifact) -> Iterator[str]:
     )
     yield f"{manifest.model['file']} ({manifest.model['kind']}): {settings_text(manifest.settings)}"
     yield f"calibration: {manifest.calibration['source']}"
-    yield f"operators: {placement['npu']} on the NPU, {placement['cpu']} on the CPU"
+    yield f"operators: {placement_text(placement)}"
     devices = "reference and CPU" if manifest.target == "cpu" else "reference, CPU and NPU"
     same = "identical, bit for bit" if manifest.bit_exact else "DIFFERENT"
     yield (
@@ -31,6 +31,13 @@ def described(artifact: Artifact) -> Iterator[str]:
     )
     made_by = ", ".join(f"{name} {versions[name]}" for name in _MAKERS if name in versions)
     yield f"built {built:%Y-%m-%d %H:%M} UTC by {made_by}"
+
+
+def placement_text(placement: Mapping[str, int]) -> str:
+    """How many operators run where."""
+    text = f"{placement['npu']} on the NPU, {placement['cpu']} on the CPU"
+    floats = placement.get("float", 0)
+    return text + (f", {floats} in float on the host" if floats else "")
 
 
 _MAKERS = ("tvmq", "tvm", "torch", "numpy", "python")

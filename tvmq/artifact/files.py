@@ -16,7 +16,6 @@ import numpy as np
 import tomli_w
 import torch
 import tvm
-from torch.export import Dim
 from torch.fx import GraphModule
 from tvm import IRModule
 
@@ -28,9 +27,17 @@ from targets.linker import linking
 from targets.npu.execute.compiled import executor_object
 from targets.npu.machine.spec import NpuSpec
 from tvmq import __version__
-from tvmq.artifact.artifact import FORMAT, Manifest, RangeEntry, TensorInfo
+from tvmq.artifact.artifact import (
+    FORMAT,
+    FloatEndsEntry,
+    FloatEntry,
+    Manifest,
+    RangeEntry,
+    TensorInfo,
+)
 from tvmq.build_request import BuildRequest
 from tvmq.data.source import DataSource, sha256_of_file
+from tvmq.float_ends import whole_program
 from tvmq.float_model import FloatModel, TensorSpec
 from tvmq.plan.plan import Plan
 from tvmq.plan.range_check import Finding
@@ -53,7 +60,9 @@ def require_room_for(model: FloatModel, folder: Path) -> None:
     Raises:
         InputError: it is.
     """
-    values = sum(math.prod(spec.shape[1:]) for spec in (*model.inputs, *model.outputs))
+    values = sum(
+        math.prod(spec.shape[1:]) for spec in (*model.network_inputs, *model.network_outputs)
+    )
     golden = (CALIBRATION_IMAGES + NOISE_IMAGES) * 4 * values
     need = PER_PARAMETER * _parameters(model) + FIXED + golden
     require_room(folder.parents[1], need, "the artifact of this network")
@@ -75,14 +84,15 @@ def _parameters(model: FloatModel) -> int:
 
 def save_float(folder: Path, model: FloatModel) -> None:
     """float.pt2 and its text."""
-    examples = tuple(torch.zeros(3, *spec.shape[1:]) for spec in model.inputs)
-    shapes = tuple({0: Dim("batch")} for _ in examples)
-    program = torch.export.export(model.graph_module, examples, dynamic_shapes=shapes, strict=False)
+    program = whole_program(model)
     for node in program.graph.nodes:  # addresses of this process and counts of its graphs
         for volatile in ("from_node", "stack_trace"):
             node.meta.pop(volatile, None)
     torch.export.save(program, folder / "float.pt2")
     _write_text(folder, "float", model.graph_module.code)
+    if model.ends is not None:
+        _write_text(folder, "head", model.ends.head.graph_module.code)
+        _write_text(folder, "tail", model.ends.tail.graph_module.code)
 
 
 def save_annotated(folder: Path, graph_module: GraphModule) -> None:
@@ -132,7 +142,10 @@ def make_manifest(
     ranges: Sequence[Finding],
 ) -> Manifest:
     """Say what was built from what, how, and with which result."""
-    devices = [placement.device for placement in placed.placements]
+    devices = [item.device for item in placed.placements]
+    placement = {device: devices.count(device) for device in ("npu", "cpu")}
+    if model.ends is not None:
+        placement["float"] = len(model.ends.operators)
     settings = asdict(plan.settings) | {
         "precision": plan.settings.precision,
         "weights": "symmetric",
@@ -158,14 +171,23 @@ def make_manifest(
         settings=settings,
         calibration=_calibration(request, data, plan),
         preprocessing=request.preprocessing.to_manifest(),
-        inputs=tuple(_tensor(spec) for spec in model.inputs),
-        outputs=tuple(_tensor(spec) for spec in model.outputs),
-        placement={device: devices.count(device) for device in ("npu", "cpu")},
+        inputs=tuple(_tensor(spec) for spec in model.network_inputs),
+        outputs=tuple(_tensor(spec) for spec in model.network_outputs),
+        placement=placement,
+        float_ends=_float_ends(model),
         bit_exact=bit_exact,
         reconstruction=reconstruction,
         ranges=tuple(RangeEntry(**finding.as_json()) for finding in ranges),
         seconds=seconds,
     )
+
+
+def _float_ends(model: FloatModel) -> FloatEndsEntry | None:
+    if model.ends is None:
+        return None
+    both = (model.ends.head.operators, model.ends.tail.operators)
+    head, tail = (tuple(FloatEntry(**asdict(op)) for op in operators) for operators in both)
+    return FloatEndsEntry(head=head, tail=tail)
 
 
 def _calibration(request: BuildRequest, data: DataSource | None, plan: Plan) -> dict[str, Any]:

@@ -104,8 +104,15 @@ def ranges_from_batch_norm(
             normalisation of ImageNet is assumed, and the reason of the input says so.
 
     Raises:
-        InputError: the network has no batch norm, or values that none describes; they are named.
+        InputError: the network has no batch norm, or values that none describes; they are named. Or
+            its input comes from a float end, so that nothing is known of it.
     """
+    if model.ends is not None and model.ends.head.operators:
+        first = model.ends.head.operators[0]
+        raise InputError(
+            f"{first.kind} ({first.source}) and what else is in front of the first layer runs in "
+            "float, and only images tell how large its values get; give some with --calib-data."
+        )
     if not model.batch_norms:
         raise InputError(
             "the network has no batch norms, which would say how large its values get; "

@@ -64,7 +64,7 @@ class CanonicalGraph:
         """Add an input, float32 of the given shape."""
         node = self.graph.placeholder(name)
         node.meta["val"] = torch.empty(tuple(shape), device="meta")
-        _check_size(node.meta["val"])
+        check_size(node.meta["val"])
         self._first = self._first or node
         return node
 
@@ -108,7 +108,7 @@ class CanonicalGraph:
         """
         name = target._schema.name.partition("::")[2]
         value = result_of(target, args, kwargs)
-        _check_size(value)
+        check_size(value)
         if value.ndim == 0 or value.shape[0] != self.batch:
             raise Refusal("mixes the images of a batch", BATCH_STAYS)
         node = self.graph.create_node("call_function", target, args, kwargs, name=name)
@@ -123,7 +123,7 @@ class CanonicalGraph:
             Refusal: if that is too large.
         """
         with contextlib.suppress(NotImplementedError):  # the size depends on the numbers
-            _check_size(result_of(target, args, kwargs))
+            check_size(result_of(target, args, kwargs))
         return target(*torch.fx.map_arg(args, self.value), **torch.fx.map_arg(kwargs, self.value))
 
     def module(self) -> GraphModule:
@@ -133,8 +133,11 @@ class CanonicalGraph:
         return module.eval()
 
 
-def _check_size(value: object) -> None:
-    if isinstance(value, torch.Tensor) and value.numel() * value.itemsize > LARGEST_VALUE:
+def check_size(value: object) -> None:
+    """Raise a Refusal of a tensor that is too large; that of a free batch is not known."""
+    if not isinstance(value, torch.Tensor) or not all(isinstance(n, int) for n in value.shape):
+        return
+    if value.numel() * value.itemsize > LARGEST_VALUE:
         size = f"{value.numel() * value.itemsize / 2**30:,.0f} GB"
         raise Refusal(
             f"gives a value of {size}, more than {LARGEST_VALUE >> 30} GB",

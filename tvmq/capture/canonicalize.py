@@ -4,14 +4,12 @@ The exported graph is read node by node and written anew: constants are computed
 operator goes through its rule in ``operator_rules``. Where there is mutation, or an operator
 without a rule, torch.export traces the program again first, which removes both or names the
 operator. Batch norm is left as ``aten.batch_norm``, for ``fold_batch_norm``. All operators that
-have no rule, or whose rule refuses, are reported together.
+have no rule, or whose rule refuses, are reported together, unless they can stay in float at an end
+of the network (``network_ends.py``): then the canonical graph is of what lies between.
 """
 
 from __future__ import annotations
 
-import re
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,23 +31,28 @@ from tvmq.capture.canonical_graph import (
 )
 from tvmq.capture.group_norm_rules import GROUP_NORM_RULES
 from tvmq.capture.layout_rules import LAYOUT_RULES
-from tvmq.capture.moved_batch import (
-    ALONG_LAST,
-    MOVED_RULES,
-    Moved,
-    batch_aware,
-    batch_size,
-    size_of_one,
-)
+from tvmq.capture.moved_batch import ALONG_LAST, MOVED_RULES, Moved, batch_aware
+from tvmq.capture.network_ends import MOST_MACS, NetworkEnds, Program, ends_of
 from tvmq.capture.one_dimension_rules import ONE_DIMENSION_RULES
 from tvmq.capture.operator_rules import OPERATOR_RULES, pointwise
 from tvmq.capture.operators_without_rule import refusal_of
 from tvmq.capture.padding_rules import PADDING_RULES
 from tvmq.capture.pooling_rules import POOLING_RULES
+from tvmq.capture.program_nodes import (
+    batch_size,
+    is_tensor_valued,
+    named_arguments,
+    operator_name,
+    origin_of,
+    size_of_one,
+    stand_in,
+    values_read_by,
+)
 from tvmq.capture.resampling_rules import RESAMPLING_RULES
 from tvmq.capture.rule_table import Rule
 from tvmq.capture.selection_rules import SELECTION_RULES
 from tvmq.capture.token_rules import TOKEN_RULES
+from tvmq.capture.write_ends import WrittenEnds, write_ends
 from tvmq.float_model import Origin
 
 _PLAIN_RULES = (
@@ -69,19 +72,21 @@ RULES = _PLAIN_RULES | {
 
 _POINTWISE = batch_aware("", pointwise)
 _BATCH_AWARE = (*(RULES[name] for name in (*MOVED_RULES, *ALONG_LAST, "getitem")), _POINTWISE)
-_TORCH_FRAME = re.compile(r"[/\\]torch[/\\]")
-_SEPARATOR = re.compile(r"[/\\]")
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 @dataclass(frozen=True)
 class CanonicalProgram:
-    """A canonical graph with batch norms, its output names and origins by node name."""
+    """A canonical graph with batch norms, its output names and origins by node name.
+
+    ``program`` is what it was written from, ``ends`` what of that stays in float around it.
+    """
 
     graph_module: GraphModule
     output_names: tuple[str, ...]
     origins: dict[str, Origin]
     notes: tuple[str, ...]
+    program: ExportedProgram
+    ends: WrittenEnds | None
 
 
 def canonicalize(program: ExportedProgram) -> CanonicalProgram:
@@ -92,12 +97,48 @@ def canonicalize(program: ExportedProgram) -> CanonicalProgram:
             be static or dynamic.
 
     Raises:
-        UnsupportedError: lists every operator that can't be expressed, with module and line.
+        UnsupportedError: lists every operator that can't be expressed and is not at an end of the
+            network, with module and line.
     """
     _refuse_training_mode(program)
     if not all(_is_plain(node) for node in program.graph.nodes):
         program = _decomposed(program)
-    return _Writer(program).write()
+    facts = Program(program)
+    refused: dict[Node, tuple[str, Refusal]] = {}
+    while True:
+        ends, middle = ends_of(facts, {node: why for node, (_, why) in refused.items()})
+        if middle:
+            raise _refusal_of_all(
+                {node: refused[node] for node in refused if node in middle}, facts
+            )
+        writer = _Writer(program, facts, ends)
+        writer.write_operators()
+        if not writer.refused:
+            return writer.finished()
+        if writer.refused.keys() <= refused.keys():
+            raise _refusal_of_all(writer.refused, facts)
+        refused |= writer.refused  # what lies behind these has been looked at with a stand-in
+
+
+def _refusal_of_all(found: dict[Node, tuple[str, Refusal]], facts: Program) -> UnsupportedError:
+    share = facts.share_behind(found)
+    place = (
+        f" {share:.0%} of the network's multiply-accumulates are behind that; what has less than "
+        f"{MOST_MACS:.0%} behind it may stay in float."
+        if share >= MOST_MACS
+        else ""
+    )
+    refused = [why for node, why in found.items() if not _only_feeds(node, found)]
+    count = len(refused)
+    return UnsupportedError(
+        f"{count} operator{'s' if count > 1 else ''} can't be quantized: {listed(refused)}{place}"
+    )
+
+
+def _only_feeds(node: Node, refused: dict[Node, tuple[str, Refusal]]) -> bool:
+    """Whether it makes a tensor for refused operators alone, as an LSTM's first state is."""
+    makes = not any(map(is_tensor_valued, node.all_input_nodes))
+    return makes and all(user in refused for user in node.users)
 
 
 def _decomposed(program: ExportedProgram) -> ExportedProgram:
@@ -128,7 +169,7 @@ def _composites(program: ExportedProgram) -> dict[Any, Any]:
 
 def _is_plain(node: Node) -> bool:
     """Whether the node can be read as it is: it changes no tensor, and there is a rule for it."""
-    if node.op != "call_function" or not _is_tensor_valued(node):
+    if node.op != "call_function" or not is_tensor_valued(node):
         return True
     schema = getattr(node.target, "_schema", None)
     return _rule_of(node) is not None and not (schema and schema.is_mutable)
@@ -138,43 +179,6 @@ def _rule_of(node: Node) -> Rule | None:
     """How the operator of a node is written; None if it can't be."""
     known = RULES.get(operator_name(node.target))
     return known or (_POINTWISE if is_pointwise(node.target) else None)
-
-
-def origin_of(node: Node) -> Origin:
-    """Module and last line of the user's own code that an exported node comes from.
-
-    Of a node without either, which transformations of a graph leave, the nearest before it.
-    """
-    found = _recorded_origin(node)
-    if found != Origin():
-        return found
-    for source in _before(node):
-        if (near := _recorded_origin(source)) != Origin():
-            return Origin(source=f"behind {near}")
-    return Origin(source=f"node {node.name} of the program")
-
-
-def _before(node: Node) -> Iterator[Node]:
-    """What a node is computed from, the nearest first."""
-    seen, todo = {node}, deque(node.all_input_nodes)
-    while todo:
-        source = todo.popleft()
-        if source not in seen and _is_tensor_valued(source):
-            seen.add(source)
-            todo.extend(source.all_input_nodes)
-            yield source
-
-
-def _recorded_origin(node: Node) -> Origin:
-    stack = node.meta.get("nn_module_stack") or {}
-    entries = list(stack.values())
-    module = str(entries[-1][0]) if entries else ""
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [frame for frame in frames if not _TORCH_FRAME.search(frame[0])]
-    if not own:
-        return Origin(module)
-    file, line = own[-1]
-    return Origin(module, f"{re.split(_SEPARATOR, file)[-1]}:{line}")
 
 
 def _refuse_training_mode(program: ExportedProgram) -> None:
@@ -203,45 +207,50 @@ _TRAINING_FORMS = frozenset(
 
 
 class _Writer:
-    """Reads one program, writes one canonical graph."""
+    """Reads one program, writes one canonical graph of what is between its ends."""
 
-    def __init__(self, program: ExportedProgram) -> None:
-        self.program = program
-        self.placeholders = {node.name: node for node in program.graph.find_nodes(op="placeholder")}
+    def __init__(self, program: ExportedProgram, facts: Program, ends: NetworkEnds) -> None:
+        self.program, self.facts, self.ends = program, facts, ends
         self.values: dict[Node, Any] = {}  # what stands for a node: Node, list of Nodes or number
+        self.read: list[Node] = []  # what stands for each input of the graph
         self.lost: set[Node] = set()  # values behind a refused operator
         self.refused: dict[Node, tuple[str, Refusal]] = {}
         self.notes: list[str] = []
         self.graph = CanonicalGraph(self._example_batch(), self._program_batch())
 
-    def write(self) -> CanonicalProgram:
+    def write_operators(self) -> None:
+        """Write all but the outputs; what can't be written is ``refused``."""
         self._write_inputs()
         for node in self.program.graph.nodes:
-            if node.op == "call_function" and node.users:  # indices that nobody reads have none
+            if node.op == "call_function" and self._is_written(node):
                 self._write_call(node)
-        if self.refused:
-            refused = [why for node, why in self.refused.items() if not self._only_feeds(node)]
-            count = len(refused)
-            raise UnsupportedError(
-                f"{count} operator{'s' if count > 1 else ''} can't be quantized: " + listed(refused)
-            )
-        names = self._write_outputs()
+
+    def _is_written(self, node: Node) -> bool:
+        if node in self.ends or not node.users:  # indices that nobody reads have no users
+            return False
+        return node in self.facts.live or not all(user in self.ends for user in node.users)
+
+    def finished(self) -> CanonicalProgram:
+        """The outputs, and what is around them."""
+        ends = None
+        if self.ends:
+            ends = write_ends(self.facts, self.ends, self.read, self.values, self._output_names())
+            self.graph.graph.output(tuple(ends.quantized))
+            names = tuple(node.name for node in ends.quantized)
+        else:
+            names = self._write_outputs()
         return CanonicalProgram(
-            self.graph.module(), names, self.graph.origins, tuple(dict.fromkeys(self.notes))
+            self.graph.module(),
+            names,
+            self.graph.origins,
+            tuple(dict.fromkeys(self.notes)),
+            self.program,
+            ends,
         )
-
-    def _only_feeds(self, node: Node) -> bool:
-        """Whether it makes a tensor for refused operators alone, as an LSTM's first state is."""
-        makes = not any(map(_is_tensor_valued, node.all_input_nodes))
-        return makes and all(user in self.refused for user in node.users)
-
-    def _user_inputs(self) -> list[Node]:
-        names = set(self.program.graph_signature.user_inputs)
-        return [node for name, node in self.placeholders.items() if name in names]
 
     def _example_batch(self) -> int:
         """Batch of the fake tensors: the exported one, or a small one where it is dynamic."""
-        for node in self._user_inputs():
+        for node in self.facts.inputs:
             value = node.meta.get("val")
             if isinstance(value, torch.Tensor) and value.ndim and isinstance(value.shape[0], int):
                 return value.shape[0]
@@ -249,13 +258,18 @@ class _Writer:
 
     def _program_batch(self) -> int:
         """Size of axis 0 of the program's inputs, or what stands for it."""
-        sizes = [n.meta["val"].shape for n in self._user_inputs() if _is_tensor_valued(n)]
+        sizes = [n.meta["val"].shape for n in self.facts.inputs if is_tensor_valued(n)]
         return batch_size(sizes[0][0]) if sizes and sizes[0] else 1
 
     def _write_inputs(self) -> None:
         # Before the constants: where torch.fx writes code, an input may then have a weight's name.
-        for node in self._user_inputs():
-            self._write_user_input(node)
+        for node in self.facts.inputs:
+            self._check_input(node)
+            if self._is_read(node):
+                self._write_user_input(node)
+        for node in self.program.graph.nodes:
+            if node in self.ends.head and self._is_read(node):
+                self._write_head_value(node)
         for spec in self.program.graph_signature.input_specs:
             if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
                 self._write_constant(spec)
@@ -266,22 +280,28 @@ class _Writer:
                 )
 
     def _write_constant(self, spec: Any) -> None:
-        node = self.placeholders[spec.arg.name]
+        node = self.facts.placeholders[spec.arg.name]
         stored = self.program.state_dict.get(spec.target)
         value = self.program.constants[spec.target] if stored is None else stored
         if value.is_floating_point() and value.dtype != torch.float32:
             self.notes.append(f"weights of type {str(value.dtype)[6:]} were converted to float32")
         self.values[node] = self.graph.constant(spec.target, value.cpu())
 
-    def _write_user_input(self, node: Node) -> None:
+    def _is_read(self, node: Node) -> bool:
+        """Whether the canonical graph reads it; without ends it has all inputs of the network."""
+        return not self.ends or any(
+            user.op == "call_function" and is_tensor_valued(user) and user not in self.ends
+            for user in node.users
+        )
+
+    def _check_input(self, node: Node) -> None:
         value = node.meta.get("val")
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-            kind = str(value.dtype)[6:] if isinstance(value, torch.Tensor) else repr(value)
+        if not isinstance(value, torch.Tensor):
             raise UnsupportedError(
-                f"input {node.name} is {kind}; only tensors of floats can be quantized. Give the "
-                "network floats (embeddings, casts and numbers belong before it), and export again."
+                f"input {node.name} is {value!r}; networks take tensors alone. Make the number a "
+                "constant of the network, and export again."
             )
-        if value.ndim < 2:
+        if value.ndim < 1 or (value.ndim < 2 and self._is_read(node)):
             raise UnsupportedError(
                 f"input {node.name} of shape {list(value.shape)} has no batch axis. Export with "
                 "inputs whose axis 0 is the batch; make what is the same for all images a buffer."
@@ -298,15 +318,31 @@ class _Writer:
                 f"input {node.name} has {batch} on axis 0 where others have {self.graph.batch}. "
                 "Export with the batch on axis 0 of every input."
             )
+
+    def _write_user_input(self, node: Node) -> None:
+        value = node.meta["val"]
+        if not value.is_floating_point():
+            raise UnsupportedError(
+                f"input {node.name} is {str(value.dtype)[6:]}; only tensors of floats can be "
+                "quantized. Give the network floats (embeddings, casts and numbers belong before "
+                "it), and export again."
+            )
         shape = (self.graph.batch, *value.shape[1:])
         try:
             self.values[node] = self.graph.input(node.name, shape)
         except (Refusal, RuntimeError) as error:
             refusal = as_refusal(error)
             raise UnsupportedError(f"input {node.name} of {list(shape)}: {refusal}") from error
+        self.read.append(node)
+
+    def _write_head_value(self, node: Node) -> None:
+        self.values[node] = self.graph.input(
+            node.name, (self.graph.batch, *node.meta["val"].shape[1:])
+        )
+        self.read.append(node)
 
     def _write_call(self, node: Node) -> None:
-        if not _is_tensor_valued(node):
+        if not is_tensor_valued(node):
             return
         name = operator_name(node.target)
         self.graph.origin = origin_of(node)
@@ -354,38 +390,58 @@ class _Writer:
         args = torch.fx.map_arg(node.args, self._stands_for)
         kwargs = torch.fx.map_arg(node.kwargs, self._stands_for)
         # Operators of torch's own use trust their arguments.
+        if node not in self.facts.live and len(values_read_by(node)) < len(node.all_input_nodes):
+            known, named = torch.fx.map_arg((node.args, node.kwargs), self._constant_of)
+            return self.graph.constant(node.name, node.target(*known, **named))
         usable = name in RULES or not name.startswith("_")
         if usable and hasattr(node.target, "_schema") and _only_constants(args, kwargs):
             value = self.graph.compute(node.target, args, kwargs)
             if isinstance(value, torch.Tensor):
                 return self.graph.constant(node.name, value)
+            if isinstance(value, list | tuple):  # a meshgrid
+                return [self.graph.constant(f"{node.name}_{i}", v) for i, v in enumerate(value)]
         rule = _rule_of(node)
         if rule is None:
             raise refusal_of(name)
         if rule not in _BATCH_AWARE and any(isinstance(x, Moved) for x in pytree.tree_leaves(args)):
             raise Refusal("works on a value whose batch is not on axis 0", BATCH_STAYS)
         if hasattr(node.target, "_schema"):
-            named = _name_arguments(node.target, args, kwargs)
+            named = named_arguments(node.target, args, kwargs)
             return rule(self.graph, node, named)
         return rule(self.graph, node, {"values": args[0], "index": args[1]})
 
+    def _constant_of(self, node: Node) -> Any:
+        """The tensor that a node is; one of its size and type, where no more of it is read."""
+        value = self.values.get(node)
+        if is_constant(value):
+            return self.graph.value(value)
+        return stand_in(node) if is_tensor_valued(node) else self._stands_for(node)
+
     def _stands_for(self, node: Node) -> Any:
         """What a node of the program is here; a size of the batch is that of one image."""
-        if node in self.values or _is_tensor_valued(node):
+        if node in self.values or is_tensor_valued(node):
             return self.values.get(node)
+        sources = [self.values.get(source) for source in node.all_input_nodes]
+        if sources and all(map(is_constant, sources)):  # an element of a tensor
+            return node.target(*torch.fx.map_arg(node.args, self._constant_of))
         return size_of_one(node.meta.get("val"))
 
-    def _write_outputs(self) -> tuple[str, ...]:
-        results, names = [], []
-        paths = _output_paths(self.program)
-        output = next(iter(self.program.graph.find_nodes(op="output")))
-        specs = self.program.graph_signature.output_specs
-        for index, (spec, source) in enumerate(zip(specs, output.args[0], strict=True)):
+    def _output_names(self) -> list[str]:
+        """Names of the network's outputs that dicts give, "" for others."""
+        for spec in self.program.graph_signature.output_specs:
             if spec.kind != OutputKind.USER_OUTPUT:
                 raise UnsupportedError(
                     f"the network changes its own buffer {spec.target}. Export model.eval(), and "
                     "leave out what counts or remembers."
                 )
+        return _output_paths(self.program)
+
+    def _write_outputs(self) -> tuple[str, ...]:
+        results: list[Node] = []
+        names: list[str] = []
+        paths = self._output_names()
+        output = next(iter(self.program.graph.find_nodes(op="output")))
+        for index, source in enumerate(output.args[0]):
             value = self.values.get(source) if isinstance(source, Node) else None
             if isinstance(value, Moved):
                 raise UnsupportedError(
@@ -406,32 +462,10 @@ class _Writer:
         return tuple(names)
 
 
-def operator_name(target: Any) -> str:
-    """``conv2d`` for any overload of ``aten.conv2d``; with its namespace for other libraries."""
-    if not hasattr(target, "_schema"):
-        return getattr(target, "__name__", str(target))
-    name = str(target._schema.name)
-    return name.removeprefix("aten::")
-
-
-def _is_tensor_valued(node: Node) -> bool:
-    """Whether the node computes tensors; the rest are sizes and assertions about them."""
-    value = node.meta.get("val")
-    items = value if isinstance(value, tuple | list) else (value,)
-    return any(isinstance(item, torch.Tensor) for item in items)
-
-
 def _only_constants(args: Any, kwargs: Any) -> bool:
     """Whether nothing that is read depends on the input; tensors of zeros read nothing."""
     leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Node | Moved)]
     return all(is_constant(leaf) for leaf in leaves)
-
-
-def _name_arguments(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    named = {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
-    named.update(zip((a.name for a in target._schema.arguments), args, strict=False))
-    named.update(kwargs)
-    return named
 
 
 def _output_paths(program: ExportedProgram) -> list[str]:

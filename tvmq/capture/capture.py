@@ -8,13 +8,14 @@ made for one size fails at one of these two.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
-from torch.fx import GraphModule, Interpreter
+from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
 from targets.causes import in_words
@@ -22,7 +23,9 @@ from targets.errors import InputError, TvmqError, UnsupportedError
 from tvmq.capture.canonicalize import CanonicalProgram, canonicalize
 from tvmq.capture.fold_batch_norm import fold_batch_norm
 from tvmq.capture.load_model import load_model
-from tvmq.float_model import BatchNormStats, FloatModel, Origin, TensorSpec
+from tvmq.capture.write_ends import WrittenEnds
+from tvmq.float_model import BatchNormStats, FloatEnds, FloatModel, Origin, TensorSpec
+from tvmq.noise import noise_like
 
 __all__ = ["BatchNormStats", "FloatModel", "Origin", "TensorSpec", "capture", "capture_program"]
 
@@ -87,7 +90,10 @@ def capture_program(
         for name, node in zip(canonical.output_names, output.args[0], strict=True)
     )
     with torch.no_grad():
-        _verify_function(program, graph_module, inputs)
+        if canonical.ends is None:
+            _verify_function(program, graph_module, inputs)
+        else:
+            _verify_parts(canonical.program, graph_module, canonical.ends)
     return FloatModel(
         graph_module=graph_module,
         inputs=inputs,
@@ -97,7 +103,15 @@ def capture_program(
         fingerprint=fingerprint_of(graph_module),
         kind=kind,
         notes=notes + canonical.notes,
+        ends=None if canonical.ends is None else _float_ends(canonical.ends),
     )
+
+
+def _float_ends(ends: WrittenEnds) -> FloatEnds:
+    inputs = tuple(_spec_of(str(node.target), node.meta["val"]) for node in ends.inputs)
+    results = zip(ends.output_names, ends.results, strict=True)
+    outputs = tuple(_spec_of(name, node.meta["val"]) for name, node in results)
+    return FloatEnds(ends.head, ends.tail, inputs, outputs)
 
 
 def fingerprint_of(graph_module: GraphModule) -> str:
@@ -128,7 +142,7 @@ def _verify_function(
 ) -> None:
     """The graph computes what the program does, and of each image alone what it does of several."""
     batch = inputs[0].shape[0]
-    samples = _samples(inputs, max(batch, 2))
+    samples = noise_like(inputs, max(batch, 2))
     outputs = graph_module(*samples)
     expected = _run_exported(program, [sample[:batch] for sample in samples])
     for index, (want, got) in enumerate(zip(expected, outputs, strict=True)):
@@ -138,20 +152,76 @@ def _verify_function(
                 f"{_difference(want.float(), got[:batch])}. Report this network: it is a fault of "
                 "tvmq."
             )
+    _verify_images_alone(
+        graph_module, samples, outputs, [f"output {i}" for i in range(len(outputs))]
+    )
+
+
+def _verify_parts(program: ExportedProgram, graph_module: GraphModule, ends: WrittenEnds) -> None:
+    """As ``_verify_function``, of a network with float ends: part by part.
+
+    What a tail chooses, as an argmax does, may be another thing for sums that differ by a rounding;
+    so it is given the program's own.
+    """
+    inputs = tuple(_spec_of(node.name, node.meta["val"]) for node in ends.inputs)
+    batch = inputs[0].shape[0]
+    samples = noise_like(inputs, max(batch, 2))
+    kept: dict[Node, torch.Tensor] = {}
+    wanted = [*ends.read, *ends.passing, *ends.sources]
+    expected = _run_exported(program, [sample[:batch] for sample in samples], wanted, kept)
+    given = ends.head.graph_module(*samples)
+    read, passing = given[: len(ends.read)], given[len(ends.read) :]
+    between = graph_module(*read)
+    results = ends.tail.graph_module(*between, *passing)
+    own = [kept[node] for node in (*ends.sources, *ends.passing)]
+    names = {node: f"'{node.name}'" for node in wanted}
+    outputs = [f"output {name}" for name in ends.output_names]
+    for which, want, got in (
+        *zip(
+            [names[n] for n in wanted], [kept[n] for n in wanted], [*given, *between], strict=True
+        ),
+        *zip(outputs, expected, ends.tail.graph_module(*own), strict=True),
+    ):
+        if not _close(want.float(), got[:batch].float()):
+            raise UnsupportedError(
+                f"{which} of the captured graph differs from the exported program by "
+                f"{_difference(want.float(), got[:batch].float())}. Export it with a dynamic batch "
+                "on axis 0; if it is, report this network: it is a fault of tvmq."
+            )
+    of_head = [names[node] for node in (*ends.read, *ends.passing)]
+    _verify_images_alone(ends.head.graph_module, samples, given, of_head)
+    _verify_images_alone(graph_module, read, between, [names[node] for node in ends.sources])
+    _verify_images_alone(ends.tail.graph_module, [*between, *passing], results, outputs)
+
+
+def _verify_images_alone(
+    graph_module: GraphModule,
+    samples: Sequence[torch.Tensor],
+    outputs: Sequence[torch.Tensor],
+    names: Sequence[str],
+) -> None:
+    """Each image alone gives what it gives beside another."""
     singles = [graph_module(*[sample[i : i + 1] for sample in samples]) for i in range(2)]
     for index, together in enumerate(outputs):
-        if not _close(torch.cat([single[index] for single in singles]), together[:2]):
+        alone = torch.cat([single[index] for single in singles])
+        if not _close(alone.float(), together[:2].float()):
             raise UnsupportedError(
-                f"output {index} of an image depends on the other images of its batch. Only "
+                f"{names[index]} of an image depends on the other images of its batch. Only "
                 "networks that treat every image alone can be compiled: export it without what "
                 "mixes them."
             )
 
 
-def _run_exported(program: ExportedProgram, samples: list[torch.Tensor]) -> list[torch.Tensor]:
+def _run_exported(
+    program: ExportedProgram,
+    samples: list[torch.Tensor],
+    wanted: Sequence[Node] = (),
+    kept: dict[Node, torch.Tensor] | None = None,
+) -> list[torch.Tensor]:
     """Outputs of a program, without the module that torch would make around a copy.
 
     In float32, as the captured graph is: half precision rounds more than that could differ by.
+    ``kept`` is filled with the values of the nodes that are ``wanted``.
     """
     left = iter(samples)
     arguments = []
@@ -167,12 +237,26 @@ def _run_exported(program: ExportedProgram, samples: list[torch.Tensor]) -> list
         if isinstance(value, torch.Tensor) and value.is_floating_point():
             value = value.float()
         arguments.append(value)
-    outputs: list[torch.Tensor] = _InFloat32(program.graph_module).run(*arguments)
+    interpreter = _InFloat32(program.graph_module, wanted)
+    outputs: list[torch.Tensor] = interpreter.run(*arguments)
+    if kept is not None:
+        kept.update(interpreter.kept)
     return outputs
 
 
 class _InFloat32(Interpreter):  # type: ignore[misc]  # torch.fx has no types for mypy
     """Runs a program whose tensors are float32; types of floats that it names become that."""
+
+    def __init__(self, graph_module: GraphModule, wanted: Sequence[Node]) -> None:
+        super().__init__(graph_module)
+        self.wanted = {node.name: node for node in wanted}
+        self.kept: dict[Node, torch.Tensor] = {}
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self.wanted:
+            self.kept[self.wanted[n.name]] = result
+        return result
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         args, kwargs = pytree.tree_map(_as_float32, (args, kwargs))
@@ -184,9 +268,11 @@ def _as_float32(value: object) -> object:
     return torch.float32 if lower_or_higher else value
 
 
-def _samples(inputs: tuple[TensorSpec, ...], batch: int) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn((batch, *spec.shape[1:]), generator=generator) for spec in inputs]
+def _spec_of(name: str, value: torch.Tensor) -> TensorSpec:
+    """Of a tensor of a program: a free batch is taken as 2, all floats as float32."""
+    batch, *sizes = value.shape
+    dtype = "float32" if value.is_floating_point() else str(value.dtype).removeprefix("torch.")
+    return TensorSpec(name, (batch if isinstance(batch, int) else 2, *map(int, sizes)), dtype)
 
 
 def _difference(want: torch.Tensor, got: torch.Tensor) -> str:

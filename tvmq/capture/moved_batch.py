@@ -21,12 +21,10 @@ from torch.fx import Node
 from targets.refusal import Refusal
 from tvmq.capture.canonical_graph import BATCH_STAYS, CanonicalGraph, is_constant, shape_of
 from tvmq.capture.layout_rules import permuted, reshaped, sliced
+from tvmq.capture.program_nodes import numeric_shape
 from tvmq.capture.rule_table import Arguments, Rule, positive_axis
 
 aten = torch.ops.aten
-
-PRIME = 1_000_003
-"""Stands for a dynamic batch where sizes are compared; no other axis is a multiple of it."""
 
 
 @dataclass(frozen=True)
@@ -52,28 +50,6 @@ class Moved:
     def shape(self) -> list[int]:
         """Of the program's value."""
         return [math.prod(self.sizes[axis] for axis in group) for group in self.axes]
-
-
-def batch_size(size: Any) -> int:
-    """Of axis 0 of a program's input, or what stands for it."""
-    return size if isinstance(size, int) else PRIME
-
-
-def size_of_one(size: Any) -> Any:
-    """A size that the program computes, for a batch of one image."""
-    return _number(size, 1) if isinstance(size, torch.SymInt) else size
-
-
-def numeric_shape(node: Node, batch: int) -> list[int]:
-    """Shape of a program's value, in numbers: a dynamic batch is ``batch``."""
-    return [_number(size, batch) for size in node.meta["val"].shape]
-
-
-def _number(size: Any, batch: int) -> int:
-    if isinstance(size, int):
-        return size
-    expression = size.node.expr
-    return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
 
 
 def as_moved(node: Node, batch: int) -> Moved:

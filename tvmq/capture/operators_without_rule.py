@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from targets.refusal import Refusal
 
-_END = "Leave it out of the exported network and compute it from the outputs"
+_END = "At the network's end it stays in float; in its middle, leave it out"
 _CUT = "Export the layers before and behind it as networks of their own, and compute it between"
 _FIXED = "Normalize by constants, as batch norm does in evaluation mode, and train with that"
 _CONVOLUTION = "Write it as convolutions"
@@ -31,7 +31,7 @@ def _say(names: str, what: str, advice: str) -> None:
 _say(
     "log_softmax _log_softmax",
     "the logarithm of a softmax depends on sums of exponentials",
-    "At the network's end leave it out, it does not change the order",
+    _END,
 )
 _say(
     "rms_norm local_response_norm linalg_vector_norm norm",

@@ -124,7 +124,7 @@ def command(
         terminal.print_json(result.as_json())
     else:
         terminal.say(_in_words(result))
-    _check_names(gates, result.numbers, f"--metric {metric}")
+    _check_names(gates, result.numbers, "Accuracy" if metric is None else f"--metric {metric}")
     for flag, name, value in gates:
         if not result.numbers[name] >= value:  # NaN is above none
             raise GateError(

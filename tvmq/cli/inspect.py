@@ -18,6 +18,7 @@ PRICES = (
     "Cycles are of one image and estimated; `tvmq profile` of the built artifact gives exact ones. "
     "In parentheses: what a layer on the CPU would take on the NPU if it kept the rule."
 )
+IN_FLOAT = "at the network's ends; `tvmq profile` of the built artifact measures them"
 PRICED = ["layer", "kind", "MACs", "device", "cycles", "bound", "where in the model", "reason"]
 
 
@@ -85,15 +86,22 @@ def _inspect_model(
         return
     terminal.say(f"{model_file}: {model.kind}; forecast for {target}, {settings.precision}")
     headings = HEADINGS if spec is None else PRICED
-    terminal.table(headings, [_row(layer) for layer in layers], right={"MACs", "cycles"})
+    rows = [_row(layer, priced=spec is not None) for layer in layers]
+    terminal.table(headings, rows, right={"MACs", "cycles"})
     _totals(terminal, layers)
     if spec is not None:
         terminal.say(PRICES)
 
 
 def _inspect_artifact(terminal: Terminal, artifact: Any) -> None:
-    layers = artifact.layers()
     manifest = artifact.manifest
+    layers = artifact.layers()
+    if manifest.float_ends is not None:
+        head, tail = (
+            [{**entry.model_dump(), "macs": 0, "device": "float", "program": None} for entry in end]
+            for end in (manifest.float_ends.head, manifest.float_ends.tail)
+        )
+        layers = [*head, *layers, *tail]
     if terminal.json:
         manifest_json = manifest.model_dump(mode="json")
         terminal.print_json({"manifest": manifest_json, "operators": layers})
@@ -111,19 +119,25 @@ def _inspect_artifact(terminal: Terminal, artifact: Any) -> None:
     terminal.say(f"Stages for --stage: {', '.join(artifact.stages())}")
 
 
-def _row(layer: dict[str, Any]) -> list[str]:
+def _row(layer: dict[str, Any], *, priced: bool = False) -> list[str]:
     start = [layer["name"], layer["kind"], f"{layer['macs']:,}", layer["device"]]
     end = [layer["source"], layer["reason"]]
-    if layer.get("cycles") is None:
+    if not priced:
         return start + end
+    if layer["cycles"] is None:
+        return [*start, "", "", *end]
     cycles = f"{layer['cycles']:,}" if layer["device"] == "npu" else f"({layer['cycles']:,})"
     return [*start, cycles, layer["bound"], *end]
 
 
 def _totals(terminal: Terminal, layers: list[dict[str, Any]]) -> None:
-    for device in ("npu", "cpu"):
+    for device in ("npu", "cpu", "float"):
         own = [layer for layer in layers if layer["device"] == device]
         macs = sum(layer["macs"] for layer in own)
+        if device == "float":
+            if own:
+                terminal.say(f"float: {len(own)} operators on the host, {IN_FLOAT}")
+            continue
         text = f"{device}: {len(own)} operators, {macs:,} MACs per image"
         known = [layer["cycles"] for layer in own if layer.get("cycles") is not None]
         if known:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from targets.refusal import by_reason
-from tvmq.artifact.description import settings_text
+from tvmq.artifact.description import placement_text, settings_text
 
 if TYPE_CHECKING:  # so that printing does not import torch
-    from tvmq.artifact.artifact import RangeEntry
+    from tvmq.artifact.artifact import FloatEndsEntry, FloatEntry, RangeEntry
     from tvmq.flow import BuildResult
 
 MOST_RANGES = 3
@@ -29,8 +29,8 @@ def build_summary(result: BuildResult) -> list[str]:
         f"  calibration: {manifest.calibration['source']}",
         *_reconstruction_lines(manifest.reconstruction),
         *range_lines(manifest.ranges),
-        f"  operators: {manifest.placement['npu']} on the NPU, {manifest.placement['cpu']} on "
-        f"the CPU",
+        f"  operators: {placement_text(manifest.placement)}",
+        *float_end_lines(manifest.float_ends),
     ]
     refused = [
         (f"{place.name} ({place.source})", place.refusal)
@@ -46,6 +46,19 @@ def build_summary(result: BuildResult) -> list[str]:
         f"  {sum(manifest.seconds.values()):.1f} s ({stages})",
         f"Next: tvmq eval {result.artifact} --data D, tvmq profile {result.artifact}",
     ]
+    return lines
+
+
+def float_end_lines(ends: FloatEndsEntry | None) -> list[str]:
+    """What stays in float at each end, each reason once."""
+    lines = []
+    for end, operators in (("head", ends.head), ("tail", ends.tail)) if ends else ():
+        reasons: dict[str, list[FloatEntry]] = {}
+        for operator in operators:
+            reasons.setdefault(operator.reason, []).append(operator)
+        for reason, alike in reasons.items():
+            kinds = ", ".join(dict.fromkeys(operator.kind for operator in alike))
+            lines.append(f"    float {end}: {kinds} ({alike[0].source}): {reason}")
     return lines
 
 

@@ -1,7 +1,8 @@
 """An array of the user's as the network reads it; its type says what it is, its name does not.
 
 8-bit numbers are images, which are preprocessed. Floats are preprocessed already and are never
-preprocessed again. Everything else is refused.
+preprocessed again. Everything else is refused. A network that reads bytes or indices gets them as
+they are.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ def check_array(
     Raises:
         InputError: says what would be right.
     """
+    if wanted.dtype != "float32":
+        _check_unchanged(where, shape, dtype, wanted, how)
+        return
     if np.issubdtype(dtype, np.floating):
         if shape[1:] != wanted.shape[1:] or not shape:
             raise InputError(
@@ -60,12 +64,14 @@ def check_array(
 def as_floats(
     where: str, array: npt.NDArray[Any], wanted: TensorSpec, how: Preprocessing
 ) -> Floats:
-    """Float32 [N, ...] of an array that ``check_array`` let pass.
+    """What the network reads, [N, ...], of an array that ``check_array`` let pass.
 
     Raises:
         InputError: the images don't go with ``--resize`` and ``--crop``, or these don't lead to
             what the network takes.
     """
+    if wanted.dtype != "float32":
+        return np.ascontiguousarray(_in_order_of(wanted, array), wanted.dtype)
     if array.dtype != np.uint8:
         with np.errstate(over="ignore"):  # what float32 can't hold is refused with what is infinite
             return np.ascontiguousarray(array, np.float32)
@@ -79,11 +85,42 @@ def as_floats(
 
 def is_one_image(shape: Sequence[int], dtype: Any, wanted: TensorSpec) -> bool:
     """Whether an array is one image or one input, without the axis that counts them."""
-    if dtype != np.uint8:
+    if dtype != np.uint8 or wanted.dtype != "float32":
         return tuple(shape) == wanted.shape[1:]
     if len(wanted.shape) != 4 or wanted.shape[1] == 1:  # [N, H, W] are gray images
         return len(wanted.shape) == 4 and len(shape) == 2
     return len(shape) == 3 and bool(_order((1, *shape), wanted.shape[1]))
+
+
+def _check_unchanged(
+    where: str, shape: tuple[int, ...], dtype: Any, wanted: TensorSpec, how: Preprocessing
+) -> None:
+    """Check what a network reads as it is, but for the order of an image's axes."""
+    sizes = wanted.shape[1:]
+    turned = (*sizes[1:], sizes[0]), (*sizes[-1:], *sizes[:-1])
+    fits = shape[1:] == sizes or (len(sizes) == 3 and shape[1:] in turned)
+    if not np.can_cast(dtype, wanted.dtype) or not shape or not fits:
+        raise InputError(
+            f"{where} is {dtype} of shape {list(shape)}, the network takes {wanted.dtype} "
+            f"{_takes(wanted)} as it is"
+        )
+    if wanted.dtype == "uint8" and how != Preprocessing():
+        raise InputError(
+            f"{where}: the network reads bytes and normalizes them itself. Leave --mean, --std, "
+            "--resize and --crop out, and give images of its size"
+        )
+
+
+def _in_order_of(wanted: TensorSpec, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Images with their axes as a network reads them."""
+    if array.shape[1:] == wanted.shape[1:]:
+        return array
+    channels_last = array.transpose(0, 2, 3, 1)
+    return (
+        channels_last
+        if channels_last.shape[1:] == wanted.shape[1:]
+        else array.transpose(0, 3, 1, 2)
+    )
 
 
 def _order(shape: Sequence[int], channels: int) -> str:

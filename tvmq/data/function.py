@@ -134,7 +134,7 @@ class FunctionSource(DataSource):
     def _of_pictures(
         self, where: str, wanted: TensorSpec, pictures: Sequence[Image.Image]
     ) -> Floats:
-        if len(wanted.shape) != 4 or wanted.shape[1] not in (1, 3):
+        if len(wanted.shape) != 4 or wanted.shape[1] not in (1, 3) or wanted.dtype != "float32":
             raise InputError(
                 f"{where} is a Pillow image, the network takes "
                 f"[N, {', '.join(map(str, wanted.shape[1:]))}]"

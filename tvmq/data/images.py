@@ -64,6 +64,11 @@ class ImageFolderSource(DataSource):
                 "Leave it out, or give --labels FILE.csv, which has lines of file,label."
             )
         channels = self._only_input().shape[1]
+        if self._only_input().dtype != "float32":
+            raise InputError(
+                f"{spec} holds images, the network takes {self._only_input().dtype} as it is. Give "
+                "a .npz or a function that has them in its size"
+            )
         if channels not in (1, 3):
             raise InputError(f"{spec} holds images, the network takes {channels} channels")
         preprocessing.check_given(spec, channels)

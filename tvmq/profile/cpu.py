@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from relay_passes.float_ends import HEAD, INTEGERS, TAIL
 from targets.npu.execute.compiled import SYMBOL
-from tvmq.artifact.artifact import Artifact
+from tvmq.artifact.artifact import Artifact, TensorInfo
 from tvmq.run.session import load_library
 
 NPU_SYMBOLS = (SYMBOL, "npu_program_")
@@ -26,10 +28,12 @@ class CpuTimes:
     Attributes:
         layers: of the layers on the CPU, by name.
         host: of work that belongs to no layer, by symbol.
+        ends: of the float ends of the network, by function.
     """
 
     layers: dict[str, float] = field(default_factory=dict)
     host: dict[str, float] = field(default_factory=dict)
+    ends: dict[str, float] = field(default_factory=dict)
 
 
 def measure_cpu(artifact: Artifact, layers: list[dict[str, Any]]) -> CpuTimes:
@@ -46,8 +50,11 @@ def measure_cpu(artifact: Artifact, layers: list[dict[str, Any]]) -> CpuTimes:
             waiting.setdefault(layer["kind"], []).append(layer["name"])
             times.layers[layer["name"]] = 0.0
     with artifact.reading("model.so") as path:
-        calls = _measure(path, [info.image_shape for info in artifact.manifest.inputs])
+        calls = _measure(path, artifact.manifest.inputs)
     for symbol, us in calls:
+        if artifact.manifest.float_ends is not None and symbol in (HEAD, TAIL):
+            times.ends[symbol] = us
+            continue
         kind = symbol.removeprefix("cpu_").rstrip("0123456789")  # TVM numbers equal names
         if symbol.startswith("cpu_") and waiting.get(kind):
             times.layers[waiting[kind].pop(0)] = us
@@ -56,24 +63,30 @@ def measure_cpu(artifact: Artifact, layers: list[dict[str, Any]]) -> CpuTimes:
     return times
 
 
-def _measure(path: Path, shapes: list[tuple[int, ...]]) -> list[tuple[str, float]]:
-    """Compiled functions that a library calls for one image, in order, with their microseconds."""
+def _measure(path: Path, specs: Sequence[TensorInfo]) -> list[tuple[str, float]]:
+    """Compiled functions that a library calls for one image, in order, with their microseconds.
+
+    A float end is one of them, with all that it calls; what is between the ends is not.
+    """
     import tvm
 
     machine = load_library(path)
     calls: list[tuple[str, float]] = []
-    began = 0.0
+    open_calls: list[tuple[str, float]] = []
 
     def listen(_: Any, symbol: str, before: bool, *__: Any) -> int:
-        nonlocal began
         if before:
-            began = time.perf_counter()
-        elif not symbol.startswith("vm.builtin") and symbol != "shape_func":
+            open_calls.append((symbol, time.perf_counter()))
+            return 0
+        _, began = open_calls.pop()
+        inside = any(outer in (HEAD, TAIL) for outer, _ in open_calls)
+        ours = symbol.startswith(("vm.builtin", "shape_func")) or symbol == INTEGERS
+        if not (inside or ours):
             calls.append((symbol, (time.perf_counter() - began) * 1e6))
         return 0
 
     machine.set_instrument(listen)
-    inputs = [tvm.runtime.tensor(np.zeros((1, *shape), np.float32)) for shape in shapes]
+    inputs = [tvm.runtime.tensor(np.zeros((1, *spec.image_shape), spec.dtype)) for spec in specs]
     runs = []
     for _ in range(REPEATS):
         calls.clear()

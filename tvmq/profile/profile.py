@@ -3,15 +3,17 @@
 An operator on the NPU costs what the timing model says of its window (``targets.npu.price``);
 one on the CPU is measured on this machine, the smallest of several runs. What passes between NPU
 and CPU has rows of its own: it lies in DRAM that both see, and is counted as once over the
-machine's bus. So has host work that no layer describes, the float ends of the network.
+machine's bus. So have the float ends of the network, each as a whole, and host work that is
+neither: from floats to codes, and from sums to floats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from relay_passes.float_ends import HEAD, TAIL
 from targets.errors import InputError
 from targets.npu.machine.isa import UNIT_NAMES
 from targets.npu.machine.spec import NpuSpec, load_spec
@@ -28,7 +30,7 @@ class OperatorProfile:
     Attributes:
         name: of the layer, of the host function, or of the program whose tensors are handed over.
         layer: module path and source line.
-        op: "conv2d", "add", ..., "host", or "transfer".
+        op: "conv2d", "add", ..., "float" for an end of the network, "host", or "transfer".
         device: "npu", "cpu", or "bus".
         cycles: of the NPU; 0 elsewhere.
         us: microseconds, modelled on NPU and bus, measured on the CPU.
@@ -64,7 +66,7 @@ class OperatorProfile:
 
 @dataclass(frozen=True)
 class Profile:
-    """All operators of one image: layers in order, then transfers, then host work.
+    """All operators of one image: layers in order, then transfers, float ends, then host work.
 
     Attributes:
         artifact: its folder.
@@ -122,6 +124,7 @@ def profile(artifact: Artifact, energy: str = "") -> Profile:
     if spec is not None:
         byte_pj = spec.energy.named(energy).dram_byte
         operators += [row for item in priced.items() for row in _transfers(*item, spec, byte_pj)]
+    operators += _end_rows(artifact, measured.ends)
     operators += [_cpu_row(_host_layer(symbol), us) for symbol, us in measured.host.items()]
     cycles = sum(program.timeline.total for program in priced.values())
     ideal = float(sum(program.ideal_cycles for program in priced.values()))
@@ -229,6 +232,18 @@ def _microseconds(cycles: int, spec: NpuSpec) -> float:
     return round(spec.microseconds(cycles), 3)
 
 
+def _end_rows(artifact: Artifact, microseconds: Mapping[str, float]) -> Iterator[OperatorProfile]:
+    ends = artifact.manifest.float_ends
+    if ends is None:
+        return
+    for name, operators in ((HEAD, ends.head), (TAIL, ends.tail)):
+        if operators:  # else what only passes
+            kinds = ", ".join(dict.fromkeys(operator.kind for operator in operators))
+            row = {"name": f"float {name}", "source": operators[0].source, "kind": "float"}
+            reason = f"in float at the network's end, on the host: {kinds}"
+            yield _cpu_row(row | {"macs": 0, "reason": reason}, microseconds[name])
+
+
 def _host_layer(symbol: str) -> dict[str, Any]:
-    reason = "float input or output of the network, or data movement between kernels"
+    reason = "from floats to codes or from sums to floats, or data movement between kernels"
     return {"name": symbol, "source": "", "kind": "host", "macs": 0, "reason": reason}

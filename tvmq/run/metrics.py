@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from targets.errors import InputError
 
-Batches: TypeAlias = Iterator[tuple[dict[str, npt.NDArray[np.float32]], Any]]
-"""Outputs by name, float32[N, ...], and labels, batch by batch."""
+Batches: TypeAlias = Iterator[tuple[dict[str, npt.NDArray[Any]], Any]]
+"""Outputs by name, [N, ...], and labels, batch by batch; floats are float32."""
 
 Metric: TypeAlias = Callable[[Batches], Any]
 """Is called once, goes through all batches, and returns a number or numbers by name."""
@@ -32,6 +32,9 @@ ACCURACY = ("top1", "top5")
 def accuracy(batches: Batches) -> dict[str, float]:
     """Right guesses of the first output: ``top1`` and ``top5``, fractions in [0, 1].
 
+    An output of class numbers, as a network that ends in an argmax has it, is one guess: it has no
+    ``top5``.
+
     Raises:
         InputError: no labels, or an output that holds no logits.
     """
@@ -42,10 +45,14 @@ def accuracy(batches: Batches) -> dict[str, float]:
                 "The evaluation data has no labels. Accuracy needs one per image; give them, or a "
                 "--metric that needs none."
             )
-        logits = next(iter(outputs.values()))
-        _check(logits, labels)
-        counted.add(logits, labels)
-    return dict(zip(ACCURACY, (counted.top1, counted.top5), strict=True))
+        first = next(iter(outputs.values()))
+        if first.ndim == 1 and first.dtype.kind in "iu":
+            counted.add_guesses(first, labels)
+        else:
+            _check(first, labels)
+            counted.add(first, labels)
+    numbers = dict(zip(ACCURACY, (counted.top1, counted.top5), strict=True))
+    return numbers if counted.five is not None else {"top1": counted.top1}
 
 
 def numbers_of(found: Any, name: str) -> dict[str, float]:
@@ -75,8 +82,8 @@ def numbers_of(found: Any, name: str) -> dict[str, float]:
 def _check(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.integer]) -> None:
     if logits.ndim != 2:
         raise InputError(
-            f"The first output has shape {list(logits.shape)}, not [N, classes], so accuracy "
-            f"has no meaning. Give a --metric that has, or use `tvmq run`."
+            f"The first output has shape {list(logits.shape)}, neither [N, classes] nor class "
+            f"numbers [N], so accuracy has no meaning. Give a --metric that has, or use `tvmq run`."
         )
     classes = logits.shape[1]
     if labels.min() < 0 or labels.max() >= classes:
@@ -113,19 +120,27 @@ class Accuracy:
     Attributes:
         n: images seen.
         first: images whose class has the largest logit.
-        five: images whose class is among the five largest.
+        five: images whose class is among the five largest; None where there is one guess.
     """
 
     n: int = 0
     first: int = 0
-    five: int = 0
+    five: int | None = 0
 
     def add(self, logits: npt.NDArray[np.generic], labels: npt.NDArray[np.integer]) -> None:
         """Count one batch: logits [N, classes], labels int[N]."""
         places = ranks(logits, labels)
         self.n += len(places)
         self.first += int((places == 0).sum())
-        self.five += int((places < 5).sum())
+        self.five = (self.five or 0) + int((places < 5).sum())
+
+    def add_guesses(
+        self, guesses: npt.NDArray[np.integer], labels: npt.NDArray[np.integer]
+    ) -> None:
+        """Count one batch of class numbers, int[N] both."""
+        self.n += len(guesses)
+        self.first += int((guesses == labels).sum())
+        self.five = None
 
     @property
     def top1(self) -> float:
@@ -135,4 +150,4 @@ class Accuracy:
     @property
     def top5(self) -> float:
         """Fraction of images in [0, 1]; 0 before the first image."""
-        return self.five / self.n if self.n else 0.0
+        return (self.five or 0) / self.n if self.n else 0.0

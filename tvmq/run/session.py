@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,18 @@ from targets.npu.execute.traps import Trap
 from targets.npu.machine.program import Program
 from tvmq.artifact.artifact import Artifact
 
-Array: TypeAlias = npt.NDArray[np.float32]
-Runner: TypeAlias = Callable[[list[Array]], list[Array]]
+Array: TypeAlias = npt.NDArray[Any]
+"""float32, or what a float end takes or gives instead: bytes of an image, indices."""
+
+Runner: TypeAlias = Callable[[Sequence[Array]], list[Array]]
+
+
+class LibraryRunner(Protocol):
+    """Runs a function of a library."""
+
+    def __call__(self, arrays: Sequence[Array], function: str = "main") -> list[Array]:
+        """Results of the function for its parameters, [N, ...] each."""
+
 
 DEVICES = ("npu", "cpu", "reference", "float")
 
@@ -50,10 +60,11 @@ class Session:
         """Compute one batch.
 
         Args:
-            inputs: float32[N, ...] by input name, preprocessed, N the same for all.
+            inputs: [N, ...] by input name, preprocessed, N the same for all; float32 but for what a
+                float end takes.
 
         Returns:
-            float32[N, ...] by output name.
+            [N, ...] by output name; float32 but for what a float end gives.
 
         Raises:
             InputError: a name, shape or value is wrong.
@@ -89,9 +100,12 @@ def _runner(artifact: Artifact, device: str) -> Runner:
         with artifact.reading("cpu.so") as path:
             return library_runner(path)
     if device == "reference":
-        names = [info.name for info in artifact.manifest.inputs]
         with artifact.reading("integer.json") as path:
-            return reference_runner(path, names)
+            integers = ReferenceRunner(path)
+        if artifact.manifest.float_ends is None:
+            return integers
+        with artifact.reading("cpu.so") as path:
+            return _between_ends(integers, library_runner(path))
     if device == "float":
         with artifact.reading("float.pt2") as path:
             return float_runner(path)
@@ -112,7 +126,7 @@ def load_library(path: Path) -> Any:
         return relax.VirtualMachine(tvm.runtime.load_module(copy), tvm.cpu())
 
 
-def library_runner(path: Path, programs: Mapping[str, Program] | None = None) -> Runner:
+def library_runner(path: Path, programs: Mapping[str, Program] | None = None) -> LibraryRunner:
     """Run a compiled library; TVM and NumPy are all that its process needs.
 
     Args:
@@ -120,15 +134,16 @@ def library_runner(path: Path, programs: Mapping[str, Program] | None = None) ->
         programs: the NPU programs in it, by file name, to say which layer trapped.
 
     Returns:
-        A function that raises a TrapError if the NPU met an illegal instruction.
+        A function that raises a TrapError if the NPU met an illegal instruction. Given a name, it
+        runs that function of the library, a float end or what is between them.
     """
     import tvm
 
     machine = load_library(path)
 
-    def run(arrays: list[Array]) -> list[Array]:
+    def run(arrays: Sequence[Array], function: str = "main") -> list[Array]:
         try:
-            outputs = machine["main"](*(tvm.runtime.tensor(array) for array in arrays))
+            outputs = machine[function](*(tvm.runtime.tensor(array) for array in arrays))
         except RuntimeError as error:
             trap = Trap.of(str(error))
             if trap is None:
@@ -151,18 +166,37 @@ def _layer_of(trap: Trap, programs: Mapping[str, Program]) -> str:
     return f"the NPU trapped in {name}{''.join(layers)}, "
 
 
-def reference_runner(path: Path, names: Sequence[str]) -> Runner:
-    """The NumPy interpreter on a saved integer module whose parameters are called ``names``."""
-    import tvm
+def _between_ends(integers: ReferenceRunner, library: LibraryRunner) -> Runner:
+    """The reference between the float ends of a library."""
+    from relay_passes.float_ends import HEAD, TAIL
 
-    from tvmq.run.reference import run_reference
-
-    module = tvm.ir.load_json(path.read_text())
-
-    def run(arrays: list[Array]) -> list[Array]:
-        return run_reference(module, dict(zip(names, arrays, strict=True)))
+    def run(arrays: Sequence[Array]) -> list[Array]:
+        given, read = library(arrays, HEAD), len(integers.names)
+        return library([*integers(given[:read]), *given[read:]], TAIL)
 
     return run
+
+
+class ReferenceRunner:
+    """The NumPy interpreter on a saved integer module.
+
+    Attributes:
+        names: of its parameters, in order.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import tvm
+
+        from relay_passes.relax_nodes import Graph
+
+        self._module = tvm.ir.load_json(path.read_text())
+        self.names = tuple(param.name for param in Graph(self._module).params)
+
+    def __call__(self, arrays: Sequence[Array]) -> list[Array]:
+        """Run it."""
+        from tvmq.run.reference import run_reference
+
+        return run_reference(self._module, dict(zip(self.names, arrays, strict=True)))
 
 
 def float_runner(path: Path) -> Runner:
@@ -173,7 +207,7 @@ def float_runner(path: Path) -> Runner:
 
     module = torch.export.load(path).module()
 
-    def run(arrays: list[Array]) -> list[Array]:
+    def run(arrays: Sequence[Array]) -> list[Array]:
         with torch.no_grad():
             outputs = module(*(torch.tensor(array) for array in arrays))
         return [output.numpy() for output in outputs]
@@ -193,14 +227,16 @@ def _check(artifact: Artifact, inputs: Mapping[str, npt.NDArray[np.generic]]) ->
     arrays = []
     for info in wanted:
         array = inputs[info.name]
-        if array.dtype.kind != "f" or array.shape[1:] != info.image_shape or not len(array):
+        floats = info.dtype == "float32"
+        fits = array.dtype.kind == "f" if floats else array.dtype == info.dtype
+        if not fits or array.shape[1:] != info.image_shape or not len(array):
             shape = ", ".join(map(str, info.shape[1:]))
             raise InputError(
                 f"Input {info.name}: expected {info.dtype}[N, {shape}], "
                 f"got {array.dtype}{list(array.shape)}. Give one array of N preprocessed inputs."
             )
         with np.errstate(over="ignore"):
-            arrays.append(np.ascontiguousarray(array, np.float32))
+            arrays.append(np.ascontiguousarray(array, info.dtype))
         if not np.isfinite(arrays[-1]).all():
             raise InputError(
                 f"Input {info.name}: has NaN or infinite values, or some beyond float32. Remove "

@@ -174,9 +174,10 @@ class Summed(nn.Module):
 
 
 def test_what_is_behind_a_refused_operator_is_refused_with_it():
-    text = refused(nn.Sequential(Summed(), Summed()), 4, 16, 16)
+    text = refused(nn.Sequential(Summed(), Summed(), Summed()), 4, 16, 16)
     assert text.startswith("2 operators can't be quantized: aten.cumsum.default (module 0, test_")
     assert "; aten.cumsum.default (module 1, test_refusals.py:" in text
+    assert "module 2" not in text  # which is the network's end
 
 
 def test_the_state_that_torch_makes_for_an_lstm_is_no_reason_of_its_own():

@@ -178,5 +178,10 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_has_no_rule_is_refused_with_a_reason(name):
     function, reason = REFUSED[name]
+
+    def with_a_layer_behind(x):
+        y = function(x)
+        return F.linear(y, torch.ones(64, y.shape[-1]))
+
     with pytest.raises(UnsupportedError, match=reason):
-        captured(Around(function))
+        captured(Around(with_a_layer_behind))

@@ -10,7 +10,8 @@ from torch import nn
 from targets.refusal import Refusal
 from tvmq.capture.canonical_graph import CanonicalGraph
 from tvmq.capture.capture import capture_program
-from tvmq.capture.moved_batch import PRIME, Moved, as_moved, regrouped, settled
+from tvmq.capture.moved_batch import Moved, as_moved, regrouped, settled
+from tvmq.capture.program_nodes import PRIME
 
 aten, own = torch.ops.aten, torch.ops.tvmq
 CHANNELS, HEADS, TOKENS = 24, 3, 10

@@ -43,7 +43,7 @@ def test_labels_of_another_data_set():
 
 def test_output_that_is_a_picture():
     session = SimpleNamespace(device="cpu", run=lambda inputs: {"y": np.zeros((1, 3, 8, 8))})
-    with pytest.raises(InputError, match=r"shape \[1, 3, 8, 8\], not \[N, classes\]"):
+    with pytest.raises(InputError, match=r"shape \[1, 3, 8, 8\], neither \[N, classes\]"):
         evaluate(session, [batch([0])])
 
 

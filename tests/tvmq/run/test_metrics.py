@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from targets.errors import InputError
-from tvmq.run.metrics import Accuracy, numbers_of, ranks
+from tvmq.run.metrics import Accuracy, accuracy, numbers_of, ranks
 
 
 def test_rank_counts_larger_logits():
@@ -41,6 +41,16 @@ def test_batches_add_up():
     assert accuracy.n == 20
     assert accuracy.top1 == pytest.approx(0.5)
     assert accuracy.top5 == pytest.approx(0.5)
+
+
+def test_class_numbers_are_one_guess_each():
+    batches = [
+        ({"class": np.array([1, 2, 3])}, np.array([1, 2, 0])),
+        ({"class": np.array([4])}, np.array([4])),
+    ]
+    assert accuracy(iter(batches)) == {"top1": 0.75}
+    with pytest.raises(InputError, match=r"neither \[N, classes\] nor class numbers"):
+        accuracy(iter([({"maps": np.zeros((2, 3, 4))}, np.array([0, 1]))]))
 
 
 def test_fewer_than_five_classes_are_always_in_the_top_five():

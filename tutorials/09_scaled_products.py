@@ -1,6 +1,6 @@
 """WAPS: what two shifts per group of channels give back to weights of two bits.
 
-    python tutorials/08_scaled_products.py
+    python tutorials/09_scaled_products.py
 
 Quantizes the digits network to 2-bit weights with and without factors of products, follows one of
 them from the plan to the instructions of the NPU, and counts what they cost.

@@ -1,0 +1,55 @@
+"""Operators that TVM's importer lacks or reads otherwise, and what it can't have at all."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import tvm
+from torch import nn
+from tvm import relax
+
+from relay_passes.frontend.import_float import import_float
+from targets.errors import UnsupportedError
+
+
+class Applied(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def exported(function, *shape):
+    free = ({0: torch.export.Dim("n")},)
+    return torch.export.export(Applied(function), (torch.randn(3, *shape),), dynamic_shapes=free)
+
+
+FUNCTIONS = {
+    "largest": lambda x: x.amax(1),
+    "largest, kept": lambda x: x.amax((1, 2), keepdim=True),
+    "smallest": lambda x: x.amin(-1),
+    "product": lambda x: x.prod(1),
+    "logsumexp": lambda x: x.logsumexp(1),
+    "last": lambda x: x[:, -1],
+    "last but one of the last axis": lambda x: x[..., -2],
+    "first": lambda x: x[:, 0],
+    "passes": lambda x: x,
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_is_imported_computes_what_torch_does(name):
+    mod = import_float(exported(FUNCTIONS[name], 4, 5))
+    machine = relax.VirtualMachine(tvm.compile(mod, target="llvm"), tvm.cpu())
+    for count in (1, 4):
+        x = torch.randn(count, 4, 5)
+        (found,) = machine["main"](tvm.runtime.tensor(x.numpy()))
+        np.testing.assert_allclose(found.numpy(), FUNCTIONS[name](x).numpy(), rtol=1e-5)
+
+
+def test_what_tvm_has_no_operator_for_is_named():
+    with pytest.raises(UnsupportedError, match=r"hypot\.default.*compute them from its outputs"):
+        import_float(exported(lambda x: torch.hypot(x, x), 4))

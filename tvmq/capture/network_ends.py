@@ -1,0 +1,251 @@
+"""Which operators of a program stay in float: what can't be quantized at its ends, and no more.
+
+The *tail* is what can't be quantized, or is a final softmax, with everything behind it; the *head*
+what can't be quantized before the first layer, with everything in front of it. Layers may come
+along where they are hardly any work. A refused operator that leaves more than that on either side
+is in the middle of the network.
+
+Once there is a tail, whatever is no layer and only outputs are made of goes into it, so that the
+integers end right behind layers, as their exact sums.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.utils import _pytree as pytree
+
+from relay_passes.frontend.pointwise import is_pointwise
+from targets.refusal import Refusal
+from tvmq.capture.canonical_graph import BATCH_STAYS
+from tvmq.capture.multiply_accumulates import LAYERS, macs_of
+from tvmq.capture.program_nodes import (
+    has_images_of_floats,
+    is_tensor_valued,
+    operator_name,
+    values_read_by,
+)
+
+MOST_MACS = 0.01
+"""Share of the network's multiply-accumulates that its float ends may do."""
+
+FINAL = Refusal(
+    "it ends the network, where the host computes it exactly",
+    "Leave it out of the exported network if the logits are wanted",
+)
+"""Of a softmax that could be quantized."""
+
+_SOFTMAX = ("softmax", "_softmax", "special_softmax")
+_MOVES = frozenset(
+    {"view", "reshape", "_unsafe_view", "_reshape_alias", "flatten", "unflatten", "squeeze"}
+    | {"unsqueeze", "permute", "transpose", "t", "swapaxes", "movedim", "slice", "select", "narrow"}
+    | {"split", "split_with_sizes", "chunk", "unbind", "getitem", "cat", "concat", "concatenate"}
+    | {"stack", "contiguous", "clone", "alias", "detach", "expand", "expand_as", "view_as", "flip"}
+    | {"roll", "repeat", "lift_fresh_copy", "dropout", "to", "_to_copy", "pixel_shuffle"}
+    | {"max_pool1d", "max_pool2d", "amax", "amin", "upsample_nearest2d", "upsample_bilinear2d"}
+)
+"""What chooses, repeats or moves elements."""
+
+_OF_TWO = frozenset({"add", "sub", "rsub", "mul", "div", "maximum", "minimum", "pow"})
+
+
+@dataclass(frozen=True)
+class NetworkEnds:
+    """Nodes of a program that stay in float.
+
+    Attributes:
+        head: in front of the first layer.
+        tail: behind the last layer.
+        why: of some of them, why they can't be quantized.
+    """
+
+    head: frozenset[Node] = frozenset()
+    tail: frozenset[Node] = frozenset()
+    why: Mapping[Node, Refusal] | None = None
+
+    def __contains__(self, node: object) -> bool:
+        return node in self.head or node in self.tail
+
+    def __bool__(self) -> bool:
+        return bool(self.head or self.tail)
+
+
+class Program:
+    """What is asked of a program's graph again and again."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self.nodes = list(program.graph.nodes)
+        self.placeholders = {n.name: n for n in self.nodes if n.op == "placeholder"}
+        user = set(program.graph_signature.user_inputs)
+        self.inputs = [node for name, node in self.placeholders.items() if name in user]
+        self.stored = dict(self._stored(program))
+        self.live: set[Node] = set(self.inputs)
+        """Tensors that depend on the network's inputs, by more than the size of the batch."""
+        for node in self.nodes:
+            reads = any(source in self.live for source in values_read_by(node))
+            if reads and node.op == "call_function" and is_tensor_valued(node):
+                self.live.add(node)
+        self.macs = {node: macs for node in self.nodes if (macs := self._macs_of(node))}
+        self.total = sum(self.macs.values())
+
+    def _stored(self, program: ExportedProgram) -> Iterator[tuple[Node, torch.Tensor]]:
+        """Weights and other tensors of the program, floats as float32."""
+        for spec in program.graph_signature.input_specs:
+            held = program.state_dict.get(spec.target)
+            value = program.constants.get(spec.target) if held is None else held
+            if isinstance(value, torch.Tensor):
+                value = value.detach().cpu()
+                floats = value.is_floating_point()
+                yield self.placeholders[spec.arg.name], value.float() if floats else value
+
+    @property
+    def batch(self) -> int | None:
+        """Size of axis 0 of the inputs; None where it is free."""
+        sizes = [n.meta["val"].shape[0] for n in self.inputs if is_tensor_valued(n)]
+        return sizes[0] if sizes and isinstance(sizes[0], int) else None
+
+    def _macs_of(self, node: Node) -> int:
+        return macs_of(node) if node in self.live and self.is_layer(node) else 0
+
+    def is_layer(self, node: Node) -> bool:
+        """Whether it multiplies by weights, or tensor by tensor, or averages."""
+        return node.op == "call_function" and operator_name(node.target) in LAYERS
+
+    def behind(self, nodes: Iterable[Node]) -> set[Node]:
+        """These and all that is computed from them."""
+        found = set(nodes)
+        for node in self.nodes:
+            if node in self.live and not found.isdisjoint(node.all_input_nodes):
+                found.add(node)
+        return found
+
+    def before(self, nodes: Iterable[Node]) -> set[Node]:
+        """These and all that they are computed from; no inputs of the network."""
+        found = set(nodes)
+        for node in reversed(self.nodes):
+            if node in self.live and not found.isdisjoint(node.users):
+                found.add(node)
+        return found - set(self.inputs)
+
+    def share_behind(self, nodes: Iterable[Node]) -> float:
+        """How much of the network's work is done by these and what is computed from them."""
+        work = sum(self.macs.get(node, 0) for node in self.behind(nodes))
+        return work / self.total if self.total else 0.0
+
+    def is_little(self, nodes: Iterable[Node]) -> bool:
+        """Whether these are hardly any of the network's work."""
+        return sum(self.macs.get(node, 0) for node in nodes) < MOST_MACS * self.total
+
+
+def ends_of(
+    program: Program, refused: Mapping[Node, Refusal]
+) -> tuple[NetworkEnds, dict[Node, Refusal]]:
+    """Split off what stays in float.
+
+    Args:
+        program: the network.
+        refused: what can't be quantized, and why.
+
+    Returns:
+        The ends; and what of ``refused`` is in the middle of the network.
+    """
+    middle: dict[Node, Refusal] = {}
+    tail_seeds, head_seeds = dict(_final_softmaxes(program)), dict[Node, Refusal]()
+    for node, why in refused.items():
+        if node not in program.live and all(user in refused for user in node.users):
+            continue  # goes where these go
+        before, behind = program.before([node]), program.behind([node])
+        apart = node in program.live and why.advice != BATCH_STAYS
+        if not apart or _is_foreign(node):
+            middle[node] = why
+        elif _layers(program, before - {node}) or not _layers(program, behind - {node}):
+            (tail_seeds if program.is_little(behind) else middle)[node] = why
+        else:
+            (head_seeds if program.is_little(before) else middle)[node] = why
+    head = program.before(head_seeds)
+    tail = program.behind(tail_seeds)
+    head |= _up_to_floats(program, head, tail)
+    if not (program.is_little(head) and program.is_little(tail)) or head & tail:
+        return NetworkEnds(), middle | dict(refused)
+    if tail:
+        tail |= _pulled(program, tail, head)
+    return NetworkEnds(frozenset(head), frozenset(tail), head_seeds | tail_seeds), middle
+
+
+def _up_to_floats(program: Program, head: set[Node], tail: set[Node]) -> set[Node]:
+    """What computes of inputs, or of the head, something else than floats of each image."""
+    found: set[Node] = set()
+    for node in program.nodes:
+        if node not in program.live or node in head or node in tail or node.op == "placeholder":
+            continue
+        made = (n for n in node.all_input_nodes if n in head or n in found or n in program.inputs)
+        if any(not has_images_of_floats(n) for n in made):
+            found.add(node)
+    return found
+
+
+def _layers(program: Program, nodes: set[Node]) -> bool:
+    return any(node in program.macs for node in nodes)
+
+
+def _is_foreign(node: Node) -> bool:
+    """Whether the host can't have it: no operator of torch's own, random, or of unknown size."""
+    made = pytree.tree_leaves(node.meta.get("val"))
+    sizes = [tensor.shape for tensor in made if isinstance(tensor, torch.Tensor)]
+    if any(free_unbacked_symbols(size) for shape in sizes for size in shape):
+        return True
+    if node.target is operator.getitem:
+        return False
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not str(schema.name).startswith("aten::"):
+        return True
+    return torch.Tag.nondeterministic_seeded in node.target.tags
+
+
+def _final_softmaxes(program: Program) -> Iterator[tuple[Node, Refusal]]:
+    """Softmaxes behind which tensors are no longer multiplied, and layers are hardly any work."""
+    for node in program.nodes:
+        if node not in program.live or operator_name(node.target) not in _SOFTMAX:
+            continue
+        behind = program.behind([node]) - {node}
+        if program.is_little(behind) and not any(_multiplies(program, other) for other in behind):
+            yield node, FINAL
+
+
+def _multiplies(program: Program, node: Node) -> bool:
+    """Whether it is a product of two tensors that depend on the inputs."""
+    name = operator_name(node.target)
+    product = name in LAYERS or name in ("mul", "addcmul")
+    return product and sum(source in program.live for source in node.all_input_nodes) > 1
+
+
+def _pulled(program: Program, tail: set[Node], head: set[Node]) -> set[Node]:
+    """What is no layer, and is read by the tail and the network's caller alone."""
+    found: set[Node] = set()
+    for node in reversed(program.nodes):
+        if node not in program.live or node in tail or node in head or node.op == "placeholder":
+            continue
+        only = all(user.op == "output" or user in tail or user in found for user in node.users)
+        if node.users and only and _is_no_layer(program, node):
+            found.add(node)
+    return found
+
+
+def _is_no_layer(program: Program, node: Node) -> bool:
+    """Whether it moves elements or computes of each by itself."""
+    name = operator_name(node.target)
+    if name in LAYERS or _is_foreign(node):
+        return False
+    if name in _MOVES or is_pointwise(node.target):
+        return True
+    read = [source for source in node.all_input_nodes if source in program.live]
+    if name not in _OF_TWO:
+        return False
+    # A residual is added in the sums of the layer before it.
+    return len(read) == 1 or not any(program.is_layer(source) for source in read)

@@ -1,0 +1,154 @@
+"""The float ends of a network, from torch to functions of the library.
+
+Both are exported and imported by TVM. That importer is not ours, so what it makes is run on noise
+beside torch before anything is built on it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import tvm
+from torch.export import Dim, ExportedProgram
+from tvm import IRModule, relax
+
+from relay_passes.float_ends import join_ends
+from relay_passes.frontend.import_float import import_float
+from relay_passes.host_pipeline import host_pipeline
+from targets.causes import first_line
+from targets.cpu.host import host_target
+from targets.errors import UnsupportedError
+from tvmq.float_model import FloatEnd, FloatEnds, FloatModel
+from tvmq.noise import noise_like
+
+IMAGES = 3
+"""Images of an example: neither one, which an exporter takes for fixed, nor a common size."""
+
+TOLERANCE = 1e-4
+"""Of what TVM computes, relative to the largest number: other sums in another order."""
+
+MOST_OTHERS = 0.01
+"""Share of numbers that may differ by more: where two are equal but for rounding, one is chosen."""
+
+
+@dataclass(frozen=True)
+class CompilableEnds:
+    """Both ends as Relax, each a module with a ``main``."""
+
+    head: IRModule
+    tail: IRModule
+
+    def around(self, placed: IRModule) -> IRModule:
+        """The whole network, of which ``placed`` is what is between."""
+        return join_ends(placed, self.head, self.tail)
+
+
+def compilable_ends(model: FloatModel) -> CompilableEnds | None:
+    """The ends of a network in Relax; None if it has none.
+
+    Raises:
+        UnsupportedError: TVM has no operators for them, or others than torch.
+    """
+    if model.ends is None:
+        return None
+    inputs = model.ends.inputs
+    made = model.ends.head.graph_module(*noise_like(inputs, IMAGES))
+    read, passing = made[: len(model.inputs)], made[len(model.inputs) :]
+    with torch.no_grad():
+        between = model.graph_module(*read)
+    head = _imported(model.ends.head, noise_like(inputs, IMAGES), "in front of the first layer")
+    tail = _imported(model.ends.tail, [*between, *passing], "behind the last layer")
+    return CompilableEnds(head, tail)
+
+
+def whole_program(model: FloatModel) -> ExportedProgram:
+    """The network, float ends included, as a program for any batch."""
+    zeros = [
+        torch.zeros((IMAGES, *spec.shape[1:]), dtype=getattr(torch, spec.dtype))
+        for spec in model.network_inputs
+    ]
+    return exported(whole_network(model, model.graph_module), zeros)
+
+
+def whole_network(model: FloatModel, between: torch.nn.Module) -> torch.nn.Module:
+    """A network of whose quantized part ``between`` takes the place."""
+    return between if model.ends is None else _Whole(model, model.ends, between)
+
+
+def exported(module: torch.nn.Module, examples: Sequence[torch.Tensor]) -> ExportedProgram:
+    """Export a graph whose inputs have a free batch on axis 0."""
+    shapes = tuple({0: Dim("batch")} for _ in examples)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about itself
+        if isinstance(module, _Whole):
+            shapes = (shapes,)  # type: ignore[assignment]  # of the one parameter that takes all
+        return torch.export.export(module, tuple(examples), dynamic_shapes=shapes, strict=False)
+
+
+class _Whole(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+    """Head, what is quantized, tail."""
+
+    def __init__(self, model: FloatModel, ends: FloatEnds, between: torch.nn.Module) -> None:
+        super().__init__()
+        self.head, self.between = ends.head.graph_module, between
+        self.tail, self.count = ends.tail.graph_module, len(model.inputs)
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        made = self.head(*inputs)
+        results: tuple[torch.Tensor, ...] = self.tail(
+            *self.between(*made[: self.count]), *made[self.count :]
+        )
+        return results
+
+
+def _imported(end: FloatEnd, examples: Sequence[torch.Tensor], where: str) -> IRModule:
+    try:
+        program = exported(end.graph_module, examples)
+    except Exception as error:  # torch raises whatever it meets
+        raise UnsupportedError(
+            f"{_operators(end)}, which stay in float {where}, can't be exported for any batch "
+            f"({first_line(error)[:200]}). Export the network with a dynamic batch on axis 0, or "
+            "without them."
+        ) from error
+    mod = import_float(program)
+    _compare(end, mod, examples, where)
+    return mod
+
+
+def _compare(end: FloatEnd, mod: IRModule, examples: Sequence[torch.Tensor], where: str) -> None:
+    """Raise where the library would compute something else than torch."""
+    executable = tvm.compile(mod, target=host_target(), relax_pipeline=host_pipeline())
+    machine: Any = relax.VirtualMachine(executable, tvm.cpu())
+    with torch.no_grad():
+        expected = end.graph_module(*examples)
+    found = machine["main"](*(tvm.runtime.tensor(example.numpy()) for example in examples))
+    for index, (want, got) in enumerate(zip(expected, found, strict=True)):
+        if not agrees(want.numpy(), got.numpy()):
+            raise UnsupportedError(
+                f"{_operators(end)}, which stay in float {where}: TVM computes result {index} "
+                "otherwise than torch. Leave these operators out of the exported network and "
+                "compute them from its outputs; and report it, it is a fault of TVM or tvmq."
+            )
+
+
+def agrees(want: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> bool:
+    """Whether two results are the same but for rounding, and what that decides."""
+    if want.shape != got.shape or want.dtype != got.dtype:
+        return False
+    a, b = want.astype(np.float64), got.astype(np.float64)
+    finite = np.isfinite(a)
+    scale = float(np.abs(a[finite]).max(initial=0.0))
+    with np.errstate(invalid="ignore"):
+        close = np.abs(a - b) <= TOLERANCE * scale
+    same = close | (a == b) | (np.isnan(a) & np.isnan(b))
+    return bool(same.mean() >= 1 - MOST_OTHERS) if same.size else True
+
+
+def _operators(end: FloatEnd) -> str:
+    kinds = list(dict.fromkeys(operator.kind for operator in end.operators))
+    return ", ".join(kinds[:8]) + (", ..." if len(kinds) > 8 else "")
