@@ -148,8 +148,9 @@ def _rearrangement(graph: Graph, var: Var) -> Move | Shuffle | str:
         h, w, c = _last_three(shape_of(source)[1:], 1)
         pixels, channels = np.divmod(elements.reshape(-1, elements.shape[-1]), c)
         stay = len(pixels) == h * w and (pixels == np.arange(h * w)[:, None]).all()
-        # the pixels of a product stay in place
-        stay &= _last_three(shape_of(var)[1:], 1)[:2] == (h, w)
+        # the pixels of a product stay in place, and what it gives is an image
+        sizes = shape_of(var)[1:]
+        stay &= len(sizes) <= 3 and _last_three(sizes, 1)[:2] == (h, w)
         if stay and (channels == channels[0]).all():
             return Shuffle(source, tuple(int(k) for k in channels[0]))
     return "transposes a tensor; layers only move rows of channels"

@@ -121,7 +121,15 @@ def _composites(program: ExportedProgram) -> dict[Any, Any]:
     known = torch.export.default_decompositions()
     targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
     composed = [target for target in targets if operator_name(target) in _COMPOSED]
-    return {target: known[target] for target in composed if target in known}
+    torchs = {target: known[target] for target in composed if target in known}
+    normed = [target for target in targets if operator_name(target) == "_weight_norm"]
+    return torchs | dict.fromkeys(normed, _normed_weight)
+
+
+def _normed_weight(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    """What `weight_norm` makes of direction and size, without trusting that their shapes match."""
+    others = [axis for axis in range(v.ndim) if axis != dim % v.ndim] if dim != -1 else []
+    return v * (g / torch.linalg.vector_norm(v, dim=others or None, keepdim=True))
 
 
 def _is_plain(node: Node) -> bool:

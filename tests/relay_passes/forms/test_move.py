@@ -183,6 +183,15 @@ def test_transpositions_are_refused(axes):
     assert "transposes a tensor" in match_move(graph, graph.outputs[0])
 
 
+def test_a_transposition_that_ends_with_more_axes_than_an_image_is_refused():
+    def write(emit):
+        split = emit(relax.op.reshape(X, (1, 4, 3, 2, 5)))
+        return emit(relax.op.permute_dims(split, [0, 4, 1, 2, 3]))
+
+    graph = graph_of([X], write)
+    assert "transposes a tensor" in match_move(graph, graph.outputs[0])
+
+
 def test_what_computes_is_refused():
     graph = graph_of([X, Y], lambda emit: emit(relax.op.add(X, Y)))
     assert match_move(graph, graph.outputs[0]) == "no layer is made of 'add'"
