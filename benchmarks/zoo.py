@@ -20,13 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.zoo_networks import NETWORKS
+from benchmarks.zoo_packages import imported_timm, imported_torchvision
 from targets.errors import TvmqError
 from tvmq.artifact.artifact import Artifact
 from tvmq.build_request import BuildRequest
@@ -37,9 +38,6 @@ from tvmq.plan.annotate import annotate
 from tvmq.plan.planner import make_plan
 from tvmq.run.session import Session
 from tvmq.settings import Settings
-
-from benchmarks.zoo_networks import NETWORKS
-from benchmarks.zoo_packages import imported_timm, imported_torchvision
 
 TORCHVISION = (
     *("alexnet", "vgg11", "googlenet", "inception_v3", "squeezenet1_1", "resnet18", "resnet50"),
