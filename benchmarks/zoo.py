@@ -2,13 +2,13 @@
 
     python -m benchmarks.zoo [--only NAME ...] [--list] [--out FOLDER]
 
-Networks of torchvision, timm and ultralytics (the extra `zoo`) and of `zoo_networks.py`, with random
-weights and batch norms with the statistics of noise; each is exported for any batch, built by `tvmq build` (w8a8, powers of two, one step per
-tensor), which compares NPU, CPU and reference bit for bit, in a process of its own. Prints a row
-per network: operators on the NPU, on the CPU and in float, signal to quantization noise against float in dB,
-the same of a plain min-max w8a8 fake quantization with free steps of the same network, seconds and
-peak memory of the build; or why it is refused. With --out, rows are kept, and a second run only
-adds what is missing.
+Networks of torchvision, timm and ultralytics (the extra `zoo`) and of `zoo_networks.py`, with
+random weights and batch norms that have seen noise; each is exported for any batch, built by
+`tvmq build` (w8a8, powers of two, one step per tensor), which compares NPU, CPU and reference bit
+for bit, in a process of its own. Prints a row per network: the shape of its input, operators on the
+NPU, on the CPU and in float, signal to quantization noise against float in dB, the same of a plain
+min-max w8a8 fake quantization with free steps of the same network, seconds and peak memory of the
+build; or why it is refused. With --out, rows are kept, and a second run only adds what is missing.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def row(name: str) -> dict[str, Any]:
 
 
 def made(name: str) -> tuple[torch.nn.Module, tuple[int, ...]]:
-    """A network with batch norms that have seen noise, in evaluation mode, and its input's shape."""
+    """A network with batch norms that have seen noise, to be evaluated, and its input's shape."""
     if name in NETWORKS:
         make, shape = NETWORKS[name]
         network = make()
@@ -173,9 +173,6 @@ def made(name: str) -> tuple[torch.nn.Module, tuple[int, ...]]:
     else:
         network = imported_timm().create_model(name, pretrained=False)
         shape = (3, *[96 if name in SMALL else network.default_cfg["input_size"][1]] * 2)
-    for module in network.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.momentum = None  # statistics of all noise, as of a network that was trained
     with torch.no_grad():
         network.train()(torch.randn(4, *shape))
     return network.eval(), shape

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def autoencoder() -> nn.Module:
     """Anomaly detection: ten dense layers, eight numbers in the middle."""
     layers: list[nn.Module] = []
     sizes = (640, 128, 128, 128, 128, 8, 128, 128, 128, 128)
-    for c, k in zip(sizes, sizes[1:], strict=False):
+    for c, k in pairwise(sizes):
         layers += [nn.Linear(c, k), nn.BatchNorm1d(k), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(128, 640))
 
@@ -58,7 +59,7 @@ def mobilenet_v1_quarter() -> nn.Module:
     """Visual wake words: MobileNetV1 with a quarter of the channels."""
     layers: list[nn.Module] = [conv(3, 8, 3, 2)]
     sizes = (8, 16, 32, 32, 64, 64, 128, 128, 128, 128, 128, 128, 256, 256)
-    for index, (c, k) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for index, (c, k) in enumerate(pairwise(sizes)):
         stride = 2 if index in (1, 3, 5, 11) else 1
         layers += [conv(c, c, 3, stride, groups=c), conv(c, k, 1)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 2))
@@ -225,8 +226,9 @@ class CRNN(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            conv(1, 32), nn.MaxPool2d(2), conv(32, 64), nn.MaxPool2d(2), conv(64, 64, 3), nn.MaxPool2d((8, 1))
-        )  # fmt: skip
+            *(conv(1, 32), nn.MaxPool2d(2), conv(32, 64), nn.MaxPool2d(2)),
+            *(conv(64, 64), nn.MaxPool2d((8, 1))),
+        )
         self.recurrent = nn.LSTM(64, 64, bidirectional=True, batch_first=True)
         self.classifier = nn.Linear(128, 37)
 
