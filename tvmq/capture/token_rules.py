@@ -45,9 +45,11 @@ def _matrix_product(g: CanonicalGraph, x: Node, y: Node, factor: float = 1.0) ->
     """``x @ y * factor`` of matrices (N, ..., T, C)."""
     shape = [*shape_of(x)[:-1], shape_of(y)[-1]]
     left = as_matrices(g, x)
+    if _is_turned(g, left) and token_origin(as_matrices(g, _turned(g, y))) is not None:
+        return _turned(g, _matrix_product(g, _turned(g, y), _turned(g, x), factor))
     windows, heads = shape_of(left)[1:3]
     right = reshaped(g, y, [-1, windows, heads, *shape_of(y)[-2:]])
-    turned = permuted(g, right, [0, 1, 2, 4, 3])
+    turned = _turned(g, right)
     tokens = tokens_of(g, left)
     # Whichever way round its tokens lie where they were made, y needs no transposition.
     if token_origin(turned) is not None and token_origin(right) is None:
@@ -56,6 +58,17 @@ def _matrix_product(g: CanonicalGraph, x: Node, y: Node, factor: float = 1.0) ->
         y, target = tokens_of(g, right), own.matmul_columns.default
     result = g.call(target, tokens, y, heads, factor, windows)
     return reshaped(g, matrices_of(g, result, windows, heads), shape)
+
+
+def _turned(g: CanonicalGraph, x: Node) -> Node:
+    """Matrices with their rows as columns."""
+    rank = len(shape_of(x))
+    return permuted(g, x, [*range(rank - 2), rank - 1, rank - 2])
+
+
+def _is_turned(g: CanonicalGraph, matrices: Node) -> bool:
+    """Whether the columns of matrices are tokens, as where attention has channels in front."""
+    return token_origin(matrices) is None and token_origin(_turned(g, matrices)) is not None
 
 
 @rule("scaled_dot_product_attention")
@@ -72,9 +85,7 @@ def _attention(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
             "Multiply by the constant in nn.Linear, or compute it from the input",
         )
     scale = 1 / math.sqrt(shape_of(query)[-1]) if a["scale"] is None else a["scale"]
-    rank = len(shape_of(key))
-    turned = permuted(g, key, [*range(rank - 2), rank - 1, rank - 2])
-    scores = _matrix_product(g, query, turned, scale)
+    scores = _matrix_product(g, query, _turned(g, key), scale)
     return _matrix_product(g, _softmax_of_rows(g, scores), value)
 
 
