@@ -173,9 +173,10 @@ def _propagate(model: FloatModel, node: Node, spreads: dict[Node, Spread]) -> Sp
     shape = shape_of(node)
     statistics = model.batch_norms.get(node.name)
     if statistics is not None:
+        across = [1] * (len(shape) - 2)
+        sizes = [*across, -1] if op_of(node) is aten.linear else [-1, *across]
         mean, std = (
-            x.double().reshape(1, -1, *[1] * (len(shape) - 2))
-            for x in (statistics.beta, statistics.gamma.abs())
+            x.double().reshape(1, *sizes) for x in (statistics.beta, statistics.gamma.abs())
         )
         return Spread(mean, std, torch.full_like(mean, -math.inf), torch.full_like(mean, math.inf))
     op = op_of(node)
@@ -205,6 +206,8 @@ def _propagate(model: FloatModel, node: Node, spreads: dict[Node, Spread]) -> Sp
             (known * 2)[0].low + (known * 2)[1].low,
             (known * 2)[0].high + (known * 2)[1].high,
         )
+    if op in (own.matmul_rows, own.matmul_columns, own.softmax):
+        return None
     (x,) = known
     if op in BOUNDS:
         low, high = bounds_of(node)

@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from relay_passes.frontend.pointwise import is_pointwise
 from targets.errors import UnsupportedError
 from targets.refusal import Refusal, listed
+from tvmq.capture.attention_masks import MASK_RULES
 from tvmq.capture.canonical_graph import (
     BATCH_STAYS,
     CanonicalGraph,
@@ -41,6 +42,7 @@ from tvmq.capture.moved_batch import (
     batch_size,
     size_of_one,
 )
+from tvmq.capture.norm_rules import NORM_RULES
 from tvmq.capture.one_dimension_rules import ONE_DIMENSION_RULES
 from tvmq.capture.operator_rules import OPERATOR_RULES, pointwise
 from tvmq.capture.operators_without_rule import refusal_of
@@ -56,6 +58,8 @@ _PLAIN_RULES = (
     | POOLING_RULES
     | LAYOUT_RULES
     | TOKEN_RULES
+    | MASK_RULES
+    | NORM_RULES
     | RESAMPLING_RULES
     | ONE_DIMENSION_RULES
     | SELECTION_RULES
