@@ -31,7 +31,7 @@ from tvmq.capture.layout_rules import (
 )
 from tvmq.capture.rearranged import base_of, in_order_of_base, moved_again
 from tvmq.capture.rule_table import Arguments, RuleTable, pair, positive_axis
-from tvmq.capture.token_matrices import of_base
+from tvmq.capture.token_matrices import image_of_channels, of_base
 
 aten = torch.ops.aten
 rules = RuleTable()
@@ -62,6 +62,7 @@ def _conv(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
             f"{len(shape_of(x))} axes",
         )
     stride, dilation, padding = pair(a["stride"]), pair(a["dilation"]), a["padding"]
+    x = image_of_channels(g, x)
     if isinstance(padding, str):
         x, padding = _resolve_padding(g, x, padding, shape_of(weight)[2:], dilation)
     return g.call(
