@@ -56,7 +56,8 @@ TIMM = (
     *("ghostnet_100", "repvit_m1", "fastvit_t8", "mambaout_femto", "hgnetv2_b0", "convnext_atto"),
     *("vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224"),
     *("mobilevit_xxs", "pvt_v2_b0", "levit_128s", "efficientformer_l1", "edgenext_xx_small"),
-    *("mixer_s32_224", "resmlp_12_224", "poolformer_s12", "cait_xxs24_224", "seresnet50"),
+    *("xcit_nano_12_p16_224", "coatnet_nano_rw_224", "mixer_s32_224", "resmlp_12_224"),
+    *("poolformer_s12", "cait_xxs24_224", "seresnet50"),
 )
 PLAIN = Settings(scales="free", calib_method="minmax", bias_correction=False)
 CALIBRATED, COMPARED, SEED = 8, 4, 0

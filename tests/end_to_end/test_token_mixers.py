@@ -185,3 +185,27 @@ def test_windows_of_an_image(shift):
 def test_places_within_patches():
     torch.manual_seed(1)
     check(Patches(), (3, 8, 12), devices=True)
+
+
+class Queries(nn.Module):
+    """A decoder whose queries are parameters, the batch behind the tokens, as in DETR."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, CHANNELS), nn.Linear(CHANNELS, 4)
+        self.positions = nn.Parameter(torch.rand(TOKENS, 1, CHANNELS))
+        self.queries = nn.Parameter(torch.rand(5, CHANNELS))
+        self.own, self.other = (nn.MultiheadAttention(CHANNELS, HEADS) for _ in range(2))
+        self.norm = nn.LayerNorm(CHANNELS)
+
+    def forward(self, x):
+        memory = self.first(x).transpose(0, 1) + self.positions
+        queries = self.queries.unsqueeze(1).repeat(1, memory.shape[1], 1)
+        queries = self.norm(queries + self.own(queries, queries, queries, need_weights=False)[0])
+        found = queries + self.other(queries, memory, memory, need_weights=False)[0]
+        return self.last(self.norm(found).transpose(0, 1))
+
+
+def test_queries_that_are_parameters():
+    torch.manual_seed(1)
+    check(Queries(), (TOKENS, 8), devices=True)
