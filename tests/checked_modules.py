@@ -35,9 +35,14 @@ def decibels(want: np.ndarray, got: np.ndarray) -> float:
 
 
 def check(
-    module: nn.Module, shape: tuple[int, ...], *, devices: bool, least_db: float = LEAST_DB
+    module: nn.Module,
+    shape: tuple[int, ...],
+    *,
+    devices: bool,
+    least_db: float = LEAST_DB,
+    whole: bool = False,
 ) -> None:
-    """All answers are equal, and near to what torch computes in float."""
+    """All answers are equal, and near to what torch computes in float; ``whole`` on the NPU."""
     torch.manual_seed(0)
     images = torch.randn(IMAGES, *shape)
     program = export(module, images)
@@ -54,6 +59,8 @@ def check(
         spec = load_spec("e256")
         for machine in (None, spec):
             placed = place(integer, network, machine)
+            if machine is not None and whole:
+                assert not [p for p in placed.placements if p.device != "npu"]
             (got,) = run_placed(placed, machine, images.numpy())
             np.testing.assert_array_equal(got, want)
     with torch.no_grad():

@@ -121,7 +121,7 @@ MIXERS = {
 @pytest.mark.parametrize("name", MIXERS)
 def test_tokens_are_mixed(name):
     torch.manual_seed(1)
-    check(MIXERS[name](), (TOKENS, 8), devices=True)
+    check(MIXERS[name](), (TOKENS, 8), devices=True, whole=True)
 
 
 class Windows(nn.Module):
@@ -179,12 +179,12 @@ class Patches(nn.Module):
 @pytest.mark.parametrize("shift", [False, True], ids=["windows", "shifted"])
 def test_windows_of_an_image(shift):
     torch.manual_seed(1)
-    check(Windows(shift), (3, 8, 8), devices=True)
+    check(Windows(shift), (3, 8, 8), devices=True, whole=True)
 
 
 def test_places_within_patches():
     torch.manual_seed(1)
-    check(Patches(), (3, 8, 12), devices=True)
+    check(Patches(), (3, 8, 12), devices=True, whole=True)
 
 
 class Queries(nn.Module):
@@ -208,4 +208,4 @@ class Queries(nn.Module):
 
 def test_queries_that_are_parameters():
     torch.manual_seed(1)
-    check(Queries(), (TOKENS, 8), devices=True)
+    check(Queries(), (TOKENS, 8), devices=True, whole=True)
