@@ -52,8 +52,8 @@ TIMM = (
     *("mobileone_s0", "ghostnet_100", "regnety_002", "hgnetv2_b0", "seresnet50", "convnext_atto"),
     *("repvit_m1", "fastvit_t8", "mambaout_femto", "vit_tiny_patch16_224"),
     *("deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mobilevit_xxs", "pvt_v2_b0"),
-    *("levit_128s", "efficientformer_l1", "edgenext_xx_small", "mixer_s32_224", "resmlp_12_224"),
-    *("poolformer_s12", "cait_xxs24_224"),
+    *("levit_128s", "efficientformer_l1", "edgenext_xx_small", "xcit_nano_12_p16_224"),
+    *("coatnet_nano_rw_224", "mixer_s32_224", "resmlp_12_224", "poolformer_s12", "cait_xxs24_224"),
 )
 SMALL = frozenset(
     {*TORCHVISION[: TORCHVISION.index("convnext_tiny")], *TIMM[: TIMM.index("convnext_atto")]}

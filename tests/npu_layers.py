@@ -348,6 +348,9 @@ LAYERS: dict[str, Layer] = {
     "columns_of_4_bits": matrices(6, 18, 32, 1, Pairing.COLUMNS, dtype="uint8", bits=4),
     "columns_in_k_blocks": matrices(2, 5000, 40, 1, Pairing.COLUMNS),
     "columns_that_lie_far_apart": matrices(1, 2100, 64, 1, Pairing.COLUMNS),
+    "columns_of_large_windows": matrices(
+        12, 2500, 20, 2, Pairing.COLUMNS, windows=3, dtype="uint8"
+    ),
     "rows_of_windows": matrices(9, 9, 24, 3, Pairing.ROWS, windows=5),
     "rows_of_wide_windows": matrices(
         7, 40, 36, 2, Pairing.ROWS, windows=4, alike=False, residual="uint8"

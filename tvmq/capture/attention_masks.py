@@ -44,7 +44,7 @@ def masked(g: CanonicalGraph, name: str, scores: Node, mask: torch.Tensor) -> No
     """
     if mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
-    hidden = mask < mask.max() - HIDDEN
+    hidden = _hidden(mask)
     none = torch.tensor(1.0, dtype=torch.float64)
     shown = mask.double().masked_fill(hidden, 0.0)
     if bool(shown.any()):
@@ -53,6 +53,10 @@ def masked(g: CanonicalGraph, name: str, scores: Node, mask: torch.Tensor) -> No
         lowest = torch.zeros_like(shown).masked_fill(hidden, LOWEST)
         scores = per_element(g, f"{name}_mask", scores, none, lowest)
     return scores
+
+
+def _hidden(mask: torch.Tensor) -> torch.Tensor:
+    return mask.double() < mask.double().max() - HIDDEN
 
 
 def causal(queries: int, keys: int) -> torch.Tensor:
@@ -67,8 +71,7 @@ def _add(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
         scores, mask = mask, scores
     if is_constant(mask) and isinstance(scores, Node) and a["alpha"] == 1:
         value = g.value(mask)
-        hides = value.ndim > 1 and bool((value < value.max() - HIDDEN).any())
-        if hides and _is_for_softmax(node):
+        if value.ndim > 1 and bool(_hidden(value).any()) and _is_for_softmax(node):
             return masked(g, node.name, scores, value)
     return OPERATOR_RULES["add"](g, node, a)
 

@@ -369,6 +369,8 @@ class _Writer:
             value = self.graph.compute(node.target, args, kwargs)
             if isinstance(value, torch.Tensor):
                 return self.graph.constant(node.name, value)
+            if isinstance(value, tuple | list) and all(isinstance(v, torch.Tensor) for v in value):
+                return [self.graph.constant(f"{node.name}_{i}", v) for i, v in enumerate(value)]
         rule = _rule_of(node)
         if rule is None:
             raise refusal_of(name)

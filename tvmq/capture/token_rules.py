@@ -84,12 +84,8 @@ def _turned(g: CanonicalGraph, matrices: Node) -> Node:
 @rule("scaled_dot_product_attention")
 def _attention(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
     mask = a["attn_mask"]
-    query, key, value = operands = [a[name] for name in ("query", "key", "value")]
-    if any(is_constant(operand) for operand in operands):
-        raise Refusal(
-            "attention to a constant can't be quantized",
-            "Multiply by the constant in nn.Linear, or compute it from the input",
-        )
+    operands = [a[name] for name in ("query", "key", "value")]
+    query, key, value = (g.for_each_image(x) if is_constant(x) else x for x in operands)
     scale = 1 / math.sqrt(shape_of(query)[-1]) if a["scale"] is None else a["scale"]
     scores = _matrix_product(g, query, _turned(g, key), scale)
     if a["is_causal"]:

@@ -4,12 +4,11 @@ import sys
 
 import numpy as np
 import pytest
-from form_checks import graph_of, run, tensor
+from form_checks import graph_of, run, tensor, written
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
-from relay_passes.forms.element_order import MOST_RUNS, runs_of
 from relay_passes.forms.move import Move, Rearrangement, Shuffle, emit_move, match_move
 from relay_passes.relax_nodes import shape_of
 
@@ -23,7 +22,7 @@ def _moved(form, shape, tensors):
     if isinstance(form, Shuffle):
         return tensors[form.codes.name][..., list(form.order)]
     if isinstance(form, Rearrangement):
-        return _written(form.view, form.runs, tensors[form.codes.name]).reshape(shape)
+        return written(form.view, form.runs, tensors[form.codes.name]).reshape(shape)
     out = np.full(shape, form.fill, np.uint8)
     for box in form.boxes:
         read = tuple(
@@ -33,21 +32,8 @@ def _moved(form, shape, tensors):
         part = tensors[box.codes.name][0][read]
         if form.reshape:
             return part.reshape(shape)
-        written = tuple(slice(a, a + n) for a, n in zip(box.at, box.size, strict=True))
-        out[0][written] = part
-    return out
-
-
-def _written(view, runs, array):
-    """What runs write of an array; nothing twice, and everything."""
-    out, times = np.zeros(view, array.dtype), np.zeros(view, int)
-    for each in runs:
-        axes = zip(each.strides, each.size, strict=True)
-        steps = np.meshgrid(*(stride * np.arange(count) for stride, count in axes), indexing="ij")
-        box = tuple(slice(a, a + n) for a, n in zip(each.at, each.size, strict=True))
-        out[box] = array.reshape(-1)[each.first + sum(steps)]
-        times[box] += 1
-    assert (times == 1).all()
+        place = tuple(slice(a, a + n) for a, n in zip(box.at, box.size, strict=True))
+        out[0][place] = part
     return out
 
 
@@ -197,44 +183,6 @@ def test_reshapes_move_nothing(shape):
 def test_transpositions_are_runs_in_another_order(axes):
     form = _check(lambda emit: emit(relax.op.permute_dims(X, axes)), [X])
     assert isinstance(form, Rearrangement)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.randoms())
-def test_runs_write_any_order_of_loops(sizes, random):
-    order = list(range(len(sizes)))
-    random.shuffle(order)
-    elements = np.arange(np.prod(sizes)).reshape(sizes).transpose(order)
-    view, runs = runs_of(elements)
-    array = np.random.default_rng(0).permutation(elements.size)
-    np.testing.assert_array_equal(
-        _written(view, runs, array).reshape(-1), array[elements.reshape(-1)]
-    )
-
-
-def test_windows_are_a_run_for_each_of_a_band():
-    elements = np.arange(28 * 28 * 96).reshape(4, 7, 4, 7 * 96).transpose(0, 2, 1, 3)
-    _, runs = runs_of(elements)
-    assert len(runs) == 4
-    assert all(run.strides[2] == 1 and run.size[2] == 7 * 96 for run in runs)
-
-
-def test_elements_that_lie_together_are_read_together():
-    _, runs = runs_of(np.arange(6 * 5 * 4 * 300).reshape(6, 5, 4, 300).transpose(3, 1, 0, 2))
-    assert all(1 in run.strides for run in runs)
-
-
-@pytest.mark.parametrize(
-    "elements",
-    [
-        np.random.default_rng(1).permutation(60),
-        np.arange(2 * 17 * 19 * 23 * 2).reshape(2, 17, 19, 23, 2).transpose(4, 3, 2, 1, 0),
-    ],
-    ids=["no loops", "too many runs"],
-)
-def test_other_orders_have_no_runs(elements):
-    assert runs_of(elements) is None
-    assert MOST_RUNS < 17 * 19
 
 
 def test_what_is_moved_there_and_back_is_not_moved():
