@@ -385,7 +385,8 @@ def _constant_in_front(g: CanonicalGraph, constant: Node, x: Moved, kept: int) -
         )
     order = [*with_batch, *(i for i in range(value.ndim) if i not in with_batch)]
     moved = value.permute(order).reshape(1, *sizes, *value.shape[-kept:])
-    return g.constant(f"{constant.name}_in_front_{'_'.join(map(str, moved.shape))}", moved)
+    name = "_".join(map(str, (*order, *moved.shape)))  # one name is one constant
+    return g.constant(f"{constant.name}_in_order_{name}", moved)
 
 
 def _in_front(
