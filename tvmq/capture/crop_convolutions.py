@@ -39,7 +39,7 @@ def crop_convolutions(
 
 
 def _crop(module: GraphModule, cut: Node, origins: dict[str, Origin]) -> None:
-    between = []
+    between: list[Node] = []
     source = cut.args[0]
     assert isinstance(source, Node)
     while len(source.users) == 1 and (source.target in _OF_CHANNELS or is_pointwise(source.target)):
