@@ -2,13 +2,14 @@
 
     python -m benchmarks.zoo [--only NAME ...] [--list] [--out FOLDER]
 
-Networks of torchvision and timm (the extra `zoo`), with random weights and batch norms that have
-seen noise; each is exported for any batch, built by `tvmq build` (w8a8, powers of two, one step per
-tensor), which compares NPU, CPU and reference bit for bit, in a process of its own. Prints a row
-per network: operators on the NPU and on the CPU, signal to quantization noise against float in dB,
-the same of a plain min-max w8a8 fake quantization with free steps of the same network, seconds and
-peak memory of the build; or why it is refused. With --out, rows are kept, and a second run only
-adds what is missing.
+Networks of torchvision, timm and ultralytics (the extra `zoo`) and of `zoo_networks.py`, with
+random weights and batch norms with the statistics of noise; each is exported for any batch and
+built by `tvmq build` (w8a8, powers of two, one step per tensor), which compares NPU, CPU and
+reference bit for bit, in a process of its own. Prints a row per network: the shape of its input,
+operators on the NPU, on the CPU and in float, signal to quantization noise against float in dB, the
+same of a plain min-max w8a8 fake quantization with free steps of the same network, seconds and peak
+memory of the build; or why it is refused. With --out, rows are kept, and a second run adds what
+is missing.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.zoo_networks import NETWORKS
+from benchmarks.zoo_packages import imported_timm, imported_torchvision
 from targets.errors import TvmqError
 from tvmq.artifact.artifact import Artifact
 from tvmq.build_request import BuildRequest
@@ -43,22 +45,22 @@ TORCHVISION = (
     *("alexnet", "vgg11", "googlenet", "inception_v3", "squeezenet1_1", "resnet18", "resnet50"),
     *("wide_resnet50_2", "resnext50_32x4d", "densenet121", "mobilenet_v2", "mobilenet_v3_small"),
     *("mobilenet_v3_large", "mnasnet1_0", "shufflenet_v2_x1_0", "efficientnet_b0"),
-    *("efficientnet_v2_s", "regnet_x_400mf", "regnet_y_400mf", "convnext_tiny", "vit_b_16"),
-    *("swin_t", "segmentation.fcn_resnet50", "segmentation.deeplabv3_mobilenet_v3_large"),
+    *("efficientnet_v2_s", "regnet_x_400mf", "regnet_y_400mf", "segmentation.fcn_resnet50"),
+    *("segmentation.deeplabv3_mobilenet_v3_large", "convnext_tiny", "vit_b_16", "swin_t"),
 )
 TIMM = (
-    *(
-        "mobilenetv1_100",
-        "mobilenetv4_conv_small",
-        "efficientnet_lite0",
-        "repvgg_a0",
-        "mobileone_s0",
-    ),
-    *("ghostnet_100", "repvit_m1", "fastvit_t8", "mambaout_femto", "hgnetv2_b0", "convnext_atto"),
-    *("vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224"),
-    *("mobilevit_xxs", "pvt_v2_b0", "levit_128s", "efficientformer_l1", "edgenext_xx_small"),
-    *("mixer_s32_224", "resmlp_12_224", "poolformer_s12", "cait_xxs24_224", "seresnet50"),
+    *("mobilenetv1_100", "mobilenetv4_conv_small", "efficientnet_lite0", "repvgg_a0"),
+    *("mobileone_s0", "ghostnet_100", "regnety_002", "hgnetv2_b0", "seresnet50", "convnext_atto"),
+    *("repvit_m1", "fastvit_t8", "mambaout_femto", "vit_tiny_patch16_224"),
+    *("deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mobilevit_xxs", "pvt_v2_b0"),
+    *("levit_128s", "efficientformer_l1", "edgenext_xx_small", "xcit_nano_12_p16_224"),
+    *("coatnet_nano_rw_224", "mixer_s32_224", "resmlp_12_224", "poolformer_s12", "cait_xxs24_224"),
 )
+SMALL = frozenset(
+    {*TORCHVISION[: TORCHVISION.index("convnext_tiny")], *TIMM[: TIMM.index("convnext_atto")]}
+) - {"alexnet", "vgg11"}
+"""Convolutional networks, which take any size, and get images of 96 x 96 pixels."""
+
 PLAIN = Settings(scales="free", calib_method="minmax", bias_correction=False)
 CALIBRATED, COMPARED, SEED = 8, 4, 0
 
@@ -72,14 +74,14 @@ def main() -> int:
     parser.add_argument("--row", help=argparse.SUPPRESS)  # one network, in this process
     options = parser.parse_args()
     if options.list:
-        print("\n".join((*TORCHVISION, *TIMM)))
+        print("\n".join((*TORCHVISION, *TIMM, *NETWORKS)))
         return 0
     if options.row:
         print(json.dumps(row(options.row)))
         return 0
-    header = ("network", "NPU", "CPU", "dB", "plain dB", "seconds", "GB")
+    header = ("network", "input", "NPU", "CPU", "float", "dB", "plain dB", "seconds", "GB")
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header), flush=True)
-    for name in options.only or (*TORCHVISION, *TIMM):
+    for name in options.only or (*TORCHVISION, *TIMM, *NETWORKS):
         found = kept_row(name, Path(options.out) if options.out else None)
         if "missing" in found:
             print(found["missing"], file=sys.stderr)
@@ -87,7 +89,7 @@ def main() -> int:
         if "refused" in found:
             print(f"| {name} | {found['refused']} |", flush=True)
             continue
-        cells = [str(found["npu"]), str(found["cpu"])]
+        cells = [str(found[key]) for key in ("input", "npu", "cpu", "float")]
         cells += [f"{found[key]:.1f}" for key in ("db", "plain", "seconds", "gigabytes")]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     return 0
@@ -116,10 +118,10 @@ def row(name: str) -> dict[str, Any]:
     """What becomes of a network."""
     torch.manual_seed(SEED)
     try:
-        network, size = made(name)
+        network, shape = made(name)
     except ImportError as error:
         return {"missing": f"{error}; pip install '.[zoo]', beside a CPU build of torch"}
-    images = torch.randn(CALIBRATED, 3, size, size)
+    images = torch.randn(CALIBRATED, *shape)
     program = torch.export.export(
         network, (images[:2],), dynamic_shapes=({0: torch.export.Dim("n")},)
     )
@@ -146,8 +148,8 @@ def row(name: str) -> dict[str, Any]:
             rough = plain(images[:COMPARED])
         names = [output.name for output in model.network_outputs]
         return {
-            "npu": placement.get("npu", 0),
-            "cpu": placement.get("cpu", 0),
+            "input": " x ".join(map(str, shape)),
+            **{device: placement.get(device, 0) for device in ("npu", "cpu", "float")},
             "db": decibels(exact, Session(artifact, "cpu").run(inputs)),
             "plain": decibels(
                 exact, {key: value.numpy() for key, value in zip(names, rough, strict=True)}
@@ -157,42 +159,28 @@ def row(name: str) -> dict[str, Any]:
         }
 
 
-def made(name: str) -> tuple[torch.nn.Module, int]:
-    """A network with batch norms that have seen noise, in evaluation mode, and its image size."""
-    network: torch.nn.Module
-    if name in TORCHVISION:
-        torchvision = imported_torchvision()
-        make: Callable[..., torch.nn.Module] = torchvision.models
+def made(name: str) -> tuple[torch.nn.Module, tuple[int, ...]]:
+    """A network with batch norms that have seen noise, to be evaluated, and its input's shape."""
+    if name in NETWORKS:
+        make, shape = NETWORKS[name]
+        network = make()
+    elif name in TORCHVISION:
+        found: Any = imported_torchvision().models
         for part in name.split("."):
-            make = getattr(make, part)
-        given = {"weights_backbone": None} if name.startswith("segmentation") else {}
-        network, size = make(weights=None, **given), 299 if name == "inception_v3" else 224
+            found = getattr(found, part)
+        options = {"weights_backbone": None} if name.startswith("segmentation") else {}
+        if name in ("googlenet", "inception_v3"):
+            options = {"aux_logits": False}
+        network, shape = found(weights=None, **options), (3, *[96 if name in SMALL else 224] * 2)
     else:
-        imported_torchvision()
-        import timm
-
-        network = timm.create_model(name, pretrained=False)
-        size = network.default_cfg["input_size"][1]
+        network = imported_timm().create_model(name, pretrained=False)
+        shape = (3, *[96 if name in SMALL else network.default_cfg["input_size"][1]] * 2)
+    for module in network.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = None  # the statistics of all that was seen, as of trained networks
     with torch.no_grad():
-        network.train()(torch.randn(4, 3, size, size))
-    return network.eval(), size
-
-
-def imported_torchvision() -> Any:
-    """The package; a build for another torch registers operators that this one doesn't know."""
-    register = torch.library.register_fake
-
-    def passing(name: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(name, str) and name.startswith("torchvision::"):
-            return lambda function: function
-        return register(name, *args, **kwargs)
-
-    torch.library.register_fake = passing
-    try:
-        import torchvision
-    finally:
-        torch.library.register_fake = register
-    return torchvision
+        network.train()(torch.randn(4, *shape))
+    return network.eval(), shape
 
 
 def decibels(exact: dict[str, Any], found: dict[str, Any]) -> float:

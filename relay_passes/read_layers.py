@@ -22,7 +22,7 @@ from tvm import IRModule
 from relay_passes.code_ranges import CodeRanges
 from relay_passes.forms.addition import Addition, match_addition
 from relay_passes.forms.factor import Factor as FactorForm
-from relay_passes.forms.move import Box, Shuffle, match_move
+from relay_passes.forms.move import Box, Rearrangement, Shuffle, match_move
 from relay_passes.forms.norm import Norm as NormForm
 from relay_passes.forms.norm import match_norm
 from relay_passes.forms.pool import match_pool
@@ -167,7 +167,7 @@ def _before_it_is_turned(graph: Graph, output: Var) -> Var:
     """What an integer output is transposed from, which is no layer; itself where it isn't."""
     source, turned = output, False
     while (call := graph.match(source, *RESHAPES)) is not None:
-        turned = turned or isinstance(match_move(graph, source), str)
+        turned = turned or isinstance(match_move(graph, source), str | Rearrangement)
         source = call.args[0]
     return source if turned else output
 
@@ -414,12 +414,16 @@ class _Reader:
             return form
         if isinstance(form, Shuffle):
             return self._shuffle(var, form)
-        pieces = tuple(self._piece(box) for box in form.boxes)
         place = self.source(var.name)
+        if isinstance(form, Rearrangement):
+            read = self.value(form.codes)
+            order = tuple(Piece(read, r.first, r.strides, r.size, r.at) for r in form.runs)
+            return Move(var.name, place, order, self.value(var), 0, view=form.view)
+        pieces = tuple(self._piece(box) for box in form.boxes)
         return Move(var.name, place, pieces, self.value(var), form.fill, reshape=form.reshape)
 
     def _piece(self, box: Box) -> Piece:
-        return Piece(self.value(box.codes), box.start, box.step, box.size, box.at)
+        return Piece.box(self.value(box.codes), box.start, box.step, box.size, box.at)
 
     def _shuffle(self, var: Var, form: Shuffle) -> Conv2d:
         """A product with a permutation matrix."""

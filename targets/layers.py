@@ -31,6 +31,8 @@ from targets.sum_bounds import SumBounds
 
 DType: TypeAlias = Literal["int8", "uint8", "int32"]
 Ints: TypeAlias = npt.NDArray[np.int32]
+Index: TypeAlias = tuple[int, int, int]
+"""(h, w, c)."""
 
 
 @dataclass(frozen=True)
@@ -332,7 +334,7 @@ class Softmax:
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """Layer norm of each pixel's channels (``targets/rows.py``).
+    """Norm of each pixel's channels (``targets/rows.py``).
 
     Attributes:
         scale: factors, summands and the integers of the root.
@@ -382,29 +384,41 @@ class Constant:
 
 @dataclass(frozen=True)
 class Piece:
-    """A strided box of an input and where it lands in the output.
+    """Elements of an input and where they land in the output.
 
     Attributes:
         value: the tensor read.
-        start: (h, w, c) of the first element read.
-        step: (h, w, c).
+        offset: of the first element read, counted with channels innermost.
+        strides: elements of ``value`` from one that is read to the next, along (h, w, c).
         size: (h, w, c) elements.
         at: (h, w, c) of the first element written; written densely.
     """
 
     value: Value
-    start: tuple[int, int, int]
-    step: tuple[int, int, int]
-    size: tuple[int, int, int]
-    at: tuple[int, int, int]
+    offset: int
+    strides: Index
+    size: Index
+    at: Index
+
+    @staticmethod
+    def box(value: Value, start: Index, step: Index, size: Index, at: Index) -> Piece:
+        """A strided box of ``value``, which begins at ``start``; all (h, w, c)."""
+        _, width, channels = value.shape
+        pitches = (width * channels, channels, 1)
+        offset = sum(n * pitch for n, pitch in zip(start, pitches, strict=True))
+        strides = (step[0] * pitches[0], step[1] * pitches[1], step[2])
+        return Piece(value, offset, strides, size, at)
 
 
 @dataclass(frozen=True)
 class Move:
-    """Slices, paddings, concatenations and reshapes: bytes that move, no arithmetic.
+    """Slices, paddings, concatenations, reshapes, other orders: bytes that move, no arithmetic.
 
     What no piece covers is filled with ``fill``. A reshape has ``reshape`` set: same bytes,
     another shape.
+
+    Attributes:
+        view: (H, W, C) as which the output is written; its own shape if it is None.
     """
 
     name: str
@@ -414,6 +428,7 @@ class Move:
     fill: int
     kind: str = "move"
     reshape: bool = False
+    view: Index | None = None
     macs: int = 0
 
     @property

@@ -1,4 +1,4 @@
-"""The arithmetic of operators on rows, softmax and layer norm: integers throughout, defined here.
+"""The arithmetic of operators on rows, softmax and norms: integers throughout, defined here.
 
 A row is C codes x. Both divide by a number of the row, d > 0, as the requantizer multiplies: by 16
 bits, then a shift that is the row's own.
@@ -11,14 +11,15 @@ softmax, in units of 2^-30:
     e[c] = table[max x - x[c]]              table[i] = round(2^15 * exp(-i * step))
     y[c] = (e[c] * R) >> (b - 15)           d = sum e
 
-layer norm, n in units of 2^-f:
+layer norm, n in units of 2^-f:         without the mean (root mean square, L2):
 
-    D[c] = C * x[c] - sum x                 V = C * sum x^2 - (sum x)^2
+    D[c] = C * x[c] - sum x                 D[c] = C * (x[c] - z)
+    V    = C * sum x^2 - (sum x)^2          V    = C * sum (x - z)^2
     d    = floor(sqrt((V << 2j) + E))       E = eps in these units
     n[c] = (D[c] * R + half) >> (15 + b - j - f)
     y[c] = n[c] * gain[c] + bias[c]
 
-Neither mean nor zero point is rounded: D and V are free of them. Both end in sums like those of a
+Neither mean nor zero point z is rounded: D and V are free of them. All end in sums like those of a
 product, which the requantizer makes codes of.
 """
 
@@ -58,6 +59,9 @@ ROOT_BITS = 52
 LARGEST_VARIANCE = 255 * 255 // 4 + 1
 """Of codes, rounded up."""
 
+LARGEST_SQUARE = 255 * 255
+"""Of a code less its zero point: what a variance without the mean is at most."""
+
 
 def exponentials(step: float) -> npt.NDArray[np.int32]:
     """int32[256]: what a code counts that is 0 to 255 below the largest of its row."""
@@ -73,7 +77,7 @@ def softmax_bounds() -> SumBounds:
 
 @dataclass(frozen=True, eq=False)
 class NormScale:
-    """The integers of a layer norm.
+    """The integers of a norm.
 
     Attributes:
         epsilon: E, positive, and such that no shift of a normalized code is below 1.
@@ -81,6 +85,8 @@ class NormScale:
         fraction: f, of a normalized code.
         gain: int32[C], at most 2^15 - 1 in magnitude.
         bias: int32[C].
+        centred: whether the mean is subtracted.
+        zero_point: z; 0 where the mean is subtracted, which z goes with.
     """
 
     epsilon: int
@@ -88,6 +94,8 @@ class NormScale:
     fraction: int
     gain: npt.NDArray[np.int32]
     bias: npt.NDArray[np.int32]
+    centred: bool = True
+    zero_point: int = 0
 
     @property
     def bounds(self) -> SumBounds:
@@ -111,10 +119,22 @@ def gain_step(gamma: npt.NDArray[Any], beta: npt.NDArray[Any]) -> float:
     return 2.0 ** math.ceil(math.log2(max(by_gain, by_bias, 2.0**-40)))
 
 
+def largest_variance(count: int, *, centred: bool) -> int:
+    """V of a row of ``count`` codes at most."""
+    return count * count * (LARGEST_VARIANCE if centred else LARGEST_SQUARE)
+
+
 def derive_norm(
-    gamma: npt.NDArray[Any], beta: npt.NDArray[Any], eps: float, step: float, gain_step: float
+    gamma: npt.NDArray[Any],
+    beta: npt.NDArray[Any],
+    eps: float,
+    step: float,
+    gain_step: float,
+    *,
+    centred: bool = True,
+    zero_point: int = 0,
 ) -> NormScale:
-    """The integers of a layer norm.
+    """The integers of a norm.
 
     Args:
         gamma: float[C].
@@ -122,6 +142,8 @@ def derive_norm(
         eps: added to the variance.
         step: of the codes that are normalized.
         gain_step: of gamma.
+        centred: whether the mean is subtracted.
+        zero_point: of the codes; of no account where the mean is subtracted.
 
     Raises:
         ArithmeticRangeError: a row is too long, or beta is too large for its place.
@@ -133,7 +155,7 @@ def derive_norm(
         )
     fraction = norm_fraction(count)
     raised = min(eps * (count / step) ** 2, 2.0**ROOT_BITS)
-    largest = count * count * LARGEST_VARIANCE + math.ceil(raised)
+    largest = largest_variance(count, centred=centred) + math.ceil(raised)
     lift = (ROOT_BITS - 1 - largest.bit_length()) // 2
     if lift < 0:
         raise ArithmeticRangeError(
@@ -155,6 +177,8 @@ def derive_norm(
         fraction,
         np.clip(gain, -limit, limit).astype(np.int32),
         bias.astype(np.int64).astype(np.int32),
+        centred,
+        0 if centred else zero_point,
     )
 
 
@@ -167,10 +191,10 @@ def softmax_sums(codes: npt.NDArray[Any], table: npt.NDArray[Any]) -> Ints:
 
 
 def norm_sums(codes: npt.NDArray[Any], scale: NormScale) -> Ints:
-    """Layer norm over the last axis of codes, any integer type."""
-    x = codes.astype(np.int64)
+    """A norm over the last axis of codes, any integer type."""
+    x = codes.astype(np.int64) - scale.zero_point
     count = x.shape[-1]
-    total = x.sum(-1, keepdims=True)
+    total = x.sum(-1, keepdims=True) * scale.centred
     variance = count * (x * x).sum(-1, keepdims=True) - total * total
     square = (variance << (2 * scale.lift)) + scale.epsilon
     root = np.floor(np.sqrt(square.astype(np.float64))).astype(np.int64)

@@ -53,3 +53,16 @@ def assert_same(found, written):
             assert_same(a, b)
         else:
             assert a == b, field.name
+
+
+def written(view, runs, array):
+    """What runs write of an array; nothing twice, and everything."""
+    out, times = np.zeros(view, array.dtype), np.zeros(view, int)
+    for each in runs:
+        axes = zip(each.strides, each.size, strict=True)
+        steps = np.meshgrid(*(stride * np.arange(count) for stride, count in axes), indexing="ij")
+        box = tuple(slice(a, a + n) for a, n in zip(each.at, each.size, strict=True))
+        out[box] = array.reshape(-1)[each.first + sum(steps)]
+        times[box] += 1
+    assert (times == 1).all()
+    return out

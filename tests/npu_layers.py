@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from relay_passes.forms.element_order import runs_of
 from targets.layers import (
     Add,
     Constant,
@@ -108,6 +109,17 @@ def _factors(rng, weight, groups, inputs, outputs):
     table = rng.choice([16, 8, 24, 12, 20, 14, 18, 15, 17], (rows, -(-C // inputs)))
     each = table.reshape(groups, -1, table.shape[1]).repeat(outputs, axis=1)[:, : K // groups]
     return ProductFactors(inputs, _i32(each.reshape(K, -1)))
+
+
+def ordered(shape: tuple[int, int, int], loops: tuple[int, ...], order: tuple[int, ...]) -> Move:
+    """The elements of a tensor as ``loops``, transposed."""
+    elements = np.arange(math.prod(shape)).reshape(loops).transpose(order)
+    made = runs_of(elements)
+    assert made is not None
+    view, runs = made
+    source, output = Value("x", shape, "int8"), Value("y", (1, 1, math.prod(shape)), "int8")
+    pieces = tuple(Piece(source, run.first, run.strides, run.size, run.at) for run in runs)
+    return Move("layer", "net.permute", pieces, output, 0, view=view)
 
 
 def matrices(
@@ -221,13 +233,17 @@ def norm(
     multiplier=1,
     zero_point=0,
     rounding=HALF_UP,
+    centred=True,
+    input_zero_point=0,
     seed=0,
 ) -> Norm:
-    """Layer norm with random factors and summands."""
+    """A norm with random factors and summands."""
     rng = np.random.default_rng(seed)
     gamma, beta = rng.normal(1, 0.5, shape[2]), rng.normal(0, 0.5, shape[2])
     unit = gain_step(gamma, beta)
-    scale = derive_norm(gamma, beta, epsilon, step, unit)
+    scale = derive_norm(
+        gamma, beta, epsilon, step, unit, centred=centred, zero_point=input_zero_point
+    )
     # a code counts 2^-5, or 2^16 / multiplier times that
     shift = round(-5 - np.log2(unit)) + scale.fraction + (0 if multiplier == 1 else 16)
     low, high = code_limits(Value("y", shape, out))
@@ -329,12 +345,19 @@ LAYERS: dict[str, Layer] = {
         "layer",
         "net.cat",
         (
-            Piece(Value("x", (9, 7, 5), "uint8"), (0, 1, 0), (2, 2, 1), (5, 3, 5), (1, 0, 2)),
-            Piece(Value("r", (6, 4, 2), "uint8"), (0, 0, 0), (1, 1, 1), (6, 4, 2), (0, 0, 0)),
+            Piece.box(Value("x", (9, 7, 5), "uint8"), (0, 1, 0), (2, 2, 1), (5, 3, 5), (1, 0, 2)),
+            Piece.box(Value("r", (6, 4, 2), "uint8"), (0, 0, 0), (1, 1, 1), (6, 4, 2), (0, 0, 0)),
         ),
         Value("y", (6, 4, 9), "uint8"),
         fill=7,
     ),
+    "windows": ordered((12, 8, 5), (3, 4, 2, 4, 5), (0, 2, 1, 3, 4)),
+    "patches": ordered((8, 6, 5), (4, 2, 3, 2, 5), (1, 3, 0, 2, 4)),
+    "patches_in_place": ordered((8, 6, 5), (2, 2, 4, 3, 5), (2, 0, 3, 1, 4)),
+    "heads_in_front": ordered((1, 37, 24), (37, 3, 8), (1, 0, 2)),
+    "rows_as_columns": ordered((1, 37, 24), (37, 24), (1, 0)),
+    "rows_as_columns_by_heads": ordered((5, 30, 24), (5, 30, 3, 8), (0, 2, 3, 1)),
+    "long_rows_as_columns": ordered((1, 1500, 270), (1500, 270), (1, 0)),
     "rows_of_heads": matrices(9, 13, 24, 3, Pairing.ROWS),
     "rows_wider_than_the_array": matrices(
         5, 70, 130, 2, Pairing.ROWS, dtype="uint8", out="uint8", multiply=True, alike=False
@@ -350,6 +373,9 @@ LAYERS: dict[str, Layer] = {
     "columns_of_4_bits": matrices(6, 18, 32, 1, Pairing.COLUMNS, dtype="uint8", bits=4),
     "columns_in_k_blocks": matrices(2, 5000, 40, 1, Pairing.COLUMNS),
     "columns_that_lie_far_apart": matrices(1, 2100, 64, 1, Pairing.COLUMNS),
+    "columns_of_large_windows": matrices(
+        12, 2500, 20, 2, Pairing.COLUMNS, windows=3, dtype="uint8"
+    ),
     "rows_of_windows": matrices(9, 9, 24, 3, Pairing.ROWS, windows=5),
     "rows_of_wide_windows": matrices(
         7, 40, 36, 2, Pairing.ROWS, windows=4, alike=False, residual="uint8"
@@ -372,6 +398,13 @@ LAYERS: dict[str, Layer] = {
     "norm_of_odd_channels": norm((4, 3, 33), dtype="uint8", out="uint8", zero_point=121),
     "norm_to_the_floor": norm((1, 6, 20), multiplier=40001, zero_point=-3, rounding=FLOOR),
     "norm_of_one_channel": norm((3, 3, 1), epsilon=0.1),
+    "norm_without_the_mean": norm((1, 17, 48), centred=False),
+    "norm_without_the_mean_of_shifted_codes": norm(
+        (4, 3, 33), dtype="uint8", centred=False, input_zero_point=255
+    ),
+    "norm_without_the_mean_of_signed_codes": norm(
+        (2, 5, 64), centred=False, input_zero_point=-128, out="uint8", zero_point=100
+    ),
 }
 
 
@@ -476,15 +509,13 @@ def _pool(layer: MaxPool2d, inputs):
 def _move(layer: Move, inputs):
     if layer.reshape:
         return inputs[0].reshape(layer.output.shape)
-    out = np.full(layer.output.shape, layer.fill, np.int64)
+    out = np.full(layer.view or layer.output.shape, layer.fill, layer.output.dtype)
     for piece, x in zip(layer.pieces, inputs, strict=True):
-        box = tuple(
-            slice(start, start + step * size, step)
-            for start, step, size in zip(piece.start, piece.step, piece.size, strict=True)
-        )
-        to = tuple(slice(at, at + size) for at, size in zip(piece.at, piece.size, strict=True))
-        out[to] = x[box]
-    return out.astype(layer.output.dtype)
+        axes = zip(piece.strides, piece.size, strict=True)
+        steps = np.meshgrid(*(stride * np.arange(count) for stride, count in axes), indexing="ij")
+        written = tuple(slice(a, a + n) for a, n in zip(piece.at, piece.size, strict=True))
+        out[written] = x.reshape(-1)[piece.offset + sum(steps)]
+    return out.reshape(layer.output.shape)
 
 
 def _constant(layer: Constant, inputs):
@@ -499,9 +530,10 @@ def _softmax(layer: Softmax, inputs):
 
 
 def _norm(layer: Norm, inputs):
-    x, scale = inputs[0], layer.scale
+    scale = layer.scale
+    x = inputs[0] - (0 if scale.centred else scale.zero_point)
     count = x.shape[-1]
-    total = x.sum(-1, keepdims=True)
+    total = x.sum(-1, keepdims=True) * scale.centred
     variance = count * (x * x).sum(-1, keepdims=True) - total**2
     root = np.vectorize(math.isqrt)((variance << (2 * scale.lift)) + scale.epsilon)
     places = scale.lift + scale.fraction

@@ -284,7 +284,7 @@ def _move(rng, name, value, values) -> Move:
     origin, ones = (0, 0, 0), (1, 1, 1)
     if chance(rng, 0.5):
         shape = pick(rng, (1, 1, h * w * c), (h * w, 1, c), (w, h, c), (1, h, w * c))
-        whole = (Piece(value, origin, ones, value.shape, origin),)
+        whole = (Piece.box(value, origin, ones, value.shape, origin),)
         output = Value(name, shape, value.dtype, value.bits)
         return Move(name, "", whole, output, 0, reshape=True)
     size = tuple(int(rng.integers(1, n + 1)) for n in value.shape)
@@ -294,7 +294,7 @@ def _move(rng, name, value, values) -> Move:
     low, high = code_limits(value)
     output = Value(name, shape, value.dtype, value.bits)
     fill = int(rng.integers(low, high + 1))
-    return Move(name, "", (Piece(value, start, ones, size, at),), output, fill)
+    return Move(name, "", (Piece.box(value, start, ones, size, at),), output, fill)
 
 
 def _boxes(rng, name, value, values) -> Move:

@@ -42,6 +42,7 @@ OF_TENSORS: dict[Any, Kind] = {
     own.matmul_columns: "matmul",
     own.softmax: "softmax",
     aten.layer_norm: "norm",
+    own.rms_norm: "norm",
     own.constant: "constant",
 }
 """Operators that make a layer of the tensors that they read, whatever these are."""
@@ -206,10 +207,21 @@ def heads_of(node: Node) -> int:
     return int(node.args[1] if op_of(node) is own.softmax else node.args[2])
 
 
+def is_centred(node: Node) -> bool:
+    """Whether a norm subtracts the mean."""
+    return op_of(node) is aten.layer_norm
+
+
 def norm_weights(model: FloatModel, node: Node) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factor and summand of a layer norm, float64[C] each."""
-    gamma, beta = (constant_of(model.graph_module, node.args[i]).double() for i in (2, 3))
-    return gamma, beta
+    """Factor and summand of a norm, float64[C] each."""
+    places = (2, 3) if is_centred(node) else (1,)
+    gamma, *beta = (constant_of(model.graph_module, node.args[i]).double() for i in places)
+    return gamma, beta[0] if beta else torch.zeros_like(gamma)
+
+
+def norm_epsilon(node: Node) -> float:
+    """What a norm adds to the variance."""
+    return float(node.args[4 if is_centred(node) else 2])
 
 
 def _pair(value: object) -> tuple[int, int]:

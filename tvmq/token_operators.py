@@ -6,6 +6,7 @@ Written so, and not as matrices (N, h, T, d), attention needs no transposition:
     matmul_rows     scores[n, t, (h, u)] = sum_d x[n, t, (h, d)] * y[n, u, (h, d)]     Q K^T
     matmul_columns  y[n, t, (h, d)]      = sum_u x[n, t, (h, u)] * y[n, u, (h, d)]     A V
     softmax         over u of x[n, t, (h, u)]
+    rms_norm        x[n, t, c] / root of the mean over c of x[n, t, c]^2, * gamma[c]
     constant        a parameter of the model that is a tensor of every image: a class token
 
 An image in windows has the tokens of each window one after the other. All run in torch with
@@ -22,6 +23,7 @@ _library.define(
     "matmul_columns(Tensor x, Tensor y, int heads, float factor, int windows) -> Tensor"
 )
 _library.define("softmax(Tensor x, int heads) -> Tensor")
+_library.define("rms_norm(Tensor x, Tensor gamma, float eps) -> Tensor")
 _library.define("constant(Tensor like, Tensor value) -> Tensor")
 
 
@@ -69,6 +71,12 @@ def matmul_columns(
 def softmax(x: torch.Tensor, heads: int) -> torch.Tensor:
     """Softmax over the last axis of (..., heads * U), of each head by itself."""
     return x.unflatten(-1, (heads, -1)).softmax(-1).flatten(-2)
+
+
+@torch.library.impl(_library, "rms_norm", "CompositeImplicitAutograd")  # type: ignore[untyped-decorator]
+def rms_norm(x: torch.Tensor, gamma: torch.Tensor, eps: float) -> torch.Tensor:
+    """(..., C) divided by the root of the mean square over C, which ``eps`` is added to."""
+    return x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * gamma
 
 
 @torch.library.impl(_library, "constant", "CompositeImplicitAutograd")  # type: ignore[untyped-decorator]

@@ -4,13 +4,15 @@ strided_slice(x, axes, begin, end, strides)      one strided box
 nn.pad(slice(x), widths, fill)                   a box inside a filled tensor
 concat(slice(x), slice(y), ...)                  boxes side by side
 reshape(x)                                       the same bytes under another shape
-reshape(permute_dims(reshape(x)))                the same bytes, or channels in another order
+reshape(permute_dims(reshape(x)))                the same bytes, or elements in another order
 
 A slice of a slice that nothing else reads is one box; a padding or concatenation takes the boxes in
 front of it along, so that ``pad(x[:, ::2, ::2])`` is one move, and so is a concatenation of
 concatenations. A row of reshapes and
 transpositions that puts the channels of each pixel into another order, as ShuffleNet's shuffle
-does, is a ``Shuffle``: an array of multipliers moves single bytes faster than a DMA unit.
+does, is a ``Shuffle``: an array of multipliers moves single bytes faster than a DMA unit. Any other
+order is a ``Rearrangement`` where few runs of bytes make it (``element_order.py``): windows of an
+image, patches, heads, rows that become columns.
 
 The operators are those of the float network, applied to codes, so ``emit_move`` has little to do;
 ``match_move`` reads N H W C.
@@ -25,10 +27,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tvm import relax
 
+from relay_passes.forms.element_order import Index, Run, runs_of
 from relay_passes.operators import RESHAPES
 from relay_passes.relax_nodes import Array, Expr, Graph, Var, ints, op_of, shape_of
-
-Index = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,20 @@ class Shuffle:
     order: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Rearrangement:
+    """All elements of ``codes`` in another order.
+
+    Attributes:
+        view: (H, W, C) as which the result is written.
+        runs: that write it.
+    """
+
+    codes: Var
+    view: Index
+    runs: tuple[Run, ...]
+
+
 def emit_move(call: Expr, codes: Sequence[Expr], zero_point: int) -> Expr:
     """The same move of codes that ``call`` is of real numbers; 0.0 becomes ``zero_point``."""
     if op_of(call) == "concat":
@@ -74,7 +89,7 @@ def emit_move(call: Expr, codes: Sequence[Expr], zero_point: int) -> Expr:
     return relax.Call(call.op, [codes[0], *call.args[1:]], call.attrs, call.ty_args)
 
 
-def match_move(graph: Graph, var: Var) -> Move | Shuffle | str:
+def match_move(graph: Graph, var: Var) -> Move | Shuffle | Rearrangement | str:
     """The move that a tensor is the result of, or why it is none."""
     call = graph.value(var)
     op = op_of(call)
@@ -137,22 +152,34 @@ def _box(graph: Graph, var: Var) -> Box:
     return Box(var, (start[0], start[1], start[2]), (step[0], step[1], step[2]), size)
 
 
-def _rearrangement(graph: Graph, var: Var) -> Move | Shuffle | str:
-    """A reshape that moves nothing, or channels in another order."""
-    call = graph.value(var)
-    if op_of(call) == "reshape" and len(shape_of(call.args[0])) <= 4:
-        return _reshape(call.args[0])
+def _rearrangement(graph: Graph, var: Var) -> Move | Shuffle | Rearrangement | str:
+    """A reshape that moves nothing, channels in another order, or all elements in another order.
+
+    Of the tensors in front that it can be read from it takes the furthest, so that what is moved
+    there and back is not moved at all.
+    """
+    reshape: Move | None = None
+    shuffle: Shuffle | None = None
+    furthest: tuple[Var, Array] | None = None
     for source, elements in _sources(graph, var):
+        furthest = source, elements
         if np.array_equal(elements.ravel(), np.arange(elements.size)):
-            return _reshape(source)
+            reshape = _reshape(source)
+            continue
         h, w, c = _last_three(shape_of(source)[1:], 1)
         pixels, channels = np.divmod(elements.reshape(-1, elements.shape[-1]), c)
         stay = len(pixels) == h * w and (pixels == np.arange(h * w)[:, None]).all()
-        # the pixels of a product stay in place
-        stay &= _last_three(shape_of(var)[1:], 1)[:2] == (h, w)
+        # the pixels of a product stay in place, and what it gives is an image
+        sizes = shape_of(var)[1:]
+        stay &= len(sizes) <= 3 and _last_three(sizes, 1)[:2] == (h, w)
         if stay and (channels == channels[0]).all():
-            return Shuffle(source, tuple(int(k) for k in channels[0]))
-    return "transposes a tensor; layers only move rows of channels"
+            shuffle = Shuffle(source, tuple(int(k) for k in channels[0]))
+    if reshape is not None or shuffle is not None:
+        return reshape or shuffle  # type: ignore[return-value]
+    written = None if furthest is None else runs_of(furthest[1])
+    if furthest is None or written is None:
+        return "puts elements into an order of too many short runs"
+    return Rearrangement(furthest[0], *written)
 
 
 def _reshape(source: Var) -> Move:

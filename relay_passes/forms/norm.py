@@ -1,11 +1,13 @@
-"""Layer norm of codes over the last axis: int32 sums (``targets/rows.py``).
+"""Norms of codes over the last axis: int32 sums (``targets/rows.py``).
 
-x        astype(codes, "int32")
+x        astype(codes, "int32") [- zero point]
 total    sum(x)
 D        x * C - total
 root     floor(sqrt(((C * sum(x * x) - total * total) << 2j) + E)), in float64, exactly
 n        (D * reciprocal(root) + half) >> (bits + 15 - j - f)
 sums     n * gain + bias
+
+Without the mean there is no total: D is x * C, and the root is of C * sum(x * x).
 
 The sums of node ``x`` are called ``x_sums``.
 """
@@ -39,7 +41,7 @@ _ROOT = ("astype", "sqrt", "floor", "astype")
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """A layer norm over the last axis.
+    """A norm over the last axis.
 
     Attributes:
         node: name of the torch node.
@@ -56,9 +58,12 @@ def emit_norm(emit: Emit, norm: Norm) -> Expr:
     """Bind the int32 sums."""
     scale, count = norm.scale, int(shape_of(norm.codes)[-1])
     x = emit(relax.op.astype(norm.codes, "int32"))
-    total = emit(relax.op.sum(x, -1, keepdims=True))
+    if scale.zero_point:
+        x = emit(relax.op.subtract(x, constant(scale.zero_point, "int32")))
+    total = emit(relax.op.sum(x, -1, keepdims=True)) if scale.centred else None
     scaled = emit(relax.op.multiply(x, constant(count, "int32")))
-    deviation = emit(relax.op.astype(emit(relax.op.subtract(scaled, total)), "int64"))
+    centred = scaled if total is None else emit(relax.op.subtract(scaled, total))
+    deviation = emit(relax.op.astype(centred, "int64"))
     squares = emit(relax.op.sum(emit(relax.op.multiply(x, x)), -1, keepdims=True))
     root = _emit_root(emit, _square(emit, squares, total, count, scale))
     reciprocal, bits = emit_reciprocal(emit, root)
@@ -72,11 +77,12 @@ def emit_norm(emit: Emit, norm: Norm) -> Expr:
     return emit(relax.op.add(gained, constant(scale.bias, "int32")), f"{norm.node}{SUMS}")
 
 
-def _square(emit: Emit, squares: Expr, total: Expr, count: int, scale: NormScale) -> Expr:
-    wide = [emit(relax.op.astype(each, "int64")) for each in (squares, total)]
-    square = emit(relax.op.multiply(wide[1], wide[1]))
-    first = emit(relax.op.multiply(wide[0], constant(count, "int64")))
-    variance = emit(relax.op.subtract(first, square))
+def _square(emit: Emit, squares: Expr, total: Expr | None, count: int, scale: NormScale) -> Expr:
+    wide = emit(relax.op.astype(squares, "int64"))
+    variance = emit(relax.op.multiply(wide, constant(count, "int64")))
+    if total is not None:
+        mean = emit(relax.op.astype(total, "int64"))
+        variance = emit(relax.op.subtract(variance, emit(relax.op.multiply(mean, mean))))
     lifted = emit(relax.op.left_shift(variance, constant(2 * scale.lift, "int64")))
     return emit(relax.op.add(lifted, constant(scale.epsilon, "int64")))
 
@@ -111,8 +117,8 @@ def _root_chain(graph: Graph, expr: Expr) -> list[Expr]:
 
 
 def match_norm(graph: Graph, expr: Expr) -> Norm | str:
-    """The layer norm that ``expr`` is the sums of, or why it is none."""
-    none = "is no layer norm"
+    """The norm that ``expr`` is the sums of, or why it is none."""
+    none = "is no norm"
     added = graph.match(expr, "add")
     gained = None if added is None else graph.match(added.args[0], "multiply")
     if added is None or gained is None:
@@ -130,15 +136,18 @@ def match_norm(graph: Graph, expr: Expr) -> Norm | str:
         return none
     if not is_scalar(square.args[1]) or not is_scalar(lifted.args[1]):
         return none
-    codes = _match_deviation(graph, product.args[0])
-    if codes is None:
+    deviation = _match_deviation(graph, product.args[0])
+    if deviation is None:
         return none
+    codes, centred, zero_point = deviation
     scale = NormScale(
         epsilon=int(array_of(square.args[1])),
         lift=int(array_of(lifted.args[1])) // 2,
         fraction=norm_fraction(int(shape_of(codes)[-1])),
         gain=array_of(gained.args[1]),
         bias=array_of(added.args[1]),
+        centred=centred,
+        zero_point=zero_point,
     )
     found = Norm(str(expr.name).removesuffix(SUMS), codes, scale)
     alike = written_alike(graph, expr, codes, lambda emit: emit_norm(emit, found))
@@ -150,10 +159,18 @@ def _square_of(graph: Graph, divisor: Expr) -> Expr | None:
     return None if square is None else graph.match(square, "add")
 
 
-def _match_deviation(graph: Graph, expr: Expr) -> Expr | None:
-    """The codes whose deviations from their mean ``expr`` is, or None."""
+def _match_deviation(graph: Graph, expr: Expr) -> tuple[Expr, bool, int] | None:
+    """The codes, whether their mean is subtracted, and their zero point, or None."""
     cast = graph.match(expr, "astype")
-    centred = None if cast is None else graph.match(cast.args[0], "subtract")
-    scaled = None if centred is None else graph.match(centred.args[0], "multiply")
-    codes = None if scaled is None else graph.match(scaled.args[0], "astype")
-    return codes.args[0] if codes is not None and is_codes(codes.args[0]) else None
+    if cast is None:
+        return None
+    centred = graph.match(cast.args[0], "subtract")
+    scaled = graph.match(cast.args[0] if centred is None else centred.args[0], "multiply")
+    shifted = None if scaled is None else graph.match(scaled.args[0], "subtract")
+    if scaled is None or (shifted is not None and not is_scalar(shifted.args[1])):
+        return None
+    codes = graph.match(scaled.args[0] if shifted is None else shifted.args[0], "astype")
+    if codes is None or not is_codes(codes.args[0]):
+        return None
+    zero_point = 0 if shifted is None else int(array_of(shifted.args[1]))
+    return codes.args[0], centred is not None, zero_point

@@ -234,13 +234,16 @@ def _softmax(node: fx.Node, importer: Importer) -> Expr:
 
 
 def _norm(node: fx.Node, importer: Importer) -> Var:
-    source, _, gamma, beta, gain_step, eps = node.args
+    source, _, gamma, beta, gain_step, eps, centred = node.args
     codes = constant(np.rint(importer.arrays[gamma] / gain_step), "int32")
     factors = Dequantize(codes, np.asarray(gain_step, np.float64), 0)
     summands = constant(importer.arrays[beta], "float64")
     gain = emit_dequantize(importer.emit, factors, f"{node.name}_gain")
     x = importer.env[source]
-    normed = relax.op.nn.layer_norm(x, gain, summands, axes=[-1], epsilon=float(eps))
+    if centred:
+        normed = relax.op.nn.layer_norm(x, gain, summands, axes=[-1], epsilon=float(eps))
+    else:
+        normed = relax.op.nn.rms_norm(x, gain, axes=[-1], epsilon=float(eps))
     return importer.emit(normed, node.name)
 
 

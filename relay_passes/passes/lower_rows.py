@@ -1,15 +1,17 @@
-"""Lower softmax and layer norm of a quantized tensor to integer sums and their requantization.
+"""Lower softmax and norms of a quantized tensor to integer sums and their requantization.
 
     quantize(tvmq.softmax(dequantize(x), heads) [* factor])         -->  integer normal form
     quantize(nn.layer_norm(dequantize(x), dequantize(gain), bias))  -->  integer normal form
+    quantize(nn.rms_norm(dequantize(x), dequantize(gain)))          -->  integer normal form
 
-Needs: ConvertToNhwc, FoldActivations. Leaves: neither of both between a dequantize and a quantize.
+Needs: ConvertToNhwc, FoldActivations. Leaves: none of them between a dequantize and a quantize.
 """
 
 from __future__ import annotations
 
 from fractions import Fraction
 
+import numpy as np
 import tvm
 from tvm import IRModule
 
@@ -31,6 +33,7 @@ from relay_passes.relax_nodes import (
     array_of,
     is_constant,
     is_scalar,
+    op_of,
     rewrite,
 )
 from targets.errors import ArithmeticRangeError
@@ -40,7 +43,7 @@ from targets.scale import power_of_two
 
 @tvm.transform.module_pass(opt_level=0, name="LowerRows")
 class LowerRows:
-    """Lower softmax and layer norm to integer sums and their requantization."""
+    """Lower softmax and norms to integer sums and their requantization."""
 
     def transform_module(self, mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:
         """Return a new module; ``mod`` is left as it was."""
@@ -72,16 +75,26 @@ def _softmax(rewriter: Rewriter, var: Var, quantize: Quantize) -> Expr | None:
 
 def _norm(rewriter: Rewriter, var: Var, quantize: Quantize) -> Expr | None:
     graph = rewriter.graph
-    call = graph.match(quantize.source, "nn.layer_norm")
+    call = graph.match(quantize.source, "nn.layer_norm", "nn.rms_norm")
     data = None if call is None else match_tensor(graph, call.args[0])
     gain = None if call is None else match_dequantize(graph, call.args[1])
-    if call is None or data is None or gain is None or not is_constant(call.args[2]):
+    if call is None or data is None or gain is None or not all(map(is_constant, call.args[2:])):
         return None
+    centred = op_of(call) == "nn.layer_norm"
     gain_step = float(gain.step)
-    gamma, beta = array_of(gain.codes) * gain_step, array_of(call.args[2])
+    gamma = array_of(gain.codes) * gain_step
+    beta = array_of(call.args[2]) if centred else np.zeros_like(gamma)
     name, epsilon = quantize.source.name, float(call.attrs.epsilon)
     try:
-        scale: NormScale = derive_norm(gamma, beta, epsilon, float(data.step), gain_step)
+        scale: NormScale = derive_norm(
+            gamma,
+            beta,
+            epsilon,
+            float(data.step),
+            gain_step,
+            centred=centred,
+            zero_point=data.zero_point,
+        )
     except ArithmeticRangeError as error:
         raise ArithmeticRangeError(f"{name}: {error}", node=name) from None
     made = emit_norm(rewriter.emit, Norm(name, rewriter.get(data.codes), scale))

@@ -1,4 +1,4 @@
-"""Softmax and layer norm of the channels of each pixel, as ``targets/rows.py`` defines them.
+"""Softmax and norms of the channels of each pixel, as ``targets/rows.py`` defines them.
 
 Numbers of a row are computed once: its largest code or its sums, then reciprocal and bits of what
 it is divided by. The elements follow in vectors.
@@ -59,7 +59,7 @@ def build_softmax(layer: Softmax, _host: CpuFeatures) -> Kernel:
 
 
 def build_norm(layer: Norm, _host: CpuFeatures) -> Kernel:
-    """Layer norm of each pixel's channels."""
+    """Norm of each pixel's channels."""
     n = tirx.Var("n", "int64")
     x = placeholder(n, layer.input, "x")
     height, width, channels = layer.input.shape
@@ -67,19 +67,22 @@ def build_norm(layer: Norm, _host: CpuFeatures) -> Kernel:
     rows, scale = (n, height, width), layer.scale
 
     def code(*at: Expr) -> Expr:
-        return x[at].astype("int32")
+        held = x[at].astype("int32")
+        return held - tirx.const(scale.zero_point, "int32") if scale.zero_point else held
 
     def summed(name: str, of: Callable[[Expr], Expr]) -> te.Tensor:
         axis = te.reduce_axis((0, channels), "c")
         return te.compute(rows, lambda *row: te.sum(of(code(*row, axis)), axis=axis), name=name)
 
-    total = summed("total", lambda c: c)
+    total = summed("total", lambda c: c) if scale.centred else None
     squares = summed("squares", lambda c: c * c)
 
     def root_of(*row: Expr) -> Expr:
-        sums = total[row].astype("int64")
-        centred = squares[row].astype("int64") * tirx.const(channels, "int64") - sums * sums
-        lifted = centred << tirx.const(2 * scale.lift, "int64")
+        variance = squares[row].astype("int64") * tirx.const(channels, "int64")
+        if total is not None:
+            sums = total[row].astype("int64")
+            variance = variance - sums * sums
+        lifted = variance << tirx.const(2 * scale.lift, "int64")
         square = lifted + tirx.const(scale.epsilon, "int64")
         return tirx.floor(tirx.sqrt(square.astype("float64"))).astype("int32")
 
@@ -94,13 +97,15 @@ def build_norm(layer: Norm, _host: CpuFeatures) -> Kernel:
         row, channel = at[:-1], at[-1]
         shift = _places((bits[row] + places).astype("int64"))
         one = tirx.const(1, "int64")
-        deviation = code(*at) * tirx.const(channels, "int32") - total[row]
+        deviation = code(*at) * tirx.const(channels, "int32")
+        if total is not None:
+            deviation = deviation - total[row]
         raised = deviation.astype("int64") * reciprocal[row].astype("int64")
         normed = ((raised + (one << (shift - one))) >> shift).astype("int32")
         return _code(normed * gain[channel] + bias[channel], layer)
 
     out = te.compute((n, *layer.output.shape), result, name="out")
-    stages = ["total", "squares", "whole_root", "bits", "reciprocal"]
+    stages = [*(["total"] if scale.centred else []), "squares", "whole_root", "bits", "reciprocal"]
     func = _schedule(function([x, gain, bias, out]), stages)
     return Kernel(func, (scale.gain, scale.bias))
 

@@ -1,4 +1,4 @@
-"""Softmax and layer norm of integers: what they approximate, and what they can't exceed."""
+"""Softmax and norms of integers: what they approximate, and what they can't exceed."""
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from targets.rows import (
     LONGEST_ROW,
     NORM_LIMIT,
     RECIPROCAL_BITS,
+    ROOT_BITS,
     SOFTMAX_BITS,
     derive_norm,
     exponentials,
@@ -84,6 +85,38 @@ def test_layer_norm_is_that_of_the_numbers(row, step, eps, seed):
     assert np.abs(got - exact).max() < 2**-9 * size
     assert (sums >= scale.bounds.smallest).all()
     assert (sums <= scale.bounds.largest).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(ROWS, STEPS, st.sampled_from([1e-3, 1e-6, 1e-12]), st.sampled_from([-128, -5, 0, 127]))
+def test_a_norm_without_the_mean_is_that_of_the_numbers(row, step, eps, zero_point):
+    x = np.array(row)
+    gamma, none = np.random.default_rng(len(row)).normal(size=len(row)), np.zeros(len(row))
+    one = gain_step(gamma, none)
+    scale = derive_norm(gamma, none, eps, step, one, centred=False, zero_point=zero_point)
+    sums = norm_sums(x, scale)
+    real = (x - zero_point) * step
+    held = scale.epsilon / 4**scale.lift * (step / len(row)) ** 2
+    exact = real / np.sqrt((real**2).mean() + held) * gamma
+    size = np.sqrt(len(row)) * np.abs(gamma).max()
+    assert np.abs(sums * (one * 2.0**-scale.fraction) - exact).max() < 2**-9 * size
+    assert (sums >= scale.bounds.smallest).all()
+    assert (sums <= scale.bounds.largest).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 16, 64, 255, 256, 1000, 1024, 4096, LONGEST_ROW])
+@pytest.mark.parametrize("zero_point", [-128, 0, 127])
+def test_no_code_normalized_without_the_mean_exceeds_its_limit(count, zero_point):
+    ones, zeros = np.ones(count), np.zeros(count)
+    scale = derive_norm(ones, zeros, 1e-12, 1.0, 1.0, centred=False, zero_point=zero_point)
+    for code in (-128, 127, zero_point + 1, zero_point - 1):
+        row = np.full(count, zero_point)
+        row[0] = code
+        n = norm_sums(row, scale)
+        assert np.abs(n).max() <= NORM_LIMIT
+        largest = count**2 * (code - zero_point) ** 2 << 2 * scale.lift
+        assert largest + scale.epsilon < 1 << ROOT_BITS
+    np.testing.assert_array_equal(norm_sums(np.full(count, zero_point), scale), 0)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 16, 64, 255, 256, 1000, 1024, 4096, LONGEST_ROW])

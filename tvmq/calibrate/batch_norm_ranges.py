@@ -189,9 +189,11 @@ def _propagate(model: FloatModel, node: Node, spreads: dict[Node, Spread]) -> Sp
     shape = shape_of(node)
     statistics = model.batch_norms.get(node.name)
     if statistics is not None:
-        one_each = [-1 if axis == channel_axis(len(shape)) else 1 for axis in range(len(shape))]
+        behind = op_of(node) is aten.linear or len(shape) == 3  # tokens have their channels last
+        across = [1] * (len(shape) - 2)
+        sizes = [*across, -1] if behind else [-1, *across]
         mean, std = (
-            x.double().reshape(one_each) for x in (statistics.beta, statistics.gamma.abs())
+            x.double().reshape(1, *sizes) for x in (statistics.beta, statistics.gamma.abs())
         )
         return Spread(mean, std, torch.full_like(mean, -math.inf), torch.full_like(mean, math.inf))
     op = op_of(node)
@@ -221,6 +223,8 @@ def _propagate(model: FloatModel, node: Node, spreads: dict[Node, Spread]) -> Sp
             (known * 2)[0].low + (known * 2)[1].low,
             (known * 2)[0].high + (known * 2)[1].high,
         )
+    if op in (own.matmul_rows, own.matmul_columns, own.softmax):
+        return None
     (x,) = known
     if op in BOUNDS:
         low, high = bounds_of(node)

@@ -30,6 +30,9 @@ SMALLEST_EXPONENT = -100
 STEP_OF_ZEROS = 2.0**-16
 """Of a tensor that is always 0: the sums of its reader are its bias, in multiples of this."""
 
+WORTH_A_ZERO_POINT = 0.5
+"""Of the squared error with codes about zero, at most, for codes with a zero point instead."""
+
 EXPONENTS = range(-4, 1)
 """Offsets from the power of two that just holds the full range."""
 
@@ -142,23 +145,22 @@ def choose_codes(
     """The best step, zero point and type for a tensor.
 
     Nothing negative: unsigned. Both signs: signed about zero; but if one side is less than a
-    quarter of the other (a SiLU), unsigned with a zero point, which wastes fewer codes, unless the
-    codes must be ``symmetric``: then zero is the code of 0.0 in any case.
+    quarter of the other (a SiLU), or that halves the error (a leaky ReLU), unsigned with a zero
+    point, which wastes fewer codes, unless the codes must be ``symmetric``: then zero is the code
+    of 0.0 in any case.
     """
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
     if low == high == 0.0 or histogram.limit == 0.0:
         return Codes(STEP_OF_ZEROS, 0, False, "always 0")
     smaller, larger = sorted((-low, high))
     signed = low < 0 and (symmetric or smaller >= larger / 4)
-    candidates = _candidates(histogram, bits, signed, settings)
-    centres, counts = histogram.occupied()
-    power = 2.4 if settings.calib_method == "lp" else 2.0
-    errors = [
-        _error(centres, counts, step, zero, code_range(bits, signed), power)
-        for step, zero in candidates
-    ]
-    step, zero = candidates[int(np.argmin(errors))]
+    error, step, zero = _best(histogram, bits, signed, settings)
+    if signed and not symmetric:
+        other = _best(histogram, bits, False, settings)
+        if other[0] < WORTH_A_ZERO_POINT * error:
+            signed, (error, step, zero) = False, other
     first, last = code_range(bits, signed)
+    centres, counts = histogram.occupied()
     lost = float(counts[(centres < (first - zero - 0.5) * step)].sum())
     lost += float(counts[(centres > (last - zero + 0.5) * step)].sum())
     reason = (
@@ -166,6 +168,20 @@ def choose_codes(
         f"{histogram.high:.4g}], {100 * lost / counts.sum():.2g} % beyond the codes"
     )
     return Codes(step, zero, signed, reason)
+
+
+def _best(
+    histogram: Histogram, bits: int, signed: bool, settings: Settings
+) -> tuple[float, float, int]:
+    """The smallest error of all candidates, with its step and zero point."""
+    centres, counts = histogram.occupied()
+    power = 2.4 if settings.calib_method == "lp" else 2.0
+    codes = code_range(bits, signed)
+    found = (
+        (_error(centres, counts, step, zero, codes, power), step, zero)
+        for step, zero in _candidates(histogram, bits, signed, settings)
+    )
+    return min(found, key=lambda candidate: candidate[0])
 
 
 def relative_error(

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from relay_passes.frontend.pointwise import is_pointwise
 from targets.errors import UnsupportedError
 from targets.refusal import Refusal, listed
+from tvmq.capture.attention_masks import MASK_RULES
 from tvmq.capture.canonical_graph import (
     BATCH_STAYS,
     CanonicalGraph,
@@ -33,6 +34,7 @@ from tvmq.capture.group_norm_rules import GROUP_NORM_RULES
 from tvmq.capture.layout_rules import LAYOUT_RULES
 from tvmq.capture.moved_batch import ALONG_LAST, MOVED_RULES, Moved, batch_aware
 from tvmq.capture.network_ends import MOST_MACS, NetworkEnds, Program, ends_of
+from tvmq.capture.norm_rules import NORM_RULES
 from tvmq.capture.one_dimension_rules import ONE_DIMENSION_RULES
 from tvmq.capture.operator_rules import OPERATOR_RULES, pointwise
 from tvmq.capture.operators_without_rule import refusal_of
@@ -61,6 +63,8 @@ _PLAIN_RULES = (
     | PADDING_RULES
     | LAYOUT_RULES
     | TOKEN_RULES
+    | MASK_RULES
+    | NORM_RULES
     | RESAMPLING_RULES
     | ONE_DIMENSION_RULES
     | SELECTION_RULES
@@ -164,7 +168,15 @@ def _composites(program: ExportedProgram) -> dict[Any, Any]:
     known = torch.export.default_decompositions()
     targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
     composed = [target for target in targets if operator_name(target) in _COMPOSED]
-    return {target: known[target] for target in composed if target in known}
+    torchs = {target: known[target] for target in composed if target in known}
+    normed = [target for target in targets if operator_name(target) == "_weight_norm"]
+    return torchs | dict.fromkeys(normed, _normed_weight)
+
+
+def _normed_weight(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    """What `weight_norm` makes of direction and size, without trusting that their shapes match."""
+    others = [axis for axis in range(v.ndim) if axis != dim % v.ndim] if dim != -1 else []
+    return v * (g / torch.linalg.vector_norm(v, dim=others or None, keepdim=True))
 
 
 def _is_plain(node: Node) -> bool:
@@ -398,7 +410,7 @@ class _Writer:
             value = self.graph.compute(node.target, args, kwargs)
             if isinstance(value, torch.Tensor):
                 return self.graph.constant(node.name, value)
-            if isinstance(value, list | tuple):  # a meshgrid
+            if isinstance(value, tuple | list) and all(isinstance(v, torch.Tensor) for v in value):
                 return [self.graph.constant(f"{node.name}_{i}", v) for i, v in enumerate(value)]
         rule = _rule_of(node)
         if rule is None:

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from targets.causes import in_words
 from targets.errors import InputError, TvmqError, UnsupportedError
 from tvmq.capture.canonicalize import CanonicalProgram, canonicalize
+from tvmq.capture.crop_convolutions import crop_convolutions
 from tvmq.capture.fold_batch_norm import fold_batch_norm
 from tvmq.capture.load_model import load_model
 from tvmq.capture.write_ends import WrittenEnds
@@ -78,7 +79,8 @@ def capture_program(
     """
     canonical = canonicalize(program)
     _verify_finite(canonical)
-    graph_module, batch_norms, origins = fold_batch_norm(canonical.graph_module, canonical.origins)
+    graph_module, origins = crop_convolutions(canonical.graph_module, canonical.origins)
+    graph_module, batch_norms, origins = fold_batch_norm(graph_module, origins)
     # The target is the name the exporter gave; torch.fx renames nodes such as "input".
     inputs = tuple(
         TensorSpec(str(node.target), tuple(node.meta["val"].shape))

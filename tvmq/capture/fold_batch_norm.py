@@ -48,6 +48,15 @@ def fold_batch_norm(
 _PRODUCTS = (torch.ops.tvmq.matmul_rows.default, torch.ops.tvmq.matmul_columns.default)
 
 
+_NORMS = {aten.layer_norm.default: 2, torch.ops.tvmq.rms_norm.default: 1}
+"""Where the factors stand among the arguments."""
+
+
+def _fits(norm: Node, shift: torch.Tensor) -> bool:
+    """Whether a norm has a place for what is added to its channels."""
+    return norm.target is aten.layer_norm.default or not bool(shift.any())
+
+
 def _is_number(scale: torch.Tensor, shift: torch.Tensor) -> bool:
     return bool((scale == scale[0]).all()) and not bool(shift.any())
 
@@ -67,6 +76,9 @@ class _Folder:
         layer = self._layer_behind(source)
         if layer is not None and self._folds_into(layer):
             self._scale_layer(layer, scale, shift)
+            carrier, result = layer, source
+        elif layer is not None and layer.target in _NORMS and _fits(layer, shift):
+            self._scale_norm(layer, scale, shift)
             carrier, result = layer, source
         elif layer is not None and _is_number(scale, shift) and layer.target in _PRODUCTS:
             self._scale_product(layer, float(scale[0]))
@@ -89,7 +101,9 @@ class _Folder:
         if source.target is aten.permute.default and list(source.args[1]) == [0, 2, 1]:
             source = source.args[0]  # tokens, which have their channels last
             return source if len(source.users) == 1 else None
-        return source
+        by_row = (aten.linear.default, *_NORMS)
+        rows = source.target in by_row and len(source.meta["val"].shape) == 3
+        return None if rows else source  # of which the batch norm's channels are no channels
 
     def _folds_into(self, layer: Node) -> bool:
         return layer.target in (aten.conv2d.default, aten.linear.default)
@@ -118,6 +132,17 @@ class _Folder:
                 self._constant(f"{layer.name}_bias", offset),
                 *rest[1:],
             )
+
+    def _scale_norm(self, norm: Node, scale: torch.Tensor, shift: torch.Tensor) -> None:
+        """Multiply the factors of a norm of tokens, and add to its summands."""
+        first = _NORMS[norm.target]
+        args = list(norm.args)
+        with self.module.graph.inserting_before(norm):
+            args[first] = self._constant(f"{norm.name}_factor", self._double(args[first]) * scale)
+            if norm.target is aten.layer_norm.default:
+                summand = self._double(args[first + 1]) * scale + shift
+                args[first + 1] = self._constant(f"{norm.name}_summand", summand)
+        norm.args = tuple(args)
 
     def _depthwise(
         self, norm: Node, source: Node, scale: torch.Tensor, shift: torch.Tensor

@@ -327,6 +327,9 @@ def _along(g: CanonicalGraph, node: Node, a: Arguments, rule: Rule, kept: int) -
     if any(other != place[0] for other in place):
         raise Refusal("reads values whose batches lie at different places", BATCH_STAYS)
     a = a | dict(zip(names, nodes, strict=True)) | ({"dim": -1} if "dim" in a else {})
+    for name in ("self", "other", "tensor1", "tensor2"):
+        if is_constant(a.get(name)):
+            a = a | {name: _constant_in_front(g, a[name], values[0], kept)}
     made = rule(g, node, a)
     result = made[0] if isinstance(made, list) else made
     groups, count = place[0]
@@ -335,6 +338,31 @@ def _along(g: CanonicalGraph, node: Node, a: Arguments, rule: Rule, kept: int) -
     axes = (*groups, *((1 + count + i,) for i in range(kept)))
     value = settled(g, Moved(result, axes, g.program_batch))
     return [value, *made[1:]] if isinstance(made, list) else value
+
+
+def _constant_in_front(g: CanonicalGraph, constant: Node, x: Moved, kept: int) -> Node:
+    """A constant beside a value, with its axes where ``_in_front`` has the value's."""
+    value = g.value(constant)
+    leading = x.axes[:-kept]
+    if value.ndim <= kept or value.ndim > len(x.axes):
+        return constant
+    value = value.reshape([1] * (len(x.axes) - value.ndim) + list(value.shape))
+    sizes: list[int] = []
+    with_batch = []
+    for place, group in enumerate(leading):
+        if 0 not in group:
+            sizes.append(value.shape[place])
+            continue
+        with_batch.append(place)
+        if value.shape[place] != 1:
+            raise Refusal("a constant differs between the images of a batch", BATCH_STAYS)
+        sizes += [1] * sum(
+            not is_batch for is_batch, _ in groupby(group, key=lambda axis: axis == 0)
+        )
+    order = [*with_batch, *(i for i in range(value.ndim) if i not in with_batch)]
+    moved = value.permute(order).reshape(1, *sizes, *value.shape[-kept:])
+    name = "_".join(map(str, (*order, *moved.shape)))  # one name is one constant
+    return g.constant(f"{constant.name}_in_order_{name}", moved)
 
 
 def _in_front(

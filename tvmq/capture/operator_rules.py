@@ -31,7 +31,7 @@ from tvmq.capture.layout_rules import (
 )
 from tvmq.capture.rearranged import base_of, in_order_of_base, moved_again
 from tvmq.capture.rule_table import Arguments, RuleTable, pair, positive_axis
-from tvmq.capture.token_matrices import of_base
+from tvmq.capture.token_matrices import image_of_channels, of_base
 
 aten = torch.ops.aten
 rules = RuleTable()
@@ -62,6 +62,7 @@ def _conv(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
             f"{len(shape_of(x))} axes",
         )
     stride, dilation, padding = pair(a["stride"]), pair(a["dilation"]), a["padding"]
+    x = image_of_channels(g, x)
     if isinstance(padding, str):
         x, padding = _resolve_padding(g, x, padding, shape_of(weight)[2:], dilation)
     return g.call(
@@ -406,6 +407,7 @@ def _affine(
     """``x * scale + shift`` with constants: numbers, one per channel, or one per element."""
     scale, shift = (_constant(g, value) for value in (scale, shift))
     shift = shift * shift_factor
+    scale, shift = _as_number(scale), _as_number(shift)
     if scale.numel() == 1 and shift.numel() == 1:
         one, two = (value.reshape(()) for value in (scale, shift))
         return of_base(g, x, lambda base: per_channel(g, node, base, scale=one, shift=two))
@@ -414,8 +416,14 @@ def _affine(
         return as_row(g, per_channel(g, node, image, scale=scale, shift=shift))
     axis = channel_axis(x)
     if not all(_is_per_channel(value, shape_of(x), axis) for value in (scale, shift)):
-        return _per_element(g, node, x, scale, shift)
+        return per_element(g, node.name, x, scale, shift)
     return per_channel(g, node, x, scale=scale, shift=shift)
+
+
+def _as_number(value: torch.Tensor) -> torch.Tensor:
+    """One element where all are equal."""
+    first = value.reshape(-1)[:1]
+    return first if bool((value == first).all()) else value
 
 
 def channel_axis(x: Node) -> int:
@@ -423,13 +431,16 @@ def channel_axis(x: Node) -> int:
     return 1 if len(shape_of(x)) in (2, 4) else len(shape_of(x)) - 1
 
 
-def _per_element(
-    g: CanonicalGraph, node: Node, x: Node, scale: torch.Tensor, shift: torch.Tensor
+def per_element(
+    g: CanonicalGraph, name: str, x: Node, scale: torch.Tensor, shift: torch.Tensor
 ) -> Node:
-    """``x * scale + shift`` with tensors of the model that are held in codes like any other."""
+    """``x * scale + shift`` with tensors of the model that are held in codes like any other.
+
+    They are constants under names that begin with ``name``.
+    """
     shape = (1, *shape_of(x)[1:])
     base, moves = base_of(x)
-    for name, target, value, neutral in (
+    for kind, target, value, neutral in (
         ("scale", aten.mul.Tensor, scale, 1.0),
         ("shift", aten.add.Tensor, shift, 0.0),
     ):
@@ -442,7 +453,7 @@ def _per_element(
                 f"a constant of shape {list(value.shape)} beside {list(shape_of(x))}",
             )
         held = in_order_of_base(x, value.expand(shape)).float()
-        constant = g.for_each_image(g.constant(f"{node.name}_{name}", held))
+        constant = g.for_each_image(g.constant(f"{name}_{kind}", held))
         base = g.call(target, base, constant)
     return moved_again(g, base, moves)
 

@@ -97,6 +97,25 @@ def token_origin(matrices: Node) -> tuple[Node, torch.Tensor] | None:
     return found
 
 
+def image_of_channels(g: CanonicalGraph, image: Node) -> Node:
+    """An image put together of channels of another, as layers choose them; or itself.
+
+    So a convolution reads the values of attention, of which heads and channels were parted.
+    """
+    if image.target is not aten.reshape.default:
+        return image
+    shape = shape_of(image)
+    pixels = torch.arange(math.prod(shape[2:]))
+    for origin, elements in origins_of(image):
+        if origin is image or shape_of(origin)[2:] != shape[2:] or len(shape) != 4:
+            continue
+        channels = elements[0].flatten(1)
+        order, beside = channels[:, 0] // len(pixels), channels[:, 0] % len(pixels)
+        if not beside.any() and torch.equal(channels, channels[:, :1] + pixels):
+            return _chosen(g, origin, order) or image
+    return image
+
+
 def _chosen(g: CanonicalGraph, x: Node, order: torch.Tensor) -> Node | None:
     """Some channels of tokens or an image, without a move that costs; None if there is no way.
 

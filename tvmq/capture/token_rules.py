@@ -14,6 +14,7 @@ from torch.fx import Node
 
 from targets.refusal import Refusal
 from tvmq import token_operators  # noqa: F401  registers the operators
+from tvmq.capture.attention_masks import causal, masked
 from tvmq.capture.canonical_graph import BATCH_STAYS, CanonicalGraph, is_constant, shape_of
 from tvmq.capture.layout_rules import permuted, reshaped
 from tvmq.capture.operator_rules import OPERATOR_RULES, computed
@@ -42,12 +43,29 @@ def _product(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
 
 
 def _matrix_product(g: CanonicalGraph, x: Node, y: Node, factor: float = 1.0) -> Node:
-    """``x @ y * factor`` of matrices (N, ..., T, C)."""
+    """``x @ y * factor`` of matrices (N, ..., T, C).
+
+    Where the left ones are of no tokens, but the right ones are, turned, as in attention among
+    channels, the product is made turned, of operands that are both turned if that makes tokens of
+    the left ones, too (channels in front of pixels); where none are, all matrices are windows.
+    """
     shape = [*shape_of(x)[:-1], shape_of(y)[-1]]
     left = as_matrices(g, x)
+    by_head, across = token_origin(left) is not None, as_matrices(g, _turned(g, y))
+    if not by_head and None not in (token_origin(_turned(g, left)), token_origin(across)):
+        return _turned(g, _matrix_product(g, _turned(g, y), _turned(g, x), factor))
+    windows, heads = shape_of(across)[1:3]
+    if (not by_head or shape_of(left)[2] < heads) and token_origin(across) is not None:
+        rows = reshaped(g, x, [-1, windows, heads, *shape_of(x)[-2:]])
+        tokens = [tokens_of(g, matrices) for matrices in (across, rows)]
+        made = g.call(own.matmul_rows.default, *tokens, heads, factor, windows)
+        back = reshaped(g, matrices_of(g, made, windows, heads), [*shape[:-2], *shape[:-3:-1]])
+        return _turned(g, back)
+    if not by_head:
+        left = reshaped(g, x, [-1, math.prod(shape[1:-2]), 1, *shape_of(x)[-2:]])
     windows, heads = shape_of(left)[1:3]
     right = reshaped(g, y, [-1, windows, heads, *shape_of(y)[-2:]])
-    turned = permuted(g, right, [0, 1, 2, 4, 3])
+    turned = _turned(g, right)
     tokens = tokens_of(g, left)
     # Whichever way round its tokens lie where they were made, y needs no transposition.
     if token_origin(turned) is not None and token_origin(right) is None:
@@ -58,23 +76,24 @@ def _matrix_product(g: CanonicalGraph, x: Node, y: Node, factor: float = 1.0) ->
     return reshaped(g, matrices_of(g, result, windows, heads), shape)
 
 
+def _turned(g: CanonicalGraph, matrices: Node) -> Node:
+    rank = len(shape_of(matrices))
+    return permuted(g, matrices, [*range(rank - 2), rank - 1, rank - 2])
+
+
 @rule("scaled_dot_product_attention")
-def _attention(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
-    if a["attn_mask"] is not None or a["is_causal"]:
-        raise Refusal(
-            "attention with a mask can't be quantized",
-            "Write it as matrix products and a softmax, and add the mask to the scores in between",
-        )
-    query, key, value = operands = [a[name] for name in ("query", "key", "value")]
-    if any(is_constant(operand) for operand in operands):
-        raise Refusal(
-            "attention to a constant can't be quantized",
-            "Multiply by the constant in nn.Linear, or compute it from the input",
-        )
+def _attention(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
+    mask = a["attn_mask"]
+    operands = [a[name] for name in ("query", "key", "value")]
+    query, key, value = (g.for_each_image(x) if is_constant(x) else x for x in operands)
     scale = 1 / math.sqrt(shape_of(query)[-1]) if a["scale"] is None else a["scale"]
-    rank = len(shape_of(key))
-    turned = permuted(g, key, [*range(rank - 2), rank - 1, rank - 2])
-    scores = _matrix_product(g, query, turned, scale)
+    scores = _matrix_product(g, query, _turned(g, key), scale)
+    if a["is_causal"]:
+        scores = masked(g, node.name, scores, causal(*shape_of(scores)[-2:]))
+    elif mask is not None and is_constant(mask):
+        scores = masked(g, node.name, scores, g.value(mask))
+    elif mask is not None:
+        scores = OPERATOR_RULES["add"](g, node, {"self": scores, "other": mask, "alpha": 1})
     return _matrix_product(g, _softmax_of_rows(g, scores), value)
 
 

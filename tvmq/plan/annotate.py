@@ -23,7 +23,17 @@ from tvmq.plan.joined_values import same_codes
 from tvmq.plan.plan import Plan
 from tvmq.plan.rounded_bias import rounded_bias
 from tvmq.plan.weight_steps import weight_codes
-from tvmq.regions import WEIGHTED, Layer, Regions, find_regions, heads_of, shape_of, window_of
+from tvmq.regions import (
+    WEIGHTED,
+    Layer,
+    Regions,
+    find_regions,
+    heads_of,
+    is_centred,
+    norm_epsilon,
+    shape_of,
+    window_of,
+)
 from tvmq.settings import learned_range, weight_limit
 
 aten = torch.ops.aten
@@ -183,8 +193,9 @@ class _Annotator:
             gain = self._constant(f"{node.name}_gain", gamma)
             bias = self._constant(f"{node.name}_bias", beta)
         (gain_step,) = self.plan.weights[node.name].steps
+        ends = norm_epsilon(node), is_centred(node)
         node.target = torch.ops.tvmq.integer_norm.default
-        node.args = (node.args[0], step, gain, bias, gain_step, node.args[4])
+        node.args = (node.args[0], step, gain, bias, gain_step, *ends)
 
     def _constant(self, name: str, value: torch.Tensor) -> Node:
         return self._step(name, value.to(self.dtype))

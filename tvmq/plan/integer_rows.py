@@ -1,4 +1,4 @@
-"""Softmax and layer norm as integers compute them, as torch operators of an annotated graph.
+"""Softmax and norms as integers compute them, as torch operators of an annotated graph.
 
 ``tvmq::integer_softmax`` and ``tvmq::integer_norm`` read a tensor held in codes and give what the
 sums of ``targets/rows.py`` stand for, which the value's own ``fake_quantize`` rounds.
@@ -18,26 +18,34 @@ from targets.rows import (
 )
 from tvmq.float_model import FloatModel
 from tvmq.plan.plan import Plan, ValuePlan, WeightPlan
-from tvmq.regions import Layer, norm_weights
+from tvmq.regions import Layer, is_centred, norm_epsilon, norm_weights
 
 _library = torch.library.Library("tvmq", "FRAGMENT")
 _library.define("integer_softmax(Tensor x, float step, int heads, float factor) -> Tensor")
 _library.define(
-    "integer_norm(Tensor x, float step, Tensor gamma, Tensor beta, float gain_step, float eps)"
-    " -> Tensor"
+    "integer_norm(Tensor x, float step, Tensor gamma, Tensor beta, float gain_step, float eps,"
+    " bool centred) -> Tensor"
 )
 
 
 def norm_scale(model: FloatModel, layer: Layer, value: ValuePlan, weights: WeightPlan) -> NormScale:
-    """The integers of a layer norm that reads codes of ``value``."""
+    """The integers of a norm that reads codes of ``value``."""
     node = model.nodes[layer.name]
     gamma, beta = norm_weights(model, node)
     (gain_step,) = weights.steps
-    return derive_norm(gamma.numpy(), beta.numpy(), float(node.args[4]), value.step, gain_step)
+    return derive_norm(
+        gamma.numpy(),
+        beta.numpy(),
+        norm_epsilon(node),
+        value.step,
+        gain_step,
+        centred=is_centred(node),
+        zero_point=value.zero_point,
+    )
 
 
 def rounded_norm(model: FloatModel, layer: Layer, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factor and summand of a layer norm as its integers are, float64[C] each."""
+    """Factor and summand of a norm as its integers are, float64[C] each."""
     scale = norm_scale(model, layer, plan.values[layer.inputs[0]], plan.weights[layer.name])
     (gain_step,) = plan.weights[layer.name].steps
     gain, bias = torch.from_numpy(scale.gain).double(), torch.from_numpy(scale.bias).double()
@@ -67,8 +75,9 @@ def integer_norm(
     beta: torch.Tensor,
     gain_step: float,
     eps: float,
+    centred: bool,
 ) -> torch.Tensor:
-    """Layer norm over the last axis.
+    """A norm over the last axis.
 
     Args:
         x: multiples of ``step``, (..., C).
@@ -77,9 +86,10 @@ def integer_norm(
         beta: multiples of the unit of the sums, [C].
         gain_step: of gamma.
         eps: added to the variance.
+        centred: whether the mean is subtracted.
     """
     reals = gamma.double().numpy(), beta.double().numpy()
-    scale = derive_norm(reals[0], reals[1], eps, step, gain_step)
+    scale = derive_norm(reals[0], reals[1], eps, step, gain_step, centred=centred)
     sums = norm_sums(_codes(x, step).numpy(), scale)
     return torch.from_numpy(sums * (gain_step * 2.0**-scale.fraction)).to(x.dtype)
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import reduce
 
 from tvmq.calibrate.observers import Codes, Histogram, choose_codes
+from tvmq.plan.masked_scores import scores_of, without_hidden
 from tvmq.plan.plan import ValuePlan
 from tvmq.regions import Regions
 from tvmq.settings import Settings
@@ -54,11 +55,14 @@ def choose_joined(
     known: dict[tuple[str, ...], tuple[int, Codes]] = {}
     matrices = (layer for layer in regions.layers.values() if layer.kind == "matmul")
     centred = {name for layer in matrices for name in layer.inputs}
+    scores = scores_of(regions)
 
     def best(names: tuple[str, ...]) -> tuple[int, Codes]:
         if names not in known:
             most = max(bits[name] for name in names)
             histogram = reduce(Histogram.merge, (histograms[name] for name in names))
+            if scores.issuperset(names):
+                histogram = without_hidden(histogram)
             codes = choose_codes(histogram, most, settings)
             if codes.zero_point and centred.intersection(names):
                 codes = choose_codes(histogram, most, settings, symmetric=True)

@@ -38,16 +38,19 @@ MAX_K0 = isa.largest(isa.Gemm, "k0")
 def _upright(job: Job[Conv2d]) -> Job[Conv2d]:
     """The job with a row of pixels as a column, where each pixel is by itself: tokens.
 
-    Stripes are of rows, so a transformer's tensors, which are one row, could not be cut.
+    Stripes are of rows, so a transformer's tensors, which are one row, or one of each window, could
+    not be cut.
     """
     layer = job.layer
     residual = layer.requantize.residual if layer.requantize else None
     values = [layer.input, layer.output, *([residual.value] if residual else [])]
     alone = (layer.weight_shape[1:3], layer.strides, layer.padding) == ((1, 1), (1, 1), (0,) * 4)
     bordered = any(any(job.stored(value).border or ()) for value in values)
-    if layer.input.shape[0] > 1 or layer.input.shape[1] == 1 or not alone or bordered:
+    windows = layer.right.value.shape[0] if isinstance(layer.right, Factor) else 1
+    one_row = layer.input.shape[0] in (1, windows) and layer.input.shape[1] > 1
+    if not one_row or not alone or bordered:
         return job
-    turned = {v.name: replace(v, shape=(v.shape[1], 1, v.shape[2])) for v in values}
+    turned = {v.name: replace(v, shape=(v.shape[0] * v.shape[1], 1, v.shape[2])) for v in values}
     tensors = {
         name: replace(stored, value=turned.get(name, stored.value))
         for name, stored in job.tensors.items()
@@ -134,8 +137,13 @@ class ConvGeometry:
 
     @cached_property
     def windowed(self) -> bool:
-        """Whether each row of the image has weights of its own: a row of the factor."""
+        """Whether each window of the image has weights of its own: a row of the factor."""
         return self.factor is not None and self.factor.shape[0] > 1
+
+    @cached_property
+    def window_rows(self) -> int:
+        """Output rows of a window; of an image that is none, all."""
+        return self.out[0] // self.factor.shape[0] if self.factor else self.out[0]
 
     @cached_property
     def depthwise(self) -> bool:

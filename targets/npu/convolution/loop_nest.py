@@ -513,7 +513,7 @@ class _LoopNest:
         """
         g, t = self.g, self.t
         slot, pitch = self._weight_slot(at, k_block), self._k0(k_block) * g.tile_bytes
-        window = at.stripe if g.windowed else 0
+        window = at.stripe // (g.window_rows // t.rows) if g.windowed else 0
         for load in factor_loads(g, t, window, at.block, k_block):
             with ExitStack() as stack:
                 if load.when is not None:

@@ -102,8 +102,9 @@ def _few(most: int) -> list[int]:
 def _stripe_rows(g: ConvGeometry) -> list[int]:
     """Heights of stripes, tallest first; each divides the image as evenly as it goes."""
     oh = g.out[0]
-    if g.windowed:
-        return [1]
+    if g.windowed:  # no stripe is of two windows
+        whole = g.window_rows
+        return [rows for rows in range(whole, 0, -1) if whole % rows == 0]
     return sorted({ceil_div(oh, stripes) for stripes in range(1, oh + 1)}, reverse=True)
 
 

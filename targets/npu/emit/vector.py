@@ -210,7 +210,14 @@ def encode_norm(call: Call, _spec: NpuSpec) -> Emitted | None:
     """One NORM: likewise."""
     f: NormFields = call.fields
     parameters = EPSILON_BYTES + f.length * SCALE_BYTES
-    return _encode_rows(isa.Norm, call, parameters, lift=f.lift, fraction=f.normed_fraction)
+    return _encode_rows(
+        isa.Norm,
+        call,
+        parameters,
+        lift=f.lift,
+        fraction=f.normed_fraction,
+        whole=not f.centred,
+    )
 
 
 def _encode_rows(

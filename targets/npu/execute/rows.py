@@ -26,6 +26,7 @@ from targets.npu.machine.legality import EPSILON_BYTES, SCALE_BYTES
 from targets.rows import (
     DIVISOR_BITS,
     EXPONENTIAL_BITS,
+    LARGEST_SQUARE,
     LARGEST_VARIANCE,
     RECIPROCAL_BITS,
     ROOT_BITS,
@@ -70,10 +71,15 @@ def norm(state: State, i: SimpleNamespace) -> None:
     gain, bias = (T.sblock_alloc_buffer((longest,), "int32") for _ in range(2))
     start = T.bind(state.areas.par + i.par_addr * 4)
     low = i64(little_endian(state, start, 4)) & i64(0xFFFFFFFF)
-    epsilon = T.bind(low | (i64(little_endian(state, start + 4, 4)) << i64(32)))
+    high = i64(little_endian(state, start + 4, 3) & 0xFFFFFF)
+    epsilon = T.bind(low | (high << i64(32)))
     count = T.bind(i64(i.len))
     whole = i64(1 << ROOT_BITS)
-    variance = T.bind(count * count * i64(LARGEST_VARIANCE))
+    largest = tirx.Select(i.whole == 1, i64(LARGEST_SQUARE), i64(LARGEST_VARIANCE))
+    variance = T.bind(count * count * largest)
+    centred = T.bind(i64(1 - i.whole))
+    z = little_endian(state, start + EPSILON_BYTES - 1, 1) & 0xFF
+    zero = T.bind(byte_value(z, i.in_unsigned))
     least = i64(1) << _places(2 * tirx.max(i32(0), i.lift + i.fraction - RECIPROCAL_BITS))
     bad = [epsilon < least, epsilon >= whole, variance >= whole >> _places(2 * i.lift)]
     # Where the shift overflows, the variance alone is too large already.
@@ -92,10 +98,10 @@ def norm(state: State, i: SimpleNamespace) -> None:
         T.buffer_store(sums, 0, [0])
         T.buffer_store(squares, i64(0), [0])
         with T.serial(0, i.len) as n:
-            code = T.bind(_code(state, source + n, mask))
+            code = T.bind(_code(state, source + n, mask) - zero)
             T.buffer_store(sums, sums[0] + code, [0])
             T.buffer_store(squares, squares[0] + i64(code * code), [0])
-        total = T.bind(i64(sums[0]))
+        total = T.bind(i64(sums[0]) * centred)
         variance = count * squares[0] - total * total
         square = tirx.Cast("float64", (variance << _places(2 * i.lift)) + epsilon)
         root = T.bind(i32(tirx.floor(tirx.sqrt(square))))
@@ -105,7 +111,7 @@ def norm(state: State, i: SimpleNamespace) -> None:
         half = T.bind(i64(1) << (shift - i64(1)))
 
         def scaled(n: Expr) -> Expr:
-            distance = count * i64(_code(state, source + n, mask)) - total
+            distance = count * i64(_code(state, source + n, mask) - zero) - total
             normed = (distance * reciprocal + half) >> shift
             return normed * i64(gain[n]) + i64(bias[n])
 

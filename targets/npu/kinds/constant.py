@@ -53,6 +53,6 @@ def _copy(job: Job[Constant]) -> Job[Move]:
     """The layer as a move from a tensor of the same bytes."""
     layer = job.layer
     source = replace(layer.output, name=f"{layer.output.name}.codes")
-    whole = Piece(source, (0, 0, 0), (1, 1, 1), source.shape, (0, 0, 0))
+    whole = Piece.box(source, (0, 0, 0), (1, 1, 1), source.shape, (0, 0, 0))
     move = Move(layer.name, layer.source, (whole,), layer.output, 0)
     return Job(move, {**job.tensors, source.name: Stored(source)}, job.spec, job.act_bytes)

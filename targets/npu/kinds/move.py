@@ -1,18 +1,20 @@
-"""Slices, paddings and concatenations: the DMA gathers output stripes in ACT.
+"""Slices, paddings, concatenations and other orders: the DMA gathers output stripes in ACT.
 
 for stripe: fill, where no piece covers it; for piece: load its rows of the stripe; store the stripe
 
-A reshape moves nothing: its output has the bytes of its input.
+Bytes that lie together where they are read and apart where they are written are turned by LD. A
+reshape moves nothing: its output has the bytes of its input.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from tvm import tirx
 
-from targets.layers import Move, Piece, Value
+from targets.layers import Index, Move, Piece, Value
 from targets.npu.kinds.cost import NOTHING, Cost, Step, bus_cycles, ceil_div, streamed
 from targets.npu.kinds.kind import Kind, Rule, wide
 from targets.npu.kinds.stripes import slots, stripe_heights
@@ -40,13 +42,15 @@ class Moving(Kind[Move, int]):
         yield from wide((*layer.inputs, layer.output))
 
     def choices(self, job: Job[Move]) -> Iterator[int]:
-        """Heights of stripes, tallest first."""
-        oh, ow, k = job.output.shape
+        """Heights of stripes, tallest first; one of a reshape, which does nothing."""
+        if job.layer.reshape:
+            return iter((1,))
+        (oh, ow, k), _ = _upright(job.layer)
         return stripe_heights(oh, lambda rows: rows * ow * k, job.act_bytes)
 
     def too_large(self, job: Job[Move]) -> str:
         """Not even one output row fits ACT."""
-        oh, ow, k = job.output.shape
+        (oh, ow, k), _ = _upright(job.layer)
         return (
             f"{job.layer.name}: moving one row at a time needs {slots(oh, 1) * ow * k} bytes of "
             f"ACT, the machine has {job.act_bytes}"
@@ -57,12 +61,12 @@ class Moving(Kind[Move, int]):
         layer, spec = job.layer, job.spec
         if layer.reshape:
             return NOTHING
-        oh, ow, k = job.output.shape
+        (oh, ow, k), pieces = _upright(layer)
         moved = choice * ow * k
         fill = 0 if _covered(layer) else ceil_div(moved, spec.sram.act.line)
         # Pieces that lie in other rows are loaded in other stripes: their mean is an average step.
-        loads = [ceil_div(_load_cycles(spec, piece) * choice, oh) for piece in layer.pieces]
-        at_once = ceil_div(sum(piece.size[0] for piece in layer.pieces), oh)
+        loads = [ceil_div(_load_cycles(spec, piece) * choice, oh) for piece in pieces]
+        at_once = ceil_div(sum(piece.size[0] for piece in pieces), oh)
         if at_once < len(loads):
             loads = [ceil_div(sum(loads), at_once)] * at_once
         step = Step(loads=loads, fill=fill, stores=bus_cycles(spec, 1, moved))
@@ -71,7 +75,7 @@ class Moving(Kind[Move, int]):
     def schedule(self, job: Job[Move], choice: int) -> Scheduled:
         """Copies alone."""
         layer, rows = job.layer, choice
-        oh, ow, k = job.output.shape
+        (oh, ow, k), pieces = _upright(layer)
         stripes = ceil_div(oh, rows)
         slot_bytes = rows * ow * k
         dtype = layer.output.dtype
@@ -79,7 +83,7 @@ class Moving(Kind[Move, int]):
         with prim_func(layer.name) as builder:
             sources = [
                 buffer_argument(f"input{n}", math.prod(p.value.shape), dtype)
-                for n, p in enumerate(layer.pieces)
+                for n, p in enumerate(pieces)
             ]
             output = buffer_argument("output", oh * ow * k, dtype)
             with root():
@@ -90,7 +94,7 @@ class Moving(Kind[Move, int]):
                     if not _covered(layer):
                         with nest.serial(now * (ow * k), slot_bytes) as n, nest.block("fill") as b:
                             store(act, b(slot + n), tirx.const(layer.fill, dtype))
-                    for piece, source in zip(layer.pieces, sources, strict=True):
+                    for piece, source in zip(pieces, sources, strict=True):
                         _load_piece(nest, piece, source, act, slot, s * rows, now, (rows, ow, k))
                     with nest.serial(now * (ow * k), slot_bytes) as n, nest.block("store") as b:
                         store(output, b(s * slot_bytes + n), act[b(slot + n)])
@@ -105,6 +109,38 @@ class Moving(Kind[Move, int]):
         return layer.inputs[0] if layer.reshape else None
 
 
+def _upright(layer: Move) -> tuple[Index, list[Piece]]:
+    """The output as it is written, and its pieces: whatever can be cut into rows is rows.
+
+    Stripes are of rows, so a transformer's tensors, which are one row of pixels, could not be cut.
+    """
+    height, width, channels = layer.view or layer.output.shape
+    pieces = list(layer.pieces)
+    if height == 1:
+        turned = [
+            replace(p, strides=_exchanged(p.strides), size=_exchanged(p.size), at=_exchanged(p.at))
+            for p in pieces
+        ]
+        return (width, 1, channels), turned
+    if all(p.size[1] == width and p.strides[0] == width * p.strides[1] for p in pieces):
+        stood = [
+            replace(
+                p,
+                strides=(p.strides[1], p.strides[0], p.strides[2]),
+                size=(p.size[0] * width, 1, p.size[2]),
+                at=(p.at[0] * width, 0, p.at[2]),
+            )
+            for p in pieces
+        ]
+        return (height * width, 1, channels), stood
+    return (height, width, channels), pieces
+
+
+def _exchanged(index: Index) -> Index:
+    h, w, c = index
+    return w, h, c
+
+
 def _covered(layer: Move) -> bool:
     """Whether the pieces leave nothing to fill."""
     return sum(math.prod(piece.size) for piece in layer.pieces) == math.prod(layer.output.shape)
@@ -112,15 +148,16 @@ def _covered(layer: Move) -> bool:
 
 def _load_cycles(spec: NpuSpec, piece: Piece) -> int:
     """Bus cycles of loading a piece; what lies apart in DRAM comes in bursts of its own."""
-    _, width, channels = piece.value.shape
-    rows, columns, deep = piece.size
-    if piece.step[2] > 1:
-        return bus_cycles(spec, rows * columns * deep, 1)
-    if piece.step[1] > 1 or deep < channels:
-        return bus_cycles(spec, rows * columns, deep)
-    if piece.step[0] > 1 or columns < width:
-        return bus_cycles(spec, rows, columns * deep)
-    return bus_cycles(spec, 1, rows * columns * deep)
+    axes = sorted(zip(piece.strides, piece.size, strict=True))
+    together = 1
+    for stride, count in axes:
+        together *= count if stride == together or count == 1 else 1
+    count = math.prod(piece.size)
+    bus = bus_cycles(spec, count // together, together)
+    if piece.strides[2] == 1 or piece.size[2] == 1:
+        return bus
+    lines = count // piece.size[2] * ceil_div(piece.size[2], spec.sram.act.line)
+    return max(bus, lines)
 
 
 def _load_piece(
@@ -131,19 +168,21 @@ def _load_piece(
     slot: Expr,
     first_row: Expr,
     rows_now: Expr,
-    stripe: tuple[int, int, int],
+    stripe: Index,
 ) -> None:
     """Load the rows of ``piece`` that fall into the stripe starting at output row ``first_row``."""
     rows, ow, k = stripe
-    _, w, c = piece.value.shape
     at_y, at_x, at_c = piece.at
     begin = tirx.max(first_row, at_y)
     end = tirx.min(first_row + rows_now, at_y + piece.size[0])
-    extent = tirx.max(end - begin, 0)
-    with nest.grid((extent, rows), piece.size[1], piece.size[2]) as (y, x, ch):
-        from_y = piece.start[0] + (begin + y - at_y) * piece.step[0]
-        from_x = piece.start[1] + x * piece.step[1]
-        far = (from_y * w + from_x) * c + piece.start[2] + ch * piece.step[2]
+    extents = ((tirx.max(end - begin, 0), rows), piece.size[1], piece.size[2])
+    order = [0, 1, 2]
+    if piece.strides[2] != 1 and 1 in piece.strides:  # runs of DRAM are innermost
+        order.append(order.pop(piece.strides.index(1)))
+    with nest.grid(*(extents[axis] for axis in order)) as loops:
+        y, x, ch = (loops[order.index(axis)] for axis in range(3))
+        by_row, by_column, by_channel = piece.strides
+        far = (begin + y - at_y) * by_row + x * by_column + ch * by_channel + piece.offset
         near = ((begin + y - first_row) * ow + at_x + x) * k + at_c + ch
         with nest.block("load") as b:
             store(act, b(slot + near), source[b(far)])

@@ -1,4 +1,4 @@
-"""Layer norm of each pixel's channels: NORM, run by run."""
+"""Norms of each pixel's channels: NORM, run by run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from targets.npu.schedule.row_meanings import (
     summand,
 )
 from targets.npu.schedule.scheduled import Scheduled
-from targets.rows import GAIN_BITS, LARGEST_VARIANCE, RECIPROCAL_BITS, ROOT_BITS
+from targets.rows import GAIN_BITS, RECIPROCAL_BITS, ROOT_BITS, largest_variance
 
 
 class NormOfRows(Kind[Norm, int]):
@@ -40,7 +40,8 @@ class NormOfRows(Kind[Norm, int]):
         count, scale = layer.input.shape[2], layer.scale
         yield from broken_rows(count, layer.bounds, layer.requantize)
         least = 1 << 2 * max(0, scale.lift + scale.fraction - RECIPROCAL_BITS)
-        most = (1 << ROOT_BITS) - 1 - (count * count * LARGEST_VARIANCE << 2 * scale.lift)
+        variance = largest_variance(count, centred=scale.centred)
+        most = (1 << ROOT_BITS) - 1 - (variance << 2 * scale.lift)
         if not least <= scale.epsilon <= most:
             yield Rule.ROWS, f"{scale.epsilon} is added to variances, not {least} to {most}"
         if scale.fraction > isa.largest(isa.Norm, "fraction"):
@@ -83,15 +84,16 @@ class NormOfRows(Kind[Norm, int]):
             for name, number in (("no_total", total), ("no_squares", squares)):
                 with row.nest.block(name):
                     store(number, 0, tirx.IntImm("int64", 0))
-            with row.nest.serial(channels) as n, row.nest.block("total", reduce=(n,)) as b:
-                store(total, 0, total[0] + tirx.Cast("int64", row.code(b(row.at + n))))
+            if fields.centred:
+                with row.nest.serial(channels) as n, row.nest.block("total", reduce=(n,)) as b:
+                    store(total, 0, total[0] + tirx.Cast("int64", row.code(b(row.at + n))))
             with row.nest.serial(channels) as n, row.nest.block("squares", reduce=(n,)) as b:
-                code = tirx.Cast("int64", row.code(b(row.at + n)))
+                code = tirx.Cast("int64", fields.less_zero(row.code(b(row.at + n))))
                 store(squares, 0, squares[0] + code * code)
             with row.nest.block("root"):
                 store(whole_root, 0, fields.root(total[0], squares[0], epsilon(row.par)))
             with row.nest.serial(channels) as n, row.nest.block("scaled") as b:
-                code = row.code(b(row.at + n))
+                code = fields.less_zero(row.code(b(row.at + n)))
                 each = factor(row.par, b(n), channels), summand(row.par, b(n))
                 sums = fields.scaled(code, total[0], whole_root[0], *each)
                 store(row.out, b(row.to + n), fields.code(sums))

@@ -303,17 +303,19 @@ class Softmax(Rows):
 
 @dataclass(frozen=True, kw_only=True)
 class Norm(Rows):
-    """NORM: layer norm of each row, requantized; factors and summands per element in PAR.
+    """NORM: norm of each row, requantized; factors and summands per element in PAR.
 
     ``targets/rows.py`` is the definition of the sums, ``lift`` its j and ``fraction`` its f; what
-    follows them is as with SOFTMAX. At ``par_addr`` lie E, int64, then ``len`` summands, int32,
-    then ``len`` factors, int16. With the largest variance of ``len`` codes, lifted, E is
+    follows them is as with SOFTMAX. ``z`` is subtracted from every code, the mean unless ``whole``
+    is set. At ``par_addr`` lie E in seven bytes and z in one, then ``len`` summands, int32, then
+    ``len`` factors, int16. With the largest variance of ``len`` codes, lifted, E is
     below 2^52; it is not below 4^(lift + fraction - 15).
     """
 
     opcode, mnemonic, unit = 0x36, "NORM", VU
     lift: int = bits(5)
     fraction: int = bits(4)
+    whole: int = bits(1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,10 @@ TABLE_BYTES = 256
 EXPONENTIALS_BYTES = 512
 """256 uint16 of a softmax."""
 EPSILON_BYTES = 8
+EPSILON_BITS = 56
+"""Of what is added to a variance; the byte above them is the zero point of the codes."""
 SCALE_BYTES = 6
-"""Of one channel of a layer norm: a summand int32 and a factor int16."""
+"""Of one channel of a norm: a summand int32 and a factor int16."""
 
 
 def check(

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from tvm import tirx
 
 from targets.layers import Norm, Requantize, Softmax
-from targets.npu.machine.legality import EPSILON_BYTES, EXPONENTIALS_BYTES
+from targets.npu.machine.legality import EPSILON_BITS, EPSILON_BYTES, EXPONENTIALS_BYTES
 from targets.rounding import RoundingMode
 from targets.rows import DIVISOR_BITS, EXPONENTIAL_BITS, RECIPROCAL_BITS, NormScale
 
@@ -62,6 +62,12 @@ class NormFields(RowFields):
 
     lift: int = field(kw_only=True)
     normed_fraction: int = field(kw_only=True)
+    centred: bool = field(kw_only=True)
+    input_zero_point: int = field(kw_only=True)
+
+    def less_zero(self, code: Expr) -> Expr:
+        """A code less its zero point, int32."""
+        return code - self.input_zero_point if self.input_zero_point else code
 
     def root(self, total: Expr, squares: Expr, epsilon: Expr) -> Expr:
         """Of a row's variance, int32; all arguments int64."""
@@ -89,7 +95,14 @@ def softmax_fields(layer: Softmax) -> SoftmaxFields:
 def norm_fields(layer: Norm) -> NormFields:
     """The immediates of a layer."""
     length, scale = layer.input.shape[2], layer.scale
-    return NormFields(length, *_ends(layer), lift=scale.lift, normed_fraction=scale.fraction)
+    return NormFields(
+        length,
+        *_ends(layer),
+        lift=scale.lift,
+        normed_fraction=scale.fraction,
+        centred=scale.centred,
+        input_zero_point=scale.zero_point,
+    )
 
 
 def _ends(layer: Softmax | Norm) -> tuple[Any, ...]:
@@ -118,8 +131,9 @@ def exponential(words: Expr, distance: Expr) -> Expr:
 
 
 def scale_words(scale: NormScale) -> Words:
-    """Epsilon, summands and factors as they lie in PAR, filled up to whole words."""
-    parts = (np.array([scale.epsilon], "<i8"), scale.bias.astype("<i4"), scale.gain.astype("<i2"))
+    """Epsilon, zero point, summands and factors as they lie in PAR, filled up to whole words."""
+    head = scale.epsilon | (scale.zero_point & 0xFF) << EPSILON_BITS
+    parts = (np.array([head], "<u8"), scale.bias.astype("<i4"), scale.gain.astype("<i2"))
     data = b"".join(part.tobytes() for part in parts)
     return np.frombuffer(data + bytes(-len(data) % 4), "<i4")
 
@@ -127,7 +141,8 @@ def scale_words(scale: NormScale) -> Words:
 def epsilon(words: Expr) -> Expr:
     """What is added to the lifted variance, int64."""
     low = tirx.Cast("int64", words[0]) & _i64(0xFFFFFFFF)
-    return low | (tirx.Cast("int64", words[1]) << _i64(32))
+    high = tirx.Cast("int64", words[1]) & _i64((1 << EPSILON_BITS - 32) - 1)
+    return low | (high << _i64(32))
 
 
 def summand(words: Expr, channel: Expr) -> Expr:

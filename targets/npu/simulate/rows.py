@@ -8,6 +8,7 @@ from targets.arithmetic import requantize
 from targets.errors import TrapError
 from targets.npu.machine import isa
 from targets.npu.machine.legality import (
+    EPSILON_BITS,
     EPSILON_BYTES,
     EXPONENTIALS_BYTES,
     SCALE_BYTES,
@@ -17,10 +18,10 @@ from targets.npu.simulate.state import Ints, Machine
 from targets.rounding import Rounding, RoundingMode
 from targets.rows import (
     EXPONENTIAL_BITS,
-    LARGEST_VARIANCE,
     RECIPROCAL_BITS,
     ROOT_BITS,
     NormScale,
+    largest_variance,
     norm_sums,
     softmax_sums,
 )
@@ -40,14 +41,16 @@ def norm(m: Machine, i: isa.Norm) -> None:
     begin = i.par_addr * 4
     bias_at = begin + EPSILON_BYTES
     gain_at, end = bias_at + 4 * i.len, bias_at + SCALE_BYTES * i.len
-    epsilon = int(m.par[begin:bias_at].view("<i8")[0])
+    head = int(m.par[begin:bias_at].view("<u8")[0])
+    epsilon, z = head & (1 << EPSILON_BITS) - 1, head >> EPSILON_BITS
     least = 1 << 2 * max(0, i.lift + i.fraction - RECIPROCAL_BITS)
-    most = (1 << ROOT_BITS) - 1 - (i.len * i.len * LARGEST_VARIANCE << 2 * i.lift)
+    most = (1 << ROOT_BITS) - 1 - (largest_variance(i.len, centred=not i.whole) << 2 * i.lift)
     if not least <= epsilon <= most:
         raise TrapError(m.index, f"NORM: epsilon must be in [{least}, {most}], got {epsilon}")
     gain = m.par[gain_at:end].view("<i2").astype(np.int32)
     bias = m.par[bias_at:gain_at].view("<i4")
-    scale = NormScale(epsilon, i.lift, i.fraction, gain, bias)
+    zero_point = byte_value(z, i.in_unsigned)
+    scale = NormScale(epsilon, i.lift, i.fraction, gain, bias, not i.whole, zero_point)
     _store(m, i, norm_sums(_codes(m, i), scale))
 
 

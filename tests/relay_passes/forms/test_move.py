@@ -4,12 +4,12 @@ import sys
 
 import numpy as np
 import pytest
-from form_checks import graph_of, run, tensor
+from form_checks import graph_of, run, tensor, written
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
-from relay_passes.forms.move import Move, Shuffle, emit_move, match_move
+from relay_passes.forms.move import Move, Rearrangement, Shuffle, emit_move, match_move
 from relay_passes.relax_nodes import shape_of
 
 SHAPE = (1, 4, 6, 5)
@@ -21,6 +21,8 @@ def _moved(form, shape, tensors):
     """The form in plain NumPy."""
     if isinstance(form, Shuffle):
         return tensors[form.codes.name][..., list(form.order)]
+    if isinstance(form, Rearrangement):
+        return written(form.view, form.runs, tensors[form.codes.name]).reshape(shape)
     out = np.full(shape, form.fill, np.uint8)
     for box in form.boxes:
         read = tuple(
@@ -30,8 +32,8 @@ def _moved(form, shape, tensors):
         part = tensors[box.codes.name][0][read]
         if form.reshape:
             return part.reshape(shape)
-        written = tuple(slice(a, a + n) for a, n in zip(box.at, box.size, strict=True))
-        out[0][written] = part
+        place = tuple(slice(a, a + n) for a, n in zip(box.at, box.size, strict=True))
+        out[0][place] = part
     return out
 
 
@@ -178,9 +180,27 @@ def test_reshapes_move_nothing(shape):
 
 
 @pytest.mark.parametrize("axes", [(0, 2, 1, 3), (0, 3, 1, 2), (0, 1, 3, 2)])
-def test_transpositions_are_refused(axes):
-    graph = graph_of([X], lambda emit: emit(relax.op.permute_dims(X, axes)))
-    assert "transposes a tensor" in match_move(graph, graph.outputs[0])
+def test_transpositions_are_runs_in_another_order(axes):
+    form = _check(lambda emit: emit(relax.op.permute_dims(X, axes)), [X])
+    assert isinstance(form, Rearrangement)
+
+
+def test_what_is_moved_there_and_back_is_not_moved():
+    def write(emit):
+        there = emit(relax.op.reshape(emit(relax.op.permute_dims(X, [0, 3, 1, 2])), (1, 5, 24)))
+        return emit(relax.op.permute_dims(there, [0, 2, 1]))
+
+    form = _check(write, [X])
+    assert form.reshape
+
+
+def test_a_transposition_that_ends_with_more_axes_than_an_image_is_no_shuffle():
+    def write(emit):
+        split = emit(relax.op.reshape(X, (1, 4, 3, 2, 5)))
+        return emit(relax.op.permute_dims(split, [0, 1, 2, 4, 3]))
+
+    graph = graph_of([X], write)
+    assert not isinstance(match_move(graph, graph.outputs[0]), Shuffle)
 
 
 def test_what_computes_is_refused():

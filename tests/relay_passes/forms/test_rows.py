@@ -39,12 +39,18 @@ def test_a_softmax_is_read_and_means_it(sizes, dtype, exponent, seed):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.tuples(SIZES, st.integers(1, 40)), SIGNED, st.integers(-9, 0), st.integers(0, 2**32 - 1))
-def test_a_norm_is_read_and_means_it(sizes, dtype, exponent, seed):
+@given(
+    st.tuples(SIZES, st.integers(1, 40)),
+    SIGNED,
+    st.integers(-9, 0),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([{}, {"centred": False}, {"centred": False, "zero_point": 3}]),
+)
+def test_a_norm_is_read_and_means_it(sizes, dtype, exponent, seed, kind):
     tokens, count = sizes
     codes = tensor("x", (2, tokens, count), dtype)
     gamma, beta = np.random.default_rng(seed).normal(size=(2, count))
-    scale = derive_norm(gamma, beta, 1e-5, 2.0**exponent, gain_step(gamma, beta))
+    scale = derive_norm(gamma, beta, 1e-5, 2.0**exponent, gain_step(gamma, beta), **kind)
     form = Norm("norm", codes, scale)
     graph = graph_of([codes], lambda emit: emit_norm(emit, form))
     assert graph.outputs[0].name == "norm_sums"

@@ -45,10 +45,11 @@ def test_softmax_is_its_definition(shape, dtype, multiplier, shift, heads, round
     ("shape", "dtype", "multiplier", "shift"),
     [((1, 7, 12), "int8", 1, 22), ((2, 3, 61), "uint8", 40001, 38), ((1, 2, 1), "int8", 1, 20)],
 )
-def test_norm_is_its_definition(shape, dtype, multiplier, shift):
+@pytest.mark.parametrize("kind", [{}, {"centred": False}, {"centred": False, "zero_point": 9}])
+def test_norm_is_its_definition(shape, dtype, multiplier, shift, kind):
     rng = np.random.default_rng(1)
     gamma, beta = rng.normal(size=(2, shape[2]))
-    scale = derive_norm(gamma, beta, 1e-5, 2.0**-5, gain_step(gamma, beta))
+    scale = derive_norm(gamma, beta, 1e-5, 2.0**-5, gain_step(gamma, beta), **kind)
     q = _requantize(shape[2], multiplier, shift, "int8", HALF_UP)
     layer = Norm("norm", "", Value("x", shape, dtype), Value("y", shape, "int8"), scale, q)
     x = codes(rng, 3, layer.input)

@@ -68,7 +68,9 @@ def network(bits=8, weight_bits=8, channels=20, dtype="uint8", multiply=False) -
     flat_shape = (1, 1, int(np.prod(layers[-1].output.shape)))
     flat = Value("flat", flat_shape, dtype, bits)
     if bits == 8:
-        piece = Piece(layers[-1].output, (0, 0, 0), (1, 1, 1), layers[-1].output.shape, (0, 0, 0))
+        piece = Piece.box(
+            layers[-1].output, (0, 0, 0), (1, 1, 1), layers[-1].output.shape, (0, 0, 0)
+        )
         layers.append(Move("reshape", "", (piece,), flat, 0, reshape=True))
         last = conv(flat_shape, 10, (1, 1), padding=FLAT, dtype=dtype, out="int32", seed=7)
         layers.append(replace(last, input=flat))

@@ -62,7 +62,7 @@ def test_not_finite():
     [
         (torch.rand(999), False, False),
         (torch.linspace(-1, 1, 999), True, False),
-        (torch.linspace(-0.3, 1, 999), True, False),
+        (torch.linspace(-0.45, 1, 999), True, False),
         (torch.linspace(-0.2, 1, 999), False, True),
         (torch.nn.functional.silu(torch.linspace(-6, 6, 999)), False, True),
     ],
@@ -74,6 +74,15 @@ def test_type_of_codes(x, signed, zero, scales):
     assert codes.signed == signed
     assert (codes.zero_point > 0) == zero
     assert _error(x, codes) < (12 / 255) ** 2 / 12
+
+
+def test_a_zero_point_that_halves_the_error_is_worth_it():
+    x = torch.nn.functional.leaky_relu(torch.linspace(-1.2, 1.2, 999), 0.3)
+    codes, centred = (choose_codes(_observed(x), 8, Settings(), symmetric=s) for s in (False, True))
+    assert (codes.signed, centred.signed, centred.zero_point) == (False, True, 0)
+    assert _error(x, codes) < _error(x, centred) / 2
+    wide = torch.nn.functional.leaky_relu(torch.linspace(-1.8, 1.8, 999), 0.3)
+    assert choose_codes(_observed(wide), 8, Settings()).signed  # it would take the same step
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

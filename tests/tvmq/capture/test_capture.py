@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from targets.errors import InputError, UnsupportedError
 from tvmq.capture.capture import capture, capture_program
@@ -520,6 +521,32 @@ def test_what_is_made_of_numbers_is_a_constant():
     model = capture_program(export(module.eval()))
     x = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(model.graph_module(x)[0], module(x))
+
+
+def weight_norm_of(dim):
+    return lambda layer: parametrizations.weight_norm(layer, dim=dim)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "norm",
+    [*map(weight_norm_of, (0, 1, None)), parametrizations.spectral_norm],
+    ids=["weight norm", "over another axis", "over all axes", "spectral norm"],
+)
+def test_weights_that_are_normed_are_constants(norm):
+    module = nn.Sequential(norm(nn.Conv2d(3, 8, 3)), nn.Flatten(), norm(nn.Linear(8 * 36, 5)))
+    model = capture_program(export(module.eval(), shape=(3, 8, 8)))
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(model.graph_module(x)[0], module(x))
+
+
+def test_a_weight_norm_of_other_sizes_than_its_weight_is_refused():
+    module = nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 8, 3))).eval()
+    program = export(module)
+    size = next(name for name in program.state_dict if name.endswith("original0"))
+    program.state_dict[size] = torch.ones(3, 1, 1, 1)
+    with pytest.raises(UnsupportedError):
+        capture_program(program)
 
 
 @torch.no_grad()

@@ -101,7 +101,7 @@ def test_what_has_a_rule_needs_no_answer():
 
 
 class Attention(nn.Module):
-    """Causal attention behind a normalization over all tokens: neither has a rule."""
+    """Attention behind a normalization over all tokens, which has no rule."""
 
     def __init__(self):
         super().__init__()

@@ -71,6 +71,25 @@ def batched(qkv):
     return y.view(n, HEADS, t, d).transpose(1, 2).reshape(n, t, CHANNELS)
 
 
+class OfAnImage(nn.Module):
+    """YOLO11's: queries, keys and values are channels of an image, head by head."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Conv2d(CHANNELS, 2 * CHANNELS, 1)
+        self.positions = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, groups=CHANNELS)
+        self.out = nn.Conv2d(CHANNELS, CHANNELS, 1)
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        depth = c // HEADS
+        qkv = self.qkv(x).view(n, HEADS, 2 * depth, h * w)
+        q, k, v = qkv.split([depth // 2, depth // 2, depth], 2)
+        weights = (q.transpose(-2, -1) @ k * (depth // 2) ** -0.5).softmax(-1)
+        found = (v @ weights.transpose(-2, -1)).view(n, c, h, w)
+        return self.out(found + self.positions(v.reshape(n, c, h, w)))
+
+
 class Torchs(nn.Module):
     """torch's own, with the batch in front or behind the tokens."""
 
@@ -98,6 +117,15 @@ def operators_of(module, example, batch=True):
         program = torch.export.export(module.eval(), (example,), dynamic_shapes=dynamic)
     graph = capture_program(program).graph_module.graph
     return [node.target for node in graph.nodes if node.op == "call_function"]
+
+
+def test_values_with_their_channels_in_front_are_the_right_operand():
+    torch.manual_seed(0)
+    found = operators_of(OfAnImage(), torch.randn(2, CHANNELS, 2, 5))
+    products = [target for target in found if "matmul" in str(target)]
+    assert products == [own.matmul_rows.default, own.matmul_columns.default]
+    assert found.count(aten.conv2d.default) == 5  # whose values are made once
+    assert aten.slice.Tensor not in found
 
 
 @pytest.mark.parametrize("batch", ["dynamic", 1, 2])

@@ -35,7 +35,7 @@ def softmax_block(table) -> bytes:
 
 
 def norm_block(epsilon: int, bias, gain) -> bytes:
-    parts = (np.array([epsilon], "<i8"), np.asarray(bias, "<i4"), np.asarray(gain, "<i2"))
+    parts = (np.array([epsilon], "<u8"), np.asarray(bias, "<i4"), np.asarray(gain, "<i2"))
     return b"".join(part.tobytes() for part in parts)
 
 
@@ -93,8 +93,9 @@ def sums_of_softmax(codes: list[int], table: list[int]) -> list[int]:
     return [(x * reciprocal) >> (bits - 15) for x in e]
 
 
-def sums_of_norm(codes, epsilon, lift, fraction, bias, gain) -> list[int]:
-    count, total = len(codes), sum(codes)
+def sums_of_norm(codes, epsilon, lift, fraction, bias, gain, whole, zero) -> list[int]:
+    codes = [x - zero for x in codes]
+    count, total = len(codes), 0 if whole else sum(codes)
     root = math.isqrt((count * sum(x * x for x in codes) - total**2 << 2 * lift) + epsilon)
     bits = root.bit_length()
     reciprocal = (2 ** (15 + bits) - 1) // root
@@ -149,11 +150,15 @@ def test_random_rows_equal_python_and_each_other(machine, kind, codes):
             bias = rng.choice(edge, length)
             gain = rng.choice([-(1 << 15), (1 << 15) - 1, 0, 1, 12345], length)
             least = 4 ** max(0, lift + fraction - 15)
-            most = (1 << 52) - 1 - (length * length * 16257 << 2 * lift)
+            whole, zero = int(rng.integers(2)), int(rng.choice([0, 1, 127, 128, 255]))
+            variance = length * length * (255 * 255 if whole else 16257)
+            most = (1 << 52) - 1 - (variance << 2 * lift)
             epsilon = int(rng.choice([least, most, max(least, most // 99999)]))
-            made = rows(kind, rng, len=length, lift=lift, fraction=fraction)
-            blocks = (b"", norm_block(epsilon, bias, gain))
-            scale = (epsilon, lift, fraction, bias.tolist(), gain.tolist())
+            own = {"lift": lift, "fraction": fraction, "whole": whole}
+            made = rows(kind, rng, len=length, **own)
+            zero -= 256 * (zero > 127 and not made.in_unsigned)
+            blocks = (b"", norm_block(epsilon | (zero & 255) << 56, bias, gain))
+            scale = (epsilon, lift, fraction, bias.tolist(), gain.tolist(), whole, zero)
             sums_of = lambda x, scale=scale: sums_of_norm(x, *scale)  # noqa: E731
         check(made, spec)
         got = run_both(machine, program(spec, [made], *blocks), image)
@@ -224,7 +229,7 @@ def test_illegal_rows_trap_at_the_same_index(machine, name):
         (5, 12, 16, -1),
         (15, 0, (1 << 52) - 1 - (16257 << 30), 1),
         (18, 0, 64, -1),
-        (0, 0, (1 << 52) - 1 - 16257, 1 << 62),
+        (0, 0, (1 << 52) - 1 - 16257, 1 << 53),
     ],
 )
 def test_a_root_that_could_be_inexact_or_too_small_traps(machine, lift, fraction, last, step):

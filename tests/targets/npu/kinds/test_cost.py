@@ -60,12 +60,16 @@ ORDINARY: dict[str, Layer] = {
     "concatenation": Move(
         "layer",
         "",
-        (Piece(X, **WHOLE, at=(0, 0, 0)), Piece(R, **WHOLE, at=(0, 0, 64))),
+        (Piece.box(X, **WHOLE, at=(0, 0, 0)), Piece.box(R, **WHOLE, at=(0, 0, 64))),
         Value("y", (28, 28, 128), "uint8"),
         fill=0,
     ),
     "padding": Move(
-        "layer", "", (Piece(X, **WHOLE, at=(1, 1, 0)),), Value("y", (30, 30, 64), "uint8"), fill=7
+        "layer",
+        "",
+        (Piece.box(X, **WHOLE, at=(1, 1, 0)),),
+        Value("y", (30, 30, 64), "uint8"),
+        fill=7,
     ),
 }
 SMALL = Value("x", (14, 14, 16), "uint8")

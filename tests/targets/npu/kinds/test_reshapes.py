@@ -19,7 +19,7 @@ E256 = load_spec("e256")
 
 def reshape(source: Value, name: str) -> Move:
     shape = (1, 1, int(np.prod(source.shape)))
-    piece = Piece(source, (0, 0, 0), (1, 1, 1), source.shape, (0, 0, 0))
+    piece = Piece.box(source, (0, 0, 0), (1, 1, 1), source.shape, (0, 0, 0))
     return Move(name, "", (piece,), replace(source, name=name, shape=shape), 0, reshape=True)
 
 

@@ -179,6 +179,8 @@ def test_a_machine_that_does_not_multiply_bytes_refuses_in_words() -> None:
                 *(48, 2, 1, 21, 5, 0, 255, RoundingMode.FLOOR, "int8", "uint8"),
                 lift=13,
                 normed_fraction=12,
+                centred=False,
+                input_zero_point=-7,
             ),
         ),
     ],

@@ -1,0 +1,106 @@
+"""Constants that are added to the scores of attention: positions, and masks that hide tokens.
+
+A hidden token has a summand so low, -100 or -inf, that softmax makes 0 of it. In one tensor with
+positions it would take all codes; so what hides is a summand of its own, which is added last, and
+the step of the masked scores is chosen without it (``tvmq/plan/masked_scores.py``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from targets.refusal import Refusal
+from tvmq.capture.canonical_graph import CanonicalGraph, is_constant
+from tvmq.capture.operator_rules import OPERATOR_RULES, computed, per_element
+from tvmq.capture.rule_table import Arguments, RuleTable
+
+rules = RuleTable()
+rule = rules.rule
+MASK_RULES = rules.by_name
+
+HIDDEN = 32.0
+"""A summand is one that hides if it is lower by this than the largest: e^-32 of a token is left."""
+
+LOWEST = -128.0
+"""Is added to the score of a hidden token."""
+
+_PASSING = (
+    *("view", "reshape", "_unsafe_view", "unflatten", "flatten", "unsqueeze", "squeeze"),
+    *("clone", "contiguous", "dropout", "_to_copy", "to", "alias", "detach", "permute", "add"),
+)
+
+
+def masked(g: CanonicalGraph, name: str, scores: Node, mask: torch.Tensor) -> Node:
+    """Scores plus a constant that is broadcast to them.
+
+    Args:
+        g: to write to.
+        name: of the program's node.
+        scores: (N, ...).
+        mask: floats that are added, or booleans, where True is shown.
+    """
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    hidden = _hidden(mask)
+    none = torch.tensor(1.0, dtype=torch.float64)
+    shown = mask.double().masked_fill(hidden, 0.0)
+    if bool(shown.any()):
+        scores = per_element(g, f"{name}_positions", scores, none, shown)
+    if bool(hidden.any()):
+        lowest = torch.zeros_like(shown).masked_fill(hidden, LOWEST)
+        scores = per_element(g, f"{name}_mask", scores, none, lowest)
+    return scores
+
+
+def _hidden(mask: torch.Tensor) -> torch.Tensor:
+    return mask.double() < mask.double().max() - HIDDEN
+
+
+def causal(queries: int, keys: int) -> torch.Tensor:
+    """bool[queries, keys]: which keys are not behind a query."""
+    return torch.ones(queries, keys, dtype=torch.bool).tril()
+
+
+@rule("add")
+def _add(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
+    scores, mask = a["self"], a["other"]
+    if is_constant(scores):
+        scores, mask = mask, scores
+    if is_constant(mask) and isinstance(scores, Node) and a["alpha"] == 1:
+        value = g.value(mask)
+        if value.ndim > 1 and bool(_hidden(value).any()) and _is_for_softmax(node):
+            return masked(g, node.name, scores, value)
+    return OPERATOR_RULES["add"](g, node, a)
+
+
+@rule("masked_fill")
+def _masked_fill(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
+    mask, value = a["mask"], a["value"]
+    filled = g.value(value) if isinstance(value, Node) and is_constant(value) else value
+    if not is_constant(mask):
+        raise computed("its mask")
+    if isinstance(filled, Node) or float(filled) > -HIDDEN or not _is_for_softmax(node):
+        raise Refusal(
+            "fills in numbers that no softmax makes 0 of",
+            "Fill in -inf in front of a softmax, or multiply by a buffer of zeros and ones",
+        )
+    return masked(g, node.name, a["self"], ~g.value(mask).bool())
+
+
+def _is_for_softmax(node: Node) -> bool:
+    """Whether nothing but softmax reads a node of the program."""
+    todo, seen = [node], set[Node]()
+    while todo:
+        for user in todo.pop().users:
+            name = str(getattr(user.target, "_schema", user.target)).split("(")[0]
+            name = name.removeprefix("aten::").split(".")[0]
+            if name in ("softmax", "_softmax") or user in seen:
+                continue
+            if name not in _PASSING:
+                return False
+            seen.add(user)
+            todo.append(user)
+    return True
