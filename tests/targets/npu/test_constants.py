@@ -30,11 +30,11 @@ def embedded():
     x = Value("x", (1, 6, 12), "uint8")
     token, position = held("token", (1, 1, 12), 1), held("position", (7, 1, 12), 2)
     row = Value("row", (1, 7, 12), "uint8")
-    whole = Piece(position.output, **WHOLE, size=(7, 1, 12), at=(0, 0, 0))
+    whole = Piece.box(position.output, **WHOLE, size=(7, 1, 12), at=(0, 0, 0))
     joined = Value("joined", (1, 7, 12), "uint8")
     pieces = (
-        Piece(token.output, **WHOLE, size=(1, 1, 12), at=(0, 0, 0)),
-        Piece(x, **WHOLE, size=(1, 6, 12), at=(0, 1, 0)),
+        Piece.box(token.output, **WHOLE, size=(1, 1, 12), at=(0, 0, 0)),
+        Piece.box(x, **WHOLE, size=(1, 6, 12), at=(0, 1, 0)),
     )
     total = Value("total", (1, 7, 12), "uint8")
     sides = Operand(joined, 0, 1, 0), Operand(row, 128, 1, 0)

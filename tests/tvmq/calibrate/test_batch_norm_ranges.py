@@ -163,3 +163,28 @@ def test_quadrature_does_not_grow_with_the_image(monkeypatch):
     assert sizes == [4, 4, 4]
     assert histograms["silu"].counts.sum() == pytest.approx(4 * 15 * 15)  # a max pool reads it
     assert histograms["hardswish"].counts.sum() == pytest.approx(4 * 5 * 5)
+
+
+class Tokens(torch.nn.Module):
+    """A batch norm of tokens, whose channels are last, and products of them, as in LeViT."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8)
+        with torch.no_grad():
+            self.norm.bias.copy_(torch.arange(8.0))
+            self.norm.weight.fill_(0.1)
+
+    def forward(self, x):
+        y = self.first(x)
+        y = self.norm(y.flatten(0, 1)).reshape_as(y)
+        return y @ y.transpose(1, 2)
+
+
+def test_channels_of_tokens_are_last():
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(Tokens().eval(), (torch.randn(2, 5, 6),), dynamic_shapes=(batch,))
+    model = capture_program(program)
+    with pytest.raises(InputError, match="nothing says how large") as error:
+        ranges_from_batch_norm(model)
+    assert "matmul" in str(error.value)

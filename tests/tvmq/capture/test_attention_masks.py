@@ -1,0 +1,80 @@
+"""What is added to scores: positions and masks apart, and only in front of a softmax."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from targets.errors import UnsupportedError
+from tvmq.capture.attention_masks import HIDDEN, LOWEST
+from tvmq.capture.capture import capture_program
+
+T = 6
+
+
+class Scores(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+        self.bias = nn.Parameter(torch.randn(2, T, T))
+        self.register_buffer("hides", torch.ones(T, T, dtype=torch.bool).triu(1))
+        self.function = function
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).reshape(-1, T, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.function(self, q, k, v).transpose(1, 2).flatten(2)
+
+
+def captured(function):
+    module, x = Scores(function).eval(), torch.randn(2, T, 8)
+    batch = {0: torch.export.Dim("batch")}
+    return module, x, capture_program(torch.export.export(module, (x,), dynamic_shapes=(batch,)))
+
+
+def _soft(scores, v):
+    return scores.softmax(-1) @ v
+
+
+BOTH = {
+    "causal": (lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), 1),
+    "positions": (lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, m.bias), 1),
+    "shown": (lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, ~m.hides), 1),
+    "both": (
+        lambda m, q, k, v: F.scaled_dot_product_attention(
+            q, k, v, m.bias.masked_fill(m.hides, -100.0)
+        ),
+        2,
+    ),
+    "added": (lambda m, q, k, v: _soft(q @ k.mT + m.bias.masked_fill(m.hides, -1e9), v), 2),
+    "filled": (lambda m, q, k, v: _soft((q @ k.mT).masked_fill(m.hides, -torch.inf), v), 1),
+    "computed": (lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, q @ k.mT), 1),
+}
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_masks_are_summands_of_their_own(name):
+    function, count = BOTH[name]
+    module, x, model = captured(function)
+    added = [n for n in model.graph_module.graph.nodes if n.target is torch.ops.aten.add.Tensor]
+    assert len(added) == count
+    torch.testing.assert_close(model.graph_module(x)[0], module(x), rtol=1e-4, atol=1e-5)
+    for held in model.graph_module.buffers():
+        assert torch.isfinite(held).all()
+        assert held.min() >= LOWEST
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, q, k, v: (q @ k.mT).masked_fill(m.hides, -torch.inf) @ v,
+        lambda m, q, k, v: _soft((q @ k.mT).masked_fill(m.hides, 0.0), v),
+    ],
+    ids=["without softmax", "with zeros"],
+)
+def test_what_hides_nothing_from_a_softmax_is_refused(function):
+    with pytest.raises(UnsupportedError, match="masked_fill"):
+        captured(function)
+
+
+def test_a_hidden_token_is_nothing():
+    assert torch.tensor(-HIDDEN).exp() < 2**-40
