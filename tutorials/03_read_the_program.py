@@ -74,7 +74,8 @@ for index, instruction in layer:
 #         for m1 x m0 pixels; sums stay in ACC
 #   REQ   sums to codes: add bias, shift right, round half up, clamp
 #
-# No LD brings the input and no ST takes the output away: both tensors are small enough to stay in
+# The numbers in front jump: what lies between them is of the layers beside this one, whose
+# instructions are issued by turns where that saves time. No LD brings the input and no ST takes the output away: both tensors are small enough to stay in
 # ACT between the layers. Where they are not, an LD per stripe loads its rows of the input (pad_x0,
 # pad_x1, pad_y0 and pad_y1 are the border then) and an ST stores the finished rows.
 #
@@ -82,7 +83,7 @@ for index, instruction in layer:
 # holds several stripes, so that the array computes one while VU works on the one before; tokens
 # that go the other way, "push MM" on the REQ, say when a place is free again.
 
-gemms = [instruction for instruction in layer if isinstance(instruction, isa.Gemm)]
+gemms = [instruction for _, instruction in layer if isinstance(instruction, isa.Gemm)]
 pixels = sum(gemm.m0 * gemm.m1 for gemm in gemms)
 assert pixels == 16 * 16
 tiles = gemms[0].k0 * gemms[0].k1 * gemms[0].k2
