@@ -1,4 +1,4 @@
-"""Layers that overlap: the same numbers in any order of the units, fewer cycles, a fair estimate."""
+"""Layers that overlap: equal numbers in any order of the units, fewer cycles, fair estimates."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_estimate_knows_of_the_overlap() -> None:
 
 
 def test_layers_beside_long_work_of_the_vector_unit_are_cut_into_stripes() -> None:
-    layers, spec = block(), load_spec("e256")
+    layers = block()
     plan = plan_layers(layers, layers[0].inputs, [layers[-1].output], E256)
     for each in plan.layers[::2]:
         assert each.job.beside > 0
