@@ -14,6 +14,7 @@ inspect` is off.
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import tempfile
 from pathlib import Path
@@ -105,9 +106,9 @@ def _network(name: str) -> tuple[torch.nn.Module, int]:
         whole = models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
         return _seen(_SsdHeads(whole)), DETECTOR_PIXELS
     if name == "yolov8n":
-        from ultralytics.nn.tasks import DetectionModel
-
-        return _seen(_YoloHeads(DetectionModel("yolov8n.yaml", verbose=False))), DETECTOR_PIXELS
+        tasks = importlib.import_module("ultralytics.nn.tasks")
+        whole = tasks.DetectionModel("yolov8n.yaml", verbose=False)
+        return _seen(_YoloHeads(whole)), DETECTOR_PIXELS
     return made(name)
 
 

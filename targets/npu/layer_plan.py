@@ -102,8 +102,9 @@ def plan_layers(
 
 def _right_operand(layer: Layer) -> str:
     """Name of a product's right operand, all of which is needed before anything; else ""."""
-    product = isinstance(layer, Conv2d) and isinstance(layer.right, Factor)
-    return layer.right.value.name if product else ""
+    if isinstance(layer, Conv2d) and isinstance(layer.right, Factor):
+        return layer.right.value.name
+    return ""
 
 
 def _planned(layers: Sequence[Layer], outside: set[str], spec: NpuSpec) -> list[Planned]:

@@ -1,4 +1,4 @@
-"""Layers that overlap: the same numbers in any order of units, fewer cycles, a fair estimate."""
+"""Layers that overlap: equal numbers in any order of the units, fewer cycles, fair estimates."""
 
 from __future__ import annotations
 
