@@ -112,13 +112,16 @@ def _factors(rng, weight, groups, inputs, outputs):
 
 
 def ordered(shape: tuple[int, int, int], loops: tuple[int, ...], order: tuple[int, ...]) -> Move:
-    """The elements of a tensor as ``loops``, transposed."""
+    """The elements of a tensor as ``loops``, transposed; each run is read from a tensor of its own."""
     elements = np.arange(math.prod(shape)).reshape(loops).transpose(order)
     made = runs_of(elements)
     assert made is not None
     view, runs = made
-    source, output = Value("x", shape, "int8"), Value("y", (1, 1, math.prod(shape)), "int8")
-    pieces = tuple(Piece(source, run.first, run.strides, run.size, run.at) for run in runs)
+    pieces = tuple(
+        Piece(Value(f"x{n}", shape, "int8"), run.first, run.strides, run.size, run.at)
+        for n, run in enumerate(runs)
+    )
+    output = Value("y", (1, 1, math.prod(shape)), "int8")
     return Move("layer", "net.permute", pieces, output, 0, view=view)
 
 

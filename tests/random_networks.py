@@ -311,7 +311,7 @@ def _boxes(rng, name, value, values) -> Move:
         at[axis] += shape[axis]
         if np.prod(np.maximum(shape, np.add(at, size))) > MOST_NUMBERS:
             break
-        pieces.append(Piece(source, start, step, size, tuple(at)))
+        pieces.append(Piece.box(source, start, step, size, tuple(at)))
         shape = [max(n, a + m) for n, a, m in zip(shape, at, size, strict=True)]
     output = Value(name, tuple(shape), value.dtype, value.bits)
     return Move(name, "", tuple(pieces), output, int(rng.integers(low, high + 1)))

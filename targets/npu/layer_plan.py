@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from targets.errors import CapacityError
-from targets.layers import Constant, Conv2d, Factor, Layer, Move, Value
+from targets.layers import Constant, Conv2d, Factor, Layer, Move, Piece, Value
 from targets.npu.kinds.cost import LONGEST_STEP, NOTHING
 from targets.npu.kinds.table import Planned, kind_of, plan
 from targets.npu.machine.spec import NpuSpec
@@ -182,7 +182,8 @@ def _copy(layer: Move) -> Move:
     (piece,) = layer.pieces
     height, width, channels = piece.value.shape
     shape = (height * width, 1, channels)
-    piece = replace(piece, value=replace(piece.value, shape=shape), size=shape)
+    source = replace(piece.value, shape=shape)
+    piece = Piece.box(source, (0, 0, 0), (1, 1, 1), shape, (0, 0, 0))
     return replace(layer, pieces=(piece,), output=replace(layer.output, shape=shape), reshape=False)
 
 
