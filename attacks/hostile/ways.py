@@ -23,7 +23,7 @@ from tvmq.data.labels import Labelling
 from tvmq.data.open import open_data
 from tvmq.data.preprocessing import Preprocessing
 from tvmq.plan.plan import Plan
-from tvmq.plan.plan_file import planned_equalization, read_plan, write_plan
+from tvmq.plan.plan_file import planned_changes, read_plan, write_plan
 from tvmq.plan.planner import make_plan
 from tvmq.reconstruct.methods import METHODS
 from tvmq.reconstruct.unit_state import Candidate, Checkpoints, UnitResult
@@ -163,7 +163,7 @@ def _read_labels(path: Path, model: FloatModel, **where: Path) -> None:
 
 
 def _read_plan(path: Path, model: FloatModel) -> None:
-    planned_equalization(path)
+    planned_changes(path)
     read_plan(path, model)
 
 

@@ -111,7 +111,7 @@ def test_programs_around_what_stays_relax():
                         R.prim_value(0),
                         packed,
                     ),
-                    out_ty=R.Tensor((n, 64), "int8"),
+                    out_ty=R.Tensor((n, 96), "int8"),
                 )
                 unpacked = R.call_tir(
                     cls.npu_program_0_unpack,

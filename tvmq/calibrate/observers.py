@@ -140,20 +140,26 @@ class Codes:
 
 
 def choose_codes(
-    histogram: Histogram, bits: int, settings: Settings, *, symmetric: bool = False
+    histogram: Histogram,
+    bits: int,
+    settings: Settings,
+    *,
+    symmetric: bool = False,
+    signed: bool = False,
 ) -> Codes:
     """The best step, zero point and type for a tensor.
 
     Nothing negative: unsigned. Both signs: signed about zero; but if one side is less than a
     quarter of the other (a SiLU), or that halves the error (a leaky ReLU), unsigned with a zero
     point, which wastes fewer codes, unless the codes must be ``symmetric``: then zero is the code
-    of 0.0 in any case.
+    of 0.0 in any case. What must be ``signed`` is symmetric and int8, whatever its signs.
     """
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
     if low == high == 0.0 or histogram.limit == 0.0:
-        return Codes(STEP_OF_ZEROS, 0, False, "always 0")
+        return Codes(STEP_OF_ZEROS, 0, signed, "always 0")
     smaller, larger = sorted((-low, high))
-    signed = low < 0 and (symmetric or smaller >= larger / 4)
+    symmetric |= signed
+    signed |= low < 0 and (symmetric or smaller >= larger / 4)
     error, step, zero = _best(histogram, bits, signed, settings)
     if signed and not symmetric:
         other = _best(histogram, bits, False, settings)

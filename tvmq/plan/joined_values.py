@@ -53,8 +53,9 @@ def choose_joined(
         settings: how a range is chosen.
     """
     known: dict[tuple[str, ...], tuple[int, Codes]] = {}
-    matrices = (layer for layer in regions.layers.values() if layer.kind == "matmul")
+    matrices = [layer for layer in regions.layers.values() if layer.kind == "matmul"]
     centred = {name for layer in matrices for name in layer.inputs}
+    weights = {layer.inputs[1] for layer in matrices}  # the array multiplies by int8
     scores = scores_of(regions)
 
     def best(names: tuple[str, ...]) -> tuple[int, Codes]:
@@ -67,6 +68,10 @@ def choose_joined(
             if codes.zero_point and centred.intersection(names):
                 codes = choose_codes(histogram, most, settings, symmetric=True)
                 why = f"{codes.reason}; zero point 0, since matrices are multiplied as raw codes"
+                codes = replace(codes, reason=why)
+            if not codes.signed and weights.intersection(names):
+                codes = choose_codes(histogram, most, settings, signed=True)
+                why = f"{codes.reason}; signed, since it is multiplied by as weights are"
                 codes = replace(codes, reason=why)
             known[names] = most, codes
         return known[names]

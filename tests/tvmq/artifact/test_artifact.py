@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from targets.errors import InputError
+from targets.npu.machine.program import VERSION
 from tvmq.artifact.artifact import (
     FORMAT,
     Artifact,
@@ -319,6 +320,6 @@ def _program_of(header: dict[str, str]) -> bytes:
     """A program whose checksum fits, and whose header says too little."""
     text = json.dumps(header).encode()
     payload = struct.pack("<I", len(text)) + text
-    return struct.pack("<4sI32sQ", b"TVMQ", 2, hashlib.sha256(payload).digest(), len(payload)) + (
-        payload
-    )
+    return struct.pack(
+        "<4sI32sQ", b"TVMQ", VERSION, hashlib.sha256(payload).digest(), len(payload)
+    ) + (payload)

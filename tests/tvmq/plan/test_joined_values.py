@@ -126,3 +126,26 @@ def test_without_data_too():
         found.histograms[name].high for name in ("relu", "relu_1")
     )
     make_plan(model, found)
+
+
+class _Weighing(torch.nn.Module):
+    """Values that are weighed by others of which none is negative, on the right."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (torch.nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x):
+        return self.c(self.a(x) @ torch.relu(self.b(x)).mT)
+
+
+def test_what_values_are_multiplied_by_is_signed_as_weights_are():
+    x = torch.rand(4, 6, 6)
+    with torch.no_grad():
+        model = capture_program(torch.export.export(_Weighing().eval(), (x,)))
+    plan = make_plan(model, calibrate(model, [x]))
+    regions = find_regions(model)
+    (product,) = (layer for layer in regions.layers.values() if layer.kind == "matmul")
+    right = plan.values[product.inputs[1]]
+    assert (right.signed, right.zero_point) == (True, 0)
+    assert "as weights are" in right.reason
