@@ -112,7 +112,7 @@ def _factors(rng, weight, groups, inputs, outputs):
 
 
 def ordered(shape: tuple[int, int, int], loops: tuple[int, ...], order: tuple[int, ...]) -> Move:
-    """The elements of a tensor as ``loops``, transposed; each run is read from a tensor of its own."""
+    """The elements of a tensor as ``loops``, transposed; each run reads a tensor of its own."""
     elements = np.arange(math.prod(shape)).reshape(loops).transpose(order)
     made = runs_of(elements)
     assert made is not None
