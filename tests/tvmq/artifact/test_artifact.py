@@ -320,6 +320,5 @@ def _program_of(header: dict[str, str]) -> bytes:
     """A program whose checksum fits, and whose header says too little."""
     text = json.dumps(header).encode()
     payload = struct.pack("<I", len(text)) + text
-    return struct.pack(
-        "<4sI32sQ", b"TVMQ", VERSION, hashlib.sha256(payload).digest(), len(payload)
-    ) + (payload)
+    digest = hashlib.sha256(payload).digest()
+    return struct.pack("<4sI32sQ", b"TVMQ", VERSION, digest, len(payload)) + payload
