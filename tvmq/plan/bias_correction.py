@@ -3,7 +3,8 @@
 The float and the quantized graph run side by side, layer by layer in the order of the network. At
 each layer the mean difference of its outputs on one half of the calibration images is the
 correction; it is kept if it brings the other half, which it has not seen, closer to the float
-network. Layers behind it then see its corrected output.
+network. Layers behind it then see its corrected output. Where max pools alone read what a layer
+reads, its codes hold the largest elements only, and a mean of all says nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from itertools import pairwise
 import torch
 from torch.fx import GraphModule
 
+from tvmq.calibrate.behind_pools import find_selections
 from tvmq.calibrate.calibrate import Calibration, Inputs, Progress
 from tvmq.execute_graph import GraphRun
 from tvmq.float_model import FloatModel
@@ -85,16 +87,22 @@ def correct_biases(
     """
     teaching, held_out = halves_of(model, calibration)
     count = sum(len(part[0]) for part in held_out)
-    layers = {layer.name: layer for layer in find_regions(model).weighted}
+    regions = find_regions(model)
+    layers = {layer.name: layer for layer in regions.weighted}
+    pooled = find_selections(model, regions)
     if not teaching:
         return {name: BiasPlan((), "one image is too few for a correction") for name in layers}
     axes = {
         # Channels are axis 1 of images and the last one of what a linear layer makes.
         node.name: -1 if layers[node.name].kind == "linear" else 1
         for node in model.graph_module.graph.nodes
-        if node.name in layers
+        if node.name in layers and layers[node.name].inputs[0] not in pooled
     }
-    biases: dict[str, BiasPlan] = {}
+    biases = {
+        name: plan.biases.get(name, BiasPlan((), "left out: max pools alone read what it reads"))
+        for name in layers
+        if name not in axes
+    }
 
     def decide(name: str, errors: list[Errors]) -> torch.Tensor | None:
         known, unseen = sum_of(errors[: len(teaching)]), sum_of(errors[len(teaching) :])
@@ -109,7 +117,7 @@ def correct_biases(
         else:
             biases[name] = BiasPlan(earlier.correction, f"left out: {numbers}")
         if progress is not None:
-            progress(len(biases), len(axes))
+            progress(len(biases), len(layers))
         return correction if helps else None
 
     quantized = annotate(model, plan, torch.float32)

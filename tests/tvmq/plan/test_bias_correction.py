@@ -5,6 +5,8 @@ import dataclasses
 import torch
 from quantization_cases import calibration, float_model, images
 
+from tvmq.calibrate.calibrate import calibrate
+from tvmq.capture.capture import capture_program
 from tvmq.plan.annotate import annotate
 from tvmq.plan.bias_correction import correct_biases
 from tvmq.plan.complete_plan import complete_plan
@@ -63,3 +65,19 @@ def test_off_without_data_or_when_asked():
     assert make_plan(float_model(NAME), calibration(NAME), COARSE).biases == {}
     no_data = dataclasses.replace(calibration(NAME), samples=0)
     assert make_plan(float_model(NAME), no_data).biases == {}
+
+
+def test_no_mean_of_elements_that_codes_leave_out():
+    """The codes of what is read through a global max pool hold the largest elements alone."""
+    torch.manual_seed(0)
+    scaled = torch.nn.BatchNorm2d(4)
+    scaled.running_mean.uniform_(-1, 1)
+    module = torch.nn.Sequential(scaled, torch.nn.AdaptiveMaxPool2d(1)).eval()
+    x = torch.randn(32, 4, 12, 12)
+    with torch.no_grad():
+        model = capture_program(torch.export.export(module, (x,)))
+        plan = make_plan(model, calibrate(model, [x], samples=32))
+        error = annotate(model, plan)(x.double())[0] - module(x)
+    (bias,) = plan.biases.values()
+    assert (bias.correction, bias.reason) == ((), "left out: max pools alone read what it reads")
+    assert float(error.abs().max()) < 0.1
