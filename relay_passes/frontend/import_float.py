@@ -64,9 +64,16 @@ def _select(node: Node, importer: Any) -> Expr:
     return importer.block_builder.emit(taken)
 
 
+def _embedding(node: Node, importer: Any) -> Expr:
+    """Rows of a table; NaN for a number that it doesn't have, where torch raises."""
+    table, numbers = importer.env[node.args[0]], importer.env[node.args[1]]
+    return importer.block_builder.emit(relax.op.take(table, numbers, axis=0, mode="nan"))
+
+
 _CONVERTERS: dict[str, _Convert] = {
     "amax.default": _reduced(relax.op.max),
     "amin.default": _reduced(relax.op.min),
     "prod.dim_int": _reduced(relax.op.prod),
+    "embedding.default": _embedding,
     "select.int": _select,
 }

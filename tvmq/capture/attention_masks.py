@@ -22,7 +22,7 @@ rule = rules.rule
 MASK_RULES = rules.by_name
 
 HIDDEN = 32.0
-"""A summand is one that hides if it is lower by this than the largest: e^-32 of a token is left."""
+"""A summand hides if it is lower by this than the largest of its row: e^-32 of a token is left."""
 
 LOWEST = -128.0
 """Is added to the score of a hidden token."""
@@ -47,6 +47,11 @@ def masked(g: CanonicalGraph, name: str, scores: Node, mask: torch.Tensor) -> No
     hidden = _hidden(mask)
     none = torch.tensor(1.0, dtype=torch.float64)
     shown = mask.double().masked_fill(hidden, 0.0)
+    if bool((shown < -HIDDEN).all(-1).any()):
+        raise Refusal(
+            "its mask hides all tokens from a row",
+            "Leave one that each row sees, and drop the row's result behind the attention",
+        )
     if bool(shown.any()):
         scores = per_element(g, f"{name}_positions", scores, none, shown)
     if bool(hidden.any()):
@@ -56,7 +61,9 @@ def masked(g: CanonicalGraph, name: str, scores: Node, mask: torch.Tensor) -> No
 
 
 def _hidden(mask: torch.Tensor) -> torch.Tensor:
-    return mask.double() < mask.double().max() - HIDDEN
+    """Which summands hide a token from a row, the last axis."""
+    summands = mask.double()
+    return summands < summands.amax(-1, keepdim=True) - HIDDEN
 
 
 def causal(queries: int, keys: int) -> torch.Tensor:

@@ -23,7 +23,6 @@ from torch.utils import _pytree as pytree
 
 from relay_passes.frontend.pointwise import is_pointwise
 from targets.refusal import Refusal
-from tvmq.capture.canonical_graph import BATCH_STAYS
 from tvmq.capture.multiply_accumulates import LAYERS, macs_of
 from tvmq.capture.program_nodes import (
     has_images_of_floats,
@@ -40,6 +39,21 @@ FINAL = Refusal(
     "Leave it out of the exported network if the logits are wanted",
 )
 """Of a softmax that could be quantized."""
+
+BESIDE = Refusal(
+    "it reads integers or truth values beside a value of the network",
+    "Let the network take them as floats, one tensor of (N, ...) each",
+)
+"""Of what can't be quantized for one of its operands."""
+
+MOST_AXES = 4
+"""Of a quantized tensor that anything is computed of, the batch's included."""
+
+MANY_AXES = Refusal(
+    f"its tensor has more than {MOST_AXES} axes",
+    f"Reshape it to {MOST_AXES} axes at most",
+)
+"""Of what is computed of more axes than an image has."""
 
 _SOFTMAX = ("softmax", "_softmax", "special_softmax")
 _MOVES = frozenset(
@@ -157,37 +171,49 @@ def ends_of(
     """
     middle: dict[Node, Refusal] = {}
     tail_seeds, head_seeds = dict(_final_softmaxes(program)), dict[Node, Refusal]()
+    tail_seeds |= dict(_final_of_many_axes(program))
     for node, why in refused.items():
-        if node not in program.live and all(user in refused for user in node.users):
-            continue  # goes where these go
         before, behind = program.before([node]), program.behind([node])
-        apart = node in program.live and why.advice != BATCH_STAYS
-        if not apart or _is_foreign(node):
+        if node in program.inputs or _is_foreign(node) or node not in program.live:
             middle[node] = why
         elif _layers(program, before - {node}) or not _layers(program, behind - {node}):
             (tail_seeds if program.is_little(behind) else middle)[node] = why
         else:
             (head_seeds if program.is_little(before) else middle)[node] = why
     head = program.before(head_seeds)
+    made, beside = _up_to_floats(program, head, program.behind(tail_seeds))
+    head |= made
+    for node in beside:
+        (tail_seeds if program.is_little(program.behind([node])) else middle)[node] = BESIDE
     tail = program.behind(tail_seeds)
-    head |= _up_to_floats(program, head, tail)
     if not (program.is_little(head) and program.is_little(tail)) or head & tail:
         return NetworkEnds(), middle | dict(refused)
     if tail:
-        tail |= _pulled(program, tail, head)
+        tail |= pulled(program, tail, head)
     return NetworkEnds(frozenset(head), frozenset(tail), head_seeds | tail_seeds), middle
 
 
-def _up_to_floats(program: Program, head: set[Node], tail: set[Node]) -> set[Node]:
-    """What computes of inputs, or of the head, something else than floats of each image."""
+def _up_to_floats(
+    program: Program, head: set[Node], tail: set[Node]
+) -> tuple[set[Node], list[Node]]:
+    """What reads something else than floats of each image that is an input, or made by the head.
+
+    Returns:
+        What computes of inputs and the head alone; and what reads a value of the network beside.
+    """
     found: set[Node] = set()
+    beside: list[Node] = []
     for node in program.nodes:
         if node not in program.live or node in head or node in tail or node.op == "placeholder":
             continue
-        made = (n for n in node.all_input_nodes if n in head or n in found or n in program.inputs)
+        read = [n for n in node.all_input_nodes if n in program.live and is_tensor_valued(n)]
+        made = [n for n in read if n in head or n in found or n in program.inputs]
         if any(not has_images_of_floats(n) for n in made):
-            found.add(node)
-    return found
+            if len(made) == len(read):
+                found.add(node)
+            elif node.op == "call_function":
+                beside.append(node)
+    return found, beside
 
 
 def _layers(program: Program, nodes: set[Node]) -> bool:
@@ -218,6 +244,24 @@ def _final_softmaxes(program: Program) -> Iterator[tuple[Node, Refusal]]:
             yield node, FINAL
 
 
+def _final_of_many_axes(program: Program) -> Iterator[tuple[Node, Refusal]]:
+    """What computes of, or returns, tensors that are no images behind the last layer."""
+    results = program.nodes[-1].all_input_nodes
+    for node in program.nodes:
+        if node not in program.live or not _has_many_axes(node):
+            continue
+        ends = node in results or operator_name(node.target) in _OF_TWO
+        ends |= node.op == "call_function" and is_pointwise(node.target)
+        behind = program.behind([node])
+        if ends and program.is_little(behind) and not _layers(program, behind):
+            yield node, MANY_AXES
+
+
+def _has_many_axes(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.ndim > MOST_AXES
+
+
 def _multiplies(program: Program, node: Node) -> bool:
     """Whether it is a product of two tensors that depend on the inputs."""
     name = operator_name(node.target)
@@ -225,7 +269,7 @@ def _multiplies(program: Program, node: Node) -> bool:
     return product and sum(source in program.live for source in node.all_input_nodes) > 1
 
 
-def _pulled(program: Program, tail: set[Node], head: set[Node]) -> set[Node]:
+def pulled(program: Program, tail: set[Node], head: set[Node]) -> set[Node]:
     """What is no layer, and is read by the tail and the network's caller alone."""
     found: set[Node] = set()
     for node in reversed(program.nodes):

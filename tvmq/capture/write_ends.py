@@ -18,9 +18,11 @@ from torch.utils import _pytree as pytree
 from targets.errors import UnsupportedError
 from targets.refusal import Refusal
 from tvmq.capture.canonical_graph import check_size, is_constant, tidy
-from tvmq.capture.network_ends import NetworkEnds, Program
+from tvmq.capture.network_ends import NetworkEnds, Program, pulled
 from tvmq.capture.program_nodes import (
+    PRIME,
     is_tensor_valued,
+    numeric_shape,
     operator_name,
     origin_of,
     stand_in,
@@ -91,6 +93,7 @@ def write_ends(
                 f"output {names[index] or index} does not depend on the inputs. Leave it out "
                 "of what forward returns, and export again."
             )
+        _require_batch_first(names[index] or index, result, facts.batch)
     tail = set(ends.tail)
     while True:
         wanted = _read_by(facts, results, tail)
@@ -106,6 +109,7 @@ def write_ends(
                     "alone, and what reads it can't be quantized. Keep the batch there throughout."
                 )
         tail.update(moved)
+        tail |= pulled(facts, tail, set(ends.head))
     quantized = dict.fromkeys(values[node] for node in behind)
     place = {value: index for index, value in enumerate(quantized)}
     sources: dict[int, Node] = {}
@@ -127,6 +131,17 @@ def write_ends(
         results=tuple(results),
         output_names=_unique(name or node.name for name, node in zip(names, results, strict=True)),
     )
+
+
+def _require_batch_first(name: str | int, result: Node, batch: int | None) -> None:
+    """Refuse an output with the batch elsewhere than on axis 0 alone."""
+    value = result.meta["val"]
+    size = PRIME if batch is None else batch
+    if value.ndim == 0 or numeric_shape(result, PRIME)[0] != size:
+        raise UnsupportedError(
+            f"output {name} has its batch elsewhere than on axis 0 alone. Move it there before it "
+            "is returned."
+        )
 
 
 def _is_batch_first(value: Any, node: Node) -> bool:
@@ -258,7 +273,12 @@ class _EndWriter:
             self._free_the_batch(node, args)
         kwargs = torch.fx.map_arg(node.kwargs, self._operand)
         args, kwargs = _in_float32((tuple(args), kwargs))
+        if _makes_floats_of_integers(node):
+            args = torch.fx.map_arg(args, self._as_floats)
         return self.graph.create_node("call_function", node.target, args, kwargs, name=node.name)
+
+    def _as_floats(self, operand: Node) -> Node:
+        return self.graph.call_function(aten._to_copy.default, (operand,), {"dtype": torch.float32})
 
     def _operand(self, node: Node) -> Any:
         """What stands for a node; a constant is stored when it is first read."""
@@ -320,6 +340,18 @@ class _EndWriter:
         why = (self.ends.why or {}).get(node)
         reason = ALONG if why is None else why.what
         return FloatOperator(node.name, operator_name(node.target), str(origin_of(node)), reason)
+
+
+def _makes_floats_of_integers(node: Node) -> bool:
+    """Whether torch turns its operands into floats first, as where bytes are divided."""
+    made = node.meta.get("val")
+    read = [n.meta["val"] for n in node.all_input_nodes if is_tensor_valued(n)]
+    pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+    if not pointwise or not isinstance(made, torch.Tensor):
+        return False
+    return made.is_floating_point() and not any(
+        x.is_floating_point() for x in read if isinstance(x, torch.Tensor)
+    )
 
 
 def _in_float32(arguments: Any) -> Any:

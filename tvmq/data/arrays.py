@@ -97,7 +97,7 @@ def _check_unchanged(
 ) -> None:
     """Check what a network reads as it is, but for the order of an image's axes."""
     sizes = wanted.shape[1:]
-    turned = (*sizes[1:], sizes[0]), (*sizes[-1:], *sizes[:-1])
+    turned = (*sizes[1:], *sizes[:1]), (*sizes[-1:], *sizes[:-1])
     fits = shape[1:] == sizes or (len(sizes) == 3 and shape[1:] in turned)
     if not np.can_cast(dtype, wanted.dtype) or not shape or not fits:
         raise InputError(

@@ -56,7 +56,7 @@ def choose_joined(
     matrices = [layer for layer in regions.layers.values() if layer.kind == "matmul"]
     centred = {name for layer in matrices for name in layer.inputs}
     weights = {layer.inputs[1] for layer in matrices}  # the array multiplies by int8
-    scores = scores_of(regions)
+    scores = scores_of(regions, histograms)
 
     def best(names: tuple[str, ...]) -> tuple[int, Codes]:
         if names not in known:

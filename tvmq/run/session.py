@@ -95,10 +95,10 @@ def _runner(artifact: Artifact, device: str) -> Runner:
                 f"Build it with --target npu, or choose --device cpu."
             )
         with artifact.reading("model.so") as path:
-            return library_runner(path, artifact.programs())
+            return _with_checked_head(artifact, library_runner(path, artifact.programs()))
     if device == "cpu":
         with artifact.reading("cpu.so") as path:
-            return library_runner(path)
+            return _with_checked_head(artifact, library_runner(path))
     if device == "reference":
         with artifact.reading("integer.json") as path:
             integers = ReferenceRunner(path)
@@ -166,12 +166,41 @@ def _layer_of(trap: Trap, programs: Mapping[str, Program]) -> str:
     return f"the NPU trapped in {name}{''.join(layers)}, "
 
 
+def _with_checked_head(artifact: Artifact, library: LibraryRunner) -> Runner:
+    """A library that is run where its float head, if it has one, makes numbers of the inputs."""
+    from relay_passes.float_ends import HEAD
+
+    ends = artifact.manifest.float_ends
+    if ends is None or not ends.head:
+        return library
+
+    def run(arrays: Sequence[Array]) -> list[Array]:
+        _require_finite(library(arrays, HEAD))
+        return library(arrays)
+
+    return run
+
+
+def _require_finite(made: Sequence[Array]) -> None:
+    """Refuse inputs of which the float head makes what has no code."""
+    for array in made:
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            image = int(np.argmin(np.isfinite(array.reshape(len(array), -1)).all(axis=1)))
+            raise InputError(
+                f"image {image} of the batch: what runs in float before the first quantized layer "
+                "makes NaN or infinite values of it, as of a constant image that is divided by its "
+                "own deviation, or of a number that an embedding doesn't have. Leave it out, or "
+                "divide by something above 0."
+            )
+
+
 def _between_ends(integers: ReferenceRunner, library: LibraryRunner) -> Runner:
     """The reference between the float ends of a library."""
     from relay_passes.float_ends import HEAD, TAIL
 
     def run(arrays: Sequence[Array]) -> list[Array]:
         given, read = library(arrays, HEAD), len(integers.names)
+        _require_finite(given[:read])
         return library([*integers(given[:read]), *given[read:]], TAIL)
 
     return run

@@ -53,3 +53,22 @@ def test_what_is_imported_computes_what_torch_does(name):
 def test_what_tvm_has_no_operator_for_is_named():
     with pytest.raises(UnsupportedError, match=r"hypot\.default.*compute them from its outputs"):
         import_float(exported(lambda x: torch.hypot(x, x), 4))
+
+
+def test_numbers_that_a_table_lacks_give_nan():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(5, 3)
+
+        def forward(self, x):
+            return self.table(x)
+
+    module, free = Words(), ({0: torch.export.Dim("n")},)
+    numbers = torch.tensor([[0, 4], [5, -1], [2, 5_000_000]])
+    program = torch.export.export(module, (numbers.clamp(0, 4),), dynamic_shapes=free)
+    machine = relax.VirtualMachine(tvm.compile(import_float(program), target="llvm"), tvm.cpu())
+    (found,) = machine["main"](tvm.runtime.tensor(numbers.numpy()))
+    want = module(numbers.clamp(0, 4)).detach().numpy()
+    known = ((numbers >= 0) & (numbers < 5)).numpy()
+    np.testing.assert_array_equal(found.numpy(), np.where(known[..., None], want, np.nan))

@@ -244,3 +244,56 @@ def test_attention_is_no_end_of_a_network():
 def test_what_no_end_can_be_is_refused(function, words):
     with pytest.raises(UnsupportedError, match=words):
         captured(Behind(function), torch.randn(2, 3, 6, 6))
+
+
+def test_boxes_of_more_axes_than_an_image_are_computed_in_float():
+    def decoded(x):
+        boxes = x.reshape(x.shape[0], 2, 6, 8, 8).permute(0, 1, 3, 4, 2)
+        return boxes[..., :2].sigmoid() * 2 + 0.5, boxes[..., 2:].sigmoid()
+
+    x, module = torch.randn(2, 3, 8, 8), Behind(decoded)
+    model = captured(module, x)
+    assert quantized(model)[-1] == "conv2d"
+    torch.testing.assert_close(whole(model, x), module(x))
+
+
+def test_what_an_index_comes_with_lets_the_sums_through():
+    module = Behind(lambda x: x.flatten(2).sigmoid().max(1)[0].topk(4, 1)[0])
+    model = captured(module, torch.randn(2, 3, 8, 8))
+    assert quantized(model)[-1] == "conv2d"
+    assert kinds(model.ends.tail)[-1] == "topk"
+
+
+def test_integers_beside_a_value_go_into_the_tail():
+    class Filled(Behind):
+        def forward(self, x, mask):
+            return super().forward(x).masked_fill(mask[:, None] == 0, -50.0)
+
+    x, mask = torch.randn(2, 3, 8, 8), torch.randint(0, 2, (2, 8, 8))
+    module, free = Filled(lambda x: x).eval(), {0: torch.export.Dim("n")}
+    program = torch.export.export(module, (x, mask), dynamic_shapes=(free, free))
+    model = capture_program(program)
+    made = model.ends.head.graph_module(x, mask)
+    (found,) = model.ends.tail.graph_module(*model.graph_module(*made[:1]), *made[1:])
+    torch.testing.assert_close(found, module(x, mask))
+
+
+def test_bytes_are_divided_as_floats():
+    x = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    module = Before(lambda x: x / 255)
+    model = captured(module, x)
+    assert "torch.float32" in model.ends.head.graph_module.code
+    torch.testing.assert_close(whole(model, x)[0], module(x))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.permute(1, 0, 2, 3).softmax(0),
+        lambda x: x.permute(0, 2, 3, 1).reshape(-1, 12).softmax(-1),
+        lambda x: x.softmax(1).mean(),
+    ],
+)
+def test_outputs_have_the_batch_in_front(function):
+    with pytest.raises(UnsupportedError, match="batch elsewhere than on axis 0 alone"):
+        captured(Behind(function), torch.randn(2, 3, 8, 8))

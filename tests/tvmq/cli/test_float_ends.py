@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from targets.errors import UnsupportedError
+from targets.errors import InputError, UnsupportedError
 from tvmq.artifact.artifact import Artifact
 from tvmq.build_request import BuildRequest
 from tvmq.flow import build
@@ -106,6 +106,15 @@ def test_the_integers_end_with_the_sums_of_the_last_layer(both):
     steps = sums[name] * 2.0**24
     assert len(np.unique(steps)) > 256  # no 8-bit codes
     np.testing.assert_array_equal(steps, np.rint(steps))  # but whole multiples of a power of two
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_the_head_makes_nan_is_refused(both, device):
+    constant = np.full((2, 8, 8, 3), 7, np.uint8)
+    constant[0, 0] = 9
+    session = Session(both / "both.tvmq", device)
+    with pytest.raises(InputError, match=r"image 1 of the batch.* NaN .* divide by something"):
+        session.run({"x": constant})
 
 
 def test_a_librarys_functions_are_the_network_in_three_parts(both):
