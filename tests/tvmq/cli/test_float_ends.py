@@ -112,7 +112,7 @@ def test_the_integers_end_with_the_sums_of_the_last_layer(both):
 def test_what_the_head_makes_nan_is_refused(both, device):
     constant = np.full((2, 8, 8, 3), 7, np.uint8)
     constant[0, 0] = 9
-    session = Session(both / "both.tvmq", device)
+    session = Session(Artifact.load(both / "both.tvmq"), device)
     with pytest.raises(InputError, match=r"image 1 of the batch.* NaN .* divide by something"):
         session.run({"x": constant})
 
