@@ -250,10 +250,9 @@ def _final_of_many_axes(program: Program) -> Iterator[tuple[Node, Refusal]]:
     for node in program.nodes:
         if node not in program.live or not _has_many_axes(node):
             continue
-        ends = node in results or operator_name(node.target) in _OF_TWO
-        ends |= node.op == "call_function" and is_pointwise(node.target)
-        behind = program.behind([node])
-        if ends and program.is_little(behind) and not _layers(program, behind):
+        name, behind = operator_name(node.target), program.behind([node])
+        computes = name in _OF_TWO or (is_pointwise(node.target) and name not in _MOVES)
+        if (computes or node in results) and not _layers(program, behind):
             yield node, MANY_AXES
 
 
