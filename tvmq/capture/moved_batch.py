@@ -348,20 +348,17 @@ def _constant_in_front(g: CanonicalGraph, constant: Node, x: Moved, kept: int) -
         return constant
     value = value.reshape([1] * (len(x.axes) - value.ndim) + list(value.shape))
     sizes: list[int] = []
-    with_batch = []
     for place, group in enumerate(leading):
         if 0 not in group:
             sizes.append(value.shape[place])
             continue
-        with_batch.append(place)
         if value.shape[place] != 1:
             raise Refusal("a constant differs between the images of a batch", BATCH_STAYS)
         sizes += [1] * sum(
             not is_batch for is_batch, _ in groupby(group, key=lambda axis: axis == 0)
         )
-    order = [*with_batch, *(i for i in range(value.ndim) if i not in with_batch)]
-    moved = value.permute(order).reshape(1, *sizes, *value.shape[-kept:])
-    name = "_".join(map(str, (*order, *moved.shape)))  # one name is one constant
+    moved = value.reshape(1, *sizes, *value.shape[-kept:])
+    name = "_".join(map(str, moved.shape))  # one name is one constant
     return g.constant(f"{constant.name}_in_order_{name}", moved)
 
 
