@@ -14,7 +14,6 @@ inspect` is off.
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 import tempfile
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.zoo import imported_torchvision, made
+from benchmarks.zoo import made
 from relay_passes.estimate import estimate
 from relay_passes.place import place
 from relay_passes.read_layers import IntegerNetwork, read_layers
@@ -36,17 +35,15 @@ from tvmq.plan.annotate import annotate
 from tvmq.plan.planner import make_plan
 from tvmq.settings import Settings
 
-NETWORKS = (
-    *("vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224"),
-    *("yolov8n", "ssdlite320"),
-)
+TRANSFORMERS = ("vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
+DETECTORS = ("yolov8n", "ssdlite320_mobilenet_v3_large")
 DETECTOR_PIXELS, IMAGES, SEED = 320, 2, 0
 
 
 def main() -> int:
     """Run the benchmark; 2 if a package is missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--networks", nargs="+", default=(*TRANSFORMERS, *DETECTORS))
     parser.add_argument("--machines", nargs="+", default=["e256", "m2048"])
     options = parser.parse_args()
     header = ("network", "machine", "NPU", "CPU", "cycles", "MAC utilization")
@@ -67,8 +64,8 @@ def main() -> int:
 
 def _integers(name: str) -> tuple[Any, IntegerNetwork]:
     """The integer module and its layers."""
-    network, size = _network(name)
-    images = torch.randn(IMAGES, 3, size, size)
+    network, shape = made(name, DETECTOR_PIXELS if name in DETECTORS else None)
+    images = torch.randn(IMAGES, *shape)
     batch = torch.export.Dim("n")
     program = torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
     with tempfile.TemporaryDirectory() as room:
@@ -98,59 +95,6 @@ def _cells(module: Any, network: IntegerNetwork, spec: NpuSpec) -> list[str]:
         *(f"{cycles / total:.0%}" for cycles in busy),
         f"{estimated / total - 1:+.1%}",
     ]
-
-
-def _network(name: str) -> tuple[torch.nn.Module, int]:
-    if name == "ssdlite320":
-        models = imported_torchvision().models
-        whole = models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
-        return _seen(_SsdHeads(whole)), DETECTOR_PIXELS
-    if name == "yolov8n":
-        tasks = importlib.import_module("ultralytics.nn.tasks")
-        whole = tasks.DetectionModel("yolov8n.yaml", verbose=False)
-        return _seen(_YoloHeads(whole)), DETECTOR_PIXELS
-    return made(name)
-
-
-def _seen(network: torch.nn.Module) -> torch.nn.Module:
-    """In evaluation mode, with batch norms that have seen noise."""
-    with torch.no_grad():
-        network.train()(torch.randn(IMAGES, 3, DETECTOR_PIXELS, DETECTOR_PIXELS))
-    return network.eval()
-
-
-class _SsdHeads(torch.nn.Module):
-    """Box regressions and class logits of all anchors."""
-
-    def __init__(self, whole: Any) -> None:
-        super().__init__()
-        self.whole = whole
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        found = self.whole.head(list(self.whole.backbone(x).values()))
-        return found["bbox_regression"], found["cls_logits"]
-
-
-class _YoloHeads(torch.nn.Module):
-    """Distributions of box sides and class logits, a map per scale."""
-
-    def __init__(self, whole: Any) -> None:
-        super().__init__()
-        self.whole = whole
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        *body, head = self.whole.model
-        kept: list[torch.Tensor] = []
-        for layer in body:
-            sources = [layer.f] if isinstance(layer.f, int) else layer.f
-            read = [x if source == -1 else kept[source] for source in sources]
-            x = layer(read[0] if isinstance(layer.f, int) else read)
-            kept.append(x)
-        maps = [kept[source] for source in head.f]
-        return tuple(
-            torch.cat((boxes(each), classes(each)), 1)
-            for each, boxes, classes in zip(maps, head.cv2, head.cv3, strict=True)
-        )
 
 
 if __name__ == "__main__":

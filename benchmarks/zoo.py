@@ -159,8 +159,11 @@ def row(name: str) -> dict[str, Any]:
         }
 
 
-def made(name: str) -> tuple[torch.nn.Module, tuple[int, ...]]:
-    """A network with batch norms that have seen noise, to be evaluated, and its input's shape."""
+def made(name: str, pixels: int | None = None) -> tuple[torch.nn.Module, tuple[int, ...]]:
+    """A network with batch norms that have seen noise, to be evaluated, and its input's shape.
+
+    Images have the zoo's size, or a square of ``pixels``.
+    """
     if name in NETWORKS:
         make, shape = NETWORKS[name]
         network = make()
@@ -175,6 +178,8 @@ def made(name: str) -> tuple[torch.nn.Module, tuple[int, ...]]:
     else:
         network = imported_timm().create_model(name, pretrained=False)
         shape = (3, *[96 if name in SMALL else network.default_cfg["input_size"][1]] * 2)
+    if pixels is not None:
+        shape = (*shape[:-2], pixels, pixels)
     for module in network.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.momentum = None  # the statistics of all that was seen, as of trained networks

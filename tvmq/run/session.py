@@ -11,8 +11,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,13 +28,6 @@ Array: TypeAlias = npt.NDArray[Any]
 """float32, or what a float end takes or gives instead: bytes of an image, indices."""
 
 Runner: TypeAlias = Callable[[Sequence[Array]], list[Array]]
-
-
-class LibraryRunner(Protocol):
-    """Runs a function of a library."""
-
-    def __call__(self, arrays: Sequence[Array], function: str = "main") -> list[Array]:
-        """Results of the function for its parameters, [N, ...] each."""
 
 
 DEVICES = ("npu", "cpu", "reference", "float")
@@ -95,17 +89,17 @@ def _runner(artifact: Artifact, device: str) -> Runner:
                 f"Build it with --target npu, or choose --device cpu."
             )
         with artifact.reading("model.so") as path:
-            return _with_checked_head(artifact, library_runner(path, artifact.programs()))
+            return _with_checked_head(artifact, LibraryRunner(path, artifact.programs()))
     if device == "cpu":
         with artifact.reading("cpu.so") as path:
-            return _with_checked_head(artifact, library_runner(path))
+            return _with_checked_head(artifact, LibraryRunner(path))
     if device == "reference":
         with artifact.reading("integer.json") as path:
             integers = ReferenceRunner(path)
         if artifact.manifest.float_ends is None:
             return integers
         with artifact.reading("cpu.so") as path:
-            return _between_ends(integers, library_runner(path))
+            return between_ends(LibraryRunner(path), integers)
     if device == "float":
         with artifact.reading("float.pt2") as path:
             return float_runner(path)
@@ -126,32 +120,37 @@ def load_library(path: Path) -> Any:
         return relax.VirtualMachine(tvm.runtime.load_module(copy), tvm.cpu())
 
 
-def library_runner(path: Path, programs: Mapping[str, Program] | None = None) -> LibraryRunner:
-    """Run a compiled library; TVM and NumPy are all that its process needs.
+class LibraryRunner:
+    """A compiled library; TVM and NumPy are all that its process needs.
 
     Args:
         path: of the library.
         programs: the NPU programs in it, by file name, to say which layer trapped.
-
-    Returns:
-        A function that raises a TrapError if the NPU met an illegal instruction. Given a name, it
-        runs that function of the library, a float end or what is between them.
     """
-    import tvm
 
-    machine = load_library(path)
+    def __init__(self, path: Path, programs: Mapping[str, Program] | None = None) -> None:
+        self._machine, self._programs = load_library(path), programs or {}
 
-    def run(arrays: Sequence[Array], function: str = "main") -> list[Array]:
+    def __call__(self, arrays: Sequence[Array], function: str = "main") -> list[Array]:
+        """Run a function of it: all, a float end or what is between the ends.
+
+        Raises:
+            TrapError: the NPU met an illegal instruction.
+        """
+        import tvm
+
         try:
-            outputs = machine[function](*(tvm.runtime.tensor(array) for array in arrays))
+            outputs = self._machine[function](*(tvm.runtime.tensor(array) for array in arrays))
         except RuntimeError as error:
             trap = Trap.of(str(error))
             if trap is None:
                 raise
-            raise TrapError(trap.index, trap.reason, _layer_of(trap, programs or {})) from None
+            raise TrapError(trap.index, trap.reason, _layer_of(trap, self._programs)) from None
         return [output.numpy() for output in outputs]
 
-    return run
+    def parameters_of(self, function: str) -> int:
+        """How many arrays a function of it takes."""
+        return int(self._machine.module["get_function_arity"](function))
 
 
 def _layer_of(trap: Trap, programs: Mapping[str, Program]) -> str:
@@ -167,16 +166,25 @@ def _layer_of(trap: Trap, programs: Mapping[str, Program]) -> str:
 
 
 def _with_checked_head(artifact: Artifact, library: LibraryRunner) -> Runner:
-    """A library that is run where its float head, if it has one, makes numbers of the inputs."""
-    from relay_passes.float_ends import HEAD
+    """A library, run in three parts where its float head makes numbers of the inputs."""
+    from relay_passes.float_ends import INTEGERS
 
     ends = artifact.manifest.float_ends
     if ends is None or not ends.head:
         return library
+    return between_ends(library, partial(library, function=INTEGERS))
+
+
+def between_ends(library: LibraryRunner, integers: Runner) -> Runner:
+    """The float ends of a library, and what is between them by any means."""
+    from relay_passes.float_ends import HEAD, INTEGERS, TAIL
+
+    read = library.parameters_of(INTEGERS)
 
     def run(arrays: Sequence[Array]) -> list[Array]:
-        _require_finite(library(arrays, HEAD))
-        return library(arrays)
+        given = library(arrays, HEAD)
+        _require_finite(given[:read])
+        return library([*integers(given[:read]), *given[read:]], TAIL)
 
     return run
 
@@ -194,24 +202,8 @@ def _require_finite(made: Sequence[Array]) -> None:
             )
 
 
-def _between_ends(integers: ReferenceRunner, library: LibraryRunner) -> Runner:
-    """The reference between the float ends of a library."""
-    from relay_passes.float_ends import HEAD, TAIL
-
-    def run(arrays: Sequence[Array]) -> list[Array]:
-        given, read = library(arrays, HEAD), len(integers.names)
-        _require_finite(given[:read])
-        return library([*integers(given[:read]), *given[read:]], TAIL)
-
-    return run
-
-
 class ReferenceRunner:
-    """The NumPy interpreter on a saved integer module.
-
-    Attributes:
-        names: of its parameters, in order.
-    """
+    """The NumPy interpreter on a saved integer module."""
 
     def __init__(self, path: Path) -> None:
         import tvm
@@ -219,13 +211,13 @@ class ReferenceRunner:
         from relay_passes.relax_nodes import Graph
 
         self._module = tvm.ir.load_json(path.read_text())
-        self.names = tuple(param.name for param in Graph(self._module).params)
+        self._names = tuple(param.name for param in Graph(self._module).params)
 
     def __call__(self, arrays: Sequence[Array]) -> list[Array]:
         """Run it."""
         from tvmq.run.reference import run_reference
 
-        return run_reference(self._module, dict(zip(self.names, arrays, strict=True)))
+        return run_reference(self._module, dict(zip(self._names, arrays, strict=True)))
 
 
 def float_runner(path: Path) -> Runner:

@@ -12,7 +12,7 @@ import torch
 
 from relay_passes.float_ends import HEAD, INTEGERS, TAIL
 from tvmq.float_model import FloatModel, TensorSpec
-from tvmq.run.session import Array, ReferenceRunner, library_runner
+from tvmq.run.session import Array, LibraryRunner, ReferenceRunner
 
 CALIBRATION_IMAGES = 4
 NOISE_IMAGES = 2
@@ -62,7 +62,7 @@ def verify(folder: Path, model: FloatModel, inputs: dict[str, Array]) -> bool:
         Whether all outputs are equal, bit for bit.
     """
     arrays = [inputs[spec.name] for spec in model.network_inputs]
-    libraries = [library_runner(folder / name) for name in ("model.so", "cpu.so")]
+    libraries = [LibraryRunner(folder / name) for name in ("model.so", "cpu.so")]
     if model.ends is None:
         expected = between = ReferenceRunner(folder / "integer.json")(arrays)
         found_between: list[list[Array]] = []

@@ -14,7 +14,7 @@ from targets.errors import InputError, UnsupportedError
 from tvmq.artifact.artifact import Artifact
 from tvmq.build_request import BuildRequest
 from tvmq.flow import build
-from tvmq.run.session import Session, library_runner
+from tvmq.run.session import LibraryRunner, Session
 
 DEVICES = ("npu", "cpu", "reference")
 
@@ -118,7 +118,7 @@ def test_what_the_head_makes_nan_is_refused(both, device):
 
 
 def test_a_librarys_functions_are_the_network_in_three_parts(both):
-    run = library_runner(both / "both.tvmq" / "cpu.so")
+    run = LibraryRunner(both / "both.tvmq" / "cpu.so")
     with np.load(both / "both.tvmq" / "golden.npz") as golden:
         arrays = {name: golden[name] for name in golden.files}
     made = run([arrays["input.x"]], "head")

@@ -19,7 +19,7 @@ from targets.npu.execute.compiled import executor_symbol
 from targets.npu.machine.spec import load_spec
 from tvmq.artifact.files import compile_library, save_float
 from tvmq.capture.capture import capture_program
-from tvmq.run.session import library_runner
+from tvmq.run.session import LibraryRunner, between_ends
 
 
 def _export(path, factor):
@@ -34,11 +34,11 @@ def _export(path, factor):
 def test_a_library_that_replaced_another_is_the_one_that_runs(tmp_path):
     path, x = tmp_path / "model.so", np.arange(4, dtype=np.float32)
     _export(path, 2.0)
-    first = library_runner(path)
+    first = LibraryRunner(path)
     np.testing.assert_array_equal(first([x])[0], 2 * x)
     path.unlink()
     _export(path, 3.0)
-    second = library_runner(path)
+    second = LibraryRunner(path)
     np.testing.assert_array_equal(second([x])[0], 3 * x)
     np.testing.assert_array_equal(first([x])[0], 2 * x)
 
@@ -72,7 +72,7 @@ def test_a_trap_names_program_layer_and_instruction(tmp_path):
     machine = relax.VirtualMachine(tvm.runtime.load_module(str(tmp_path / "model.so")), tvm.cpu())
     with pytest.raises(RuntimeError, match="trapped in program 0 at instruction 1: illegal"):
         machine["main"](tvm.runtime.tensor(images))
-    run = library_runner(tmp_path / "model.so", {"program_0.bin": program})
+    run = LibraryRunner(tmp_path / "model.so", {"program_0.bin": program})
     with pytest.raises(TrapError, match=rf"_0.bin \(layer {layers[0].name}, .*instruction 1"):
         run([images])
 
@@ -99,3 +99,25 @@ def test_a_float_network_is_read_by_a_process_that_captured_none(tmp_path, name)
     with torch.no_grad():
         want = module(example).numpy()
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), want, rtol=1e-3, atol=1e-4)
+
+
+class _Ends:
+    """A library whose head gives what is quantized, and a value that passes by."""
+
+    def __init__(self, quantized, passing):
+        self.made = [np.float32(quantized), np.float32(passing)]
+
+    def __call__(self, arrays, function="main"):
+        return self.made if function == "head" else list(arrays)
+
+    def parameters_of(self, function):
+        return {"integers": 1, "tail": 2}[function]
+
+
+def test_only_what_is_quantized_has_to_be_finite():
+    hidden = _Ends([[1.0], [2.0]], [[0.0], [-np.inf]])
+    made, passed = between_ends(hidden, lambda arrays: [2 * array for array in arrays])([])
+    np.testing.assert_array_equal(made, [[2.0], [4.0]])
+    np.testing.assert_array_equal(passed, [[0.0], [-np.inf]])
+    with pytest.raises(InputError, match="image 1 of the batch"):
+        between_ends(_Ends([[1.0], [np.nan]], [[0.0], [0.0]]), lambda arrays: arrays)([])

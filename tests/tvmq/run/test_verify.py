@@ -21,7 +21,7 @@ def test_one_other_bit_in_one_library_is_noticed(tmp_path, monkeypatch, wrong):
     other = np.nextafter(right, np.float32(9))
     monkeypatch.setattr(module, "ReferenceRunner", lambda *_: lambda _: [right])
     monkeypatch.setattr(
-        module, "library_runner", lambda path: lambda _: [other if path.name == wrong else right]
+        module, "LibraryRunner", lambda path: lambda _: [other if path.name == wrong else right]
     )
     x = np.ones((3, 2), np.float32)
     assert verify(tmp_path, MODEL, {"x": x}) == (wrong == "")
@@ -47,7 +47,7 @@ def test_other_integers_are_noticed_where_the_tail_hides_them(tmp_path, monkeypa
         return run
 
     monkeypatch.setattr(module, "ReferenceRunner", lambda *_: lambda _: [sums])
-    monkeypatch.setattr(module, "library_runner", library)
+    monkeypatch.setattr(module, "LibraryRunner", library)
     model = SimpleNamespace(
         **vars(MODEL) | {"ends": object()},
         inputs=[SimpleNamespace(name="h")],
