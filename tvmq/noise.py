@@ -24,5 +24,10 @@ def _noise(spec: TensorSpec, batch: int, generator: torch.Generator) -> torch.Te
     shape = (batch, *spec.shape[1:])
     if spec.dtype == "float32":
         return torch.randn(shape, generator=generator)
-    below = 256 if spec.dtype == "uint8" else 2
-    return torch.randint(0, below, shape, generator=generator).to(getattr(torch, spec.dtype))
+    whole = torch.randint(0, below(spec), shape, generator=generator)
+    return whole.to(getattr(torch, spec.dtype))
+
+
+def below(spec: TensorSpec) -> int:
+    """What whole numbers of an input stay below: any byte, and an index that all tables have."""
+    return 256 if spec.dtype == "uint8" else 2

@@ -21,8 +21,8 @@ from itertools import product
 import numpy as np
 
 from relay_passes.relax_nodes import Array
+from targets.layers import Index
 
-Index = tuple[int, int, int]
 Loop = tuple[int, int]
 """How many steps of which stride."""
 

@@ -27,9 +27,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tvm import relax
 
-from relay_passes.forms.element_order import Index, Run, runs_of
+from relay_passes.forms.element_order import Run, runs_of
 from relay_passes.operators import RESHAPES
 from relay_passes.relax_nodes import Array, Expr, Graph, Var, ints, op_of, shape_of
+from targets.layers import Index
 
 
 @dataclass(frozen=True)

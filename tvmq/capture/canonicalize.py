@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind, OutputKind
+from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
@@ -50,6 +50,7 @@ from tvmq.capture.program_nodes import (
     stand_in,
     values_read_by,
 )
+from tvmq.capture.program_outputs import output_paths, refuse_constant, refuse_moved, unique
 from tvmq.capture.resampling_rules import RESAMPLING_RULES
 from tvmq.capture.rule_table import Rule
 from tvmq.capture.selection_rules import SELECTION_RULES
@@ -246,7 +247,9 @@ class _Writer:
         """The outputs, and what is around them."""
         ends = None
         if self.ends:
-            ends = write_ends(self.facts, self.ends, self.read, self.values, self._output_names())
+            ends = write_ends(
+                self.facts, self.ends, self.read, self.values, output_paths(self.program)
+            )
             self.graph.graph.output(tuple(ends.quantized))
             names = tuple(node.name for node in ends.quantized)
         else:
@@ -438,59 +441,22 @@ class _Writer:
             return node.target(*torch.fx.map_arg(node.args, self._constant_of))
         return size_of_one(node.meta.get("val"))
 
-    def _output_names(self) -> list[str]:
-        """Names of the network's outputs that dicts give, "" for others."""
-        for spec in self.program.graph_signature.output_specs:
-            if spec.kind != OutputKind.USER_OUTPUT:
-                raise UnsupportedError(
-                    f"the network changes its own buffer {spec.target}. Export model.eval(), and "
-                    "leave out what counts or remembers."
-                )
-        return _output_paths(self.program)
-
     def _write_outputs(self) -> tuple[str, ...]:
         results: list[Node] = []
-        names: list[str] = []
-        paths = self._output_names()
+        paths = output_paths(self.program)
         output = next(iter(self.program.graph.find_nodes(op="output")))
         for index, source in enumerate(output.args[0]):
             value = self.values.get(source) if isinstance(source, Node) else None
             if isinstance(value, Moved):
-                raise UnsupportedError(
-                    f"output {paths[index] or index} has its batch elsewhere than on axis 0 alone. "
-                    "Move it there before it is returned."
-                )
+                refuse_moved(paths[index] or index)
             if not isinstance(value, Node) or is_constant(value):
-                raise UnsupportedError(
-                    f"output {paths[index] or index} does not depend on the inputs. Leave it out "
-                    "of what forward returns, and export again."
-                )
-            name = paths[index] or value.name
-            while name in names:
-                name += "_again"
+                refuse_constant(paths[index] or index)
             results.append(value)
-            names.append(name)
         self.graph.graph.output(tuple(results))
-        return tuple(names)
+        return unique(path or value.name for path, value in zip(paths, results, strict=True))
 
 
 def _only_constants(args: Any, kwargs: Any) -> bool:
     """Whether nothing that is read depends on the input; tensors of zeros read nothing."""
     leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Node | Moved)]
     return all(is_constant(leaf) for leaf in leaves)
-
-
-def _output_paths(program: ExportedProgram) -> list[str]:
-    """Dict keys that lead to each output, joined by dots; empty where there are none."""
-    spec = program.call_spec.out_spec
-    count = len(program.graph_signature.user_outputs)
-    if spec is None or spec.num_leaves != count:
-        return [""] * len(program.graph_signature.output_specs)
-    tree = pytree.tree_unflatten(list(range(count)), spec)
-    paths, _ = pytree.tree_flatten_with_path(tree)
-    names = []
-    for path, _index in paths:
-        keyed = any(isinstance(key, pytree.MappingKey) for key in path)
-        parts = [str(getattr(key, "key", getattr(key, "idx", ""))) for key in path]
-        names.append(".".join(parts) if keyed else "")
-    return names

@@ -22,6 +22,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from relay_passes.frontend.pointwise import is_pointwise
+from relay_passes.read_layers import MOST_AXES
 from targets.refusal import Refusal
 from tvmq.capture.multiply_accumulates import LAYERS, macs_of
 from tvmq.capture.program_nodes import (
@@ -45,9 +46,6 @@ BESIDE = Refusal(
     "Let the network take them as floats, one tensor of (N, ...) each",
 )
 """Of what can't be quantized for one of its operands."""
-
-MOST_AXES = 4
-"""Of a quantized tensor that anything is computed of, the batch's included."""
 
 MANY_AXES = Refusal(
     f"its tensor has more than {MOST_AXES} axes",

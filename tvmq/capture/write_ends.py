@@ -28,6 +28,7 @@ from tvmq.capture.program_nodes import (
     stand_in,
     values_read_by,
 )
+from tvmq.capture.program_outputs import refuse_constant, refuse_moved, unique
 from tvmq.float_model import FloatEnd, FloatOperator
 
 aten = torch.ops.aten
@@ -89,11 +90,9 @@ def write_ends(
     results = list(facts.nodes[-1].args[0])
     for index, result in enumerate(results):
         if not isinstance(result, Node) or result not in facts.live:
-            raise UnsupportedError(
-                f"output {names[index] or index} does not depend on the inputs. Leave it out "
-                "of what forward returns, and export again."
-            )
-        _require_batch_first(names[index] or index, result, facts.batch)
+            refuse_constant(names[index] or index)
+        if not _has_batch_first(result, facts.batch):
+            refuse_moved(names[index] or index)
     tail = set(ends.tail)
     while True:
         wanted = _read_by(facts, results, tail)
@@ -129,19 +128,14 @@ def write_ends(
         sources=tuple(sources[index] for index in range(len(quantized))),
         passing=tuple(ahead),
         results=tuple(results),
-        output_names=_unique(name or node.name for name, node in zip(names, results, strict=True)),
+        output_names=unique(name or node.name for name, node in zip(names, results, strict=True)),
     )
 
 
-def _require_batch_first(name: str | int, result: Node, batch: int | None) -> None:
-    """Refuse an output with the batch elsewhere than on axis 0 alone."""
-    value = result.meta["val"]
+def _has_batch_first(result: Node, batch: int | None) -> bool:
+    """Whether an output is a row of images; ``batch`` is None where it is free."""
     size = PRIME if batch is None else batch
-    if value.ndim == 0 or numeric_shape(result, PRIME)[0] != size:
-        raise UnsupportedError(
-            f"output {name} has its batch elsewhere than on axis 0 alone. Move it there before it "
-            "is returned."
-        )
+    return result.meta["val"].ndim > 0 and numeric_shape(result, PRIME)[0] == size
 
 
 def _is_batch_first(value: Any, node: Node) -> bool:
@@ -149,15 +143,6 @@ def _is_batch_first(value: Any, node: Node) -> bool:
     if not isinstance(value, Node) or is_constant(value):
         return False
     return tuple(value.meta["val"].shape[1:]) == tuple(node.meta["val"].shape[1:])
-
-
-def _unique(names: Any) -> tuple[str, ...]:
-    found: list[str] = []
-    for name in names:
-        while name in found:
-            name += "_again"
-        found.append(name)
-    return tuple(found)
 
 
 def _read_by(facts: Program, results: Sequence[Node], inside: set[Node]) -> list[Node]:

@@ -131,16 +131,14 @@ def _row(layer: dict[str, Any], *, priced: bool = False) -> list[str]:
 
 
 def _totals(terminal: Terminal, layers: list[dict[str, Any]]) -> None:
-    for device in ("npu", "cpu", "float"):
+    for device in ("npu", "cpu"):
         own = [layer for layer in layers if layer["device"] == device]
         macs = sum(layer["macs"] for layer in own)
-        if device == "float":
-            if own:
-                terminal.say(f"float: {len(own)} operators on the host, {IN_FLOAT}")
-            continue
         text = f"{device}: {len(own)} operators, {macs:,} MACs per image"
         known = [layer["cycles"] for layer in own if layer.get("cycles") is not None]
         if known:
             cycles = f"{sum(known):,}"
             text += f", {cycles} cycles" if device == "npu" else f", ({cycles}) cycles"
         terminal.say(text)
+    if floats := sum(layer["device"] == "float" for layer in layers):
+        terminal.say(f"float: {floats} operators on the host, {IN_FLOAT}")

@@ -12,6 +12,7 @@ import torch
 
 from relay_passes.float_ends import HEAD, INTEGERS, TAIL
 from tvmq.float_model import FloatModel, TensorSpec
+from tvmq.noise import below
 from tvmq.run.session import Array, LibraryRunner, ReferenceRunner
 
 CALIBRATION_IMAGES = 4
@@ -40,8 +41,7 @@ def golden_inputs(
         if spec.dtype == "float32":
             parts = [(2 * generator.standard_normal(shape)).astype(np.float32)]
         else:
-            below = 256 if spec.dtype == "uint8" else 2
-            parts = [generator.integers(0, below, shape).astype(spec.dtype)]
+            parts = [generator.integers(0, below(spec), shape).astype(spec.dtype)]
         if first:
             parts.append(first[index][:CALIBRATION_IMAGES].numpy())
         golden[spec.name] = np.concatenate(parts)

@@ -6,20 +6,12 @@ import numpy as np
 import pytest
 import torch
 import tvm
+from random_modules import Applied
 from torch import nn
 from tvm import relax
 
 from relay_passes.frontend.import_float import import_float
 from targets.errors import UnsupportedError
-
-
-class Applied(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 def exported(function, *shape):

@@ -13,7 +13,7 @@ from models import ZOO, export
 from npu_layers import LAYERS
 from tvm import relax
 
-from targets.errors import TrapError
+from targets.errors import InputError, TrapError
 from targets.npu.compiler import compile_layers
 from targets.npu.execute.compiled import executor_symbol
 from targets.npu.machine.spec import load_spec
