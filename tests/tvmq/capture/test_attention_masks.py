@@ -76,5 +76,19 @@ def test_what_hides_nothing_from_a_softmax_is_refused(function):
         captured(function)
 
 
+@pytest.mark.parametrize("lowest", [-torch.inf, torch.finfo(torch.float32).min])
+def test_a_row_that_sees_nothing_is_refused(lowest):
+    hides = torch.zeros(T, T, dtype=torch.bool)
+    hides[3] = True
+    with pytest.raises(UnsupportedError, match=r"hides all tokens from a row.*Leave one"):
+        captured(lambda m, q, k, v: _soft(q @ k.mT + _low(hides, lowest), v))
+
+
+def _low(hides, lowest):
+    return torch.zeros(T, T).masked_fill(hides, lowest) + torch.zeros(T, T).masked_fill(
+        torch.eye(T, dtype=torch.bool), -100.0
+    )
+
+
 def test_a_hidden_token_is_nothing():
     assert torch.tensor(-HIDDEN).exp() < 2**-40

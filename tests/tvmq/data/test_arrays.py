@@ -40,6 +40,11 @@ def test_indices_may_be_of_a_smaller_type(tmp_path):
     np.testing.assert_array_equal(found, np.arange(10).reshape(2, 5))
 
 
+def test_an_index_may_be_all_there_is_of_an_image(tmp_path):
+    found = read(tmp_path, TensorSpec("x", (1,), "int64"), np.arange(7))
+    np.testing.assert_array_equal(found, [0, 1])
+
+
 @pytest.mark.parametrize(
     ("spec", "array", "how", "words"),
     [
