@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from relay_passes.place import Placement, boundary, readers_of, segments
-from relay_passes.read_layers import AnyLayer, IntegerNetwork, OpaqueLayer
+from relay_passes.place import Placement, boundary, integer_layers, readers_of, segments
+from relay_passes.read_layers import AnyLayer, IntegerNetwork, IslandLayer, OpaqueLayer
 from targets.errors import CapacityError
-from targets.layers import Layer
 from targets.npu.kinds.cost import Cost, bus_cycles
 from targets.npu.kinds.table import KINDS, plan
 from targets.npu.layer_plan import plan_layers
@@ -50,7 +49,7 @@ def estimate(network: IntegerNetwork, placed: Sequence[Placement], spec: NpuSpec
     estimates = []
     for on_npu, layers in segments(network.layers, placed):
         if on_npu:
-            run = [layer for layer in layers if not isinstance(layer, OpaqueLayer)]
+            run = integer_layers(layers)
             planned = plan_layers(run, *boundary(run, readers), spec)
             for cycles, each in zip(planned.cycles, planned.layers, strict=True):
                 estimates.append(Estimate(cycles, each.cost.bound))
@@ -62,7 +61,7 @@ def estimate(network: IntegerNetwork, placed: Sequence[Placement], spec: NpuSpec
 
 def _if_taken(layer: AnyLayer, spec: NpuSpec) -> Cost:
     """The cost of a layer that the machine refuses, on one that does not."""
-    if isinstance(layer, OpaqueLayer) or type(layer) not in KINDS:
+    if isinstance(layer, OpaqueLayer | IslandLayer) or type(layer) not in KINDS:
         return _moved(layer, spec)
     for doublings in range(MAX_DOUBLINGS):
         try:
@@ -72,7 +71,7 @@ def _if_taken(layer: AnyLayer, spec: NpuSpec) -> Cost:
     return _moved(layer, spec)
 
 
-def _moved(layer: Layer | OpaqueLayer, spec: NpuSpec) -> Cost:
+def _moved(layer: AnyLayer, spec: NpuSpec) -> Cost:
     """Reading and writing the tensors, which takes as long for any operation on them."""
     moved = sum(bus_cycles(spec, 1, host_bytes(v)) for v in (*layer.inputs, layer.output))
     return Cost(moved, data=moved)

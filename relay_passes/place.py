@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tvm import IRModule, relax
 
-from relay_passes.read_layers import AnyLayer, IntegerNetwork, OpaqueLayer
+from relay_passes.read_layers import AnyLayer, IntegerNetwork, IslandLayer, OpaqueLayer
 from relay_passes.relax_nodes import (
     Expr,
     Graph,
@@ -26,6 +26,7 @@ from relay_passes.relax_nodes import (
     constant,
     is_tuple,
     is_var,
+    picked_from,
     shape_of,
     variables_in,
 )
@@ -50,7 +51,7 @@ class Placement:
         name: of the layer.
         source: module path and source line of the user's model.
         kind: "conv2d", "add", ...
-        device: "npu" or "cpu".
+        device: "npu", "cpu", or "float" for what isn't quantized and runs on the host.
         refusal: why the NPU doesn't run it; None where it does, or where nobody asked it.
         macs: multiply-accumulates of one image.
         program: index of its NPU program, None on the CPU.
@@ -106,12 +107,23 @@ NO_INPUT = Refusal(
 """Why the CPU takes constants that would be a program by themselves."""
 
 
+def _refusal(layer: AnyLayer, spec: NpuSpec) -> Refusal | None:
+    if isinstance(layer, IslandLayer):
+        return in_float(layer)
+    return layer.refusal if isinstance(layer, OpaqueLayer) else refusal(layer, spec)
+
+
+def in_float(layer: IslandLayer) -> Refusal:
+    """Why a float island is none of the NPU's."""
+    return Refusal(
+        f"in float in the middle of the network, on the host: {layer.operators}.",
+        "Write it in operators that can be quantized.",
+    )
+
+
 def refusals(network: IntegerNetwork, spec: NpuSpec) -> list[Refusal | None]:
     """Per layer None where the NPU runs it, or why it doesn't."""
-    found = [
-        layer.refusal if isinstance(layer, OpaqueLayer) else refusal(layer, spec)
-        for layer in network.layers
-    ]
+    found = [_refusal(layer, spec) for layer in network.layers]
     begin = 0
     for taken, run in groupby(list(found), key=lambda why_not: why_not is None):
         end = begin + len(list(run))
@@ -132,7 +144,11 @@ def placements(network: IntegerNetwork, spec: NpuSpec | None) -> tuple[Placement
     """
     placed: list[Placement] = []
     programs = 0
-    refused = [None] * len(network.layers) if spec is None else refusals(network, spec)
+    refused = (
+        [in_float(layer) if isinstance(layer, IslandLayer) else None for layer in network.layers]
+        if spec is None
+        else refusals(network, spec)
+    )
     for layer, why_not in zip(network.layers, refused, strict=True):
         on_npu = spec is not None and why_not is None
         if on_npu and not (placed and placed[-1].device == "npu"):
@@ -142,7 +158,7 @@ def placements(network: IntegerNetwork, spec: NpuSpec | None) -> tuple[Placement
                 name=layer.name,
                 source=layer.source,
                 kind=layer.kind,
-                device="npu" if on_npu else "cpu",
+                device="npu" if on_npu else "float" if isinstance(layer, IslandLayer) else "cpu",
                 refusal=why_not,
                 macs=layer.macs,
                 program=programs - 1 if on_npu else None,
@@ -186,7 +202,9 @@ class _PlacedBuilder:
         self.graph = Graph(mod)
         self.network, self.spec = network, spec
         self.features = CpuFeatures.of(host_target())
-        self.builder = relax.BlockBuilder()
+        islands = mod.clone()  # beside main
+        del islands["main"]
+        self.builder = relax.BlockBuilder(islands)
         self.old = {var.name: var for var, _ in self.graph.bindings}
         self.new: dict[Var, Expr] = {param: param for param in self.graph.params}
         self.programs: list[Program] = []
@@ -229,8 +247,11 @@ class _PlacedBuilder:
         return self.new[var]
 
     def _copy(self, var: Var) -> Var:
-        """Emit the same call of the new variables."""
+        """Emit the same call, or the same item of a tuple, of the new variables."""
         value = self.graph.value(var)
+        if (picked := picked_from(value)) is not None:
+            item = relax.TupleGetItem(self.new[picked[0]], picked[1])
+            return self.builder.emit(item, name_hint=var.name)
         args = [self._renewed(arg) for arg in value.args]
         call = relax.Call(value.op, args, value.attrs, value.ty_args)
         return self.builder.emit(call, name_hint=var.name)
@@ -268,7 +289,8 @@ class _PlacedBuilder:
 
     def _emit_on_cpu(self, layer: AnyLayer) -> None:
         """Emit a kernel of ours, or nothing: the layer stays Relax, emitted where it is read."""
-        kernel = None if isinstance(layer, OpaqueLayer) else make_kernel(layer, self.features)
+        stays = isinstance(layer, OpaqueLayer | IslandLayer)
+        kernel = None if stays else make_kernel(layer, self.features)
         if kernel is None:
             return
         args = [self._image(value) for value in layer.inputs]
@@ -280,7 +302,7 @@ class _PlacedBuilder:
     def _emit_program(self, layers: list[AnyLayer]) -> None:
         """One call that executes the layers' program on every image of the batch."""
         assert self.spec is not None
-        run: list[Layer] = [layer for layer in layers if not isinstance(layer, OpaqueLayer)]
+        run = integer_layers(layers)
         inputs, outputs = boundary(run, self.readers)
         program = compile_layers(run, inputs, outputs, self.spec)
         name = f"npu_program_{len(self.programs)}"
@@ -307,6 +329,11 @@ class _PlacedBuilder:
             call = self._call(unpack, f"{name}_unpack", [bytes_out], image)
             self._define(value, self.builder.emit(call))
             offset += host_bytes(value)
+
+
+def integer_layers(layers: Iterable[AnyLayer]) -> list[Layer]:
+    """Those that have a definition in integers."""
+    return [layer for layer in layers if not isinstance(layer, OpaqueLayer | IslandLayer)]
 
 
 def boundary(

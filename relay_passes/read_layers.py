@@ -20,6 +20,7 @@ import numpy as np
 from tvm import IRModule
 
 from relay_passes.code_ranges import CodeRanges
+from relay_passes.float_islands import island_behind
 from relay_passes.forms.addition import Addition, match_addition
 from relay_passes.forms.factor import Factor as FactorForm
 from relay_passes.forms.move import Box, Rearrangement, Shuffle, match_move
@@ -36,9 +37,11 @@ from relay_passes.operators import MOVES, RESHAPES
 from relay_passes.passes.name_values import CODES
 from relay_passes.relax_nodes import (
     Array,
+    Expr,
     Graph,
     Var,
     array_of,
+    called_function,
     dtype_of,
     is_codes,
     is_constant,
@@ -109,7 +112,34 @@ class OpaqueLayer:
     macs: int = 0
 
 
-AnyLayer: TypeAlias = Layer | OpaqueLayer
+@dataclass(frozen=True)
+class IslandLayer:
+    """What runs in float between codes, on the host.
+
+    Attributes:
+        name: of the island, and of the module's function that computes it.
+        source: module path and source line of its first operator.
+        operators: kinds of its operators, in words.
+        macs: multiply-accumulates of one image.
+        inputs: the codes, or int32 sums, that its floats are made of.
+        outputs: the codes that are made of its results.
+    """
+
+    name: str
+    source: str
+    operators: str
+    macs: int
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    kind: str = "float"
+
+    @property
+    def output(self) -> Value:
+        """The first of its results."""
+        return self.outputs[0]
+
+
+AnyLayer: TypeAlias = Layer | OpaqueLayer | IslandLayer
 
 
 @dataclass(frozen=True)
@@ -119,7 +149,8 @@ class IntegerNetwork:
     Attributes:
         layers: in an order in which each reads only what was made before.
         inputs: the codes of the network's inputs.
-        outputs: codes, or int32 sums, that the network's outputs are made of.
+        outputs: codes, or int32 sums, that the network's outputs, or what float islands read, are
+            made of.
     """
 
     layers: tuple[AnyLayer, ...]
@@ -143,12 +174,40 @@ def read_layers(mod: IRModule, sources: Mapping[str, str] | None = None) -> Inte
     graph = Graph(mod)
     reader = _Reader(graph, sources or {})
     sources_of = (source for var in graph.outputs for source in _integer_sources(graph, var))
-    outputs = tuple(reader.value(source) for source in dict.fromkeys(sources_of))
+    outputs = {source: reader.value(source) for source in sources_of}
     reader.read()
     position = {var.name: i for i, (var, _) in enumerate(graph.bindings)}
-    layers = sorted(reader.layers, key=lambda layer: position[layer.output.name])
+    islands = [_island(mod, graph, call, reader) for call in reader.islands]
+    for call in reader.islands:
+        outputs |= {source: reader.value(source) for source in _read_by_island(graph, call)}
+    layers = sorted(
+        [*reader.layers, *islands], key=lambda layer: min(position[v.name] for v in _made(layer))
+    )
     inputs = sorted(reader.inputs, key=lambda value: position[value.name])
-    return IntegerNetwork(tuple(layers), tuple(inputs), outputs)
+    return IntegerNetwork(tuple(layers), tuple(inputs), tuple(outputs.values()))
+
+
+def _made(layer: AnyLayer) -> tuple[Value, ...]:
+    return layer.outputs if isinstance(layer, IslandLayer) else (layer.output,)
+
+
+def _read_by_island(graph: Graph, call: Var) -> list[Var]:
+    """The integer tensors that an island's floats are made of."""
+    floats = variables_in(graph.value(call))
+    return [source for var in floats for source in _integer_sources(graph, var)]
+
+
+def _island(mod: IRModule, graph: Graph, call: Var, reader: _Reader) -> IslandLayer:
+    name = called_function(graph.value(call))
+    facts = mod[name].attrs
+    return IslandLayer(
+        name,
+        str(facts["source"]),
+        str(facts["operators"]),
+        int(facts["macs"]),
+        tuple(dict.fromkeys(map(reader.value, _read_by_island(graph, call)))),
+        tuple(reader.islands[call]),
+    )
 
 
 def _integer_sources(graph: Graph, output: Var) -> list[Var]:
@@ -180,6 +239,8 @@ class _Reader:
         self.ranges = CodeRanges(graph)
         self.layers: list[AnyLayer] = []
         self.inputs: list[Value] = []
+        self.islands: dict[Var, list[Value]] = {}
+        """By call of a float island, the codes that are made of its results."""
         self._sources = sources
         self._values: dict[Var, Value] = {}
         self._todo: list[Var] = []
@@ -188,8 +249,14 @@ class _Reader:
         """Read everything that is asked for, in whatever order."""
         while self._todo:
             var = self._todo.pop()
-            if self._quantizes_an_input(var):
-                self.inputs.append(self.value(var))
+            if (floats := self._quantized(var)) is not None:
+                island = island_behind(self.graph, floats)
+                if island is None:
+                    self.inputs.append(self.value(var))
+                    continue
+                self.islands.setdefault(island, []).append(self.value(var))
+                for source in _read_by_island(self.graph, island):
+                    self.value(source)
                 continue
             layer = self._layer(var)
             self.layers.append(self._opaque(var, layer) if isinstance(layer, str) else layer)
@@ -222,8 +289,8 @@ class _Reader:
         bits = 8 if dtype == "int32" else _bits(dtype, *self.ranges.of(var))
         return Value(var.name, (H, W, C), dtype, bits)
 
-    def _quantizes_an_input(self, var: Var) -> bool:
-        """Whether the codes are made of floats, transposed at most, rows as images of one row."""
+    def _quantized(self, var: Var) -> Expr | None:
+        """The floats that the codes are made of, transposed at most, rows as images of one row."""
         call = self.graph.value(var)
         while op_of(call) == "permute_dims":
             call = self.graph.value(call.args[0])
@@ -231,7 +298,7 @@ class _Reader:
             _, channels, *rest = shape_of(call)
             if rest and shape_of(call.args[0])[1:] == (channels, *rest[1:]) and rest[0] == 1:
                 call = self.graph.value(call.args[0])
-        return op_of(call) == "astype" and is_float(call.args[0])
+        return call.args[0] if op_of(call) == "astype" and is_float(call.args[0]) else None
 
     def _opaque(self, var: Var, reason: str) -> OpaqueLayer:
         """The expression back to the 8-bit tensors that it reads."""

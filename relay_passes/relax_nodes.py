@@ -69,6 +69,20 @@ def op_of(expr: Expr) -> str:
     return ""
 
 
+def called_function(expr: Expr) -> str:
+    """Name of the called function of the module; "" for anything else than a call of one."""
+    if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.GlobalVar):
+        return str(expr.op.name_hint)
+    return ""
+
+
+def picked_from(expr: Expr) -> tuple[Var, int] | None:
+    """The tuple, and the place in it, that an expression is the item of; or None."""
+    if type(expr) is relax.TupleGetItem:
+        return expr.tuple_value, int(expr.index)
+    return None
+
+
 def dtype_of(expr: Expr) -> str:
     """Element type of a tensor."""
     return str(expr.ty.dtype)
@@ -159,6 +173,8 @@ def tensors_in(value: Expr) -> list[Expr]:
     """Variables and constants that a call reads, in order; the fields of a tuple argument too."""
     if is_var(value) or is_constant(value):
         return [value]
+    if type(value) is relax.TupleGetItem:
+        return [value.tuple_value]
     if type(value) not in (relax.Call, relax.Tuple):
         return []
     fields = value.args if type(value) is relax.Call else value.fields

@@ -61,8 +61,8 @@ def compilable_ends(model: FloatModel) -> CompilableEnds | None:
     read, passing = made[: len(model.inputs)], made[len(model.inputs) :]
     with torch.no_grad():
         between = model.graph_module(*read)
-    head = _imported(model.ends.head, noise_like(inputs, IMAGES), "in front of the first layer")
-    tail = _imported(model.ends.tail, [*between, *passing], "behind the last layer")
+    head = imported(model.ends.head, noise_like(inputs, IMAGES), "in front of the first layer")
+    tail = imported(model.ends.tail, [*between, *passing], "behind the last layer")
     return CompilableEnds(head, tail)
 
 
@@ -106,7 +106,17 @@ class _Whole(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by
         return results
 
 
-def _imported(end: FloatEnd, examples: Sequence[torch.Tensor], where: str) -> IRModule:
+def imported(end: FloatEnd, examples: Sequence[torch.Tensor], where: str) -> IRModule:
+    """What stays in float somewhere in a network, as Relax.
+
+    Args:
+        end: what it computes.
+        examples: of its inputs, IMAGES of each.
+        where: in the network, in words.
+
+    Raises:
+        UnsupportedError: TVM has no operators for it, or others than torch.
+    """
     try:
         program = exported(end.graph_module, examples)
     except Exception as error:  # torch raises whatever it meets

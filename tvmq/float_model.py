@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -85,17 +85,19 @@ class FloatOperator:
         kind: the ATen operator, such as "softmax".
         source: module and source line.
         reason: why, in words.
+        macs: multiply-accumulates of one image.
     """
 
     name: str
     kind: str
     source: str
     reason: str
+    macs: int = 0
 
 
 @dataclass(frozen=True)
 class FloatEnd:
-    """What runs in float before the first quantized layer, or behind the last.
+    """What runs in float: before the first quantized layer, behind the last, or on an island.
 
     Attributes:
         graph_module: ATen operators for any batch, from a number of tensors to a tuple of such; a
@@ -105,6 +107,16 @@ class FloatEnd:
 
     graph_module: GraphModule
     operators: tuple[FloatOperator, ...]
+
+    @property
+    def kinds(self) -> str:
+        """What operators there are, each once."""
+        return ", ".join(dict.fromkeys(operator.kind for operator in self.operators))
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image."""
+        return sum(operator.macs for operator in self.operators)
 
 
 @dataclass(frozen=True)
@@ -129,6 +141,33 @@ class FloatEnds:
     def operators(self) -> tuple[FloatOperator, ...]:
         """Of both."""
         return self.head.operators + self.tail.operators
+
+
+class FloatIsland(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+    """One result of what runs in float in the middle of a network.
+
+    Computes in float32, whatever the network around it is held in. An island with several results
+    is as many modules of one ``name``, which read the same tensors.
+
+    Attributes:
+        name: of the island, and of the library's function that computes it.
+        computes: from its inputs, float32 (N, ...), to the tuple of its results.
+        index: which of its results this is.
+    """
+
+    def __init__(self, name: str, end: FloatEnd, index: int) -> None:
+        super().__init__()
+        # A FloatEnd is no module: its constants stay float32 where those around it are converted.
+        self.name, self.computes, self.index = name, end, index
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """The result, of the type of the inputs."""
+        results = self.computes.graph_module(*(x.float() for x in inputs))
+        made: torch.Tensor = results[self.index].to(inputs[0].dtype)
+        return made
+
+    def __deepcopy__(self, _memo: object) -> FloatIsland:
+        return self
 
 
 @dataclass(frozen=True)
@@ -187,6 +226,11 @@ class FloatModel:
         """The nodes of the graph, which stays as it is, by name."""
         return {node.name: node for node in self.graph_module.graph.nodes}
 
+    @cached_property
+    def islands(self) -> dict[str, FloatEnd]:
+        """What runs in float in the middle of the graph, by name, in order."""
+        return {island.name: island.computes for _, island in island_results(self.graph_module)}
+
     def weight_of(self, node: Node) -> torch.Tensor:
         """Weight of a conv2d (K, C/groups, R, S) or linear (K, C) node."""
         return constant_of(self.graph_module, node.args[1])
@@ -195,6 +239,14 @@ class FloatModel:
         """Bias of a conv2d or linear node, float32[K], or None."""
         bias = node.args[2] if len(node.args) > 2 else None
         return None if bias is None else constant_of(self.graph_module, bias)
+
+
+def island_results(graph_module: GraphModule) -> Iterator[tuple[Node, FloatIsland]]:
+    """The results of float islands in a graph, in order."""
+    for node in graph_module.graph.find_nodes(op="call_module"):
+        island = getattr(graph_module, str(node.target))
+        assert isinstance(island, FloatIsland)
+        yield node, island
 
 
 def groups_of(node: Node) -> int:

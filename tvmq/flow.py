@@ -8,12 +8,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from tvm import IRModule
 
 from relay_passes.place import PlacedModule, Placement, place, placements
 from relay_passes.read_layers import read_layers
@@ -41,6 +42,7 @@ from tvmq.data.open import open_data
 from tvmq.data.preprocessing import Preprocessing
 from tvmq.data.source import DataSource
 from tvmq.float_ends import compilable_ends
+from tvmq.float_islands import compilable_islands
 from tvmq.lowering import lower
 from tvmq.plan.annotate import annotate
 from tvmq.plan.equalize import equalize_as
@@ -147,7 +149,7 @@ def _build_into(
         model = _capture(request, progress)
         require_room_for(model, folder)
         require_room_to_link(model)
-        ends = compilable_ends(model)
+        ends, islands = compilable_ends(model), compilable_islands(model)
         data = _open_data(model, request)
     with progress.stage("calibrate"):
         calibration = _calibrate(model, data, request, progress)
@@ -157,7 +159,7 @@ def _build_into(
     learned: Reconstruction | None = None
     if plan.settings.learned_method and request.plan is None:
         with progress.stage("reconstruct"):
-            _refuse_early(model, plan, spec, request)
+            _refuse_early(model, plan, islands, spec, request)
             learned = _reconstruct(model, calibration, plan, request, progress)
             plan = learned.plan
     write_plan(plan, folder / "plan.json")
@@ -165,7 +167,7 @@ def _build_into(
         annotated = annotate(model, plan)
         save_annotated(folder, annotated)
     with progress.stage("integer"):
-        integer = lower(model, annotated, dump=folder / "ir" / "passes")
+        integer = lower(model, annotated, islands, dump=folder / "ir" / "passes")
         save_integer(folder, integer)
     with progress.stage("place"):
         network = read_layers(integer, _sources(model))
@@ -191,7 +193,10 @@ def _build_into(
         facts["products"] = cost.as_json()
     ranges = check_ranges(model, plan, calibration)
     seconds = progress.seconds
-    manifest = make_manifest(request, model, data, plan, placed, bit_exact, seconds, facts, ranges)
+    manifest = make_manifest(
+        *(request, model, data, plan, network, placed),
+        *(bit_exact, seconds, facts, ranges),
+    )
     return manifest, placed
 
 
@@ -201,6 +206,7 @@ def _capture(request: BuildRequest, progress: Progress) -> FloatModel:
         model_factory=request.model_factory,
         trust_pickle=request.trust_pickle,
         input_shapes=request.input_shapes,
+        float_islands=request.float_islands,
     )
     scaled, moved = planned_changes(request.plan) if request.plan else (None, None)
     if scaled is not None:
@@ -310,10 +316,14 @@ def _reconstruct(
 
 
 def _refuse_early(
-    model: FloatModel, plan: Plan, spec: NpuSpec | None, request: BuildRequest
+    model: FloatModel,
+    plan: Plan,
+    islands: Mapping[str, IRModule],
+    spec: NpuSpec | None,
+    request: BuildRequest,
 ) -> None:
     """Raise what the stages behind would, before hours of learning; they do it again afterwards."""
-    integer = lower(model, annotate(model, plan))
+    integer = lower(model, annotate(model, plan), islands)
     _check_fallback(placements(read_layers(integer, _sources(model)), spec), request)
 
 

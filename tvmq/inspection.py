@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from relay_passes.estimate import Estimate, estimate
 from relay_passes.place import placements
-from relay_passes.read_layers import read_layers
+from relay_passes.read_layers import IslandLayer, read_layers
 from targets.errors import InputError
 from targets.npu.machine.spec import NpuSpec
 from tvmq.calibrate.batch_norm_ranges import ranges_from_batch_norm
 from tvmq.calibrate.calibrate import Calibration, calibrate
 from tvmq.float_ends import compilable_ends
+from tvmq.float_islands import compilable_islands
 from tvmq.float_model import FloatEnd, FloatModel
 from tvmq.lowering import lower
 from tvmq.noise import noise_like
@@ -59,34 +60,39 @@ class Forecast:
 def forecast(
     model: FloatModel, spec: NpuSpec | None, settings: Settings, progress: Progress
 ) -> list[Forecast]:
-    """Placement and price of every layer of a float network, its float ends first and last.
+    """Placement and price of every layer of a float network, and of what stays in float.
 
     Raises:
         UnsupportedError: something can't be quantized at all; all of it is named.
     """
     with progress.stage("forecast"):
         compilable_ends(model)
+        islands = compilable_islands(model)
         plan = make_plan(model, _stand_in(model), settings)
-        integer = lower(model, annotate(model, plan))
+        integer = lower(model, annotate(model, plan), islands)
         sources = {name: str(origin) for name, origin in model.origins.items()}
         network = read_layers(integer, sources)
         placed = placements(network, spec)
         nothing = [Estimate(0, "")] * len(placed)
         estimates = nothing if spec is None else estimate(network, placed, spec)
-    layers = [
-        Forecast(
-            name=placement.name,
-            source=placement.source,
-            kind=placement.kind,
-            shape=layer.output.shape,
-            macs=placement.macs,
-            device=placement.device,
-            reason=placement.reason,
-            cycles=None if spec is None else price.cycles,
-            bound=price.bound,
+    layers: list[Forecast] = []
+    for layer, placement, price in zip(network.layers, placed, estimates, strict=True):
+        if isinstance(layer, IslandLayer):
+            layers += _in_float(model.islands[layer.name])
+            continue
+        layers.append(
+            Forecast(
+                name=placement.name,
+                source=placement.source,
+                kind=placement.kind,
+                shape=layer.output.shape,
+                macs=placement.macs,
+                device=placement.device,
+                reason=placement.reason,
+                cycles=None if spec is None else price.cycles,
+                bound=price.bound,
+            )
         )
-        for layer, placement, price in zip(network.layers, placed, estimates, strict=True)
-    ]
     if model.ends is None:
         return layers
     return [*_in_float(model.ends.head), *layers, *_in_float(model.ends.tail)]
@@ -99,7 +105,7 @@ def _in_float(end: FloatEnd) -> list[Forecast]:
             source=operator.source,
             kind=operator.kind,
             shape=None,
-            macs=0,
+            macs=operator.macs,
             device="float",
             reason=operator.reason,
             cycles=None,

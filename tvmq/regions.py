@@ -24,7 +24,7 @@ from torch.fx import Node
 from relay_passes.frontend.pointwise import is_pointwise
 from targets.errors import UnsupportedError
 from tvmq import token_operators  # noqa: F401  registers the operators
-from tvmq.float_model import FloatModel, constant_of, groups_of
+from tvmq.float_model import FloatModel, constant_of, groups_of, island_results
 
 aten = torch.ops.aten
 own = torch.ops.tvmq
@@ -53,13 +53,16 @@ WEIGHTED = ("conv", "linear")
 """Kinds that multiply by weights of their own, which are quantized."""
 
 SUMS_LEAVE = (*WEIGHTED, "pool")
-"""Kinds whose int32 sums may be an output of the network."""
+"""Kinds whose int32 sums may be an output of the network, or go to a float island."""
 
 UNSCALED = ("add", "function", "constant")
 """Kinds that end in no sums of products."""
 
 ENDS = (aten.cat, aten.slice, aten.reshape, aten.permute)
-"""Works on real numbers where nothing but outputs of the network are made of the result."""
+"""Works on real numbers where nothing but what leaves the integers is made of the result."""
+
+OUTSIDE = ("output", "call_module")
+"""Kinds of nodes that read real numbers: the caller of the network, and float islands."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,10 @@ class Value:
     Attributes:
         name: the node behind which it is quantized.
         low: no element is below this (a ReLU: 0); -inf if nothing bounds it. ``high`` likewise.
-        layer: the layer that makes it, "" for an input of the network or a concatenation.
+        layer: the layer that makes it, "" for an input of the network, a concatenation, or the
+            result of a float island.
         joins: of a concatenation, the values that it joins.
+        island: the float island that makes it, or "".
     """
 
     name: str
@@ -78,11 +83,12 @@ class Value:
     high: float
     layer: str
     joins: tuple[str, ...] = ()
+    island: str = ""
 
     @property
     def is_input(self) -> bool:
         """Whether it is an input of the network."""
-        return not (self.layer or self.joins)
+        return not (self.layer or self.joins or self.island)
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ class Layer:
         kind: "pool" is an average, "function" an elementwise function (a table of codes);
             "multiply" and "matmul" are products of two tensors.
         inputs: names of the values read, two for "add" and products, none for "constant".
-        output: name of the value made; "" where the int32 sums themselves leave the network.
+        output: name of the value made; "" where the int32 sums themselves leave the integers.
         residual: name of the value added to the sums before the rounding, or "".
     """
 
@@ -114,7 +120,7 @@ class Regions:
         layers: by name, in the order of the graph.
         carried: node name -> the value whose codes it holds, for every node that holds codes.
         readers: value -> what reads it: names of nodes that compute or join, "" for the caller of
-            the network.
+            the network and for float islands, which read real numbers as well.
         first: layers with weights that read an input of the network.
         last: layers with weights behind which no other layer with weights comes.
     """
@@ -128,7 +134,7 @@ class Regions:
 
     @property
     def returned(self) -> frozenset[str]:
-        """Values that outputs of the network are made of."""
+        """Values that outputs of the network, or what islands read, are made of."""
         return frozenset(name for name, readers in self.readers.items() if "" in readers)
 
     def joined_only(self, name: str) -> str:
@@ -239,6 +245,7 @@ class _Finder:
         self.layers: dict[str, Layer] = {}
         self.carried: dict[str, str] = {}
         self.fused: set[Node] = set()  # bounds that belong to the layer before them
+        self.islands = {node: island.name for node, island in island_results(model.graph_module)}
         self.ends = self._find_ends()
         self.sums = self._find_residual_sums()
 
@@ -247,6 +254,8 @@ class _Finder:
             op = op_of(node)
             if node.op == "placeholder":
                 self._add_value(node, None, "")
+            elif node in self.islands:
+                self._add_value(node, None, "", self.islands[node])
             elif node.op in ("get_attr", "output") or node in self.fused | self.ends:
                 continue
             elif op in PRODUCTS:
@@ -278,14 +287,14 @@ class _Finder:
         """Nodes of ENDS behind which nothing computes."""
         ends = set[Node]()
         for node in reversed(self.nodes):
-            if op_of(node) in ENDS and all(u.op == "output" or u in ends for u in node.users):
+            if op_of(node) in ENDS and all(u.op in OUTSIDE or u in ends for u in node.users):
                 ends.add(node)
         return ends
 
     def _readers(self) -> dict[str, frozenset[str]]:
         readers: dict[str, set[str]] = {name: set() for name in self.values}
         for node in self.nodes:
-            if node.op == "output" or node in self.ends:
+            if node.op in OUTSIDE or node in self.ends:
                 reader = ""
             elif self.carried.get(node.name, node.name) != node.name:
                 continue  # moves what it reads
@@ -349,14 +358,14 @@ class _Finder:
         self.layers[node.name] = Layer(node.name, kind, inputs, output, residual)
 
     def _leaves(self, node: Node) -> bool:
-        """Whether only outputs of the network are made of it; no average is moved in float."""
+        """Whether it only leaves the integers; no average is moved in float."""
         if op_of(node) is aten.avg_pool2d:
-            return all(user.op == "output" for user in node.users)
-        return all(user.op == "output" or user in self.ends for user in node.users)
+            return all(user.op in OUTSIDE for user in node.users)
+        return all(user.op in OUTSIDE or user in self.ends for user in node.users)
 
-    def _add_value(self, node: Node, bound: Node | None, layer: str) -> str:
+    def _add_value(self, node: Node, bound: Node | None, layer: str, island: str = "") -> str:
         low, high = (-math.inf, math.inf) if bound is None else bounds_of(bound)
-        self.values[node.name] = Value(node.name, low, high, layer)
+        self.values[node.name] = Value(node.name, low, high, layer, island=island)
         self.carried[node.name] = node.name
         return node.name
 

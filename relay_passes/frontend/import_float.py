@@ -1,6 +1,6 @@
 """A float graph of torch as a Relax function, by TVM's own importer.
 
-What stays in float at a network's ends is any operators of torch, and that importer knows some
+What stays in float of a network is any operators of torch, and that importer knows some
 three hundred; here are those that it lacks, or reads otherwise than torch means them. Whoever
 imports compares the result with torch (``tvmq/float_ends.py``).
 """
@@ -38,7 +38,7 @@ def import_float(program: ExportedProgram) -> IRModule:
         return from_exported_program(program, custom_convert_map=dict(_CONVERTERS))
     except Exception as error:  # whatever the importer of TVM asserts, or meets
         raise UnsupportedError(
-            f"what stays in float at the network's end can't be compiled by TVM "
+            f"what stays in float can't be compiled by TVM "
             f"({type(error).__name__}: {first_line(error)[:200]}). Leave these operators out of "
             "the exported network and compute them from its outputs."
         ) from error

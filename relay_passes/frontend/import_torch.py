@@ -5,6 +5,9 @@ The graph holds few operators, and each has a converter of ours: TVM's importer 
 names, and wants an exported program, whose tracing takes longer than the import. Here a variable is
 named after the torch node that it carries; the codes of node ``relu`` are ``relu_codes``.
 
+What a module of torch computes, a float island, is none of this file's matter: its results are
+parameters of ``main``, and what it reads is returned (``relay_passes/float_islands.py``).
+
 The graph must be float64 (``module.double()``), since only there it is exact; ``main`` takes
 float32 inputs all the same, and returns a tuple of float32 outputs.
 """
@@ -34,7 +37,9 @@ def import_torch(graph_module: GraphModule) -> IRModule:
             the batch, whose size in the metadata of the nodes says nothing.
 
     Returns:
-        A module whose ``main`` takes float32 tensors (N, ...) and returns a tuple of such.
+        A module whose ``main`` takes float32 tensors (N, ...) and returns a tuple of such. Behind
+        the inputs it takes the results of modules in the graph, behind the outputs it returns what
+        each of these reads.
 
     Raises:
         UnsupportedError: an operator has no converter (all of them are named), or a parameter is
@@ -43,12 +48,13 @@ def import_torch(graph_module: GraphModule) -> IRModule:
     _check_operators(graph_module)
     graph, batch = graph_module.graph, tirx.Var(BATCH, "int64")
     builder = relax.BlockBuilder()
+    modules = graph.find_nodes(op="call_module")
     params = {
         node: relax.Var(
-            str(node.target),
+            node.name if node in modules else str(node.target),
             relax.TensorType([batch, *map(int, node.meta["val"].shape[1:])], "float32"),
         )
-        for node in graph.find_nodes(op="placeholder")
+        for node in (*graph.find_nodes(op="placeholder"), *modules)
     }
     stored = {
         node: _stored(graph_module, node.target).numpy() for node in graph.find_nodes(op="get_attr")
@@ -75,7 +81,7 @@ def import_torch(graph_module: GraphModule) -> IRModule:
                         ) from error
             outputs = [
                 builder.emit(relax.op.astype(importer.env[node], "float32"))
-                for node in output.args[0]
+                for node in (*output.args[0], *(arg for node in modules for arg in node.args))
             ]
             result = builder.emit_output(relax.Tuple(outputs))
         builder.emit_func_output(result)

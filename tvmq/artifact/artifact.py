@@ -130,7 +130,7 @@ class LayerEntry(_Entry):
     name: str
     source: str
     kind: str
-    device: Literal["npu", "cpu"]
+    device: Literal["npu", "cpu", "float"]
     reason: str
     macs: int
     program: int | None
@@ -157,6 +157,7 @@ class FloatEntry(_Entry):
     kind: str
     source: str
     reason: str
+    macs: int = 0
 
 
 class FloatEndsEntry(_Entry):
@@ -171,6 +172,32 @@ class FloatEndsEntry(_Entry):
         return self.head + self.tail
 
 
+class FloatIslandEntry(_Entry):
+    """What runs in float between integers.
+
+    Attributes:
+        name: of the island, and of the library's function that computes it.
+        operators: in order.
+        reads: bytes of each tensor of codes, or of sums, that it is given, of one image, by name.
+        makes: bytes of each tensor of codes that is made of its results.
+    """
+
+    name: str
+    operators: tuple[FloatEntry, ...]
+    reads: dict[str, int]
+    makes: dict[str, int]
+
+    @property
+    def bytes(self) -> int:
+        """That cross between integers and floats for one image."""
+        return sum(self.reads.values()) + sum(self.makes.values())
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image."""
+        return sum(operator.macs for operator in self.operators)
+
+
 class Manifest(_Entry):
     """The contents of manifest.json.
 
@@ -183,7 +210,8 @@ class Manifest(_Entry):
         calibration: "source" (a path, or "data-free"), "fingerprint", "samples".
         preprocessing: what turns images into the input, repeated by `run` and `eval`; or None.
         placement: operators on each device; "float" are those on the host that aren't quantized.
-        float_ends: these, where there are any.
+        float_ends: these at the network's ends, where there are any.
+        float_islands: those in its middle, in the order of the network.
         bit_exact: whether reference, CPU and NPU gave identical outputs for golden.npz.
         reconstruction: what a method that learns did: the "units" with the held-out losses of their
             "candidates" and which was "kept", what refinements of the whole "network" moved, and
@@ -205,6 +233,7 @@ class Manifest(_Entry):
     outputs: Annotated[tuple[TensorInfo, ...], Field(min_length=1)]
     placement: Annotated[dict[str, int], _holds(_PlacementRead)]
     float_ends: FloatEndsEntry | None = None
+    float_islands: tuple[FloatIslandEntry, ...] = ()
     bit_exact: bool
     reconstruction: dict[str, Any] = {}
     ranges: tuple[RangeEntry, ...] = ()

@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -21,16 +21,19 @@ from tvm import IRModule
 
 from relay_passes.host_pipeline import host_pipeline
 from relay_passes.place import PlacedModule
+from relay_passes.read_layers import IntegerNetwork, IslandLayer
 from targets.cpu.host import host_target
 from targets.disk_space import require_room
 from targets.linker import linking
 from targets.npu.execute.compiled import executor_object
 from targets.npu.machine.spec import NpuSpec
+from targets.npu.schedule.storage import host_bytes
 from tvmq import __version__
 from tvmq.artifact.artifact import (
     FORMAT,
     FloatEndsEntry,
     FloatEntry,
+    FloatIslandEntry,
     Manifest,
     RangeEntry,
     TensorInfo,
@@ -38,7 +41,7 @@ from tvmq.artifact.artifact import (
 from tvmq.build_request import BuildRequest
 from tvmq.data.source import DataSource, sha256_of_file
 from tvmq.float_ends import whole_program
-from tvmq.float_model import FloatModel, TensorSpec
+from tvmq.float_model import FloatEnd, FloatModel, TensorSpec
 from tvmq.plan.plan import Plan
 from tvmq.plan.range_check import Finding
 from tvmq.run.verify import CALIBRATION_IMAGES, NOISE_IMAGES
@@ -93,6 +96,8 @@ def save_float(folder: Path, model: FloatModel) -> None:
     if model.ends is not None:
         _write_text(folder, "head", model.ends.head.graph_module.code)
         _write_text(folder, "tail", model.ends.tail.graph_module.code)
+    for name, island in model.islands.items():
+        _write_text(folder, name, island.graph_module.code)
 
 
 def save_annotated(folder: Path, graph_module: GraphModule) -> None:
@@ -135,6 +140,7 @@ def make_manifest(
     model: FloatModel,
     data: DataSource | None,
     plan: Plan,
+    network: IntegerNetwork,
     placed: PlacedModule,
     bit_exact: bool,
     seconds: dict[str, float],
@@ -144,8 +150,10 @@ def make_manifest(
     """Say what was built from what, how, and with which result."""
     devices = [item.device for item in placed.placements]
     placement = {device: devices.count(device) for device in ("npu", "cpu")}
-    if model.ends is not None:
-        placement["float"] = len(model.ends.operators)
+    in_float = [*(() if model.ends is None else (model.ends.head, model.ends.tail))]
+    in_float += model.islands.values()
+    if in_float:
+        placement["float"] = sum(len(part.operators) for part in in_float)
     settings = asdict(plan.settings) | {
         "precision": plan.settings.precision,
         "weights": "symmetric",
@@ -175,6 +183,7 @@ def make_manifest(
         outputs=tuple(_tensor(spec) for spec in model.network_outputs),
         placement=placement,
         float_ends=_float_ends(model),
+        float_islands=tuple(_float_islands(model, network)),
         bit_exact=bit_exact,
         reconstruction=reconstruction,
         ranges=tuple(RangeEntry(**finding.as_json()) for finding in ranges),
@@ -185,9 +194,22 @@ def make_manifest(
 def _float_ends(model: FloatModel) -> FloatEndsEntry | None:
     if model.ends is None:
         return None
-    both = (model.ends.head.operators, model.ends.tail.operators)
-    head, tail = (tuple(FloatEntry(**asdict(op)) for op in operators) for operators in both)
-    return FloatEndsEntry(head=head, tail=tail)
+    return FloatEndsEntry(head=_entries(model.ends.head), tail=_entries(model.ends.tail))
+
+
+def _float_islands(model: FloatModel, network: IntegerNetwork) -> Iterator[FloatIslandEntry]:
+    for layer in network.layers:
+        if isinstance(layer, IslandLayer):
+            yield FloatIslandEntry(
+                name=layer.name,
+                operators=_entries(model.islands[layer.name]),
+                reads={value.name: host_bytes(value) for value in layer.inputs},
+                makes={value.name: host_bytes(value) for value in layer.outputs},
+            )
+
+
+def _entries(end: FloatEnd) -> tuple[FloatEntry, ...]:
+    return tuple(FloatEntry(**asdict(operator)) for operator in end.operators)
 
 
 def _calibration(request: BuildRequest, data: DataSource | None, plan: Plan) -> dict[str, Any]:

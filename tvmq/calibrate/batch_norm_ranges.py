@@ -105,13 +105,20 @@ def ranges_from_batch_norm(
 
     Raises:
         InputError: the network has no batch norm, or values that none describes; they are named. Or
-            its input comes from a float end, so that nothing is known of it.
+            its input comes from a float end, or values from a float island, so that nothing is
+            known of them.
     """
     if model.ends is not None and model.ends.head.operators:
         first = model.ends.head.operators[0]
         raise InputError(
             f"{first.kind} ({first.source}) and what else is in front of the first layer runs in "
             "float, and only images tell how large its values get; give some with --calib-data."
+        )
+    for island in model.islands.values():
+        first = island.operators[0]
+        raise InputError(
+            f"{first.kind} ({first.source}) runs in float in the middle of the network, and only "
+            "images tell how large its values get; give some with --calib-data."
         )
     if not model.batch_norms:
         raise InputError(

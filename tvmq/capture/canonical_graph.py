@@ -12,7 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 from targets.causes import cause_of, first_line
 from targets.refusal import Refusal
 from tvmq import token_operators  # noqa: F401  registers the operators
-from tvmq.float_model import Origin
+from tvmq.float_model import FloatIsland, Origin
 
 aten = torch.ops.aten
 LARGEST_VALUE = 2**32
@@ -113,6 +113,27 @@ class CanonicalGraph:
             raise Refusal("mixes the images of a batch", BATCH_STAYS)
         node = self.graph.create_node("call_function", target, args, kwargs, name=name)
         node.meta["val"] = value
+        self.origins[node.name] = self.origin
+        return node
+
+    def float_island(
+        self, name: str, island: FloatIsland, read: Sequence[Node], shape: Sequence[int]
+    ) -> Node:
+        """Add a result of an island, float32 of the given shape for each image.
+
+        Args:
+            name: of the node.
+            island: computes it.
+            read: what the island reads.
+            shape: without the batch.
+        """
+        held = f"{island.name}_{island.index}"
+        while hasattr(self.root, held):
+            held += "_"
+        self.root.add_module(held, island)
+        node = self.graph.create_node("call_module", held, tuple(read), {}, name=name)
+        node.meta["val"] = torch.empty((self.batch, *shape), device="meta")
+        check_size(node.meta["val"])
         self.origins[node.name] = self.origin
         return node
 

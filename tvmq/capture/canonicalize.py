@@ -4,12 +4,14 @@ The exported graph is read node by node and written anew: constants are computed
 operator goes through its rule in ``operator_rules``. Where there is mutation, or an operator
 without a rule, torch.export traces the program again first, which removes both or names the
 operator. Batch norm is left as ``aten.batch_norm``, for ``fold_batch_norm``. All operators that
-have no rule, or whose rule refuses, are reported together, unless they can stay in float at an end
-of the network (``network_ends.py``): then the canonical graph is of what lies between.
+have no rule, or whose rule refuses, are reported together, unless they can stay in float: at an end
+of the network (``network_ends.py``), so that the canonical graph is of what lies between, or, where
+that is wanted, on islands in its middle (``network_islands.py``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +36,7 @@ from tvmq.capture.group_norm_rules import GROUP_NORM_RULES
 from tvmq.capture.layout_rules import LAYOUT_RULES
 from tvmq.capture.moved_batch import ALONG_LAST, MOVED_RULES, Moved, batch_aware
 from tvmq.capture.network_ends import MOST_MACS, NetworkEnds, Program, ends_of
+from tvmq.capture.network_islands import NetworkIsland, islands_of, schedule
 from tvmq.capture.norm_rules import NORM_RULES
 from tvmq.capture.one_dimension_rules import ONE_DIMENSION_RULES
 from tvmq.capture.operator_rules import OPERATOR_RULES, pointwise
@@ -55,8 +58,14 @@ from tvmq.capture.resampling_rules import RESAMPLING_RULES
 from tvmq.capture.rule_table import Rule
 from tvmq.capture.selection_rules import SELECTION_RULES
 from tvmq.capture.token_rules import TOKEN_RULES
-from tvmq.capture.write_ends import WrittenEnds, write_ends
-from tvmq.float_model import Origin
+from tvmq.capture.write_ends import (
+    FloatWriter,
+    WrittenEnds,
+    is_batch_first,
+    read_by,
+    write_ends,
+)
+from tvmq.float_model import FloatEnd, FloatIsland, Origin
 
 _PLAIN_RULES = (
     OPERATOR_RULES
@@ -80,10 +89,30 @@ _BATCH_AWARE = (*(RULES[name] for name in (*MOVED_RULES, *ALONG_LAST, "getitem")
 
 
 @dataclass(frozen=True)
+class WrittenIsland:
+    """What runs in float in the middle of the canonical graph.
+
+    Attributes:
+        name: of the island.
+        end: what it computes.
+        read: nodes of the program that it reads.
+        made: nodes of the program that are its results.
+        results: what stands for these in the canonical graph.
+    """
+
+    name: str
+    end: FloatEnd
+    read: tuple[Node, ...]
+    made: tuple[Node, ...]
+    results: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
 class CanonicalProgram:
     """A canonical graph with batch norms, its output names and origins by node name.
 
-    ``program`` is what it was written from, ``ends`` what of that stays in float around it.
+    ``program`` is what it was written from, ``ends`` what of that stays in float around it,
+    ``islands`` what does within.
     """
 
     graph_module: GraphModule
@@ -92,40 +121,58 @@ class CanonicalProgram:
     notes: tuple[str, ...]
     program: ExportedProgram
     ends: WrittenEnds | None
+    islands: tuple[WrittenIsland, ...]
 
 
-def canonicalize(program: ExportedProgram) -> CanonicalProgram:
+def canonicalize(program: ExportedProgram, *, float_islands: bool = False) -> CanonicalProgram:
     """Write the program anew in the canonical operators.
 
     Args:
         program: exported in evaluation mode; the first axis of every input is the batch, which may
             be static or dynamic.
+        float_islands: leave what can't be expressed in float in the network's middle, too.
 
     Raises:
-        UnsupportedError: lists every operator that can't be expressed and is not at an end of the
-            network, with module and line.
+        UnsupportedError: lists every operator that can't be expressed and can't stay in float, with
+            module and line.
     """
     _refuse_training_mode(program)
     if not all(_is_plain(node) for node in program.graph.nodes):
         program = _decomposed(program)
     facts = Program(program)
     refused: dict[Node, tuple[str, Refusal]] = {}
+    along: set[Node] = set()
     while True:
-        ends, middle = ends_of(facts, {node: why for node, (_, why) in refused.items()})
-        if middle:
+        reasons = {node: why for node, (_, why) in refused.items()}
+        ends, middle = ends_of(facts, reasons, islands=float_islands)
+        islands: tuple[NetworkIsland, ...] = ()
+        left = set(middle)
+        if middle and float_islands:
+            islands, left = islands_of(facts, middle, along, ends)
+        if left:
             raise _refusal_of_all(
-                {node: refused[node] for node in refused if node in middle}, facts
+                {node: refused[node] for node in refused if node in left},
+                facts,
+                may_be_islands=not float_islands and _islands_help(facts, middle, ends),
             )
-        writer = _Writer(program, facts, ends)
+        writer = _Writer(program, facts, ends, islands, reasons)
         writer.write_operators()
-        if not writer.refused:
+        if not writer.refused and not writer.along:
             return writer.finished()
-        if writer.refused.keys() <= refused.keys():
-            raise _refusal_of_all(writer.refused, facts)
+        if writer.refused.keys() <= refused.keys() and writer.along <= along:
+            raise _refusal_of_all(writer.refused or refused, facts)
         refused |= writer.refused  # what lies behind these has been looked at with a stand-in
+        along |= writer.along
 
 
-def _refusal_of_all(found: dict[Node, tuple[str, Refusal]], facts: Program) -> UnsupportedError:
+def _islands_help(facts: Program, middle: dict[Node, Refusal], ends: NetworkEnds) -> bool:
+    _, left = islands_of(facts, middle, set(), ends)
+    return not left
+
+
+def _refusal_of_all(
+    found: dict[Node, tuple[str, Refusal]], facts: Program, *, may_be_islands: bool = False
+) -> UnsupportedError:
     share = facts.share_behind(found)
     place = (
         f" {share:.0%} of the network's multiply-accumulates are behind that; what has less than "
@@ -133,6 +180,10 @@ def _refusal_of_all(found: dict[Node, tuple[str, Refusal]], facts: Program) -> U
         if share >= MOST_MACS
         else ""
     )
+    if may_be_islands:
+        place += (
+            " Or let them run in float on the host, between what is quantized: --float-islands."
+        )
     refused = [why for node, why in found.items() if not _only_feeds(node, found)]
     count = len(refused)
     return UnsupportedError(
@@ -222,8 +273,19 @@ _TRAINING_FORMS = frozenset(
 class _Writer:
     """Reads one program, writes one canonical graph of what is between its ends."""
 
-    def __init__(self, program: ExportedProgram, facts: Program, ends: NetworkEnds) -> None:
-        self.program, self.facts, self.ends = program, facts, ends
+    def __init__(
+        self,
+        program: ExportedProgram,
+        facts: Program,
+        ends: NetworkEnds,
+        islands: tuple[NetworkIsland, ...],
+        why: Mapping[Node, Refusal],
+    ) -> None:
+        self.program, self.facts, self.ends, self.islands = program, facts, ends, islands
+        self.on_islands = frozenset(node for island in islands for node in island.nodes)
+        self.why = why
+        self.along: set[Node] = set()  # what an island can't read as it is held here
+        self.written: list[WrittenIsland] = []
         self.values: dict[Node, Any] = {}  # what stands for a node: Node, list of Nodes or number
         self.read: list[Node] = []  # what stands for each input of the graph
         self.lost: set[Node] = set()  # values behind a refused operator
@@ -234,14 +296,41 @@ class _Writer:
     def write_operators(self) -> None:
         """Write all but the outputs; what can't be written is ``refused``."""
         self._write_inputs()
-        for node in self.program.graph.nodes:
-            if node.op == "call_function" and self._is_written(node):
-                self._write_call(node)
+        for item in schedule(self.facts, self.islands):
+            if isinstance(item, NetworkIsland):
+                self._write_island(item)
+            elif self._is_written(item):
+                self._write_call(item)
 
     def _is_written(self, node: Node) -> bool:
-        if node in self.ends or not node.users:  # indices that nobody reads have no users
+        if self._is_float(node) or not node.users:  # indices that nobody reads have no users
             return False
-        return node in self.facts.live or not all(user in self.ends for user in node.users)
+        return node in self.facts.live or not all(map(self._is_float, node.users))
+
+    def _is_float(self, node: Node) -> bool:
+        return node in self.ends or node in self.on_islands
+
+    def _write_island(self, island: NetworkIsland) -> None:
+        read = read_by(self.facts, island.results, island.nodes)
+        others = [node for node in read if not is_batch_first(self.values.get(node), node)]
+        if others or not read:
+            self.along.update(node for node in others if node not in self.lost)
+            for node in island.results:
+                self._stand_in(node)
+            return
+        name = f"island_{len(self.written)}"
+        floats = FloatWriter(self.facts, [[node] for node in read], island.nodes, self.why)
+        end = floats.write(island.results)
+        for index, result in enumerate(island.results):
+            self.graph.origin = origin_of(result)
+            self.values[result] = self.graph.float_island(
+                result.name,
+                FloatIsland(name, end, index),
+                [self.values[node] for node in read],
+                result.meta["val"].shape[1:],
+            )
+        results = tuple(self.values[result] for result in island.results)
+        self.written.append(WrittenIsland(name, end, tuple(read), island.results, results))
 
     def finished(self) -> CanonicalProgram:
         """The outputs, and what is around them."""
@@ -261,6 +350,7 @@ class _Writer:
             tuple(dict.fromkeys(self.notes)),
             self.program,
             ends,
+            tuple(self.written),
         )
 
     def _example_batch(self) -> int:

@@ -8,7 +8,7 @@ made for one size fails at one of these two.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,19 @@ from torch.utils import _pytree as pytree
 
 from targets.causes import in_words
 from targets.errors import InputError, TvmqError, UnsupportedError
-from tvmq.capture.canonicalize import CanonicalProgram, canonicalize
+from tvmq.capture.canonicalize import CanonicalProgram, WrittenIsland, canonicalize
 from tvmq.capture.crop_convolutions import crop_convolutions
 from tvmq.capture.fold_batch_norm import fold_batch_norm
 from tvmq.capture.load_model import load_model
 from tvmq.capture.write_ends import WrittenEnds
-from tvmq.float_model import BatchNormStats, FloatEnds, FloatModel, Origin, TensorSpec
+from tvmq.float_model import (
+    BatchNormStats,
+    FloatEnds,
+    FloatModel,
+    Origin,
+    TensorSpec,
+    island_results,
+)
 from tvmq.noise import noise_like
 
 __all__ = ["BatchNormStats", "FloatModel", "Origin", "TensorSpec", "capture", "capture_program"]
@@ -40,6 +47,7 @@ def capture(
     model_factory: str | None = None,
     trust_pickle: bool = False,
     input_shapes: str | None = None,
+    float_islands: bool = False,
 ) -> FloatModel:
     """Read a trained network from a file.
 
@@ -48,6 +56,7 @@ def capture(
         model_factory: ``package.module:factory`` that makes the network of a state dict.
         trust_pickle: unpickle freely, which runs code of the file.
         input_shapes: ``x:1x3x32x32``, for modules and state dicts.
+        float_islands: let operators that can't be expressed run in float in the network's middle.
 
     Raises:
         InputError: if the file or a flag is wrong.
@@ -57,7 +66,9 @@ def capture(
         path, model_factory=model_factory, trust_pickle=trust_pickle, input_shapes=input_shapes
     )
     try:
-        return capture_program(loaded.program, kind=loaded.kind, notes=loaded.notes)
+        return capture_program(
+            loaded.program, kind=loaded.kind, notes=loaded.notes, float_islands=float_islands
+        )
     except TvmqError:
         raise
     except Exception as error:  # torch raises whatever a graph of unknown origin leads it to
@@ -70,6 +81,7 @@ def capture_program(
     *,
     kind: str = "ExportedProgram",
     notes: tuple[str, ...] = (),
+    float_islands: bool = False,
 ) -> FloatModel:
     """Rewrite an exported program in the canonical operators, with batch norms folded.
 
@@ -77,7 +89,7 @@ def capture_program(
         InputError: a weight is NaN or infinite.
         UnsupportedError: as ``capture``; also if the result is not the same function.
     """
-    canonical = canonicalize(program)
+    canonical = canonicalize(program, float_islands=float_islands)
     _verify_finite(canonical)
     graph_module, origins = crop_convolutions(canonical.graph_module, canonical.origins)
     graph_module, batch_norms, origins = fold_batch_norm(graph_module, origins)
@@ -92,10 +104,12 @@ def capture_program(
         for name, node in zip(canonical.output_names, output.args[0], strict=True)
     )
     with torch.no_grad():
-        if canonical.ends is None:
+        if canonical.ends is None and not canonical.islands:
             _verify_function(program, graph_module, inputs)
+        elif canonical.ends is None:
+            _verify_around(canonical.program, graph_module, inputs, canonical.islands)
         else:
-            _verify_parts(canonical.program, graph_module, canonical.ends)
+            _verify_parts(canonical.program, graph_module, canonical.ends, canonical.islands)
     return FloatModel(
         graph_module=graph_module,
         inputs=inputs,
@@ -123,6 +137,8 @@ def fingerprint_of(graph_module: GraphModule) -> str:
         digest.update(f"{node.op} {node.name} {node.target} {node.args} {node.kwargs}\n".encode())
         if node.op == "get_attr":
             digest.update(getattr(graph_module, str(node.target)).cpu().numpy().tobytes())
+    for _, island in island_results(graph_module):
+        digest.update(fingerprint_of(island.computes.graph_module).encode())
     return digest.hexdigest()
 
 
@@ -159,7 +175,31 @@ def _verify_function(
     )
 
 
-def _verify_parts(program: ExportedProgram, graph_module: GraphModule, ends: WrittenEnds) -> None:
+def _verify_around(
+    program: ExportedProgram,
+    graph_module: GraphModule,
+    inputs: tuple[TensorSpec, ...],
+    islands: Sequence[WrittenIsland],
+) -> None:
+    """As ``_verify_function``, of a network with float islands, as ``_verify_parts``."""
+    batch = inputs[0].shape[0]
+    samples = noise_like(inputs, max(batch, 2))
+    kept: dict[Node, torch.Tensor] = {}
+    given = [sample[:batch] for sample in samples]
+    expected = _run_exported(program, given, _of_islands(islands), kept)
+    around = _Around(graph_module, islands, kept)
+    names = [f"output {i}" for i in range(len(expected))]
+    _compare(names, expected, around.run(*given))
+    around.verify_islands()
+    _verify_images_alone(graph_module, samples, graph_module(*samples), names)
+
+
+def _verify_parts(
+    program: ExportedProgram,
+    graph_module: GraphModule,
+    ends: WrittenEnds,
+    islands: Sequence[WrittenIsland],
+) -> None:
     """As ``_verify_function``, of a network with float ends: part by part.
 
     What a tail chooses, as an argmax does, may be another thing for sums that differ by a rounding;
@@ -170,30 +210,82 @@ def _verify_parts(program: ExportedProgram, graph_module: GraphModule, ends: Wri
     samples = noise_like(inputs, max(batch, 2))
     kept: dict[Node, torch.Tensor] = {}
     wanted = [*ends.read, *ends.passing, *ends.sources]
-    expected = _run_exported(program, [sample[:batch] for sample in samples], wanted, kept)
+    expected = _run_exported(
+        program, [sample[:batch] for sample in samples], [*wanted, *_of_islands(islands)], kept
+    )
     given = ends.head.graph_module(*samples)
     read, passing = given[: len(ends.read)], given[len(ends.read) :]
-    between = graph_module(*read)
-    results = ends.tail.graph_module(*between, *passing)
+    around = _Around(graph_module, islands, kept)
+    between = around.run(*(tensor[:batch] for tensor in read))
     own = [kept[node] for node in (*ends.sources, *ends.passing)]
     names = {node: f"'{node.name}'" for node in wanted}
     outputs = [f"output {name}" for name in ends.output_names]
-    for which, want, got in (
-        *zip(
-            [names[n] for n in wanted], [kept[n] for n in wanted], [*given, *between], strict=True
-        ),
-        *zip(outputs, expected, ends.tail.graph_module(*own), strict=True),
-    ):
-        if not _close(want.float(), got[:batch].float()):
-            raise UnsupportedError(
-                f"{which} of the captured graph differs from the exported program by "
-                f"{_difference(want.float(), got[:batch].float())}. Export it with a dynamic batch "
-                "on axis 0; if it is, report this network: it is a fault of tvmq."
-            )
+    _compare([names[n] for n in wanted], [kept[n] for n in wanted], [*given, *between])
+    _compare(outputs, expected, ends.tail.graph_module(*own))
+    around.verify_islands()
     of_head = [names[node] for node in (*ends.read, *ends.passing)]
     _verify_images_alone(ends.head.graph_module, samples, given, of_head)
+    between = graph_module(*read)
+    results = ends.tail.graph_module(*between, *passing)
     _verify_images_alone(graph_module, read, between, [names[node] for node in ends.sources])
     _verify_images_alone(ends.tail.graph_module, [*between, *passing], results, outputs)
+
+
+def _compare(
+    names: Sequence[str], expected: Sequence[torch.Tensor], found: Sequence[torch.Tensor]
+) -> None:
+    """Raise where a part of the captured network makes something else than the program."""
+    for which, want, got in zip(names, expected, found, strict=True):
+        made = got[: len(want)].float()
+        if not _close(want.float(), made):
+            raise UnsupportedError(
+                f"{which} of the captured graph differs from the exported program by "
+                f"{_difference(want.float(), made)}. Export it with a dynamic batch "
+                "on axis 0; if it is, report this network: it is a fault of tvmq."
+            )
+
+
+def _of_islands(islands: Sequence[WrittenIsland]) -> list[Node]:
+    return [node for island in islands for node in (*island.read, *island.made)]
+
+
+class _Around(Interpreter):  # type: ignore[misc]  # torch has no types for mypy
+    """Runs a graph whose islands give what the program's own operators gave."""
+
+    def __init__(
+        self,
+        graph_module: GraphModule,
+        islands: Sequence[WrittenIsland],
+        kept: Mapping[Node, torch.Tensor],
+    ) -> None:
+        super().__init__(graph_module)
+        self.islands, self.kept = islands, kept
+        self.made = {
+            result.name: (kept[node], island)
+            for island in islands
+            for node, result in zip(island.made, island.results, strict=True)
+        }
+
+    def run_node(self, n: Node) -> Any:
+        if n.name not in self.made:
+            return super().run_node(n)
+        result, island = self.made[n.name]
+        read, _ = self.fetch_args_kwargs_from_env(n)
+        _compare(_names(island.read), [self.kept[node] for node in island.read], read)
+        return result
+
+    def verify_islands(self) -> None:
+        """Each computes what the program does, and of each image alone what of several."""
+        for island in self.islands:
+            read, wanted = ([self.kept[n] for n in nodes] for nodes in (island.read, island.made))
+            made = island.end.graph_module(*read)
+            _compare(_names(island.made), wanted, made)
+            if len(read[0]) > 1:
+                _verify_images_alone(island.end.graph_module, read, made, _names(island.made))
+
+
+def _names(nodes: Sequence[Node]) -> list[str]:
+    return [f"'{node.name}'" for node in nodes]
 
 
 def _verify_images_alone(

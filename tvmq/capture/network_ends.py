@@ -93,6 +93,7 @@ class Program:
 
     def __init__(self, program: ExportedProgram) -> None:
         self.nodes = list(program.graph.nodes)
+        self._place = {node: place for place, node in enumerate(self.nodes)}
         self.placeholders = {n.name: n for n in self.nodes if n.op == "placeholder"}
         user = set(program.graph_signature.user_inputs)
         self.inputs = [node for name, node in self.placeholders.items() if name in user]
@@ -122,8 +123,16 @@ class Program:
         sizes = [n.meta["val"].shape[0] for n in self.inputs if is_tensor_valued(n)]
         return sizes[0] if sizes and isinstance(sizes[0], int) else None
 
+    def sorted(self, nodes: Iterable[Node]) -> list[Node]:
+        """These in the order of the program."""
+        return sorted(nodes, key=self._place.__getitem__)
+
     def _macs_of(self, node: Node) -> int:
         return macs_of(node) if node in self.live and self.is_layer(node) else 0
+
+    def macs_of_one(self, node: Node) -> int:
+        """Multiply-accumulates of a node for one image."""
+        return self.macs.get(node, 0) // (self.batch or 2)
 
     def is_layer(self, node: Node) -> bool:
         """Whether it multiplies by weights, or tensor by tensor, or averages."""
@@ -156,35 +165,41 @@ class Program:
 
 
 def ends_of(
-    program: Program, refused: Mapping[Node, Refusal]
+    program: Program, refused: Mapping[Node, Refusal], *, islands: bool = False
 ) -> tuple[NetworkEnds, dict[Node, Refusal]]:
     """Split off what stays in float.
 
     Args:
         program: the network.
         refused: what can't be quantized, and why.
+        islands: whether these may be in float wherever they are, however much work they do.
 
     Returns:
         The ends; and what of ``refused`` is in the middle of the network.
     """
+    anyway = set(refused) if islands else set[Node]()
+
+    def is_little(nodes: set[Node]) -> bool:
+        return program.is_little(nodes - anyway)
+
     middle: dict[Node, Refusal] = {}
     tail_seeds, head_seeds = dict(_final_softmaxes(program)), dict[Node, Refusal]()
     tail_seeds |= dict(_final_of_many_axes(program))
     for node, why in refused.items():
         before, behind = program.before([node]), program.behind([node])
-        if node in program.inputs or _is_foreign(node) or node not in program.live:
+        if node in program.inputs or is_foreign(node) or node not in program.live:
             middle[node] = why
         elif _layers(program, before - {node}) or not _layers(program, behind - {node}):
-            (tail_seeds if program.is_little(behind) else middle)[node] = why
+            (tail_seeds if is_little(behind) else middle)[node] = why
         else:
-            (head_seeds if program.is_little(before) else middle)[node] = why
+            (head_seeds if is_little(before) else middle)[node] = why
     head = program.before(head_seeds)
     made, beside = _up_to_floats(program, head, program.behind(tail_seeds))
     head |= made
     for node in beside:
-        (tail_seeds if program.is_little(program.behind([node])) else middle)[node] = BESIDE
+        (tail_seeds if is_little(program.behind([node])) else middle)[node] = BESIDE
     tail = program.behind(tail_seeds)
-    if not (program.is_little(head) and program.is_little(tail)) or head & tail:
+    if not (is_little(head) and is_little(tail)) or head & tail:
         return NetworkEnds(), middle | dict(refused)
     if tail:
         tail |= pulled(program, tail, head)
@@ -218,7 +233,7 @@ def _layers(program: Program, nodes: set[Node]) -> bool:
     return any(node in program.macs for node in nodes)
 
 
-def _is_foreign(node: Node) -> bool:
+def is_foreign(node: Node) -> bool:
     """Whether the host can't have it: no operator of torch's own, random, or of unknown size."""
     made = pytree.tree_leaves(node.meta.get("val"))
     sizes = [tensor.shape for tensor in made if isinstance(tensor, torch.Tensor)]
@@ -281,7 +296,7 @@ def pulled(program: Program, tail: set[Node], head: set[Node]) -> set[Node]:
 def _is_no_layer(program: Program, node: Node) -> bool:
     """Whether it moves elements or computes of each by itself."""
     name = operator_name(node.target)
-    if name in LAYERS or _is_foreign(node):
+    if name in LAYERS or is_foreign(node):
         return False
     if name in _MOVES or is_pointwise(node.target):
         return True

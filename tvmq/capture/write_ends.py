@@ -1,4 +1,4 @@
-"""Write what stays in float at a network's ends as graphs of their own, for any batch.
+"""Write what stays in float as graphs of their own, for any batch: the ends of a network.
 
 The operators are the program's. Whatever depends on no input (grids, anchors) is computed ahead;
 a batch that the exporter fixed is made free in the sizes that name it.
@@ -7,7 +7,7 @@ a batch that the exporter fixed is made free in the sizes that name it.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,10 +95,10 @@ def write_ends(
             refuse_moved(names[index] or index)
     tail = set(ends.tail)
     while True:
-        wanted = _read_by(facts, results, tail)
+        wanted = read_by(facts, results, tail)
         ahead = [node for node in wanted if node in ends.head or node.op == "placeholder"]
         behind = [node for node in wanted if node not in ahead]
-        moved = [node for node in behind if not _is_batch_first(values.get(node), node)]
+        moved = [node for node in behind if not is_batch_first(values.get(node), node)]
         if not moved:
             break
         for node in moved:  # the tail moves it as the program does
@@ -116,9 +116,9 @@ def write_ends(
         sources.setdefault(place[values[node]], node)
     inputs = facts.inputs
     head_results = [*read, *ahead]
-    head_writer = _EndWriter(facts, [[node] for node in inputs], set(ends.head), ends)
+    head_writer = FloatWriter(facts, [[node] for node in inputs], ends.head, ends.why or {})
     alike = [[n for n in behind if values[n] is value] for value in quantized]
-    tail_writer = _EndWriter(facts, [*alike, *([node] for node in ahead)], tail, ends)
+    tail_writer = FloatWriter(facts, [*alike, *([node] for node in ahead)], tail, ends.why or {})
     return WrittenEnds(
         head=head_writer.write(head_results),
         tail=tail_writer.write(results),
@@ -138,14 +138,14 @@ def _has_batch_first(result: Node, batch: int | None) -> bool:
     return result.meta["val"].ndim > 0 and numeric_shape(result, PRIME)[0] == size
 
 
-def _is_batch_first(value: Any, node: Node) -> bool:
+def is_batch_first(value: Any, node: Node) -> bool:
     """Whether the canonical graph has the value as the program has it."""
     if not isinstance(value, Node) or is_constant(value):
         return False
     return tuple(value.meta["val"].shape[1:]) == tuple(node.meta["val"].shape[1:])
 
 
-def _read_by(facts: Program, results: Sequence[Node], inside: set[Node]) -> list[Node]:
+def read_by(facts: Program, results: Sequence[Node], inside: Set[Node]) -> list[Node]:
     """What depends on the inputs and is read, but not computed, by nodes ``inside``."""
     wanted, seen, todo = set[Node](), set[Node](), list(results)
     while todo:
@@ -160,20 +160,24 @@ def _read_by(facts: Program, results: Sequence[Node], inside: set[Node]) -> list
     return [node for node in facts.nodes if node in wanted]
 
 
-class _EndWriter:
-    """Writes one graph.
+class FloatWriter:
+    """Writes one graph of what stays in float.
 
     Args:
         facts: of the program.
         inputs: for each input of the graph, the nodes of the program that it is.
         inside: nodes that the graph computes.
-        ends: why some of them can't be quantized.
+        why: some of them can't be quantized.
     """
 
     def __init__(
-        self, facts: Program, inputs: Sequence[Sequence[Node]], inside: set[Node], ends: NetworkEnds
+        self,
+        facts: Program,
+        inputs: Sequence[Sequence[Node]],
+        inside: Set[Node],
+        why: Mapping[Node, Refusal],
     ) -> None:
-        self.facts, self.inside, self.ends = facts, inside, ends
+        self.facts, self.inside, self.why = facts, inside, why
         self.graph, self.root = Graph(), torch.nn.Module()
         self.env: dict[Node, Any] = {}
         self.constants: dict[Node, Any] = {}
@@ -322,9 +326,10 @@ class _EndWriter:
         )
 
     def _described(self, node: Node) -> FloatOperator:
-        why = (self.ends.why or {}).get(node)
+        why = self.why.get(node)
         reason = ALONG if why is None else why.what
-        return FloatOperator(node.name, operator_name(node.target), str(origin_of(node)), reason)
+        place, macs = str(origin_of(node)), self.facts.macs_of_one(node)
+        return FloatOperator(node.name, operator_name(node.target), place, reason, macs)
 
 
 def _makes_floats_of_integers(node: Node) -> bool:

@@ -170,6 +170,12 @@ PLANNED = (
     show_default=True,
     help="For everything random.",
 )
+@click.option(
+    "--float-islands",
+    is_flag=True,
+    help="Let operators that can't be quantized run in float, on the host, in the middle of the "
+    "network, too.",
+)
 @click.option("--strict", is_flag=True, help="Fail if anything would run on the CPU (exit code 1).")
 @click.option(
     "--max-fallback",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,12 +14,15 @@ from tvmq.artifact.description import settings_text
 from tvmq.cli.options import PATH, shared_options
 from tvmq.cli.terminal import Terminal
 
+if TYPE_CHECKING:  # so that a model is inspected without what reads artifacts
+    from tvmq.artifact.artifact import FloatEntry
+
 HEADINGS = ["layer", "kind", "MACs", "device", "where in the model", "reason"]
 PRICES = (
     "Cycles are of one image and estimated; `tvmq profile` of the built artifact gives exact ones. "
     "In parentheses: what a layer on the CPU would take on the NPU if it kept the rule."
 )
-IN_FLOAT = "at the network's ends; `tvmq profile` of the built artifact measures them"
+IN_FLOAT = "`tvmq profile` of the built artifact measures them"
 PRICED = ["layer", "kind", "MACs", "device", "cycles", "bound", "where in the model", "reason"]
 
 
@@ -31,6 +35,12 @@ PRICED = ["layer", "kind", "MACs", "device", "cycles", "bound", "where in the mo
 )
 @click.option("--trust-pickle", is_flag=True, help="Unpickle MODEL, which runs code in the file.")
 @click.option("--input-shapes", metavar="x:1x3x32x32", help="For models that are not exported.")
+@click.option(
+    "--float-islands",
+    is_flag=True,
+    help="Let operators that can't be quantized run in float, on the host, in the middle of the "
+    "network, too; of a model.",
+)
 @click.option(
     "--ranges",
     type=PATH,
@@ -95,12 +105,13 @@ def _inspect_model(
 
 def _inspect_artifact(terminal: Terminal, artifact: Any) -> None:
     manifest = artifact.manifest
-    layers = artifact.layers()
+    islands = {island.name: island for island in manifest.float_islands}
+    layers = []
+    for layer in artifact.layers():
+        island = islands.get(layer["name"]) if layer["device"] == "float" else None
+        layers += [layer] if island is None else _in_float(island.operators)
     if manifest.float_ends is not None:
-        head, tail = (
-            [{**entry.model_dump(), "macs": 0, "device": "float", "program": None} for entry in end]
-            for end in (manifest.float_ends.head, manifest.float_ends.tail)
-        )
+        head, tail = map(_in_float, (manifest.float_ends.head, manifest.float_ends.tail))
         layers = [*head, *layers, *tail]
     if terminal.json:
         manifest_json = manifest.model_dump(mode="json")
@@ -117,6 +128,10 @@ def _inspect_artifact(terminal: Terminal, artifact: Any) -> None:
     terminal.table(HEADINGS, [_row(layer) for layer in layers], right={"MACs"})
     _totals(terminal, layers)
     terminal.say(f"Stages for --stage: {', '.join(artifact.stages())}")
+
+
+def _in_float(operators: Sequence[FloatEntry]) -> list[dict[str, Any]]:
+    return [{**entry.model_dump(), "device": "float", "program": None} for entry in operators]
 
 
 def _row(layer: dict[str, Any], *, priced: bool = False) -> list[str]:
@@ -140,5 +155,7 @@ def _totals(terminal: Terminal, layers: list[dict[str, Any]]) -> None:
             cycles = f"{sum(known):,}"
             text += f", {cycles} cycles" if device == "npu" else f", ({cycles}) cycles"
         terminal.say(text)
-    if floats := sum(layer["device"] == "float" for layer in layers):
-        terminal.say(f"float: {floats} operators on the host, {IN_FLOAT}")
+    if floats := [layer for layer in layers if layer["device"] == "float"]:
+        macs = sum(layer["macs"] for layer in floats)
+        text = f"float: {len(floats)} operators on the host, {macs:,} MACs per image"
+        terminal.say(f"{text}; {IN_FLOAT}")

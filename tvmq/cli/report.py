@@ -9,7 +9,8 @@ from targets.refusal import by_reason
 from tvmq.artifact.description import placement_text, settings_text
 
 if TYPE_CHECKING:  # so that printing does not import torch
-    from tvmq.artifact.artifact import FloatEndsEntry, FloatEntry, RangeEntry
+    from relay_passes.place import Placement
+    from tvmq.artifact.artifact import FloatEndsEntry, FloatEntry, FloatIslandEntry, RangeEntry
     from tvmq.flow import BuildResult
 
 MOST_RANGES = 3
@@ -31,11 +32,12 @@ def build_summary(result: BuildResult) -> list[str]:
         *range_lines(manifest.ranges),
         f"  operators: {placement_text(manifest.placement)}",
         *float_end_lines(manifest.float_ends),
+        *float_island_lines(manifest.float_islands, result.placements),
     ]
     refused = [
         (f"{place.name} ({place.source})", place.refusal)
         for place in result.placements
-        if place.refusal is not None
+        if place.device == "cpu" and place.refusal is not None
     ]
     lines += [f"    CPU: {line}" for line in by_reason(refused)]
     devices = "reference and CPU" if manifest.target == "cpu" else "reference, CPU and NPU"
@@ -51,15 +53,39 @@ def build_summary(result: BuildResult) -> list[str]:
 
 def float_end_lines(ends: FloatEndsEntry | None) -> list[str]:
     """What stays in float at each end, each reason once."""
-    lines = []
-    for end, operators in (("head", ends.head), ("tail", ends.tail)) if ends else ():
-        reasons: dict[str, list[FloatEntry]] = {}
-        for operator in operators:
-            reasons.setdefault(operator.reason, []).append(operator)
-        for reason, alike in reasons.items():
-            kinds = ", ".join(dict.fromkeys(operator.kind for operator in alike))
-            lines.append(f"    float {end}: {kinds} ({alike[0].source}): {reason}")
-    return lines
+    if ends is None:
+        return []
+    return [*_float_lines("float head", ends.head), *_float_lines("float tail", ends.tail)]
+
+
+def float_island_lines(
+    islands: Sequence[FloatIslandEntry], placements: Sequence[Placement]
+) -> list[str]:
+    """What runs in float in the middle of the network, each reason once, and its price."""
+    if not islands:
+        return []
+    lines = [line for island in islands for line in _float_lines(island.name, island.operators)]
+    macs = sum(island.macs for island in islands)
+    total = macs + sum(place.macs for place in placements if place.device != "float")
+    programs = {place.program for place in placements} - {None}
+    price = (
+        f"{100 * macs / max(total, 1):.2g} % of the multiply-accumulates, "
+        f"{sum(island.bytes for island in islands):,} bytes per image between codes and floats"
+    )
+    if programs:
+        price += f"; the NPU runs the rest in {len(programs)} programs"
+    return [*lines, f"    float islands: {len(islands)}, {price}"]
+
+
+def _float_lines(name: str, operators: Sequence[FloatEntry]) -> list[str]:
+    reasons: dict[str, list[FloatEntry]] = {}
+    for operator in operators:
+        reasons.setdefault(operator.reason, []).append(operator)
+    return [
+        f"    {name}: {', '.join(dict.fromkeys(operator.kind for operator in alike))} "
+        f"({alike[0].source}): {reason}"
+        for reason, alike in reasons.items()
+    ]
 
 
 def range_lines(ranges: Sequence[RangeEntry]) -> list[str]:

@@ -117,6 +117,8 @@ class _Tracer:
         elif node.op == "placeholder":
             self._fresh(node)
             self._pin([node])
+        elif node.op == "call_module":
+            self._unknown(node)
         elif node.op == "call_function":
             self._operator(node, op_of(node))
 

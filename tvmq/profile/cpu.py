@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,12 @@ class CpuTimes:
     Attributes:
         layers: of the layers on the CPU, by name.
         host: of work that belongs to no layer, by symbol.
-        ends: of the float ends of the network, by function.
+        floats: of what stays in float, the ends of the network and islands in it, by function.
     """
 
     layers: dict[str, float] = field(default_factory=dict)
     host: dict[str, float] = field(default_factory=dict)
-    ends: dict[str, float] = field(default_factory=dict)
+    floats: dict[str, float] = field(default_factory=dict)
 
 
 def measure_cpu(artifact: Artifact, layers: list[dict[str, Any]]) -> CpuTimes:
@@ -50,10 +50,13 @@ def measure_cpu(artifact: Artifact, layers: list[dict[str, Any]]) -> CpuTimes:
             waiting.setdefault(layer["kind"], []).append(layer["name"])
             times.layers[layer["name"]] = 0.0
     with artifact.reading("model.so") as path:
-        calls = _measure(path, artifact.manifest.inputs)
+        floats = {island.name for island in artifact.manifest.float_islands}
+        if artifact.manifest.float_ends is not None:
+            floats |= {HEAD, TAIL}
+        calls = _measure(path, artifact.manifest.inputs, floats)
     for symbol, us in calls:
-        if artifact.manifest.float_ends is not None and symbol in (HEAD, TAIL):
-            times.ends[symbol] = us
+        if symbol in floats:
+            times.floats[symbol] = us
             continue
         kind = symbol.removeprefix("cpu_").rstrip("0123456789")  # TVM numbers equal names
         if symbol.startswith("cpu_") and waiting.get(kind):
@@ -63,10 +66,10 @@ def measure_cpu(artifact: Artifact, layers: list[dict[str, Any]]) -> CpuTimes:
     return times
 
 
-def _measure(path: Path, specs: Sequence[TensorInfo]) -> list[tuple[str, float]]:
+def _measure(path: Path, specs: Sequence[TensorInfo], floats: Set[str]) -> list[tuple[str, float]]:
     """Compiled functions that a library calls for one image, in order, with their microseconds.
 
-    A float end is one of them, with all that it calls; what is between the ends is not.
+    What stays in float is one of them, with all that it calls; what is between the ends is not.
     """
     import tvm
 
@@ -79,7 +82,7 @@ def _measure(path: Path, specs: Sequence[TensorInfo]) -> list[tuple[str, float]]
             open_calls.append((symbol, time.perf_counter()))
             return 0
         _, began = open_calls.pop()
-        inside = any(outer in (HEAD, TAIL) for outer, _ in open_calls)
+        inside = any(outer in floats for outer, _ in open_calls)
         ours = symbol.startswith(("vm.builtin", "shape_func")) or symbol == INTEGERS
         if not (inside or ours):
             calls.append((symbol, (time.perf_counter() - began) * 1e6))

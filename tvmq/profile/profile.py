@@ -30,7 +30,8 @@ class OperatorProfile:
     Attributes:
         name: of the layer, of the host function, or of the program whose tensors are handed over.
         layer: module path and source line.
-        op: "conv2d", "add", ..., "float" for an end of the network, "host", or "transfer".
+        op: "conv2d", "add", ..., "float" for an end of the network or an island in it, "host", or
+            "transfer".
         device: "npu", "cpu", or "bus".
         cycles: of the NPU; 0 elsewhere.
         us: microseconds, modelled on NPU and bus, measured on the CPU.
@@ -120,11 +121,16 @@ def profile(artifact: Artifact, energy: str = "") -> Profile:
     }
     measured = measure_cpu(artifact, layers)
     rows |= {name: _cpu_row(sources[name], us) for name, us in measured.layers.items()}
+    rows |= {
+        layer["name"]: _cpu_row(layer, measured.floats[layer["name"]])
+        for layer in layers
+        if layer["device"] == "float"
+    }
     operators = [rows[layer["name"]] for layer in layers]
     if spec is not None:
         byte_pj = spec.energy.named(energy).dram_byte
         operators += [row for item in priced.items() for row in _transfers(*item, spec, byte_pj)]
-    operators += _end_rows(artifact, measured.ends)
+    operators += _end_rows(artifact, measured.floats)
     operators += [_cpu_row(_host_layer(symbol), us) for symbol, us in measured.host.items()]
     cycles = sum(program.timeline.total for program in priced.values())
     ideal = float(sum(program.ideal_cycles for program in priced.values()))

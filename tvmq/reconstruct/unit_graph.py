@@ -175,6 +175,8 @@ def _extract(model: FloatModel, unit: Unit, modules: Mapping[str, Any]) -> Graph
                 "call_function", node.target, (data, weight, bias, *node.args[3:]), {}, name=name
             )
         else:
+            if node.op == "call_module":
+                root.add_module(str(node.target), getattr(model.graph_module, str(node.target)))
             copy = graph.node_copy(node, copied)
         if f"{name}_codes" in modules:
             copy = graph.call_module(f"{name}_codes", (copy,))

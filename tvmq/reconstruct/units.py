@@ -53,7 +53,7 @@ def find_units(model: FloatModel, *, whole_blocks: bool = True) -> tuple[Unit, .
         whole_blocks: keep what runs in parallel together; otherwise one unit per layer.
     """
     regions = find_regions(model)
-    nodes = [n for n in model.graph_module.graph.nodes if n.op == "call_function"]
+    nodes = [n for n in model.graph_module.graph.nodes if n.op in ("call_function", "call_module")]
     if not nodes:
         return ()
     weighted = {layer.name for layer in regions.weighted}

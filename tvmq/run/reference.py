@@ -8,8 +8,8 @@ does not hold, integers are multiplied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from relay_passes.relax_nodes import (
     Expr,
     Graph,
     array_of,
+    called_function,
     dtype_of,
     ints,
     is_constant,
@@ -26,6 +27,7 @@ from relay_passes.relax_nodes import (
     is_var,
     number,
     op_of,
+    picked_from,
     variables_in,
 )
 from targets.errors import InputError, UnsupportedError
@@ -37,10 +39,15 @@ _PATCH_BYTES = 64 << 20
 """Patches of a convolution are gathered for as many images at a time as fit in this."""
 
 
+Islands: TypeAlias = Callable[[Sequence[Array], str], list[Array]]
+"""Runs a float island: what it reads, its name, what it makes."""
+
+
 def run_reference(
     mod: IRModule,
     inputs: Mapping[str, Array],
     values: dict[str, Array] | None = None,
+    islands: Islands | None = None,
 ) -> list[Array]:
     """Run ``main`` of an integer module.
 
@@ -49,6 +56,7 @@ def run_reference(
         inputs: float32 (N, ...) by parameter name.
         values: if given, filled with every bound tensor by its variable's name (for debugging; it
             keeps them all in memory).
+        islands: runs the float islands of the network, for which there is no definition here.
 
     Returns:
         The outputs, float32 (N, ...), in order.
@@ -60,9 +68,16 @@ def run_reference(
     graph = Graph(mod)
     env: dict[Expr, Array] = {param: _input(param, inputs) for param in graph.params}
     images = len(env[graph.params[0]])
+    made: dict[Expr, list[Array]] = {}
     last_use = {v: i for i, (_, value) in enumerate(graph.bindings) for v in variables_in(value)}
     for index, (var, value) in enumerate(graph.bindings):
         if is_tuple(value):
+            continue
+        if name := called_function(value):
+            made[var] = _run_island(name, [env[arg] for arg in value.args], islands)
+            continue
+        if (picked := picked_from(value)) is not None:
+            env[var] = made[picked[0]][picked[1]]
             continue
         result = _evaluate(value, env, images)
         if str(result.dtype) != dtype_of(var):
@@ -76,6 +91,14 @@ def run_reference(
             if last_use[source] == index and not graph.is_output(source):
                 env.pop(source, None)
     return [env[output] for output in graph.outputs]
+
+
+def _run_island(name: str, read: list[Array], islands: Islands | None) -> list[Array]:
+    if islands is None:
+        raise UnsupportedError(
+            f"Reference: {name} runs in float, by the code of a library. Give one that has it."
+        )
+    return islands(read, name)
 
 
 def _input(param: Expr, inputs: Mapping[str, Array]) -> Array:

@@ -2,7 +2,8 @@
 
 npu        model.so: the encoded NPU programs in the simulator, CPU fallback around them
 cpu        cpu.so: the same integers in CPU kernels
-reference  integer.json in the NumPy interpreter, which is the definition
+reference  integer.json in the NumPy interpreter, which is the definition; what stays in float
+           around or between the integers is run by cpu.so, as on the others
 float      float.pt2 in torch: what the network was before quantization
 """
 
@@ -94,12 +95,15 @@ def _runner(artifact: Artifact, device: str) -> Runner:
         with artifact.reading("cpu.so") as path:
             return _with_checked_head(artifact, LibraryRunner(path))
     if device == "reference":
+        library: LibraryRunner | None = None
+        if artifact.manifest.float_ends is not None or artifact.manifest.float_islands:
+            with artifact.reading("cpu.so") as path:
+                library = LibraryRunner(path)
         with artifact.reading("integer.json") as path:
-            integers = ReferenceRunner(path)
-        if artifact.manifest.float_ends is None:
+            integers = ReferenceRunner(path, library)
+        if library is None or artifact.manifest.float_ends is None:
             return integers
-        with artifact.reading("cpu.so") as path:
-            return between_ends(LibraryRunner(path), integers)
+        return between_ends(library, integers)
     if device == "float":
         with artifact.reading("float.pt2") as path:
             return float_runner(path)
@@ -203,21 +207,28 @@ def _require_finite(made: Sequence[Array]) -> None:
 
 
 class ReferenceRunner:
-    """The NumPy interpreter on a saved integer module."""
+    """The NumPy interpreter on a saved integer module.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the module.
+        library: the compiled library that runs its float islands; None if it has none.
+    """
+
+    def __init__(self, path: Path, library: LibraryRunner | None = None) -> None:
         import tvm
 
         from relay_passes.relax_nodes import Graph
 
         self._module = tvm.ir.load_json(path.read_text())
         self._names = tuple(param.name for param in Graph(self._module).params)
+        self._library = library
 
     def __call__(self, arrays: Sequence[Array]) -> list[Array]:
         """Run it."""
         from tvmq.run.reference import run_reference
 
-        return run_reference(self._module, dict(zip(self._names, arrays, strict=True)))
+        inputs = dict(zip(self._names, arrays, strict=True))
+        return run_reference(self._module, inputs, islands=self._library)
 
 
 def float_runner(path: Path) -> Runner:

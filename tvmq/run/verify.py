@@ -64,12 +64,12 @@ def verify(folder: Path, model: FloatModel, inputs: dict[str, Array]) -> bool:
     arrays = [inputs[spec.name] for spec in model.network_inputs]
     libraries = [LibraryRunner(folder / name) for name in ("model.so", "cpu.so")]
     if model.ends is None:
-        expected = between = ReferenceRunner(folder / "integer.json")(arrays)
+        expected = between = ReferenceRunner(folder / "integer.json", libraries[-1])(arrays)
         found_between: list[list[Array]] = []
     else:
         given = libraries[-1](arrays, HEAD)
         read, passing = given[: len(model.inputs)], given[len(model.inputs) :]
-        between = ReferenceRunner(folder / "integer.json")(read)
+        between = ReferenceRunner(folder / "integer.json", libraries[-1])(read)
         expected = libraries[-1]([*between, *passing], TAIL)
         found_between = [library(read, INTEGERS) for library in libraries]
     golden: dict[str, Any] = {f"input.{name}": array for name, array in inputs.items()}
