@@ -114,7 +114,7 @@ def _reads(
     results = [name for name in params if name in makers]
     counts = [len(makers[name].mod["main"].params) for name in results]
     place = len(graph.outputs) - sum(counts)
-    found = {}
+    found: dict[str, list[Expr]] = {}
     for name, count in zip(results, counts, strict=True):
         found.setdefault(makers[name].name, list(graph.outputs[place : place + count]))
         place += count

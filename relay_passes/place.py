@@ -289,8 +289,9 @@ class _PlacedBuilder:
 
     def _emit_on_cpu(self, layer: AnyLayer) -> None:
         """Emit a kernel of ours, or nothing: the layer stays Relax, emitted where it is read."""
-        stays = isinstance(layer, OpaqueLayer | IslandLayer)
-        kernel = None if stays else make_kernel(layer, self.features)
+        if isinstance(layer, OpaqueLayer | IslandLayer):
+            return
+        kernel = make_kernel(layer, self.features)
         if kernel is None:
             return
         args = [self._image(value) for value in layer.inputs]

@@ -45,6 +45,7 @@ from tvmq.capture.padding_rules import PADDING_RULES
 from tvmq.capture.pooling_rules import POOLING_RULES
 from tvmq.capture.program_nodes import (
     batch_size,
+    has_images_of_floats,
     is_tensor_valued,
     named_arguments,
     operator_name,
@@ -151,7 +152,11 @@ def canonicalize(program: ExportedProgram, *, float_islands: bool = False) -> Ca
             islands, left = islands_of(facts, middle, along, ends)
         if left:
             raise _refusal_of_all(
-                {node: refused[node] for node in refused if node in left},
+                {
+                    node: refused.get(node, (f"{node.target} ({origin_of(node)})", why))
+                    for node, why in middle.items()
+                    if node in left
+                },
                 facts,
                 may_be_islands=not float_islands and _islands_help(facts, middle, ends),
             )
@@ -373,7 +378,7 @@ class _Writer:
             if self._is_read(node):
                 self._write_user_input(node)
         for node in self.program.graph.nodes:
-            if node in self.ends.head and self._is_read(node):
+            if node in self.ends.head and self._is_read(node) and has_images_of_floats(node):
                 self._write_head_value(node)
         for spec in self.program.graph_signature.input_specs:
             if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):

@@ -12,7 +12,7 @@ integers end right behind layers, as their exact sums.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -203,7 +203,20 @@ def ends_of(
         return NetworkEnds(), middle | dict(refused)
     if tail:
         tail |= pulled(program, tail, head)
-    return NetworkEnds(frozenset(head), frozenset(tail), head_seeds | tail_seeds), middle
+    ends = NetworkEnds(frozenset(head), frozenset(tail), head_seeds | tail_seeds)
+    return ends, {n: why for n, why in middle.items() if not is_only_for(program, n, ends)}
+
+
+def is_only_for(program: Program, node: Node, floats: Container[Node]) -> bool:
+    """Whether it makes a tensor that depends on no input for these alone, as an LSTM's first state.
+
+    Args:
+        program: the network.
+        node: of it.
+        floats: what stays in float.
+    """
+    makes = node.op == "call_function" and node not in program.live
+    return makes and all(user in floats for user in node.users)
 
 
 def _up_to_floats(

@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from relay_passes.read_layers import MOST_AXES
 from targets.refusal import Refusal
-from tvmq.capture.network_ends import NetworkEnds, Program, is_foreign
+from tvmq.capture.network_ends import NetworkEnds, Program, is_foreign, is_only_for
 from tvmq.capture.program_nodes import has_images_of_floats
 
 
@@ -47,11 +47,12 @@ def islands_of(
         The islands; and what of ``refused`` can't be on one.
     """
     refused = {node: why for node, why in refused.items() if node not in ends}
-    if any(node.op != "call_function" for node in along):  # an input of integers or truth values
+    if any(node.op != "call_function" or node in ends.head for node in along):  # no floats
         return (), set(refused)
     seeds = {node for node in refused if node in program.live and node.op == "call_function"}
+    floats = {*seeds, *ends.head, *ends.tail}
     hopeless = {node for node in seeds if is_foreign(node)} | {
-        node for node in refused if node not in seeds and not _only_for(node, seeds)
+        node for node in refused if node not in seeds and not is_only_for(program, node, floats)
     }
     grown = (seeds | (set(along) - set(ends.tail) - set(ends.head))) - hopeless
     while True:
@@ -62,21 +63,22 @@ def islands_of(
     hopeless |= grown & {*ends.head, *ends.tail}
     islands = []
     for nodes in _parts(program, grown):
-        results = tuple(n for n in program.nodes if n in nodes and not set(n.users) <= nodes)
+        results = tuple(n for n in program.nodes if n in nodes and _is_read(program, n, nodes))
         islands.append(NetworkIsland(frozenset(nodes), results))
         if not all(map(may_be_read, results)) or any(map(is_foreign, nodes)):
             hopeless |= nodes & refused.keys() or set(refused)
     return tuple(islands), hopeless
 
 
+def _is_read(program: Program, node: Node, inside: set[Node]) -> bool:
+    """Whether something outside reads more of it than its size."""
+    outside = node.users.keys() - inside
+    return any(user.op == "output" or user in program.live for user in outside)
+
+
 def may_be_read(node: Node) -> bool:
     """Whether what is quantized may read the tensor, or make it for an island."""
     return has_images_of_floats(node) and node.meta["val"].ndim <= MOST_AXES
-
-
-def _only_for(node: Node, seeds: set[Node]) -> bool:
-    """Whether it makes a tensor, which depends on no input, for islands alone."""
-    return node.op == "call_function" and all(user in seeds for user in node.users)
 
 
 def _behind_no_floats(program: Program, grown: set[Node], ends: NetworkEnds) -> Iterator[Node]:

@@ -106,7 +106,7 @@ def _inspect_model(
 def _inspect_artifact(terminal: Terminal, artifact: Any) -> None:
     manifest = artifact.manifest
     islands = {island.name: island for island in manifest.float_islands}
-    layers = []
+    layers: list[dict[str, Any]] = []
     for layer in artifact.layers():
         island = islands.get(layer["name"]) if layer["device"] == "float" else None
         layers += [layer] if island is None else _in_float(island.operators)
