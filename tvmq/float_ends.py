@@ -132,7 +132,13 @@ def imported(end: FloatEnd, examples: Sequence[torch.Tensor], where: str) -> IRM
 
 def _compare(end: FloatEnd, mod: IRModule, examples: Sequence[torch.Tensor], where: str) -> None:
     """Raise where the library would compute something else than torch."""
-    executable = tvm.compile(mod, target=host_target(), relax_pipeline=host_pipeline())
+    try:
+        executable = tvm.compile(mod, target=host_target(), relax_pipeline=host_pipeline())
+    except Exception as error:  # TVM raises whatever it meets
+        raise UnsupportedError(
+            f"{_operators(end)}, which stay in float {where}, can't be compiled by TVM "
+            f"({first_line(error)[:200]}). Leave these operators out of the exported network."
+        ) from error
     machine: Any = relax.VirtualMachine(executable, tvm.cpu())
     with torch.no_grad():
         expected = end.graph_module(*examples)

@@ -247,7 +247,10 @@ def _layers(program: Program, nodes: set[Node]) -> bool:
 
 
 def is_foreign(node: Node) -> bool:
-    """Whether the host can't have it: no operator of torch's own, random, or of unknown size."""
+    """Whether the host can't have it: no operator of torch's own, random, or of unknown size.
+
+    What is random in training alone, as an LSTM with dropout is, isn't where a program evaluates.
+    """
     made = pytree.tree_leaves(node.meta.get("val"))
     sizes = [tensor.shape for tensor in made if isinstance(tensor, torch.Tensor)]
     if any(free_unbacked_symbols(size) for shape in sizes for size in shape):
@@ -257,7 +260,8 @@ def is_foreign(node: Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     if schema is None or not str(schema.name).startswith("aten::"):
         return True
-    return torch.Tag.nondeterministic_seeded in node.target.tags
+    trains = any(argument.name in ("train", "training") for argument in schema.arguments)
+    return torch.Tag.nondeterministic_seeded in node.target.tags and not trains
 
 
 def _final_softmaxes(program: Program) -> Iterator[tuple[Node, Refusal]]:
