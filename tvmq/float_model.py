@@ -146,8 +146,8 @@ class FloatEnds:
 class FloatIsland(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
     """One result of what runs in float in the middle of a network.
 
-    Computes in float32, whatever the network around it is held in. An island with several results
-    is as many modules of one ``name``, which read the same tensors.
+    Computes in float32 on the CPU, whatever the network around it is held in. An island with several
+    results is as many modules of one ``name``, which read the same tensors.
 
     Attributes:
         name: of the island, and of the library's function that computes it.
@@ -162,8 +162,9 @@ class FloatIsland(torch.nn.Module):  # type: ignore[misc]  # torch is not follow
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         """The result, of the type of the inputs."""
-        results = self.computes.graph_module(*(x.float() for x in inputs))
-        made: torch.Tensor = results[self.index].to(inputs[0].dtype)
+        # Views in the user's program count on the order of a tensor's axes in memory.
+        read = (x.float().cpu().contiguous() for x in inputs)
+        made: torch.Tensor = self.computes.graph_module(*read)[self.index].to(inputs[0])
         return made
 
     def __deepcopy__(self, _memo: object) -> FloatIsland:

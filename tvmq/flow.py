@@ -85,6 +85,7 @@ class BuildResult:
             "target": manifest.target,
             "npu_operators": manifest.placement["npu"],
             "cpu_operators": manifest.placement["cpu"],
+            "float_operators": manifest.placement.get("float", 0),
             "bit_exact": manifest.bit_exact,
             "calibration": manifest.calibration,
             "reconstruction": manifest.reconstruction,

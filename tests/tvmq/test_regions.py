@@ -134,3 +134,26 @@ def test_bounds_of_clamps():
     regions = find_regions(float_model("mobilenet_small"))
     bounds = {(value.low, value.high) for value in regions.values.values()}
     assert bounds == {(0.0, 6.0), (-math.inf, math.inf)}
+
+
+def test_an_island_takes_sums_and_codes_and_makes_a_value():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.sums, self.last = (torch.nn.Conv2d(3, 3, 1) for _ in range(3))
+
+        def forward(self, x):
+            x = self.first(x).relu()
+            return self.last(x.cumsum(2) / self.sums(x)) + x
+
+    program = torch.export.export(Net().eval(), (torch.randn(2, 3, 4, 4),))
+    model = capture_program(program, float_islands=True)
+    regions = find_regions(model)
+    assert list(model.islands) == ["island_0"]
+    value = regions.values["div"]
+    assert (value.island, value.layer, value.is_input) == ("island_0", "", False)
+    assert regions.layers["conv2d_1"].output == ""  # its sums go to the island
+    assert regions.layers["conv2d_2"].inputs == ("div",)
+    assert "relu" in regions.returned
+    assert regions.first == {"conv2d"}
+    assert regions.last == {"conv2d_2"}
