@@ -146,8 +146,8 @@ class FloatEnds:
 class FloatIsland(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
     """One result of what runs in float in the middle of a network.
 
-    Computes in float32 on the CPU, whatever the network around it is held in. An island with several
-    results is as many modules of one ``name``, which read the same tensors.
+    Computes in float32 on the CPU, whatever the network around it is held in. An island with
+    several results is as many modules of one ``name``, which read the same tensors.
 
     Attributes:
         name: of the island, and of the library's function that computes it.
