@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 from tvm import IRModule, relax
 
 from relay_passes.float_ends import join_ends
-from relay_passes.frontend.import_float import import_float
+from relay_passes.frontend.import_float import LEAVE_OUT, import_float
 from relay_passes.host_pipeline import host_pipeline
 from targets.causes import first_line
 from targets.cpu.host import host_target
@@ -106,38 +106,34 @@ class _Whole(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by
         return results
 
 
-def imported(end: FloatEnd, examples: Sequence[torch.Tensor], where: str) -> IRModule:
+def imported(
+    end: FloatEnd, examples: Sequence[torch.Tensor], where: str, instead: str = LEAVE_OUT
+) -> IRModule:
     """What stays in float somewhere in a network, as Relax.
 
     Args:
         end: what it computes.
         examples: of its inputs, IMAGES of each.
         where: in the network, in words.
+        instead: what to do where TVM can't have it.
 
     Raises:
         UnsupportedError: TVM has no operators for it, or others than torch.
     """
+    what = f"{_operators(end)}, in float {where}"
     try:
         program = exported(end.graph_module, examples)
     except Exception as error:  # torch raises whatever it meets
         raise UnsupportedError(
-            f"{_operators(end)}, which stay in float {where}, can't be exported for any batch "
-            f"({first_line(error)[:200]}). Export the network with a dynamic batch on axis 0, or "
-            "without them."
+            f"{what}: torch can't export it for any batch ({first_line(error)[:200]}). Export the "
+            "network with a dynamic batch on axis 0, or without it."
         ) from error
-    mod = import_float(program)
-    _compare(end, mod, examples, where)
-    return mod
-
-
-def _compare(end: FloatEnd, mod: IRModule, examples: Sequence[torch.Tensor], where: str) -> None:
-    """Raise where the library would compute something else than torch."""
+    mod = import_float(program, what, instead)
     try:
         executable = tvm.compile(mod, target=host_target(), relax_pipeline=host_pipeline())
     except Exception as error:  # TVM raises whatever it meets
         raise UnsupportedError(
-            f"{_operators(end)}, which stay in float {where}, can't be compiled by TVM "
-            f"({first_line(error)[:200]}). Leave these operators out of the exported network."
+            f"{what}: TVM can't compile it ({first_line(error)[:200]}). {instead}."
         ) from error
     machine: Any = relax.VirtualMachine(executable, tvm.cpu())
     with torch.no_grad():
@@ -146,10 +142,10 @@ def _compare(end: FloatEnd, mod: IRModule, examples: Sequence[torch.Tensor], whe
     for index, (want, got) in enumerate(zip(expected, found, strict=True)):
         if not agrees(want.numpy(), got.numpy()):
             raise UnsupportedError(
-                f"{_operators(end)}, which stay in float {where}: TVM computes result {index} "
-                "otherwise than torch. Leave these operators out of the exported network and "
-                "compute them from its outputs; and report it, it is a fault of TVM or tvmq."
+                f"{what}: TVM computes result {index} otherwise than torch. {instead}; and report "
+                "it, it is a fault of TVM or tvmq."
             )
+    return mod
 
 
 def agrees(want: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> bool:
@@ -167,4 +163,5 @@ def agrees(want: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> bool:
 
 def _operators(end: FloatEnd) -> str:
     kinds = list(dict.fromkeys(operator.kind for operator in end.operators))
-    return ", ".join(kinds[:8]) + (", ..." if len(kinds) > 8 else "")
+    place = f" ({end.operators[0].source})" if end.operators else ""
+    return ", ".join(kinds[:8]) + (", ..." if len(kinds) > 8 else "") + place

@@ -12,21 +12,28 @@ from typing import Any
 
 from torch.export import ExportedProgram
 from torch.fx import Node
-from tvm import IRModule, relax
+from tvm import IRModule, relax, topi
 from tvm.relax.frontend.torch import from_exported_program
 
 from relay_passes.relax_nodes import Expr
 from targets.causes import first_line
 from targets.errors import UnsupportedError
 
+LEAVE_OUT = "Leave these operators out of the exported network and compute them from its outputs"
+"""What to do about operators that TVM can't have."""
+
 _Convert = Callable[[Node, Any], Expr]
 
 
-def import_float(program: ExportedProgram) -> IRModule:
+def import_float(
+    program: ExportedProgram, what: str = "what stays in float", instead: str = LEAVE_OUT
+) -> IRModule:
     """Import a program whose weights are constants.
 
     Args:
         program: with a free batch on axis 0 of every input.
+        what: it is, for messages: operators and their place.
+        instead: what to do where TVM can't have it.
 
     Returns:
         A module whose ``main`` takes tensors (N, ...) and returns a tuple of such.
@@ -38,9 +45,8 @@ def import_float(program: ExportedProgram) -> IRModule:
         return from_exported_program(program, custom_convert_map=dict(_CONVERTERS))
     except Exception as error:  # whatever the importer of TVM asserts, or meets
         raise UnsupportedError(
-            f"what stays in float can't be compiled by TVM "
-            f"({type(error).__name__}: {first_line(error)[:200]}). Leave these operators out of "
-            "the exported network and compute them from its outputs."
+            f"{what}: TVM can't compile it ({type(error).__name__}: {first_line(error)[:200]}). "
+            f"{instead}."
         ) from error
 
 
@@ -70,10 +76,28 @@ def _embedding(node: Node, importer: Any) -> Expr:
     return importer.block_builder.emit(relax.op.take(table, numbers, axis=0, mode="nan"))
 
 
+_METHODS = ("bilinear", "nearest", "bicubic")
+_PADDINGS = ("zeros", "border", "reflection")
+
+
+def _grid_sampler(node: Node, importer: Any) -> Expr:
+    """Torch's coordinates are last; TVM's, whatever its operator says, behind the batch."""
+    x, grid, method, padding, corners = node.args
+    places = importer.block_builder.emit(relax.op.permute_dims(importer.env[grid], (0, 3, 1, 2)))
+    return importer.block_builder.emit_te(
+        topi.image.grid_sample,
+        *(importer.env[x], places),
+        method=_METHODS[method],
+        padding_mode=_PADDINGS[padding],
+        align_corners=corners,
+    )
+
+
 _CONVERTERS: dict[str, _Convert] = {
     "amax.default": _reduced(relax.op.max),
     "amin.default": _reduced(relax.op.min),
     "prod.dim_int": _reduced(relax.op.prod),
     "embedding.default": _embedding,
+    "grid_sampler_2d.default": _grid_sampler,
     "select.int": _select,
 }

@@ -36,7 +36,7 @@ from tvmq.capture.group_norm_rules import GROUP_NORM_RULES
 from tvmq.capture.layout_rules import LAYOUT_RULES
 from tvmq.capture.moved_batch import ALONG_LAST, MOVED_RULES, Moved, batch_aware
 from tvmq.capture.network_ends import MOST_MACS, NetworkEnds, Program, ends_of
-from tvmq.capture.network_islands import NetworkIsland, islands_of, schedule
+from tvmq.capture.network_islands import NetworkIsland, islands_of, may_be_read, schedule
 from tvmq.capture.norm_rules import NORM_RULES
 from tvmq.capture.one_dimension_rules import ONE_DIMENSION_RULES
 from tvmq.capture.operator_rules import OPERATOR_RULES, pointwise
@@ -317,7 +317,11 @@ class _Writer:
 
     def _write_island(self, island: NetworkIsland) -> None:
         read = read_by(self.facts, island.results, island.nodes)
-        others = [node for node in read if not is_batch_first(self.values.get(node), node)]
+        others = [
+            node
+            for node in read
+            if not (may_be_read(node) and is_batch_first(self.values.get(node), node))
+        ]
         if others or not read:
             self.along.update(node for node in others if node not in self.lost)
             for node in island.results:

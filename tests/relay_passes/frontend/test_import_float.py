@@ -8,6 +8,7 @@ import torch
 import tvm
 from random_modules import Applied
 from torch import nn
+from torch.nn import functional as F
 from tvm import relax
 
 from relay_passes.frontend.import_float import import_float
@@ -40,6 +41,27 @@ def test_what_is_imported_computes_what_torch_does(name):
         x = torch.randn(count, 4, 5)
         (found,) = machine["main"](tvm.runtime.tensor(x.numpy()))
         np.testing.assert_allclose(found.numpy(), FUNCTIONS[name](x).numpy(), rtol=1e-5)
+
+
+SAMPLED = {
+    "zeros around": {"align_corners": False},
+    "corners": {"align_corners": True},
+    "nearest": {"mode": "nearest", "align_corners": False},
+    "border": {"padding_mode": "border", "align_corners": False},
+    "reflected": {"padding_mode": "reflection", "align_corners": True},
+}
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_an_image_is_sampled_where_torch_does(name):
+    def function(x):
+        return F.grid_sample(x[:, :2], 1.4 * x[:, 2:4, :, :3].permute(0, 2, 3, 1), **SAMPLED[name])
+
+    mod = import_float(exported(function, 4, 5, 6))
+    machine = relax.VirtualMachine(tvm.compile(mod, target="llvm"), tvm.cpu())
+    x = torch.randn(4, 4, 5, 6)
+    (found,) = machine["main"](tvm.runtime.tensor(x.numpy()))
+    np.testing.assert_allclose(found.numpy(), function(x).numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_what_tvm_has_no_operator_for_is_named():

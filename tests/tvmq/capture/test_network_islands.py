@@ -60,6 +60,7 @@ BETWEEN = {
     "cumsum": lambda x: x.cumsum(2),
     "divided by its norm": lambda x: x / (x.norm(dim=(2, 3), keepdim=True) + 1),
     "gathered": chosen,
+    "whole numbers": lambda x: (x + x).to(torch.int32).remainder(3).float() + x,
     "distances": lambda x: torch.cdist(x, x.flip(1)),
     "sampled": sampled,
     "masked": lambda x: torch.where(x > x.mean(1, keepdim=True), x, torch.zeros_like(x)),
