@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 from tvm import IRModule, relax
 
 from relay_passes.float_ends import join_ends
-from relay_passes.frontend.import_float import LEAVE_OUT, import_float
+from relay_passes.frontend.import_float import import_float
 from relay_passes.host_pipeline import host_pipeline
 from targets.causes import first_line
 from targets.cpu.host import host_target
@@ -106,16 +106,13 @@ class _Whole(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by
         return results
 
 
-def imported(
-    end: FloatEnd, examples: Sequence[torch.Tensor], where: str, instead: str = LEAVE_OUT
-) -> IRModule:
+def imported(end: FloatEnd, examples: Sequence[torch.Tensor], where: str) -> IRModule:
     """What stays in float somewhere in a network, as Relax.
 
     Args:
         end: what it computes.
         examples: of its inputs, IMAGES of each.
         where: in the network, in words.
-        instead: what to do where TVM can't have it.
 
     Raises:
         UnsupportedError: TVM has no operators for it, or others than torch.
@@ -128,12 +125,13 @@ def imported(
             f"{what}: torch can't export it for any batch ({first_line(error)[:200]}). Export the "
             "network with a dynamic batch on axis 0, or without it."
         ) from error
-    mod = import_float(program, what, instead)
+    mod = import_float(program, what)
     try:
         executable = tvm.compile(mod, target=host_target(), relax_pipeline=host_pipeline())
     except Exception as error:  # TVM raises whatever it meets
         raise UnsupportedError(
-            f"{what}: TVM can't compile it ({first_line(error)[:200]}). {instead}."
+            f"{what}: TVM can't compile it ({first_line(error)[:200]}). Write these operators "
+            "otherwise, or leave them out of the exported network and compute them outside of it."
         ) from error
     machine: Any = relax.VirtualMachine(executable, tvm.cpu())
     with torch.no_grad():
@@ -142,8 +140,9 @@ def imported(
     for index, (want, got) in enumerate(zip(expected, found, strict=True)):
         if not agrees(want.numpy(), got.numpy()):
             raise UnsupportedError(
-                f"{what}: TVM computes result {index} otherwise than torch. {instead}; and report "
-                "it, it is a fault of TVM or tvmq."
+                f"{what}: TVM computes result {index} otherwise than torch. Leave these operators "
+                "out of the exported network and compute them outside of it; and report it, it is "
+                "a fault of TVM or tvmq."
             )
     return mod
 

@@ -18,12 +18,6 @@ from tvmq.float_ends import IMAGES, imported
 from tvmq.float_model import FloatModel, island_results
 from tvmq.noise import noise_like
 
-APART = (
-    "Write these operators otherwise, or export the layers before and behind them as networks of "
-    "their own, and compute them between"
-)
-"""What to do about an island that TVM can't have."""
-
 
 def compilable_islands(model: FloatModel) -> dict[str, IRModule]:
     """What the islands compute in Relax, by name, each a module with a ``main``.
@@ -37,7 +31,7 @@ def compilable_islands(model: FloatModel) -> dict[str, IRModule]:
     with torch.no_grad():
         reading.run(*model.quantized_inputs(noise_like(model.network_inputs, IMAGES)))
     return {
-        name: imported(end, reading.read[name], "in the middle of the network", APART)
+        name: imported(end, reading.read[name], "in the middle of the network")
         for name, end in model.islands.items()
     }
 

@@ -19,21 +19,15 @@ from relay_passes.relax_nodes import Expr
 from targets.causes import first_line
 from targets.errors import UnsupportedError
 
-LEAVE_OUT = "Leave these operators out of the exported network and compute them from its outputs"
-"""What to do about operators that TVM can't have."""
-
 _Convert = Callable[[Node, Any], Expr]
 
 
-def import_float(
-    program: ExportedProgram, what: str = "what stays in float", instead: str = LEAVE_OUT
-) -> IRModule:
+def import_float(program: ExportedProgram, what: str = "what stays in float") -> IRModule:
     """Import a program whose weights are constants.
 
     Args:
         program: with a free batch on axis 0 of every input.
         what: it is, for messages: operators and their place.
-        instead: what to do where TVM can't have it.
 
     Returns:
         A module whose ``main`` takes tensors (N, ...) and returns a tuple of such.
@@ -46,7 +40,8 @@ def import_float(
     except Exception as error:  # whatever the importer of TVM asserts, or meets
         raise UnsupportedError(
             f"{what}: TVM can't compile it ({type(error).__name__}: {first_line(error)[:200]}). "
-            f"{instead}."
+            "Write these operators otherwise, or leave them out of the exported network and compute "
+            "them from its outputs."
         ) from error
 
 

@@ -193,11 +193,11 @@ def test_what_tvm_would_compute_otherwise_is_refused(network, monkeypatch):
     model = capture_program(torch.export.export(module, (images[:2],), dynamic_shapes=free))
     honest = float_ends.import_float
 
-    def another(program):
+    def another(program, what):
         for node in program.graph.nodes:
             if "argmax" in node.name:
                 node.target = torch.ops.aten.argmin.default
-        return honest(program)
+        return honest(program, what)
 
     monkeypatch.setattr(float_ends, "import_float", another)
     with pytest.raises(UnsupportedError, match=r"behind the last layer: TVM computes result 0"):
