@@ -40,8 +40,8 @@ def import_float(program: ExportedProgram, what: str = "what stays in float") ->
     except Exception as error:  # whatever the importer of TVM asserts, or meets
         raise UnsupportedError(
             f"{what}: TVM can't compile it ({type(error).__name__}: {first_line(error)[:200]}). "
-            "Write these operators otherwise, or leave them out of the exported network and compute "
-            "them from its outputs."
+            "Write these operators otherwise, or leave them out of the exported network and "
+            "compute them from its outputs."
         ) from error
 
 
