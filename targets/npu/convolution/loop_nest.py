@@ -8,9 +8,9 @@
                 out = requantize(acc)                            -> npu.requantize
         store the stripe
 
-Where that does not fit, the reduction is cut into k blocks, of kernel rows or of input channels, whose
-sums stay in ACC; and of a stripe only the piece is loaded that the block multiplies, which of
-depthwise and grouped layers are the channels of the block of weights.
+Where that does not fit, the reduction is cut into k blocks, of kernel rows or of input channels,
+whose sums stay in ACC; and of a stripe only the piece is loaded that a k block multiplies, or, in
+depthwise and grouped layers, a block of weights.
 
 ACT, WGT and PAR hold two slots of whatever is loaded more than once, so that the next load runs
 beside the compute; ACC holds the sums of two or more chunks for the same reason. A slot is chosen

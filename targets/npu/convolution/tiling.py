@@ -4,8 +4,8 @@ stripe   ``rows`` output rows: their input rows and their output live in ACT, tw
          a next stripe
 block    ``tiles`` column tiles whose weights live in WGT, twice where there is a next block
 k block  ``k0`` reduction tiles, where a column tile's weights are too many for half of WGT
-piece    of a stripe, what a k block or a block of channels multiplies, where ACT does not hold more:
-         then a k block may be of ``kernel_rows``, too
+piece    what a k block, or a block of channels, multiplies of a stripe, where ACT does not hold
+         more; a k block may then be of ``kernel_rows``, too
 chunk    ``chunk_rows`` x ``chunk_columns`` output pixels whose sums live in one half of ACC
 
 Of all that fit, the one with the fewest estimated cycles is taken.
@@ -26,7 +26,6 @@ from targets.npu.convolution.tile_cost import (
 )
 from targets.npu.kinds.cost import ceil_div
 from targets.npu.schedule.intrinsics import RECORD_WORDS
-
 
 MAX_ACC_SLOTS = 8
 """Chunks whose sums may wait for the vector unit, or for their store, at the same time."""
@@ -119,7 +118,7 @@ def _may_be_in_pieces(g: ConvGeometry) -> bool:
 def _pieces(g: ConvGeometry) -> Iterator[tuple[int, int, int]]:
     """(column tiles, kernel rows, k0 tiles) of weight blocks that fit, largest first.
 
-    A piece of every channel, by kernel rows alone, is among them, and so is one of every kernel row.
+    All channels by some kernel rows are among them, and so are some channels by all kernel rows.
     """
     unit = g.tiles_per_group if g.groups > 1 else 1
     wgt, par = g.spec.sram.wgt.bytes, g.spec.sram.par.bytes

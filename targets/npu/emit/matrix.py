@@ -93,8 +93,8 @@ def before_the_last(call: Call) -> Call:
 def windows_that_fit(call: Call) -> Iterator[Call]:
     """Calls of DWC whose kernels its fields can count, in place of one whose kernel is larger.
 
-    A window as wide as its image, as in the pooling of all pixels, is one run of taps, of which rows
-    of any length can be made. Another one is left as it is, to be unrolled.
+    A window as wide as its image, as in the pooling of all pixels, is one run of taps, which can be
+    cut into rows of any length. Another one is left as it is, to be unrolled.
     """
     acc = 2
     kernel = [axis for axis in call.axes if axis.strides[acc] == 0]
