@@ -63,10 +63,9 @@ def _unroll(
 ) -> list[Emitted]:
     """Encode the call, or unroll its outermost loop (POOL: the outermost of pixels) and retry."""
     if encode is encode_depthwise:
-        first, *others = windows_that_fit(call)
-        if others:
-            parts = (first, *others)
-            return [e for part in parts for e in _unroll(encode, part, itemsizes, spec)]
+        windows = list(windows_that_fit(call))
+        if len(windows) > 1:
+            return [e for window in windows for e in _unroll(encode, window, itemsizes, spec)]
     done = encode(call, spec)
     if done is not None:
         return [done]
