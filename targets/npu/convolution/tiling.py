@@ -32,7 +32,11 @@ MAX_ACC_SLOTS = 8
 
 
 def tilings(g: ConvGeometry) -> Iterator[ConvTiling]:
-    """All tilings of few sizes that fit; those in pieces only where there are no others."""
+    """All tilings of few sizes that fit; those in pieces only where there are no others.
+
+    Pieces are loaded again for each block of weights, but for those of a depthwise layer: taller
+    stripes of fewer channels load fewer rows twice, so these are always among them.
+    """
     heights = _stripe_rows(g)
     fitting = False
     for tiles, k0 in dict.fromkeys(_weight_blocks(g)):  # several counts cut into the same parts
@@ -40,10 +44,14 @@ def tilings(g: ConvGeometry) -> Iterator[ConvTiling]:
             for tiling in _fit(g, tiles, k0, rows):
                 fitting = True
                 yield tiling
-    if not fitting and _may_be_in_pieces(g):
-        for tiles, kernel_rows, k0 in dict.fromkeys(_pieces(g)):
-            for rows in heights:
-                yield from _fit_pieces(g, tiles, kernel_rows, k0, rows)
+    if not _may_be_in_pieces(g) or (fitting and (not g.depthwise or g.input.near)):
+        return
+    for tiles, kernel_rows, k0 in dict.fromkeys(_pieces(g)):
+        of_channels = kernel_rows == g.kernel[0] and tiles < g.tiles
+        if fitting and not of_channels:
+            continue
+        for rows in heights:
+            yield from _fit_pieces(g, tiles, kernel_rows, k0, rows)
 
 
 def no_tiling_fits(g: ConvGeometry) -> str:

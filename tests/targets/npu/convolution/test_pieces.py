@@ -131,9 +131,24 @@ class _Forced:
         return lambda _job: self.tiling
 
 
-def test_what_fits_whole_is_not_cut_into_pieces():
+def test_of_what_fits_whole_only_the_channels_of_depthwise_layers_are_cut():
     for layer, _ in LAYERS.values():
-        assert not any(t.in_pieces for t in tilings(ConvGeometry(Job.alone(layer, E256))))
+        g = ConvGeometry(Job.alone(layer, E256))
+        pieces = [t for t in tilings(g) if t.in_pieces]
+        assert bool(pieces) == (g.depthwise and g.tiles > 1)
+        assert all(k_blocks(g, t) == (1, 1) for t in pieces)
+
+
+def test_a_depthwise_layer_of_many_channels_loads_no_row_twice():
+    """Stripes of all 672 channels would be two rows high, and four rows would come for each."""
+    layer = conv((20, 20, 672), 672, groups=672)
+    choice = plan(Job.alone(layer, E256)).choice
+    assert choice.in_pieces
+    assert choice.rows > 2
+    inputs = random_inputs(layer)
+    program = compile_layers([layer], layer.inputs, [layer.output], E256)
+    got = Simulator(E256).run(program, packed(inputs)).view(layer.output.dtype)
+    np.testing.assert_array_equal(got.reshape(layer.output.shape), meaning(layer, inputs))
 
 
 def test_weights_of_many_taps_come_in_blocks_of_kernel_rows():
