@@ -192,6 +192,11 @@ def softmax_sums(codes: npt.NDArray[Any], table: npt.NDArray[Any]) -> Ints:
 
 def norm_sums(codes: npt.NDArray[Any], scale: NormScale) -> Ints:
     """A norm over the last axis of codes, any integer type."""
+    return normalized(codes, scale) * scale.gain + scale.bias
+
+
+def normalized(codes: npt.NDArray[Any], scale: NormScale) -> Ints:
+    """The same without gain and bias, in units of 2^-f."""
     x = codes.astype(np.int64) - scale.zero_point
     count = x.shape[-1]
     total = x.sum(-1, keepdims=True) * scale.centred
@@ -200,8 +205,7 @@ def norm_sums(codes: npt.NDArray[Any], scale: NormScale) -> Ints:
     root = np.floor(np.sqrt(square.astype(np.float64))).astype(np.int64)
     reciprocal, bits = _reciprocal(root)
     shift = RECIPROCAL_BITS + bits - scale.lift - scale.fraction
-    n = ((count * x - total) * reciprocal + (np.int64(1) << (shift - 1))) >> shift
-    return n * scale.gain + scale.bias
+    return ((count * x - total) * reciprocal + (np.int64(1) << (shift - 1))) >> shift
 
 
 def _reciprocal(divisor: Ints) -> tuple[Ints, Ints]:

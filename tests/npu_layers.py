@@ -400,6 +400,7 @@ LAYERS: dict[str, Layer] = {
     "norm": norm((1, 17, 48)),
     "norm_of_odd_channels": norm((4, 3, 33), dtype="uint8", out="uint8", zero_point=121),
     "norm_to_the_floor": norm((1, 6, 20), multiplier=40001, zero_point=-3, rounding=FLOOR),
+    "norm_in_four_parts": norm((1, 5, 2804), dtype="uint8", multiplier=40001),
     "norm_of_one_channel": norm((3, 3, 1), epsilon=0.1),
     "norm_without_the_mean": norm((1, 17, 48), centred=False),
     "norm_without_the_mean_of_shifted_codes": norm(

@@ -65,9 +65,8 @@ def _conv(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
     x = image_of_channels(g, x)
     if isinstance(padding, str):
         x, padding = _resolve_padding(g, x, padding, shape_of(weight)[2:], dilation)
-    return g.call(
-        aten.conv2d.default, x, weight, a["bias"], stride, pair(padding), dilation, a["groups"]
-    )
+    weight, padding, dilation = _on_the_image(g, x, weight, stride, pair(padding), dilation)
+    return g.call(aten.conv2d.default, x, weight, a["bias"], stride, padding, dilation, a["groups"])
 
 
 def _resolve_padding(
@@ -82,6 +81,43 @@ def _resolve_padding(
     if any(odd):
         x = g.call(aten.constant_pad_nd.default, x, [0, odd[1], 0, odd[0]], 0.0)
     return x, before
+
+
+def _on_the_image(
+    g: CanonicalGraph,
+    x: Node,
+    weight: Node,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> tuple[Node, list[int], list[int]]:
+    """Weight, padding and dilation without the outer taps that meet nothing but padding.
+
+    Dilations are chosen for large images: on 14 x 14 pixels, all but the middle one of 3 x 3 taps
+    that are 24 apart multiply zeros.
+    """
+    padding, dilation, windows = list(padding), list(dilation), []
+    for axis, (size, kernel) in enumerate(zip(shape_of(x)[2:], shape_of(weight)[2:], strict=True)):
+        step, apart = stride[axis], dilation[axis]
+        room = size + 2 * padding[axis] - apart * (kernel - 1) - 1
+        last = room // step * step  # where the last window begins
+        begins = [tap * apart - padding[axis] for tap in range(kernel)]
+        met = [
+            tap
+            for tap, begin in enumerate(begins)
+            if any(0 <= begin + place < size for place in range(0, last + 1, step))
+        ]
+        cut = min(met[0], kernel - 1 - met[-1]) if met else 0
+        cut = min(cut, padding[axis] // apart)
+        windows.append(slice(cut, kernel - cut))
+        padding[axis] -= cut * apart
+        if kernel - 2 * cut == 1:
+            dilation[axis] = 1
+    if all(window.start == 0 for window in windows):
+        return weight, padding, dilation
+    rows, columns = windows
+    name = f"{weight.name}_rows_{rows.start}_{rows.stop}_columns_{columns.start}_{columns.stop}"
+    return g.constant(name, g.value(weight)[:, :, rows, columns]), padding, dilation
 
 
 @rule("linear")

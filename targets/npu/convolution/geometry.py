@@ -151,6 +151,11 @@ class ConvGeometry:
         return self.layer.depthwise and self.factor is None
 
     @cached_property
+    def by_channel(self) -> bool:
+        """Whether a block of weights reads its own input channels, and no others."""
+        return self.depthwise or self.groups > 1
+
+    @cached_property
     def out(self) -> tuple[int, int, int]:
         """(OH, OW, K)."""
         return self.layer.output.shape
@@ -278,9 +283,9 @@ class ConvGeometry:
         """Loaded columns between two output columns."""
         return self.layer.strides[1] // self.column_step
 
-    def rows_in(self, rows: int) -> int:
-        """Loaded rows that ``rows`` output rows need."""
-        return (rows - 1) * self.row_stride + (self.kernel[0] - 1) * self.layer.dilation[0] + 1
+    def rows_in(self, rows: int, kernel_rows: int) -> int:
+        """Loaded rows that ``rows`` output rows need of so many rows of the kernel."""
+        return (rows - 1) * self.row_stride + (kernel_rows - 1) * self.layer.dilation[0] + 1
 
     @cached_property
     def width_in(self) -> int:
@@ -346,11 +351,13 @@ class ConvGeometry:
         group, within = divmod(tile, self.tiles_per_group)
         return group * self.group_channels_out + within * self.columns
 
-    def packed_weights(self, tiles_per_block: int, k0_per_block: int) -> npt.NDArray[np.int8]:
+    def packed_weights(
+        self, tiles_per_block: int, k0_per_block: int, kernel_rows: int
+    ) -> npt.NDArray[np.int8]:
         """Weights in the order the array consumes them, zero where a tile has no channel.
 
-        int8 flat, elements packed; nested as (tile block, k0 block, tile, ky, kx, k0, lane,
-        column); depthwise (tile, ky, kx, column).
+        int8 flat, elements packed; nested as (tile block, block of kernel rows, k0 block, tile, ky,
+        kx, k0, lane, column), depthwise without k0 and lane.
         """
         kh, kw = self.kernel
         k, c = self.group_channels_out, self.columns
@@ -360,19 +367,18 @@ class ConvGeometry:
         columns = np.zeros((self.groups, self.tiles_per_group * c, *weight.shape[2:]), np.int8)
         columns[:, :k] = weight
         columns = columns.reshape(self.tiles, c, kh, kw, -1)
-        if self.depthwise:
-            taps = columns[..., 0].transpose(0, 2, 3, 1).reshape(-1)
-            return pack(taps, self.wgt_bits).view(np.int8)
         if self.passes is not None:
             return self._packed_passes(columns, self.passes, tiles_per_block, k0_per_block)
         _, k1, k0 = self.reduction
-        lanes = np.zeros((self.tiles, c, kh, k1, k0 * self.lanes), np.int8)
+        deep = 1 if self.depthwise else self.lanes
+        lanes = np.zeros((self.tiles, c, kh, k1, k0 * deep), np.int8)
         flat = columns.reshape(self.tiles, c, kh, k1, -1)
         lanes[..., : flat.shape[-1]] = flat
-        tiles = lanes.reshape(self.tiles, c, kh, k1, k0, self.lanes).transpose(0, 2, 3, 4, 5, 1)
+        tiles = lanes.reshape(self.tiles, c, kh, k1, k0, deep).transpose(0, 2, 3, 4, 5, 1)
         blocks = [
-            tiles[t : t + tiles_per_block, :, :, k : k + k0_per_block].reshape(-1)
+            tiles[t : t + tiles_per_block, y : y + kernel_rows, :, k : k + k0_per_block].reshape(-1)
             for t in range(0, self.tiles, tiles_per_block)
+            for y in range(0, kh, kernel_rows)
             for k in range(0, k0, k0_per_block)
         ]
         return pack(np.concatenate(blocks), self.wgt_bits).view(np.int8)

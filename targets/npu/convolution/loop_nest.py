@@ -8,6 +8,10 @@
                 out = requantize(acc)                            -> npu.requantize
         store the stripe
 
+Where that does not fit, the reduction is cut into k blocks, of kernel rows or of input channels,
+whose sums stay in ACC; and of a stripe only the piece is loaded that a k block multiplies, or, in
+depthwise and grouped layers, a block of weights.
+
 ACT, WGT and PAR hold two slots of whatever is loaded more than once, so that the next load runs
 beside the compute; ACC holds the sums of two or more chunks for the same reason. A slot is chosen
 by the parity of what counts its loads. Tokens are not written here: the code generator finds them
@@ -23,7 +27,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tvm import tirx
@@ -32,8 +36,13 @@ from targets.layers import Conv2d
 from targets.npu.convolution.factor_loads import factor_loads
 from targets.npu.convolution.geometry import ConvGeometry
 from targets.npu.convolution.product_passes import ProductPasses
-from targets.npu.convolution.tile_cost import ConvTiling, block_channels
-from targets.npu.convolution.tiling import acc_rows, input_slot_bytes
+from targets.npu.convolution.tile_cost import (
+    ConvTiling,
+    block_channels,
+    k_blocks,
+    piece_bytes,
+)
+from targets.npu.convolution.tiling import MAX_ACC_SLOTS, acc_rows, input_slot_bytes
 from targets.npu.convolution.variants import Variant, product_variants
 from targets.npu.kinds.cost import ceil_div
 from targets.npu.schedule import intrinsics
@@ -77,10 +86,6 @@ def requantize_fields(g: ConvGeometry) -> RequantizeFields | None:
     )
 
 
-MAX_ACC_SLOTS = 8
-"""Chunks whose sums may wait for the vector unit, or for their store, at the same time."""
-
-
 @dataclass
 class Position:
     """Where the outer loops stand.
@@ -100,6 +105,17 @@ class Position:
     new_stripe: Expr
 
 
+class KBlock(NamedTuple):
+    """A block of the reduction: its number among those of kernel rows, and among those of k0."""
+
+    rows: Expr
+    k0: Expr
+
+
+WHOLE = KBlock(0, 0)
+"""The reduction where it is not cut."""
+
+
 def schedule_convolution(job: Job[Conv2d], tiling: ConvTiling) -> Scheduled:
     """Lower one convolution to tensorized TIR."""
     return _LoopNest(ConvGeometry(job), tiling).build()
@@ -114,7 +130,11 @@ class _LoopNest:
         self.fraction = self.layer.requantize.fraction if self.layer.requantize else 0
         self.blocks = ceil_div(geometry.tiles, tiling.tiles)
         self.stripes = ceil_div(geometry.out[0], tiling.rows)
-        self.k_blocks = ceil_div(geometry.reduction[2], tiling.k0)
+        self.kernel_blocks, self.k0_blocks = k_blocks(geometry, tiling)
+        self.k_blocks = self.kernel_blocks * self.k0_blocks
+        self.in_pieces = tiling.in_pieces and not geometry.input.near
+        self.pixel_bytes = piece_bytes(geometry, tiling)
+        self.pitch = geometry.width_in * self.pixel_bytes if self.in_pieces else geometry.pitch
         self.channels = block_channels(geometry, tiling.tiles)
         self.nest = LoopNest()
 
@@ -124,7 +144,7 @@ class _LoopNest:
         base_shift = self.fields.shift if self.fields else 0
         constants: dict[str, np.ndarray] = {}
         if g.factor is None:
-            constants["weights"] = g.packed_weights(self.t.tiles, self.t.k0)
+            constants["weights"] = g.packed_weights(self.t.tiles, self.t.k0, self.t.kernel_rows)
         constants["parameters"] = g.records(base_shift) if self.fields else self._padded_bias()
         with prim_func(layer.name) as builder:
             self._declare_arguments(constants)
@@ -150,9 +170,9 @@ class _LoopNest:
 
     def _allocate(self) -> None:
         g, t = self.g, self.t
-        self.x_slot = input_slot_bytes(g, t.rows)
+        self.x_slot = input_slot_bytes(g, t)
         self.y_slot = t.rows * g.out[1] * self.channels * g.output.bits // 8
-        self.w_slot = t.tiles * g.reduction[0] * g.reduction[1] * t.k0 * g.tile_bytes
+        self.w_slot = t.tiles * t.kernel_rows * g.reduction[1] * t.k0 * g.tile_bytes
         pixels = t.chunk_rows * t.chunk_columns
         self.acc_slots = min(MAX_ACC_SLOTS, acc_rows(g) // pixels)
         self.acc_slot = pixels * g.columns
@@ -160,7 +180,7 @@ class _LoopNest:
         output_slots = min(2, self.blocks * self.stripes)
         self.act = self.X
         if not g.input.near:
-            slots = min(2, self.stripes)
+            slots = min(2, self._piece_count() if self.in_pieces else self.stripes)
             self.act = scratchpad("act", self.x_slot * slots, g.input.dtype, ACT)
         self.wgt = scratchpad("wgt", self.w_slot * weight_slots, "int8", WGT)
         self.acc = scratchpad("acc", self.acc_slot * self.acc_slots, "int32", ACC)
@@ -210,8 +230,9 @@ class _LoopNest:
         with self.nest.grid(outer, inner) as (o, i):
             step = o * inner + i
             # What the inner loop walks is new in every step, unless the loop has one iteration:
-            # then it came with the first step and stays.
-            inner_is_new = o == 0 if inner == 1 else tirx.IntImm("bool", 1)
+            # then it came with the first step and stays. A piece is of one step.
+            stays = inner == 1 and not self.in_pieces
+            inner_is_new = o == 0 if stays else tirx.IntImm("bool", 1)
             if self.t.rows_outer:
                 at = Position(i, o, step, inner_is_new, i == 0)
             else:
@@ -219,11 +240,12 @@ class _LoopNest:
             # What does not depend on the layer before comes first: it is loaded under that layer.
             if self.k_blocks == 1:
                 with when(tirx.IntImm("bool", 1) if self.g.windowed else at.new_block):
-                    self._load_weights(at, 0)
+                    self._load_weights(at, WHOLE)
             if self.fields is not None:
                 with when(at.step == 0 if self.g.one_record else at.new_block):
                     self._load_parameters(at)
-            self._load_stripe(at)
+            if self.k_blocks == 1 or not self.in_pieces:
+                self._load_stripe(at, WHOLE)
             if self.fields is not None:
                 self._move_output(at, load=True)
             self._compute(at)
@@ -234,8 +256,11 @@ class _LoopNest:
         if self.k_blocks > 1:
             # A stripe is one chunk here. Its sums stay in ACC while the blocks of weights go by, so
             # that no weight is loaded twice in a step.
-            with self.nest.serial(self.k_blocks) as k_block:
+            with self.nest.grid(self.kernel_blocks, self.k0_blocks) as (kernel_block, k0_block):
+                k_block = KBlock(kernel_block, k0_block)
                 self._load_weights(at, k_block)
+                if self.in_pieces:
+                    self._load_stripe(at, k_block)
                 with self.nest.serial(self._tiles(at), self.t.tiles) as tile:
                     self._multiply(at, tile, 0, 0, k_block)
             with self.nest.serial(self._tiles(at), self.t.tiles) as tile:
@@ -254,7 +279,7 @@ class _LoopNest:
             cy,
             cx,
         ):
-            self._multiply(at, tile, cy, cx, 0)
+            self._multiply(at, tile, cy, cx, WHOLE)
             self._finish(at, tile, cy, cx)
 
     def _chunk(self, at: Position, cy: Expr, cx: Expr) -> tuple[Expr, Expr]:
@@ -270,7 +295,7 @@ class _LoopNest:
     def _acc_row(self, at: Position, tile: Expr, cy: Expr, cx: Expr) -> Expr:
         """First accumulator element of a chunk; successive chunks take successive slots."""
         if self.k_blocks > 1:
-            return (at.step + tile) % self.acc_slots * self.acc_slot
+            return (at.step * self.t.tiles + tile) % self.acc_slots * self.acc_slot
         rows, columns = (
             ceil_div(self.t.rows, self.t.chunk_rows),
             ceil_div(self.g.out[1], self.t.chunk_columns),
@@ -278,20 +303,20 @@ class _LoopNest:
         count = ((at.step * self.t.tiles + tile) * rows + cy) * columns + cx
         return count % self.acc_slots * self.acc_slot
 
-    def _multiply(self, at: Position, tile: Expr, cy: Expr, cx: Expr, k_block: Expr) -> None:
+    def _multiply(self, at: Position, tile: Expr, cy: Expr, cx: Expr, k_block: KBlock) -> None:
         """Sums of one chunk and column tile over one k block."""
         g, t = self.g, self.t
         rows, columns = self._chunk(at, cy, cx)
         first = self._acc_row(at, tile, cy, cx)
         # Zeros are no pass over ACC: the code generator makes the first GEMM start from nothing.
-        with when(k_block == 0):
+        with when(k_block.rows == 0), when(k_block.k0 == 0):
             self._initialise(at, tile, first, rows, columns)
-        last_k = k_block == self.k_blocks - 1
+        last_k = k_block.k0 == self.k0_blocks - 1
         last_tile = (at.block * t.tiles + tile + 1) % g.tiles_per_group == 0
         if g.passes is not None:
             per_block = t.k0 // g.passes.tiles
-            with self.nest.serial(self._passes(g.passes, k_block), per_block) as n:
-                number = k_block * per_block + n
+            with self.nest.serial(self._passes(g.passes, k_block.k0), per_block) as n:
+                number = k_block.k0 * per_block + n
                 for variant in self.variants:
                     with ExitStack() as stack:
                         for condition in self._scaled_by(variant, g.passes, at, tile, number):
@@ -336,7 +361,7 @@ class _LoopNest:
         tile: Expr,
         cy: Expr,
         cx: Expr,
-        k_block: Expr,
+        k_block: KBlock,
         pass_: Expr | None = None,
     ) -> None:
         """The loops of one GEMM or DWC; ``pass_`` counts within the k block."""
@@ -344,30 +369,36 @@ class _LoopNest:
         g, t, layer = self.g, self.t, self.layer
         rows, columns = self._chunk(at, cy, cx)
         first = self._acc_row(at, tile, cy, cx)
-        kh, kw, _ = g.reduction
-        extent = (self._k0(k_block), t.k0) if pass_ is None else (fields.tiles, fields.tiles)
+        _, kw, _ = g.reduction
+        kh = self._kernel_rows(k_block.rows)
+        extent = (self._k0(k_block.k0), t.k0) if pass_ is None else (fields.tiles, fields.tiles)
         global_tile = at.block * t.tiles + tile
-        group = global_tile // g.tiles_per_group if g.groups > 1 else 0
-        slot = self._input_slot(at)
-        loops = (kh, kw, extent, (rows, t.chunk_rows), (columns, t.chunk_columns))
+        slot = self._input_slot(at, k_block)
+        loops = ((kh, t.kernel_rows), kw, extent, (rows, t.chunk_rows), (columns, t.chunk_columns))
         with self.nest.grid(*loops, *fields.loops()) as (ky, kx, k, y, x, *lane):
-            act = slot + ((cy * t.chunk_rows + y) * g.row_stride + ky * layer.dilation[0]) * g.pitch
+            row = (cy * t.chunk_rows + y) * g.row_stride + ky * layer.dilation[0]
             column = (cx * t.chunk_columns + x) * g.column_stride + kx * layer.dilation[1]
-            act = act + column * g.pixel_bytes + group * (g.group_channels_in * g.act_bits // 8)
+            act = slot + row * self.pitch + column * self.pixel_bytes
+            # Tiles and k0 count from the first channel of a pixel, or of a piece of it.
+            own_tile = tile if self.in_pieces else global_tile
+            if g.groups > 1:
+                group_bytes = g.group_channels_in * g.act_bits // 8
+                act = act + own_tile // g.tiles_per_group * group_bytes
             wgt = self._weight_slot(at, k_block)
             if pass_ is not None and g.passes is not None:
                 passes = g.passes
-                piece = (k_block * (t.k0 // passes.tiles) + pass_) // passes.each
+                piece = (k_block.k0 * (t.k0 // passes.tiles) + pass_) // passes.each
                 act = act + piece * (passes.piece * g.act_bits // 8)
                 act = act + k * (g.lanes * g.act_bits // 8)
-                number = tile * self._passes(passes, k_block) + pass_
+                number = tile * self._passes(passes, k_block.k0) + pass_
                 wgt = wgt + number * (kh * kw * passes.tiles * g.tile_bytes)
                 wgt = wgt + ((ky * kw + kx) * fields.tiles + k) * g.tile_bytes
             else:
                 if g.depthwise:
-                    act = act + global_tile * (g.columns * g.act_bits // 8)
+                    act = act + own_tile * (g.columns * g.act_bits // 8)
                 else:
-                    act = act + (k_block * t.k0 + k) * (g.lanes * g.act_bits // 8)
+                    own_k = k if self.in_pieces else k_block.k0 * t.k0 + k
+                    act = act + own_k * (g.lanes * g.act_bits // 8)
                 wgt = wgt + (((tile * kh + ky) * kw + kx) * extent[0] + k) * g.tile_bytes
             acc = first + (y * columns + x) * g.columns
             sums = () if g.depthwise else (k, *lane[: fields.reduction_loops])
@@ -468,40 +499,63 @@ class _LoopNest:
 
     # --- data movement
 
-    def _load_stripe(self, at: Position) -> None:
+    def _load_stripe(self, at: Position, k_block: KBlock) -> None:
         """Input rows of the stripe, with the zero point where the window leaves the image."""
-        g, layer = self.g, self.layer
+        g, t, layer = self.g, self.t, self.layer
         if g.input.near:
             return
         h, w, _ = g.input.shape
         c = g.pixel_bytes
         top, left, _, _ = layer.padding
-        slot = self._input_slot(at)
-        rows = g.rows_in(self.t.rows)
+        slot = self._input_slot(at, k_block)
+        rows = g.rows_in(t.rows, t.kernel_rows)
         # As many as rows_in(rows of this stripe), written so that what does not depend on the
         # position is one constant. Stripes overlap by the window's rows, which are loaded again.
-        rows_now = (self._rows(at) - 1) * g.row_stride + rows - (self.t.rows - 1) * g.row_stride
-        with when(at.new_stripe), self.nest.grid((rows_now, rows), g.width_in, c) as (y, x, ch):
-            source_y = at.stripe * (self.t.rows * layer.strides[0]) + y * g.row_step - top
+        rows_now = (self._rows(at) - 1) * g.row_stride + rows - (t.rows - 1) * g.row_stride
+        if self.kernel_blocks > 1:
+            unused = t.kernel_rows - self._kernel_rows(k_block.rows)
+            rows_now = rows_now - unused * layer.dilation[0]
+        first_y = at.stripe * (t.rows * layer.strides[0]) - top
+        first_y = first_y + k_block.rows * (t.kernel_rows * layer.dilation[0])
+        first_channel, bytes_now = self._piece(at, k_block)
+        loops = ((rows_now, rows), g.width_in, (bytes_now, self.pixel_bytes))
+        with when(at.new_stripe), self.nest.grid(*loops) as (y, x, ch):
+            source_y = first_y + y * g.row_step
             source_x = x * g.column_step - left
             with self.nest.block("load") as b:
                 inside = tirx.all(source_y >= 0, source_y < h, source_x >= 0, source_x < w)
-                value = self.X[b((source_y * w + source_x) * c + ch)]
+                value = self.X[b((source_y * w + source_x) * c + first_channel + ch)]
                 fill = tirx.const(g.input.repeated(layer.input_zero_point), g.input.dtype)
-                target = b(slot + (y * g.width_in + x) * c + ch)
+                target = b(slot + (y * g.width_in + x) * self.pixel_bytes + ch)
                 store(self.act, target, tirx.if_then_else(b(inside), value, fill))
 
-    def _load_weights(self, at: Position, k_block: Expr) -> None:
+    def _piece(self, at: Position, k_block: KBlock) -> tuple[Expr, Expr]:
+        """Of a pixel's bytes, the first one that is loaded, and how many are."""
+        if not self.in_pieces:
+            return 0, self.pixel_bytes
+        whole = self.g.pixel_bytes
+        block = at.block if self.g.by_channel else k_block.k0
+        first = block * self.pixel_bytes
+        if whole % self.pixel_bytes == 0:
+            return first, self.pixel_bytes
+        return first, smaller(self.pixel_bytes, whole - first)
+
+    def _piece_count(self) -> int:
+        return self.blocks * self.stripes * self.k_blocks
+
+    def _load_weights(self, at: Position, k_block: KBlock) -> None:
         """One run of bytes: ``packed_weights`` has put them in the order of the blocks."""
         g, t = self.g, self.t
         if g.factor is not None:
-            self._load_factor(at, k_block)
+            self._load_factor(at, k_block.k0)
             return
-        per_k0 = g.reduction[0] * g.reduction[1] * g.tile_bytes
-        k0 = g.reduction[2]
-        k0_now = self._k0(k_block)
-        source = at.block * (t.tiles * k0 * per_k0) + self._tiles(at) * (k_block * t.k0 * per_k0)
-        size = self._tiles(at) * k0_now * per_k0
+        per_row = g.reduction[1] * g.tile_bytes
+        kh, _, k0 = g.reduction
+        rows_now = self._kernel_rows(k_block.rows)
+        source = at.block * (t.tiles * kh * k0 * per_row)
+        source = source + self._tiles(at) * (k_block.rows * (t.kernel_rows * k0 * per_row))
+        source = source + self._tiles(at) * rows_now * (k_block.k0 * (t.k0 * per_row))
+        size = self._tiles(at) * rows_now * self._k0(k_block.k0) * per_row
         with self.nest.serial(size, self.w_slot) as n, self.nest.block("load_weights") as b:
             store(self.wgt, b(self._weight_slot(at, k_block) + n), self.W[b(source + n)])
 
@@ -512,7 +566,8 @@ class _LoopNest:
         ``ROWS`` a pixel is a column: bytes that lie together in DRAM land a row apart.
         """
         g, t = self.g, self.t
-        slot, pitch = self._weight_slot(at, k_block), self._k0(k_block) * g.tile_bytes
+        slot = self._weight_slot(at, KBlock(0, k_block))
+        pitch = self._k0(k_block) * g.tile_bytes
         window = at.stripe // (g.window_rows // t.rows) if g.windowed else 0
         for load in factor_loads(g, t, window, at.block, k_block):
             with ExitStack() as stack:
@@ -526,7 +581,7 @@ class _LoopNest:
                 store(self.wgt, b(near), self.W[b(load.source(group, tile, lane, column))])
         if g.last_valid == g.lanes:
             return
-        with when(k_block == self.k_blocks - 1):
+        with when(k_block == self.k0_blocks - 1):
             tiles = (self._tiles(at), t.tiles)
             unused = (g.lanes - g.last_valid) * g.columns
             first = pitch - unused
@@ -538,9 +593,19 @@ class _LoopNest:
         k0, most = self.g.reduction[2], self.t.k0
         return most if k0 % most == 0 else smaller(most, k0 - k_block * most)
 
-    def _weight_slot(self, at: Position, k_block: Expr) -> Expr:
+    def _kernel_rows(self, kernel_block: Expr) -> Expr:
+        """Kernel rows of a k block."""
+        kh, most = self.g.reduction[0], self.t.kernel_rows
+        return most if kh % most == 0 else smaller(most, kh - kernel_block * most)
+
+    def _k_step(self, at: Position, k_block: KBlock) -> Expr:
+        """How many k blocks came before."""
+        before = at.step * self.kernel_blocks + k_block.rows
+        return before * self.k0_blocks + k_block.k0
+
+    def _weight_slot(self, at: Position, k_block: KBlock) -> Expr:
         if self.k_blocks > 1:
-            return (at.step * self.k_blocks + k_block) % 2 * self.w_slot
+            return self._k_step(at, k_block) % 2 * self.w_slot
         if self.g.windowed:
             return at.step % 2 * self.w_slot if self.blocks * self.stripes > 1 else 0
         return at.block % 2 * self.w_slot if self.blocks > 1 else 0
@@ -555,11 +620,15 @@ class _LoopNest:
     def _par_slot(self, at: Position) -> Expr:
         return at.block % 2 * self.p_slot if self.blocks > 1 and not self.g.one_record else 0
 
-    def _input_slot(self, at: Position) -> Expr:
-        """Byte of ACT at which the stripe's first window begins."""
+    def _input_slot(self, at: Position, k_block: KBlock) -> Expr:
+        """Byte of ACT at which the stripe's first window begins, with the k block's first row."""
         g = self.g
         if g.input.near:
-            return g.first_pixel + at.stripe * (self.t.rows * g.row_stride * g.pitch)
+            row = at.stripe * (self.t.rows * g.row_stride)
+            row = row + k_block.rows * (self.t.kernel_rows * self.layer.dilation[0])
+            return g.first_pixel + row * g.pitch
+        if self.in_pieces:
+            return self._k_step(at, k_block) % 2 * self.x_slot if self._piece_count() > 1 else 0
         return at.stripe % 2 * self.x_slot if self.stripes > 1 else 0
 
     def _output_slot(self, at: Position) -> Expr:

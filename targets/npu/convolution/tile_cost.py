@@ -8,6 +8,7 @@ out waiting for tokens and for the bus.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from targets.layers import Pairing
@@ -30,6 +31,9 @@ class ConvTiling:
         chunk_rows: output rows whose sums one GEMM makes.
         chunk_columns: output columns of the same.
         rows_outer: whether stripes are the outer loop and weight blocks the inner one.
+        kernel_rows: rows of the kernel of a weight block.
+        in_pieces: whether only what a weight block multiplies is loaded of a stripe: the rows that
+            its kernel rows read, and its input channels.
     """
 
     rows: int
@@ -38,6 +42,24 @@ class ConvTiling:
     chunk_rows: int
     chunk_columns: int
     rows_outer: bool
+    kernel_rows: int
+    in_pieces: bool = False
+
+
+def k_blocks(g: ConvGeometry, t: ConvTiling) -> tuple[int, int]:
+    """Into how many parts kernel rows, and the reduction tiles along k0, are cut."""
+    return ceil_div(g.reduction[0], t.kernel_rows), ceil_div(g.reduction[2], t.k0)
+
+
+def piece_bytes(g: ConvGeometry, t: ConvTiling) -> int:
+    """Most bytes of a pixel that are loaded with a weight block."""
+    if not t.in_pieces or g.input.near:
+        return g.pixel_bytes
+    if g.groups > 1:
+        channels = t.tiles // g.tiles_per_group * g.group_channels_in
+    else:
+        channels = t.tiles * g.columns if g.depthwise else t.k0 * g.lanes
+    return min(channels * g.act_bits // 8, g.pixel_bytes)
 
 
 def block_channels(g: ConvGeometry, tiles: int) -> int:
@@ -47,16 +69,18 @@ def block_channels(g: ConvGeometry, tiles: int) -> int:
     return min(tiles * g.columns, g.out[2])
 
 
-def weight_bytes(g: ConvGeometry, tiles: int, k0: int) -> int:
+def weight_bytes(g: ConvGeometry, tiles: int, k0: int, kernel_rows: int) -> int:
     """Bytes of a block of packed weights."""
-    return tiles * g.reduction[0] * g.reduction[1] * k0 * g.tile_bytes
+    return tiles * kernel_rows * g.reduction[1] * k0 * g.tile_bytes
 
 
 def estimate(g: ConvGeometry, t: ConvTiling) -> Cost:
     """The cost of a layer with a tiling, on a machine that has nothing else to do."""
     stripes, blocks = ceil_div(g.out[0], t.rows), ceil_div(g.tiles, t.tiles)
     steps = stripes * blocks
-    stripe_in = _input_bus(g, t.rows)
+    parts = math.prod(k_blocks(g, t))
+    in_pieces = t.in_pieces and not g.input.near
+    stripe_in = _input_bus(g, t)
     block_in = _block_bus(g, t)
     moves = _output_bus(g, t)
     loads = moves if g.residual is not None and not g.residual.near else 0
@@ -65,9 +89,9 @@ def estimate(g: ConvGeometry, t: ConvTiling) -> Cost:
     outer, each_outer, each_inner = (
         (stripes, stripe_in, block_in) if t.rows_outer else (blocks, block_in, stripe_in)
     )
-    if t.k0 < g.reduction[2]:  # k blocks come and go in every step
-        each_outer, each_inner = 0, block_in + (stripe_in if stripes > 1 else 0)
-    elif steps == outer and not g.windowed:  # what the inner loop would load stays
+    if parts > 1:  # k blocks come and go in every step
+        each_outer, each_inner = 0, block_in + (stripe_in if stripes > 1 or in_pieces else 0)
+    elif steps == outer and not g.windowed and not in_pieces:  # what the inner loop loads stays
         each_inner = 0
     array, instructions = _array(g, t)
     decode = instructions * g.spec.issue.decode
@@ -76,9 +100,14 @@ def estimate(g: ConvGeometry, t: ConvTiling) -> Cost:
     # Each GEMM or DWC comes with a REQ, and both come over the bus.
     fetch = _bus(g, 1, 2 * instructions * g.spec.issue.insn_bytes // steps)
     # A step's loads hide under the step before it, and no further: LD works in order.
-    at_outer = max(compute, each_outer + each_inner + moved + fetch)
-    at_inner = max(compute, each_inner + moved + fetch)
-    before = 2 * g.spec.dma.read_latency + block_in + stripe_in + loads
+    filled = parts * _fill(g, t) if in_pieces else 0
+    at_outer = max(compute, each_outer + each_inner + filled + moved + fetch)
+    at_inner = max(compute, each_inner + filled + moved + fetch)
+    if in_pieces:  # two slots: a piece is loaded once the one before the last is multiplied
+        round_trip = parts * g.spec.dma.read_latency + each_inner + filled + compute
+        at_outer, at_inner = (max(pace, ceil_div(round_trip, 2)) for pace in (at_outer, at_inner))
+    first = block_in + stripe_in + filled
+    before = 2 * g.spec.dma.read_latency + (first // parts if in_pieces else first) + loads
     known = 0 if g.factor else block_in  # before the layers before are done
     latency = g.spec.dma.write_latency if stores else 0
     after = latency + stores + _requantize(g, t.chunk_rows * t.chunk_columns)
@@ -115,11 +144,11 @@ def exposed(g: ConvGeometry, t: ConvTiling) -> int:
 
 def _block_bus(g: ConvGeometry, t: ConvTiling) -> int:
     """Cycles of loading one block's weights and records."""
-    k_blocks = ceil_div(g.reduction[2], t.k0)
+    parts = math.prod(k_blocks(g, t))
     records = 0 if g.one_record else _bus(g, 1, block_channels(g, t.tiles) * RECORD_WORDS * 4)
     if g.factor:
         return _factor_bus(g, t) + records
-    return k_blocks * _bus(g, 1, weight_bytes(g, t.tiles, t.k0)) + records
+    return parts * _bus(g, 1, weight_bytes(g, t.tiles, t.k0, t.kernel_rows)) + records
 
 
 def _factor_bus(g: ConvGeometry, t: ConvTiling) -> int:
@@ -148,7 +177,7 @@ def _array(g: ConvGeometry, t: ConvTiling) -> tuple[int, int]:
                 chunks = stripes * times * beside
                 work += chunks * _chunk(g, height * width)
                 count += chunks
-    each = g.passes.count if g.passes else ceil_div(g.reduction[2], t.k0)
+    each = g.passes.count if g.passes else math.prod(k_blocks(g, t))
     return work * g.tiles, count * each * g.tiles
 
 
@@ -172,17 +201,29 @@ def _requantize(g: ConvGeometry, pixels: int) -> int:
     return pixels * g.requantize_cycles
 
 
-def _input_bus(g: ConvGeometry, rows: int) -> int:
-    """Cycles of loading a stripe's input once."""
+def _input_bus(g: ConvGeometry, t: ConvTiling) -> int:
+    """Cycles of loading a stripe's input once, or all pieces of it that a weight block needs."""
     if g.input.near:
         return 0
     height, width, _ = g.input.shape
-    loaded, across = min(g.rows_in(rows), height), min(g.width_in, width)
-    if g.column_step > 1:
-        return _bus(g, loaded * across, g.pixel_bytes)
-    row = across * g.pixel_bytes
+    loaded, across = min(g.rows_in(t.rows, t.kernel_rows), height), min(g.width_in, width)
+    pixel, pieces = piece_bytes(g, t), math.prod(k_blocks(g, t)) if t.in_pieces else 1
+    if g.column_step > 1 or pixel < g.pixel_bytes:
+        return pieces * _bus(g, loaded * across, pixel)
+    row = across * pixel
     contiguous = g.row_step == 1 and g.width_in >= width
-    return _bus(g, 1, loaded * row) if contiguous else _bus(g, loaded, row)
+    return pieces * (_bus(g, 1, loaded * row) if contiguous else _bus(g, loaded, row))
+
+
+def _fill(g: ConvGeometry, t: ConvTiling) -> int:
+    """Cycles of filling a piece with the zero point, where its border needs that.
+
+    Nothing is loaded meanwhile: the border of a piece fits no field of LD.
+    """
+    if not any(g.layer.padding) or piece_bytes(g, t) == g.pixel_bytes:
+        return 0
+    pixels = g.rows_in(t.rows, t.kernel_rows) * g.width_in
+    return ceil_div(pixels * piece_bytes(g, t), g.spec.sram.act.line)
 
 
 def _output_bus(g: ConvGeometry, t: ConvTiling) -> int:

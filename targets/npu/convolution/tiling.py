@@ -4,6 +4,8 @@ stripe   ``rows`` output rows: their input rows and their output live in ACT, tw
          a next stripe
 block    ``tiles`` column tiles whose weights live in WGT, twice where there is a next block
 k block  ``k0`` reduction tiles, where a column tile's weights are too many for half of WGT
+piece    what a k block, or a block of channels, multiplies of a stripe, where ACT does not hold
+         more; a k block may then be of ``kernel_rows``, too
 chunk    ``chunk_rows`` x ``chunk_columns`` output pixels whose sums live in one half of ACC
 
 Of all that fit, the one with the fewest estimated cycles is taken.
@@ -11,26 +13,57 @@ Of all that fit, the one with the fewest estimated cycles is taken.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from targets.npu.convolution.geometry import MAX_K0, ConvGeometry
-from targets.npu.convolution.tile_cost import ConvTiling, block_channels, weight_bytes
+from targets.npu.convolution.tile_cost import (
+    ConvTiling,
+    block_channels,
+    k_blocks,
+    piece_bytes,
+    weight_bytes,
+)
 from targets.npu.kinds.cost import ceil_div
 from targets.npu.schedule.intrinsics import RECORD_WORDS
 
+MAX_ACC_SLOTS = 8
+"""Chunks whose sums may wait for the vector unit, or for their store, at the same time."""
+
 
 def tilings(g: ConvGeometry) -> Iterator[ConvTiling]:
-    """All tilings of few sizes that fit."""
+    """All tilings of few sizes that fit; those in pieces only where there are no others.
+
+    Pieces are loaded again for each block of weights, but for those of a depthwise layer: taller
+    stripes of fewer channels load fewer rows twice, so these are always among them.
+    """
     heights = _stripe_rows(g)
+    fitting = False
     for tiles, k0 in dict.fromkeys(_weight_blocks(g)):  # several counts cut into the same parts
         for rows in heights:
-            yield from _fit(g, tiles, k0, rows)
+            for tiling in _fit(g, tiles, k0, rows):
+                fitting = True
+                yield tiling
+    if not _may_be_in_pieces(g) or (fitting and (not g.depthwise or g.input.near)):
+        return
+    for tiles, kernel_rows, k0 in dict.fromkeys(_pieces(g)):
+        of_channels = kernel_rows == g.kernel[0] and tiles < g.tiles
+        if fitting and not of_channels:
+            continue
+        for rows in heights:
+            yield from _fit_pieces(g, tiles, kernel_rows, k0, rows)
 
 
 def no_tiling_fits(g: ConvGeometry) -> str:
     """Why there is none: which memory is too small by how much."""
+    if _may_be_in_pieces(g):
+        pieces = list(_pieces(g))
+        return _why_no_stripe(g, pieces[-1], in_pieces=True) if pieces else _why_no_block(g)
     blocks = list(_weight_blocks(g))
-    return _why_no_stripe(g, *blocks[-1]) if blocks else _why_no_block(g)
+    if not blocks:
+        return _why_no_block(g)
+    tiles, k0 = blocks[-1]
+    return _why_no_stripe(g, (tiles, g.kernel[0], k0), in_pieces=False)
 
 
 def acc_rows(g: ConvGeometry) -> int:
@@ -38,22 +71,24 @@ def acc_rows(g: ConvGeometry) -> int:
     return g.spec.sram.acc.bytes // (4 * g.columns)
 
 
-def input_slot_bytes(g: ConvGeometry, rows: int) -> int:
-    """Bytes of one stripe's input, and what the array reads behind it."""
+def input_slot_bytes(g: ConvGeometry, t: ConvTiling) -> int:
+    """Bytes of one stripe's input, or of a piece of it, and what the array reads behind it."""
     if g.input.near:
         return 0
-    return g.rows_in(rows) * g.pitch + g.spec.array.overrun
+    pixels = g.rows_in(t.rows, t.kernel_rows) * g.width_in
+    return pixels * piece_bytes(g, t) + g.spec.array.overrun
 
 
-def act_bytes(g: ConvGeometry, rows: int, tiles: int) -> int:
-    """Bytes of ACT that stripes of ``rows`` take, both halves of the double buffers included."""
+def act_bytes(g: ConvGeometry, t: ConvTiling) -> int:
+    """Bytes of ACT that a tiling takes, both halves of the double buffers included."""
     oh, ow, k = g.out
-    stripes, blocks = ceil_div(oh, rows), ceil_div(g.tiles, tiles)
-    inputs = input_slot_bytes(g, rows) * min(2, stripes)
+    stripes, blocks = ceil_div(oh, t.rows), ceil_div(g.tiles, t.tiles)
+    loads = stripes * blocks * math.prod(k_blocks(g, t)) if t.in_pieces else stripes
+    inputs = input_slot_bytes(g, t) * min(2, loads)
     if g.layer.requantize is None:
         return inputs
     beside = int(not g.output.near) + int(g.residual is not None and not g.residual.near)
-    output = rows * ow * min(block_channels(g, tiles), k) * g.output.bits // 8
+    output = t.rows * ow * min(block_channels(g, t.tiles), k) * g.output.bits // 8
     return inputs + output * beside * min(2, stripes * blocks)
 
 
@@ -61,12 +96,12 @@ def _weight_blocks(g: ConvGeometry) -> Iterator[tuple[int, int]]:
     """(column tiles, k0 tiles) of weight blocks that fit, largest first."""
     unit = g.tiles_per_group if g.groups > 1 else 1  # a block of a grouped layer holds whole groups
     wgt, par = g.spec.sram.wgt.bytes, g.spec.sram.par.bytes
-    k0 = g.reduction[2]
+    kh, _, k0 = g.reduction
     if k0 <= MAX_K0 or g.passes is not None:
         for count in _few(g.tiles // unit):
             tiles = ceil_div(g.tiles // unit, count) * unit
             slots = 2 if g.windowed else min(2, ceil_div(g.tiles, tiles))
-            fits = slots * weight_bytes(g, tiles, k0) <= wgt
+            fits = slots * weight_bytes(g, tiles, k0, kh) <= wgt
             if fits and slots * _record_bytes(g, tiles) <= par:
                 yield tiles, k0
     if g.groups > 1 or par // 2 < g.columns * RECORD_WORDS * 4:
@@ -76,8 +111,36 @@ def _weight_blocks(g: ConvGeometry) -> Iterator[tuple[int, int]]:
         if g.passes is not None:
             part = ceil_div(part, g.passes.tiles) * g.passes.tiles
         fits = part <= MAX_K0 or g.passes is not None
-        if count > 1 and fits and part < k0 and 2 * weight_bytes(g, 1, part) <= wgt:
+        if count > 1 and fits and part < k0 and 2 * weight_bytes(g, 1, part, kh) <= wgt:
             yield 1, part
+
+
+def _may_be_in_pieces(g: ConvGeometry) -> bool:
+    """Whether there is code for it: the weights are constants whose products are not scaled.
+
+    A row of few channels is multiplied as a whole.
+    """
+    return g.factor is None and g.passes is None and not g.folded
+
+
+def _pieces(g: ConvGeometry) -> Iterator[tuple[int, int, int]]:
+    """(column tiles, kernel rows, k0 tiles) of weight blocks that fit, largest first.
+
+    All channels by some kernel rows are among them, and so are some channels by all kernel rows.
+    """
+    unit = g.tiles_per_group if g.groups > 1 else 1
+    wgt, par = g.spec.sram.wgt.bytes, g.spec.sram.par.bytes
+    kh, _, k0 = g.reduction
+    for rows in dict.fromkeys(ceil_div(kh, count) for count in _few(kh)):
+        for deep in dict.fromkeys(ceil_div(k0, count) for count in _few(1 if g.by_channel else k0)):
+            if deep > MAX_K0:
+                continue
+            for count in _few(g.tiles // unit):
+                tiles = ceil_div(g.tiles // unit, count) * unit
+                slots = 2 if tiles < g.tiles or rows < kh or deep < k0 else 1
+                records = _record_bytes(g, tiles) * min(2, ceil_div(g.tiles, tiles))
+                if slots * weight_bytes(g, tiles, deep, rows) <= wgt and records <= par:
+                    yield tiles, rows, deep
 
 
 def _record_bytes(g: ConvGeometry, tiles: int) -> int:
@@ -110,20 +173,45 @@ def _stripe_rows(g: ConvGeometry) -> list[int]:
 
 def _fit(g: ConvGeometry, tiles: int, k0: int, rows: int) -> Iterator[ConvTiling]:
     """Tilings of these sizes, if ACT and ACC hold them."""
-    if act_bytes(g, rows, tiles) > g.act_bytes:
-        return
     # Half of ACC, so that sums of one chunk are requantized while those of the next are made.
-    ow, half = g.out[1], acc_rows(g) // 2
-    if k0 < g.reduction[2]:  # the sums of a whole stripe wait for the next k block
-        if rows * ow <= half:
-            yield ConvTiling(rows, tiles, k0, rows, ow, rows_outer=False)
+    (kh, _, all_k0), ow, half = g.reduction, g.out[1], acc_rows(g) // 2
+    whole = ConvTiling(rows, tiles, k0, rows, ow, rows_outer=False, kernel_rows=kh)
+    if act_bytes(g, whole) > g.act_bytes:
         return
-    # Chunks as equal as possible: a narrow last one would not cover the loading of its weights.
-    chunk_columns = ceil_div(ow, ceil_div(ow, half))
-    chunk_rows = min(rows, max(1, half // ow))
-    chunk_rows = ceil_div(rows, ceil_div(rows, chunk_rows))
+    if k0 < all_k0:  # the sums of a whole stripe wait for the next k block
+        if rows * ow <= half:
+            yield whole
+        return
+    chunk_rows, chunk_columns = _chunk(g, rows)
     for rows_outer in (True,) if g.windowed else (False, True):
-        yield ConvTiling(rows, tiles, k0, chunk_rows, chunk_columns, rows_outer)
+        yield ConvTiling(rows, tiles, k0, chunk_rows, chunk_columns, rows_outer, kh)
+
+
+def _chunk(g: ConvGeometry, rows: int) -> tuple[int, int]:
+    """Rows and columns of the chunks of a stripe.
+
+    They are as equal as possible: a narrow last one would not cover the loading of its weights.
+    """
+    ow, half = g.out[1], acc_rows(g) // 2
+    columns = ceil_div(ow, ceil_div(ow, half))
+    most = min(rows, max(1, half // ow))
+    return ceil_div(rows, ceil_div(rows, most)), columns
+
+
+def _fit_pieces(
+    g: ConvGeometry, tiles: int, kernel_rows: int, k0: int, rows: int
+) -> Iterator[ConvTiling]:
+    """The same in pieces: blocks of weights are the outer loop, so that they are loaded once."""
+    (kh, _, all_k0), ow, half = g.reduction, g.out[1], acc_rows(g) // 2
+    whole = kernel_rows == kh and k0 == all_k0
+    chunk = _chunk(g, rows) if whole else (rows, ow)
+    # The sums of all tiles of a block wait for the next k block.
+    waiting = 0 if whole else tiles
+    if rows * ow * waiting > half or waiting > MAX_ACC_SLOTS // 2:
+        return
+    tiling = ConvTiling(rows, tiles, k0, *chunk, False, kernel_rows, in_pieces=True)
+    if act_bytes(g, tiling) <= g.act_bytes:
+        yield tiling
 
 
 def _why_no_block(g: ConvGeometry) -> str:
@@ -137,20 +225,24 @@ def _why_no_block(g: ConvGeometry) -> str:
             f"{g.layer.name}: the records of one group ({records} bytes) exceed half of PAR "
             f"({par // 2})"
         )
+    rows = 1 if _may_be_in_pieces(g) else g.kernel[0]
     if g.groups > 1:
-        needed = weight_bytes(g, g.tiles_per_group, g.reduction[2])
+        needed = weight_bytes(g, g.tiles_per_group, g.reduction[2], rows)
         return (
             f"{g.layer.name}: the weights of one group ({needed} bytes) exceed half of WGT "
             f"({wgt // 2})"
         )
+    kernel = f"a {g.kernel[0]}x{g.kernel[1]} kernel"
     return (
-        f"{g.layer.name}: a {g.kernel[0]}x{g.kernel[1]} kernel needs {weight_bytes(g, 1, 1)} bytes "
-        f"of weights per tile, half of WGT has {wgt // 2}"
+        f"{g.layer.name}: {kernel if rows > 1 else f'a row of {kernel}'} needs "
+        f"{weight_bytes(g, 1, 1, rows)} bytes of weights per tile, half of WGT has {wgt // 2}"
     )
 
 
-def _why_no_stripe(g: ConvGeometry, tiles: int, k0: int) -> str:
-    needed, capacity = act_bytes(g, 1, tiles), g.act_bytes
+def _why_no_stripe(g: ConvGeometry, block: tuple[int, int, int], *, in_pieces: bool) -> str:
+    tiles, kernel_rows, k0 = block
+    row = ConvTiling(1, tiles, k0, 1, g.out[1], False, kernel_rows, in_pieces)
+    needed, capacity = act_bytes(g, row), g.act_bytes
     if needed > capacity:
         return (
             f"{g.layer.name}: one output row with its input rows needs {needed} bytes of ACT, "

@@ -12,7 +12,12 @@ from targets.errors import ArithmeticRangeError
 from targets.npu.emit.call_nest import Axis, Call
 from targets.npu.emit.emitted import Emitted, Place
 from targets.npu.emit.loop_tree import Env, Leaf
-from targets.npu.emit.matrix import before_the_last, encode_depthwise, encode_gemm
+from targets.npu.emit.matrix import (
+    before_the_last,
+    encode_depthwise,
+    encode_gemm,
+    windows_that_fit,
+)
 from targets.npu.emit.vector import (
     encode_add,
     encode_lut,
@@ -57,6 +62,10 @@ def _unroll(
     encode: _Encoder, call: Call, itemsizes: tuple[int, ...], spec: NpuSpec
 ) -> list[Emitted]:
     """Encode the call, or unroll its outermost loop (POOL: the outermost of pixels) and retry."""
+    if encode is encode_depthwise:
+        windows = list(windows_that_fit(call))
+        if len(windows) > 1:
+            return [e for window in windows for e in _unroll(encode, window, itemsizes, spec)]
     done = encode(call, spec)
     if done is not None:
         return [done]

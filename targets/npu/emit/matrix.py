@@ -5,6 +5,7 @@ An encoder returns None where the loops are not of the shape that the instructio
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from targets.npu.emit.call_nest import Axis, Call, pad, rows_fit, span
@@ -15,6 +16,7 @@ from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.meanings import ProductFields
 
 _LONGEST_KERNEL = isa.largest(isa.Gemm, "k1", "k2")
+_LONGEST_WINDOW = isa.largest(isa.Depthwise, "kh", "kw")
 
 
 def encode_gemm(call: Call, spec: NpuSpec) -> Emitted | None:
@@ -86,6 +88,40 @@ def before_the_last(call: Call) -> Call:
     if call.fields.tiles == 1 or any(axis.strides[2] == 0 for axis in call.axes):
         return call  # there is no loop k0, or it is further in
     return replace(call, fields=replace(call.fields, kvalid=call.fields.lanes))
+
+
+def windows_that_fit(call: Call) -> Iterator[Call]:
+    """Calls of DWC whose kernels its fields can count, in place of one whose kernel is larger.
+
+    A window as wide as its image, as in the pooling of all pixels, is one run of taps, which can be
+    cut into rows of any length. Another one is left as it is, to be unrolled.
+    """
+    acc = 2
+    kernel = [axis for axis in call.axes if axis.strides[acc] == 0]
+    pixels = call.axes[len(kernel) :]
+    longest = max((axis.extent for axis in kernel), default=1)
+    if longest <= _LONGEST_WINDOW or call.axes != (*kernel, *pixels):
+        yield call
+        return
+    *outer, tap = kernel
+    whole = tuple(tap.extent * stride for stride in tap.strides)
+    if len(outer) > 1 or any(axis.strides != whole for axis in outer):
+        yield call
+        return
+    taps, begin = tap.extent * (outer[0].extent if outer else 1), 0
+    while begin < taps:
+        rows, columns = divmod(min(taps - begin, _LONGEST_WINDOW**2), _LONGEST_WINDOW)
+        window = [Axis(rows, tuple(_LONGEST_WINDOW * stride for stride in tap.strides))]
+        window.append(replace(tap, extent=_LONGEST_WINDOW))
+        if rows == 0:
+            rows, window = 1, [replace(tap, extent=columns)]
+        starts = tuple(
+            start + begin * stride * size
+            for start, stride, size in zip(call.starts, tap.strides, (1, 1, 4), strict=True)
+        )
+        axes = tuple(axis for axis in (*window, *pixels) if axis.extent > 1)
+        yield replace(call, starts=starts, axes=axes, initialise=call.initialise and begin == 0)
+        begin += rows * window[-1].extent
 
 
 def encode_depthwise(call: Call, spec: NpuSpec) -> Emitted | None:

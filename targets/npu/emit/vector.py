@@ -203,17 +203,19 @@ def encode_lut(call: Call, _spec: NpuSpec) -> Emitted | None:
 
 def encode_softmax(call: Call, _spec: NpuSpec) -> Emitted | None:
     """One SOFTMAX: up to two loops over rows, or None."""
-    return _encode_rows(isa.Softmax, call, EXPONENTIALS_BYTES)
+    return _encode_rows(isa.Softmax, call, EXPONENTIALS_BYTES, call.fields.length)
 
 
 def encode_norm(call: Call, _spec: NpuSpec) -> Emitted | None:
     """One NORM: likewise."""
     f: NormFields = call.fields
-    parameters = EPSILON_BYTES + f.length * SCALE_BYTES
     return _encode_rows(
         isa.Norm,
         call,
-        parameters,
+        EPSILON_BYTES + f.written * SCALE_BYTES,
+        f.written,
+        cuts=f.cuts,
+        part=f.part,
         lift=f.lift,
         fraction=f.normed_fraction,
         whole=not f.centred,
@@ -221,7 +223,7 @@ def encode_norm(call: Call, _spec: NpuSpec) -> Emitted | None:
 
 
 def _encode_rows(
-    kind: type[isa.Rows], call: Call, parameter_bytes: int, **own: int
+    kind: type[isa.Rows], call: Call, parameter_bytes: int, written: int, **own: int
 ) -> Emitted | None:
     f: RowFields = call.fields
     src, par, dst = range(3)
@@ -257,7 +259,7 @@ def _encode_rows(
         span(ACT, call, axes, src, f.length),
         Span(f"mem{PAR}", table, table + parameter_bytes),
     )
-    return Emitted(instruction, reads, (span(ACT, call, axes, dst, f.length),))
+    return Emitted(instruction, reads, (span(ACT, call, axes, dst, written),))
 
 
 def _run_length(call: Call) -> int | None:

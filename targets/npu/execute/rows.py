@@ -22,7 +22,7 @@ from targets.npu.execute.memory import (
     when,
 )
 from targets.npu.execute.traps import BAD_ROWS
-from targets.npu.machine.legality import EPSILON_BYTES, SCALE_BYTES
+from targets.npu.machine.legality import EPSILON_BYTES, SCALE_BYTES, norm_part
 from targets.rows import (
     DIVISOR_BITS,
     EXPONENTIAL_BITS,
@@ -62,7 +62,7 @@ def softmax(state: State, i: SimpleNamespace) -> None:
 
         return share
 
-    _each_row(state, i, row)
+    _each_row(state, i, i.len, row)
 
 
 def norm(state: State, i: SimpleNamespace) -> None:
@@ -87,8 +87,10 @@ def norm(state: State, i: SimpleNamespace) -> None:
     with when(tirx.any(*bad)):
         state.stop(BAD_ROWS)
     summands = T.bind(start + EPSILON_BYTES)
-    factors = T.bind(summands + 4 * i.len)
-    with T.serial(0, i.len) as n:
+    size = T.bind(norm_part(i))
+    first = T.bind(i.part * size)
+    factors = T.bind(summands + 4 * size)
+    with T.serial(0, size) as n:
         T.buffer_store(bias, little_endian(state, summands + 4 * n, 4), [n])
         factor = tirx.Cast("int16", little_endian(state, factors + 2 * n, 2))
         T.buffer_store(gain, i32(factor), [n])
@@ -111,19 +113,25 @@ def norm(state: State, i: SimpleNamespace) -> None:
         half = T.bind(i64(1) << (shift - i64(1)))
 
         def scaled(n: Expr) -> Expr:
-            distance = count * i64(_code(state, source + n, mask) - zero) - total
+            distance = count * i64(_code(state, source + first + n, mask) - zero) - total
             normed = (distance * reciprocal + half) >> shift
             return normed * i64(gain[n]) + i64(bias[n])
 
         return scaled
 
-    _each_row(state, i, row)
+    _each_row(state, i, size, row)
 
 
 def _each_row(
-    state: State, i: SimpleNamespace, row: Callable[[Expr, Expr], Callable[[Expr], Expr]]
+    state: State,
+    i: SimpleNamespace,
+    written: Expr,
+    row: Callable[[Expr, Expr], Callable[[Expr], Expr]],
 ) -> None:
-    """``row`` does what comes before a row's last pass and gives the sum of each element, int64."""
+    """Write so many codes of each row.
+
+    ``row`` does what comes before its last pass and gives the sum of each element, int64.
+    """
     mask = T.bind(tirx.Select(i.in_unsigned == 1, i32(255), i32(-1)))
     low, high, zero = (T.bind(i64(byte_value(x, i.out_unsigned))) for x in (i.lo, i.hi, i.zp))
     half = T.bind(((i64(1) << i64(i.shift)) >> i64(1)) * i64(i.rounding))
@@ -138,7 +146,7 @@ def _each_row(
             code = tirx.max(tirx.min(code, high), low)
             T.buffer_store(state.mem, tirx.Cast("int8", code), [target + n])
 
-        each(i.len, store)
+        each(written, store)
 
 
 def _code(state: State, at: Expr, mask: Expr) -> Expr:

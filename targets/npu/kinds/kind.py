@@ -105,7 +105,7 @@ class Rule(Enum):
         "Pool twice, by smaller windows.",
     )
     CAPACITY = (
-        "One row of output, with the inputs and weights it needs, fits the machine's memories.",
+        "One row of output, with what it needs at a time, fits the machine's memories.",
         "Give the layer a smaller image, kernel or number of channels, or the machine a larger "
         "memory.",
     )

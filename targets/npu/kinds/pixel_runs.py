@@ -2,6 +2,9 @@
 
     for run of pixels: load; for each row of codes: out = f(act)  -> npu.softmax or npu.norm; store
 
+Where PAR does not hold the parameters of a whole row, all of it comes once for each equal part of a
+row, which is written while its parameters are there.
+
 A choice is the pixels of a run. Tensors without a border at their sides lie as one row of pixels.
 """
 
@@ -48,7 +51,8 @@ class Row:
         at: its first element there.
         par: the words of the layer's parameters.
         out: what is written.
-        to: the first element there.
+        to: the first element there, of the part that is written.
+        part: which of the equal parts of a row that is.
     """
 
     nest: LoopNest
@@ -57,6 +61,7 @@ class Row:
     par: tirx.Buffer
     out: tirx.Buffer
     to: Expr
+    part: int
 
     def code(self, index: Expr) -> Expr:
         """An element that is read, int32."""
@@ -82,23 +87,38 @@ def no_run_fits(job: RowJob) -> str:
     )
 
 
-def run_cost(job: RowJob, run: int, pixel_cycles: int, parameter_bytes: int) -> Cost:
-    """One load, one instruction and one store per run; without those of what stays in ACT."""
-    spec = job.spec
-    moved = bus_cycles(spec, 1, run * job.output.pixel_bytes)
+def run_cost(
+    job: RowJob, run: int, pixel_cycles: int, parameter_bytes: int, parts: int = 1
+) -> Cost:
+    """One load, one instruction and one store per run; without those of what stays in ACT.
+
+    Args:
+        job: the layer.
+        run: pixels of a run.
+        pixel_cycles: of the vector unit, for each time that a pixel comes.
+        parameter_bytes: of all parts.
+        parts: how often all pixels come.
+    """
+    spec, pixel = job.spec, job.output.pixel_bytes
+    loaded = bus_cycles(spec, 1, run * pixel)
+    stored = loaded if parts == 1 else bus_cycles(spec, run, pixel // parts)
     step = Step(
-        loads=() if job.inputs[0].near else (moved,),
+        loads=() if job.inputs[0].near else (loaded,),
         computes=run * pixel_cycles,
-        stores=0 if job.output.near else moved,
+        stores=0 if job.output.near else stored,
     )
     rows, pixels = _image(job)
-    return streamed(spec, rows * pixels, run, step, constants=bus_cycles(spec, 1, parameter_bytes))
+    constants = bus_cycles(spec, 1, parameter_bytes)
+    return streamed(spec, parts * rows * pixels, run, step, constants=constants)
 
 
 def write_runs(
     job: RowJob, run: int, words: Words, row_length: int, body: Callable[[Row], None]
 ) -> tirx.PrimFunc:
-    """The layer, which takes ``words`` as ``parameters``; ``body`` writes what is done to a row."""
+    """The layer; ``body`` writes what is done to a row.
+
+    It takes ``words``, int32[parts, words of each], as ``parameters``, flat.
+    """
     far, made = job.inputs[0], job.output
     loads, stores = not far.near, not made.near
     height, pixels = _image(job)
@@ -106,34 +126,39 @@ def write_runs(
     nest = LoopNest()
     with prim_func(job.layer.name) as builder:
         source = tensor_argument("input", far, job.spec)
-        constant = buffer_argument("parameters", len(words), "int32")
+        parts, length = words.shape
+        constant = buffer_argument("parameters", words.size, "int32")
         output = tensor_argument("output", made, job.spec)
         with root():
-            par = scratchpad("par", len(words), "int32", PAR)
+            par = scratchpad("par", length, "int32", PAR)
             size = run * channels
             act = scratchpad("act", size * both, far.dtype, ACT) if loads else source
             out = scratchpad("out", size * both, made.dtype, ACT) if stores else output
-            with nest.serial(len(words)) as n, nest.block("load_parameters") as b:
-                store(par, b(n), constant[b(n)])
-            with nest.grid(height, ceil_div(pixels, run)) as (y, r):
-                now = run if pixels % run == 0 else smaller(run, pixels - r * run)
-                slot = r % 2 * size if both > 1 else 0
-                begin = (y * pixels + r * run) * channels
-                if loads:
-                    with nest.grid((now, run), channels) as (p, c), nest.block("load") as b:
-                        at = p * channels + c
-                        store(act, b(slot + at), source[b(begin + at)])
-                with nest.grid((now, run), channels // row_length) as (p, head):
-                    at, to = (
-                        slot + p * channels if streams else tensor.pixel_offset(y, r * run + p)
-                        for tensor, streams in ((far, loads), (made, stores))
-                    )
-                    first = head * row_length
-                    body(Row(nest, act, at + first, par, out, to + first))
-                if stores:
-                    with nest.grid((now, run), channels) as (p, c), nest.block("store") as b:
-                        at = p * channels + c
-                        store(output, b(begin + at), out[b(slot + at)])
+            for part in range(parts):
+                with nest.serial(length) as n, nest.block("load_parameters") as b:
+                    store(par, b(n), constant[b(part * length + n)])
+                first_written = part * (row_length // parts)
+                written = channels if parts == 1 else row_length // parts
+                with nest.grid(height, ceil_div(pixels, run)) as (y, r):
+                    now = run if pixels % run == 0 else smaller(run, pixels - r * run)
+                    slot = r % 2 * size if both > 1 else 0
+                    begin = (y * pixels + r * run) * channels
+                    if loads:
+                        with nest.grid((now, run), channels) as (p, c), nest.block("load") as b:
+                            at = p * channels + c
+                            store(act, b(slot + at), source[b(begin + at)])
+                    with nest.grid((now, run), channels // row_length) as (p, head):
+                        at, to = (
+                            slot + p * channels if streams else tensor.pixel_offset(y, r * run + p)
+                            for tensor, streams in ((far, loads), (made, stores))
+                        )
+                        first = head * row_length
+                        to = to + first + first_written
+                        body(Row(nest, act, at + first, par, out, to, part))
+                    if stores:
+                        with nest.grid((now, run), written) as (p, c), nest.block("store") as b:
+                            at = p * channels + first_written + c
+                            store(output, b(begin + at), out[b(slot + at)])
     return builder.get()
 
 

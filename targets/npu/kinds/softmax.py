@@ -59,7 +59,7 @@ class SoftmaxOfRows(Kind[Softmax, int]):
 
     def schedule(self, job: Job[Softmax], choice: int) -> Scheduled:
         """``npu.softmax`` on every row; ``tensorize`` knows no pattern of several passes."""
-        words = exponential_words(job.layer.table)
+        words = exponential_words(job.layer.table)[None]
         fields = softmax_fields(job.layer)
 
         def call(row: Row) -> None:
@@ -86,7 +86,7 @@ class SoftmaxOfRows(Kind[Softmax, int]):
         written, called = (
             write_runs(job, choice, words, fields.length, body) for body in (plain, call)
         )
-        return Scheduled(written, called, {"parameters": words})
+        return Scheduled(written, called, {"parameters": words.reshape(-1)})
 
     def bytewise(self, layer: Softmax, bits: Mapping[str, int]) -> Iterable[str]:
         """A row is of bytes."""

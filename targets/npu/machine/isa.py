@@ -307,12 +307,15 @@ class Norm(Rows):
 
     ``targets/rows.py`` is the definition of the sums, ``lift`` its j and ``fraction`` its f; what
     follows them is as with SOFTMAX. ``z`` is subtracted from every code, the mean unless ``whole``
-    is set. At ``par_addr`` lie E in seven bytes and z in one, then ``len`` summands, int32, then
-    ``len`` factors, int16. With the largest variance of ``len`` codes, lifted, E is
-    below 2^52; it is not below 4^(lift + fraction - 15).
+    is set. Of the ``cuts + 1`` equal parts of a row, number ``part`` is written, and begins at
+    ``dst_addr``. At ``par_addr`` lie E in seven bytes and z in one, then a summand, int32, for each
+    code that is written, then a factor, int16, for each. With the largest variance of ``len``
+    codes, lifted, E is below 2^52; it is not below 4^(lift + fraction - 15).
     """
 
     opcode, mnemonic, unit = 0x36, "NORM", VU
+    cuts: int = flag(3, 6)
+    part: int = flag(9, 6)
     lift: int = bits(5)
     fraction: int = bits(4)
     whole: int = bits(1)

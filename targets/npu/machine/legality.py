@@ -278,25 +278,33 @@ def _multiply(i: Any, spec: NpuSpec) -> Iterator[Rule]:
 
 
 def _softmax(i: Any, spec: NpuSpec) -> Iterator[Rule]:
-    yield from _rows(i, spec)
+    yield from _rows(i, spec, i.len)
     end = i.par_addr * 4 + EXPONENTIALS_BYTES
     yield "PAR ends before the table does", spec.sram.par.bytes - end
 
 
+def norm_part(i: Any) -> Number:
+    """Codes of a row that a NORM writes."""
+    return i.len // (i.cuts + 1)
+
+
 def _norm(i: Any, spec: NpuSpec) -> Iterator[Rule]:
-    yield from _rows(i, spec)
+    part = norm_part(i)
+    yield from _rows(i, spec, part)
+    yield "the parts of a row are not equal", part * (i.cuts + 1) - i.len
+    yield "part exceeds cuts", i.cuts - i.part
     yield f"lift exceeds {ROOT_BITS // 2}", ROOT_BITS // 2 - i.lift
-    end = i.par_addr * 4 + EPSILON_BYTES + i.len * SCALE_BYTES
+    end = i.par_addr * 4 + EPSILON_BYTES + part * SCALE_BYTES
     yield "PAR ends before the factors do", spec.sram.par.bytes - end
 
 
-def _rows(i: Any, spec: NpuSpec) -> Iterator[Rule]:
+def _rows(i: Any, spec: NpuSpec, written: Number) -> Iterator[Rule]:
     yield from _at_least_one(i, "len", "m0", "m1")
     yield f"len exceeds {LONGEST_ROW}", LONGEST_ROW - i.len
     yield f"shift exceeds {MAX_SHIFT}", MAX_SHIFT - i.shift
     yield from _code_limits(i, 0, i.out_unsigned)
     source = reach((i.m0, i.ss_m0), (i.m1, i.ss_m1)) + i.len
-    target = reach((i.m0, i.ds_m0), (i.m1, i.ds_m1)) + i.len
+    target = reach((i.m0, i.ds_m0), (i.m1, i.ds_m1)) + written
     yield "ACT ends before the input does", spec.sram.act.bytes - (i.src_addr + source)
     yield "ACT ends before the output does", spec.sram.act.bytes - (i.dst_addr + target)
     yield _disjoint("input and output", i.src_addr, source, i.dst_addr, target)

@@ -10,7 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from targets.npu.machine import isa
-from targets.npu.machine.legality import EPSILON_BYTES, RECORD_BYTES, SCALE_BYTES, row_bytes
+from targets.npu.machine.legality import (
+    EPSILON_BYTES,
+    RECORD_BYTES,
+    SCALE_BYTES,
+    norm_part,
+    row_bytes,
+)
 from targets.npu.machine.spec import NpuSpec
 
 
@@ -77,8 +83,8 @@ def accesses(instruction: isa.Instruction, spec: NpuSpec) -> Accesses:
             return Accesses(spm_bytes=(3 + 1 + 2 * 2) * codes, outputs=codes)
         case isa.Norm(len=length, m0=m0, m1=m1):
             # No unit holds the factors of a whole row: they are read anew for each.
-            codes = m0 * m1 * length
-            touched = (2 + 1 + SCALE_BYTES) * codes + EPSILON_BYTES
+            codes = m0 * m1 * norm_part(instruction)
+            touched = m0 * m1 * length + (1 + 1 + SCALE_BYTES) * codes + EPSILON_BYTES
             return Accesses(spm_bytes=touched, outputs=codes)
     return Accesses()
 

@@ -9,7 +9,7 @@
     REQ     pixels * ceil(channels / lanes)
     VMUL    as VADD by operands read; with a multiplier also ceil(codes / multiplier lanes)
     SOFTMAX rows * (codes compared, looked up, a reciprocal, codes looked up and multiplied)
-    NORM    rows * (codes added, a root and a reciprocal, codes multiplied)
+    NORM    rows * (codes added, a root and a reciprocal, codes of a part multiplied)
     others  ceil(elements * reads / lanes)
 
 ``decode`` cycles come before all of it. ``timing.py`` puts the pieces in order. The border of a
@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from targets.npu.machine import isa
+from targets.npu.machine.legality import norm_part
 from targets.npu.machine.spec import NpuSpec
 from targets.rows import RECIPROCAL_BITS, ROOT_BITS
 
@@ -84,7 +85,8 @@ def duration(instruction: isa.Instruction, spec: NpuSpec) -> Duration:
             work = m0 * m1 * softmax_row_cycles(length, spec, scaled=mult != 1)
             return Duration(work=work, drain=vu.latency)
         case isa.Norm(len=length, m0=m0, m1=m1, mult=mult):
-            work = m0 * m1 * norm_row_cycles(length, spec, scaled=mult != 1)
+            part = norm_part(instruction)
+            work = m0 * m1 * norm_row_cycles(length, part, spec, scaled=mult != 1)
             return Duration(work=work, drain=vu.latency)
     return Duration()
 
@@ -104,13 +106,16 @@ def softmax_row_cycles(length: int, spec: NpuSpec, *, scaled: bool) -> int:
     return largest + total + reciprocal + codes
 
 
-def norm_row_cycles(length: int, spec: NpuSpec, *, scaled: bool) -> int:
-    """Cycles of one row of NORM: likewise, with products by the reciprocal and by the factor."""
+def norm_row_cycles(length: int, written: int, spec: NpuSpec, *, scaled: bool) -> int:
+    """Cycles of one row of NORM: likewise, with products by the reciprocal and by the factor.
+
+    All codes of the row are read, of which so many are written.
+    """
     vu = spec.vu
     sums = _ceil(length, vu.elt_lanes) + vu.latency
     root = _ceil(ROOT_BITS // 2, vu.root_bits)
     reciprocal = _ceil(RECIPROCAL_BITS + 1, vu.root_bits)
-    return sums + root + reciprocal + _ceil(length * (2 + scaled), vu.mult_lanes)
+    return sums + root + reciprocal + _ceil(written * (2 + scaled), vu.mult_lanes)
 
 
 def _gemm(i: isa.Gemm, spec: NpuSpec) -> Duration:

@@ -44,7 +44,8 @@ def _output_picojoules(instruction: isa.Instruction, table: EnergyTable) -> floa
         products = 1 + (instruction.mult != 1)
         return table.accumulate + products * table.requantize_multiply
     if isinstance(instruction, isa.Norm):
-        squares = table.multiply8 + 2 * table.accumulate
+        # All codes of a row are added up for each part of it that is written.
+        squares = (instruction.cuts + 1) * (table.multiply8 + 2 * table.accumulate)
         products = 2 + (instruction.mult != 1)
         return squares + products * table.requantize_multiply
     return table.requantize_shift

@@ -58,12 +58,25 @@ class SoftmaxFields(RowFields):
 
 @dataclass(frozen=True)
 class NormFields(RowFields):
-    """The immediates of NORM; ``normed_fraction`` are the bits behind a normalized code's point."""
+    """The immediates of NORM.
+
+    Attributes:
+        normed_fraction: bits behind the point of a normalized code.
+        cuts: into one part more than this a row is cut; one of them is written.
+        part: which.
+    """
 
     lift: int = field(kw_only=True)
     normed_fraction: int = field(kw_only=True)
     centred: bool = field(kw_only=True)
     input_zero_point: int = field(kw_only=True)
+    cuts: int = field(default=0, kw_only=True)
+    part: int = field(default=0, kw_only=True)
+
+    @property
+    def written(self) -> int:
+        """Codes of a row that are written."""
+        return self.length // (self.cuts + 1)
 
     def less_zero(self, code: Expr) -> Expr:
         """A code less its zero point, int32."""
@@ -130,12 +143,18 @@ def exponential(words: Expr, distance: Expr) -> Expr:
     return (words[distance >> 1] >> ((distance & 1) * 16)) & 0xFFFF
 
 
-def scale_words(scale: NormScale) -> Words:
-    """Epsilon, zero point, summands and factors as they lie in PAR, filled up to whole words."""
-    head = scale.epsilon | (scale.zero_point & 0xFF) << EPSILON_BITS
-    parts = (np.array([head], "<u8"), scale.bias.astype("<i4"), scale.gain.astype("<i2"))
-    data = b"".join(part.tobytes() for part in parts)
-    return np.frombuffer(data + bytes(-len(data) % 4), "<i4")
+def scale_words(scale: NormScale, parts: int) -> Words:
+    """int32[parts, words]: what lies in PAR while each of the equal parts of a row is written.
+
+    Epsilon, zero point, summands and factors, filled up to whole words.
+    """
+    head = np.array([scale.epsilon | (scale.zero_point & 0xFF) << EPSILON_BITS], "<u8")
+    words = []
+    for bias, gain in zip(np.split(scale.bias, parts), np.split(scale.gain, parts), strict=True):
+        numbers = (head, bias.astype("<i4"), gain.astype("<i2"))
+        data = b"".join(each.tobytes() for each in numbers)
+        words.append(np.frombuffer(data + bytes(-len(data) % 4), "<i4"))
+    return np.stack(words)
 
 
 def epsilon(words: Expr) -> Expr:

@@ -13,6 +13,7 @@ from targets.npu.machine.legality import (
     EXPONENTIALS_BYTES,
     SCALE_BYTES,
     byte_value,
+    norm_part,
 )
 from targets.npu.simulate.state import Ints, Machine
 from targets.rounding import Rounding, RoundingMode
@@ -22,7 +23,7 @@ from targets.rows import (
     ROOT_BITS,
     NormScale,
     largest_variance,
-    norm_sums,
+    normalized,
     softmax_sums,
 )
 
@@ -40,7 +41,8 @@ def norm(m: Machine, i: isa.Norm) -> None:
     """NORM: every row by itself."""
     begin = i.par_addr * 4
     bias_at = begin + EPSILON_BYTES
-    gain_at, end = bias_at + 4 * i.len, bias_at + SCALE_BYTES * i.len
+    size = norm_part(i)
+    gain_at, end = bias_at + 4 * size, bias_at + SCALE_BYTES * size
     head = int(m.par[begin:bias_at].view("<u8")[0])
     epsilon, z = head & (1 << EPSILON_BITS) - 1, head >> EPSILON_BITS
     least = 1 << 2 * max(0, i.lift + i.fraction - RECIPROCAL_BITS)
@@ -51,7 +53,8 @@ def norm(m: Machine, i: isa.Norm) -> None:
     bias = m.par[bias_at:gain_at].view("<i4")
     zero_point = byte_value(z, i.in_unsigned)
     scale = NormScale(epsilon, i.lift, i.fraction, gain, bias, not i.whole, zero_point)
-    _store(m, i, norm_sums(_codes(m, i), scale))
+    part = slice(i.part * size, (i.part + 1) * size)
+    _store(m, i, normalized(_codes(m, i), scale)[:, part] * gain + bias)
 
 
 def _codes(m: Machine, i: isa.Rows) -> Ints:
@@ -73,7 +76,7 @@ def _store(m: Machine, i: isa.Rows, sums: Ints) -> None:
         multiplier=i.mult,
     ).astype(np.uint8)
     for target, row in zip(_starts(i.dst_addr, i, i.ds_m0, i.ds_m1), codes, strict=True):
-        m.act[target : target + i.len] = row
+        m.act[target : target + len(row)] = row
 
 
 def _starts(start: int, i: isa.Rows, m0: int, m1: int) -> Ints:

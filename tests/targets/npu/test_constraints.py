@@ -95,7 +95,7 @@ def _scale(layer=NORM, **changes):
         (lambda n: _scale(epsilon=-n, lift=10, fraction=10), -1024, "1023 is added to variances"),
         (lambda n: _scale(fraction=n), 15, "16 fraction bits of what is normalized"),
         (lambda n: _scale(gain=np.full(48, n, np.int32)), 32767, "factors from 32768 to 32768"),
-        (lambda n: norm((1, 1, n)), 1364, "of PAR, the machine has 8192"),
+        (lambda n: norm((1, 1, n)), 1366, "has 8192, and 1367 are not cut into at most 64"),
     ],
 )
 def test_rows_are_taken_to_the_end_of_their_fields(layer, last, words):

@@ -93,7 +93,7 @@ def sums_of_softmax(codes: list[int], table: list[int]) -> list[int]:
     return [(x * reciprocal) >> (bits - 15) for x in e]
 
 
-def sums_of_norm(codes, epsilon, lift, fraction, bias, gain, whole, zero) -> list[int]:
+def sums_of_norm(codes, epsilon, lift, fraction, written, bias, gain, whole, zero) -> list[int]:
     codes = [x - zero for x in codes]
     count, total = len(codes), 0 if whole else sum(codes)
     root = math.isqrt((count * sum(x * x for x in codes) - total**2 << 2 * lift) + epsilon)
@@ -101,7 +101,7 @@ def sums_of_norm(codes, epsilon, lift, fraction, bias, gain, whole, zero) -> lis
     reciprocal = (2 ** (15 + bits) - 1) // root
     shift = 15 + bits - lift - fraction
     half = 1 << (shift - 1)
-    normed = [((count * x - total) * reciprocal + half) >> shift for x in codes]
+    normed = [((count * x - total) * reciprocal + half) >> shift for x in codes[written]]
     return [n * g + b for n, g, b in zip(normed, gain, bias, strict=True)]
 
 
@@ -147,18 +147,23 @@ def test_random_rows_equal_python_and_each_other(machine, kind, codes):
         else:
             lift, fraction = int(rng.integers(0, 10)), int(rng.integers(0, 16))
             edge = [-(1 << 31), (1 << 31) - 1] if trial % 3 == 0 else np.arange(-9999, 9999)
-            bias = rng.choice(edge, length)
-            gain = rng.choice([-(1 << 15), (1 << 15) - 1, 0, 1, 12345], length)
+            parts = int(rng.choice([p for p in range(1, min(length, 64) + 1) if length % p == 0]))
+            size, part = length // parts, int(rng.integers(parts))
+            written = slice(part * size, (part + 1) * size)
+            bias = rng.choice(edge, size)
+            gain = rng.choice([-(1 << 15), (1 << 15) - 1, 0, 1, 12345], size)
             least = 4 ** max(0, lift + fraction - 15)
             whole, zero = int(rng.integers(2)), int(rng.choice([0, 1, 127, 128, 255]))
             variance = length * length * (255 * 255 if whole else 16257)
             most = (1 << 52) - 1 - (variance << 2 * lift)
             epsilon = int(rng.choice([least, most, max(least, most // 99999)]))
             own = {"lift": lift, "fraction": fraction, "whole": whole}
+            own |= {"cuts": parts - 1, "part": part}
             made = rows(kind, rng, len=length, **own)
             zero -= 256 * (zero > 127 and not made.in_unsigned)
             blocks = (b"", norm_block(epsilon | (zero & 255) << 56, bias, gain))
-            scale = (epsilon, lift, fraction, bias.tolist(), gain.tolist(), whole, zero)
+            factors = (written, bias.tolist(), gain.tolist())
+            scale = (epsilon, lift, fraction, *factors, whole, zero)
             sums_of = lambda x, scale=scale: sums_of_norm(x, *scale)  # noqa: E731
         check(made, spec)
         got = run_both(machine, program(spec, [made], *blocks), image)
@@ -197,6 +202,8 @@ ILLEGAL = {
     "output end": (isa.Norm, {"dst_addr": (1 << 20) - 1}),
     "table end": (isa.Softmax, {"par_addr": 4095}),
     "factors end": (isa.Norm, {"par_addr": 4095}),
+    "unequal parts": (isa.Norm, {"cuts": 2}),
+    "no such part": (isa.Norm, {"cuts": 1, "part": 2}),
     "lift": (isa.Norm, {"lift": 27}),
     "lifted variance": (isa.Norm, {"lift": 20}),
     "a table of nothing": (isa.Softmax, {"par_addr": 2000 // 4}),

@@ -130,7 +130,7 @@ def test_intrinsics_are_registered_once() -> None:
     ("memories", "match"),
     [
         ({"act": 512}, "bytes of ACT, the machine has 512"),
-        ({"wgt": 1024}, "kernel needs 2304 bytes of weights per tile, half of WGT has 512"),
+        ({"wgt": 1024}, "a row of a 3x3 kernel needs 768 bytes of weights per tile, half of WGT"),
     ],
     ids=["act", "wgt"],
 )

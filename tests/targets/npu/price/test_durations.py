@@ -103,6 +103,12 @@ def test_a_layer_norm_needs_a_root_and_two_products_of_each_code(mult, codes):
     assert duration(i, by_five).work == 6 * (7 + 6 + 6 + 4 + codes)
 
 
+def test_a_norm_in_parts_adds_up_the_whole_row_for_each():
+    whole, part = isa.Norm(len=100, m0=3), isa.Norm(len=100, m0=3, cuts=4, part=2)
+    assert duration(whole, E256).work == 3 * (7 + 6 + 26 + 16 + 50)
+    assert duration(part, E256).work == 3 * (7 + 6 + 26 + 16 + 10)
+
+
 def test_rows_are_paid_one_by_one():
     many, long = isa.Softmax(len=8, m0=100), isa.Softmax(len=800)
     assert duration(many, E256).work == 100 * (1 + 6 + 2 + 6 + 16 + 2)

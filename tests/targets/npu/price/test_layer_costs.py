@@ -152,6 +152,8 @@ def test_accesses_of_rows():
     assert (softmax.spm_bytes, softmax.outputs) == (60 * (3 + 1 + 4), 60)
     norm = accesses(isa.Norm(len=10, m0=3, m1=2), E256)
     assert (norm.spm_bytes, norm.outputs) == (60 * (2 + 1 + 6) + 8, 60)
+    part = accesses(isa.Norm(len=10, m0=3, m1=2, cuts=1), E256)
+    assert (part.spm_bytes, part.outputs) == (60 + 30 * (1 + 1 + 6) + 8, 30)
     assert softmax.macs == norm.macs == 0
 
 
@@ -176,6 +178,8 @@ def test_energy_by_hand():
     assert picojoules(softmax, E256, table) == pytest.approx(ends)
     ends = 10 * (2 * 3.4 + 0.2 + 2 * 0.1) + 98 * 1.25 + 32 * 162.5
     assert picojoules(norm, E256, table) == pytest.approx(ends)
+    half = 5 * 2 * 3.4 + 10 * (0.2 + 2 * 0.1) + 58 * 1.25 + 32 * 162.5
+    assert picojoules(replace(norm, cuts=1), E256, table) == pytest.approx(half)
     for rows in (softmax, norm):  # and one with the multiplier
         more = picojoules(replace(rows, mult=3), E256, table) - picojoules(rows, E256, table)
         assert more == pytest.approx(10 * 3.4)
