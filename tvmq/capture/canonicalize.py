@@ -156,6 +156,9 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
         ) from error
 
 
+_OF_BITS = frozenset({"__and__", "__or__", "__xor__"})
+"""Python's operators, as masks are put together; the others with such names aren't for users."""
+
 _COMPOSED = frozenset(
     {"einsum", "tensordot", "inner", "movedim", "moveaxis", "swapaxes", "swapdims", "ravel"}
     | {"hstack", "vstack", "dstack", "column_stack", "fliplr", "flipud"}
@@ -408,7 +411,7 @@ class _Writer:
         if node not in self.facts.live and len(values_read_by(node)) < len(node.all_input_nodes):
             known, named = torch.fx.map_arg((node.args, node.kwargs), self._constant_of)
             return self.graph.constant(node.name, node.target(*known, **named))
-        usable = name in RULES or not name.startswith("_")
+        usable = name in RULES or name in _OF_BITS or not name.startswith("_")
         if usable and hasattr(node.target, "_schema") and _only_constants(args, kwargs):
             value = self.graph.compute(node.target, args, kwargs)
             if isinstance(value, torch.Tensor):
