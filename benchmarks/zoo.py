@@ -2,15 +2,15 @@
 
     python -m benchmarks.zoo [--only NAME ...] [--list] [--out FOLDER]
 
-Networks of torchvision, timm and ultralytics (the extra `zoo`) and of `zoo_networks.py`, with
-random weights and batch norms with the statistics of noise; each is exported for any batch and
-built by `tvmq build` (w8a8, powers of two, one step per tensor), which compares NPU, CPU and
-reference bit for bit, in a process of its own. Prints a row per network: the shape of its input,
-operators on the NPU, on the CPU and in float, signal to quantization noise against float in dB, the
-same of two plain min-max w8a8 fake quantizations of the same folded network, with powers of two as
-the build has them and with free steps; the same in float, with noise of 60 dB below each value on it
-("shaken"); seconds and peak memory of the build; or why it is refused. With --out, rows are kept,
-and a second run adds what is missing.
+Networks of torchvision, timm, transformers and ultralytics (the extra `zoo`) and of
+`zoo_networks.py`, with random weights and batch norms with the statistics of noise; each is
+exported for any batch and built by `tvmq build` (w8a8, powers of two, one step per tensor), which
+compares NPU, CPU and reference bit for bit, in a process of its own. Prints a row per network:
+the shape of its input, operators on the NPU, on the CPU and in float, signal to quantization
+noise against float in dB, the same of two plain min-max w8a8 fake quantizations of the same
+folded network, with powers of two as the build has them and with free steps; the same in float,
+with noise of 60 dB below each value on it ("shaken"); seconds and peak memory of the build; or
+why it is refused. With --out, rows are kept, and a second run adds what is missing.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def shaken_decibels(model: FloatModel, images: torch.Tensor, exact: dict[str, An
     return decibels(exact, dict(zip(names, values, strict=True)))
 
 
-class _Shaken(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+class _Shaken(torch.nn.Module):
     """A float network with white noise on every value that a build quantizes."""
 
     def __init__(self, model: FloatModel) -> None:
@@ -206,7 +206,7 @@ class _Shaken(torch.nn.Module):  # type: ignore[misc]  # torch is not followed b
     def forward(self, *inputs: torch.Tensor) -> Any:
         values = self.values
 
-        class Interpreter(torch.fx.Interpreter):  # type: ignore[misc]
+        class Interpreter(torch.fx.Interpreter):
             def run_node(self, node: torch.fx.Node) -> Any:
                 found = super().run_node(node)
                 if node.name not in values:

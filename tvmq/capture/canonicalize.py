@@ -185,7 +185,7 @@ def _normed_weight(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tens
 
 
 def _is_plain(node: Node, facts: Program) -> bool:
-    """Whether the node can be read as it is: it changes no tensor, and is computed or has a rule."""
+    """Whether the node can be read as it is: changes no tensor, and is computed or has a rule."""
     if node.op != "call_function" or not is_tensor_valued(node):
         return True
     schema = getattr(node.target, "_schema", None)
