@@ -37,7 +37,7 @@ from tvmq.settings import Settings
 
 TRANSFORMERS = ("vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
 DETECTORS = ("yolov8n", "ssdlite320_mobilenet_v3_large")
-DETECTOR_PIXELS, IMAGES, SEED = 320, 2, 0
+PIXELS, DETECTOR_PIXELS, IMAGES, SEED = 224, 320, 2, 0
 
 
 def main() -> int:
@@ -64,7 +64,7 @@ def main() -> int:
 
 def _integers(name: str) -> tuple[Any, IntegerNetwork]:
     """The integer module and its layers."""
-    network, shape = made(name, DETECTOR_PIXELS if name in DETECTORS else None)
+    network, shape = made(name, DETECTOR_PIXELS if name in DETECTORS else PIXELS)
     images = torch.randn(IMAGES, *shape)
     batch = torch.export.Dim("n")
     program = torch.export.export(network, (images,), dynamic_shapes=({0: batch},))

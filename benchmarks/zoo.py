@@ -1,15 +1,16 @@
-"""What public networks become: built for the NPU, compared on every device, and how far from float.
+"""What public networks become: built for the NPU, compared on every device, how far from float.
 
     python -m benchmarks.zoo [--only NAME ...] [--list] [--out FOLDER]
 
-Networks of torchvision, timm and ultralytics (the extra `zoo`) and of `zoo_networks.py`, with
-random weights and batch norms with the statistics of noise; each is exported for any batch and
-built by `tvmq build` (w8a8, powers of two, one step per tensor), which compares NPU, CPU and
-reference bit for bit, in a process of its own. Prints a row per network: the shape of its input,
-operators on the NPU, on the CPU and in float, signal to quantization noise against float in dB, the
-same of a plain min-max w8a8 fake quantization with free steps of the same network, seconds and peak
-memory of the build; or why it is refused. With --out, rows are kept, and a second run adds what
-is missing.
+Networks of torchvision, timm, transformers and ultralytics (the extra `zoo`) and of
+`zoo_networks.py`, with random weights and batch norms with the statistics of noise; each is
+exported for any batch and built by `tvmq build` (w8a8, powers of two, one step per tensor), which
+compares NPU, CPU and reference bit for bit, in a process of its own. Prints a row per network:
+the shape of its input, operators on the NPU, on the CPU and in float, signal to quantization
+noise against float in dB, the same of two plain min-max w8a8 fake quantizations of the same
+folded network, with powers of two as the build has them and with free steps; the same in float,
+with noise of 60 dB below each value on it ("shaken"); seconds and peak memory of the build; or
+why it is refused. With --out, rows are kept, and a second run adds what is missing.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ from tvmq.build_request import BuildRequest
 from tvmq.calibrate.calibrate import calibrate
 from tvmq.capture.capture import capture
 from tvmq.float_ends import whole_network
+from tvmq.float_model import FloatModel
 from tvmq.flow import build
 from tvmq.plan.annotate import annotate
 from tvmq.plan.planner import make_plan
+from tvmq.regions import find_regions
 from tvmq.run.session import Session
 from tvmq.settings import Settings
 
@@ -56,12 +59,21 @@ TIMM = (
     *("levit_128s", "efficientformer_l1", "edgenext_xx_small", "xcit_nano_12_p16_224"),
     *("coatnet_nano_rw_224", "mixer_s32_224", "resmlp_12_224", "poolformer_s12", "cait_xxs24_224"),
 )
-SMALL = frozenset(
-    {*TORCHVISION[: TORCHVISION.index("convnext_tiny")], *TIMM[: TIMM.index("convnext_atto")]}
-) - {"alexnet", "vgg11"}
-"""Convolutional networks, which take any size, and get images of 96 x 96 pixels."""
+LARGE = frozenset({"alexnet", "vgg11", "efficientformer_l1"})
+"""What is made for images of 224 x 224 pixels; the others get 96 x 96."""
 
-PLAIN = Settings(scales="free", calib_method="minmax", bias_correction=False)
+TOLD = frozenset(
+    {"vit_tiny_patch16_224", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224"}
+    | {"levit_128s", "coatnet_nano_rw_224", "mixer_s32_224", "resmlp_12_224", "cait_xxs24_224"}
+)
+"""Networks of timm that are told the size of images when they are made."""
+
+PLAIN = {
+    "plain": Settings(scales="pot", calib_method="minmax", bias_correction=False),
+    "plain_free": Settings(scales="free", calib_method="minmax", bias_correction=False),
+}
+"""Ranges from extremes and nothing else, on the grid of the build and with any step."""
+
 CALIBRATED, COMPARED, SEED = 8, 4, 0
 
 
@@ -79,7 +91,8 @@ def main() -> int:
     if options.row:
         print(json.dumps(row(options.row)))
         return 0
-    header = ("network", "input", "NPU", "CPU", "float", "dB", "plain dB", "seconds", "GB")
+    header = ("network", "input", "NPU", "CPU", "float", "dB")
+    header += ("plain dB", "plain free dB", "shaken dB", "seconds", "GB")
     print("| " + " | ".join(header) + " |\n|" + "---|" * len(header), flush=True)
     for name in options.only or (*TORCHVISION, *TIMM, *NETWORKS):
         found = kept_row(name, Path(options.out) if options.out else None)
@@ -90,7 +103,7 @@ def main() -> int:
             print(f"| {name} | {found['refused']} |", flush=True)
             continue
         cells = [str(found[key]) for key in ("input", "npu", "cpu", "float")]
-        cells += [f"{found[key]:.1f}" for key in ("db", "plain", "seconds", "gigabytes")]
+        cells += [f"{found[key]:.1f}" for key in ("db", *PLAIN, "shaken", "seconds", "gigabytes")]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     return 0
 
@@ -142,21 +155,65 @@ def row(name: str) -> dict[str, Any]:
         inputs = {model.network_inputs[0].name: images[:COMPARED].numpy()}
         exact = Session(artifact, "float").run(inputs)
         placement = artifact.manifest.placement
-        plan = make_plan(model, calibrate(model, [model.quantized_inputs([images])]), PLAIN)
-        plain = whole_network(model, annotate(model, plan, torch.float32))
-        with torch.no_grad():
-            rough = plain(images[:COMPARED])
-        names = [output.name for output in model.network_outputs]
         return {
             "input": " x ".join(map(str, shape)),
             **{device: placement.get(device, 0) for device in ("npu", "cpu", "float")},
             "db": decibels(exact, Session(artifact, "cpu").run(inputs)),
-            "plain": decibels(
-                exact, {key: value.numpy() for key, value in zip(names, rough, strict=True)}
-            ),
+            **plain_decibels(model, images, exact),
+            "shaken": shaken_decibels(model, images, exact),
             "seconds": seconds,
             "gigabytes": memory,
         }
+
+
+def plain_decibels(
+    model: FloatModel, images: torch.Tensor, exact: dict[str, Any]
+) -> dict[str, float]:
+    """Signal to noise of the plain quantizations of a network."""
+    calibration = calibrate(model, [model.quantized_inputs([images])])
+    names = [output.name for output in model.network_outputs]
+    found = {}
+    for key, settings in PLAIN.items():
+        plan = make_plan(model, calibration, settings)
+        network = whole_network(model, annotate(model, plan, torch.float32))
+        with torch.no_grad():
+            outputs = network(images[:COMPARED])
+        values = (value.numpy() for value in outputs)
+        found[key] = decibels(exact, dict(zip(names, values, strict=True)))
+    return found
+
+
+def shaken_decibels(model: FloatModel, images: torch.Tensor, exact: dict[str, Any]) -> float:
+    """Signal to noise in float when every value gets noise of 60 dB below it.
+
+    What is missing to 60 is how much the network amplifies noise, whoever quantizes it.
+    """
+    network = whole_network(model, _Shaken(model))
+    with torch.no_grad():
+        outputs = network(images[:COMPARED])
+    names = [output.name for output in model.network_outputs]
+    values = (value.numpy() for value in outputs)
+    return decibels(exact, dict(zip(names, values, strict=True)))
+
+
+class _Shaken(torch.nn.Module):
+    """A float network with white noise on every value that a build quantizes."""
+
+    def __init__(self, model: FloatModel) -> None:
+        super().__init__()
+        self.network, self.values = model.graph_module, find_regions(model).values
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        values = self.values
+
+        class Interpreter(torch.fx.Interpreter):
+            def run_node(self, node: torch.fx.Node) -> Any:
+                found = super().run_node(node)
+                if node.name not in values:
+                    return found
+                return found + 1e-3 * found.square().mean().sqrt() * torch.randn_like(found)
+
+        return Interpreter(self.network).run(*inputs)
 
 
 def made(name: str, pixels: int | None = None) -> tuple[torch.nn.Module, tuple[int, ...]]:
@@ -164,22 +221,28 @@ def made(name: str, pixels: int | None = None) -> tuple[torch.nn.Module, tuple[i
 
     Images have the zoo's size, or a square of ``pixels``.
     """
+    side = pixels or (224 if name in LARGE else 96)
     if name in NETWORKS:
         make, shape = NETWORKS[name]
         network = make()
+        if pixels is not None:
+            shape = (*shape[:-2], pixels, pixels)
     elif name in TORCHVISION:
         found: Any = imported_torchvision().models
         for part in name.split("."):
             found = getattr(found, part)
-        options = {"weights_backbone": None} if name.startswith("segmentation") else {}
+        options: dict[str, Any] = {}
+        if name.startswith("segmentation"):
+            options = {"weights_backbone": None}
         if name in ("googlenet", "inception_v3"):
             options = {"aux_logits": False}
-        network, shape = found(weights=None, **options), (3, *[96 if name in SMALL else 224] * 2)
+        if name == "vit_b_16":
+            options = {"image_size": side}
+        network, shape = found(weights=None, **options), (3, side, side)
     else:
-        network = imported_timm().create_model(name, pretrained=False)
-        shape = (3, *[96 if name in SMALL else network.default_cfg["input_size"][1]] * 2)
-    if pixels is not None:
-        shape = (*shape[:-2], pixels, pixels)
+        options = {"img_size": side} if name in TOLD else {}
+        network = imported_timm().create_model(name, pretrained=False, **options)
+        shape = (3, side, side)
     for module in network.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.momentum = None  # the statistics of all that was seen, as of trained networks

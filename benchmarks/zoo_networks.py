@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from benchmarks.zoo_packages import imported_torchvision, imported_ultralytics
+from benchmarks.zoo_packages import (
+    imported_torchvision,
+    imported_transformers,
+    imported_ultralytics,
+)
 
 Made = Callable[[], nn.Module]
 
@@ -427,6 +431,43 @@ def _yolo(name: str) -> tuple[Made, tuple[int, ...]]:
     return partial(RawYolo, name), (3, 160, 160)
 
 
+# ---- transformers for images that timm hasn't
+
+
+class Segformer(nn.Module):
+    """SegFormer-B0 of transformers: scores of 150 classes on a quarter of the rows and columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        transformers = imported_transformers()
+        config = transformers.SegformerConfig(num_labels=150)
+        self.network = transformers.SegformerForSemanticSegmentation(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x).logits
+
+
+class Detr(nn.Module):
+    """DETR of transformers on a ResNet-18: scores and boxes of 100 queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        transformers = imported_transformers()
+        backbone = transformers.ResNetConfig(
+            embedding_size=64,
+            hidden_sizes=[64, 128, 256, 512],
+            depths=[2, 2, 2, 2],
+            layer_type="basic",
+            out_features=["stage4"],
+        )
+        config = transformers.DetrConfig(backbone_config=backbone, num_labels=91)
+        self.network = transformers.DetrForObjectDetection(config)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.network(x)
+        return found.logits, found.pred_boxes
+
+
 NETWORKS: dict[str, tuple[Made, tuple[int, ...]]] = {
     "ds_cnn": (ds_cnn, (1, 49, 10)),
     "autoencoder": (autoencoder, (640,)),
@@ -458,6 +499,8 @@ NETWORKS: dict[str, tuple[Made, tuple[int, ...]]] = {
     "yolov5n": _yolo("yolov5n"),
     "yolov8n": _yolo("yolov8n"),
     "yolo11n": _yolo("yolo11n"),
+    "segformer_b0": (Segformer, (3, 96, 96)),
+    "detr_resnet18": (Detr, (3, 96, 96)),
     "lstm": (partial(LastState, nn.LSTM), (98, 40)),
     "gru": (partial(LastState, nn.GRU), (98, 40)),
     "crnn": (CRNN, (1, 32, 128)),

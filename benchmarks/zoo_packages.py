@@ -52,3 +52,11 @@ def imported_ultralytics() -> Any:
     from ultralytics.nn import tasks
 
     return tasks
+
+
+def imported_transformers() -> Any:
+    """transformers, which looks for torchvision."""
+    imported_torchvision()
+    import transformers
+
+    return transformers

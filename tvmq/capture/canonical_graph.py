@@ -88,7 +88,8 @@ class CanonicalGraph:
         value = value.detach()
         if value.is_floating_point():
             value = value.float()
-        self.root.register_buffer(free, value.contiguous())
+        value = value.contiguous()
+        self.root.register_buffer(free, value)
         node = self.graph.get_attr(free)
         node.meta["val"] = value.to("meta")
         self._constants[name] = node

@@ -138,9 +138,10 @@ def canonicalize(program: ExportedProgram, *, float_islands: bool = False) -> Ca
             module and line.
     """
     _refuse_training_mode(program)
-    if not all(_is_plain(node) for node in program.graph.nodes):
-        program = _decomposed(program)
     facts = Program(program)
+    if not all(_is_plain(node, facts) for node in program.graph.nodes):
+        program = _decomposed(program)
+        facts = Program(program)
     refused: dict[Node, tuple[str, Refusal]] = {}
     along: set[Node] = set()
     while True:
@@ -212,6 +213,9 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
         ) from error
 
 
+_OF_BITS = frozenset({"__and__", "__or__", "__xor__"})
+"""Python's operators, as masks are put together; the others with such names aren't for users."""
+
 _COMPOSED = frozenset(
     {"einsum", "tensordot", "inner", "movedim", "moveaxis", "swapaxes", "swapdims", "ravel"}
     | {"hstack", "vstack", "dstack", "column_stack", "fliplr", "flipud"}
@@ -236,12 +240,20 @@ def _normed_weight(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tens
     return v * (g / torch.linalg.vector_norm(v, dim=others or None, keepdim=True))
 
 
-def _is_plain(node: Node) -> bool:
-    """Whether the node can be read as it is: it changes no tensor, and there is a rule for it."""
+def _is_plain(node: Node, facts: Program) -> bool:
+    """Whether the node can be read as it is: changes no tensor, and is computed or has a rule."""
     if node.op != "call_function" or not is_tensor_valued(node):
         return True
     schema = getattr(node.target, "_schema", None)
-    return _rule_of(node) is not None and not (schema and schema.is_mutable)
+    if schema and schema.is_mutable:
+        return False
+    computed = schema and node not in facts.live and _is_for_users(operator_name(node.target))
+    return bool(computed) or _rule_of(node) is not None
+
+
+def _is_for_users(name: str) -> bool:
+    """Whether an operator may be called with what a file says; others trust their arguments."""
+    return name in RULES or name in _OF_BITS or not name.startswith("_")
 
 
 def _rule_of(node: Node) -> Rule | None:
@@ -503,12 +515,14 @@ class _Writer:
     def _apply(self, name: str, node: Node) -> Any:
         args = torch.fx.map_arg(node.args, self._stands_for)
         kwargs = torch.fx.map_arg(node.kwargs, self._stands_for)
-        # Operators of torch's own use trust their arguments.
         if node not in self.facts.live and len(values_read_by(node)) < len(node.all_input_nodes):
             known, named = torch.fx.map_arg((node.args, node.kwargs), self._constant_of)
             return self.graph.constant(node.name, node.target(*known, **named))
-        usable = name in RULES or not name.startswith("_")
-        if usable and hasattr(node.target, "_schema") and _only_constants(args, kwargs):
+        if (
+            _is_for_users(name)
+            and hasattr(node.target, "_schema")
+            and _only_constants(args, kwargs)
+        ):
             value = self.graph.compute(node.target, args, kwargs)
             if isinstance(value, torch.Tensor):
                 return self.graph.constant(node.name, value)

@@ -39,6 +39,12 @@ BOTH = {
     "causal": (lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), 1),
     "positions": (lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, m.bias), 1),
     "shown": (lambda m, q, k, v: F.scaled_dot_product_attention(q, k, v, ~m.hides), 1),
+    "put together": (
+        lambda m, q, k, v: F.scaled_dot_product_attention(
+            q, k, v, ~(m.hides & (m.hides | m.hides.new_ones(())) ^ m.hides.new_zeros(()))
+        ),
+        1,
+    ),
     "both": (
         lambda m, q, k, v: F.scaled_dot_product_attention(
             q, k, v, m.bias.masked_fill(m.hides, -100.0)
@@ -92,3 +98,24 @@ def _low(hides, lowest):
 
 def test_a_hidden_token_is_nothing():
     assert torch.tensor(-HIDDEN).exp() < 2**-40
+
+
+class ConstantQueries(nn.Module):
+    """Attention among constants, as in the first layer of a decoder, seen without a copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(1, T, 2, 4))
+        self.dense = nn.Linear(8, 8)
+
+    def forward(self, x):
+        heads = self.queries.transpose(1, 2)
+        made = F.scaled_dot_product_attention(heads, heads, heads)
+        return self.dense(x) + made.transpose(1, 2).view(1, T, 8)
+
+
+def test_constants_are_seen_as_they_are_kept():
+    module, x = ConstantQueries().eval(), torch.randn(2, T, 8)
+    batch = {0: torch.export.Dim("batch")}
+    model = capture_program(torch.export.export(module, (x,), dynamic_shapes=(batch,)))
+    torch.testing.assert_close(model.graph_module(x)[0], module(x), rtol=1e-4, atol=1e-5)

@@ -581,3 +581,25 @@ def test_a_dense_layer_over_the_last_of_four_axes_is_a_convolution():
     assert aten.linear.default not in targets
     assert aten.permute.default not in targets
     assert [spec.name for spec in model.inputs] == ["x"]
+
+
+class Grid(nn.Module):
+    """Adds positions that it computes by operators without a rule."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        y = self.conv(x)
+        rows = 10.0 ** torch.arange(y.shape[-1], device=x.device).div(4, rounding_mode="floor")
+        return y + rows
+
+
+def test_what_depends_on_no_input_is_computed_without_tracing_again(monkeypatch):
+    x = torch.randn(2, 3, 8, 8)
+    program = torch.export.export(Grid(), (x,), dynamic_shapes=({0: torch.export.Dim("n")},))
+    assert any("arange" in str(node.target) for node in program.graph.nodes)
+    monkeypatch.setattr("tvmq.capture.canonicalize._decomposed", lambda _: pytest.fail("traced"))
+    model = capture_program(program)
+    torch.testing.assert_close(model.graph_module(x)[0], program.module()(x))
