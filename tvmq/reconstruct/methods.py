@@ -108,7 +108,7 @@ METHODS: dict[str, Method] = {
     ),
     # WAPS-Quant, IEEE Access 2025; a reading of its abstract
     "waps": Method(
-        "behind another method or alone: products scaled by shifts, group by group of input "
+        "with another method or alone: products scaled by shifts, group by group of input "
         "channels, which are sorted for it",
         (ScaledProducts(),),
         opening=(FactoredCodes(),),

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -29,6 +29,7 @@ from tvmq.reconstruct.refinement import Refinement
 from tvmq.reconstruct.refinements.compensated import CompensatedCodes
 from tvmq.reconstruct.refinements.factored_codes import FactoredCodes
 from tvmq.reconstruct.refinements.learned import Learned, Phase
+from tvmq.reconstruct.unit_work import UnitWork
 from tvmq.run.reference import run_reference
 from tvmq.settings import Settings
 
@@ -243,21 +244,48 @@ def test_weights_are_learned_behind_the_factors_that_they_count_by(method, scale
     np.testing.assert_array_equal(program(x.double())[0].float().numpy(), want)
 
 
-def test_weights_of_unlike_groups_get_factors():
-    """By which the unit comes closer than with the best codes alone."""
+@pytest.fixture(scope="module")
+def unlike():
+    """A network with input channels of two layers whose weights are larger than the others."""
     settings = Settings(2, 8, "free", "channel", method=("qdrop", "waps"), product_channels=4)
     model = float_model(NAME)
     model = replace(model, graph_module=copy.deepcopy(model.graph_module))
     for layer in ("conv2d_1", "conv2d_2"):
         model.weight_of(model.nodes[layer])[:, :4] *= 3
     seen = calibrate(model, [images(NAME)])
-    start = make_plan(model, seen, settings)
+    return Planned(model, seen, make_plan(model, seen, settings))
+
+
+def test_weights_of_unlike_groups_get_factors(unlike):
+    """By which the unit comes closer than with the best codes alone."""
     method = Method(refinements=(CompensatedCodes(), FactoredCodes()))
-    done = reconstruct(model, seen, start, method=method)
+    done = reconstruct(unlike.model, unlike.calibration, unlike.plan, method=method)
     _, compensated, factored = done.units[1].candidates
     assert factored.loss < 0.95 * compensated.loss
     products = done.plan.weights["conv2d_1"].products
     assert all(first > max(others) for first, *others in products.factors)
+
+
+def test_weights_are_learned_without_factors_that_held_out_images_speak_against(
+    monkeypatch, unlike
+):
+    def scaled(unit):
+        return any(bool((scale.factors != 1).any()) for scale in unit.products.values())
+
+    seen = []
+
+    @dataclass(frozen=True)
+    class Behind(Refinement):
+        name = "behind"
+
+        def propose(self, work):
+            seen.append(scaled(work.unit))
+
+    monkeypatch.setattr(UnitWork, "held_out_loss", lambda work: 1.0 + scaled(work.unit))
+    method = Method(refinements=(FactoredCodes(), Behind()))
+    reconstruct(unlike.model, unlike.calibration, unlike.plan, method=method)
+    assert seen
+    assert not any(seen)
 
 
 class _AtRandom(Refinement):
