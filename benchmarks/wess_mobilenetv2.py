@@ -160,7 +160,7 @@ def row(
     top1 = accuracy(Session(artifact, "cpu"), artifact, data, samples)
     other, _ = built(data, network, room, replace(settings, bias_correction=False), "cpu")
     uncorrected = accuracy(Session(other, "cpu"), other, data, samples)
-    planned, _ = planned_changes(artifact.path("plan.json"))
+    planned, *_ = planned_changes(artifact.path("plan.json"))
     if planned is not None:
         model = equalize_as(model, planned)
     plan = read_plan(artifact.path("plan.json"), model)

@@ -77,6 +77,20 @@ class Mixing:
 
 
 @dataclass(frozen=True)
+class TensorScaling:
+    """Tensors that were made larger or smaller, which leaves what the network computes the same.
+
+    Attributes:
+        factors: by name of the first layer that makes a set of tensors, what they were multiplied
+            by. None where they stayed.
+        reason: what was done, in one line.
+    """
+
+    factors: Mapping[str, float]
+    reason: str
+
+
+@dataclass(frozen=True)
 class FloatOperator:
     """An operator that stays in float.
 
@@ -188,7 +202,8 @@ class FloatModel:
         kind: what the file was, in words.
         notes: what capture changed that a user should know (precision, prefixes).
         equalization: what ``tvmq/plan/equalize.py`` changed; None if it wasn't asked.
-        mixing: what ``tvmq/plan/mix_channels.py`` changed after that; likewise.
+        mixing: what ``tvmq/plan/mix_channels.py`` changed last; likewise.
+        scaling: what ``tvmq/plan/scale_tensors.py`` changed between these; likewise.
         ends: what is around it in float; None if it is the whole network.
     """
 
@@ -202,6 +217,7 @@ class FloatModel:
     notes: tuple[str, ...] = field(default=())
     equalization: Equalization | None = None
     mixing: Mixing | None = None
+    scaling: TensorScaling | None = None
     ends: FloatEnds | None = None
 
     @property

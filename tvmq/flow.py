@@ -46,13 +46,12 @@ from tvmq.float_islands import compilable_islands
 from tvmq.lowering import lower
 from tvmq.plan.annotate import annotate
 from tvmq.plan.equalize import equalize_as
-from tvmq.plan.equalized_plan import Planned, plan_equalized
 from tvmq.plan.mix_channels import mix_as
-from tvmq.plan.mixed_plan import plan_mixed
 from tvmq.plan.plan import Plan
 from tvmq.plan.plan_file import planned_changes, read_plan, write_plan
-from tvmq.plan.planner import make_plan
+from tvmq.plan.plan_network import plan_network
 from tvmq.plan.range_check import check_ranges
+from tvmq.plan.scale_tensors import scale_as
 from tvmq.profile.product_cost import product_cost
 from tvmq.progress import Progress
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
@@ -209,9 +208,12 @@ def _capture(request: BuildRequest, progress: Progress) -> FloatModel:
         input_shapes=request.input_shapes,
         float_islands=request.float_islands,
     )
-    scaled, moved = planned_changes(request.plan) if request.plan else (None, None)
+    changes = planned_changes(request.plan) if request.plan else (None, None, None)
+    equalized, scaled, moved = changes
+    if equalized is not None:
+        model = equalize_as(model, equalized)
     if scaled is not None:
-        model = equalize_as(model, scaled)
+        model = scale_as(model, scaled)
     if moved is not None:
         model = mix_as(model, moved)
     for note in model.notes:
@@ -258,7 +260,7 @@ def _plan(
     spec: NpuSpec | None,
     progress: Progress,
 ) -> tuple[FloatModel, Calibration, Plan]:
-    """The plan, and the network and ranges that it is of: equalizing and mixing change them."""
+    """The plan, and the network and ranges that it is of, which methods may change."""
     settings = request.settings
     if "waps" in settings.method and spec is not None:
         # a group that leaves lanes of the array idle would cost more than its shift
@@ -268,17 +270,16 @@ def _plan(
     if request.plan is not None:
         return model, calibration, read_plan(request.plan, model)
     with progress.bar("correct biases") as report:
-        if "equalize" in settings.method:
-            known = None if request.preprocessing.mean is None else request.preprocessing
-            found = plan_equalized(model, calibration, settings, known, report)
-        else:
-            plan = make_plan(model, calibration, settings, progress=report)
-            found = Planned(model, calibration, plan)
-        if "waps" in settings.method:
-            found = plan_mixed(found, report)
-    for what in (found.plan.equalization, found.plan.mixing):
-        if what is not None:
-            progress.note(f"note: {type(what).__name__.lower()}: {what.reason}")
+        known = None if request.preprocessing.mean is None else request.preprocessing
+        found = plan_network(model, calibration, settings, known, report)
+    changes = {
+        "equalization": found.plan.equalization,
+        "scaling": found.plan.scaling,
+        "mixing": found.plan.mixing,
+    }
+    for name, change in changes.items():
+        if change is not None:
+            progress.note(f"note: {name}: {change.reason}")
     return found.model, found.calibration, found.plan
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, TypeAlias
 
@@ -131,6 +131,22 @@ def calibrate(
         histogram.note = f"{seen} images{behind}"
     histograms = with_joined(regions, observing.histograms)
     return Calibration(histograms, source, seen, again, observing.channels)
+
+
+class _Again:
+    """The images of a calibration, as often as they are asked for."""
+
+    def __init__(self, calibration: Calibration) -> None:
+        self.calibration = calibration
+
+    def __iter__(self) -> Iterator[Inputs]:
+        return self.calibration.batches()
+
+
+def calibrate_again(model: FloatModel, calibration: Calibration) -> Calibration:
+    """The same images through another network of the same inputs."""
+    again = calibrate(model, _Again(calibration), calibration.samples)
+    return replace(again, source=calibration.source)
 
 
 def with_joined(regions: Regions, histograms: Mapping[str, Histogram]) -> dict[str, Histogram]:

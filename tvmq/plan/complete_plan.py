@@ -83,6 +83,7 @@ def complete_plan(
                 draft.proofs,
                 model.equalization,
                 model.mixing,
+                model.scaling,
             )
         except _CoarserError as request:
             last = request.why

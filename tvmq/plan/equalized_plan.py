@@ -7,14 +7,13 @@ for itself, by which no step becomes coarser.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch.fx import GraphModule
 
 from tvmq.calibrate.batch_norm_ranges import ranges_from_batch_norm
-from tvmq.calibrate.calibrate import Calibration, Inputs, Progress, calibrate
+from tvmq.calibrate.calibrate import Calibration, Inputs, Progress, calibrate, calibrate_again
 from tvmq.data.preprocessing import Preprocessing
 from tvmq.execute_graph import GraphRun
 from tvmq.float_model import Equalization, FloatModel
@@ -70,8 +69,7 @@ def plan_equalized(
     if not rule.exponents:
         return _left(model, calibration, settings, rule.reason, progress)
     if calibration.samples:
-        again = calibrate(changed, _Again(calibration), calibration.samples)
-        ranges = replace(again, source=calibration.source)
+        ranges = calibrate_again(changed, calibration)
     else:
         ranges = ranges_from_batch_norm(changed, preprocessing)
     equalized = Planned(changed, ranges, make_plan(changed, ranges, settings, progress))
@@ -85,16 +83,6 @@ def plan_equalized(
     if after < before:
         return _said(equalized, f"kept: {numbers}; {rule.reason}")
     return _said(left, f"left out: {numbers}; {rule.reason}")
-
-
-class _Again:
-    """The images of a calibration, as often as they are asked for."""
-
-    def __init__(self, calibration: Calibration) -> None:
-        self.calibration = calibration
-
-    def __iter__(self) -> Iterator[Inputs]:
-        return self.calibration.batches()
 
 
 def _left(

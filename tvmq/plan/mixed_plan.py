@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from tvmq.calibrate.calibrate import Progress
+from tvmq.calibrate.calibrate import Calibration, Progress
 from tvmq.execute_graph import GraphRun
 from tvmq.float_model import FloatModel, Mixing
 from tvmq.plan.equalized_plan import Planned
@@ -30,7 +30,7 @@ def plan_mixed(planned: Planned, progress: Progress | None = None) -> Planned:
     model, settings = planned.model, planned.plan.settings
     mixed = mix_channels(model, planned.plan.weights)
     assert mixed.mixing is not None
-    if mixed.mixing.orders and not _same(model, mixed, planned):
+    if mixed.mixing.orders and not same_outputs(model, mixed, planned.calibration):
         reason = "left out, since the network would compute something else"
         return _unmixed(planned, reason)
     if not mixed.mixing.orders:
@@ -49,10 +49,11 @@ def _unmixed(planned: Planned, reason: str) -> Planned:
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
-def _same(model: FloatModel, mixed: FloatModel, planned: Planned) -> bool:
-    images = next(planned.calibration.batches())
+def same_outputs(model: FloatModel, other: FloatModel, calibration: Calibration) -> bool:
+    """Whether two networks give the same for two images, up to the order of their sums."""
+    images = next(calibration.batches())
     some = tuple(tensor[:2] for tensor in images)
-    both = (GraphRun(m.graph_module).run(*some) for m in (model, mixed))
+    both = (GraphRun(m.graph_module).run(*some) for m in (model, other))
     return all(
         bool(((a - b).abs().max() <= TOLERANCE * a.abs().max().clamp_min(1e-30)).item())
         for a, b in zip(*both, strict=True)

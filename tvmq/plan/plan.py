@@ -19,7 +19,7 @@ from targets.product_factors import integer_factors
 from targets.rounding import HALF_UP, Rounding
 from targets.scale import AddScale, Scale
 from targets.sum_bounds import CodeRange
-from tvmq.float_model import Equalization, Mixing
+from tvmq.float_model import Equalization, Mixing, TensorScaling
 from tvmq.settings import Settings
 
 
@@ -170,6 +170,7 @@ class Plan:
         proofs: by name of layer.
         equalization: of the float network that the plan is of; None if it wasn't asked for.
         mixing: of its channels; likewise.
+        scaling: of its tensors; likewise.
     """
 
     settings: Settings
@@ -183,6 +184,7 @@ class Plan:
     proofs: Mapping[str, AccumulatorProof]
     equalization: Equalization | None = None
     mixing: Mixing | None = None
+    scaling: TensorScaling | None = None
 
     def __repr__(self) -> str:
         """A line of what it is; its numbers, tens of thousands of them, are in plan.json."""

@@ -23,7 +23,7 @@ from targets.errors import InputError
 from targets.reading import read_text
 from targets.rounding import HALF_UP, Rounding
 from targets.schema_errors import in_words
-from tvmq.float_model import Equalization, FloatModel, Mixing, groups_of
+from tvmq.float_model import Equalization, FloatModel, Mixing, TensorScaling, groups_of
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.plan import BiasPlan, Plan, ProductPlan, ValuePlan, WeightPlan
 from tvmq.plan.plan_schema import FORMAT, PlanFile, ProductEntry, inflate
@@ -48,15 +48,19 @@ def read_plan(path: Path, model: FloatModel) -> Plan:
     return plan_from_json(read_text(path, "a plan", _WRITTEN), model, str(path))
 
 
-def planned_changes(path: Path) -> tuple[Equalization | None, Mixing | None]:
+def planned_changes(
+    path: Path,
+) -> tuple[Equalization | None, TensorScaling | None, Mixing | None]:
     """How the network of a plan differs from the captured one; raises as ``read_plan``.
 
-    The plan itself is read with the network that ``equalize_as`` and ``mix_as`` make of it.
+    The plan itself is read with the network that ``equalize_as``, ``scale_as`` and ``mix_as`` make
+    of it, in this order.
     """
     file = _read_file(read_text(path, "a plan", _WRITTEN), str(path))
-    scaled, moved = file.equalization, file.mixing
+    equalized, scaled, moved = file.equalization, file.scaling, file.mixing
     return (
-        None if scaled is None else Equalization(scaled.exponents, scaled.reason),
+        None if equalized is None else Equalization(equalized.exponents, equalized.reason),
+        None if scaled is None else TensorScaling(scaled.factors, scaled.reason),
         None if moved is None else Mixing(moved.orders, moved.reason),
     )
 
@@ -100,6 +104,7 @@ def plan_to_json(plan: Plan) -> str:
         "calibration": plan.calibration,
         "settings": asdict(plan.settings),
         **({} if plan.equalization is None else {"equalization": asdict(plan.equalization)}),
+        **({} if plan.scaling is None else {"scaling": asdict(plan.scaling)}),
         **({} if plan.mixing is None else {"mixing": asdict(plan.mixing)}),
         "values": values,
         "layers": layers,

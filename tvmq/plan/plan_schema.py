@@ -163,6 +163,12 @@ class MixingEntry(_Entry):
     orders: dict[str, tuple[int, ...]]
 
 
+class ScalingEntry(_Entry):
+    """What tensors of the float network were multiplied by, by name of the first layer of them."""
+
+    factors: dict[str, Step]
+
+
 class PlanFile(BaseModel):
     """The whole document."""
 
@@ -176,5 +182,6 @@ class PlanFile(BaseModel):
     additions: Any = None
     equalization: EqualizationEntry | None = None
     mixing: MixingEntry | None = None
+    scaling: ScalingEntry | None = None
     learned_codes: dict[str, Base64Bytes] = {}
     """Deflated: how many there must be is known with the network only; see ``inflate``."""

@@ -43,27 +43,36 @@ def compensate_weights(
         images: the first of the cache may be looked at.
         exponents: tried, relative to those of the weights' present steps; 0 first.
     """
-    for name, weight in unit.weights.items():
-        moments = covariance(unit, cache, name, min(images, MAX_IMAGES))
-        start = weight.exact_steps
-        rows = torch.arange(len(weight.weight))
-        factors = torch.exp2(torch.tensor(exponents, dtype=torch.float64))
-        tried = factors[:, None] * start.expand(len(rows))
-        codes, errors = compensated_codes(weight, tried, moments)
-        if len(start) == 1:
-            errors = errors.sum(dim=1, keepdim=True).expand(-1, len(rows))
-        best = errors.argmin(dim=0)
-        steps = tried[best, rows]
-        least = steps.max() * 2.0**-MAX_SHIFT_SPREAD
-        weight.use_steps(steps[:1] if len(start) == 1 else torch.maximum(steps, least))
-        picked = codes[best, rows]
-        weight.freeze(
-            torch.where((steps < least)[:, None], 0.0, picked).reshape(weight.floor.shape)
-        )
+    for name in unit.weights:
+        compensate_layer(unit, cache, name, images, exponents)
+
+
+def compensate_layer(
+    unit: QuantizedUnit, cache: UnitCache, layer: str, images: int, exponents: tuple[int, ...]
+) -> None:
+    """The same for one layer, whose products count by the factors that they have."""
+    weight = unit.weights[layer]
+    moments = covariance(unit, cache, layer, min(images, MAX_IMAGES))
+    start = weight.exact_steps
+    rows = torch.arange(len(weight.weight))
+    factors = torch.exp2(torch.tensor(exponents, dtype=torch.float64))
+    tried = factors[:, None] * start.expand(len(rows))
+    codes, errors = compensated_codes(weight, tried, moments, unit.spread(layer))
+    if len(start) == 1:
+        errors = errors.sum(dim=1, keepdim=True).expand(-1, len(rows))
+    best = errors.argmin(dim=0)
+    steps = tried[best, rows]
+    least = steps.max() * 2.0**-MAX_SHIFT_SPREAD
+    weight.use_steps(steps[:1] if len(start) == 1 else torch.maximum(steps, least))
+    picked = codes[best, rows]
+    weight.freeze(torch.where((steps < least)[:, None], 0.0, picked).reshape(weight.floor.shape))
 
 
 def compensated_codes(
-    weight: SoftWeight, steps: torch.Tensor, moments: torch.Tensor
+    weight: SoftWeight,
+    steps: torch.Tensor,
+    moments: torch.Tensor,
+    spread: torch.Tensor | float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes of a layer whose rounding errors compensate each other, and what remains of them.
 
@@ -71,6 +80,7 @@ def compensated_codes(
         weight: of the layer, [K, ...].
         steps: float64[E, K]: so many times over, with other steps.
         moments: float64[G, D, D], of what each of G groups of channels reads.
+        spread: factors of products, broadcast against the weight.
 
     Returns:
         float32[E, K, D] codes, and the output error of each channel, float64[E, K].
@@ -79,7 +89,9 @@ def compensated_codes(
     times = len(steps)
     # All steps of a group's channels side by side: they share its moments.
     exact = weight.weight.double().reshape(groups, -1, columns).repeat(1, times, 1)
-    column = steps.reshape(times, groups, -1).movedim(0, 1).reshape(groups, -1)
+    column = steps.reshape(times, groups, -1).movedim(0, 1).reshape(groups, -1, 1)
+    wide = torch.as_tensor(spread, dtype=torch.float64).expand_as(weight.weight)
+    grid = column * wide.reshape(groups, -1, columns).repeat(1, times, 1)
     damped = moments + DAMPING * torch.diag_embed(
         moments.diagonal(dim1=1, dim2=2)
         .mean(dim=1, keepdim=True)
@@ -93,25 +105,26 @@ def compensated_codes(
         last = min(first + BLOCK, columns)
         errors = torch.empty_like(left[:, :, first:last])
         for j in range(first, last):
-            code = torch.floor(left[:, :, j] / column + 0.5).clamp(weight.low, weight.high)
+            step = grid[:, :, j]
+            code = torch.floor(left[:, :, j] / step + 0.5).clamp(weight.low, weight.high)
             codes[:, :, j] = code
-            error = (left[:, :, j] - code * column) / upper[:, None, j, j]
+            error = (left[:, :, j] - code * step) / upper[:, None, j, j]
             left[:, :, j:last] -= error[:, :, None] * upper[:, None, j, j:last]
             errors[:, :, j - first] = error
         left[:, :, last:] -= errors @ upper[:, first:last, last:]
     # Coordinate descent: each code in turn takes its best value given all others.
-    slope = (codes * column[:, :, None] - exact) @ damped
+    slope = (codes * grid - exact) @ damped
     for _ in range(SWEEPS):
         before = codes.clone()
         for j in range(columns):
-            curvature = damped[:, j, j, None] * column
+            curvature = damped[:, j, j, None] * grid[:, :, j]
             code = torch.floor(codes[:, :, j] - slope[:, :, j] / curvature + 0.5)
             change = code.clamp_(weight.low, weight.high) - codes[:, :, j]
             codes[:, :, j] += change
-            slope += (change * column)[:, :, None] * damped[:, None, j]
+            slope += (change * grid[:, :, j])[:, :, None] * damped[:, None, j]
         if torch.equal(codes, before):
             break
-    difference = codes * column[:, :, None] - exact
+    difference = codes * grid - exact
     remains = ((difference @ damped) * difference).sum(dim=2)
     codes = codes.reshape(groups, times, -1, columns).movedim(1, 0).reshape(times, -1, columns)
     return codes.float(), remains.reshape(groups, times, -1).movedim(1, 0).reshape(times, -1)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tvmq.reconstruct.refinement import ROUNDING, Need, NetworkRefinement, Refinement
 from tvmq.reconstruct.refinements.compensated import SearchedExponents
+from tvmq.reconstruct.refinements.factored_codes import FactoredCodes
 from tvmq.reconstruct.refinements.learned import Learned, Phase
 from tvmq.reconstruct.refinements.network_exponents import NetworkExponents
 from tvmq.reconstruct.refinements.scaled_products import ScaledProducts
@@ -31,6 +32,7 @@ class Method:
         summary: for the command line's help, behind ``NAME:``.
         refinements: of a unit, in the order in which they are applied.
         over_network: of all units together, behind those.
+        opening: of a unit, right before the refinement of another method that trains.
         units: what is refined at once; None: whatever the other methods say, otherwise blocks.
         loss: of a unit, a name in ``losses.LOSSES``; None: whatever the others say, otherwise mse.
         options: fields of the settings that nothing else reads.
@@ -41,6 +43,7 @@ class Method:
     summary: str = ""
     refinements: tuple[Refinement, ...] = ()
     over_network: tuple[NetworkRefinement, ...] = ()
+    opening: tuple[Refinement, ...] = ()
     units: Units | None = None
     loss: str | None = None
     options: tuple[str, ...] = ()
@@ -64,7 +67,7 @@ class Method:
 
     @property
     def _parts(self) -> tuple[Refinement | NetworkRefinement, ...]:
-        return self.refinements + self.over_network
+        return self.opening + self.refinements + self.over_network
 
 
 METHODS: dict[str, Method] = {
@@ -105,9 +108,10 @@ METHODS: dict[str, Method] = {
     ),
     # WAPS-Quant, IEEE Access 2025; a reading of its abstract
     "waps": Method(
-        "behind another method or alone: products scaled by shifts, group by group of input "
+        "with another method or alone: products scaled by shifts, group by group of input "
         "channels, which are sorted for it",
         (ScaledProducts(),),
+        opening=(FactoredCodes(),),
         options=("product_budget", "product_channels", "product_outputs"),
     ),
     "wess": Method(
@@ -141,14 +145,19 @@ def learning(names: Iterable[str] = METHODS) -> tuple[str, ...]:
 
 
 def combined(names: Sequence[str]) -> Method:
-    """Several methods as one: their refinements one behind the other.
+    """Several methods as one: their refinements one behind the other, openings where they belong.
 
     Args:
         names: in METHODS, in the order in which they are applied; ``refusal`` has nothing to say.
     """
     chosen = [METHODS[name] for name in names]
+    refinements: list[Refinement] = []
+    for part in chain.from_iterable(method.refinements for method in chosen):
+        if isinstance(part, Learned):
+            refinements += chain.from_iterable(method.opening for method in chosen)
+        refinements.append(part)
     return Method(
-        refinements=tuple(chain.from_iterable(method.refinements for method in chosen)),
+        refinements=tuple(refinements),
         over_network=tuple(chain.from_iterable(method.over_network for method in chosen)),
         units=next((method.units for method in chosen if method.units), None),
         loss=next((method.loss for method in chosen if method.loss), None),

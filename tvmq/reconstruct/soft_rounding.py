@@ -101,19 +101,25 @@ class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by m
         self.register_buffer("steps", column.float())
         self.start_at_weight()
 
-    def start_at_weight(self) -> None:
-        """Decide anew, between the two codes beside the float weight."""
-        scaled = self.weight.double() / self.exact_steps.reshape(self.steps.shape)
-        self.start_from(torch.floor(scaled), 0.0)
+    def start_at_weight(self, spread: torch.Tensor | float = 1.0) -> None:
+        """Decide anew, between the two codes beside the float weight.
 
-    def start_from(self, codes: torch.Tensor, share: float) -> None:
+        Args:
+            spread: factors of products by which the layer multiplies what this module gives.
+        """
+        self.start_from(torch.floor(self._scaled(spread)), 0.0, spread)
+
+    def start_from(
+        self, codes: torch.Tensor, share: float, spread: torch.Tensor | float = 1.0
+    ) -> None:
         """Decide anew, between a code and the one beside it on the side of the float weight.
 
         Args:
             codes: the shape of the weight.
             share: how far from the float weight to the code the soft weight starts, in [0, 1].
+            spread: as of ``start_at_weight``.
         """
-        scaled = self.weight.double() / self.exact_steps.reshape(self.steps.shape)
+        scaled = self._scaled(spread)
         codes = codes.double()
         floor = torch.where(scaled >= codes, codes, codes - 1)
         part = (scaled - floor).clamp(0, 1)
@@ -123,8 +129,12 @@ class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by m
 
     def nearest_codes(self) -> torch.Tensor:
         """float64: the weight in the present steps, rounded half up."""
-        scaled = self.weight.double() / self.exact_steps.reshape(self.steps.shape)
-        return torch.floor(scaled + 0.5).clamp(self.low, self.high)
+        return torch.floor(self._scaled() + 0.5).clamp(self.low, self.high)
+
+    def _scaled(self, spread: torch.Tensor | float = 1.0) -> torch.Tensor:
+        """float64: the weight in units of a code."""
+        scaled: torch.Tensor = self.weight.double() / self.exact_steps.reshape(self.steps.shape)
+        return scaled / spread
 
     def height(self) -> torch.Tensor:
         """h(alpha), in [0, 1]."""

@@ -115,6 +115,10 @@ class QuantizedUnit:
         result: tuple[torch.Tensor, ...] = self.graph_module(*inputs)
         return result
 
+    def spread(self, layer: str) -> torch.Tensor | float:
+        """What a layer's factors of products multiply its weight by, broadcast against it."""
+        return self.products[layer].spread if layer in self.products else 1.0
+
     def own_steps(self, network: Mapping[str, LearnedStep]) -> list[LearnedStep]:
         """Steps of values that no other unit shares, in order.
 

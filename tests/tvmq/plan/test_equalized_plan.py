@@ -124,7 +124,7 @@ def test_a_plan_file_says_how_the_network_was_changed(tmp_path):
     planned = plan_equalized(model, calibration(NAME), SETTINGS)
     path = tmp_path / "plan.json"
     write_plan(planned.plan, path)
-    equalization, _ = planned_changes(path)
+    equalization, *_ = planned_changes(path)
     assert equalization == planned.plan.equalization
     again = plan_from_json(path.read_text(), equalize_as(model, equalization))
     assert again == planned.plan
@@ -136,7 +136,7 @@ def test_a_plan_without_has_no_entry(tmp_path):
     plan = make_plan(float_model(NAME), calibration(NAME))
     write_plan(plan, tmp_path / "plan.json")
     assert "equalization" not in plan_to_json(plan)
-    assert planned_changes(tmp_path / "plan.json") == (None, None)
+    assert planned_changes(tmp_path / "plan.json") == (None, None, None)
 
 
 def test_the_artifact_and_its_plan_build_the_same(tmp_path, tvmq):

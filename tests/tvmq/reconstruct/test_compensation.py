@@ -11,7 +11,12 @@ from tvmq.capture.capture import capture_program
 from tvmq.execute_graph import GraphRun
 from tvmq.plan.plan import WeightPlan
 from tvmq.plan.planner import make_plan
-from tvmq.reconstruct.compensation import DAMPING, compensated_codes, covariance
+from tvmq.reconstruct.compensation import (
+    DAMPING,
+    compensate_layer,
+    compensated_codes,
+    covariance,
+)
 from tvmq.reconstruct.engine import reconstruct
 from tvmq.reconstruct.soft_rounding import SoftWeight
 from tvmq.reconstruct.unit_cache import UnitCache
@@ -50,6 +55,26 @@ def test_compensation_lowers_the_output_error_of_every_channel(bits):
     assert codes.min() >= soft.low
     assert codes.max() <= soft.high
     assert torch.equal(codes, codes.round())
+
+
+def test_factors_of_products_are_part_of_the_step():
+    """Of a whole row they are another step; column by column no code alone could be better."""
+    weight = torch.randn(3, 8, generator=torch.Generator().manual_seed(3)) * 0.5
+    soft = SoftWeight(weight, WeightPlan((0.25,) * 3, 3, ""))
+    moments = _correlated(8)
+    rows = torch.tensor([[0.75], [1.0], [1.25]]).double()
+    found = compensated_codes(soft, soft.exact_steps[None], moments, rows)
+    wanted = compensated_codes(soft, soft.exact_steps[None] * rows.T, moments)
+    assert torch.equal(found[0], wanted[0])
+    torch.testing.assert_close(found[1], wanted[1])
+    spread = torch.tensor([0.5, 1.0, 1.5, 1.125]).repeat_interleave(2).double()
+    codes, errors = compensated_codes(soft, soft.exact_steps[None], moments, spread)
+    torch.testing.assert_close(errors[0], _output_error(soft, codes[0] * spread, moments))
+    for column in range(8):
+        for change in (-1, 1):
+            other = codes[0].clone()
+            other[:, column] = (other[:, column] + change).clamp(soft.low, soft.high)
+            assert (_output_error(soft, other * spread, moments) >= errors[0] - 1e-9).all()
 
 
 def test_no_single_code_could_be_better():
@@ -123,6 +148,31 @@ def test_covariance_is_that_of_what_the_weights_are_multiplied_with(layer):
             unit_cache.advance(index, quantized)
     finally:
         unit_cache.close()
+
+
+def test_a_layer_has_the_codes_that_its_factors_want():
+    model, known = _pruned_network()
+    plan = make_plan(model, known, Settings(2, 8, "free", "channel", method=("qdrop", "waps")))
+    units, steps = find_units(model), network_steps(model, plan)
+    unit_cache = UnitCache(model, units, known, steps)
+    try:
+        for index, unit in enumerate(units):
+            unit_cache.float_outputs(index, float_unit(model, unit))
+            quantized = QuantizedUnit(model, plan, unit, steps, {"conv2d_2": 1})
+            if "conv2d_2" in unit.layers:
+                break
+            unit_cache.advance(index, quantized)
+        scale, weight = quantized.products["conv2d_2"], quantized.weights["conv2d_2"]
+        scale.use(torch.tensor([[0.5, 1.5], [1.0, 0.75]]).double())
+        compensate_layer(quantized, unit_cache, "conv2d_2", 16, (0,))
+        moments = covariance(quantized, unit_cache, "conv2d_2", 16)
+    finally:
+        unit_cache.close()
+    steps, shape = weight.exact_steps[None], weight.weight.shape
+    wanted, _ = compensated_codes(weight, steps, moments, scale.spread)
+    other, _ = compensated_codes(weight, steps, moments)
+    assert torch.equal(weight.codes.float(), wanted.reshape(shape))
+    assert not torch.equal(wanted, other)
 
 
 def _rows_of(unit: QuantizedUnit, unit_cache: UnitCache, layer: str) -> list[torch.Tensor]:

@@ -72,6 +72,14 @@ def test_several_methods_are_one_behind_the_other(monkeypatch):
     assert POWERS_OF_TWO in method.all_needs
 
 
+def test_an_opening_stands_before_what_trains():
+    names = [part.name for part in combined(("rapq", "waps")).refinements]
+    assert names == ["compensated", "factored codes", "learned", "scaled products"]
+    names = [part.name for part in combined(("qdrop", "waps")).refinements]
+    assert names == ["factored codes", "learned", "scaled products"]
+    assert [part.name for part in combined(("waps",)).refinements] == ["scaled products"]
+
+
 def test_the_documentation_knows_every_method():
     text = (DOCS / "reconstruction.md").read_text()
     assert all(f"| `{name}` |" in text for name in learning())

@@ -1,6 +1,8 @@
 """Factors of products: least squares, the descent to those that there are, and whole networks."""
 
+import copy
 import json
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -10,16 +12,24 @@ from quantization_cases import calibration, float_model, images, plan
 from relay_passes.frontend.import_torch import import_torch
 from relay_passes.pipeline import lower_to_integer
 from targets.product_factors import FACTORS
+from tvmq.calibrate.calibrate import calibrate
 from tvmq.plan.annotate import annotate
 from tvmq.plan.equalized_plan import Planned
 from tvmq.plan.mix_channels import mix_as
 from tvmq.plan.mixed_plan import plan_mixed
 from tvmq.plan.plan_file import plan_from_json, plan_to_json, planned_changes
+from tvmq.plan.plan_network import plan_network
 from tvmq.plan.planner import make_plan
 from tvmq.plan.product_groups import product_groups
 from tvmq.reconstruct.engine import reconstruct
+from tvmq.reconstruct.methods import Method
 from tvmq.reconstruct.product_scale import ProductScale
 from tvmq.reconstruct.product_solve import Equations, equations, project, solve
+from tvmq.reconstruct.refinement import Refinement
+from tvmq.reconstruct.refinements.compensated import CompensatedCodes
+from tvmq.reconstruct.refinements.factored_codes import FactoredCodes
+from tvmq.reconstruct.refinements.learned import Learned, Phase
+from tvmq.reconstruct.unit_work import UnitWork
 from tvmq.run.reference import run_reference
 from tvmq.settings import Settings
 
@@ -192,7 +202,7 @@ def test_the_plan_is_read_with_the_mixed_network(learned, tmp_path):
     model, reconstruction = learned
     path = tmp_path / "plan.json"
     path.write_text(plan_to_json(reconstruction.plan))
-    _, mixing = planned_changes(path)
+    *_, mixing = planned_changes(path)
     again = mix_as(float_model(NAME), mixing)
     assert again.fingerprint == model.fingerprint
     assert plan_from_json(path.read_text(), again) == reconstruction.plan
@@ -212,3 +222,104 @@ def test_an_edited_factor_is_named(learned):
     document["layers"][name]["products"]["factors"] = [[0.5]]
     with pytest.raises(Exception, match=rf"layers.{name}.products.factors has 1 numbers; give"):
         plan_from_json(json.dumps(document), model)
+
+
+@pytest.mark.parametrize(("method", "scales"), [("rapq", "pot"), ("qdrop", "free")])
+def test_weights_are_learned_behind_the_factors_that_they_count_by(method, scales):
+    """Factors come first and last, and what is built of both are the integers of the graph."""
+    settings = Settings(
+        2, 4, scales, "channel", method=(method, "waps"), iterations=30, product_channels=4
+    )
+    planned = plan_network(float_model(NAME), calibration(NAME), settings)
+    done = reconstruct(planned.model, planned.calibration, planned.plan)
+    names = ["factored codes", "learned", "scaled products"]
+    start = ["nearest", "compensated"] if method == "rapq" else ["nearest"]
+    assert all([c.name for c in unit.candidates] == start + names for unit in done.units)
+    assert any(unit.kept in names for unit in done.units)
+    assert any(weight.products is not None for weight in done.plan.weights.values())
+    assert (done.plan.scaling is not None) == (scales == "pot")
+    program = annotate(planned.model, done.plan)
+    x = images(NAME)[:3]
+    (want,) = run_reference(lower_to_integer(import_torch(program)), {"x": x.numpy()})
+    np.testing.assert_array_equal(program(x.double())[0].float().numpy(), want)
+
+
+@pytest.fixture(scope="module")
+def unlike():
+    """A network with input channels of two layers whose weights are larger than the others."""
+    settings = Settings(2, 8, "free", "channel", method=("qdrop", "waps"), product_channels=4)
+    model = float_model(NAME)
+    model = replace(model, graph_module=copy.deepcopy(model.graph_module))
+    for layer in ("conv2d_1", "conv2d_2"):
+        model.weight_of(model.nodes[layer])[:, :4] *= 3
+    seen = calibrate(model, [images(NAME)])
+    return Planned(model, seen, make_plan(model, seen, settings))
+
+
+def test_weights_of_unlike_groups_get_factors(unlike):
+    """By which the unit comes closer than with the best codes alone."""
+    method = Method(refinements=(CompensatedCodes(), FactoredCodes()))
+    done = reconstruct(unlike.model, unlike.calibration, unlike.plan, method=method)
+    _, compensated, factored = done.units[1].candidates
+    assert factored.loss < 0.95 * compensated.loss
+    products = done.plan.weights["conv2d_1"].products
+    assert all(first > max(others) for first, *others in products.factors)
+
+
+def test_weights_are_learned_without_factors_that_held_out_images_speak_against(
+    monkeypatch, unlike
+):
+    def scaled(unit):
+        return any(bool((scale.factors != 1).any()) for scale in unit.products.values())
+
+    seen = []
+
+    @dataclass(frozen=True)
+    class Behind(Refinement):
+        name = "behind"
+
+        def propose(self, work):
+            seen.append(scaled(work.unit))
+
+    monkeypatch.setattr(UnitWork, "held_out_loss", lambda work: 1.0 + scaled(work.unit))
+    method = Method(refinements=(FactoredCodes(), Behind()))
+    reconstruct(unlike.model, unlike.calibration, unlike.plan, method=method)
+    assert seen
+    assert not any(seen)
+
+
+class _AtRandom(Refinement):
+    """Factors at random."""
+
+    name = "at random"
+
+    def propose(self, work):
+        for scale in work.unit.products.values():
+            rng = np.random.default_rng(0)
+            scale.use(torch.from_numpy(rng.choice(FACTORS, tuple(scale.factors.shape))))
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5])
+def test_training_starts_at_the_weights_that_count(monkeypatch, start):
+    """Between the float weights and the codes times factors, or at the former."""
+    seen = []
+
+    def train(unit, *_):
+        for name, scale in unit.products.items():
+            weight, codes = unit.weights[name], unit.weights[name].frozen
+            weight.soft = True
+            found = scale(weight()).detach()
+            weight.soft = False
+            near = (scale(codes) - weight.weight).abs() < weight.steps * scale.spread
+            off = (found - torch.lerp(weight.weight, scale(codes), start)).abs() / weight.steps
+            seen.append(float(off[near & (found.abs() < weight.steps * scale.spread)].max()))
+        return 0
+
+    monkeypatch.setattr("tvmq.reconstruct.training.train_unit", train)
+    settings = Settings(2, 8, "free", "channel", method=("qdrop", "waps"), product_channels=4)
+    model = float_model(NAME)
+    plan = make_plan(model, calibration(NAME), settings)
+    learned = Learned((Phase(weights=True, steps=True, drop=0.5),), start=start)
+    method = Method(refinements=(_AtRandom(), learned))
+    reconstruct(model, calibration(NAME), plan, method=method)
+    assert max(seen) < 0.01

@@ -20,6 +20,20 @@ def test_starts_at_the_float_weight(soft):
     torch.testing.assert_close(soft(), soft.weight, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_starts_at_the_float_weight_behind_factors(soft, share):
+    """What is multiplied by factors lies between the float weight and the codes times these."""
+    spread = torch.tensor([0.75, 1.0, 1.5, 1.0625])
+    codes = torch.floor(soft.weight / torch.tensor(STEPS)[:, None] / spread + 0.5).clamp(-8, 7)
+    soft.start_from(codes, share, spread)
+    soft.soft = True
+    held = codes * torch.tensor(STEPS)[:, None] * spread
+    wanted = torch.lerp(soft.weight, held, share)
+    torch.testing.assert_close(soft() * spread, wanted, atol=1e-4, rtol=0)
+    soft.start_at_weight(spread)
+    torch.testing.assert_close(soft() * spread, soft.weight, atol=1e-4, rtol=0)
+
+
 def test_frozen_at_the_nearest_codes(soft):
     nearest = torch.floor(soft.weight / torch.tensor(STEPS)[:, None] + 0.5)
     assert torch.equal(soft.codes.float(), nearest)

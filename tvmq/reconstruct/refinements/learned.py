@@ -57,11 +57,11 @@ class Learned(Refinement):
         from tvmq.reconstruct.training import Training, train_unit
 
         settings, unit = work.settings, work.unit
-        for weight in unit.weights.values():
+        for name, weight in unit.weights.items():
             if self.start:
-                weight.start_from(weight.codes, self.start)
+                weight.start_from(weight.codes, self.start, unit.spread(name))
             else:
-                weight.start_at_weight()
+                weight.start_at_weight(unit.spread(name))
         training = Training(
             settings.iterations,
             settings.learn_batch,
