@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 
 from targets.errors import CapacityError
 from targets.layers import Constant, Conv2d, Factor, Layer, Move, Piece, Value
+from targets.npu.cascade import choose_cascades
 from targets.npu.kinds.cost import LONGEST_STEP, NOTHING
 from targets.npu.kinds.table import Planned, kind_of, plan
 from targets.npu.machine.spec import NpuSpec
-from targets.npu.resident import Resident, choose_residents
+from targets.npu.resident import Cascade, Resident, choose_residents
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.storage import Stored
 
@@ -35,10 +36,11 @@ class _Made:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """The layers of a program, and the tensors between them that stay in ACT."""
+    """The layers of a program, the tensors between them that stay in ACT, and the cascades."""
 
     layers: list[Planned]
     residents: list[Resident]
+    cascades: Sequence[Cascade] = ()
 
     @property
     def cycles(self) -> list[int]:
@@ -97,7 +99,11 @@ def plan_layers(
     layers = _copied_where_needed(layers, inputs, outputs)
     outside = {v.name for v in (*inputs, *outputs)}
     planned = _overlapping(_planned(layers, outside, spec))
-    return LayerPlan(*choose_residents(planned, outside, spec))
+    alone = choose_residents(planned, outside, spec)
+    planned, cascades = choose_cascades(planned, alone[0], outside, spec)
+    if not cascades:
+        return LayerPlan(*alone)
+    return LayerPlan(*choose_residents(planned, outside, spec, cascades), cascades)
 
 
 def _right_operand(layer: Layer) -> str:

@@ -24,7 +24,12 @@ def tilings(g: ConvGeometry) -> Iterator[ConvTiling]:
     heights = _stripe_rows(g)
     for tiles, k0 in dict.fromkeys(_weight_blocks(g)):  # several counts cut into the same parts
         for rows in heights:
-            yield from _fit(g, tiles, k0, rows)
+            yield from (each for each in _fit(g, tiles, k0, rows) if _row_by_row(g, each))
+
+
+def _row_by_row(g: ConvGeometry, t: ConvTiling) -> bool:
+    """Whether a stripe has all channels before the next one, where that matters."""
+    return g.stripe is None or t.rows_outer or t.tiles >= g.tiles
 
 
 def no_tiling_fits(g: ConvGeometry) -> str:
@@ -105,6 +110,9 @@ def _stripe_rows(g: ConvGeometry) -> list[int]:
     if g.windowed:  # no stripe is of two windows
         whole = g.window_rows
         return [rows for rows in range(whole, 0, -1) if whole % rows == 0]
+    if g.stripe is not None:
+        fewest, most = g.stripe
+        return list(range(most, fewest - 1, -1))
     return sorted({ceil_div(oh, stripes) for stripes in range(1, oh + 1)}, reverse=True)
 
 

@@ -7,12 +7,14 @@ field, the outermost one is unrolled and the rest tried again: one instruction b
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from targets.errors import ArithmeticRangeError
 from targets.npu.emit.call_nest import Axis, Call
 from targets.npu.emit.emitted import Emitted, Place
 from targets.npu.emit.loop_tree import Env, Leaf
 from targets.npu.emit.matrix import before_the_last, encode_depthwise, encode_gemm
+from targets.npu.emit.rolling import rolled
 from targets.npu.emit.vector import (
     encode_add,
     encode_lut,
@@ -50,7 +52,12 @@ def emit_call(
     axes = tuple(Axis(n, s) for n, s in zip(folded.extents, folded.strides, strict=True) if n > 1)
     itemsizes = tuple(p.itemsize for p in at)
     call = Call(starts, axes, leaf.fields, initialise)
-    return _unroll(_ENCODERS[leaf.kind], call, itemsizes, spec)
+    encode = _ENCODERS[leaf.kind]
+    return [
+        replace(each, takes=part.takes, makes=part.makes)
+        for part in rolled(call, at, itemsizes)
+        for each in _unroll(encode, part.call, itemsizes, spec)
+    ]
 
 
 def _unroll(
