@@ -45,8 +45,8 @@ class Owned:
 
 def choose_cascades(
     planned: Sequence[Planned], alone: Sequence[Planned], outside: set[str], spec: NpuSpec
-) -> tuple[list[Planned], list[Cascade]]:
-    """The layers, planned anew where they are cascades; and those.
+) -> list[Cascade]:
+    """The cascades that gain cycles by estimate.
 
     Args:
         planned: the layers in order, all tensors in DRAM.
@@ -54,41 +54,37 @@ def choose_cascades(
         outside: names of the program's inputs and outputs.
         spec: the machine.
     """
-    chosen, cascades = list(planned), []
+    cascades = []
     readers = Counter(v.name for p in planned for v in p.job.layer.inputs)
     first = 0
     while first < len(planned):
-        best: tuple[int, list[Planned], Cascade] | None = None
+        best, most = None, 0
         for last in range(first + 1, min(first + LONGEST, len(planned))):
-            source, reader = planned[last - 1].job, planned[last].job
-            if not _may_roll(source, reader, readers, outside):
+            if not _may_roll(planned[last - 1].job, planned[last].job, readers, outside):
                 break
             span = range(first, last + 1)
             before = sum(alone[n].cost.cycles for n in span)
             for height in HEIGHTS:
                 found = _planned([planned[n].job for n in span], span, height, spec)
-                if found is None:
-                    continue
-                gain = before - _cycles(found[0])
-                if gain > before // WORTHWHILE and (best is None or gain > best[0]):
-                    best = (gain, *found)
-        if best is None:
-            first += 1
-            continue
-        _, layers, cascade = best
-        for n, each in zip(cascade.span, layers, strict=True):
-            chosen[n] = each
-        cascades.append(cascade)
-        first = cascade.span.stop
-    return chosen, cascades
+                gain = before - _cycles(found) if found else 0
+                if gain > max(most, before // WORTHWHILE):
+                    best, most = found, gain
+        if best is not None:
+            cascades.append(best)
+        first = best.span.stop if best is not None else first + 1
+    return cascades
 
 
-def _cycles(layers: Sequence[Planned]) -> int:
-    """Of layers that work at the same time: those of the busiest unit, and the first stripes."""
-    costs = [each.cost for each in layers]
+def _cycles(cascade: Cascade) -> int:
+    """Estimated: those of the busiest unit, and of the first stripes."""
+    costs = [each.cost for each in cascade.layers]
+    twice = 0
+    for cost, rows in zip(costs, cascade.rolling, strict=False):
+        assert rows.rolling is not None
+        twice += cost.vector * rows.rolling.overlap // rows.rolling.period
     busiest = max(
         sum(cost.array for cost in costs),
-        sum(cost.vector for cost in costs),
+        sum(cost.vector + cost.decode for cost in costs) + twice,
         sum(cost.data + cost.fetch for cost in costs),
     )
     return busiest + max(cost.decode for cost in costs) + sum(cost.part for cost in costs)
@@ -114,9 +110,7 @@ def _may_roll(
     return kind_of(source.layer).makes_near and min(made.shape[0], layer.output.shape[0]) > 1
 
 
-def _planned(
-    jobs: Sequence[Job[Layer]], span: range, height: int, spec: NpuSpec
-) -> tuple[list[Planned], Cascade] | None:
+def _planned(jobs: Sequence[Job[Layer]], span: range, height: int, spec: NpuSpec) -> Cascade | None:
     """A cascade whose last layer has stripes of some height; None if that can't be."""
     stripes, rolling, top = [(height, height)], list[Resident](), spec.sram.act.bytes
     if height > jobs[-1].output.shape[0] or spec.acc_rows < 2 * len(jobs):
@@ -161,7 +155,7 @@ def _planned(
             layers.append(plan(job))
         except CapacityError:
             return None
-    return layers, Cascade(span, tuple(rolling))
+    return Cascade(span, tuple(layers), tuple(rolling))
 
 
 def _step(layer: Layer) -> int:
@@ -186,8 +180,9 @@ def _rolling(
     tensor = replace(made, border=padding.border if padding else NO_BORDER)
     step = height * _step(reader.layer)
     overlap = max(0, _window(reader.layer) - _step(reader.layer))
-    # A window's rows, and those that come with the last of them: stripes of at most a step.
-    rows = step + overlap + step - 1
+    # A window's rows and those that come with its last one, a stripe of at most a step; and a step,
+    # for the stripe after it is made while the window is read.
+    rows = step + overlap + 2 * step - 1
     return tensor, Rolling(tensor.row_bytes, ceil_div(rows, step) * step, overlap)
 
 

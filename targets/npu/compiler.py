@@ -11,7 +11,7 @@ reads them; tensors that belong to the network lie among the constants.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -22,8 +22,7 @@ from targets.npu.cascade import Owned, merged
 from targets.npu.emit.codegen import Scratchpads, generate_together
 from targets.npu.emit.emitted import Emitted, Place
 from targets.npu.emit.tokens import Footprint, derive_tokens
-from targets.npu.issue_order import issue_order
-from targets.npu.kinds.table import Planned
+from targets.npu.issue_order import issue_order, least_cycles
 from targets.npu.layer_plan import LayerPlan, plan_layers
 from targets.npu.machine import isa
 from targets.npu.machine.program import ARENA, CONSTANTS, INPUTS, OUTPUTS, LayerSpan, Program
@@ -45,47 +44,12 @@ def compile_layers(
         outputs: tensors that are needed outside; one behind the other in region 3.
         spec: the machine.
     """
-    plan = plan_layers(layers, inputs, outputs, spec)
+    plan = plan_layers(layers, inputs, outputs, spec, cycles_together)
     constants = _Constants()
-    given = {name: resident.place for resident in plan.residents for name in resident.names}
-    for planned in plan.layers:
-        layer = planned.job.layer
-        if planned.idle and isinstance(layer, Constant):
-            given[layer.output.name] = constants.add(layer.codes)
-    places, arena_bytes = _place_tensors(plan, inputs, outputs, given)
-    fills: defaultdict[int, list[Emitted]] = defaultdict(list)
-    for resident in plan.residents:
-        fills[resident.first] += resident.border_fills()
-    scratchpads = Scratchpads()
-    owned: list[Owned] = []
-    for span in _together(plan):
-        working = [n for n in span if not plan.layers[n].idle]
-        functions = []
-        for n in working:
-            planned = plan.layers[n]
-            layer, scheduled = planned.job.layer, planned.schedule()
-            names = [b.name for b in scheduled.func.params]
-            where = {
-                n: constants.add(scheduled.constants[n]) for n in names if n in scheduled.constants
-            }
-            rest = [n for n in names if n not in where]
-            for name, tensor in zip(rest, [*layer.inputs, layer.output], strict=True):
-                where[name] = places[tensor.name]
-            functions.append((scheduled.func, where))
-        if not functions:
-            continue
-        left = sum(plan.layers[n].job.act_bytes for n in working)
-        parts = generate_together(functions, _with_act(spec, left), scratchpads)
-        owned += _in_one_order(
-            span,
-            plan,
-            [
-                [Owned(each, n) for each in _with_fills(made, fills[n])]
-                for n, made in zip(working, parts, strict=True)
-            ],
-        )
+    places, arena_bytes = _places(plan, inputs, outputs, constants)
+    owned = _instructions(plan, _together(plan), places, constants, spec)
     emitted, owners = [each.emitted for each in owned], [each.owner for each in owned]
-    order = issue_order(emitted, spec)
+    order = issue_order(emitted, spec, *([len(emitted)] if plan.cascades else []))
     instructions, owners = _with_tokens(
         [emitted[n] for n in order], [owners[n] for n in order], spec.issue.token_depth
     )
@@ -103,6 +67,61 @@ def compile_layers(
             for index, layer in enumerate(planned.job.layer for planned in plan.layers)
         ),
     )
+
+
+def cycles_together(plan: LayerPlan, span: range, spec: NpuSpec) -> int:
+    """Cycles that layers which follow each other take by themselves, about: from their instructions.
+
+    Args:
+        plan: of all layers.
+        span: those in question; a cascade is in it whole.
+        spec: the machine.
+    """
+    constants = _Constants()
+    inside = [each for each in _together(plan) if each.start in span]
+    read = [value for n in span for value in plan.layers[n].job.layer.inputs]
+    places, _ = _places(plan, list({value.name: value for value in read}.values()), (), constants)
+    owned = _instructions(plan, inside, places, constants, spec)
+    return least_cycles([each.emitted for each in owned], spec)
+
+
+def _instructions(
+    plan: LayerPlan,
+    spans: Iterable[range],
+    places: Mapping[str, Place],
+    constants: _Constants,
+    spec: NpuSpec,
+) -> list[Owned]:
+    """The instructions of layers, those of a span together."""
+    fills: defaultdict[int, list[Emitted]] = defaultdict(list)
+    for resident in plan.residents:
+        fills[resident.first] += resident.border_fills()
+    scratchpads = Scratchpads()
+    owned: list[Owned] = []
+    for span in spans:
+        working = [n for n in span if not plan.layers[n].idle]
+        functions = []
+        for n in working:
+            planned = plan.layers[n]
+            layer, scheduled = planned.job.layer, planned.scheduled
+            names = [b.name for b in scheduled.func.params]
+            where = {
+                n: constants.add(scheduled.constants[n]) for n in names if n in scheduled.constants
+            }
+            rest = [n for n in names if n not in where]
+            for name, tensor in zip(rest, [*layer.inputs, layer.output], strict=True):
+                where[name] = places[tensor.name]
+            functions.append((scheduled.func, where))
+        if not working:
+            continue
+        left = sum(plan.layers[n].job.act_bytes for n in working)
+        parts = generate_together(functions, _with_act(spec, left), scratchpads)
+        filled = [
+            [Owned(each, n) for each in _with_fills(made, fills[n])]
+            for n, made in zip(working, parts, strict=True)
+        ]
+        owned += _in_one_order(span, plan, filled)
+    return owned
 
 
 def _together(plan: LayerPlan) -> Iterator[range]:
@@ -156,6 +175,18 @@ def _with_fills(made: list[Emitted], fills: list[Emitted]) -> list[Emitted]:
     """A layer's instructions, its output's border written before anything is computed."""
     first = next((n for n, e in enumerate(made) if e.instruction.unit != isa.LD), len(made))
     return [*made[:first], *fills, *made[first:]]
+
+
+def _places(
+    plan: LayerPlan, inputs: Sequence[Value], outputs: Sequence[Value], constants: _Constants
+) -> tuple[dict[str, Place], int]:
+    """Places of all tensors by name, and the arena's size; puts those that are known with constants."""
+    given = {name: resident.place for resident in plan.residents for name in resident.names}
+    for planned in plan.layers:
+        layer = planned.job.layer
+        if planned.idle and isinstance(layer, Constant):
+            given[layer.output.name] = constants.add(layer.codes)
+    return _place_tensors(plan, [v for v in inputs if v.name not in given], outputs, given)
 
 
 def _place_tensors(

@@ -8,8 +8,9 @@ No TIR is made, so this is also how a layer is priced before anything is compile
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from targets.errors import CapacityError
 from targets.layers import Constant, Conv2d, Factor, Layer, Move, Piece, Value
@@ -85,8 +86,16 @@ class LayerPlan:
         return added
 
 
+Measure: TypeAlias = "Callable[[LayerPlan, range, NpuSpec], int]"
+"""Cycles of some layers of a plan by themselves."""
+
+
 def plan_layers(
-    layers: Sequence[Layer], inputs: Sequence[Value], outputs: Sequence[Value], spec: NpuSpec
+    layers: Sequence[Layer],
+    inputs: Sequence[Value],
+    outputs: Sequence[Value],
+    spec: NpuSpec,
+    measure: Measure | None = None,
 ) -> LayerPlan:
     """Decide everything about a program but its instructions.
 
@@ -95,15 +104,34 @@ def plan_layers(
         inputs: tensors that come from outside.
         outputs: tensors that are needed outside.
         spec: the machine.
+        measure: decides which cascades are worth it; without it their estimates do.
     """
     layers = _copied_where_needed(layers, inputs, outputs)
     outside = {v.name for v in (*inputs, *outputs)}
     planned = _overlapping(_planned(layers, outside, spec))
-    alone = choose_residents(planned, outside, spec)
-    planned, cascades = choose_cascades(planned, alone[0], outside, spec)
-    if not cascades:
-        return LayerPlan(*alone)
-    return LayerPlan(*choose_residents(planned, outside, spec, cascades), cascades)
+    alone = LayerPlan(*choose_residents(planned, outside, spec))
+    cascades = choose_cascades(planned, alone.layers, outside, spec)
+    plan = _with_cascades(planned, cascades, outside, spec) if cascades else alone
+    if measure is None or not cascades:
+        return plan
+    faster = [
+        cascade
+        for cascade in cascades
+        if measure(plan, cascade.span, spec) < measure(alone, cascade.span, spec)
+    ]
+    if len(faster) < len(cascades):
+        plan = _with_cascades(planned, faster, outside, spec) if faster else alone
+    return plan
+
+
+def _with_cascades(
+    planned: Sequence[Planned], cascades: Sequence[Cascade], outside: set[str], spec: NpuSpec
+) -> LayerPlan:
+    """The plan with cascades, and the tensors beside them that stay in ACT."""
+    layers = list(planned)
+    for cascade in cascades:
+        layers[cascade.span.start : cascade.span.stop] = cascade.layers
+    return LayerPlan(*choose_residents(layers, outside, spec, cascades), cascades)
 
 
 def _right_operand(layer: Layer) -> str:

@@ -113,10 +113,12 @@ class Cascade:
 
     Attributes:
         span: indices of the layers, each of which reads what the one before makes.
+        layers: planned with nothing else in ACT.
         rolling: the tensors between them.
     """
 
     span: range
+    layers: tuple[Planned, ...]
     rolling: tuple[Resident, ...]
 
 
@@ -129,7 +131,7 @@ def choose_residents(
     """The layers, planned anew where a tensor stays in ACT; and those tensors.
 
     Args:
-        planned: the layers in order, all tensors in DRAM but for those that roll.
+        planned: the layers in order, those of cascades as planned there; tensors are in DRAM.
         outside: names of the program's inputs and outputs, which lie in DRAM.
         spec: the machine.
         cascades: layers that are at work at the same time; their tensors are among those returned.

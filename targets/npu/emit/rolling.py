@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from targets.npu.emit.call_nest import Axis, Call
-from targets.npu.emit.emitted import Place, Rolling, Rows
+from targets.npu.emit.emitted import Place, Rows
 
 
 @dataclass(frozen=True)
