@@ -1,11 +1,11 @@
-"""Layers that work at the same time, stripe by stripe, so that what is between them rolls by in ACT.
+"""Layers that work at the same time, stripe by stripe, and what is between them rolls by in ACT.
 
 A layer's output that ACT can't hold would go to DRAM and come back, and a layer of the vector unit
-alone would let the array wait. In a cascade a layer makes the rows that the next one's stripe needs,
-then that stripe is computed, and its rows give their place to new ones (``emit/rolling.py``):
+alone would let the array wait. In a cascade a layer makes the rows that a stripe of the next one
+needs, then that stripe is computed, and its rows give way to new ones (``emit/rolling.py``):
 
-    stem   rows 0-2 | 3, 4 |     5, 6 |     7, 8 |
-    pool            | row 0      | row 1    | row 2
+    stem   rows 0-2 |       3, 4 |       5, 6 |       7, 8 |
+    pool            | row 0      | row 1      | row 2      | row 3
 
 The instructions of the layers are merged into one order that is right one after the other; so all
 that is said of hazards, tokens and the order of issue holds for them as for any others.
@@ -29,8 +29,8 @@ from targets.npu.schedule.storage import NO_BORDER, Stored
 
 LONGEST = 3
 """Layers of a cascade: expand, depthwise, project."""
-HEIGHTS = (1, 2, 4, 8)
-"""Rows of the last layer's stripes that are tried."""
+HEIGHTS = (2, 4, 8)
+"""Rows of the last layer's stripes that are tried; one row where ACT holds no more."""
 WORTHWHILE = 32
 """A cascade that gains less than one part in so many of its layers' cycles is not worth it."""
 
@@ -64,11 +64,12 @@ def choose_cascades(
                 break
             span = range(first, last + 1)
             before = sum(alone[n].cost.cycles for n in span)
-            for height in HEIGHTS:
-                found = _planned([planned[n].job for n in span], span, height, spec)
-                gain = before - _cycles(found) if found else 0
+            jobs = [planned[n].job for n in span]
+            found = [_planned(jobs, span, height, spec) for height in HEIGHTS]
+            for each in found if any(found) else [_planned(jobs, span, 1, spec)]:
+                gain = before - _cycles(each) if each else 0
                 if gain > max(most, before // WORTHWHILE):
-                    best, most = found, gain
+                    best, most = each, gain
         if best is not None:
             cascades.append(best)
         first = best.span.stop if best is not None else first + 1
@@ -87,13 +88,13 @@ def _cycles(cascade: Cascade) -> int:
         sum(cost.vector + cost.decode for cost in costs) + twice,
         sum(cost.data + cost.fetch for cost in costs),
     )
-    return busiest + max(cost.decode for cost in costs) + sum(cost.part for cost in costs)
+    return busiest + sum(cost.decode + cost.part for cost in costs)
 
 
 def _may_roll(
     source: Job[Layer], reader: Job[Layer], readers: Counter[str], outside: set[str]
 ) -> bool:
-    """Whether a layer's output can roll by the next one: rows of codes, of which it reads windows."""
+    """Whether a layer makes rows of codes of which the next one, and no other, reads windows."""
     made, layer = source.output, reader.layer
     if not isinstance(source.layer, Conv2d | MaxPool2d) or not isinstance(
         layer, Conv2d | MaxPool2d
@@ -187,7 +188,7 @@ def _rolling(
 
 
 def _shared(spec: NpuSpec, layers: int) -> NpuSpec:
-    """The machine with a layer's part of its memories; ACT is cut by who knows what is left of it."""
+    """The machine with a layer's part of its memories; that of ACT is in its job."""
     sram = spec.sram
     row = 4 * spec.array.cols
     acc = sram.acc.model_copy(update={"bytes": sram.acc.bytes // layers // row * row})

@@ -70,7 +70,7 @@ def compile_layers(
 
 
 def cycles_together(plan: LayerPlan, span: range, spec: NpuSpec) -> int:
-    """Cycles that layers which follow each other take by themselves, about: from their instructions.
+    """Cycles that some layers take by themselves, about, from their instructions.
 
     Args:
         plan: of all layers.
@@ -180,7 +180,7 @@ def _with_fills(made: list[Emitted], fills: list[Emitted]) -> list[Emitted]:
 def _places(
     plan: LayerPlan, inputs: Sequence[Value], outputs: Sequence[Value], constants: _Constants
 ) -> tuple[dict[str, Place], int]:
-    """Places of all tensors by name, and the arena's size; puts those that are known with constants."""
+    """Places of all tensors by name, and the arena's size; adds those that are constants."""
     given = {name: resident.place for resident in plan.residents for name in resident.names}
     for planned in plan.layers:
         layer = planned.job.layer

@@ -114,11 +114,8 @@ def plan_layers(
     plan = _with_cascades(planned, cascades, outside, spec) if cascades else alone
     if measure is None or not cascades:
         return plan
-    faster = [
-        cascade
-        for cascade in cascades
-        if measure(plan, cascade.span, spec) < measure(alone, cascade.span, spec)
-    ]
+    before = {cascade.span: measure(alone, cascade.span, spec) for cascade in cascades}
+    faster = [each for each in cascades if measure(plan, each.span, spec) < before[each.span]]
     if len(faster) < len(cascades):
         plan = _with_cascades(planned, faster, outside, spec) if faster else alone
     return plan

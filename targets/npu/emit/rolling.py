@@ -2,8 +2,8 @@
 
 A layer makes rows, the next one reads windows of them, and rows that no window needs any more give
 their place to new ones. Row r lies at place ``r % period``. A window must be in one piece, and one
-that begins in the last rows of a period goes on beyond it; so the first ``overlap`` rows of a period
-are written twice, at their place and behind the period before.
+that begins in the last rows of a period goes on beyond it; so the first ``overlap`` rows of a
+period are written twice, at their place and behind the period before.
 
     period 4, overlap 1     0 1 2 3 4   rows 0 to 4; 4 is also written to place 0
                             4 5 6 7 8   and so on
