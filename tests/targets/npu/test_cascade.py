@@ -10,7 +10,7 @@ import pytest
 from npu_layers import FLAT, code_limits, conv, meaning, random_inputs
 from random_networks import machine as random_machine
 
-from targets.layers import Layer, MaxPool2d, Value
+from targets.layers import Layer, Lut, MaxPool2d, Value
 from targets.npu import cascade, compiler, layer_plan
 from targets.npu.compiler import compile_layers
 from targets.npu.constraints import refusal
@@ -123,6 +123,19 @@ def test_what_is_expanded_does_not_pass_through_dram(stride: int) -> None:
     np.testing.assert_array_equal(got, expected(layers, x).reshape(-1).view(np.uint8))
     for order in (youngest, at_random(1), by_priority((3, 2, 1, 0), program)):
         np.testing.assert_array_equal(Simulator(spec).run(program, data, interleaved(order)), got)
+
+
+def test_what_a_cascade_reads_stays_until_its_last_layer_is_done() -> None:
+    x = Value("x", (40, 40, 16), "uint8", 8)
+    table = Lut("lut", "", x, replace(x, name="v"), bytes(range(255, -1, -1)))
+    layers = chained(table, *inverted(), conv((40, 40, 24), 8, seed=8))
+    spec = with_act(49152)
+    plan = plan_layers(layers, [x], [layers[-1].output], spec, compiler.cycles_together)
+    assert range(1, 4) in [each.span for each in plan.cascades]
+    assert not any(resident.first in (0, 3) for resident in plan.residents)
+    (data,) = random_inputs(table, 0)
+    got = Simulator(spec).run(compiled(layers, spec), data.reshape(-1).view(np.uint8))
+    np.testing.assert_array_equal(got, expected(layers, data).reshape(-1).view(np.uint8))
 
 
 def test_a_cascade_that_takes_longer_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
