@@ -63,7 +63,11 @@ def choose_cascades(
             if not _may_roll(planned[last - 1].job, planned[last].job, readers, outside):
                 break
             span = range(first, last + 1)
-            before = sum(alone[n].cost.cycles for n in span)
+            costs = [alone[n].cost for n in span]
+            before = sum(cost.cycles for cost in costs)
+            busy = max(sum(cost.array for cost in costs), sum(cost.vector for cost in costs))
+            if before - busy <= before // WORTHWHILE:
+                continue
             jobs = [planned[n].job for n in span]
             found = [_planned(jobs, span, height, spec) for height in HEIGHTS]
             for each in found if any(found) else [_planned(jobs, span, 1, spec)]:

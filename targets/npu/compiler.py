@@ -198,7 +198,6 @@ def _place_tensors(
     """Places of all tensors by name, and the arena's size."""
     layers = plan.layers
     last_in = {n: span.stop - 1 for span in _together(plan) for n in span}
-    first_in = {n: span.start for span in _together(plan) for n in span}
     shared = [p.job for p in layers if p.idle and p.job.inputs]
     root = {job.output.value.name: job.inputs[0].value.name for job in shared}
 
@@ -221,7 +220,7 @@ def _place_tensors(
     for n, planned in enumerate(layers):
         output = planned.job.output
         name = storage(output.value.name)
-        live = [block for block in live if block[2] >= first_in[n]]
+        live = [block for block in live if block[2] >= n]
         if name not in places:
             begin, needed = 0, output.bytes
             for taken_begin, taken_end, _ in sorted(live):
