@@ -11,19 +11,19 @@ reads them; tensors that belong to the network lie among the constants.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
 
 from targets.layers import Constant, Layer, Value
-from targets.npu.emit.codegen import Scratchpads, generate
+from targets.npu.cascade import Owned, merged
+from targets.npu.emit.codegen import Scratchpads, generate_together
 from targets.npu.emit.emitted import Emitted, Place
 from targets.npu.emit.tokens import Footprint, derive_tokens
-from targets.npu.issue_order import issue_order
-from targets.npu.kinds.table import Planned
-from targets.npu.layer_plan import plan_layers
+from targets.npu.issue_order import issue_order, least_cycles
+from targets.npu.layer_plan import LayerPlan, plan_layers
 from targets.npu.machine import isa
 from targets.npu.machine.program import ARENA, CONSTANTS, INPUTS, OUTPUTS, LayerSpan, Program
 from targets.npu.machine.spec import NpuSpec
@@ -44,36 +44,12 @@ def compile_layers(
         outputs: tensors that are needed outside; one behind the other in region 3.
         spec: the machine.
     """
-    plan = plan_layers(layers, inputs, outputs, spec)
+    plan = plan_layers(layers, inputs, outputs, spec, cycles_together)
     constants = _Constants()
-    given = {name: resident.place for resident in plan.residents for name in resident.names}
-    for planned in plan.layers:
-        layer = planned.job.layer
-        if planned.idle and isinstance(layer, Constant):
-            given[layer.output.name] = constants.add(layer.codes)
-    places, arena_bytes = _place_tensors(plan.layers, inputs, outputs, given)
-    fills: defaultdict[int, list[Emitted]] = defaultdict(list)
-    for resident in plan.residents:
-        fills[resident.first] += resident.border_fills()
-    scratchpads = Scratchpads()
-    emitted: list[Emitted] = []
-    owners: list[int] = []
-    for index, planned in enumerate(plan.layers):
-        layer = planned.job.layer
-        if not planned.idle:
-            scheduled = planned.schedule()
-            names = [b.name for b in scheduled.func.params]
-            where = {
-                n: constants.add(scheduled.constants[n]) for n in names if n in scheduled.constants
-            }
-            rest = [n for n in names if n not in where]
-            for name, tensor in zip(rest, [*layer.inputs, layer.output], strict=True):
-                where[name] = places[tensor.name]
-            left = _with_act(spec, planned.job.act_bytes)
-            made = generate(scheduled.func, where, left, scratchpads)
-            emitted += _with_fills(made, fills[index])
-        owners += [index] * (len(emitted) - len(owners))
-    order = issue_order(emitted, spec)
+    places, arena_bytes = _places(plan, inputs, outputs, constants)
+    owned = _instructions(plan, _together(plan), places, constants, spec)
+    emitted, owners = [each.emitted for each in owned], [each.owner for each in owned]
+    order = issue_order(emitted, spec, *([len(emitted)] if plan.cascades else []))
     instructions, owners = _with_tokens(
         [emitted[n] for n in order], [owners[n] for n in order], spec.issue.token_depth
     )
@@ -91,6 +67,83 @@ def compile_layers(
             for index, layer in enumerate(planned.job.layer for planned in plan.layers)
         ),
     )
+
+
+def cycles_together(plan: LayerPlan, span: range, spec: NpuSpec) -> int:
+    """Cycles that some layers take by themselves, about, from their instructions.
+
+    Args:
+        plan: of all layers.
+        span: those in question; a cascade is in it whole.
+        spec: the machine.
+    """
+    constants = _Constants()
+    inside = [each for each in _together(plan) if each.start in span]
+    read = [value for n in span for value in plan.layers[n].job.layer.inputs]
+    places, _ = _places(plan, list({value.name: value for value in read}.values()), (), constants)
+    owned = _instructions(plan, inside, places, constants, spec)
+    return least_cycles([each.emitted for each in owned], spec)
+
+
+def _instructions(
+    plan: LayerPlan,
+    spans: Iterable[range],
+    places: Mapping[str, Place],
+    constants: _Constants,
+    spec: NpuSpec,
+) -> list[Owned]:
+    """The instructions of layers, those of a span together."""
+    fills: defaultdict[int, list[Emitted]] = defaultdict(list)
+    for resident in plan.residents:
+        fills[resident.first] += resident.border_fills()
+    scratchpads = Scratchpads()
+    owned: list[Owned] = []
+    for span in spans:
+        working = [n for n in span if not plan.layers[n].idle]
+        functions = []
+        for n in working:
+            planned = plan.layers[n]
+            layer, scheduled = planned.job.layer, planned.scheduled
+            names = [b.name for b in scheduled.func.params]
+            where = {
+                n: constants.add(scheduled.constants[n]) for n in names if n in scheduled.constants
+            }
+            rest = [n for n in names if n not in where]
+            for name, tensor in zip(rest, [*layer.inputs, layer.output], strict=True):
+                where[name] = places[tensor.name]
+            functions.append((scheduled.func, where))
+        if not working:
+            continue
+        left = sum(plan.layers[n].job.act_bytes for n in working)
+        parts = generate_together(functions, _with_act(spec, left), scratchpads)
+        filled = [
+            [Owned(each, n) for each in _with_fills(made, fills[n])]
+            for n, made in zip(working, parts, strict=True)
+        ]
+        owned += _in_one_order(span, plan, filled)
+    return owned
+
+
+def _together(plan: LayerPlan) -> Iterator[range]:
+    """The layers in order: those of a cascade together, the others by themselves."""
+    spans = {cascade.span.start: cascade.span for cascade in plan.cascades}
+    n = 0
+    while n < len(plan.layers):
+        span = spans.get(n, range(n, n + 1))
+        yield span
+        n = span.stop
+
+
+def _in_one_order(span: range, plan: LayerPlan, parts: Sequence[Sequence[Owned]]) -> list[Owned]:
+    """The instructions of layers that work together, in an order that is right one by one."""
+    whole = list(parts[0])
+    between = {r.last: r for r in plan.residents if r.rolling and r.last in span}
+    for n, part in zip(span[1:], parts[1:], strict=True):
+        rows = between[n]
+        closing = [Owned(each, rows.first) for each in rows.closing_fills()]
+        assert rows.rolling is not None
+        whole = merged([*whole, *closing], part, rows.first, rows.rolling)
+    return whole
 
 
 class _Constants:
@@ -124,13 +177,27 @@ def _with_fills(made: list[Emitted], fills: list[Emitted]) -> list[Emitted]:
     return [*made[:first], *fills, *made[first:]]
 
 
+def _places(
+    plan: LayerPlan, inputs: Sequence[Value], outputs: Sequence[Value], constants: _Constants
+) -> tuple[dict[str, Place], int]:
+    """Places of all tensors by name, and the arena's size; adds those that are constants."""
+    given = {name: resident.place for resident in plan.residents for name in resident.names}
+    for planned in plan.layers:
+        layer = planned.job.layer
+        if planned.idle and isinstance(layer, Constant):
+            given[layer.output.name] = constants.add(layer.codes)
+    return _place_tensors(plan, [v for v in inputs if v.name not in given], outputs, given)
+
+
 def _place_tensors(
-    layers: Sequence[Planned],
+    plan: LayerPlan,
     inputs: Sequence[Value],
     outputs: Sequence[Value],
     given: Mapping[str, Place],
 ) -> tuple[dict[str, Place], int]:
     """Places of all tensors by name, and the arena's size."""
+    layers = plan.layers
+    last_in = {n: span.stop - 1 for span in _together(plan) for n in span}
     shared = [p.job for p in layers if p.idle and p.job.inputs]
     root = {job.output.value.name: job.inputs[0].value.name for job in shared}
 
@@ -145,7 +212,9 @@ def _place_tensors(
         for value in values:
             places[storage(value.name)] = Place(region, offset, _ITEMSIZE[value.dtype], dram=True)
             offset += host_bytes(value)
-    last_use = {storage(v.name): n for n, p in enumerate(layers) for v in p.job.layer.inputs}
+    last_use = {
+        storage(v.name): last_in[n] for n, p in enumerate(layers) for v in p.job.layer.inputs
+    }
     live: list[tuple[int, int, int]] = []  # begin, end, last use
     size = 0
     for n, planned in enumerate(layers):
@@ -159,7 +228,7 @@ def _place_tensors(
                     break
                 begin = max(begin, -(-taken_end // _ALIGN) * _ALIGN)
             places[name] = Place(ARENA, begin, _ITEMSIZE[output.dtype], dram=True)
-            live.append((begin, begin + needed, last_use.get(name, n)))
+            live.append((begin, begin + needed, last_use.get(name, last_in[n])))
             size = max(size, begin + needed)
         places[output.value.name] = places[name]
     return places, size

@@ -33,23 +33,37 @@ WORTHWHILE = 64
 """An order that gains less than one part in so many of the cycles is not worth the reading."""
 
 
-def issue_order(emitted: Sequence[Emitted], spec: NpuSpec) -> list[int]:
+def issue_order(
+    emitted: Sequence[Emitted], spec: NpuSpec, worthwhile: int = WORTHWHILE
+) -> list[int]:
     """Positions of the instructions in the order in which they are issued.
 
     Args:
         emitted: in an order that is right one after the other.
         spec: the machine.
+        worthwhile: an order that gains no more than one part in so many is not taken.
     """
+    as_written, found = _clocked(emitted, spec)
+    if as_written - max(found, default=0) <= as_written // worthwhile:
+        return list(range(len(emitted)))
+    return sorted(range(len(emitted)), key=found.__getitem__)
+
+
+def least_cycles(emitted: Sequence[Emitted], spec: NpuSpec) -> int:
+    """Until the last instruction starts, in the order in which they would be issued."""
+    as_written, found = _clocked(emitted, spec)
+    return min(as_written, max(found, default=0))
+
+
+def _clocked(emitted: Sequence[Emitted], spec: NpuSpec) -> tuple[int, list[int]]:
+    """When the last instruction starts in the order of writing, and when each does out of it."""
     units = [each.instruction.unit for each in emitted]
     needs = hazards(emitted)
     costs = [duration(each.instruction, spec) for each in emitted]
     in_turn = _one_after_the_other(units, needs)
     as_written = max(_starts(units, costs, in_turn, spec, [False] * len(units)), default=0)
     urgent = [isinstance(each.instruction, isa.Requantize) for each in emitted]
-    found = _starts(units, costs, needs, spec, urgent)
-    if as_written - max(found, default=0) <= as_written // WORTHWHILE:
-        return list(range(len(emitted)))
-    return sorted(range(len(emitted)), key=found.__getitem__)
+    return as_written, _starts(units, costs, needs, spec, urgent)
 
 
 def hazards(emitted: Iterable[Emitted]) -> list[set[int]]:

@@ -8,15 +8,17 @@ No TIR is made, so this is also how a layer is priced before anything is compile
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from targets.errors import CapacityError
 from targets.layers import Constant, Conv2d, Factor, Layer, Move, Piece, Value
+from targets.npu.cascade import choose_cascades
 from targets.npu.kinds.cost import LONGEST_STEP, NOTHING
 from targets.npu.kinds.table import Planned, kind_of, plan
 from targets.npu.machine.spec import NpuSpec
-from targets.npu.resident import Resident, choose_residents
+from targets.npu.resident import Cascade, Resident, choose_residents
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.storage import Stored
 
@@ -35,10 +37,11 @@ class _Made:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """The layers of a program, and the tensors between them that stay in ACT."""
+    """The layers of a program, the tensors between them that stay in ACT, and the cascades."""
 
     layers: list[Planned]
     residents: list[Resident]
+    cascades: Sequence[Cascade] = ()
 
     @property
     def cycles(self) -> list[int]:
@@ -83,8 +86,16 @@ class LayerPlan:
         return added
 
 
+Measure: TypeAlias = "Callable[[LayerPlan, range, NpuSpec], int]"
+"""Cycles of some layers of a plan by themselves."""
+
+
 def plan_layers(
-    layers: Sequence[Layer], inputs: Sequence[Value], outputs: Sequence[Value], spec: NpuSpec
+    layers: Sequence[Layer],
+    inputs: Sequence[Value],
+    outputs: Sequence[Value],
+    spec: NpuSpec,
+    measure: Measure | None = None,
 ) -> LayerPlan:
     """Decide everything about a program but its instructions.
 
@@ -93,11 +104,31 @@ def plan_layers(
         inputs: tensors that come from outside.
         outputs: tensors that are needed outside.
         spec: the machine.
+        measure: decides which cascades are worth it; without it their estimates do.
     """
     layers = _copied_where_needed(layers, inputs, outputs)
     outside = {v.name for v in (*inputs, *outputs)}
     planned = _overlapping(_planned(layers, outside, spec))
-    return LayerPlan(*choose_residents(planned, outside, spec))
+    alone = LayerPlan(*choose_residents(planned, outside, spec))
+    cascades = choose_cascades(planned, alone.layers, outside, spec)
+    plan = _with_cascades(planned, cascades, outside, spec) if cascades else alone
+    if measure is None or not cascades:
+        return plan
+    before = {cascade.span: measure(alone, cascade.span, spec) for cascade in cascades}
+    faster = [each for each in cascades if measure(plan, each.span, spec) < before[each.span]]
+    if len(faster) < len(cascades):
+        plan = _with_cascades(planned, faster, outside, spec) if faster else alone
+    return plan
+
+
+def _with_cascades(
+    planned: Sequence[Planned], cascades: Sequence[Cascade], outside: set[str], spec: NpuSpec
+) -> LayerPlan:
+    """The plan with cascades, and the tensors beside them that stay in ACT."""
+    layers = list(planned)
+    for cascade in cascades:
+        layers[cascade.span.start : cascade.span.stop] = cascade.layers
+    return LayerPlan(*choose_residents(layers, outside, spec, cascades), cascades)
 
 
 def _right_operand(layer: Layer) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from targets.errors import CapacityError
 from targets.layers import Layer
 from targets.npu.emit.dma import fill_rows
-from targets.npu.emit.emitted import ACT, Emitted, Place
+from targets.npu.emit.emitted import ACT, Emitted, Place, Rolling, Rows
 from targets.npu.kinds.table import Planned, kind_of, plan
 from targets.npu.machine import isa
 from targets.npu.machine.spec import NpuSpec
@@ -42,6 +42,7 @@ class Resident:
         address: of its first byte, the border's.
         first: index of the layer that makes it.
         last: index of the last layer that reads it.
+        rolling: of a tensor of which only the rows that are needed at a time are there.
     """
 
     tensor: Stored
@@ -50,21 +51,33 @@ class Resident:
     address: int
     first: int
     last: int
+    rolling: Rolling | None = None
 
     @property
     def place(self) -> Place:
         """Where code generation finds it."""
-        return Place(ACT, self.address, 1, dram=False)
+        return Place(ACT, self.address, 1, dram=False, rolling=self.rolling)
+
+    @property
+    def bytes(self) -> int:
+        """Of ACT that it takes, the border included."""
+        rolling = self.rolling
+        return rolling.rows * rolling.row_bytes if rolling else self.tensor.bordered_bytes
 
     def end(self, spec: NpuSpec) -> int:
         """Address behind it, and behind what the array may read past it."""
-        return self.address + self.tensor.bordered_bytes + spec.array.overrun
+        return self.address + self.bytes + spec.array.overrun
 
     def border_fills(self) -> list[Emitted]:
-        """Loads that write the border: before it, between its rows, behind it."""
+        """Loads that write the border: before it, between its rows, behind it.
+
+        Where rows roll, what is behind the last one is written once that is there.
+        """
         tensor = self.tensor
         top, left, bottom, right = tensor.border or NO_BORDER
         row, pixel, height = tensor.row_bytes, tensor.pixel_bytes, tensor.shape[0]
+        if self.rolling is not None:
+            height, bottom = self.rolling.rows - top, 0
         behind = (top + height) * row - right * pixel
         runs = (
             (0, 1, top * row + left * pixel),
@@ -72,28 +85,69 @@ class Resident:
             (behind, 1, right * pixel + bottom * row),
         )
         code = tensor.repeated(self.fill)
+        makes = Rows(0, max(top, 1)) if self.rolling else None  # a window may be of nothing else
         return [
-            load
+            replace(load, makes=makes)
             for at, rows, length in runs
             for load in fill_rows(self.place, at, rows, length, row, code)
         ]
 
+    def closing_fills(self) -> list[Emitted]:
+        """Loads that write the border behind the last row of a tensor whose rows roll."""
+        if self.rolling is None:
+            return []
+        tensor, row = self.tensor, self.rolling.row_bytes
+        top, _, bottom, _ = tensor.border or NO_BORDER
+        end, code = top + tensor.shape[0], tensor.repeated(self.fill)
+        return [
+            replace(load, makes=Rows(first, last))
+            for n in range(end, end + bottom)
+            for first, last, place in self.rolling.written(n, n + 1)
+            for load in fill_rows(self.place, place * row, last - first, row, row, code)
+        ]
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """Layers that are at work at the same time, stripe by stripe.
+
+    Attributes:
+        span: indices of the layers, each of which reads what the one before makes.
+        layers: planned with nothing else in ACT.
+        rolling: the tensors between them.
+    """
+
+    span: range
+    layers: tuple[Planned, ...]
+    rolling: tuple[Resident, ...]
+
 
 def choose_residents(
-    planned: Sequence[Planned], outside: set[str], spec: NpuSpec
+    planned: Sequence[Planned],
+    outside: set[str],
+    spec: NpuSpec,
+    cascades: Sequence[Cascade] = (),
 ) -> tuple[list[Planned], list[Resident]]:
     """The layers, planned anew where a tensor stays in ACT; and those tensors.
 
     Args:
-        planned: the layers in order, all tensors in DRAM.
+        planned: the layers in order, those of cascades as planned there; tensors are in DRAM.
         outside: names of the program's inputs and outputs, which lie in DRAM.
         spec: the machine.
+        cascades: layers that are at work at the same time; their tensors are among those returned.
     """
     chosen = list(planned)
-    residents: list[Resident] = []
+    residents = [each for cascade in cascades for each in cascade.rolling]
     beside: dict[int, list[Resident]] = defaultdict(list)  # by layer, what is in ACT meanwhile
-    for candidate in _candidates([each.job for each in planned], outside):
-        span = range(candidate.first, candidate.last + 1)
+    together = {n: cascade.span for cascade in cascades for n in cascade.span}
+    for cascade in cascades:
+        for n in cascade.span:
+            beside[n] += cascade.rolling
+    rolling = {name for each in residents for name in each.names}
+    for candidate in _candidates([each.job for each in planned], outside | rolling):
+        ends = (candidate.first, candidate.last)
+        first, last = (together.get(n, range(n, n + 1)) for n in ends)
+        span = range(first.start, last.stop)
         resident = _placed(candidate, {r for n in span for r in beside[n]}, spec)
         if resident is None:
             continue
@@ -159,14 +213,15 @@ def _placed(tensor: Resident, live: set[Resident], spec: NpuSpec) -> Resident | 
     if tensor.tensor.row_bytes > LONGEST_PITCH:
         return None
     size = tensor.end(spec)
-    begin = _aligned(spec.sram.act.bytes - size)
+    begin = aligned(spec.sram.act.bytes - size)
     for other in sorted(live, key=lambda r: -r.address):
         if begin < other.end(spec):
-            begin = min(begin, _aligned(other.address - size))
+            begin = min(begin, aligned(other.address - size))
     return replace(tensor, address=begin) if begin >= 0 else None
 
 
-def _aligned(address: int) -> int:
+def aligned(address: int) -> int:
+    """The address, or the next one below at which a tensor may begin."""
     return address // _ALIGN * _ALIGN
 
 
@@ -179,7 +234,7 @@ def _with_resident(planned: Planned, resident: Resident) -> Planned:
     job = planned.job
     border = resident.tensor.border
     moved = {n: replace(job.tensors[n], border=border) for n in resident.names & set(job.tensors)}
-    left = min(job.act_bytes, resident.address)
+    left = min(job.act_bytes, resident.address // job.sharing)
     if not moved and left == job.act_bytes:
         return planned
     if planned.idle:

@@ -20,6 +20,10 @@ INTERFERENCE = 8
 """The part of the bus's cycles that is in the way of something, as its reciprocal."""
 
 
+PREFETCHED = 4
+"""The part of WGT that is free for the next layer's first weights, as its reciprocal, about."""
+
+
 @dataclass(frozen=True)
 class ConvTiling:
     """Sizes of the tiles; see the head of ``tiling.py``.
@@ -140,6 +144,13 @@ def exposed(g: ConvGeometry, t: ConvTiling) -> int:
     blocks = 1 if t.rows_outer else ceil_div(g.tiles, t.tiles)
     overlapping = estimate(g, t).cycles // blocks
     return max(g.beside * t.rows // g.out[0], g.beside - overlapping)
+
+
+def hidden(g: ConvGeometry, t: ConvTiling) -> int:
+    """Cycles of the first block's load that pass while the array works for the layer before."""
+    if g.factor is not None:
+        return 0  # a tensor has to be made first
+    return min(_block_bus(g, t), _bus(g, 1, g.spec.sram.wgt.bytes // PREFETCHED))
 
 
 def _block_bus(g: ConvGeometry, t: ConvTiling) -> int:

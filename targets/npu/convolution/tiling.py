@@ -42,9 +42,12 @@ def tilings(g: ConvGeometry) -> Iterator[ConvTiling]:
     for tiles, k0 in dict.fromkeys(_weight_blocks(g)):  # several counts cut into the same parts
         for rows in heights:
             for tiling in _fit(g, tiles, k0, rows):
-                fitting = True
-                yield tiling
-    if not _may_be_in_pieces(g) or (fitting and (not g.depthwise or g.input.near)):
+                if _row_by_row(g, tiling):
+                    fitting = True
+                    yield tiling
+    if g.stripe is not None or not _may_be_in_pieces(g):
+        return
+    if fitting and (not g.depthwise or g.input.near):
         return
     for tiles, kernel_rows, k0 in dict.fromkeys(_pieces(g)):
         of_channels = kernel_rows == g.kernel[0] and tiles < g.tiles
@@ -52,6 +55,11 @@ def tilings(g: ConvGeometry) -> Iterator[ConvTiling]:
             continue
         for rows in heights:
             yield from _fit_pieces(g, tiles, kernel_rows, k0, rows)
+
+
+def _row_by_row(g: ConvGeometry, t: ConvTiling) -> bool:
+    """Whether a stripe has all channels before the next one, where that matters."""
+    return g.stripe is None or t.rows_outer or t.tiles >= g.tiles
 
 
 def no_tiling_fits(g: ConvGeometry) -> str:
@@ -168,6 +176,9 @@ def _stripe_rows(g: ConvGeometry) -> list[int]:
     if g.windowed:  # no stripe is of two windows
         whole = g.window_rows
         return [rows for rows in range(whole, 0, -1) if whole % rows == 0]
+    if g.stripe is not None:
+        fewest, most = g.stripe
+        return list(range(most, fewest - 1, -1))
     return sorted({ceil_div(oh, stripes) for stripes in range(1, oh + 1)}, reverse=True)
 
 

@@ -10,7 +10,8 @@ other in their memory, tensors where the caller put them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from tvm import tirx
 
@@ -108,12 +109,32 @@ def generate(
     Raises:
         CapacityError: its scratchpads do not fit the machine's memories; names the memory.
     """
-    tree, allocations = read_function(lower(func))
-    places = (scratchpads or Scratchpads()).place(allocations, spec)
-    walker = _Walker({**parameters, **places}, spec)
-    walker.walk(tree, {})
-    walker.flush()
-    return walker.emitted
+    return generate_together([(func, parameters)], spec, scratchpads or Scratchpads())[0]
+
+
+def generate_together(
+    layers: Iterable[tuple[tirx.PrimFunc, Mapping[str, Place]]],
+    spec: NpuSpec,
+    scratchpads: Scratchpads,
+) -> list[list[Emitted]]:
+    """Emit the instructions of layers that are at work at the same time.
+
+    Their scratchpads lie beside each other; otherwise as ``generate``, layer by layer.
+    """
+    trees, buffers = [], []
+    for n, (func, parameters) in enumerate(layers):
+        tree, allocations = read_function(lower(func))
+        trees.append((tree, parameters, {a.name: f"{n}.{a.name}" for a in allocations}))
+        buffers += [replace(a, name=f"{n}.{a.name}") for a in allocations]
+    places = scratchpads.place(buffers, spec)
+    emitted = []
+    for tree, parameters, names in trees:
+        own = {name: places[unique] for name, unique in names.items()}
+        walker = _Walker({**parameters, **own}, spec)
+        walker.walk(tree, {})
+        walker.flush()
+        emitted.append(walker.emitted)
+    return emitted
 
 
 class _Walker:

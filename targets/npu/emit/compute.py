@@ -7,6 +7,7 @@ field, the outermost one is unrolled and the rest tried again: one instruction b
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from targets.errors import ArithmeticRangeError
 from targets.npu.emit.call_nest import Axis, Call
@@ -18,6 +19,7 @@ from targets.npu.emit.matrix import (
     encode_gemm,
     windows_that_fit,
 )
+from targets.npu.emit.rolling import rolled
 from targets.npu.emit.vector import (
     encode_add,
     encode_lut,
@@ -55,7 +57,12 @@ def emit_call(
     axes = tuple(Axis(n, s) for n, s in zip(folded.extents, folded.strides, strict=True) if n > 1)
     itemsizes = tuple(p.itemsize for p in at)
     call = Call(starts, axes, leaf.fields, initialise)
-    return _unroll(_ENCODERS[leaf.kind], call, itemsizes, spec)
+    encode = _ENCODERS[leaf.kind]
+    return [
+        replace(each, takes=part.takes, makes=part.makes)
+        for part in rolled(call, at, itemsizes)
+        for each in _unroll(encode, part.call, itemsizes, spec)
+    ]
 
 
 def _unroll(

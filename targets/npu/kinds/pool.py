@@ -51,8 +51,15 @@ class MaxPool(Kind[MaxPool2d, int]):
 
     def choices(self, job: Job[MaxPool2d]) -> Iterator[int]:
         """Heights of stripes, tallest first."""
-        rows = job.output.shape[0]
-        return stripe_heights(rows, partial(_stripe_bytes, job), job.act_bytes)
+        rows, needed = job.output.shape[0], partial(_stripe_bytes, job)
+        if job.stripe is None:
+            return stripe_heights(rows, needed, job.act_bytes)
+        fewest, most = job.stripe
+        return (
+            height
+            for height in range(most, fewest - 1, -1)
+            if slots(rows, height) * needed(height) <= job.act_bytes
+        )
 
     def too_large(self, job: Job[MaxPool2d]) -> str:
         """Not even one output row fits ACT."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from targets.layers import (
@@ -75,7 +76,8 @@ class Planned:
         """Whether there is nothing to do: the output's bytes are there."""
         return self.choice is None
 
-    def schedule(self) -> Scheduled:
+    @cached_property
+    def scheduled(self) -> Scheduled:
         """The layer in tensorized TIR."""
         return kind_of(self.job.layer).schedule(self.job, self.choice)
 

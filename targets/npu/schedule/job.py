@@ -24,6 +24,10 @@ class Job(Generic[L]):
         act_bytes: of ACT that tensors of other layers leave; they lie behind these.
         beside: cycles of the vector unit for layers without sums that this one hands its pixels
             to, or gets them from: they overlap with this one, part by part.
+        stripe: fewest and most output rows of a stripe, each of which has all channels before the
+            next one: what a layer of a cascade must keep to; None for any other.
+        sharing: layers of its cascade, whose scratchpads lie beside each other: ``act_bytes`` and
+            the memories of ``spec`` are one's part.
     """
 
     layer: L
@@ -31,6 +35,8 @@ class Job(Generic[L]):
     spec: NpuSpec
     act_bytes: int
     beside: int = 0
+    stripe: tuple[int, int] | None = None
+    sharing: int = 1
 
     @staticmethod
     def alone(layer: L, spec: NpuSpec) -> Job[L]:

@@ -141,7 +141,8 @@ def test_planning_grows_with_the_number_of_layers(monkeypatch: pytest.MonkeyPatc
         residents = plan_layers(layers, [layers[0].input], [layers[-1].output], MACHINES["e256"])
         assert len(residents.residents) == length - 1
         counts.append(len(cuts))
-    assert np.diff(counts).tolist() == [60, 120]  # alone, and with either end in ACT
+    # Alone, with either end in ACT, and in the cascades that are tried.
+    assert np.diff(counts).tolist() == [160, 320]
 
 
 @pytest.mark.parametrize("layer", [conv((8, 8, 16), 16), SMALL_TABLE], ids=["conv", "lut"])

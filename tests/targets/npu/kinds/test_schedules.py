@@ -30,7 +30,7 @@ MACHINES = {name: load_spec(name) for name in ("e256", "m2048")}
 
 
 def schedule(layer: Layer, spec: NpuSpec) -> Scheduled:
-    return plan(Job.alone(layer, spec)).schedule()
+    return plan(Job.alone(layer, spec)).scheduled
 
 
 def tiny_machine(**sram: int):

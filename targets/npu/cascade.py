@@ -1,0 +1,257 @@
+"""Layers that work at the same time, stripe by stripe, and what is between them rolls by in ACT.
+
+A layer's output that ACT can't hold would go to DRAM and come back, and a layer of the vector unit
+alone would let the array wait. In a cascade a layer makes the rows that a stripe of the next one
+needs, then that stripe is computed, and its rows give way to new ones (``emit/rolling.py``):
+
+    stem   rows 0-2 |       3, 4 |       5, 6 |       7, 8 |
+    pool            | row 0      | row 1      | row 2      | row 3
+
+The instructions of the layers are merged into one order that is right one after the other; so all
+that is said of hazards, tokens and the order of issue holds for them as for any others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from targets.errors import CapacityError
+from targets.layers import Conv2d, Layer, MaxPool2d, Weights
+from targets.npu.emit.emitted import Emitted, Rolling
+from targets.npu.kinds.cost import ceil_div
+from targets.npu.kinds.table import Planned, kind_of, plan
+from targets.npu.machine.spec import NpuSpec
+from targets.npu.resident import LONGEST_PITCH, Cascade, Resident, aligned
+from targets.npu.schedule.job import Job
+from targets.npu.schedule.storage import NO_BORDER, Stored
+
+LONGEST = 3
+"""Layers of a cascade: expand, depthwise, project."""
+HEIGHTS = (2, 4, 8)
+"""Rows of the last layer's stripes that are tried; one row where ACT holds no more."""
+WORTHWHILE = 32
+"""A cascade that gains less than one part in so many of its layers' cycles is not worth it."""
+
+
+@dataclass(frozen=True)
+class Owned:
+    """An instruction, and the index of its layer."""
+
+    emitted: Emitted
+    owner: int
+
+
+def choose_cascades(
+    planned: Sequence[Planned], alone: Sequence[Planned], outside: set[str], spec: NpuSpec
+) -> list[Cascade]:
+    """The cascades that gain cycles by estimate.
+
+    Args:
+        planned: the layers in order, all tensors in DRAM.
+        alone: likewise, as they would be without cascades, some tensors in ACT.
+        outside: names of the program's inputs and outputs.
+        spec: the machine.
+    """
+    cascades = []
+    readers = Counter(v.name for p in planned for v in p.job.layer.inputs)
+    first = 0
+    while first < len(planned):
+        best, most = None, 0
+        for last in range(first + 1, min(first + LONGEST, len(planned))):
+            if not _may_roll(planned[last - 1].job, planned[last].job, readers, outside):
+                break
+            span = range(first, last + 1)
+            costs = [alone[n].cost for n in span]
+            before = sum(cost.cycles for cost in costs)
+            busy = max(sum(cost.array for cost in costs), sum(cost.vector for cost in costs))
+            if before - busy <= before // WORTHWHILE:
+                continue
+            jobs = [planned[n].job for n in span]
+            found = [_planned(jobs, span, height, spec) for height in HEIGHTS]
+            for each in found if any(found) else [_planned(jobs, span, 1, spec)]:
+                gain = before - _cycles(each) if each else 0
+                if gain > max(most, before // WORTHWHILE):
+                    best, most = each, gain
+        if best is not None:
+            cascades.append(best)
+        first = best.span.stop if best is not None else first + 1
+    return cascades
+
+
+def _cycles(cascade: Cascade) -> int:
+    """Estimated: those of the busiest unit, and of the first stripes."""
+    costs = [each.cost for each in cascade.layers]
+    twice = 0
+    for cost, rows in zip(costs, cascade.rolling, strict=False):
+        assert rows.rolling is not None
+        twice += cost.vector * rows.rolling.overlap // rows.rolling.period
+    busiest = max(
+        sum(cost.array for cost in costs),
+        sum(cost.vector + cost.decode for cost in costs) + twice,
+        sum(cost.data + cost.fetch for cost in costs),
+    )
+    return busiest + sum(cost.decode + cost.part for cost in costs)
+
+
+def _may_roll(
+    source: Job[Layer], reader: Job[Layer], readers: Counter[str], outside: set[str]
+) -> bool:
+    """Whether a layer makes rows of codes of which the next one, and no other, reads windows."""
+    made, layer = source.output, reader.layer
+    if not isinstance(source.layer, Conv2d | MaxPool2d) or not isinstance(
+        layer, Conv2d | MaxPool2d
+    ):
+        return False
+    if any(
+        isinstance(one, Conv2d) and not isinstance(one.right, Weights)
+        for one in (source.layer, layer)
+    ):
+        return False
+    name = made.value.name
+    if layer.input.name != name or readers[name] != 1 or name in outside or made.dtype == "int32":
+        return False
+    return kind_of(source.layer).makes_near and min(made.shape[0], layer.output.shape[0]) > 1
+
+
+def _planned(jobs: Sequence[Job[Layer]], span: range, height: int, spec: NpuSpec) -> Cascade | None:
+    """A cascade whose last layer has stripes of some height; None if that can't be."""
+    stripes, rolling, top = [(height, height)], list[Resident](), spec.sram.act.bytes
+    if height > jobs[-1].output.shape[0] or spec.acc_rows < 2 * len(jobs):
+        return None
+    for n in range(len(jobs) - 1, 0, -1):
+        tensor, roll = _rolling(jobs[n - 1], jobs[n], stripes[0][0], spec)
+        above = (tensor.border or NO_BORDER)[0]
+        whole = roll.rows * tensor.row_bytes >= tensor.bordered_bytes
+        if tensor.row_bytes > LONGEST_PITCH or whole or roll.period <= above:
+            return None
+        fill = kind_of(jobs[n].layer).padding(jobs[n].layer, tensor.value, tensor.bits)
+        resident = Resident(
+            tensor,
+            frozenset({tensor.value.name}),
+            fill.code if fill else 0,
+            0,
+            span[n - 1],
+            span[n],
+            roll,
+        )
+        top = aligned(top - resident.end(spec))
+        if top < 0:
+            return None
+        rolling.insert(0, replace(resident, address=top))
+        rows = min(stripes[0][0] * _step(jobs[n].layer), jobs[n - 1].output.shape[0])
+        stripes.insert(0, (1 if n == 1 else rows, rows))
+    near = {each.tensor.value.name: each.tensor for each in rolling}
+    shared = _shared(spec, len(jobs))
+    layers = []
+    for job, stripe in zip(jobs, stripes, strict=True):
+        tensors = {name: near.get(name, stored) for name, stored in job.tensors.items()}
+        job = replace(
+            job,
+            tensors=tensors,
+            spec=shared,
+            act_bytes=top // len(jobs),
+            beside=0,
+            stripe=stripe,
+            sharing=len(jobs),
+        )
+        try:
+            layers.append(plan(job))
+        except CapacityError:
+            return None
+    return Cascade(span, tuple(layers), tuple(rolling))
+
+
+def _step(layer: Layer) -> int:
+    """Rows from a window to the one below."""
+    assert isinstance(layer, Conv2d | MaxPool2d)
+    return layer.strides[0]
+
+
+def _window(layer: Layer) -> int:
+    """Rows of a window."""
+    assert isinstance(layer, Conv2d | MaxPool2d)
+    rows = layer.kernel[0] if isinstance(layer, MaxPool2d) else layer.weight_shape[1]
+    return (rows - 1) * layer.dilation[0] + 1
+
+
+def _rolling(
+    source: Job[Layer], reader: Job[Layer], height: int, spec: NpuSpec
+) -> tuple[Stored, Rolling]:
+    """The tensor between two layers, and how it rolls by the second one's stripes."""
+    made = source.output
+    padding = kind_of(reader.layer).padding(reader.layer, made.value, made.bits)
+    tensor = replace(made, border=padding.border if padding else NO_BORDER)
+    step = height * _step(reader.layer)
+    overlap = max(0, _window(reader.layer) - _step(reader.layer))
+    # A window's rows and those that come with its last one, a stripe of at most a step; and a step,
+    # for the stripe after it is made while the window is read.
+    rows = step + overlap + 2 * step - 1
+    return tensor, Rolling(tensor.row_bytes, ceil_div(rows, step) * step, overlap)
+
+
+def _shared(spec: NpuSpec, layers: int) -> NpuSpec:
+    """The machine with a layer's part of its memories; that of ACT is in its job."""
+    sram = spec.sram
+    row = 4 * spec.array.cols
+    acc = sram.acc.model_copy(update={"bytes": sram.acc.bytes // layers // row * row})
+    wgt = sram.wgt.model_copy(update={"bytes": sram.wgt.bytes // layers})
+    par = sram.par.model_copy(update={"bytes": sram.par.bytes // layers // 4 * 4})
+    parts = sram.model_copy(update={"acc": acc, "wgt": wgt, "par": par})
+    return spec.model_copy(update={"sram": parts})
+
+
+def merged(
+    makers: Sequence[Owned], takers: Sequence[Owned], maker: int, rolling: Rolling
+) -> list[Owned]:
+    """The instructions of two layers in one order, each stripe as soon as its rows are there.
+
+    Args:
+        makers: of the layer that makes the rows, and of those before it.
+        takers: of the one that reads them.
+        maker: index of the layer that makes the rows.
+        rolling: how they lie.
+
+    Raises:
+        CapacityError: rows would be written over others that are still needed.
+    """
+    height = 1 + max(each.emitted.takes.end for each in takers if each.emitted.takes)
+    made_by = [-1] * height  # the last of the makers of this row and those above
+    for index, each in enumerate(makers):
+        makes = each.emitted.makes if each.owner == maker else None
+        if makes:
+            for row in range(makes.begin, min(makes.end, height)):
+                made_by[row] = index
+    for row in range(1, height):
+        made_by[row] = max(made_by[row], made_by[row - 1])
+    never = max((each.emitted.makes.end for each in makers if each.emitted.makes), default=0)
+    needed = never  # the first row that is still needed, from the end backwards
+    still = [never] * (len(takers) + 1)
+    for index in range(len(takers) - 1, -1, -1):
+        takes = takers[index].emitted.takes
+        needed = min(needed, takes.begin) if takes else needed
+        still[index] = needed
+    start = next(n for n, each in enumerate(takers) if each.emitted.takes)
+    order: list[Owned] = []
+    done = 0
+
+    def make(until: int, needed: int) -> Iterator[Owned]:
+        for each in makers[done:until]:
+            makes = each.emitted.makes if each.owner == maker else None
+            if makes and makes.end - 1 - rolling.period >= needed:
+                raise CapacityError("rows of a cascade are needed longer than they stay in ACT")
+            yield each
+
+    for index, each in enumerate(takers):
+        takes = each.emitted.takes
+        if takes:
+            until = max(done, made_by[takes.end - 1] + 1)
+            order += make(until, still[index])
+            done = until
+        if index == start:
+            order += takers[:start]
+        if index >= start:
+            order.append(each)
+    order += make(len(makers), still[len(takers)])
+    return order
