@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from relay_passes.place import Placement, boundary, integer_layers, readers_of, segments
 from relay_passes.read_layers import AnyLayer, IntegerNetwork, IslandLayer, OpaqueLayer
 from targets.errors import CapacityError
+from targets.npu.input_blocks import in_blocks
 from targets.npu.kinds.cost import Cost, bus_cycles
 from targets.npu.kinds.table import KINDS, plan
 from targets.npu.layer_plan import plan_layers
@@ -50,7 +51,9 @@ def estimate(network: IntegerNetwork, placed: Sequence[Placement], spec: NpuSpec
     for on_npu, layers in segments(network.layers, placed):
         if on_npu:
             run = integer_layers(layers)
-            planned = plan_layers(run, *boundary(run, readers), spec)
+            inputs, outputs = boundary(run, readers)
+            blocked = in_blocks(run, inputs, outputs, spec)
+            planned = plan_layers(blocked.layers, blocked.inputs, outputs, spec)
             for cycles, each in zip(planned.cycles, planned.layers, strict=True):
                 estimates.append(Estimate(cycles, each.cost.bound))
         else:

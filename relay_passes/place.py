@@ -37,6 +37,7 @@ from targets.npu.compiler import compile_layers
 from targets.npu.constraints import refusal
 from targets.npu.execute.compiled import executor_symbol
 from targets.npu.execute.host_calls import pack_inputs, unpack_output
+from targets.npu.input_blocks import in_blocks
 from targets.npu.machine.program import Program
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.storage import host_bytes
@@ -305,14 +306,14 @@ class _PlacedBuilder:
         assert self.spec is not None
         run = integer_layers(layers)
         inputs, outputs = boundary(run, self.readers)
-        program = compile_layers(run, inputs, outputs, self.spec)
+        blocked = in_blocks(run, inputs, outputs, self.spec)
+        program = compile_layers(blocked.layers, blocked.inputs, outputs, self.spec)
         name = f"npu_program_{len(self.programs)}"
         self.programs.append(program)
         batch = self._batch(self.old[inputs[0].name])
         images = [self._image(value) for value in inputs]
-        packed = self._call(
-            pack_inputs(inputs), f"{name}_pack", images, [([batch, program.input_bytes], "int8")]
-        )
+        pack = pack_inputs(inputs, blocked.blocks)
+        packed = self._call(pack, f"{name}_pack", images, [([batch, program.input_bytes], "int8")])
         arguments = [
             relax.prim_value(len(self.programs) - 1),
             constant(program.words(), "int32"),

@@ -112,11 +112,14 @@ class Weights:
         codes: int8[K, R, S, C / groups]; their zero point is 0.
         bits: codes use the range of this many bits (8, 4 or 2).
         factors: of the products with them, by group of input channels; None if all are 1.
+        filling: of an output channel's codes, the zeros that only fill up blocks of pixels; their
+            products are not counted.
     """
 
     codes: npt.NDArray[np.int8]
     bits: int = 8
     factors: ProductFactors | None = None
+    filling: int = 0
 
     @property
     def scaled(self) -> npt.NDArray[np.int8] | Ints:
@@ -219,8 +222,9 @@ class Conv2d:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one image."""
-        h, w, _ = self.output.shape
-        return h * w * math.prod(self.weight_shape)
+        h, w, k = self.output.shape
+        filling = self.right.filling if isinstance(self.right, Weights) else 0
+        return h * w * (math.prod(self.weight_shape) - k * filling)
 
 
 @dataclass(frozen=True)

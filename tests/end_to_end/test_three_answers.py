@@ -17,6 +17,7 @@ from relay_passes.frontend.import_torch import import_torch
 from relay_passes.pipeline import lower_to_integer
 from relay_passes.place import place
 from relay_passes.read_layers import read_layers
+from targets.npu.input_blocks import in_blocks
 from targets.npu.machine.spec import load_spec
 from tvmq.calibrate.calibrate import calibrate
 from tvmq.capture.capture import capture_program
@@ -95,5 +96,7 @@ def test_another_machine_gives_the_same_integers() -> None:
     specs = [load_spec(machine) for machine in ("e256", "m2048")]
     edge, mobile = (place(integer, network, spec) for spec in specs)
     assert edge.programs[0].to_bytes() != mobile.programs[0].to_bytes()
+    ends = network.inputs, network.outputs  # the wider array reads blocks of pixels
+    assert [bool(in_blocks(network.layers, *ends, spec).blocks) for spec in specs] == [False, True]
     answers = [run_placed(*one, images)[0] for one in ((edge, specs[0]), (mobile, specs[1]))]
     np.testing.assert_array_equal(*answers)

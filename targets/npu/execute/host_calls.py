@@ -5,7 +5,7 @@ The device executes one image's bytes; these functions sit between it and tensor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,19 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from targets.layers import Value
+from targets.npu.schedule.storage import Blocks
 
 _INT32_BYTES = 4
 
 
-def pack_inputs(values: Sequence[Value]) -> tirx.PrimFunc:
-    """Tensors [n, H, W, C] of codes, one behind the other -> int8[n, bytes]."""
-    total = sum(_elements(v) for v in values)
+def pack_inputs(values: Sequence[Value], blocks: Mapping[str, Blocks]) -> tirx.PrimFunc:
+    """Tensors [n, H, W, C] of codes, one behind the other -> int8[n, bytes].
+
+    Args:
+        values: as the network has them.
+        blocks: by name, how those are packed that the program reads in blocks.
+    """
+    total = sum(_elements(blocks[v.name].packed(v) if v.name in blocks else v) for v in values)
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name("npu_pack_inputs")
@@ -34,11 +40,32 @@ def pack_inputs(values: Sequence[Value]) -> tirx.PrimFunc:
             with T.sblock("root"):
                 offset = 0
                 for value, tensor in zip(values, tensors, strict=True):
+                    if value.name in blocks:
+                        offset += _pack_blocks(value, tensor, blocks[value.name], packed, offset)
+                        continue
                     with T.parallel(0, batch) as n, T.grid(*value.shape) as (h, w, c):
                         at = offset + (h * value.shape[1] + w) * value.shape[2] + c
                         T.buffer_store(packed, tirx.Cast("int8", tensor[n, h, w, c]), [n, at])
                     offset += _elements(value)
         return builder.get()
+
+
+def _pack_blocks(
+    value: Value, tensor: tirx.Buffer, blocks: Blocks, packed: tirx.Buffer, offset: int
+) -> int:
+    """Write a tensor in blocks from byte ``offset`` of an image on; returns its bytes."""
+    height, width, channels = value.shape
+    (rows, columns), (top, left) = blocks.size, blocks.before
+    extents = (blocks.count[0], rows, blocks.count[1], columns, channels)
+    fill = tirx.const(blocks.fill, value.dtype)
+    with T.parallel(0, tensor.shape[0]) as n, T.grid(*extents) as (by, y, bx, x, c):
+        h, w = by * rows + y - top, bx * columns + x - left
+        inside = tirx.all(h >= 0, h < height, w >= 0, w < width)
+        code = tirx.if_then_else(inside, tensor[n, h, w, c], fill)
+        block = by * blocks.count[1] + bx
+        at = offset + ((block * rows + y) * columns + x) * channels + c
+        T.buffer_store(packed, tirx.Cast("int8", code), [n, at])
+    return _elements(blocks.packed(value))
 
 
 def unpack_output(value: Value, offset: int, total: int) -> tirx.PrimFunc:

@@ -7,7 +7,7 @@ border of pixels around it, so that a window reads its padding there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -91,6 +91,28 @@ class Stored:
             return code
         byte = sum((code & ((1 << self.bits) - 1)) << place for place in range(0, 8, self.bits))
         return byte - 256 if self.dtype == "int8" and byte > 127 else byte
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How the host packs an image: a block of its pixels is a pixel of what the program reads.
+
+    Attributes:
+        size: (rows, columns) of a block.
+        count: (rows, columns) of blocks.
+        before: (rows, columns) of pixels in the first block that lie before the image.
+        fill: the code of pixels outside the image.
+    """
+
+    size: tuple[int, int]
+    count: tuple[int, int]
+    before: tuple[int, int]
+    fill: int
+
+    def packed(self, value: Value) -> Value:
+        """The tensor that the program reads; channels are (row, column, channel) of a block."""
+        rows, columns = self.size
+        return replace(value, shape=(*self.count, rows * columns * value.shape[2]))
 
 
 Tensors: TypeAlias = Mapping[str, Stored]

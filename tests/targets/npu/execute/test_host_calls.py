@@ -24,7 +24,7 @@ def test_inputs_lie_one_behind_the_other():
     arrays = [
         x.astype(v.dtype).reshape(2, *v.shape) for x, v in zip((a, b, c), values, strict=True)
     ]
-    packed = _call(pack_inputs(values), *arrays, np.zeros((2, 9), np.int8))
+    packed = _call(pack_inputs(values, {}), *arrays, np.zeros((2, 9), np.int8))
     want = np.concatenate([x.view(np.int8).reshape(2, -1) for x in arrays], axis=1)
     np.testing.assert_array_equal(packed, want)
 
