@@ -74,6 +74,7 @@ class ConvGeometry:
         beside: as of its job.
         stripe: likewise.
         sharing: likewise.
+        follows: likewise.
         input: as it lies.
         output: likewise.
         residual: likewise, or None.
@@ -84,6 +85,7 @@ class ConvGeometry:
         job = _upright(job)
         self.layer, self.spec, self.act_bytes = job.layer, job.spec, job.act_bytes
         self.beside, self.stripe, self.sharing = job.beside, job.stripe, job.sharing
+        self.follows = job.follows
         self.input, self.output = job.stored(job.layer.input), job.output
         added = job.layer.requantize.residual if job.layer.requantize else None
         self.residual: Stored | None = job.stored(added.value) if added else None
@@ -98,7 +100,14 @@ class ConvGeometry:
         """Equal for layers that are tiled alike at the same costs: all but names and numbers."""
         layer = self.layer
         return (
-            *(self.spec.digest, self.act_bytes, self.beside, self.stripe, self.sharing),
+            *(
+                self.spec.digest,
+                self.act_bytes,
+                self.beside,
+                self.stripe,
+                self.sharing,
+                self.follows,
+            ),
             *(layer.weight_shape, layer.right.bits, layer.groups),
             *(layer.strides, layer.padding, layer.dilation),
             *(layer.requantize is not None, self.requantize_cycles),

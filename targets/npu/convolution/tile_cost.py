@@ -148,7 +148,7 @@ def exposed(g: ConvGeometry, t: ConvTiling) -> int:
 
 def hidden(g: ConvGeometry, t: ConvTiling) -> int:
     """Cycles of the first block's load that pass while the array works for the layer before."""
-    if g.factor is not None:
+    if g.factor is not None or not g.follows:
         return 0  # a tensor has to be made first
     return min(_block_bus(g, t), _bus(g, 1, g.spec.sram.wgt.bytes // PREFETCHED))
 

@@ -28,6 +28,7 @@ class Job(Generic[L]):
             next one: what a layer of a cascade must keep to; None for any other.
         sharing: layers of its cascade, whose scratchpads lie beside each other: ``act_bytes`` and
             the memories of ``spec`` are one's part.
+        follows: whether there is a layer before it, while which its first weights are loaded.
     """
 
     layer: L
@@ -37,6 +38,7 @@ class Job(Generic[L]):
     beside: int = 0
     stripe: tuple[int, int] | None = None
     sharing: int = 1
+    follows: bool = False
 
     @staticmethod
     def alone(layer: L, spec: NpuSpec) -> Job[L]:
