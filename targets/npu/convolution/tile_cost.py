@@ -1,9 +1,10 @@
 """How many cycles a tiling of a convolution takes, roughly: to choose between tilings.
 
-    first loads + sum over steps of max(compute, loads of the next step) + the last store
+    first loads + sum over steps of max(compute, loads of the next step, what two slots allow)
+                + the last store
 
 Not the timing model: that prices programs. This looks at a tiling before there is one, so it leaves
-out waiting for tokens and for the bus.
+out who waits for whose tokens, and for the bus.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from targets.npu.convolution.geometry import ConvGeometry
 from targets.npu.kinds.cost import Cost, ceil_div
 from targets.npu.schedule.intrinsics import RECORD_WORDS
 
-INTERFERENCE = 8
-"""The part of the bus's cycles that is in the way of something, as its reciprocal."""
+INTERFERENCE = 16
+"""The part of the bus's cycles that is in the way of other layers, as its reciprocal."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +76,17 @@ def estimate(g: ConvGeometry, t: ConvTiling) -> Cost:
     compute = (max(array, vector) + decode) // steps
     # Each GEMM or DWC comes with a REQ, and both come over the bus.
     fetch = _bus(g, 1, 2 * instructions * g.spec.issue.insn_bytes // steps)
-    # A step's loads hide under the step before it, and no further: LD works in order.
-    at_outer = max(compute, each_outer + each_inner + moved + fetch)
-    at_inner = max(compute, each_inner + moved + fetch)
+    inner, k_blocks = steps // outer, ceil_div(g.reduction[2], t.k0)
+    at_inner = _pace(g, compute, each_inner + loads, stores, fetch, k_blocks)
+    around = (inner - 1) * at_inner + max(at_inner, each_outer + each_inner + moved + fetch)
+    if each_outer:
+        around = max(around, _pace(g, inner * compute, each_outer + each_inner + loads))
     before = 2 * g.spec.dma.read_latency + block_in + stripe_in + loads
     known = 0 if g.factor else block_in  # before the layers before are done
     latency = g.spec.dma.write_latency if stores else 0
     after = latency + stores + _requantize(g, t.chunk_rows * t.chunk_columns)
     data = outer * each_outer + steps * (each_inner + moved)
-    bus = data + steps * fetch
-    cycles = before + compute + (outer - 1) * at_outer + (steps - outer) * at_inner + after
-    cycles += bus // INTERFERENCE
+    cycles = before + compute + (inner - 1) * at_inner + (outer - 1) * around + after
     pixels_pass = cycles // (1 if t.rows_outer else blocks)  # once for each block
     return Cost(
         cycles=cycles,
@@ -98,6 +99,30 @@ def estimate(g: ConvGeometry, t: ConvTiling) -> Cost:
         decode=decode,
         requantizes=True,
     )
+
+
+def _pace(
+    g: ConvGeometry, compute: int, loads: int, stores: int = 0, fetch: int = 0, k_blocks: int = 1
+) -> int:
+    """Cycles from one step to the next, of steps that compute, load and store for so many.
+
+    LD works in order, so loads hide under the step before it, and no further. There are two slots:
+    a load waits until the step before last is done, and the step that it is for until the load is,
+    so that two steps take no less than the one's work, the latency and the load. Likewise a store.
+    """
+    dma, handing = g.spec.dma, g.spec.array.fill_cycles + 2 * g.spec.issue.decode
+    pace = max(compute, loads + stores + fetch)
+    if loads:
+        pace = max(pace, (compute + loads + k_blocks * (dma.read_latency + handing)) // 2)
+    if stores:
+        pace = max(pace, (compute + stores + dma.write_latency + handing) // 2)
+    return pace
+
+
+def price_of(g: ConvGeometry, t: ConvTiling) -> int:
+    """Cycles that a tiling costs its program: its own, and those of others that it holds up."""
+    cost = estimate(g, t)
+    return cost.cycles + exposed(g, t) + (cost.data + cost.fetch) // INTERFERENCE
 
 
 def exposed(g: ConvGeometry, t: ConvTiling) -> int:
