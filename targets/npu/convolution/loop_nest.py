@@ -32,8 +32,8 @@ from targets.layers import Conv2d
 from targets.npu.convolution.factor_loads import factor_loads
 from targets.npu.convolution.geometry import ConvGeometry
 from targets.npu.convolution.product_passes import ProductPasses
-from targets.npu.convolution.tile_cost import ConvTiling, block_channels
-from targets.npu.convolution.tiling import acc_rows, input_slot_bytes
+from targets.npu.convolution.tile_cost import ConvTiling, block_channels, loaded_first
+from targets.npu.convolution.tiling import acc_slots, input_slot_bytes
 from targets.npu.convolution.variants import Variant, product_variants
 from targets.npu.kinds.cost import ceil_div
 from targets.npu.schedule import intrinsics
@@ -75,10 +75,6 @@ def requantize_fields(g: ConvGeometry) -> RequantizeFields | None:
         residual_multiplier=residual.multiplier if residual else 1,
         bits=g.output.bits,
     )
-
-
-MAX_ACC_SLOTS = 8
-"""Chunks whose sums may wait for the vector unit, or for their store, at the same time."""
 
 
 @dataclass
@@ -154,7 +150,7 @@ class _LoopNest:
         self.y_slot = t.rows * g.out[1] * self.channels * g.output.bits // 8
         self.w_slot = t.tiles * g.reduction[0] * g.reduction[1] * t.k0 * g.tile_bytes
         pixels = t.chunk_rows * t.chunk_columns
-        self.acc_slots = min(MAX_ACC_SLOTS, acc_rows(g) // pixels)
+        self.acc_slots = acc_slots(g, t)
         self.acc_slot = pixels * g.columns
         weight_slots = min(2, self.blocks * self.k_blocks * (self.stripes if g.windowed else 1))
         output_slots = min(2, self.blocks * self.stripes)
@@ -270,7 +266,7 @@ class _LoopNest:
     def _acc_row(self, at: Position, tile: Expr, cy: Expr, cx: Expr) -> Expr:
         """First accumulator element of a chunk; successive chunks take successive slots."""
         if self.k_blocks > 1:
-            return (at.step + tile) % self.acc_slots * self.acc_slot
+            return (at.step * self.t.tiles + tile) % self.acc_slots * self.acc_slot
         rows, columns = (
             ceil_div(self.t.rows, self.t.chunk_rows),
             ceil_div(self.g.out[1], self.t.chunk_columns),
@@ -497,13 +493,25 @@ class _LoopNest:
         if g.factor is not None:
             self._load_factor(at, k_block)
             return
+        per_tile = self._k0(k_block) * (g.reduction[0] * g.reduction[1] * g.tile_bytes)
+        tiles, first = self._tiles(at), loaded_first(g, t)
+        self._load_tiles(at, k_block, 0, smaller(first, tiles), first, per_tile)
+        if first < t.tiles:
+            with when(tiles > first):
+                self._load_tiles(at, k_block, first, tiles - first, t.tiles - first, per_tile)
+
+    def _load_tiles(
+        self, at: Position, k_block: Expr, first: int, tiles: Expr, most: int, per_tile: Expr
+    ) -> None:
+        """Weights of some column tiles of a block, at most so many: those from ``first`` on."""
+        g, t = self.g, self.t
         per_k0 = g.reduction[0] * g.reduction[1] * g.tile_bytes
-        k0 = g.reduction[2]
-        k0_now = self._k0(k_block)
-        source = at.block * (t.tiles * k0 * per_k0) + self._tiles(at) * (k_block * t.k0 * per_k0)
-        size = self._tiles(at) * k0_now * per_k0
-        with self.nest.serial(size, self.w_slot) as n, self.nest.block("load_weights") as b:
-            store(self.wgt, b(self._weight_slot(at, k_block) + n), self.W[b(source + n)])
+        source = at.block * (t.tiles * g.reduction[2] * per_k0)
+        source = source + self._tiles(at) * (k_block * t.k0 * per_k0) + first * per_tile
+        near = self._weight_slot(at, k_block) + first * per_tile
+        extent = tiles * per_tile, most * t.k0 * per_k0
+        with self.nest.serial(*extent) as n, self.nest.block(f"load_weights_{first}") as b:
+            store(self.wgt, b(near + n), self.W[b(source + n)])
 
     def _load_factor(self, at: Position, k_block: Expr) -> None:
         """Weights from a tensor: tiles of [lane][column], lanes that it has no element for zero.
@@ -543,7 +551,11 @@ class _LoopNest:
             return (at.step * self.k_blocks + k_block) % 2 * self.w_slot
         if self.g.windowed:
             return at.step % 2 * self.w_slot if self.blocks * self.stripes > 1 else 0
-        return at.block % 2 * self.w_slot if self.blocks > 1 else 0
+        return self._blocks_before(at) % 2 * self.w_slot if self.blocks > 1 else 0
+
+    def _blocks_before(self, at: Position) -> Expr:
+        """Blocks that were loaded before that of a position: weights and records."""
+        return at.step if self.t.rows_outer else at.block
 
     def _load_parameters(self, at: Position) -> None:
         shared = self.g.one_record
@@ -553,14 +565,17 @@ class _LoopNest:
             store(self.par, b(self._par_slot(at) + n), self.P[b(first + n)])
 
     def _par_slot(self, at: Position) -> Expr:
-        return at.block % 2 * self.p_slot if self.blocks > 1 and not self.g.one_record else 0
+        if self.blocks == 1 or self.g.one_record:
+            return 0
+        return self._blocks_before(at) % 2 * self.p_slot
 
     def _input_slot(self, at: Position) -> Expr:
         """Byte of ACT at which the stripe's first window begins."""
         g = self.g
         if g.input.near:
             return g.first_pixel + at.stripe * (self.t.rows * g.row_stride * g.pitch)
-        return at.stripe % 2 * self.x_slot if self.stripes > 1 else 0
+        stripes_before = at.stripe if self.t.rows_outer else at.step
+        return stripes_before % 2 * self.x_slot if self.stripes > 1 else 0
 
     def _output_slot(self, at: Position) -> Expr:
         return at.step % 2 * self.y_slot if self.blocks * self.stripes > 1 else 0

@@ -53,6 +53,15 @@ def weight_bytes(g: ConvGeometry, tiles: int, k0: int) -> int:
     return tiles * g.reduction[0] * g.reduction[1] * k0 * g.tile_bytes
 
 
+def loaded_first(g: ConvGeometry, t: ConvTiling) -> int:
+    """Column tiles of a block whose weights are loaded first: those of the others are another load.
+
+    It waits for the GEMMs whose weights it takes the place of, and no GEMM but its own for it.
+    """
+    alone = g.depthwise or g.factor is not None
+    return t.tiles if alone else ceil_div(t.tiles, 2)
+
+
 def estimate(g: ConvGeometry, t: ConvTiling) -> Cost:
     """The cost of a layer with a tiling, on a machine that has nothing else to do."""
     stripes, blocks = ceil_div(g.out[0], t.rows), ceil_div(g.tiles, t.tiles)
@@ -77,16 +86,26 @@ def estimate(g: ConvGeometry, t: ConvTiling) -> Cost:
     # Each GEMM or DWC comes with a REQ, and both come over the bus.
     fetch = _bus(g, 1, 2 * instructions * g.spec.issue.insn_bytes // steps)
     inner, k_blocks = steps // outer, ceil_div(g.reduction[2], t.k0)
-    at_inner = _pace(g, compute, each_inner + loads, stores, fetch, k_blocks)
+    parts = 1 if loaded_first(g, t) == t.tiles else 2
+    by_block = parts if k_blocks > 1 or t.rows_outer else 1
+    at_inner = _pace(g, compute, each_inner + loads, stores, fetch, k_blocks, by_block)
+    first = compute  # of a step whose loads are there, but for its other k blocks
+    if k_blocks > 1:  # stripes are loaded behind the last k block, for which two GEMMs are left
+        late = each_inner - block_in + loads + 2 * block_in // k_blocks + g.spec.dma.read_latency
+        at_inner = max(at_inner, compute * (k_blocks - 2) // k_blocks + late)
+        first = _pace(g, compute, block_in, 0, 0, k_blocks, parts)
     around = (inner - 1) * at_inner + max(at_inner, each_outer + each_inner + moved + fetch)
     if each_outer:
-        around = max(around, _pace(g, inner * compute, each_outer + each_inner + loads))
-    before = 2 * g.spec.dma.read_latency + block_in + stripe_in + loads
-    known = 0 if g.factor else block_in  # before the layers before are done
+        by_block = 1 if inner > 1 or t.rows_outer else parts
+        loaded = each_outer + each_inner + loads
+        around = max(around, _pace(g, inner * compute, loaded, 0, 0, 1, by_block))
+    awaited = block_in // (k_blocks * parts)  # of a block, before its first GEMM
+    before = 2 * g.spec.dma.read_latency + awaited + stripe_in + loads
+    known = 0 if g.factor else awaited  # before the layers before are done
     latency = g.spec.dma.write_latency if stores else 0
     after = latency + stores + _requantize(g, t.chunk_rows * t.chunk_columns)
     data = outer * each_outer + steps * (each_inner + moved)
-    cycles = before + compute + (inner - 1) * at_inner + (outer - 1) * around + after
+    cycles = before + first + (inner - 1) * at_inner + (outer - 1) * around + after
     pixels_pass = cycles // (1 if t.rows_outer else blocks)  # once for each block
     return Cost(
         cycles=cycles,
@@ -102,18 +121,20 @@ def estimate(g: ConvGeometry, t: ConvTiling) -> Cost:
 
 
 def _pace(
-    g: ConvGeometry, compute: int, loads: int, stores: int = 0, fetch: int = 0, k_blocks: int = 1
+    g: ConvGeometry, compute: int, loads: int, stores: int, fetch: int, k_blocks: int, parts: int
 ) -> int:
     """Cycles from one step to the next, of steps that compute, load and store for so many.
 
     LD works in order, so loads hide under the step before it, and no further. There are two slots:
     a load waits until the step before last is done, and the step that it is for until the load is,
-    so that two steps take no less than the one's work, the latency and the load. Likewise a store.
+    so that two steps take no less than the one's work, the latency and the load; less where the
+    load and the work come in parts. Likewise a store.
     """
     dma, handing = g.spec.dma, g.spec.array.fill_cycles + 2 * g.spec.issue.decode
     pace = max(compute, loads + stores + fetch)
     if loads:
-        pace = max(pace, (compute + loads + k_blocks * (dma.read_latency + handing)) // 2)
+        turn = (compute + loads) // parts + k_blocks * (dma.read_latency + handing)
+        pace = max(pace, turn // 2)
     if stores:
         pace = max(pace, (compute + stores + dma.write_latency + handing) // 2)
     return pace
@@ -122,7 +143,8 @@ def _pace(
 def price_of(g: ConvGeometry, t: ConvTiling) -> int:
     """Cycles that a tiling costs its program: its own, and those of others that it holds up."""
     cost = estimate(g, t)
-    return cost.cycles + exposed(g, t) + (cost.data + cost.fetch) // INTERFERENCE
+    held_up = exposed(g, t) + (cost.data + cost.fetch) // INTERFERENCE
+    return cost.cycles - cost.ahead // 2 + held_up
 
 
 def exposed(g: ConvGeometry, t: ConvTiling) -> int:

@@ -3,7 +3,8 @@
 stripe   ``rows`` output rows: their input rows and their output live in ACT, twice where there is
          a next stripe
 block    ``tiles`` column tiles whose weights live in WGT, twice where there is a next block
-k block  ``k0`` reduction tiles, where a column tile's weights are too many for half of WGT
+k block  ``k0`` reduction tiles, where a block's weights are too many for half of WGT; the sums of
+         all tiles of the block wait in ACC while its k blocks go by
 chunk    ``chunk_rows`` x ``chunk_columns`` output pixels whose sums live in one half of ACC
 
 Of all that fit, the one with the fewest estimated cycles is taken.
@@ -13,10 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from targets.errors import CapacityError
 from targets.npu.convolution.geometry import MAX_K0, ConvGeometry
 from targets.npu.convolution.tile_cost import ConvTiling, block_channels, weight_bytes
 from targets.npu.kinds.cost import ceil_div
 from targets.npu.schedule.intrinsics import RECORD_WORDS
+
+MAX_ACC_SLOTS = 8
+"""Chunks whose sums may wait for the vector unit, or for their store, at the same time."""
 
 
 def tilings(g: ConvGeometry) -> Iterator[ConvTiling]:
@@ -36,6 +41,21 @@ def no_tiling_fits(g: ConvGeometry) -> str:
 def acc_rows(g: ConvGeometry) -> int:
     """Rows of C int32 sums that ACC holds."""
     return g.spec.sram.acc.bytes // (4 * g.columns)
+
+
+def acc_slots(g: ConvGeometry, t: ConvTiling) -> int:
+    """Chunks whose sums are in ACC at the same time.
+
+    Raises:
+        CapacityError: those that wait for the next block of weights have to be, and are more.
+    """
+    slots = min(MAX_ACC_SLOTS, acc_rows(g) // (t.chunk_rows * t.chunk_columns))
+    if t.k0 < g.reduction[2] and t.tiles > slots:
+        raise CapacityError(
+            f"{g.layer.name}: the sums of {t.tiles} column tiles wait in ACC for the next block of "
+            f"weights, which has room for {slots}. Cut it into blocks of fewer tiles."
+        )
+    return slots
 
 
 def input_slot_bytes(g: ConvGeometry, rows: int) -> int:
@@ -75,9 +95,12 @@ def _weight_blocks(g: ConvGeometry) -> Iterator[tuple[int, int]]:
         part = ceil_div(k0, count)
         if g.passes is not None:
             part = ceil_div(part, g.passes.tiles) * g.passes.tiles
-        fits = part <= MAX_K0 or g.passes is not None
-        if count > 1 and fits and part < k0 and 2 * weight_bytes(g, 1, part) <= wgt:
-            yield 1, part
+        if count == 1 or part == k0 or (part > MAX_K0 and g.passes is None):
+            continue
+        for tiles in range(min(MAX_ACC_SLOTS, g.tiles), 0, -1):
+            fits = 2 * weight_bytes(g, tiles, part) <= wgt
+            if fits and 2 * _record_bytes(g, tiles) <= par:
+                yield tiles, part
 
 
 def _record_bytes(g: ConvGeometry, tiles: int) -> int:
@@ -114,8 +137,8 @@ def _fit(g: ConvGeometry, tiles: int, k0: int, rows: int) -> Iterator[ConvTiling
         return
     # Half of ACC, so that sums of one chunk are requantized while those of the next are made.
     ow, half = g.out[1], acc_rows(g) // 2
-    if k0 < g.reduction[2]:  # the sums of a whole stripe wait for the next k block
-        if rows * ow <= half:
+    if k0 < g.reduction[2]:
+        if max(tiles, 2) * rows * ow <= acc_rows(g):
             yield ConvTiling(rows, tiles, k0, rows, ow, rows_outer=False)
         return
     # Chunks as equal as possible: a narrow last one would not cover the loading of its weights.
