@@ -119,7 +119,7 @@ def _planned(layers: Sequence[Layer], outside: set[str], spec: NpuSpec) -> list[
         planned, narrow = [], set[str]()
         for layer in layers:
             tensors = {v.name: Stored(v, bits[v.name]) for v in (*layer.inputs, layer.output)}
-            job = Job(layer, tensors, spec, spec.sram.act.bytes)
+            job = Job(layer, tensors, spec, spec.sram.act.bytes, first=layer is layers[0])
             if isinstance(layer, Constant) and layer.output.name not in outside:
                 planned.append(Planned(job, None, NOTHING))
                 continue

@@ -72,6 +72,7 @@ class ConvGeometry:
         spec: the machine.
         act_bytes: of ACT that are left for it.
         beside: as of its job.
+        first: likewise.
         input: as it lies.
         output: likewise.
         residual: likewise, or None.
@@ -81,7 +82,7 @@ class ConvGeometry:
     def __init__(self, job: Job[Conv2d]) -> None:
         job = _upright(job)
         self.layer, self.spec, self.act_bytes = job.layer, job.spec, job.act_bytes
-        self.beside = job.beside
+        self.beside, self.first = job.beside, job.first
         self.input, self.output = job.stored(job.layer.input), job.output
         added = job.layer.requantize.residual if job.layer.requantize else None
         self.residual: Stored | None = job.stored(added.value) if added else None
@@ -96,7 +97,7 @@ class ConvGeometry:
         """Equal for layers that are tiled alike at the same costs: all but names and numbers."""
         layer = self.layer
         return (
-            *(self.spec.digest, self.act_bytes, self.beside),
+            *(self.spec.digest, self.act_bytes, self.beside, self.first),
             *(layer.weight_shape, layer.right.bits, layer.groups),
             *(layer.strides, layer.padding, layer.dilation),
             *(layer.requantize is not None, self.requantize_cycles),

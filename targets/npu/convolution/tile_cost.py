@@ -58,8 +58,8 @@ def loaded_first(g: ConvGeometry, t: ConvTiling) -> int:
 
     It waits for the GEMMs whose weights it takes the place of, and no GEMM but its own for it.
     """
-    alone = g.depthwise or g.factor is not None
-    return t.tiles if alone else ceil_div(t.tiles, 2)
+    once = t.tiles >= g.tiles and t.k0 >= g.reduction[2]
+    return t.tiles if once or g.depthwise or g.factor is not None else ceil_div(t.tiles, 2)
 
 
 def estimate(g: ConvGeometry, t: ConvTiling) -> Cost:
@@ -141,10 +141,13 @@ def _pace(
 
 
 def price_of(g: ConvGeometry, t: ConvTiling) -> int:
-    """Cycles that a tiling costs its program: its own, and those of others that it holds up."""
+    """Cycles that a tiling costs its program: its own, and those of others that it holds up.
+
+    Of those that could lie under the layers before, half do: what they hold may be in the way.
+    """
     cost = estimate(g, t)
-    held_up = exposed(g, t) + (cost.data + cost.fetch) // INTERFERENCE
-    return cost.cycles - cost.ahead // 2 + held_up
+    hidden = 0 if g.first else cost.ahead // 2
+    return cost.cycles - hidden + exposed(g, t) + (cost.data + cost.fetch) // INTERFERENCE
 
 
 def exposed(g: ConvGeometry, t: ConvTiling) -> int:

@@ -24,6 +24,7 @@ class Job(Generic[L]):
         act_bytes: of ACT that tensors of other layers leave; they lie behind these.
         beside: cycles of the vector unit for layers without sums that this one hands its pixels
             to, or gets them from: they overlap with this one, part by part.
+        first: whether no layer comes before it, under which its weights could be loaded.
     """
 
     layer: L
@@ -31,12 +32,13 @@ class Job(Generic[L]):
     spec: NpuSpec
     act_bytes: int
     beside: int = 0
+    first: bool = False
 
     @staticmethod
     def alone(layer: L, spec: NpuSpec) -> Job[L]:
         """The layer on an empty machine, every tensor as bytes in DRAM."""
         tensors = {value.name: Stored(value) for value in (*layer.inputs, layer.output)}
-        return Job(layer, tensors, spec, spec.sram.act.bytes)
+        return Job(layer, tensors, spec, spec.sram.act.bytes, first=True)
 
     def stored(self, value: Value) -> Stored:
         """How one of the layer's tensors lies."""
