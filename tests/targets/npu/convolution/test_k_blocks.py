@@ -1,5 +1,6 @@
 """Blocks of a reduction that is too long for WGT, and the two slots of what is loaded in turns."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -112,3 +113,25 @@ def test_the_estimate_knows_the_latency_of_blocks(machine, layer, monkeypatch):
     exact = simulate_timing(made.instructions, spec).total
     cycles = estimate(ConvGeometry(job), kind.choose(job)).cycles
     assert cycles == pytest.approx(exact, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("layer", "rows"),
+    [
+        (conv((14, 14, 1024), 128), 5),
+        (conv((28, 28, 1024), 128, (1, 1), padding=FLAT), 4),
+    ],
+)
+def test_stripes_come_behind_all_k_blocks_of_the_step_before(layer, rows, monkeypatch):
+    """LD works in order, so only the last two GEMMs of a step hide the next stripe."""
+    cut = tiling(layer, rows, 1, 16)
+    exact = simulate_timing(program(layer, cut, monkeypatch).instructions, E256).total
+    g = ConvGeometry(Job.alone(layer, E256))
+    assert estimate(g, cut).cycles == pytest.approx(exact, rel=0.02)
+
+
+def test_first_weights_lie_under_the_layer_before_where_there_is_one():
+    layer = conv((1, 1, 512), 1000, (1, 1), padding=FLAT, out="int32")
+    alone = Job.alone(layer, E256)
+    first, later = (KINDS[Conv2d].choose(replace(alone, first=x)) for x in (True, False))
+    assert first.tiles < later.tiles
