@@ -143,10 +143,11 @@ def _pace(
 def price_of(g: ConvGeometry, t: ConvTiling) -> int:
     """Cycles that a tiling costs its program: its own, and those of others that it holds up.
 
-    Of those that could lie under the layers before, half do: what they hold may be in the way.
+    Of those that could lie under other layers, half do: what these hold may be in the way. One that
+    nothing comes before has only those that it works beside.
     """
     cost = estimate(g, t)
-    hidden = 0 if g.first else cost.ahead // 2
+    hidden = cost.ahead // 2 if g.beside or not g.first else 0
     return cost.cycles - hidden + exposed(g, t) + (cost.data + cost.fetch) // INTERFERENCE
 
 
