@@ -40,9 +40,10 @@ from targets.npu.convolution.tile_cost import (
     ConvTiling,
     block_channels,
     k_blocks,
+    loaded_first,
     piece_bytes,
 )
-from targets.npu.convolution.tiling import MAX_ACC_SLOTS, acc_rows, input_slot_bytes
+from targets.npu.convolution.tiling import acc_slots, input_slot_bytes
 from targets.npu.convolution.variants import Variant, product_variants
 from targets.npu.kinds.cost import ceil_div
 from targets.npu.schedule import intrinsics
@@ -174,7 +175,7 @@ class _LoopNest:
         self.y_slot = t.rows * g.out[1] * self.channels * g.output.bits // 8
         self.w_slot = t.tiles * t.kernel_rows * g.reduction[1] * t.k0 * g.tile_bytes
         pixels = t.chunk_rows * t.chunk_columns
-        self.acc_slots = min(MAX_ACC_SLOTS, acc_rows(g) // pixels)
+        self.acc_slots = acc_slots(g, t)
         self.acc_slot = pixels * g.columns
         weight_slots = min(2, self.blocks * self.k_blocks * (self.stripes if g.windowed else 1))
         output_slots = min(2, self.blocks * self.stripes)
@@ -549,15 +550,29 @@ class _LoopNest:
         if g.factor is not None:
             self._load_factor(at, k_block.k0)
             return
+        tiles, first = self._tiles(at), loaded_first(g, t)
+        self._load_tiles(at, k_block, 0, smaller(first, tiles), first)
+        if first < t.tiles:
+            with when(tiles > first):
+                self._load_tiles(at, k_block, first, tiles - first, t.tiles - first)
+
+    def _load_tiles(
+        self, at: Position, k_block: KBlock, first: int, tiles: Expr, most: int
+    ) -> None:
+        """Weights of some column tiles of a block, at most so many: those from ``first`` on."""
+        g, t = self.g, self.t
         per_row = g.reduction[1] * g.tile_bytes
         kh, _, k0 = g.reduction
         rows_now = self._kernel_rows(k_block.rows)
+        per_tile = rows_now * self._k0(k_block.k0) * per_row
         source = at.block * (t.tiles * kh * k0 * per_row)
         source = source + self._tiles(at) * (k_block.rows * (t.kernel_rows * k0 * per_row))
         source = source + self._tiles(at) * rows_now * (k_block.k0 * (t.k0 * per_row))
-        size = self._tiles(at) * rows_now * self._k0(k_block.k0) * per_row
-        with self.nest.serial(size, self.w_slot) as n, self.nest.block("load_weights") as b:
-            store(self.wgt, b(self._weight_slot(at, k_block) + n), self.W[b(source + n)])
+        source = source + first * per_tile
+        near = self._weight_slot(at, k_block) + first * per_tile
+        extent = tiles * per_tile, most * t.kernel_rows * t.k0 * per_row
+        with self.nest.serial(*extent) as n, self.nest.block(f"load_weights_{first}") as b:
+            store(self.wgt, b(near + n), self.W[b(source + n)])
 
     def _load_factor(self, at: Position, k_block: Expr) -> None:
         """Weights from a tensor: tiles of [lane][column], lanes that it has no element for zero.
@@ -608,7 +623,11 @@ class _LoopNest:
             return self._k_step(at, k_block) % 2 * self.w_slot
         if self.g.windowed:
             return at.step % 2 * self.w_slot if self.blocks * self.stripes > 1 else 0
-        return at.block % 2 * self.w_slot if self.blocks > 1 else 0
+        return self._blocks_before(at) % 2 * self.w_slot if self.blocks > 1 else 0
+
+    def _blocks_before(self, at: Position) -> Expr:
+        """Blocks that were loaded before that of a position: weights and records."""
+        return at.step if self.t.rows_outer else at.block
 
     def _load_parameters(self, at: Position) -> None:
         shared = self.g.one_record
@@ -618,7 +637,9 @@ class _LoopNest:
             store(self.par, b(self._par_slot(at) + n), self.P[b(first + n)])
 
     def _par_slot(self, at: Position) -> Expr:
-        return at.block % 2 * self.p_slot if self.blocks > 1 and not self.g.one_record else 0
+        if self.blocks == 1 or self.g.one_record:
+            return 0
+        return self._blocks_before(at) % 2 * self.p_slot
 
     def _input_slot(self, at: Position, k_block: KBlock) -> Expr:
         """Byte of ACT at which the stripe's first window begins, with the k block's first row."""
@@ -629,7 +650,8 @@ class _LoopNest:
             return g.first_pixel + row * g.pitch
         if self.in_pieces:
             return self._k_step(at, k_block) % 2 * self.x_slot if self._piece_count() > 1 else 0
-        return at.stripe % 2 * self.x_slot if self.stripes > 1 else 0
+        stripes_before = at.stripe if self.t.rows_outer else at.step
+        return stripes_before % 2 * self.x_slot if self.stripes > 1 else 0
 
     def _output_slot(self, at: Position) -> Expr:
         return at.step % 2 * self.y_slot if self.blocks * self.stripes > 1 else 0

@@ -1,9 +1,10 @@
 """How many cycles a tiling of a convolution takes, roughly: to choose between tilings.
 
-    first loads + sum over steps of max(compute, loads of the next step) + the last store
+    first loads + sum over steps of max(compute, loads of the next step, what two slots allow)
+                + the last store
 
 Not the timing model: that prices programs. This looks at a tiling before there is one, so it leaves
-out waiting for tokens and for the bus.
+out who waits for whose tokens, and for the bus.
 """
 
 from __future__ import annotations
@@ -16,12 +17,8 @@ from targets.npu.convolution.geometry import ConvGeometry
 from targets.npu.kinds.cost import Cost, ceil_div
 from targets.npu.schedule.intrinsics import RECORD_WORDS
 
-INTERFERENCE = 8
-"""The part of the bus's cycles that is in the way of something, as its reciprocal."""
-
-
-PREFETCHED = 4
-"""The part of WGT that is free for the next layer's first weights, as its reciprocal, about."""
+INTERFERENCE = 16
+"""The part of the bus's cycles that is in the way of other layers, as its reciprocal."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +75,16 @@ def weight_bytes(g: ConvGeometry, tiles: int, k0: int, kernel_rows: int) -> int:
     return tiles * kernel_rows * g.reduction[1] * k0 * g.tile_bytes
 
 
+def loaded_first(g: ConvGeometry, t: ConvTiling) -> int:
+    """Column tiles of a block whose weights are loaded first: those of the others are another load.
+
+    It waits for the GEMMs whose weights it takes the place of, and no GEMM but its own for it.
+    """
+    once = t.tiles >= g.tiles and math.prod(k_blocks(g, t)) == 1
+    whole = once or t.in_pieces or g.depthwise or g.factor is not None
+    return t.tiles if whole else ceil_div(t.tiles, 2)
+
+
 def estimate(g: ConvGeometry, t: ConvTiling) -> Cost:
     """The cost of a layer with a tiling, on a machine that has nothing else to do."""
     stripes, blocks = ceil_div(g.out[0], t.rows), ceil_div(g.tiles, t.tiles)
@@ -103,22 +110,38 @@ def estimate(g: ConvGeometry, t: ConvTiling) -> Cost:
     compute = (max(array, vector) + decode) // steps
     # Each GEMM or DWC comes with a REQ, and both come over the bus.
     fetch = _bus(g, 1, 2 * instructions * g.spec.issue.insn_bytes // steps)
-    # A step's loads hide under the step before it, and no further: LD works in order.
-    filled = parts * _fill(g, t) if in_pieces else 0
-    at_outer = max(compute, each_outer + each_inner + filled + moved + fetch)
-    at_inner = max(compute, each_inner + filled + moved + fetch)
-    if in_pieces:  # two slots: a piece is loaded once the one before the last is multiplied
-        round_trip = parts * g.spec.dma.read_latency + each_inner + filled + compute
-        at_outer, at_inner = (max(pace, ceil_div(round_trip, 2)) for pace in (at_outer, at_inner))
-    first = block_in + stripe_in + filled
-    before = 2 * g.spec.dma.read_latency + (first // parts if in_pieces else first) + loads
-    known = 0 if g.factor else block_in  # before the layers before are done
+    inner = steps // outer
+    first, awaited = compute, block_in  # of a step whose loads are there; before its first GEMM
+    if in_pieces:
+        filled = parts * _fill(g, t)
+        # two slots: a piece is loaded once the one before the last is multiplied
+        turn = parts * g.spec.dma.read_latency + each_inner + filled + compute
+        least = max(compute, ceil_div(turn, 2))
+        at_inner = max(least, each_inner + filled + moved + fetch)
+        at_outer = max(least, each_outer + each_inner + filled + moved + fetch)
+        around = (inner - 1) * at_inner + at_outer
+        before = (block_in + stripe_in + filled) // parts
+    else:
+        halves = 1 if loaded_first(g, t) == t.tiles else 2
+        by_block = halves if parts > 1 or t.rows_outer else 1
+        at_inner = _pace(g, compute, each_inner + loads, stores, fetch, parts, by_block)
+        if parts > 1:  # stripes are loaded behind the last k block, for which two GEMMs are left
+            late = each_inner - block_in + loads + 2 * block_in // parts + g.spec.dma.read_latency
+            at_inner = max(at_inner, compute * (parts - 2) // parts + late)
+            first = _pace(g, compute, block_in, 0, 0, parts, halves)
+        around = (inner - 1) * at_inner + max(at_inner, each_outer + each_inner + moved + fetch)
+        if each_outer:
+            by_block = 1 if inner > 1 or t.rows_outer else halves
+            loaded = each_outer + each_inner + loads
+            around = max(around, _pace(g, inner * compute, loaded, 0, 0, 1, by_block))
+        awaited = block_in // (parts * halves)
+        before = awaited + stripe_in
+    before += 2 * g.spec.dma.read_latency + loads
+    known = 0 if g.factor else awaited  # before the layers before are done
     latency = g.spec.dma.write_latency if stores else 0
     after = latency + stores + _requantize(g, t.chunk_rows * t.chunk_columns)
     data = outer * each_outer + steps * (each_inner + moved)
-    bus = data + steps * fetch
-    cycles = before + compute + (outer - 1) * at_outer + (steps - outer) * at_inner + after
-    cycles += bus // INTERFERENCE
+    cycles = before + first + (inner - 1) * at_inner + (outer - 1) * around + after
     pixels_pass = cycles // (1 if t.rows_outer else blocks)  # once for each block
     return Cost(
         cycles=cycles,
@@ -133,6 +156,37 @@ def estimate(g: ConvGeometry, t: ConvTiling) -> Cost:
     )
 
 
+def _pace(
+    g: ConvGeometry, compute: int, loads: int, stores: int, fetch: int, k_blocks: int, parts: int
+) -> int:
+    """Cycles from one step to the next, of steps that compute, load and store for so many.
+
+    LD works in order, so loads hide under the step before it, and no further. There are two slots:
+    a load waits until the step before last is done, and the step that it is for until the load is,
+    so that two steps take no less than the one's work, the latency and the load; less where the
+    load and the work come in parts. Likewise a store.
+    """
+    dma, handing = g.spec.dma, g.spec.array.fill_cycles + 2 * g.spec.issue.decode
+    pace = max(compute, loads + stores + fetch)
+    if loads:
+        turn = (compute + loads) // parts + k_blocks * (dma.read_latency + handing)
+        pace = max(pace, turn // 2)
+    if stores:
+        pace = max(pace, (compute + stores + dma.write_latency + handing) // 2)
+    return pace
+
+
+def price_of(g: ConvGeometry, t: ConvTiling) -> int:
+    """Cycles that a tiling costs its program: its own, and those of others that it holds up.
+
+    Of those that could lie under other layers, half do: what these hold may be in the way. One that
+    nothing comes before has only those that it works beside.
+    """
+    cost = estimate(g, t)
+    hidden = cost.ahead // 2 if g.beside or g.follows else 0
+    return cost.cycles - hidden + exposed(g, t) + (cost.data + cost.fetch) // INTERFERENCE
+
+
 def exposed(g: ConvGeometry, t: ConvTiling) -> int:
     """Cycles of the layers beside it on the vector unit that do not overlap with it.
 
@@ -144,13 +198,6 @@ def exposed(g: ConvGeometry, t: ConvTiling) -> int:
     blocks = 1 if t.rows_outer else ceil_div(g.tiles, t.tiles)
     overlapping = estimate(g, t).cycles // blocks
     return max(g.beside * t.rows // g.out[0], g.beside - overlapping)
-
-
-def hidden(g: ConvGeometry, t: ConvTiling) -> int:
-    """Cycles of the first block's load that pass while the array works for the layer before."""
-    if g.factor is not None or not g.follows:
-        return 0  # a tensor has to be made first
-    return min(_block_bus(g, t), _bus(g, 1, g.spec.sram.wgt.bytes // PREFETCHED))
 
 
 def _block_bus(g: ConvGeometry, t: ConvTiling) -> int:

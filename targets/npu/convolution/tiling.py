@@ -3,7 +3,8 @@
 stripe   ``rows`` output rows: their input rows and their output live in ACT, twice where there is
          a next stripe
 block    ``tiles`` column tiles whose weights live in WGT, twice where there is a next block
-k block  ``k0`` reduction tiles, where a column tile's weights are too many for half of WGT
+k block  ``k0`` reduction tiles, where a block's weights are too many for half of WGT; the sums of
+         all tiles of the block wait in ACC while its k blocks go by
 piece    what a k block, or a block of channels, multiplies of a stripe, where ACT does not hold
          more; a k block may then be of ``kernel_rows``, too
 chunk    ``chunk_rows`` x ``chunk_columns`` output pixels whose sums live in one half of ACC
@@ -16,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from targets.errors import CapacityError
 from targets.npu.convolution.geometry import MAX_K0, ConvGeometry
 from targets.npu.convolution.tile_cost import (
     ConvTiling,
@@ -79,6 +81,21 @@ def acc_rows(g: ConvGeometry) -> int:
     return g.spec.sram.acc.bytes // (4 * g.columns)
 
 
+def acc_slots(g: ConvGeometry, t: ConvTiling) -> int:
+    """Chunks whose sums are in ACC at the same time.
+
+    Raises:
+        CapacityError: those that wait for the next block of weights have to be, and are more.
+    """
+    slots = min(MAX_ACC_SLOTS, acc_rows(g) // (t.chunk_rows * t.chunk_columns))
+    if math.prod(k_blocks(g, t)) > 1 and t.tiles > slots:
+        raise CapacityError(
+            f"{g.layer.name}: the sums of {t.tiles} column tiles wait in ACC for the next block of "
+            f"weights, which has room for {slots}. Cut it into blocks of fewer tiles."
+        )
+    return slots
+
+
 def input_slot_bytes(g: ConvGeometry, t: ConvTiling) -> int:
     """Bytes of one stripe's input, or of a piece of it, and what the array reads behind it."""
     if g.input.near:
@@ -118,9 +135,12 @@ def _weight_blocks(g: ConvGeometry) -> Iterator[tuple[int, int]]:
         part = ceil_div(k0, count)
         if g.passes is not None:
             part = ceil_div(part, g.passes.tiles) * g.passes.tiles
-        fits = part <= MAX_K0 or g.passes is not None
-        if count > 1 and fits and part < k0 and 2 * weight_bytes(g, 1, part, kh) <= wgt:
-            yield 1, part
+        if count == 1 or part == k0 or (part > MAX_K0 and g.passes is None):
+            continue
+        for tiles in range(min(MAX_ACC_SLOTS, g.tiles), 0, -1):
+            fits = 2 * weight_bytes(g, tiles, part, kh) <= wgt
+            if fits and 2 * _record_bytes(g, tiles) <= par:
+                yield tiles, part
 
 
 def _may_be_in_pieces(g: ConvGeometry) -> bool:
@@ -185,12 +205,12 @@ def _stripe_rows(g: ConvGeometry) -> list[int]:
 def _fit(g: ConvGeometry, tiles: int, k0: int, rows: int) -> Iterator[ConvTiling]:
     """Tilings of these sizes, if ACT and ACC hold them."""
     # Half of ACC, so that sums of one chunk are requantized while those of the next are made.
-    (kh, _, all_k0), ow, half = g.reduction, g.out[1], acc_rows(g) // 2
+    (kh, _, all_k0), ow = g.reduction, g.out[1]
     whole = ConvTiling(rows, tiles, k0, rows, ow, rows_outer=False, kernel_rows=kh)
     if act_bytes(g, whole) > g.act_bytes:
         return
-    if k0 < all_k0:  # the sums of a whole stripe wait for the next k block
-        if rows * ow <= half:
+    if k0 < all_k0:
+        if max(tiles, 2) * rows * ow <= acc_rows(g):
             yield whole
         return
     chunk_rows, chunk_columns = _chunk(g, rows)
@@ -213,7 +233,7 @@ def _fit_pieces(
     g: ConvGeometry, tiles: int, kernel_rows: int, k0: int, rows: int
 ) -> Iterator[ConvTiling]:
     """The same in pieces: blocks of weights are the outer loop, so that they are loaded once."""
-    (kh, _, all_k0), ow, half = g.reduction, g.out[1], acc_rows(g) // 2
+    (kh, _, all_k0), ow = g.reduction, g.out[1]
     whole = kernel_rows == kh and k0 == all_k0
     chunk = _chunk(g, rows) if whole else (rows, ow)
     # The sums of all tiles of a block wait for the next k block.

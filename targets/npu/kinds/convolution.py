@@ -12,7 +12,7 @@ from targets.errors import CapacityError
 from targets.layers import Conv2d, Factor, Value, Weights
 from targets.npu.convolution.geometry import ConvGeometry
 from targets.npu.convolution.loop_nest import schedule_convolution
-from targets.npu.convolution.tile_cost import ConvTiling, estimate, exposed, hidden
+from targets.npu.convolution.tile_cost import ConvTiling, estimate, price_of
 from targets.npu.convolution.tiling import no_tiling_fits, tilings
 from targets.npu.kinds.cost import Cost
 from targets.npu.kinds.kind import Kind, Padding, Rule, broken_requantization, wide
@@ -62,11 +62,7 @@ class Convolution(Kind[Conv2d, ConvTiling]):
         g = ConvGeometry(job)
         best = self._fastest.get(g.key)
         if best is None:
-            best = min(
-                tilings(g),
-                key=lambda t: estimate(g, t).cycles - hidden(g, t) + exposed(g, t),
-                default=None,
-            )
+            best = min(tilings(g), key=lambda t: price_of(g, t), default=None)
             if best is None:
                 raise CapacityError(no_tiling_fits(g))
             self._fastest[g.key] = best
