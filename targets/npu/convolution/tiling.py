@@ -233,7 +233,7 @@ def _fit_pieces(
     g: ConvGeometry, tiles: int, kernel_rows: int, k0: int, rows: int
 ) -> Iterator[ConvTiling]:
     """The same in pieces: blocks of weights are the outer loop, so that they are loaded once."""
-    (kh, _, all_k0), ow = g.reduction, g.out[1]
+    (kh, _, all_k0), ow, half = g.reduction, g.out[1], acc_rows(g) // 2
     whole = kernel_rows == kh and k0 == all_k0
     chunk = _chunk(g, rows) if whole else (rows, ow)
     # The sums of all tiles of a block wait for the next k block.

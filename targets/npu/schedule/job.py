@@ -44,7 +44,7 @@ class Job(Generic[L]):
     def alone(layer: L, spec: NpuSpec) -> Job[L]:
         """The layer on an empty machine, every tensor as bytes in DRAM."""
         tensors = {value.name: Stored(value) for value in (*layer.inputs, layer.output)}
-        return Job(layer, tensors, spec, spec.sram.act.bytes, first=True)
+        return Job(layer, tensors, spec, spec.sram.act.bytes)
 
     def stored(self, value: Value) -> Stored:
         """How one of the layer's tensors lies."""
