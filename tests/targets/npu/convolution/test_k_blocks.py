@@ -33,7 +33,8 @@ def program(layer, tiling, monkeypatch):
 
 
 def tiling(layer, rows, tiles, k0):
-    return ConvTiling(rows, tiles, k0, rows, layer.output.shape[1], rows_outer=False)
+    kernel_rows, width = layer.weight_shape[1], layer.output.shape[1]
+    return ConvTiling(rows, tiles, k0, rows, width, rows_outer=False, kernel_rows=kernel_rows)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_no_more_sums_than_slots():
 def test_what_is_loaded_next_never_takes_the_place_of_what_is_in_use(rows_outer, monkeypatch):
     """Three stripes, three blocks: the first of the next round isn't put where the last one is."""
     layer = conv((6, 5, 32), 96)
-    made = program(layer, ConvTiling(2, 2, 2, 2, 5, rows_outer), monkeypatch)
+    made = program(layer, ConvTiling(2, 2, 2, 2, 5, rows_outer, 3), monkeypatch)
     loads = [i for i in made.instructions if isinstance(i, isa.Load) and not i.fill]
     memory = 1 if rows_outer else 0  # WGT, ACT
     places = [i.spm_addr for i in loads if i.mem == memory]
@@ -85,7 +86,7 @@ def test_what_is_loaded_next_never_takes_the_place_of_what_is_in_use(rows_outer,
 
 def test_weights_of_a_block_come_in_two_loads(monkeypatch):
     layer = conv((6, 5, 32), 96)
-    made = program(layer, ConvTiling(6, 3, 2, 6, 5, rows_outer=False), monkeypatch)
+    made = program(layer, ConvTiling(6, 3, 2, 6, 5, rows_outer=False, kernel_rows=3), monkeypatch)
     loads = [
         i.x_bytes * i.y * i.z for i in made.instructions if isinstance(i, isa.Load) and i.mem == 1
     ]
@@ -133,5 +134,5 @@ def test_stripes_come_behind_all_k_blocks_of_the_step_before(layer, rows, monkey
 def test_first_weights_lie_under_the_layer_before_where_there_is_one():
     layer = conv((1, 1, 512), 1000, (1, 1), padding=FLAT, out="int32")
     alone = Job.alone(layer, E256)
-    first, later = (KINDS[Conv2d].choose(replace(alone, first=x)) for x in (True, False))
+    first, later = (KINDS[Conv2d].choose(replace(alone, follows=x)) for x in (False, True))
     assert first.tiles < later.tiles

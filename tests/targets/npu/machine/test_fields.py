@@ -25,7 +25,7 @@ USED = {
     name: LAYERS[name]
     for name in (
         *("square", "residual_with_multipliers", "weights_of_4_bits"),
-        *("depthwise_strided_5x5", "add", "lut", "max_pool", "norm"),
+        *("depthwise_strided_5x5", "add", "lut", "max_pool", "norm", "rows_in_blocks"),
     )
 }
 FILLS = [isa.Load(fill=1, mem=mem, x_bytes=512) for mem in range(4)]
