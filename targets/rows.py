@@ -45,9 +45,11 @@ RECIPROCAL_BITS = 15
 LONGEST_ROW = 1 << 15
 """Codes of a row, so that its sums fit 32 bits: of squares 2^16 each, of exponentials 2^15."""
 
+LONGEST_NORM = 1 << 18
+"""Codes that a norm may have, in sums of 64 bits if they are more than LONGEST_ROW: their variance
+is below 2^50. Without the mean, half as many."""
+
 NORM_BITS = 15
-NORM_LIMIT = (1 << NORM_BITS) + 32
-"""Of a normalized code: the root of C - 1 in its units, and what a root rounded down adds."""
 
 GAIN_BITS = 16
 DIVISOR_BITS = 32
@@ -100,7 +102,7 @@ class NormScale:
     @property
     def bounds(self) -> SumBounds:
         """Of its sums, per channel."""
-        reach = np.abs(self.gain.astype(np.int64)) * NORM_LIMIT
+        reach = np.abs(self.gain.astype(np.int64)) * norm_limit(len(self.gain))
         bias = self.bias.astype(np.int64)
         most = np.maximum(np.abs(bias - reach), np.abs(bias + reach))
         return SumBounds(np.maximum(most, reach), bias - reach, bias + reach)
@@ -109,6 +111,11 @@ class NormScale:
 def norm_fraction(count: int) -> int:
     """Bits behind the point of a normalized code: none of a row of ``count`` exceeds its root."""
     return NORM_BITS - math.ceil(math.log2(count) / 2)
+
+
+def norm_limit(count: int) -> int:
+    """Of a normalized code: the root of C - 1 in its units, and what a root rounded down adds."""
+    return (1 << NORM_BITS) + (32 if count <= LONGEST_NORM // 2 else 64)
 
 
 def gain_step(gamma: npt.NDArray[Any], beta: npt.NDArray[Any]) -> float:
@@ -149,9 +156,10 @@ def derive_norm(
         ArithmeticRangeError: a row is too long, or beta is too large for its place.
     """
     count = len(gamma)
-    if count > LONGEST_ROW:
+    longest = LONGEST_NORM if centred else LONGEST_NORM // 2
+    if count > longest:
         raise ArithmeticRangeError(
-            f"normalizes rows of {count} channels, at most {LONGEST_ROW} fit; split them in groups."
+            f"normalizes rows of {count} channels, at most {longest} fit; split them in groups."
         )
     fraction = norm_fraction(count)
     raised = min(eps * (count / step) ** 2, 2.0**ROOT_BITS)

@@ -7,7 +7,8 @@ root     floor(sqrt(((C * sum(x * x) - total * total) << 2j) + E)), in float64, 
 n        (D * reciprocal(root) + half) >> (bits + 15 - j - f)
 sums     n * gain + bias
 
-Without the mean there is no total: D is x * C, and the root is of C * sum(x * x).
+Without the mean there is no total: D is x * C, and the root is of C * sum(x * x). Squares of a row
+that is longer than LONGEST_ROW are summed as int64.
 
 The sums of node ``x`` are called ``x_sums``.
 """
@@ -33,7 +34,7 @@ from relay_passes.relax_nodes import (
     is_scalar,
     shape_of,
 )
-from targets.rows import RECIPROCAL_BITS, NormScale, norm_fraction
+from targets.rows import LONGEST_ROW, RECIPROCAL_BITS, NormScale, norm_fraction
 
 _ROOT = ("astype", "sqrt", "floor", "astype")
 """Of an int64 below 2^52, an int64 again."""
@@ -64,7 +65,10 @@ def emit_norm(emit: Emit, norm: Norm) -> Expr:
     scaled = emit(relax.op.multiply(x, constant(count, "int32")))
     centred = scaled if total is None else emit(relax.op.subtract(scaled, total))
     deviation = emit(relax.op.astype(centred, "int64"))
-    squares = emit(relax.op.sum(emit(relax.op.multiply(x, x)), -1, keepdims=True))
+    squared = emit(relax.op.multiply(x, x))
+    if count > LONGEST_ROW:
+        squared = emit(relax.op.astype(squared, "int64"))
+    squares = emit(relax.op.sum(squared, -1, keepdims=True))
     root = _emit_root(emit, _square(emit, squares, total, count, scale))
     reciprocal, bits = emit_reciprocal(emit, root)
     places = constant(RECIPROCAL_BITS - scale.lift - scale.fraction, "int64")
@@ -78,7 +82,7 @@ def emit_norm(emit: Emit, norm: Norm) -> Expr:
 
 
 def _square(emit: Emit, squares: Expr, total: Expr | None, count: int, scale: NormScale) -> Expr:
-    wide = emit(relax.op.astype(squares, "int64"))
+    wide = squares if count > LONGEST_ROW else emit(relax.op.astype(squares, "int64"))
     variance = emit(relax.op.multiply(wide, constant(count, "int64")))
     if total is not None:
         mean = emit(relax.op.astype(total, "int64"))

@@ -17,7 +17,7 @@ from targets.cpu.host import CpuFeatures
 from targets.cpu.kernel import Kernel
 from targets.cpu.requantize import Expr, round_and_clamp
 from targets.layers import Norm, Softmax
-from targets.rows import DIVISOR_BITS, EXPONENTIAL_BITS, RECIPROCAL_BITS
+from targets.rows import DIVISOR_BITS, EXPONENTIAL_BITS, LONGEST_ROW, RECIPROCAL_BITS
 from targets.sum_bounds import needs_int64
 
 
@@ -75,7 +75,8 @@ def build_norm(layer: Norm, _host: CpuFeatures) -> Kernel:
         return te.compute(rows, lambda *row: te.sum(of(code(*row, axis)), axis=axis), name=name)
 
     total = summed("total", lambda c: c) if scale.centred else None
-    squares = summed("squares", lambda c: c * c)
+    wide = "int64" if channels > LONGEST_ROW else "int32"
+    squares = summed("squares", lambda c: (c * c).astype(wide))
 
     def root_of(*row: Expr) -> Expr:
         variance = squares[row].astype("int64") * tirx.const(channels, "int64")

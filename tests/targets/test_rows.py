@@ -7,14 +7,15 @@ from hypothesis import strategies as st
 
 from targets.errors import ArithmeticRangeError
 from targets.rows import (
+    LONGEST_NORM,
     LONGEST_ROW,
-    NORM_LIMIT,
     RECIPROCAL_BITS,
     ROOT_BITS,
     SOFTMAX_BITS,
     derive_norm,
     exponentials,
     gain_step,
+    norm_limit,
     norm_sums,
     softmax_bounds,
     softmax_sums,
@@ -104,7 +105,11 @@ def test_a_norm_without_the_mean_is_that_of_the_numbers(row, step, eps, zero_poi
     assert (sums <= scale.bounds.largest).all()
 
 
-@pytest.mark.parametrize("count", [1, 2, 4, 5, 16, 64, 255, 256, 1000, 1024, 4096, LONGEST_ROW])
+COUNTS = [1, 2, 3, 4, 5, 16, 64, 255, 256, 1000, 1024, 4096, LONGEST_ROW, LONGEST_ROW + 1]
+COUNTS += [LONGEST_NORM // 2]
+
+
+@pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("zero_point", [-128, 0, 127])
 def test_no_code_normalized_without_the_mean_exceeds_its_limit(count, zero_point):
     ones, zeros = np.ones(count), np.zeros(count)
@@ -113,13 +118,13 @@ def test_no_code_normalized_without_the_mean_exceeds_its_limit(count, zero_point
         row = np.full(count, zero_point)
         row[0] = code
         n = norm_sums(row, scale)
-        assert np.abs(n).max() <= NORM_LIMIT
+        assert np.abs(n).max() <= norm_limit(count)
         largest = count**2 * (code - zero_point) ** 2 << 2 * scale.lift
         assert largest + scale.epsilon < 1 << ROOT_BITS
     np.testing.assert_array_equal(norm_sums(np.full(count, zero_point), scale), 0)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 16, 64, 255, 256, 1000, 1024, 4096, LONGEST_ROW])
+@pytest.mark.parametrize("count", [*COUNTS, 200_704, LONGEST_NORM - 1, LONGEST_NORM])
 def test_no_normalized_code_exceeds_its_limit(count):
     """One that stands out is the largest that there is; rows of two values come close."""
     scale = derive_norm(np.ones(count), np.zeros(count), 1e-12, 1.0, 1.0)
@@ -127,16 +132,18 @@ def test_no_normalized_code_exceeds_its_limit(count):
         row = np.full(count, least)
         row[0] = most
         n = norm_sums(row, scale)
-        assert np.abs(n).max() <= NORM_LIMIT
+        assert np.abs(n).max() <= norm_limit(count)
         if count > 4:
             assert abs(n[0] / 2.0**scale.fraction - np.sqrt(count - 1)) < 0.01 * np.sqrt(count)
     np.testing.assert_array_equal(norm_sums(np.full(count, 77), scale), 0)
 
 
 def test_what_does_not_fit_is_refused_in_words():
-    ones = np.ones(LONGEST_ROW + 1)
-    with pytest.raises(ArithmeticRangeError, match="at most 32768 fit; split them"):
+    ones = np.ones(LONGEST_NORM + 1)
+    with pytest.raises(ArithmeticRangeError, match="at most 262144 fit; split them"):
         derive_norm(ones, ones, 1e-5, 1.0, 1.0)
+    with pytest.raises(ArithmeticRangeError, match="at most 131072 fit; split them"):
+        derive_norm(ones[:-1], ones[:-1], 1e-5, 1.0, 1.0, centred=False)
     with pytest.raises(ArithmeticRangeError, match="too much for them; calibrate"):
         derive_norm(np.ones(64), np.zeros(64), 1.0, 2.0**-30, 1.0)
     with pytest.raises(ArithmeticRangeError, match="its bias reaches 1e"):

@@ -12,7 +12,7 @@ import torch
 from torch.fx import Node
 
 from targets.refusal import Refusal
-from targets.rows import LONGEST_ROW
+from targets.rows import LONGEST_NORM
 from tvmq.capture.canonical_graph import CanonicalGraph, is_constant, shape_of
 from tvmq.capture.layout_rules import as_row, as_row_image, joined, sliced
 from tvmq.capture.operator_rules import OPERATOR_RULES, computed, per_channel
@@ -53,9 +53,9 @@ def _normed(g: CanonicalGraph, node: Node, a: Arguments, groups: int) -> Node:
         )
     _, channels, height, width = shape_of(x)
     each = channels // groups
-    if each * height * width > LONGEST_ROW:
+    if each * height * width > LONGEST_NORM:
         raise Refusal(
-            f"at most {LONGEST_ROW} numbers can be normalized together",
+            f"at most {LONGEST_NORM} numbers can be normalized together",
             "Use more groups or smaller images",
             f"{each * height * width}",
         )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from form_checks import SIGNED, assert_same, graph_of, module_of, run, tensor
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
@@ -12,7 +12,7 @@ from relay_passes.forms.softmax import Softmax, emit_softmax, match_softmax
 from relay_passes.passes.verify_integer import verify_integer
 from relay_passes.relax_nodes import constant, dtype_of, is_var, op_of, shape_of
 from targets.errors import UnsupportedError
-from targets.rows import derive_norm, exponentials, gain_step, norm_sums, softmax_sums
+from targets.rows import LONGEST_ROW, derive_norm, exponentials, gain_step, norm_sums, softmax_sums
 
 SIZES = st.integers(1, 5)
 
@@ -46,6 +46,8 @@ def test_a_softmax_is_read_and_means_it(sizes, dtype, exponent, seed):
     st.integers(0, 2**32 - 1),
     st.sampled_from([{}, {"centred": False}, {"centred": False, "zero_point": 3}]),
 )
+@example((1, LONGEST_ROW + 1), "uint8", -5, 0, {})
+@example((1, LONGEST_ROW + 1), "int8", -5, 0, {"centred": False})
 def test_a_norm_is_read_and_means_it(sizes, dtype, exponent, seed, kind):
     tokens, count = sizes
     codes = tensor("x", (2, tokens, count), dtype)

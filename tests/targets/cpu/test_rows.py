@@ -8,7 +8,7 @@ from targets.cpu.host import CpuFeatures
 from targets.cpu.kernels import make_kernel
 from targets.layers import Norm, Requantize, Softmax, Value
 from targets.rounding import FLOOR, HALF_UP
-from targets.rows import derive_norm, exponentials, gain_step, norm_sums, softmax_sums
+from targets.rows import LONGEST_ROW, derive_norm, exponentials, gain_step, norm_sums, softmax_sums
 
 HOST = CpuFeatures.of(TARGET)
 
@@ -43,7 +43,14 @@ def test_softmax_is_its_definition(shape, dtype, multiplier, shift, heads, round
 
 @pytest.mark.parametrize(
     ("shape", "dtype", "multiplier", "shift"),
-    [((1, 7, 12), "int8", 1, 22), ((2, 3, 61), "uint8", 40001, 38), ((1, 2, 1), "int8", 1, 20)],
+    [
+        *(
+            ((1, 7, 12), "int8", 1, 22),
+            ((2, 3, 61), "uint8", 40001, 38),
+            ((1, 2, 1), "int8", 1, 20),
+        ),
+        ((1, 2, LONGEST_ROW + 7), "uint8", 1, 18),
+    ],
 )
 @pytest.mark.parametrize("kind", [{}, {"centred": False}, {"centred": False, "zero_point": 9}])
 def test_norm_is_its_definition(shape, dtype, multiplier, shift, kind):

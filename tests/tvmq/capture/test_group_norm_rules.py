@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from targets.errors import UnsupportedError
-from targets.rows import LONGEST_ROW
+from targets.rows import LONGEST_NORM
 from tvmq.capture.capture import capture_program
 
 aten = torch.ops.aten
@@ -35,7 +35,7 @@ def test_of_several_groups_the_factors_are_a_layer(norm):
 
 
 def test_groups_too_large_for_the_sums_are_refused():
-    size = LONGEST_ROW // 4 + 1
-    with pytest.raises(UnsupportedError, match=f"{4 * size}.* at most {LONGEST_ROW} numbers"):
+    size = LONGEST_NORM // 4 + 1
+    with pytest.raises(UnsupportedError, match=f"{4 * size}.* at most {LONGEST_NORM} numbers"):
         targets_of(nn.GroupNorm(2, 8), (8, size, 1))
     assert targets_of(nn.GroupNorm(2, 8), (8, size - 1, 1))
