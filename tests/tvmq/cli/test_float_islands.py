@@ -70,7 +70,7 @@ class AtTheEnd(nn.Module):
 
 NETWORKS = {
     "two islands": (TwoIslands, (3, 8, 8)),
-    "long norm": (LongNorm, (3, 240, 240)),
+    "long norm": (LongNorm, (3, 264, 264)),
     "at the end": (AtTheEnd, (3, 8, 8)),
 }
 
