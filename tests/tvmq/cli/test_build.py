@@ -284,7 +284,7 @@ def test_a_fault_of_ours_is_one_line_and_a_traceback_only_with_vv(tvmq, tmp_path
     def fail(*_, **__):
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(flow, "make_plan", fail)
+    monkeypatch.setattr(flow, "plan_network", fail)
     model = save("odd_channels", tmp_path)
     result = tvmq("build", model, "-o", tmp_path / "a")
     assert result.code == 4

@@ -78,7 +78,7 @@ def test_code_of_the_user_can_not_end_a_build_well(tvmq, tmp_path, small, monkey
     assert "leaving_data.py:2" in result.err
     assert not (tmp_path / "a").exists()
     # and where nobody expects it
-    monkeypatch.setattr(flow, "make_plan", lambda *_, **__: exit(0))
+    monkeypatch.setattr(flow, "plan_network", lambda *_, **__: exit(0))
     result = tvmq(*words)
     assert result.code == 2
     assert "called sys.exit" in result.err
