@@ -12,6 +12,7 @@ from __future__ import annotations
 from tvm import IRModule, relax, tirx
 
 from relay_passes.frontend.import_torch import BATCH
+from relay_passes.imported_part import add_part
 from relay_passes.relax_nodes import Var, dtype_of
 
 HEAD, INTEGERS, TAIL = "head", "integers", "tail"
@@ -32,10 +33,8 @@ def join_ends(placed: IRModule, head: IRModule, tail: IRModule) -> IRModule:
     integers = mod["main"]
     del mod["main"]
     builder = relax.BlockBuilder(mod)
-    parts = {
-        name: builder.add_func(function.with_attr("global_symbol", name), name)
-        for name, function in ((HEAD, head["main"]), (INTEGERS, integers), (TAIL, tail["main"]))
-    }
+    parts = {HEAD: add_part(builder, head, HEAD), TAIL: add_part(builder, tail, TAIL)}
+    parts[INTEGERS] = builder.add_func(integers.with_attr("global_symbol", INTEGERS), INTEGERS)
     batch = tirx.Var(BATCH, "int64")
     params = [_like(param, batch) for param in head["main"].params]
     with builder.function("main", params):

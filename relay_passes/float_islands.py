@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from tvm import IRModule, relax, tirx
 
 from relay_passes.frontend.import_torch import BATCH
+from relay_passes.imported_part import add_part
 from relay_passes.relax_nodes import (
     Expr,
     Graph,
@@ -123,8 +124,7 @@ def _reads(
 
 def _add(builder: relax.BlockBuilder, island: Island) -> Expr:
     """The island as a function that gives numbers: a code is made of no other, so NaN becomes 0."""
-    inner = island.mod["main"].with_attr("global_symbol", f"{island.name}_operators")
-    inner = builder.add_func(inner, f"{island.name}_operators")
+    inner = add_part(builder, island.mod, f"{island.name}_operators")
     batch = tirx.Var(BATCH, "int64")
     params = [
         relax.Var(p.name, relax.TensorType([batch, *p.ty.shape.values[1:]], dtype_of(p)))

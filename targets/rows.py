@@ -113,6 +113,11 @@ def norm_fraction(count: int) -> int:
     return NORM_BITS - math.ceil(math.log2(count) / 2)
 
 
+def longest_norm(*, centred: bool) -> int:
+    """Most codes of a row whose variance, or mean square, fits."""
+    return LONGEST_NORM if centred else LONGEST_NORM // 2
+
+
 def norm_limit(count: int) -> int:
     """Of a normalized code: the root of C - 1 in its units, and what a root rounded down adds."""
     return (1 << NORM_BITS) + (32 if count <= LONGEST_NORM // 2 else 64)
@@ -156,7 +161,7 @@ def derive_norm(
         ArithmeticRangeError: a row is too long, or beta is too large for its place.
     """
     count = len(gamma)
-    longest = LONGEST_NORM if centred else LONGEST_NORM // 2
+    longest = longest_norm(centred=centred)
     if count > longest:
         raise ArithmeticRangeError(
             f"normalizes rows of {count} channels, at most {longest} fit; split them in groups."

@@ -275,6 +275,7 @@ LAYERS: dict[str, Layer] = {
     "to_the_floor": conv((8, 8, 16), 20, residual="int8", multiply=True, rounding=FLOOR),
     "pointwise_strided": conv((15, 15, 40), 24, (1, 1), strides=(2, 2), padding=FLAT),
     "dense_sums": conv((1, 1, 100), 10, (1, 1), padding=FLAT, out="int32"),
+    "column_tiles_in_k_blocks": conv((1, 12, 64), 32, (1, 1), padding=FLAT),
     "dense_in_k_blocks": conv((1, 1, 30000), 40, (1, 1), padding=FLAT),
     "dilated_asymmetric": conv(
         (16, 16, 5), 100, strides=(1, 2), padding=(2, 1, 0, 3), dilation=(2, 3)

@@ -56,7 +56,8 @@ def in_blocks(
     kept = {value.name for value in outputs}
     result, blocks = list(layers), dict[str, Blocks]()
     for value in inputs:
-        readers = [n for n, layer in enumerate(layers) if value in layer.inputs]
+        # once for each operand: a residual reads the tensor as it is
+        readers = [n for n, layer in enumerate(layers) for read in layer.inputs if read == value]
         if len(readers) != 1 or value.name in kept:
             continue
         (reader,) = readers

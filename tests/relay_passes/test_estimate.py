@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from npu_layers import FLAT, conv
+from npu_layers import conv
 
 from relay_passes.estimate import estimate
 from relay_passes.place import placements

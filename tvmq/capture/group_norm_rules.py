@@ -12,10 +12,11 @@ import torch
 from torch.fx import Node
 
 from targets.refusal import Refusal
-from targets.rows import LONGEST_NORM
+from targets.rows import longest_norm
 from tvmq.capture.canonical_graph import CanonicalGraph, is_constant, shape_of
 from tvmq.capture.layout_rules import as_row, as_row_image, joined, sliced
 from tvmq.capture.operator_rules import OPERATOR_RULES, computed, per_channel
+from tvmq.capture.row_lengths import check_row
 from tvmq.capture.rule_table import Arguments, RuleTable
 
 aten = torch.ops.aten
@@ -53,12 +54,7 @@ def _normed(g: CanonicalGraph, node: Node, a: Arguments, groups: int) -> Node:
         )
     _, channels, height, width = shape_of(x)
     each = channels // groups
-    if each * height * width > LONGEST_NORM:
-        raise Refusal(
-            f"at most {LONGEST_NORM} numbers can be normalized together",
-            "Use more groups or smaller images",
-            f"{each * height * width}",
-        )
+    check_row(each * height * width, longest_norm(centred=True))
     gamma = torch.ones(channels) if a["weight"] is None else g.value(a["weight"])
     beta = torch.zeros(channels) if a["bias"] is None else g.value(a["bias"])
     pixels = height * width

@@ -14,9 +14,11 @@ import torch
 from torch.fx import Node
 
 from targets.refusal import Refusal
+from targets.rows import longest_norm
 from tvmq.capture.canonical_graph import BATCH_STAYS, CanonicalGraph, is_constant, shape_of
 from tvmq.capture.layout_rules import REPEATED, permuted, reshaped
 from tvmq.capture.operator_rules import OPERATOR_RULES, computed
+from tvmq.capture.row_lengths import check_row
 from tvmq.capture.rule_table import Arguments, RuleTable, positive_axis
 from tvmq.capture.token_matrices import as_matrices, token_origin, tokens_of
 
@@ -98,6 +100,7 @@ def _normed(
     """
     rank = len(shape_of(x))
     axis = positive_axis(axis, rank)
+    check_row(len(gamma), longest_norm(centred=False))
     if rank == 4 and axis == 3:
         matrices = as_matrices(g, permuted(g, x, [0, 1, 3, 2]))
         if shape_of(matrices)[1] == 1 and token_origin(matrices) is not None:

@@ -13,11 +13,13 @@ import torch
 from torch.fx import Node
 
 from targets.refusal import Refusal
+from targets.rows import longest_norm
 from tvmq import token_operators  # noqa: F401  registers the operators
 from tvmq.capture.attention_masks import causal, masked
 from tvmq.capture.canonical_graph import BATCH_STAYS, CanonicalGraph, is_constant, shape_of
 from tvmq.capture.layout_rules import permuted, reshaped
 from tvmq.capture.operator_rules import OPERATOR_RULES, computed
+from tvmq.capture.row_lengths import check_row
 from tvmq.capture.rule_table import Arguments, RuleTable, positive_axis
 from tvmq.capture.token_matrices import as_matrices, matrices_of, token_origin, tokens_of
 
@@ -137,6 +139,7 @@ def _layer_norm(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
     weight, bias = a["weight"], a["bias"]
     if any(w is not None and not is_constant(w) for w in (weight, bias)):
         raise computed("its weights")
+    check_row(shape[-1], longest_norm(centred=True))
     rows = reshaped(g, x, [-1, math.prod(shape[1:-1]), shape[-1]])
     result = g.call(
         aten.layer_norm.default, rows, [shape[-1]],

@@ -25,7 +25,8 @@ def encode_requantize(call: Call, spec: NpuSpec) -> Emitted | None:
         return None
     m1, m0 = pad(call.axes, 2, out + 1)
     columns = spec.array.cols
-    if not rows_fit((m1, m0), acc, columns):
+    # pixels of one column tile: those of another have other records
+    if m0.strides[par] or m1.strides[par] or not rows_fit((m1, m0), acc, columns):
         return None
     instruction = isa.Requantize(
         rounding=f.rounding,

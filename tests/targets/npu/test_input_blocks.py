@@ -134,6 +134,15 @@ def test_other_convolutions_read_pixels(layer):
     assert not chosen([layer], M2048).blocks
 
 
+def test_an_input_that_is_added_to_its_own_convolution_stays_as_it_is():
+    layer = conv((8, 8, 3), 3, (1, 1), strides=(2, 2), padding=(4,) * 4, residual="uint8")
+    residual = replace(layer.requantize.residual, value=layer.input)
+    layer = replace(layer, requantize=replace(layer.requantize, residual=residual))
+    assert over_blocks(layer, layer.input) is not None
+    assert not chosen([layer], E256).blocks
+    assert not chosen([layer], M2048).blocks
+
+
 def test_a_residual_from_outside_stays_as_it_is():
     layer = CASES["residual"]
     added = layer.requantize.residual.value

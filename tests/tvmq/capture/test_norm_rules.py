@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from targets.errors import UnsupportedError
+from targets.rows import longest_norm
 from tvmq.capture.capture import capture_program
 
 own = torch.ops.tvmq
@@ -62,3 +63,24 @@ def test_each_way_is_one_norm(way):
 def test_other_lengths_are_refused(function):
     with pytest.raises(UnsupportedError, match="can't be quantized"):
         captured(lambda x, norm: F.linear(function(x, norm), norm.weight[None]))  # no float end
+
+
+@pytest.mark.parametrize("function", ["normalize", "layer_norm"])
+def test_rows_too_long_for_the_sums_are_refused(function):
+    class Long(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
+
+        def forward(self, x):
+            rows = self.first(x).flatten(1)
+            rows = (
+                F.normalize(rows) if function == "normalize" else F.layer_norm(rows, rows.shape[1:])
+            )
+            return self.last(rows.reshape(x.shape))
+
+    x = torch.randn(2, 1, 1, longest_norm(centred=function == "layer_norm") + 1)
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(Long().eval(), (x,), dynamic_shapes=(batch,))
+    with pytest.raises(UnsupportedError, match=r"at most \d+ numbers can be normalized together"):
+        capture_program(program)

@@ -68,10 +68,29 @@ class AtTheEnd(nn.Module):
         return {"sums": x, "logits": self.last(x).mean((2, 3)), "class": self.last(x).argmax(1)}
 
 
+class Warped(nn.Module):
+    """Images are sampled in the middle and at the end; numbers are sorted, many of them 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.places, self.middle, self.last = (conv(*c) for c in CHANNELS)
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        places = torch.tanh(self.places(x)).permute(0, 2, 3, 1)
+        y = F.relu(self.middle(F.grid_sample(x, places, align_corners=False)))
+        values, order = y.topk(4, 1)
+        y = values + order.float() / 1000
+        return F.grid_sample(self.last(y), places, align_corners=True)
+
+
+CHANNELS = ((3, 8), (8, 2), (8, 8), (4, 4))
+
 NETWORKS = {
     "two islands": (TwoIslands, (3, 8, 8)),
     "long norm": (LongNorm, (3, 264, 264)),
     "at the end": (AtTheEnd, (3, 8, 8)),
+    "warped": (Warped, (3, 8, 8)),
 }
 
 
@@ -139,7 +158,12 @@ def test_two_islands_are_the_same_on_all_devices(two):
 
 
 @pytest.mark.parametrize(
-    ("name", "kinds"), [("long norm", [["group_norm"]] * 2), ("at the end", [["cumsum"]])]
+    ("name", "kinds"),
+    [
+        ("long norm", [["group_norm"]] * 2),
+        ("at the end", [["cumsum"]]),
+        ("warped", [["grid_sampler"], ["topk", "_to_copy"]]),
+    ],
 )
 def test_an_island_is_the_same_on_all_devices(name, kinds, tmp_path):
     module, images = written(tmp_path, name)
