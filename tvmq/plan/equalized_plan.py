@@ -8,6 +8,7 @@ for itself, by which no step becomes coarser.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch.fx import GraphModule
@@ -16,7 +17,7 @@ from tvmq.calibrate.batch_norm_ranges import ranges_from_batch_norm
 from tvmq.calibrate.calibrate import Calibration, Inputs, Progress, calibrate, calibrate_again
 from tvmq.data.preprocessing import Preprocessing
 from tvmq.execute_graph import GraphRun
-from tvmq.float_model import Equalization, FloatModel
+from tvmq.float_model import Equalization, FloatModel, Mixing, TensorScaling
 from tvmq.plan.annotate import annotate
 from tvmq.plan.bias_correction import halves_of
 from tvmq.plan.equalize import equalize
@@ -38,6 +39,13 @@ class Planned:
     model: FloatModel
     calibration: Calibration
     plan: Plan
+
+    def noted(self, **change: Equalization | TensorScaling | Mixing) -> Planned:
+        """The same; model and plan say what was changed of the network, or why nothing was."""
+        changes: dict[str, Any] = dict(change)
+        return replace(
+            self, model=replace(self.model, **changes), plan=replace(self.plan, **changes)
+        )
 
 
 def plan_equalized(
@@ -101,12 +109,7 @@ def _said(planned: Planned, reason: str) -> Planned:
     """The same with what was decided, and why."""
     before = planned.model.equalization
     assert before is not None
-    equalization = replace(before, reason=reason)
-    return replace(
-        planned,
-        model=replace(planned.model, equalization=equalization),
-        plan=replace(planned.plan, equalization=equalization),
-    )
+    return planned.noted(equalization=replace(before, reason=reason))
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]

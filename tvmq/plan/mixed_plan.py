@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from tvmq.calibrate.calibrate import Calibration, Progress
@@ -32,20 +30,11 @@ def plan_mixed(planned: Planned, progress: Progress | None = None) -> Planned:
     assert mixed.mixing is not None
     if mixed.mixing.orders and not same_outputs(model, mixed, planned.calibration):
         reason = "left out, since the network would compute something else"
-        return _unmixed(planned, reason)
+        return planned.noted(mixing=Mixing({}, reason))
     if not mixed.mixing.orders:
-        return _unmixed(planned, mixed.mixing.reason)
+        return planned.noted(mixing=mixed.mixing)
     calibration = mixed_calibration(model, planned.calibration, mixed.mixing)
     return Planned(mixed, calibration, make_plan(mixed, calibration, settings, progress))
-
-
-def _unmixed(planned: Planned, reason: str) -> Planned:
-    mixing = Mixing({}, reason)
-    return replace(
-        planned,
-        model=replace(planned.model, mixing=mixing),
-        plan=replace(planned.plan, mixing=mixing),
-    )
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]

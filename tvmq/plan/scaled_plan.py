@@ -24,22 +24,15 @@ def plan_scaled(planned: Planned, progress: Progress | None = None) -> Planned:
     """
     model, calibration, settings = planned.model, planned.calibration, planned.plan.settings
     if not calibration.samples:
-        return _unscaled(planned, "left out, since no images are there to see the network by")
+        reason = "left out, since no images are there to see the network by"
+        return planned.noted(scaling=TensorScaling({}, reason))
     free = replace(settings.with_free_steps(settings.granularity), bias_correction=False)
     scaled = scale_tensors(model, make_plan(model, calibration, free).values)
     assert scaled.scaling is not None
     if scaled.scaling.factors and not same_outputs(model, scaled, calibration):
-        return _unscaled(planned, "left out, since the network would compute something else")
+        reason = "left out, since the network would compute something else"
+        return planned.noted(scaling=TensorScaling({}, reason))
     if not scaled.scaling.factors:
-        return _unscaled(planned, scaled.scaling.reason)
+        return planned.noted(scaling=scaled.scaling)
     again = calibrate_again(scaled, calibration)
     return Planned(scaled, again, make_plan(scaled, again, settings, progress))
-
-
-def _unscaled(planned: Planned, reason: str) -> Planned:
-    scaling = TensorScaling({}, reason)
-    return replace(
-        planned,
-        model=replace(planned.model, scaling=scaling),
-        plan=replace(planned.plan, scaling=scaling),
-    )
