@@ -22,9 +22,8 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from relay_passes.frontend.pointwise import is_pointwise
-from targets.errors import UnsupportedError
+from targets.errors import TvmqError, UnsupportedError
 from targets.refusal import Refusal, listed
-from tvmq.capture.attention_masks import MASK_RULES
 from tvmq.capture.canonical_graph import (
     BATCH_STAYS,
     CanonicalGraph,
@@ -32,6 +31,7 @@ from tvmq.capture.canonical_graph import (
     in_one_line,
     is_constant,
 )
+from tvmq.capture.constant_masks import MASK_RULES
 from tvmq.capture.group_norm_rules import GROUP_NORM_RULES
 from tvmq.capture.layout_rules import LAYOUT_RULES
 from tvmq.capture.moved_batch import ALONG_LAST, MOVED_RULES, Moved, batch_aware
@@ -159,7 +159,7 @@ def canonicalize(program: ExportedProgram, *, float_islands: bool = False) -> Ca
                     if node in left
                 },
                 facts,
-                may_be_islands=not float_islands and _islands_help(facts, middle, ends),
+                may_be_islands=not float_islands and _islands_help(program),
             )
         writer = _Writer(program, facts, ends, islands, reasons)
         writer.write_operators()
@@ -171,9 +171,13 @@ def canonicalize(program: ExportedProgram, *, float_islands: bool = False) -> Ca
         along |= writer.along
 
 
-def _islands_help(facts: Program, middle: dict[Node, Refusal], ends: NetworkEnds) -> bool:
-    _, left = islands_of(facts, middle, set(), ends)
-    return not left
+def _islands_help(program: ExportedProgram) -> bool:
+    """Whether the network can be written with islands; only trying shows all that they read."""
+    try:
+        canonicalize(program, float_islands=True)
+    except TvmqError:
+        return False
+    return True
 
 
 def _refusal_of_all(

@@ -127,8 +127,8 @@ _say(
     "Export model.eval(), and leave noise to the training",
 )
 _say(
-    "zeros ones full zeros_like ones_like full_like empty empty_like arange eye linspace scalar_"
-    "tensor new_zeros new_ones new_full tensor",
+    "zeros ones full empty empty_like arange eye linspace scalar_tensor "
+    "new_zeros new_ones new_full tensor",
     "it makes a tensor that is no weight",
     "Register the tensor as a buffer of its module, of the shape for one image",
 )

@@ -13,10 +13,10 @@ import torch
 from torch.fx import Node
 
 from targets.refusal import Refusal
-from targets.rows import longest_norm
+from targets.rows import LONGEST_ROW, longest_norm
 from tvmq import token_operators  # noqa: F401  registers the operators
-from tvmq.capture.attention_masks import causal, masked
 from tvmq.capture.canonical_graph import BATCH_STAYS, CanonicalGraph, is_constant, shape_of
+from tvmq.capture.constant_masks import causal, masked
 from tvmq.capture.layout_rules import permuted, reshaped
 from tvmq.capture.operator_rules import OPERATOR_RULES, computed
 from tvmq.capture.row_lengths import check_row
@@ -117,6 +117,7 @@ def _softmax(g: CanonicalGraph, _node: Node, a: Arguments) -> Node:
 def _softmax_of_rows(g: CanonicalGraph, x: Node) -> Node:
     """Over the last axis."""
     shape = shape_of(x)
+    check_row(shape[-1], LONGEST_ROW)
     if len(shape) > 3:
         matrices = as_matrices(g, x)
         if token_origin(matrices) is not None:

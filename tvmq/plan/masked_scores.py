@@ -14,7 +14,7 @@ import numpy as np
 
 from targets.rows import EXPONENTIAL_BITS
 from tvmq.calibrate.observers import Histogram
-from tvmq.capture.attention_masks import LOWEST
+from tvmq.capture.constant_masks import LOWEST
 from tvmq.regions import Regions
 
 FAR = (EXPONENTIAL_BITS + 1) * math.log(2)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from targets.errors import UnsupportedError
-from targets.rows import longest_norm
+from targets.rows import LONGEST_ROW, longest_norm
 from tvmq.capture.capture import capture_program
 
 own = torch.ops.tvmq
@@ -65,7 +65,7 @@ def test_other_lengths_are_refused(function):
         captured(lambda x, norm: F.linear(function(x, norm), norm.weight[None]))  # no float end
 
 
-@pytest.mark.parametrize("function", ["normalize", "layer_norm"])
+@pytest.mark.parametrize("function", ["normalize", "layer_norm", "softmax"])
 def test_rows_too_long_for_the_sums_are_refused(function):
     class Long(nn.Module):
         def __init__(self):
@@ -74,12 +74,15 @@ def test_rows_too_long_for_the_sums_are_refused(function):
 
         def forward(self, x):
             rows = self.first(x).flatten(1)
-            rows = (
-                F.normalize(rows) if function == "normalize" else F.layer_norm(rows, rows.shape[1:])
-            )
+            rows = {
+                "normalize": F.normalize,
+                "layer_norm": lambda r: F.layer_norm(r, r.shape[1:]),
+                "softmax": lambda r: r.softmax(1),
+            }[function](rows)
             return self.last(rows.reshape(x.shape))
 
-    x = torch.randn(2, 1, 1, longest_norm(centred=function == "layer_norm") + 1)
+    longest = longest_norm(centred=function == "layer_norm")
+    x = torch.randn(2, 1, 1, 1 + (LONGEST_ROW if function == "softmax" else longest))
     batch = {0: torch.export.Dim("batch")}
     program = torch.export.export(Long().eval(), (x,), dynamic_shapes=(batch,))
     with pytest.raises(UnsupportedError, match=r"at most \d+ numbers can be normalized together"):

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from targets.errors import UnsupportedError
-from tvmq.capture.attention_masks import HIDDEN, LOWEST
 from tvmq.capture.capture import capture_program
+from tvmq.capture.constant_masks import HIDDEN, LOWEST
 
 T = 6
 
@@ -73,13 +73,46 @@ def test_masks_are_summands_of_their_own(name):
     "function",
     [
         lambda m, q, k, v: (q @ k.mT).masked_fill(m.hides, -torch.inf) @ v,
-        lambda m, q, k, v: _soft((q @ k.mT).masked_fill(m.hides, 0.0), v),
+        lambda m, q, k, v: torch.where(m.hides, 1e4, q @ k.mT) @ v,
     ],
-    ids=["without softmax", "with zeros"],
+    ids=["without softmax", "so large"],
 )
-def test_what_hides_nothing_from_a_softmax_is_refused(function):
-    with pytest.raises(UnsupportedError, match="masked_fill"):
+def test_what_leaves_no_codes_to_others_is_refused(function):
+    with pytest.raises(UnsupportedError, match=r"that no softmax makes 0 of.*Fill in"):
         captured(function)
+
+
+FILLED = {
+    "zeros": lambda m, s: s.masked_fill(m.hides, 0.0),
+    "number": lambda m, s: s.masked_fill(m.hides, 2.5),
+    "where": lambda m, s: torch.where(m.hides, s, 0.0),
+    "where not": lambda m, s: torch.where(m.hides, -1.5, s),
+    "where zeros like it": lambda m, s: torch.where(m.hides, s, torch.zeros_like(s)),
+    "where a buffer": lambda m, s: torch.where(m.hides, s, m.bias[:1]),
+    "one of two": lambda m, s: torch.where(m.hides, s, 2 * s.relu()),
+}
+
+
+@pytest.mark.parametrize("name", FILLED)
+def test_numbers_are_filled_in(name):
+    module, x, model = captured(lambda m, q, k, v: FILLED[name](m, q @ k.mT) @ v)
+    torch.testing.assert_close(model.graph_module(x)[0], module(x), rtol=1e-4, atol=1e-5)
+    made = {str(node.target) for node in model.graph_module.graph.nodes}
+    assert "aten.mul.Tensor" in made, made
+
+
+@pytest.mark.parametrize("name", ["where", "where not"])
+def test_where_hides_tokens_from_a_softmax(name):
+    pick = {"where": lambda h, s: torch.where(~h, s, -1e9)}
+    pick["where not"] = lambda h, s: torch.where(h, torch.tensor(-torch.inf), s)
+    module, x, model = captured(lambda m, q, k, v: _soft(pick[name](m.hides, q @ k.mT), v))
+    torch.testing.assert_close(model.graph_module(x)[0], module(x), rtol=1e-4, atol=1e-5)
+    assert all(held.min() >= LOWEST for held in model.graph_module.buffers())
+
+
+def test_a_mask_that_depends_on_the_image_is_refused():
+    with pytest.raises(UnsupportedError, match="a comparison"):
+        captured(lambda m, q, k, v: torch.where(q @ k.mT > 0, q @ k.mT, 0.0) @ v)
 
 
 @pytest.mark.parametrize("lowest", [-torch.inf, torch.finfo(torch.float32).min])

@@ -1,8 +1,11 @@
-"""Constants that are added to the scores of attention: positions, and masks that hide tokens.
+"""Constant masks: what hides tokens from attention, and what fills numbers in.
 
 A hidden token has a summand so low, -100 or -inf, that softmax makes 0 of it. In one tensor with
 positions it would take all codes; so what hides is a summand of its own, which is added last, and
 the step of the masked scores is chosen without it (``tvmq/plan/masked_scores.py``).
+
+Where no softmax reads it, a tensor with numbers filled in is its product with a mask of zeros and ones,
+plus these numbers.
 """
 
 from __future__ import annotations
@@ -13,9 +16,12 @@ import torch
 from torch.fx import Node
 
 from targets.refusal import Refusal
-from tvmq.capture.canonical_graph import CanonicalGraph, is_constant
+from tvmq.capture.canonical_graph import CanonicalGraph, is_constant, shape_of
 from tvmq.capture.operator_rules import OPERATOR_RULES, computed, per_element
+from tvmq.capture.program_nodes import operator_name
 from tvmq.capture.rule_table import Arguments, RuleTable
+
+aten = torch.ops.aten
 
 rules = RuleTable()
 rule = rules.rule
@@ -85,16 +91,56 @@ def _add(g: CanonicalGraph, node: Node, a: Arguments) -> Any:
 
 @rule("masked_fill")
 def _masked_fill(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
-    mask, value = a["mask"], a["value"]
-    filled = g.value(value) if isinstance(value, Node) and is_constant(value) else value
-    if not is_constant(mask):
-        raise computed("its mask")
-    if isinstance(filled, Node) or float(filled) > -HIDDEN or not _is_for_softmax(node):
+    return _filled(g, node, a["self"], a["value"], a["mask"])
+
+
+@rule("where")
+def _where(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
+    shown, chosen, other = a["condition"], a["self"], a["other"]
+    if not is_constant(shown):
+        raise computed("its condition")
+    if not _is_computed(other):
+        return _filled(g, node, chosen, other, ~g.value(shown).bool())
+    if not _is_computed(chosen):
+        return _filled(g, node, other, chosen, g.value(shown).bool())
+    mask = g.value(shown).double()
+    none = torch.zeros((), dtype=torch.float64)
+    first = per_element(g, f"{node.name}_chosen", chosen, mask, none)
+    return g.call(
+        aten.add.Tensor, first, per_element(g, f"{node.name}_other", other, 1 - mask, none)
+    )
+
+
+@rule("zeros_like", "ones_like", "full_like")
+def _full_like(g: CanonicalGraph, node: Node, a: Arguments) -> Node:
+    value = {"zeros_like": 0.0, "ones_like": 1.0}.get(operator_name(node.target))
+    value = a["fill_value"] if value is None else value
+    shape, dtype = (1, *shape_of(a["self"])[1:]), node.meta["val"].dtype
+    return g.constant(node.name, torch.full(shape, value, dtype=dtype))
+
+
+def _filled(g: CanonicalGraph, node: Node, x: Node, value: Any, mask: Any) -> Node:
+    """A tensor with numbers filled in where a mask is True."""
+    if not isinstance(mask, torch.Tensor):
+        if not is_constant(mask):
+            raise computed("its mask")
+        mask = g.value(mask).bool()
+    if _is_computed(value):
+        raise computed("what it fills in")
+    filled = torch.as_tensor(g.value(value) if isinstance(value, Node) else value).double()
+    if filled.numel() == 1 and float(filled) <= -HIDDEN and _is_for_softmax(node):
+        return masked(g, node.name, x, ~mask)
+    if float(filled.abs().max()) > HIDDEN:
         raise Refusal(
-            "fills in numbers that no softmax makes 0 of",
-            "Fill in -inf in front of a softmax, or multiply by a buffer of zeros and ones",
+            "fills in numbers that no softmax makes 0 of, and beside which others have no codes",
+            f"Fill in -inf in front of a softmax, or numbers of at most {HIDDEN:.0f}",
         )
-    return masked(g, node.name, a["self"], ~g.value(mask).bool())
+    shift = torch.where(mask, filled, 0.0)
+    return per_element(g, node.name, x, (~mask).double(), shift)
+
+
+def _is_computed(value: object) -> bool:
+    return isinstance(value, Node) and not is_constant(value)
 
 
 def _is_for_softmax(node: Node) -> bool:
