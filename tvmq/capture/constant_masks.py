@@ -4,8 +4,8 @@ A hidden token has a summand so low, -100 or -inf, that softmax makes 0 of it. I
 positions it would take all codes; so what hides is a summand of its own, which is added last, and
 the step of the masked scores is chosen without it (``tvmq/plan/masked_scores.py``).
 
-Where no softmax reads it, a tensor with numbers filled in is its product with a mask of zeros and ones,
-plus these numbers.
+Where no softmax reads it, a tensor with numbers filled in is its product with a mask of zeros and
+ones, plus these numbers.
 """
 
 from __future__ import annotations
