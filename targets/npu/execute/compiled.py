@@ -32,6 +32,7 @@ from tvm.support import cc
 from tvm.target import codegen
 
 from targets.cpu.host import CpuFeatures, host_target
+from targets.cpu.instruction_sets import AVX512_VNNI
 from targets.errors import InputError, TrapError
 from targets.interrupts import held_back
 from targets.linker import linking
@@ -78,7 +79,8 @@ def executor_object(spec: NpuSpec) -> Path:
                 os.utime(folder / name)
             return folder / name
     target = host_target()
-    function = make_executor(spec, symbol, vnni=CpuFeatures.of(target).vnni)
+    vnni = CpuFeatures.of(target).instructions is AVX512_VNNI
+    function = make_executor(spec, symbol, vnni=vnni)
     library = tvm.tirx.build(tvm.IRModule({symbol: function}), target)
     made = own / name
     library.write_to_file(str(made))

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from cpu_kernels import RANGE, TARGET, codes, rounded, run
+from cpu_kernels import EXECUTED, RANGE, TARGET, codes, features, rounded, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax, tirx
 
 from targets.cpu.host import CpuFeatures
+from targets.cpu.instruction_sets import InstructionSet
 from targets.cpu.kernels import make_kernel
 from targets.errors import UnsupportedError
 from targets.layers import (
@@ -28,7 +29,7 @@ from targets.rounding import FLOOR, HALF_UP, Rounding, RoundingMode
 from targets.sum_bounds import bound_sums
 
 VECTOR = CpuFeatures.of(TARGET)
-PLAIN = CpuFeatures(vnni=False, cores=2)
+SETS = {each.name: each for each in EXECUTED}
 
 
 def conv_reference(layer: Conv2d, inputs: list[np.ndarray]) -> np.ndarray:
@@ -117,6 +118,18 @@ def conv(
     )  # fmt: skip
 
 
+def extreme_conv(dtype: str) -> Conv2d:
+    """Weights of one sign at the end of their range, by output channel, and the raw sums."""
+    weight = np.full((32, 1, 1, 64), -128, np.int8)
+    weight[::2] = 127
+    bias = np.zeros(32, np.int32)
+    return Conv2d(
+        "conv", "test", "conv2d", Value("x", (1, 3, 64), dtype), Value("y", (1, 3, 32), "int32"),
+        Weights(weight), bias, (1, 1), (0,) * 4, (1, 1), 1, 0, None,
+        bound_sums(weight, bias, *RANGE[dtype]).reach,
+    )  # fmt: skip
+
+
 CONVS = {
     "square": {},
     "stem": {"shape": (17, 15, 3), "k": 24, "strides": (2, 2), "dtype": "uint8"},
@@ -186,16 +199,30 @@ CONVS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("host", [VECTOR, PLAIN], ids=["vector", "plain"])
+@pytest.mark.parametrize("instructions", SETS)
 @pytest.mark.parametrize("name", CONVS)
-def test_convolutions(name: str, host: CpuFeatures) -> None:
+def test_convolutions(name: str, instructions: str) -> None:
     layer = conv(**CONVS[name])
-    kernel = make_kernel(layer, host)
+    kernel = make_kernel(layer, features(SETS[instructions]))
     rng = np.random.default_rng(1)
     for n in (1, 3):
         inputs = [codes(rng, n, value) for value in layer.inputs]
         want = conv_reference(layer, inputs)
-        np.testing.assert_array_equal(run(kernel, layer, inputs), want)
+        got = run(kernel, layer, inputs, EXECUTED[SETS[instructions]])
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("instructions", SETS)
+def test_products_that_saturate_16_bits(instructions: str, dtype: str) -> None:
+    """Two products of the ends of both types are beyond int16, which ``vpmaddubsw`` clamps."""
+    low, high = RANGE[dtype]
+    layer = extreme_conv(dtype)
+    kernel = make_kernel(layer, features(SETS[instructions]))
+    for code in (low, high):
+        inputs = [np.full((1, *layer.input.shape), code, dtype)]
+        got = run(kernel, layer, inputs, EXECUTED[SETS[instructions]])
+        np.testing.assert_array_equal(got, conv_reference(layer, inputs))
 
 
 def test_another_rounding_is_refused() -> None:
@@ -245,8 +272,8 @@ def test_random_convolutions(data: st.DataObject) -> None:
         draw(st.sampled_from([0, 0, 3, 16])),
     )
     inputs = [codes(np.random.default_rng(0), 2, value) for value in layer.inputs]
-    host = draw(st.sampled_from([VECTOR, PLAIN]))
-    got = run(make_kernel(layer, host), layer, inputs)
+    found: InstructionSet = draw(st.sampled_from(list(EXECUTED)))
+    got = run(make_kernel(layer, features(found)), layer, inputs, EXECUTED[found])
     np.testing.assert_array_equal(got, conv_reference(layer, inputs))
 
 
