@@ -5,7 +5,7 @@ import tvm
 from tvm.target import Target
 
 from targets.cpu.host import CpuFeatures, host_sets, host_target
-from targets.cpu.instruction_sets import AVX_VNNI, AVX512_VNNI, InstructionSet
+from targets.cpu.instruction_sets import AVX512_VNNI, AVX_VNNI, InstructionSet
 from targets.cpu.kernel import Kernel
 from targets.layers import Layer, Value
 from targets.rounding import FLOOR, HALF_UP, Rounding

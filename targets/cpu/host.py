@@ -22,9 +22,13 @@ from targets.cpu.instruction_sets import (
 )
 
 _CHECKED = frozenset(
-    "neon dotprod i8mm bf16 sve sve2 lse fullfp16 sse2 sse4.2 avx avx2 bmi2 f16c fma movbe gfni "
-    "vaes vpclmulqdq avxvnni avx512f avx512bw avx512cd avx512dq avx512vl avx512vnni avx512ifma "
-    "avx512vbmi avx512vbmi2 avx512bitalg avx512vpopcntdq avx512bf16 avx512fp16".split()
+    {
+        *("neon", "dotprod", "i8mm", "bf16", "sve", "sve2", "lse", "fullfp16"),
+        *("sse2", "sse4.2", "avx", "avx2", "bmi2", "f16c", "fma", "movbe", "gfni", "vaes"),
+        *("vpclmulqdq", "avxvnni", "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+        *("avx512vnni", "avx512ifma", "avx512vbmi", "avx512vbmi2", "avx512bitalg"),
+        *("avx512vpopcntdq", "avx512bf16", "avx512fp16"),
+    }
 )
 """Features, by LLVM's names, that a compiler makes use of and that not every processor has."""
 _KERNELS_NAMES = {"neon": "asimd", "dotprod": "asimddp", "lse": "atomics", "fullfp16": "asimdhp"}

@@ -29,8 +29,8 @@ class InstructionSet:
         needs: features of the processor, by LLVM's names.
         lanes: int32 sums of a vector, in which output channels are packed.
         registers: vectors of sums that a tile may have.
-        bytes: instructions for weights of 8 bits. Where none has the layer's type on its left, codes
-            are staged with their sign bit turned.
+        bytes: instructions for weights of 8 bits. Where none has the layer's type on its left,
+            codes are staged with their sign bit turned.
         words: for weights of 16 bits, or None.
         mcpu: LLVM's name of the smallest processor that has all this.
         aliases: other names for ``--cpu``.

@@ -77,7 +77,8 @@ class DotProduct:
     def _call(self, A: Any, B: Any, C: Any) -> None:
         """By the instruction."""
         size = self.lanes * self.depth
-        word = T.reinterpret(A.vload([0], f"{self.left}x{self.depth}"), dtype="int32")
+        bits = self.depth * (16 if self.left == "int16" else 8)
+        word = T.reinterpret(A.vload([0], f"{self.left}x{self.depth}"), dtype=f"int{bits}")
         left = T.reinterpret(T.broadcast(word, self.lanes), dtype=f"{self.left}x{size}")
         right = B.vload([0, 0], f"{self.right}x{size}")
         sums = self.emit(self, C.vload([0], f"int32x{self.lanes}"), left, right)
