@@ -5,7 +5,7 @@ import tvm
 from tvm.target import Target
 
 from targets.cpu.host import CpuFeatures, host_sets, host_target
-from targets.cpu.instruction_sets import AVX512_VNNI, AVX_VNNI, InstructionSet
+from targets.cpu.instruction_sets import AVX512_VNNI, AVX_VNNI, PLAIN, InstructionSet
 from targets.cpu.kernel import Kernel
 from targets.layers import Layer, Value
 from targets.rounding import FLOOR, HALF_UP, Rounding
@@ -15,7 +15,7 @@ TARGET = host_target()
 
 def _executed() -> dict[InstructionSet, Target]:
     """Instruction sets whose kernels run here, and the target that they are compiled for."""
-    found = {each: each.target if each.mcpu else TARGET for each in host_sets()}
+    found = {each: each.target for each in host_sets()} | {PLAIN: TARGET}
     if AVX512_VNNI in found:  # has the same instructions of 256 bits, otherwise encoded
         found.setdefault(AVX_VNNI, TARGET)
     return found

@@ -13,7 +13,7 @@ from pathlib import Path
 from tvm.target import Target, codegen
 
 from targets.cpu.instruction_sets import (
-    INSTRUCTION_SETS,
+    NAMED,
     NATIVE,
     InstructionSet,
     architecture_of,
@@ -65,9 +65,8 @@ def host_target() -> Target:
     target = Target(attributes)
     if not lacking(features_needed(target)):
         return target
-    left = next(each for each in INSTRUCTION_SETS if each in host_sets())
-    own = {key: value for key, value in left.target.attrs.items() if key != "mtriple"}
-    return Target(own | {"kind": "llvm", "num-cores": cores or 1})
+    left = host_sets()[0].target.attrs
+    return Target({**left, "kind": "llvm", "num-cores": cores or 1})
 
 
 def cpu_target(name: str) -> Target:
@@ -90,15 +89,20 @@ def lacking(needs: Iterable[str]) -> tuple[str, ...]:
     return tuple(each for each in needs if each not in has)
 
 
+def foreign_architecture(target: Target) -> str | None:
+    """The architecture of a target, as triples begin; None where it is this machine's."""
+    architecture = architecture_of(target)
+    return None if architecture == host_architecture() else architecture
+
+
+def runs_here(target: Target) -> bool:
+    """Whether this machine executes what is compiled for a target."""
+    return foreign_architecture(target) is None and not lacking(features_needed(target))
+
+
 def host_sets() -> list[InstructionSet]:
-    """The instruction sets that this machine executes, fastest first."""
-    architecture = host_architecture()
-    return [
-        each
-        for each in INSTRUCTION_SETS
-        if each.architecture in ("", architecture)
-        and (not each.mcpu or not lacking(features_needed(each.target)))
-    ]
+    """The named instruction sets that this machine executes, fastest first."""
+    return [each for each in NAMED if runs_here(each.target)]
 
 
 def host_architecture() -> str:
