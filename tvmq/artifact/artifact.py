@@ -407,7 +407,7 @@ def _require_processor(folder: Path, cpu: CpuEntry) -> None:
     sets = ", ".join(each.name for each in host_sets())
     raise InputError(
         f"{folder}: was built for another processor ({cpu.architecture} {cpu.processor}, --cpu "
-        f"{cpu.target}), and {why}. Run it there, or build it again here with --cpu native, or for "
+        f"{cpu.target}); {why}. Run it there, or build it again here with --cpu native, or for "
         f"any machine like this with --cpu NAME ({sets})."
     )
 

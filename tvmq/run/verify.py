@@ -65,7 +65,8 @@ def verify(
         Whether all outputs are equal, bit for bit.
     """
     arrays = [inputs[spec.name] for spec in model.network_inputs]
-    libraries = [LibraryRunner((libraries_in or folder) / name) for name in ("model.so", "cpu.so")]
+    where = libraries_in or folder
+    libraries = [LibraryRunner(where / name) for name in ("model.so", "cpu.so")]
     if model.ends is None:
         expected = between = ReferenceRunner(folder / "integer.json", libraries[-1])(arrays)
         found_between: list[list[Array]] = []
