@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from tvm import s_tir, te, tirx
 
+from targets.cpu.depthwise import build_depthwise, joins_rows
 from targets.cpu.factor import build_factor
 from targets.cpu.geometry import Dot, Geometry, stored_weight
 from targets.cpu.host import CpuFeatures
@@ -35,6 +36,8 @@ def build_conv2d(layer: Conv2d, host: CpuFeatures) -> Kernel:
     """The scheduled kernel and its packed constants."""
     if isinstance(layer.right, Factor):
         return build_factor(layer, layer.right)
+    if joins_rows(layer, host):
+        return build_depthwise(layer, host)
     dot = Dot.of(layer, host)
     geometry = Geometry.of(layer, host, dot)
     stored = stored_weight(layer.right)

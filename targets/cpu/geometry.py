@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from targets.cpu.host import CpuFeatures
+from targets.cpu.intrinsics import DotProduct
 from targets.layers import Conv2d, Ints, Weights
 
 CHAINS = 6  # accumulators that hide the latency of one dot product
@@ -26,6 +27,19 @@ def stored_weight(weights: Weights) -> npt.NDArray[np.signedinteger[Any]]:
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
             return scaled.astype(dtype)
     return scaled
+
+
+def product_of(layer: Conv2d, host: CpuFeatures) -> tuple[DotProduct | None, int]:
+    """The instruction for a layer's weights, and what is added to codes where they are staged."""
+    assert isinstance(layer.right, Weights)
+    wide, found, code = stored_weight(layer.right).dtype, host.instructions, layer.input.dtype
+    if wide == np.int16:
+        return found.words, 0
+    if wide != np.int8 or not found.bytes:
+        return None, 0
+    product = min(found.bytes, key=lambda each: each.left not in (code, "int16"))
+    raised = {("int8", "uint8"): 128, ("uint8", "int8"): -128}
+    return product, raised.get((code, product.left), 0)
 
 
 @dataclass(frozen=True)
@@ -48,18 +62,12 @@ class Dot:
     @staticmethod
     def of(layer: Conv2d, host: CpuFeatures) -> Dot:
         """The fastest step for ``layer`` on ``host``."""
-        code = layer.input.dtype
         if layer.depthwise:
-            return Dot(1, code, 0, None)
-        assert isinstance(layer.right, Weights)
-        wide, found = stored_weight(layer.right).dtype, host.instructions
-        if wide == np.int16 and found.words is not None:
-            return Dot(found.words.depth, found.words.left, 0, found.words.intrinsic)
-        if wide == np.int8 and found.bytes:
-            dot = min(found.bytes, key=lambda each: each.left not in (code, "int16"))
-            raised = {(code, code): 0, ("int8", "uint8"): 128, ("uint8", "int8"): -128}
-            return Dot(dot.depth, dot.left, raised.get((code, dot.left), 0), dot.intrinsic)
-        return Dot(1, "int32", 0, None)
+            return Dot(1, layer.input.dtype, 0, None)
+        product, raised = product_of(layer, host)
+        if product is None:
+            return Dot(1, "int32", 0, None)
+        return Dot(product.depth, product.left, raised, product.shared)
 
 
 @dataclass(frozen=True)
@@ -132,7 +140,7 @@ class Geometry:
         if full and groups == 1:
             tiles = blocks // vectors
             wanted = -(-tasks // (height // rows))
-            chunk = vectors * max(d for d in _divisors(tiles) if d == 1 or tiles // d >= wanted)
+            chunk = vectors * max(d for d in divisors(tiles) if d == 1 or tiles // d >= wanted)
         depth = blocks * lanes if layer.depthwise else _round_up(layer.weight_shape[3], dot.depth)
         ragged = not full or width == 0 or width % pixels != 0
         return Geometry(
@@ -164,7 +172,7 @@ def _round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def _divisors(n: int) -> list[int]:
+def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
@@ -180,7 +188,7 @@ def _tile(width: int, blocks: int, registers: int) -> tuple[int, int]:
 
     tiles = [
         (pixels, vectors)
-        for vectors in _divisors(blocks)
+        for vectors in divisors(blocks)
         for pixels in range(1, min(width, registers) + 1)
         if pixels * vectors <= registers
     ]
@@ -201,7 +209,7 @@ def _rows(layer: Conv2d, height: int, tasks: int) -> int:
     _, width, channels = layer.input.shape
     fitting = [
         rows
-        for rows in _divisors(height)
+        for rows in divisors(height)
         if rows * layer.strides[0] * width * channels <= STAGE_BYTES
     ] or [1]
     tall = [rows for rows in fitting if rows >= layer.weight_shape[1]] or fitting[-1:]

@@ -1,5 +1,8 @@
 """Instructions that sum products of narrow integers, as tensor intrinsics.
 
+Each is two of them: in one, all sums share what is multiplied by their weights; in the other, each
+sum has its own, joined in a word of 32 bits.
+
 All are exact. ``vpmaddubsw`` is not among them, whose sums of two products saturate at 16 bits;
 ``vpmaddwd`` sums products of words in 32 bits.
 
@@ -9,15 +12,16 @@ process for the source of each frame, which takes a third of a second once torch
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
-from tvm import s_tir, tirx
+from tvm import ir, s_tir, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+Expr: TypeAlias = ir.Expr
 Vector: TypeAlias = Any
 Emit: TypeAlias = Callable[["DotProduct", Vector, Vector, Vector], Vector]
 """From int32 sums, ``lanes * depth`` elements of ``left`` and as many of ``right``, to sums."""
@@ -31,8 +35,8 @@ class DotProduct:
         name: of the instruction.
         lanes: int32 sums of a vector.
         depth: products of a sum.
-        left: type of what all sums share.
-        right: type of what each has for itself, and how it is stored.
+        left: type of what is multiplied.
+        right: type of the weights, and how they are stored.
         emit: the calls of LLVM's intrinsics.
     """
 
@@ -44,42 +48,95 @@ class DotProduct:
     emit: Emit
 
     @cached_property
-    def intrinsic(self) -> str:
-        """The name under which TVM knows it."""
-        name = f"tvmq.cpu.{self.name}"
-        halves = self._half(self._meaning), self._half(self._call)
+    def shared(self) -> str:
+        """The name under which TVM knows it, of ``left[depth]`` for all sums."""
+        return self._registered("shared", (self.depth,), self.left, self._meaning)
+
+    @cached_property
+    def joined(self) -> str:
+        """The same of ``int32[lanes]``, in each word ``depth`` elements of ``left``."""
+        return self._registered("joined", (self.lanes,), "int32", self._meaning_joined)
+
+    @property
+    def bits(self) -> int:
+        """Of an element of ``left``."""
+        return 16 if self.left == "int16" else 8
+
+    def join(self, elements: Sequence[Expr]) -> Expr:
+        """Elements of ``left``, at most ``depth``, in a word; the rest of it is zero."""
+        word = None
+        for place, element in enumerate(elements):
+            if self.bits == 8:
+                part = element.astype("uint8").astype("int32")
+            else:
+                part = element.astype("int32") & tirx.const(0xFFFF, "int32")
+            part = part << tirx.const(self.bits * place, "int32") if place else part
+            word = part if word is None else word | part
+        return word
+
+    def products(self, word: Expr, weights: Sequence[Expr]) -> Expr:
+        """The sum of the products of a word's elements and weights."""
+        total = None
+        for place, weight in enumerate(weights):
+            left = word << tirx.const(32 - self.bits * (place + 1), "int32")
+            if self.left == "uint8":
+                left = left.astype("uint32") >> tirx.const(24, "uint32")
+            else:
+                left = left >> tirx.const(32 - self.bits, "int32")
+            product = left.astype("int32") * weight.astype("int32")
+            total = product if total is None else total + product
+        return total
+
+    def _registered(
+        self, kind: str, left: tuple[int, ...], dtype: str, meaning: Callable[[Any, Any, Any], None]
+    ) -> str:
+        name = f"tvmq.cpu.{self.name}.{kind}"
+        halves = self._half(left, dtype, meaning), self._half(left, dtype, self._call)
         s_tir.TensorIntrin.register(name, *halves, override=True)
         return name
 
-    def _half(self, body: Callable[[Any, Any, Any], None]) -> tirx.PrimFunc:
+    def _half(
+        self, left: tuple[int, ...], dtype: str, body: Callable[[Any, Any, Any], None]
+    ) -> tirx.PrimFunc:
         """One half of an intrinsic; ``body`` says how the sums are made."""
         lanes, depth = self.lanes, self.depth
         with IRBuilder() as builder:
             with T.prim_func(s_tir=True):
                 T.func_name("dot")
                 a, b, c = (T.arg(name, T.handle()) for name in "abc")
-                A = T.match_buffer(a, (depth,), self.left, offset_factor=1)
+                A = T.match_buffer(a, left, dtype, offset_factor=1)
                 B = T.match_buffer(b, (lanes, depth), self.right, offset_factor=1)
                 C = T.match_buffer(c, (lanes,), "int32", offset_factor=1)
                 with T.sblock("root"):
-                    T.reads(C[0:lanes], A[0:depth], B[0:lanes, 0:depth])
+                    T.reads(C[0:lanes], A[0 : left[0]], B[0:lanes, 0:depth])
                     T.writes(C[0:lanes])
                     body(A, B, C)
             return builder.get()
 
     def _meaning(self, A: Any, B: Any, C: Any) -> None:
-        """In plain TIR."""
+        """In plain TIR, of what all sums share."""
         with T.serial(0, self.lanes) as i, T.serial(0, self.depth) as k, T.sblock("update"):
             vi, vk = T.axis.remap("SR", [i, k])
             product = T.Cast("int32", A[vk]) * T.Cast("int32", B[vi, vk])
             T.buffer_store(C, C[vi] + product, [vi])
 
+    def _meaning_joined(self, A: Any, B: Any, C: Any) -> None:
+        """In plain TIR, of words."""
+        with T.serial(0, self.lanes) as i, T.sblock("update"):
+            vi = T.axis.remap("S", [i])
+            weights = [B[vi, place] for place in range(self.depth)]
+            T.buffer_store(C, C[vi] + self.products(A[vi], weights), [vi])
+
     def _call(self, A: Any, B: Any, C: Any) -> None:
         """By the instruction."""
         size = self.lanes * self.depth
-        bits = self.depth * (16 if self.left == "int16" else 8)
-        word = T.reinterpret(A.vload([0], f"{self.left}x{self.depth}"), dtype=f"int{bits}")
-        left = T.reinterpret(T.broadcast(word, self.lanes), dtype=f"{self.left}x{size}")
+        if A.dtype == "int32":
+            words = A.vload([0], f"int32x{self.lanes}")
+        else:
+            element = A.vload([0], f"{self.left}x{self.depth}")
+            word = T.reinterpret(element, dtype=f"int{self.bits * self.depth}")
+            words = T.broadcast(word, self.lanes)
+        left = T.reinterpret(words, dtype=f"{self.left}x{size}")
         right = B.vload([0, 0], f"{self.right}x{size}")
         sums = self.emit(self, C.vload([0], f"int32x{self.lanes}"), left, right)
         T.buffer_store(C, sums, [T.ramp(T.int32(0), 1, self.lanes)])
