@@ -27,7 +27,9 @@ def joins_rows(layer: Conv2d, host: CpuFeatures) -> bool:
     _, rows, columns, _ = layer.weight_shape
     whole = layer.output.shape[2] % host.instructions.lanes == 0
     reused = layer.output.shape[1] > 1 and layer.strides[1] < columns and layer.dilation[1] == 1
-    return whole and rows > 1 and reused and product_of(layer, host)[0] is not None
+    product = product_of(layer, host)[0]
+    # words of two rows cost more to make than they save
+    return whole and rows > 1 and reused and product is not None and product.depth > 2
 
 
 def build_depthwise(layer: Conv2d, host: CpuFeatures) -> Kernel:
@@ -78,9 +80,7 @@ def build_depthwise(layer: Conv2d, host: CpuFeatures) -> Kernel:
     return Kernel(_schedule(func, layer, product, host), (packed, *epilogue.constants))
 
 
-def _stage(
-    layer: Conv2d, product: DotProduct, raised: int, x: te.Tensor, words: int
-) -> te.Tensor:
+def _stage(layer: Conv2d, product: DotProduct, raised: int, x: te.Tensor, words: int) -> te.Tensor:
     """Words of what sums read: int32[images, rows, blocks, columns, words, lanes]."""
     (sy, sx), (dy, _), (top, left, _, _) = layer.strides, layer.dilation, layer.padding
     h, w, channels = layer.input.shape
