@@ -51,7 +51,7 @@ class _Halves:
 
     Attributes:
         multiplier: of each channel, raised with its shift where that was too small.
-        shift: less 16, in [1, 31].
+        shift: less 16, in [1, 30]: half of the last place is an int32.
         residual_shift: raised likewise; None without a residual.
     """
 
@@ -76,8 +76,10 @@ class _Halves:
             if left.max() > MAX_RESIDUAL_SHIFT:
                 return None
             reach = reach + (np.int64(largest * q.residual.multiplier) << left)
+        if multiplier.max() > MAX_MULTIPLIER or shift.max() - HALF > 30:
+            return None
         # each part of a sum of upper halves is less than 2**17 above its part of these
-        if multiplier.max() > MAX_MULTIPLIER or reach.max() >= 2**47 - 2**34:
+        if reach.max() >= 2**47 - 2**34:
             return None
         return _Halves(multiplier, shift - HALF, left)
 
