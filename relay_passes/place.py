@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from tvm import IRModule, relax
+from tvm.target import Target
 
 from relay_passes.read_layers import AnyLayer, IntegerNetwork, IslandLayer, OpaqueLayer
 from relay_passes.relax_nodes import (
@@ -91,7 +92,7 @@ class PlacedModule:
     """A module whose ``main`` goes from float inputs to float outputs on its devices.
 
     Attributes:
-        mod: ready for ``tvm.compile`` with the host's target.
+        mod: ready for ``tvm.compile`` with the CPU's target.
         placements: one per layer, in order.
         programs: the NPU programs that ``main`` executes, in order.
     """
@@ -168,16 +169,19 @@ def placements(network: IntegerNetwork, spec: NpuSpec | None) -> tuple[Placement
     return tuple(placed)
 
 
-def place(mod: IRModule, network: IntegerNetwork, spec: NpuSpec | None) -> PlacedModule:
+def place(
+    mod: IRModule, network: IntegerNetwork, spec: NpuSpec | None, target: Target | None = None
+) -> PlacedModule:
     """Build the placed module.
 
     Args:
         mod: the integer module; left as it was.
         network: its layers, from ``read_layers``.
         spec: the NPU, or None to run everything on the CPU.
+        target: of the CPU; None is this machine's.
     """
     placed = placements(network, spec)
-    builder = _PlacedBuilder(mod, network, spec)
+    builder = _PlacedBuilder(mod, network, spec, target or host_target())
     new_mod, programs = builder.build(segments(network.layers, placed))
     return PlacedModule(new_mod, placed, tuple(programs))
 
@@ -199,10 +203,13 @@ def segments(
 class _PlacedBuilder:
     """Emits ``main`` anew: layers in order, everything else when somebody reads it."""
 
-    def __init__(self, mod: IRModule, network: IntegerNetwork, spec: NpuSpec | None) -> None:
+    def __init__(
+        self, mod: IRModule, network: IntegerNetwork, spec: NpuSpec | None, target: Target
+    ) -> None:
         self.graph = Graph(mod)
         self.network, self.spec = network, spec
-        self.features = CpuFeatures.of(host_target())
+        self.target = target
+        self.features = CpuFeatures.of(target)
         islands = mod.clone()  # beside main
         del islands["main"]
         self.builder = relax.BlockBuilder(islands)
@@ -322,7 +329,7 @@ class _PlacedBuilder:
             self.builder.emit(packed),
         ]
         made = relax.TensorType([batch, program.output_bytes], "int8")
-        execute = relax.call_dps_packed(executor_symbol(self.spec), arguments, made)
+        execute = relax.call_dps_packed(executor_symbol(self.spec, self.target), arguments, made)
         bytes_out = self.builder.emit(execute, name_hint=name)
         offset = 0
         for value in outputs:

@@ -1,6 +1,7 @@
 """The compiler that links libraries: found and tried before the work, and its faults in words.
 
-TVM writes objects by itself, with LLVM, and calls the system's C++ compiler to link them.
+TVM writes objects by itself, with LLVM, and calls the system's C++ compiler to link them; for
+another architecture, a cross compiler.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ from targets.errors import MissingDependencyError
 INSTALL = "Install g++ or clang++, or name a working one in the environment variable CXX."
 
 
-def find_linker() -> str:
+def find_linker(architecture: str | None = None) -> str:
     """The compiler that TVM will call.
+
+    Args:
+        architecture: that it must link for, as triples begin; None is this machine's.
 
     Raises:
         MissingDependencyError: there is none.
@@ -27,6 +31,8 @@ def find_linker() -> str:
     from tvm.support import cc
 
     name = cc.get_cc()
+    if architecture is not None:
+        return _find_cross_linker(name, architecture)
     found = shutil.which(name) if name else None
     if found is None:
         what = f"{name} (from CXX or CC) is no program" if name else "no C++ compiler on PATH"
@@ -34,14 +40,30 @@ def find_linker() -> str:
     return found
 
 
-def try_linker() -> None:
+def _find_cross_linker(own: str | None, architecture: str) -> str:
+    ours = [f"{architecture}-linux-gnu-{kind}" for kind in ("g++", "gcc")]
+    for name in filter(None, (own, *ours)):
+        if found := shutil.which(name):
+            asked = subprocess.run([found, "-dumpmachine"], capture_output=True, check=False)
+            if asked.stdout.decode(errors="replace").startswith(architecture):
+                return found
+    raise MissingDependencyError(
+        f"no C++ compiler that links for {architecture} on PATH. Install {ours[0]} (Debian: "
+        f"g++-{architecture}-linux-gnu), or name one in the environment variable CXX."
+    )
+
+
+def try_linker(architecture: str | None = None) -> None:
     """Link a library of nothing, which takes 20 ms and saves the hours before the first real one.
+
+    Args:
+        architecture: to link for; None is this machine's.
 
     Raises:
         MissingDependencyError: there is no compiler, or it can't link.
         InputError: the disk for temporary files is full.
     """
-    compiler = find_linker()
+    compiler = find_linker(architecture)
     with tempfile.TemporaryDirectory() as folder, told_when_full(Path(folder)):
         nothing, library = Path(folder) / "nothing.a", Path(folder) / "nothing.so"
         nothing.write_bytes(b"!<arch>\n")

@@ -18,6 +18,7 @@ class BuildRequest:
         model_file: exported program, pickled module or state dict.
         output: folder to write.
         target: "npu", "npu:PRESET", "npu:FILE.toml" or "cpu".
+        cpu: "native", or an instruction set of ``targets/cpu/instruction_sets.py``.
         settings: of the quantization.
         calib_data: one of the forms of ``tvmq/data/open.py``; None: batch-norm statistics.
         calib_samples: images to use; None: 256 (1,024 for a method that learns), or all
@@ -37,6 +38,7 @@ class BuildRequest:
     model_file: Path
     output: Path
     target: str = "npu"
+    cpu: str = "native"
     settings: Settings = field(default_factory=Settings)
     calib_data: str | None = None
     calib_samples: int | None = None

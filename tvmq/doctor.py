@@ -124,13 +124,16 @@ def _llvm() -> Check:
 
 
 def _processor() -> Check:
-    """The CPU kernels are exact everywhere, and fast where 8-bit dot products exist."""
-    from targets.cpu.host import CpuFeatures, host_target
+    """The CPU kernels are exact everywhere, and fast where there are instructions for them."""
+    from targets.cpu.host import CpuFeatures, host_sets, host_target
 
     target = host_target()
     features = CpuFeatures.of(target)
-    found = f"{target.attrs['mcpu']}, {features.cores} cores"
-    if features.vnni:
-        return Check("processor", "ok", f"{found}, AVX512-VNNI")
-    advice = "the CPU build is slower without AVX512-VNNI; its numbers are the same"
+    found = (
+        f"{target.attrs['mcpu']}, {features.cores} cores, {features.instructions.title}; executes "
+        f"--cpu {', '.join(each.name for each in host_sets())}"
+    )
+    if features.instructions.bytes:
+        return Check("processor", "ok", found)
+    advice = "the CPU build is slower without vectors that tvmq knows; its numbers are the same"
     return Check("processor", "warning", found, advice)

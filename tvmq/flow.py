@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +16,11 @@ from typing import Any
 
 import torch
 from tvm import IRModule
+from tvm.target import Target
 
 from relay_passes.place import PlacedModule, Placement, place, placements
-from relay_passes.read_layers import read_layers
+from relay_passes.read_layers import IntegerNetwork, read_layers
+from targets.cpu.host import cpu_target, foreign_architecture, host_target, runs_here
 from targets.errors import GateError, InputError
 from targets.linker import try_linker
 from targets.npu.execute.compiled import made_meanwhile
@@ -25,7 +28,7 @@ from targets.npu.machine.spec import NpuSpec, load_spec
 from targets.refusal import listed
 from tvmq.artifact.artifact import Manifest, write_manifest, writing
 from tvmq.artifact.files import (
-    compile_library,
+    compile_libraries,
     make_manifest,
     require_room_for,
     require_room_to_link,
@@ -41,7 +44,7 @@ from tvmq.capture.capture import FloatModel, capture
 from tvmq.data.open import open_data
 from tvmq.data.preprocessing import Preprocessing
 from tvmq.data.source import DataSource
-from tvmq.float_ends import compilable_ends
+from tvmq.float_ends import CompilableEnds, compilable_ends
 from tvmq.float_islands import compilable_islands
 from tvmq.lowering import lower
 from tvmq.plan.annotate import annotate
@@ -82,6 +85,7 @@ class BuildResult:
         return {
             "artifact": str(self.artifact),
             "target": manifest.target,
+            "cpu": None if manifest.cpu is None else manifest.cpu.model_dump(mode="json"),
             "npu_operators": manifest.placement["npu"],
             "cpu_operators": manifest.placement["cpu"],
             "float_operators": manifest.placement.get("float", 0),
@@ -112,10 +116,11 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
     Raises:
         TvmqError: a stage can't do it; the message says what, where and what to do.
     """
-    spec = parse_target(request.target)
-    try_linker()
-    with writing(request.output) as folder, made_meanwhile(spec):
-        manifest, placed = _build_into(folder, spec, request, progress or Progress())
+    spec, target = parse_target(request.target), cpu_target(request.cpu)
+    try_linker(foreign_architecture(target))
+    own = target == host_target() or not runs_here(target)  # the machine is executed by our own CPU
+    with writing(request.output) as folder, made_meanwhile(spec if own else None):
+        manifest, placed = _build_into(folder, spec, target, request, progress or Progress())
         write_manifest(folder, manifest)
     if manifest.reconstruction:  # another build leaves alone what an interrupted one has learned
         forget_checkpoints(checkpoints_of(request.output))
@@ -143,7 +148,7 @@ def parse_target(text: str) -> NpuSpec | None:
 
 
 def _build_into(
-    folder: Path, spec: NpuSpec | None, request: BuildRequest, progress: Progress
+    folder: Path, spec: NpuSpec | None, target: Target, request: BuildRequest, progress: Progress
 ) -> tuple[Manifest, PlacedModule]:
     with progress.stage("capture"):
         model = _capture(request, progress)
@@ -171,23 +176,24 @@ def _build_into(
         save_integer(folder, integer)
     with progress.stage("place"):
         network = read_layers(integer, _sources(model))
-        placed = place(integer, network, spec)
-        on_cpu = placed if spec is None else place(integer, network, None)
+        placed, on_cpu = _placed(integer, network, spec, ends, target)
         _check_fallback(placed.placements, request)
-        if ends is not None:
-            placed = replace(placed, mod=ends.around(placed.mod))
-            on_cpu = replace(on_cpu, mod=ends.around(on_cpu.mod))
         save_placement(folder, placed, spec)
-    with progress.stage("compile"):  # one after the other: in two threads they took as long
+    with progress.stage("compile"):
         require_room_to_link(model)
-        compile_library(on_cpu.mod, folder / "cpu.so", None)
-        if spec is None:
-            shutil.copy(folder / "cpu.so", folder / "model.so")
-        else:
-            compile_library(placed.mod, folder / "model.so", spec)
-    with progress.stage("verify"):
+        compile_libraries(folder, placed, on_cpu, spec, target)
+    with progress.stage("verify"), contextlib.ExitStack() as stack:
+        libraries = folder
+        if not runs_here(target):
+            progress.note(
+                f"note: this machine can't execute what is built for --cpu {request.cpu}, so the "
+                "same integers are compiled and compared for this machine."
+            )
+            libraries = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            own = _placed(integer, network, spec, ends, host_target())
+            compile_libraries(libraries, *own, spec, host_target())
         golden = golden_inputs(model, _first_images(model, calibration, data), request.seed)
-        bit_exact = verify(folder, model, golden)
+        bit_exact = verify(folder, model, golden, libraries)
     facts = {} if learned is None else learned.as_json()
     if learned is not None and (cost := product_cost(model, plan, placed.programs, spec)):
         facts["products"] = cost.as_json()
@@ -195,9 +201,25 @@ def _build_into(
     seconds = progress.seconds
     manifest = make_manifest(
         *(request, model, data, plan, network, placed),
-        *(bit_exact, seconds, facts, ranges),
+        *(target, bit_exact, seconds, facts, ranges),
     )
     return manifest, placed
+
+
+def _placed(
+    integer: IRModule,
+    network: IntegerNetwork,
+    spec: NpuSpec | None,
+    ends: CompilableEnds | None,
+    target: Target,
+) -> tuple[PlacedModule, PlacedModule]:
+    """The whole network with the NPU, if there is one, and without."""
+    placed = place(integer, network, spec, target)
+    on_cpu = placed if spec is None else place(integer, network, None, target)
+    if ends is not None:
+        placed = replace(placed, mod=ends.around(placed.mod))
+        on_cpu = replace(on_cpu, mod=ends.around(on_cpu.mod))
+    return placed, on_cpu
 
 
 def _capture(request: BuildRequest, progress: Progress) -> FloatModel:

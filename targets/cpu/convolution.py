@@ -3,7 +3,7 @@
 Three steps, fused per task (a block of rows of one image, and a chunk of output channels):
 
     stage   rows read by the task, padded with the zero point, channels padded to the dot's depth
-    sums    tiles of pixels × vectors of 16 accumulators that live in registers
+    sums    tiles of pixels × vectors of accumulators that live in registers
     codes   the tile requantized, and written
 
 Where tiles overhang the output (pixels of the last tile, channels of the last block), codes are
@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 from tvm import s_tir, te, tirx
 
+from targets.cpu.depthwise import build_depthwise, joins_rows
 from targets.cpu.factor import build_factor
-from targets.cpu.geometry import LANES, Dot, Geometry, stored_weight
+from targets.cpu.geometry import Dot, Geometry, stored_weight
 from targets.cpu.host import CpuFeatures
 from targets.cpu.kernel import Kernel
 from targets.cpu.requantize import Epilogue, Expr
@@ -35,12 +36,14 @@ def build_conv2d(layer: Conv2d, host: CpuFeatures) -> Kernel:
     """The scheduled kernel and its packed constants."""
     if isinstance(layer.right, Factor):
         return build_factor(layer, layer.right)
+    if joins_rows(layer, host):
+        return build_depthwise(layer, host)
     dot = Dot.of(layer, host)
     geometry = Geometry.of(layer, host, dot)
     stored = stored_weight(layer.right)
     bias = layer.bias.astype(np.int64)
-    if dot.flip:
-        bias = bias - 128 * stored.sum(axis=(1, 2, 3), dtype=np.int64)
+    if dot.raised:
+        bias = bias - dot.raised * stored.sum(axis=(1, 2, 3), dtype=np.int64)
     epilogue = Epilogue.of(layer, bias.astype(np.int32), geometry.pack_channels)
     weight = geometry.pack_weight(stored, dot)
     tensors = _Definition(layer, geometry, dot, epilogue, weight).tensors()
@@ -83,7 +86,7 @@ class _Definition:
             for i, array in enumerate(self.epilogue.constants)
         ]
         stage = self._stage(inputs[0], images, width)
-        sums = self._sums(stage, weight, (images, geo.height, width, geo.blocks, LANES))
+        sums = self._sums(stage, weight, (images, geo.height, width, geo.blocks, geo.lanes))
 
         def code(*at: Expr) -> Expr:
             residual = self._residual(inputs[1], at) if len(inputs) > 1 else None
@@ -120,9 +123,9 @@ class _Definition:
                 inside.append(channel < each)
             at = self._tensor_index(b, y - top, p - left, w)
             value, zero = x[(*at, group * each + channel)], layer.input_zero_point
-            if dot.flip:
-                value = value.astype("uint8") ^ tirx.const(128, "uint8")
-                zero += 128
+            if dot.raised:
+                value = (value.astype("uint8") ^ tirx.const(128, "uint8")).astype(dot.stage)
+                zero += dot.raised
             value = value.astype(dot.stage)
             if not inside:
                 return value
@@ -131,7 +134,7 @@ class _Definition:
         return te.compute((images, rows, pixels, geo.groups, geo.depth), staged, name="stage")
 
     def _sums(self, stage: te.Tensor, weight: te.Tensor, shape: Indices) -> te.Tensor:
-        """Sums of products: int32[images, height, width, blocks, 16]."""
+        """Sums of products: int32[images, height, width, blocks, lanes]."""
         layer, geo, dot = self.layer, self.geometry, self.dot
         (sy, sx), (dy, dx) = layer.strides, layer.dilation
         _, *window, deep, _, _ = self.packed
@@ -143,7 +146,7 @@ class _Definition:
 
         def product(b: Expr, y: Expr, p: Expr, block: Expr, lane: Expr) -> Expr:
             group = block // geo.group_blocks if geo.groups > 1 else 0
-            channel = block * LANES + lane if layer.depthwise else c * dot.depth + d
+            channel = block * geo.lanes + lane if layer.depthwise else c * dot.depth + d
             a = stage[b, y * sy + r * dy, p * sx + s * dx, group, channel].astype("int32")
             return te.sum(a * weight[block, r, s, c, lane, d].astype("int32"), axis=axes)
 
@@ -154,7 +157,7 @@ class _Definition:
         geo = self.geometry
         b, y, p, block, lane = at
         _, w, k = self.layer.output.shape
-        each, first = k // geo.groups, block % geo.group_blocks * LANES
+        each, first = k // geo.groups, block % geo.group_blocks * geo.lanes
         inside = []
         if geo.view == "batch":
             inside.append(p < residual.shape[0])
@@ -179,11 +182,11 @@ class _Definition:
         """Index of ``sums`` where the output's element comes from."""
         _, w, k = self.layer.output.shape
         geo = self.geometry
-        block: Indices = (channel // LANES, channel % LANES)
+        block: Indices = (channel // geo.lanes, channel % geo.lanes)
         if geo.groups > 1:
             each = k // geo.groups
             within = channel % each
-            block = (channel // each * geo.group_blocks + within // LANES, within % LANES)
+            block = (channel // each * geo.group_blocks + within // geo.lanes, within % geo.lanes)
         zero = tirx.const(0, "int64")
         if geo.view == "batch":
             return (zero, zero, n, *block)
@@ -202,7 +205,7 @@ def _schedule(func: tirx.PrimFunc, layer: Conv2d, geo: Geometry, dot: Dot) -> ti
         if geo.view == "row":
             p = sch.fuse(y, p)
             y = sch.add_unit_loop(p)
-        block, lane = sch.split(channel, [None, LANES])
+        block, lane = sch.split(channel, [None, geo.lanes])
     task_y, y = sch.split(y, [None, geo.rows])
     tile, p = sch.split(p, [None, geo.pixels])
     task_block, block, vector = sch.split(block, [None, geo.chunk // geo.vectors, geo.vectors])

@@ -13,12 +13,11 @@ from collections.abc import Callable
 from tvm import s_tir, te, tirx
 
 from targets.cpu.elements import VECTOR, function, placeholder
-from targets.cpu.geometry import LANES
 from targets.cpu.kernel import Kernel
 from targets.cpu.requantize import Epilogue, Expr
 from targets.layers import Conv2d, Factor, Pairing
 
-VECTORS = 4  # of accumulators, which hide the latency of a product
+LANES, VECTORS = 16, 4  # of accumulators, which hide the latency of a product
 
 
 def build_factor(layer: Conv2d, factor: Factor) -> Kernel:

@@ -8,14 +8,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from targets.cpu import intrinsics
 from targets.cpu.host import CpuFeatures
+from targets.cpu.intrinsics import DotProduct
 from targets.layers import Conv2d, Ints, Weights
 
-LANES = 16
-REGISTERS = (
-    15  # vectors of accumulators; 16 make a buffer of 1024 bytes, which TVM puts on the heap
-)
 CHAINS = 6  # accumulators that hide the latency of one dot product
 STAGE_BYTES = 128 * 1024  # staged input of a task: a part of the second-level cache
 TASK_MACS = 500_000  # an image is cut for threads only into parts larger than this
@@ -33,6 +29,19 @@ def stored_weight(weights: Weights) -> npt.NDArray[np.signedinteger[Any]]:
     return scaled
 
 
+def product_of(layer: Conv2d, host: CpuFeatures) -> tuple[DotProduct | None, int]:
+    """The instruction for a layer's weights, and what is added to codes where they are staged."""
+    assert isinstance(layer.right, Weights)
+    wide, found, code = stored_weight(layer.right).dtype, host.instructions, layer.input.dtype
+    if wide == np.int16:
+        return found.words, 0
+    if wide != np.int8 or not found.bytes:
+        return None, 0
+    product = min(found.bytes, key=lambda each: each.left not in (code, "int16"))
+    raised = {("int8", "uint8"): 128, ("uint8", "int8"): -128}
+    return product, raised.get((code, product.left), 0)
+
+
 @dataclass(frozen=True)
 class Dot:
     """The step that sums products.
@@ -40,26 +49,25 @@ class Dot:
     Attributes:
         depth: input channels that one step multiplies.
         stage: type that it reads activations in.
-        flip: activations are int8 and staged as code + 128; the bias takes 128 · Σ w back.
+        raised: what is added to a code where it is staged: 0, or ±128, by turning its sign bit,
+            where the instruction takes the other type; the bias takes it back.
         intrinsic: the tensor intrinsic, or None for vector multiply and add.
     """
 
     depth: int
     stage: str
-    flip: bool
+    raised: int
     intrinsic: str | None
 
     @staticmethod
     def of(layer: Conv2d, host: CpuFeatures) -> Dot:
         """The fastest step for ``layer`` on ``host``."""
         if layer.depthwise:
-            return Dot(1, layer.input.dtype, False, None)
-        wide = isinstance(layer.right, Weights) and stored_weight(layer.right).dtype
-        if host.vnni and wide == np.int16:
-            return Dot(2, "int16", False, intrinsics.VNNI_WORDS)
-        if host.vnni and wide != np.int32:
-            return Dot(4, "uint8", layer.input.dtype == "int8", intrinsics.VNNI)
-        return Dot(1, "int32", False, None)
+            return Dot(1, layer.input.dtype, 0, None)
+        product, raised = product_of(layer, host)
+        if product is None:
+            return Dot(1, "int32", 0, None)
+        return Dot(product.depth, product.left, raised, product.shared)
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,8 @@ class Geometry:
         pixels: pixels of a tile.
         vectors: channel blocks of a tile; divides ``chunk`` and ``group_blocks``.
         chunk: channel blocks of a task; divides ``blocks``.
-        blocks: blocks of 16 output channels in all.
+        lanes: output channels of a block, the sums of a vector.
+        blocks: blocks of output channels in all.
         groups: groups of channels, padded to blocks one by one; 1 for a depthwise convolution.
         depth: staged channels of a group.
         full: no channel of a block is padding.
@@ -89,6 +98,7 @@ class Geometry:
     pixels: int
     vectors: int
     chunk: int
+    lanes: int
     blocks: int
     groups: int
     depth: int
@@ -105,9 +115,10 @@ class Geometry:
         """Cut ``layer``: tiles fit registers, tasks fit the cache, one image feeds all cores."""
         height, width, channels = layer.output.shape
         groups = 1 if layer.depthwise else layer.groups
-        group_blocks = -(-(channels // groups) // LANES)
+        lanes, registers = host.instructions.lanes, host.instructions.registers
+        group_blocks = -(-(channels // groups) // lanes)
         blocks = groups * group_blocks
-        full = blocks * LANES == channels
+        full = blocks * lanes == channels
         tile_blocks = 1 if layer.depthwise else group_blocks
 
         view: View = "image"
@@ -115,9 +126,11 @@ class Geometry:
         if (r, s) == (1, 1) and layer.strides == (1, 1) and not any(layer.padding):
             if height * width == 1:
                 view, height, width = "batch", 1, 0
-            elif full and _flattens(height, width, _tile(height * width, tile_blocks)[0]):
+            elif full and _flattens(
+                height, width, _tile(height * width, tile_blocks, registers)[0]
+            ):
                 view, height, width = "row", 1, height * width
-        pixels, vectors = _tile(width or 4, tile_blocks)
+        pixels, vectors = _tile(width or 4, tile_blocks, registers)
 
         # One image alone should keep all cores busy, if there is enough of it. A dense layer is
         # bound by reading its weights: parts of it gain nothing.
@@ -127,30 +140,31 @@ class Geometry:
         if full and groups == 1:
             tiles = blocks // vectors
             wanted = -(-tasks // (height // rows))
-            chunk = vectors * max(d for d in _divisors(tiles) if d == 1 or tiles // d >= wanted)
-        depth = blocks * LANES if layer.depthwise else _round_up(layer.weight_shape[3], dot.depth)
+            chunk = vectors * max(d for d in divisors(tiles) if d == 1 or tiles // d >= wanted)
+        depth = blocks * lanes if layer.depthwise else _round_up(layer.weight_shape[3], dot.depth)
         ragged = not full or width == 0 or width % pixels != 0
         return Geometry(
-            view, height, width, rows, pixels, vectors, chunk, blocks, groups, depth, full, ragged
+            view, height, width, rows, pixels, vectors, chunk, lanes, blocks, groups, depth, full,
+            ragged,
         )  # fmt: skip
 
     def pack_channels(self, values: Ints) -> Ints:
-        """Per-channel constants, int32[K], by blocks: int32[blocks, 16], padding zero."""
+        """Per-channel constants, int32[K], by blocks: int32[blocks, lanes], padding zero."""
         each = len(values) // self.groups
-        padding = self.group_blocks * LANES - each
+        padding = self.group_blocks * self.lanes - each
         padded = np.pad(values.astype(np.int32).reshape(self.groups, each), ((0, 0), (0, padding)))
-        return np.ascontiguousarray(padded.reshape(self.blocks, LANES))
+        return np.ascontiguousarray(padded.reshape(self.blocks, self.lanes))
 
     def pack_weight(
         self, weight: npt.NDArray[np.signedinteger[Any]], dot: Dot
     ) -> npt.NDArray[np.signedinteger[Any]]:
-        """Weights in the order they are read: [blocks, R, S, ceil(C / depth), 16, depth]."""
+        """Weights in the order they are read: [blocks, R, S, ceil(C / depth), lanes, depth]."""
         k, r, s, c = weight.shape
         each, deep = k // self.groups, -(-c // dot.depth)
         w = weight.reshape(self.groups, each, r, s, c)
-        padding = ((0, 0), (0, self.group_blocks * LANES - each), (0, 0), (0, 0))
+        padding = ((0, 0), (0, self.group_blocks * self.lanes - each), (0, 0), (0, 0))
         w = np.pad(w, (*padding, (0, deep * dot.depth - c)))
-        w = w.reshape(self.blocks, LANES, r, s, deep, dot.depth).transpose(0, 2, 3, 4, 1, 5)
+        w = w.reshape(self.blocks, self.lanes, r, s, deep, dot.depth).transpose(0, 2, 3, 4, 1, 5)
         return np.ascontiguousarray(w)
 
 
@@ -158,11 +172,11 @@ def _round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def _divisors(n: int) -> list[int]:
+def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def _tile(width: int, blocks: int) -> tuple[int, int]:
+def _tile(width: int, blocks: int, registers: int) -> tuple[int, int]:
     """Pixels and vectors of a tile: fewest cycles per useful dot product that ports allow."""
 
     def cycles(tile: tuple[int, int]) -> float:
@@ -174,9 +188,9 @@ def _tile(width: int, blocks: int) -> tuple[int, int]:
 
     tiles = [
         (pixels, vectors)
-        for vectors in _divisors(blocks)
-        for pixels in range(1, min(width, REGISTERS) + 1)
-        if pixels * vectors <= REGISTERS
+        for vectors in divisors(blocks)
+        for pixels in range(1, min(width, registers) + 1)
+        if pixels * vectors <= registers
     ]
     return min(tiles, key=cycles)
 
@@ -195,7 +209,7 @@ def _rows(layer: Conv2d, height: int, tasks: int) -> int:
     _, width, channels = layer.input.shape
     fitting = [
         rows
-        for rows in _divisors(height)
+        for rows in divisors(height)
         if rows * layer.strides[0] * width * channels <= STAGE_BYTES
     ] or [1]
     tall = [rows for rows in fitting if rows >= layer.weight_shape[1]] or fitting[-1:]

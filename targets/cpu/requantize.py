@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from tvm import ir, tirx
 
+from targets.arithmetic import INT32_MAX, MAX_MULTIPLIER, MAX_RESIDUAL_SHIFT
 from targets.code_range import type_range
 from targets.layers import Add, Conv2d, Ints, Norm, Requantize, Softmax
 from targets.rounding import HALF_UP, check_executed
@@ -36,6 +37,78 @@ def fits_int32(layer: Conv2d) -> bool:
     return not needs_int64(bounds, q.scale, residual, zero_point=0)
 
 
+HALF = 16
+"""Bits of the lower of two halves."""
+
+
+@dataclass(frozen=True)
+class _Halves:
+    """Per-channel integers for which 48 bits of intermediates are kept in two words.
+
+    ``t = upper * 2**16 + lower`` with ``lower`` in [0, 2**16). Where all shifts are above 16 the
+    rounding and the shift of ``t`` are those of ``upper`` by 16 places less, exactly: a floor of a
+    floor is one. Processors multiply and shift 32 bits, few of them 64.
+
+    Attributes:
+        multiplier: of each channel, raised with its shift where that was too small.
+        shift: less 16, in [1, 30]: half of the last place is an int32.
+        residual_shift: raised likewise; None without a residual.
+    """
+
+    multiplier: Ints
+    shift: Ints
+    residual_shift: Ints | None
+
+    @staticmethod
+    def of(layer: Conv2d) -> _Halves | None:
+        """For a layer whose intermediates provably fit; None where they may not."""
+        q = layer.requantize
+        if q is None or layer.max_sum << q.fraction > INT32_MAX:
+            return None
+        raised = np.maximum(HALF + 1 - q.shift.astype(np.int64), 0)
+        multiplier, shift = q.multiplier.astype(np.int64) << raised, q.shift + raised
+        reach = (layer.max_sum << q.fraction) * multiplier + (np.int64(1) << shift >> 1)
+        left = None
+        if q.residual is not None:
+            left = q.residual.shift + raised
+            codes = CodeRange(*type_range(q.residual.value.dtype), q.residual.zero_point)
+            largest = max(codes.high - codes.zero_point, codes.zero_point - codes.low)
+            if left.max() > MAX_RESIDUAL_SHIFT:
+                return None
+            reach = reach + (np.int64(largest * q.residual.multiplier) << left)
+        if multiplier.max() > MAX_MULTIPLIER or shift.max() - HALF > 30:
+            return None
+        # each part of a sum of upper halves is less than 2**17 above its part of these
+        if reach.max() >= 2**47 - 2**34:
+            return None
+        return _Halves(multiplier, shift - HALF, left)
+
+    def upper(self, acc: Expr, multiplier: Expr, added: tuple[Expr, Expr] | None) -> Expr:
+        """The upper word of ``acc * multiplier`` plus a residual times a power of two.
+
+        Args:
+            acc: int32.
+            multiplier: int32 in [1, 2**16).
+            added: the residual, int32 below 2**24 in magnitude, and its left shift; or None.
+        """
+        sixteen, low = tirx.const(HALF, "int32"), tirx.const(0xFFFF, "int32")
+        upper = (acc >> sixteen) * multiplier
+        # at most (2**16 - 1)**2 + 2**16 - 1, which fits
+        lower = (acc & low).astype("uint32") * multiplier.astype("uint32")
+        if added is not None:
+            residual, left = added
+            zero = tirx.const(0, "int32")
+            up, down = tirx.max(left - sixteen, zero), tirx.max(sixteen - left, zero)
+            upper = upper + ((residual << _places(up)) >> _places(down))
+            lower = lower + ((residual << _places(left)) & low).astype("uint32")
+        return upper + (lower >> tirx.const(HALF, "uint32")).astype("int32")
+
+
+def _places(shift: Expr) -> Expr:
+    """A shift as it is, its range in plain sight: of a shift by anything TVM thinks it gives 0."""
+    return shift & tirx.const(31, "int32")
+
+
 @dataclass(frozen=True)
 class Epilogue:
     """The requantization of one layer.
@@ -43,26 +116,33 @@ class Epilogue:
     Attributes:
         layer: the layer.
         constants: int32 arrays, packed: bias; with requantization the shift; the multiplier if any
-            is not 1; the residual's shift if any is not 0.
-        wide: int64 intermediates.
+            is not 1; the residual's shift if any is not 0. Of halves, all of them and theirs.
+        kind: type of the intermediates.
+        halves: where they are two words of 32 bits.
     """
 
     layer: Conv2d
     constants: tuple[Ints, ...]
-    wide: bool
+    kind: Literal["int32", "int64"]
+    halves: _Halves | None
 
     @staticmethod
     def of(layer: Conv2d, bias: Ints, pack: Callable[[Ints], Ints]) -> Epilogue:
         """Collect the constants of ``layer``, whose bias the kernel has changed to ``bias``."""
         arrays = [bias]
-        q = layer.requantize
-        if q is not None:
+        q, narrow = layer.requantize, fits_int32(layer)
+        halves = None if narrow else _Halves.of(layer)
+        if halves is not None:
+            arrays += [halves.shift, halves.multiplier]
+            arrays += [] if halves.residual_shift is None else [halves.residual_shift]
+        elif q is not None:
             arrays.append(q.shift)
             if np.any(q.multiplier != 1):
                 arrays.append(q.multiplier)
             if q.residual is not None and np.any(q.residual.shift != 0):
                 arrays.append(q.residual.shift)
-        return Epilogue(layer, tuple(pack(array) for array in arrays), not fits_int32(layer))
+        packed = tuple(pack(array.astype(np.int32)) for array in arrays)
+        return Epilogue(layer, packed, "int32" if narrow else "int64", halves)
 
     def __call__(self, acc: Expr, constants: list[Expr], residual: Expr | None) -> Expr:
         """The output element of the sum ``acc``, int32.
@@ -76,7 +156,16 @@ class Epilogue:
         q = self.layer.requantize
         if q is None:
             return acc + bias
-        kind = "int64" if self.wide else "int32"
+        if self.halves is not None:
+            shift, multiplier, *left = rest
+            added = None
+            if q.residual is not None and residual is not None:
+                r = residual.astype("int32") - tirx.const(q.residual.zero_point, "int32")
+                added = (r * tirx.const(q.residual.multiplier, "int32"), left[0])
+            t = (acc + bias) << tirx.const(q.fraction, "int32") if q.fraction else acc + bias
+            upper = self.halves.upper(t, multiplier, added)
+            return round_and_clamp(upper, "int32", _places(shift), q, self.layer)
+        kind = self.kind
         shift, *rest = (constant.astype(kind) for constant in rest)
         t = (acc + bias).astype(kind)
         if q.fraction:

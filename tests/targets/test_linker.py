@@ -38,3 +38,20 @@ def test_one_that_does_not_work(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", str(broken))
     with pytest.raises(MissingDependencyError, match=r"can't be linked \(cannot find crti.o\)"):
         try_linker()
+
+
+def test_another_architecture_needs_a_compiler_for_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(MissingDependencyError, match=r"for riscv64 .*g\+\+-riscv64-linux-gnu"):
+        try_linker("riscv64")
+    for name, machine in (("own", "x86_64-linux-gnu"), ("cross", "riscv64-linux-gnu")):
+        compiler = tmp_path / name
+        compiler.write_text(f"#!/bin/sh\necho {machine}\n")
+        compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", "own")
+    with pytest.raises(MissingDependencyError, match="links for riscv64"):
+        find_linker("riscv64")
+    monkeypatch.setenv("CXX", "cross")
+    assert find_linker("riscv64") == str(tmp_path / "cross")

@@ -198,6 +198,27 @@ class FloatIslandEntry(_Entry):
         return sum(operator.macs for operator in self.operators)
 
 
+class CpuEntry(_Entry):
+    """The processor that model.so and cpu.so are for.
+
+    Attributes:
+        target: as asked for: "native", or an instruction set of `tvmq targets`.
+        instructions: the instruction set that kernels are made of.
+        processor: LLVM's name of what the rest was compiled for.
+        architecture: "x86_64", "aarch64".
+        needs: features that a processor must have, by LLVM's names.
+        executed: whether the build executed the libraries themselves. Where it can't, it compiled
+            and compared the same integers for its own processor.
+    """
+
+    target: str
+    instructions: str
+    processor: str
+    architecture: str
+    needs: tuple[str, ...]
+    executed: bool
+
+
 class Manifest(_Entry):
     """The contents of manifest.json.
 
@@ -206,6 +227,7 @@ class Manifest(_Entry):
         versions: of tvmq, tvm, torch, numpy and Python.
         model: file, kind and fingerprint of the model.
         target: as asked for, such as "npu:e256".
+        cpu: the processor that the libraries are for; None in an artifact that doesn't say.
         settings: everything that was asked for, the seed included; weights are always symmetric.
         calibration: "source" (a path, or "data-free"), "fingerprint", "samples".
         preprocessing: what turns images into the input, repeated by `run` and `eval`; or None.
@@ -226,6 +248,7 @@ class Manifest(_Entry):
     versions: dict[str, str]
     model: Annotated[dict[str, str], _holds(_ModelRead)]
     target: str
+    cpu: CpuEntry | None = None
     settings: Annotated[dict[str, Any], _holds(_SettingsRead)]
     calibration: Annotated[dict[str, Any], _holds(_CalibrationRead)]
     preprocessing: dict[str, Any] | None
@@ -299,6 +322,19 @@ class Artifact:
         with reading(self.folder / name, "what tvmq writes", _BUILD_AGAIN):
             yield path
 
+    @contextmanager
+    def library(self, name: str) -> Iterator[Path]:
+        """The path of one of its libraries, to be loaded in the block.
+
+        Raises:
+            InputError: this artifact has no such file, it is for another processor than this one,
+                or the block can't read what is in it.
+        """
+        if (cpu := self.manifest.cpu) is not None:
+            _require_processor(self.folder, cpu)
+        with self.reading(name) as path:
+            yield path
+
     def has(self, name: str) -> bool:
         """Whether it has a file of that name."""
         return name in self.manifest.files
@@ -351,6 +387,29 @@ class Artifact:
         with self.reading("layers.json") as path:
             entries = _LAYERS.validate_json(path.read_bytes())
         return [entry.model_dump() for entry in entries]
+
+
+def _require_processor(folder: Path, cpu: CpuEntry) -> None:
+    """Refuse what this processor can't execute; it would end the process.
+
+    Raises:
+        InputError: it can't.
+    """
+    from targets.cpu.host import host_architecture, host_sets, lacking
+
+    here = host_architecture()
+    if cpu.architecture != here:
+        why = f"this machine is {here}"
+    elif missing := lacking(cpu.needs):
+        why = f"this processor has no {', '.join(missing)}"
+    else:
+        return
+    sets = ", ".join(each.name for each in host_sets())
+    raise InputError(
+        f"{folder}: was built for another processor ({cpu.architecture} {cpu.processor}, --cpu "
+        f"{cpu.target}); {why}. Run it there, or build it again here with --cpu native, or for "
+        f"any machine like this with --cpu NAME ({sets})."
+    )
 
 
 _LAYERS = TypeAdapter(list[LayerEntry])

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # so that printing does not import what reads artifacts
-    from tvmq.artifact.artifact import Artifact
+    from tvmq.artifact.artifact import Artifact, CpuEntry, Manifest
 
 
 def described(artifact: Artifact) -> Iterator[str]:
@@ -23,10 +23,10 @@ def described(artifact: Artifact) -> Iterator[str]:
     yield f"{manifest.model['file']} ({manifest.model['kind']}): {settings_text(manifest.settings)}"
     yield f"calibration: {manifest.calibration['source']}"
     yield f"operators: {placement_text(placement)}"
-    devices = "reference and CPU" if manifest.target == "cpu" else "reference, CPU and NPU"
-    same = "identical, bit for bit" if manifest.bit_exact else "DIFFERENT"
+    if manifest.cpu is not None:
+        yield f"CPU: {cpu_text(manifest.cpu)}"
     yield (
-        f"{devices} on golden.npz: {same}. Accuracy is not part of an artifact: `tvmq eval` "
+        f"{verdict_text(manifest)}. Accuracy is not part of an artifact: `tvmq eval` "
         "measures it on your data."
     )
     made_by = ", ".join(f"{name} {versions[name]}" for name in _MAKERS if name in versions)
@@ -38,6 +38,24 @@ def placement_text(placement: Mapping[str, int]) -> str:
     text = f"{placement['npu']} on the NPU, {placement['cpu']} on the CPU"
     floats = placement.get("float", 0)
     return text + (f", {floats} in float on the host" if floats else "")
+
+
+def cpu_text(cpu: CpuEntry) -> str:
+    """The processor that the libraries are for."""
+    return f"{cpu.architecture} {cpu.processor}, kernels of {cpu.instructions} (--cpu {cpu.target})"
+
+
+def verdict_text(manifest: Manifest) -> str:
+    """What was compared at the end of the build, and how it ended."""
+    devices = "reference and CPU" if manifest.target == "cpu" else "reference, CPU and NPU"
+    same = "identical, bit for bit" if manifest.bit_exact else "DIFFERENT"
+    text = f"{devices} on golden.npz: {same}"
+    if manifest.cpu is None or manifest.cpu.executed:
+        return text
+    return (
+        f"{text}, compiled for the machine that built it; the libraries for "
+        f"{manifest.cpu.instructions} were not executed, and must give the same"
+    )
 
 
 _MAKERS = ("tvmq", "tvm", "torch", "numpy", "python")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -18,19 +19,23 @@ import torch
 import tvm
 from torch.fx import GraphModule
 from tvm import IRModule
+from tvm.support import cc
+from tvm.target import Target
 
 from relay_passes.host_pipeline import host_pipeline
 from relay_passes.place import PlacedModule
 from relay_passes.read_layers import IntegerNetwork, IslandLayer
-from targets.cpu.host import host_target
+from targets.cpu.host import features_needed, foreign_architecture, host_target, runs_here
+from targets.cpu.instruction_sets import architecture_of, best_of
 from targets.disk_space import require_room
-from targets.linker import linking
+from targets.linker import find_linker, linking
 from targets.npu.execute.compiled import executor_object
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.storage import host_bytes
 from tvmq import __version__
 from tvmq.artifact.artifact import (
     FORMAT,
+    CpuEntry,
     FloatEndsEntry,
     FloatEntry,
     FloatIslandEntry,
@@ -122,17 +127,52 @@ def save_placement(folder: Path, placed: PlacedModule, spec: NpuSpec | None) -> 
     _write_text(folder, "placed", placed.mod.script(show_meta=False))
 
 
-def compile_library(mod: IRModule, path: Path, spec: NpuSpec | None) -> None:
-    """Compile a placed module for this host and link it, with the executor of its machine.
+def compile_libraries(
+    folder: Path, placed: PlacedModule, on_cpu: PlacedModule, spec: NpuSpec | None, target: Target
+) -> None:
+    """cpu.so and model.so.
+
+    Args:
+        folder: to write them to.
+        placed: with the NPU, if there is one.
+        on_cpu: without.
+        spec: the NPU, or None.
+        target: the CPU that both modules are of.
+
+    Raises:
+        InputError: there is no room for them.
+        MissingDependencyError: they can't be linked.
+    """
+    compile_library(on_cpu.mod, folder / "cpu.so", None, target)
+    if spec is None:
+        shutil.copy(folder / "cpu.so", folder / "model.so")
+    else:  # one after the other: in two threads they took as long
+        compile_library(placed.mod, folder / "model.so", spec, target)
+
+
+def compile_library(
+    mod: IRModule, path: Path, spec: NpuSpec | None, target: Target | None = None
+) -> None:
+    """Compile a placed module and link it, with the executor of its machine.
+
+    Args:
+        mod: the module.
+        path: of the library.
+        spec: the NPU in it, or None.
+        target: the CPU that the module is of; None is this machine.
 
     Raises:
         InputError: there is no room for it.
         MissingDependencyError: it can't be linked.
     """
-    executable = tvm.compile(mod, target=host_target(), relax_pipeline=host_pipeline())
-    objects = [] if spec is None else [str(executor_object(spec))]
+    target = target or host_target()
+    executable = tvm.compile(mod, target=target, relax_pipeline=host_pipeline())
+    objects = [] if spec is None else [str(executor_object(spec, target))]
+    link = None
+    if (foreign := foreign_architecture(target)) is not None:
+        link = cc.cross_compiler(find_linker(foreign))
     with linking(path.name, path.parent):
-        executable.export_library(str(path), addons=objects)
+        executable.export_library(str(path), fcompile=link, addons=objects)
 
 
 def make_manifest(
@@ -142,6 +182,7 @@ def make_manifest(
     plan: Plan,
     network: IntegerNetwork,
     placed: PlacedModule,
+    target: Target,
     bit_exact: bool,
     seconds: dict[str, float],
     reconstruction: dict[str, Any],
@@ -176,6 +217,7 @@ def make_manifest(
             "fingerprint": model.fingerprint,
         },
         target=request.target,
+        cpu=_cpu(request, target),
         settings=settings,
         calibration=_calibration(request, data, plan),
         preprocessing=request.preprocessing.to_manifest(),
@@ -188,6 +230,17 @@ def make_manifest(
         reconstruction=reconstruction,
         ranges=tuple(RangeEntry(**finding.as_json()) for finding in ranges),
         seconds=seconds,
+    )
+
+
+def _cpu(request: BuildRequest, target: Target) -> CpuEntry:
+    return CpuEntry(
+        target=request.cpu,
+        instructions=best_of(target).name,
+        processor=str(target.attrs["mcpu"]),
+        architecture=architecture_of(target),
+        needs=features_needed(target),
+        executed=runs_here(target),
     )
 
 

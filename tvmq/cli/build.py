@@ -44,6 +44,13 @@ PLANNED = (
     metavar="npu[:PRESET|:FILE.toml]|cpu",
     help="Machine to build for; npu means npu:e256.",
 )
+@click.option(
+    "--cpu",
+    default="native",
+    show_default=True,
+    metavar="TARGET",
+    help="Processor that runs the artifact: native is this one; `tvmq targets` names others.",
+)
 @click.option("-o", "--output", type=PATH, help="Folder to write [default: ./<model>.tvmq].")
 @click.option("--calib-data", metavar="D", help="Calibration data; see `tvmq eval --help`.")
 @click.option(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from targets.refusal import by_reason
-from tvmq.artifact.description import placement_text, settings_text
+from tvmq.artifact.description import cpu_text, placement_text, settings_text, verdict_text
 
 if TYPE_CHECKING:  # so that printing does not import torch
     from relay_passes.place import Placement
@@ -30,6 +30,7 @@ def build_summary(result: BuildResult) -> list[str]:
         f"  calibration: {manifest.calibration['source']}",
         *_reconstruction_lines(manifest.reconstruction),
         *range_lines(manifest.ranges),
+        *([] if manifest.cpu is None else [f"  CPU: {cpu_text(manifest.cpu)}"]),
         f"  operators: {placement_text(manifest.placement)}",
         *float_end_lines(manifest.float_ends),
         *float_island_lines(manifest.float_islands, result.placements),
@@ -40,11 +41,9 @@ def build_summary(result: BuildResult) -> list[str]:
         if place.device == "cpu" and place.refusal is not None
     ]
     lines += [f"    CPU: {line}" for line in by_reason(refused)]
-    devices = "reference and CPU" if manifest.target == "cpu" else "reference, CPU and NPU"
-    verdict = "identical, bit for bit" if manifest.bit_exact else "DIFFERENT"
     stages = ", ".join(f"{name} {value:.1f}" for name, value in manifest.seconds.items())
     lines += [
-        f"  {devices} on golden.npz: {verdict}",
+        f"  {verdict_text(manifest)}",
         f"  {sum(manifest.seconds.values()):.1f} s ({stages})",
         f"Next: tvmq eval {result.artifact} --data D, tvmq profile {result.artifact}",
     ]

@@ -1,4 +1,4 @@
-"""`tvmq targets`: the machines that a model can be built for, and what their descriptions say."""
+"""`tvmq targets`: the machines and processors that a model can be built for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def command(terminal: Terminal, machine: tuple[str, ...]) -> None:
     """List the machines, or those that are named: presets, or your own TOML files.
 
-    A file is checked; to build for it: --target npu:path/to/mine.toml.
+    A file is checked; to build for it: --target npu:path/to/mine.toml. Where none is named, the
+    processors follow that `tvmq build --cpu` takes.
     """
     from targets.npu.machine.spec import load_spec, presets
 
@@ -30,13 +31,42 @@ def command(terminal: Terminal, machine: tuple[str, ...]) -> None:
     if terminal.json:
         described = zip(rows, machines, strict=True)
         targets = [{**row, "description": spec.model_dump()} for row, spec in described]
-        terminal.print_json({"targets": targets})
+        shown: dict[str, Any] = {"targets": targets}
+        terminal.print_json(shown if machine else shown | {"cpu": _processors()})
         return
     # One machine per column: a description is longer than machines are many.
     headings = ["", *(str(row["target"]) for row in rows)]
     facts = [fact for fact in rows[0] if fact != "target"]
     cells = [[fact, *(str(row[fact]) for row in rows)] for fact in facts]
     terminal.table(headings, cells, right=set())
+    if not machine:
+        processors = _processors()
+        words = [[_in_words(value) for value in row.values()] for row in processors]
+        terminal.table(list(processors[0]), words, right=set())
+
+
+def _processors() -> list[dict[str, Any]]:
+    """What ``--cpu`` takes, fastest first by architecture."""
+    from targets.cpu.host import features_needed, runs_here
+    from targets.cpu.instruction_sets import NAMED
+
+    return [
+        {
+            "--cpu": each.name,
+            "also": list(each.aliases),
+            "instructions": each.title,
+            "architecture": each.architecture,
+            "needs": list(features_needed(each.target)),
+            "on this machine": runs_here(each.target),
+        }
+        for each in NAMED
+    ]
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _row(name: str, spec: NpuSpec) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def measure_cpu(artifact: Artifact, layers: list[dict[str, Any]]) -> CpuTimes:
         if layer["device"] == "cpu":
             waiting.setdefault(layer["kind"], []).append(layer["name"])
             times.layers[layer["name"]] = 0.0
-    with artifact.reading("model.so") as path:
+    with artifact.library("model.so") as path:
         floats = {island.name for island in artifact.manifest.float_islands}
         if artifact.manifest.float_ends is not None:
             floats |= {HEAD, TAIL}

@@ -45,7 +45,7 @@ class Session:
         """Load for a device; None: the NPU if the artifact was built for one, else the CPU.
 
         Raises:
-            InputError: the artifact was not built for that device.
+            InputError: the artifact was not built for that device, or for this processor.
         """
         self.artifact = artifact
         self.device = device or ("npu" if artifact.has("npu.toml") else "cpu")
@@ -89,15 +89,15 @@ def _runner(artifact: Artifact, device: str) -> Runner:
                 f"{artifact.folder}: was built for the CPU. "
                 f"Build it with --target npu, or choose --device cpu."
             )
-        with artifact.reading("model.so") as path:
+        with artifact.library("model.so") as path:
             return _with_checked_head(artifact, LibraryRunner(path, artifact.programs()))
     if device == "cpu":
-        with artifact.reading("cpu.so") as path:
+        with artifact.library("cpu.so") as path:
             return _with_checked_head(artifact, LibraryRunner(path))
     if device == "reference":
         library: LibraryRunner | None = None
         if artifact.manifest.float_ends is not None or artifact.manifest.float_islands:
-            with artifact.reading("cpu.so") as path:
+            with artifact.library("cpu.so") as path:
                 library = LibraryRunner(path)
         with artifact.reading("integer.json") as path:
             integers = ReferenceRunner(path, library)

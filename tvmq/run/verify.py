@@ -48,7 +48,9 @@ def golden_inputs(
     return golden
 
 
-def verify(folder: Path, model: FloatModel, inputs: dict[str, Array]) -> bool:
+def verify(
+    folder: Path, model: FloatModel, inputs: dict[str, Array], libraries_in: Path | None = None
+) -> bool:
     """Compare model.so, cpu.so and the reference, and write golden.npz from the reference.
 
     Where the network has float ends, the integers between them are compared by themselves, too.
@@ -57,12 +59,14 @@ def verify(folder: Path, model: FloatModel, inputs: dict[str, Array]) -> bool:
         folder: of an artifact whose libraries and integer.json are written.
         model: for the names of inputs and outputs.
         inputs: [N, ...] by name.
+        libraries_in: where libraries that this machine executes are, if not in the folder.
 
     Returns:
         Whether all outputs are equal, bit for bit.
     """
     arrays = [inputs[spec.name] for spec in model.network_inputs]
-    libraries = [LibraryRunner(folder / name) for name in ("model.so", "cpu.so")]
+    where = libraries_in or folder
+    libraries = [LibraryRunner(where / name) for name in ("model.so", "cpu.so")]
     if model.ends is None:
         expected = between = ReferenceRunner(folder / "integer.json", libraries[-1])(arrays)
         found_between: list[list[Array]] = []

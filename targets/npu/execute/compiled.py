@@ -29,9 +29,10 @@ import numpy.typing as npt
 import tomli_w
 import tvm
 from tvm.support import cc
-from tvm.target import codegen
+from tvm.target import Target, codegen
 
 from targets.cpu.host import CpuFeatures, host_target
+from targets.cpu.instruction_sets import AVX512_VNNI
 from targets.errors import InputError, TrapError
 from targets.interrupts import held_back
 from targets.linker import linking
@@ -58,17 +59,23 @@ KEPT = 16
 """Objects in the cache, a tenth of a megabyte each; those used longest ago go."""
 
 
-def executor_symbol(spec: NpuSpec) -> str:
-    """The name of a machine's function, in its object and in the libraries that hold it."""
+def executor_symbol(spec: NpuSpec, target: Target | None = None) -> str:
+    """The name of a machine's function, in its object and in the libraries that hold it.
+
+    Args:
+        spec: the machine.
+        target: of the processor that executes it; None is this one.
+    """
     array, sram = spec.array, spec.sram
     banks = (sram.act, sram.wgt, sram.acc, sram.par)
     sizes = (array.rows, array.cols, *array.precisions, *(bank.bytes for bank in banks))
-    return SYMBOL + _key(sizes)
+    return SYMBOL + _key(sizes, str(target or host_target()))
 
 
-def executor_object(spec: NpuSpec) -> Path:
+def executor_object(spec: NpuSpec, target: Target | None = None) -> Path:
     """The object file with a machine's function; compiled if it is neither kept nor made yet."""
-    symbol, own = executor_symbol(spec), Path(_own_folder().name)
+    target = target or host_target()
+    symbol, own = executor_symbol(spec, target), Path(_own_folder().name)
     name = f"{symbol}.o"
     if symbol in _makers:
         _makers[symbol].wait()
@@ -77,8 +84,8 @@ def executor_object(spec: NpuSpec) -> Path:
             with contextlib.suppress(OSError):
                 os.utime(folder / name)
             return folder / name
-    target = host_target()
-    function = make_executor(spec, symbol, vnni=CpuFeatures.of(target).vnni)
+    vnni = CpuFeatures.of(target).instructions is AVX512_VNNI
+    function = make_executor(spec, symbol, vnni=vnni)
     library = tvm.tirx.build(tvm.IRModule({symbol: function}), target)
     made = own / name
     library.write_to_file(str(made))
@@ -205,9 +212,9 @@ def _own_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 @functools.cache
-def _key(machine: tuple[int, ...]) -> str:
+def _key(machine: tuple[int, ...], target: str) -> str:
     digest = hashlib.sha256()
-    parts = [str(machine), str(host_target()), str(codegen.llvm_version_major())]
+    parts = [str(machine), target, str(codegen.llvm_version_major())]
     parts += [version(package) for package in ("apache-tvm", "apache-tvm-ffi")]
     digest.update("\n".join(parts).encode())
     package = Path(__file__).resolve().parents[2]
