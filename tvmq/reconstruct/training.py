@@ -139,7 +139,7 @@ def mixed_inputs(
     quantized = cache.quantized.rows(name, which)
     if masks is None:
         return quantized
-    return torch.lerp(quantized, cache.exact.rows(name, which), masks.take(quantized))
+    return quantized.lerp_(cache.exact.rows(name, which), masks.take(quantized))
 
 
 def _harden(unit: QuantizedUnit, phase: Phase) -> None:

@@ -22,6 +22,7 @@ from targets.errors import InputError
 from tvmq.calibrate.calibrate import Calibration, Inputs
 from tvmq.float_model import FloatModel
 from tvmq.reconstruct.learned_steps import LearnedStep
+from tvmq.reconstruct.pieces import pieces
 from tvmq.reconstruct.unit_graph import QuantizedUnit
 from tvmq.reconstruct.units import Unit
 from tvmq.regions import find_regions
@@ -70,7 +71,10 @@ class Stream:
         part = tensor[which] if isinstance(which, slice) else tensor.index_select(0, which)
         if name in self.codes:
             meaning = self.codes[name]
-            part = part.float().add_(meaning.offset).mul_(meaning.step)
+            real = torch.empty(part.shape)
+            for codes, values in pieces(part.contiguous(), real):
+                values.copy_(codes).add_(meaning.offset).mul_(meaning.step)
+            part = real
         return part.permute(0, 3, 1, 2) if part.dim() == 4 else part
 
     def drop(self, names: Sequence[str]) -> None:
