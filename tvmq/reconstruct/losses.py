@@ -16,7 +16,7 @@ from tvmq.settings import Settings
 
 
 class Loss(Protocol):
-    """Of the error of one output of a unit."""
+    """Of the error of one output of a unit: a mean over its images."""
 
     def __call__(self, error: torch.Tensor) -> torch.Tensor:
         """float32[], with a gradient; the error is [N, ..., C], or [N, C, H, W] for images."""

@@ -8,6 +8,7 @@ there. What comes out is the same to the bit, but for sums.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -23,21 +24,15 @@ def dense(x: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
     return x.contiguous()
 
 
-def pieces(*tensors: torch.Tensor | None) -> Iterator[tuple[torch.Tensor | None, ...]]:
-    """Corresponding stretches of tensors of one shape and one dense order; views, of one axis."""
+def pieces(*tensors: torch.Tensor | None) -> Iterator[tuple[Any, ...]]:
+    """Corresponding stretches of tensors of one shape and one dense order: views of one axis.
+
+    Where there is None instead of a tensor, there is None instead of its stretches.
+    """
     flat = [None if tensor is None else _flat(tensor) for tensor in tensors]
     (count,) = {len(tensor) for tensor in flat if tensor is not None}
     for first in range(0, count, PIECE):
         yield tuple(None if t is None else t[first : first + PIECE] for t in flat)
-
-
-def images(*tensors: torch.Tensor | None) -> Iterator[tuple[torch.Tensor | None, ...]]:
-    """The same with all axes: as many rows of the first one as make about a piece."""
-    (count,) = {len(tensor) for tensor in tensors if tensor is not None}
-    some = next(tensor for tensor in tensors if tensor is not None)
-    rows = max(1, PIECE * count // max(1, some.numel()))
-    for first in range(0, count, rows):
-        yield tuple(None if t is None else t[first : first + rows] for t in tensors)
 
 
 def _last(x: torch.Tensor) -> bool:

@@ -56,11 +56,12 @@ class UnitWork:
             apply_state(self.unit, before)
 
 
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def unit_loss(unit: QuantizedUnit, cache: UnitCache, loss: Loss, rows: slice) -> float:
-    """Of a unit as it is, on some images."""
-    outputs = cache.quantized_outputs(unit, rows)
-    errors = [
-        output - cache.exact.rows(name, rows)
-        for name, output in zip(unit.unit.outputs, outputs, strict=True)
-    ]
-    return float(torch.stack([loss(error) for error in errors]).sum())
+    """Of a unit as it is, on some images; a loss is a mean over images, so it is taken in parts."""
+    total = 0.0
+    for some in cache.parts(unit.unit, rows):
+        outputs = unit(*(cache.quantized.rows(name, some) for name in unit.unit.inputs))
+        for name, output in zip(unit.unit.outputs, outputs, strict=True):
+            total += float(loss(output - cache.exact.rows(name, some))) * (some.stop - some.start)
+    return total / (rows.stop - rows.start)
