@@ -47,5 +47,5 @@ def test_no_room_is_an_error_before_anything_is_written(monkeypatch, tmp_path):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(stored_rows.os, "posix_fallocate", full)
-    with pytest.raises(stored_rows.InputError, match=r"needs 2 MB there.*TMPDIR"):
+    with pytest.raises(stored_rows.InputError, match=r"needs 3 MB there.*TMPDIR"):
         StoredRows(tmp_path / "x.bin", (3, 2**18), torch.float32)
