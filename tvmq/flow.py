@@ -55,6 +55,7 @@ from tvmq.plan.scale_tensors import scale_as
 from tvmq.profile.product_cost import product_cost
 from tvmq.progress import Progress
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
+from tvmq.reconstruct.learn_device import learn_device
 from tvmq.reconstruct.unit_state import checkpoints_of, forget_checkpoints
 from tvmq.run.verify import CALIBRATION_IMAGES, golden_inputs, verify
 
@@ -113,6 +114,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
         TvmqError: a stage can't do it; the message says what, where and what to do.
     """
     spec = parse_target(request.target)
+    learn_device(request.learn_device)  # an hour later it would be late
     try_linker()
     with writing(request.output) as folder, made_meanwhile(spec):
         manifest, placed = _build_into(folder, spec, request, progress or Progress())
@@ -308,6 +310,7 @@ def _reconstruct(
                 calibration,
                 start,
                 seed=request.seed,
+                device=request.learn_device,
                 checkpoints=folder,
                 report=report,
                 note=progress.note,

@@ -119,7 +119,7 @@ class LearnedStep(nn.Module):  # type: ignore[misc]  # torch is not followed by 
     def step(self) -> torch.Tensor:
         """float32[1], with the gradient that leads to theta."""
         if not self.theta.requires_grad:
-            return torch.tensor([self.exact], dtype=torch.float32)
+            return torch.tensor([self.exact], dtype=torch.float32, device=self.theta.device)
         theta = self.theta
         if self.pot:
             theta = theta + (torch.floor(theta + 0.5) - theta).detach()
@@ -162,8 +162,14 @@ class DropMasks:
         rate: share of elements that are 1.
     """
 
-    def __init__(self, rate: float, generator: torch.Generator, length: int = 2**22) -> None:
-        self.rate, self.generator = rate, generator
+    def __init__(
+        self,
+        rate: float,
+        generator: torch.Generator,
+        length: int = 2**22,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.rate, self.generator, self.device = rate, generator, device
         self.ones = self._draw(length)
 
     def take(self, x: torch.Tensor) -> torch.Tensor:
@@ -181,4 +187,4 @@ class DropMasks:
         return window.reshape(x.shape)
 
     def _draw(self, count: int) -> torch.Tensor:
-        return (torch.rand(count, generator=self.generator) < self.rate).float()
+        return (torch.rand(count, generator=self.generator) < self.rate).float().to(self.device)

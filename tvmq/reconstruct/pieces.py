@@ -27,12 +27,15 @@ def dense(x: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
 def pieces(*tensors: torch.Tensor | None) -> Iterator[tuple[Any, ...]]:
     """Corresponding stretches of tensors of one shape and one dense order: views of one axis.
 
-    Where there is None instead of a tensor, there is None instead of its stretches.
+    Where there is None instead of a tensor, there is None instead of its stretches. On a GPU a
+    single stretch is all.
     """
     flat = [None if tensor is None else _flat(tensor) for tensor in tensors]
     (count,) = {len(tensor) for tensor in flat if tensor is not None}
-    for first in range(0, count, PIECE):
-        yield tuple(None if t is None else t[first : first + PIECE] for t in flat)
+    cached = all(tensor is None or tensor.device.type == "cpu" for tensor in flat)
+    size = PIECE if cached else max(1, count)
+    for first in range(0, count, size):
+        yield tuple(None if t is None else t[first : first + size] for t in flat)
 
 
 def _last(x: torch.Tensor) -> bool:
