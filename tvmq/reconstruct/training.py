@@ -140,7 +140,7 @@ def _prepare(
             corrections = [bias.correction.requires_grad_(True) for bias in unit.biases.values()]
             groups.append({"params": corrections, "lr": training.bias_rate})
     groups = [group for group in groups if group["params"]]
-    optimizer = torch.optim.Adam(groups, fused=True)
+    optimizer = torch.optim.Adam(groups, fused=training.device.type in ("cpu", "cuda"))
     decays = [
         (lambda i: (1 + math.cos(math.pi * i / iterations)) / 2)
         if own and group is groups[0]

@@ -1,8 +1,10 @@
-"""Training on another device: all of an iteration is there, and a device that is not there is said."""
+"""Training on another device: all of an iteration is there; a device that is missing is said."""
 
 import pytest
 import torch
 from quantization_cases import calibration, float_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from targets.errors import InputError
 from tvmq.plan.planner import make_plan
@@ -21,7 +23,7 @@ NAME = "mobilenet_rescaled"  # clamps, depthwise layers and additions
 @pytest.mark.parametrize("name", [NAME, "resnet_small", "mlp"])
 @pytest.mark.parametrize("drop", [0.0, 0.5, 1.0])
 def test_nothing_of_an_iteration_stays_behind(name, drop):
-    """torch refuses operators on tensors of two devices; the one without numbers is always there."""
+    """No operator reads tensors of two devices; the device without numbers is always there."""
     model = float_model(name)
     plan = make_plan(model, calibration(name), Settings(4, 4, "free", "channel", method=("qdrop",)))
     units, steps = find_units(model), network_steps(model, plan)
@@ -38,6 +40,18 @@ def test_nothing_of_an_iteration_stays_behind(name, drop):
         cache.close()
 
 
+class _OneDevice(TorchDispatchMode):
+    """Refuses operators that read tensors of two devices, as a GPU does."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = (
+            x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor) and x.dim()
+        )
+        devices = {x.device.type for x in tensors}
+        assert len(devices) < 2 or func is torch.ops.aten.copy_.default, f"{func} on {devices}"
+        return func(*args, **(kwargs or {}))
+
+
 def _train_nowhere(unit: QuantizedUnit, cache: UnitCache, drop: float) -> set[str]:
     seen = set()
     unit.graph_module.register_forward_pre_hook(
@@ -46,8 +60,13 @@ def _train_nowhere(unit: QuantizedUnit, cache: UnitCache, drop: float) -> set[st
     phase, generator = Phase(weights=True, steps=True, drop=drop), torch.Generator()
     training = Training(3, 4, device=torch.device("meta"))
     # What comes back has no numbers, which is found out behind the last iteration.
-    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+    nowhere = pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor")
+    with nowhere as found, _OneDevice():
         train_unit(unit, cache, phase, training, cache.count, generator)
+    error = found.value
+    while error is not None:
+        assert isinstance(error, NotImplementedError)  # nothing else was wrong before
+        error = error.__context__
     return seen
 
 

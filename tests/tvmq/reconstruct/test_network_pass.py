@@ -85,7 +85,9 @@ def test_a_trial_ends_once_the_outputs_surely_move_away(monkeypatch):
     outputs = network_pass._Outputs(model, units, steps, (images,))
     seen = []
     units[-1].graph_module.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    (owners,) = (owners for owners, names in network_pass._movable(steps, units) if "relu_1" in names)
+    (owners,) = (
+        owners for owners, names in network_pass._movable(steps, units) if "relu_1" in names
+    )
     before = outputs.losses()
     steps["relu_1"].fix(steps["relu_1"].exact / 8)
     assert outputs.tried(owners, before) is None
