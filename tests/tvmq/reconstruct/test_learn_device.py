@@ -57,7 +57,7 @@ def _train_nowhere(unit: QuantizedUnit, cache: UnitCache, drop: float) -> set[st
     unit.graph_module.register_forward_pre_hook(
         lambda module, inputs: seen.update(x.device.type for x in (*inputs, *module.parameters()))
     )
-    phase, generator = Phase(weights=True, steps=True, drop=drop), torch.Generator()
+    phase, generator = Phase(weights=True, steps=drop > 0, drop=drop), torch.Generator()
     training = Training(3, 4, device=torch.device("meta"))
     # What comes back has no numbers, which is found out behind the last iteration.
     nowhere = pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor")
