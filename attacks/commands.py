@@ -56,6 +56,7 @@ GOOD: dict[str, tuple[str, ...]] = {
     "crop": ("8",),
     "iters": ("1", "3"),
     "learn_batch": ("1", "4"),
+    "learn_device": ("cpu", "cuda", "tpu"),
     "calib_samples": ("1", "4", "12"),
     "samples": ("1", "5", "100"),
     "batch": ("1", "5", "64"),

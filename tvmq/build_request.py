@@ -30,6 +30,7 @@ class BuildRequest:
         input_shapes: for models that are not exported programs.
         batch: images calibrated at a time.
         seed: of everything random.
+        learn_device: to train on, for methods that learn: "cpu", "cuda" or "cuda:N".
         float_islands: let operators that can't be quantized run in float in the network's middle.
         strict: refuse any CPU fallback.
         max_fallback: refuse more CPU fallback than this percentage of the operators.
@@ -49,6 +50,7 @@ class BuildRequest:
     input_shapes: str | None = None
     batch: int = CALIBRATION_BATCH
     seed: int = 0
+    learn_device: str = "cpu"
     float_islands: bool = False
     strict: bool = False
     max_fallback: float | None = None

@@ -58,6 +58,7 @@ from tvmq.plan.scale_tensors import scale_as
 from tvmq.profile.product_cost import product_cost
 from tvmq.progress import Progress
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
+from tvmq.reconstruct.learn_device import learn_device
 from tvmq.reconstruct.unit_state import checkpoints_of, forget_checkpoints
 from tvmq.run.verify import CALIBRATION_IMAGES, golden_inputs, verify
 
@@ -117,6 +118,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
         TvmqError: a stage can't do it; the message says what, where and what to do.
     """
     spec, target = parse_target(request.target), cpu_target(request.cpu)
+    learn_device(request.learn_device)  # an hour later it would be late
     try_linker(foreign_architecture(target))
     own = target == host_target() or not runs_here(target)  # the machine is executed by our own CPU
     with writing(request.output) as folder, made_meanwhile(spec if own else None):
@@ -330,6 +332,7 @@ def _reconstruct(
                 calibration,
                 start,
                 seed=request.seed,
+                device=request.learn_device,
                 checkpoints=folder,
                 report=report,
                 note=progress.note,

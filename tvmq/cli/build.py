@@ -23,7 +23,7 @@ from tvmq.reconstruct.methods import METHODS, learning
 from tvmq.settings import CALIBRATION_BATCH, Settings, parse_methods, parse_precision
 
 LEARNING = (
-    *("iters", "learn_batch", "kappa"),
+    *("iters", "learn_batch", "learn_device", "kappa"),
     *("product_budget", "product_channels", "product_outputs"),
 )
 """Options that only methods that learn have."""
@@ -121,6 +121,13 @@ PLANNED = (
     default=32,
     show_default=True,
     help="Images per training step; fewer take less memory.",
+)
+@click.option(
+    "--learn-device",
+    default="cpu",
+    show_default=True,
+    metavar="cpu|cuda|cuda:N",
+    help="Where units are trained, for methods that learn; a GPU needs a torch that can use it.",
 )
 @click.option(
     "--kappa",

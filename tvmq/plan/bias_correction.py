@@ -10,7 +10,7 @@ reads, its codes hold the largest elements only, and a mean of all says nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -151,15 +151,16 @@ def halves_of(model: FloatModel, calibration: Calibration) -> tuple[list[Inputs]
 
 
 def correct_side_by_side(
-    exact: tuple[GraphModule, Sequence[Inputs]],
-    quantized: tuple[GraphModule, Sequence[Inputs]],
+    exact: tuple[GraphModule, Iterable[Inputs]],
+    quantized: tuple[GraphModule, Iterable[Inputs]],
     axes: Mapping[str, int],
     decide: Callable[[str, list[Errors]], torch.Tensor | None],
 ) -> None:
     """Run two versions of a graph, layer by layer; what is added at one, the next ones see.
 
     All parts of the images wait at a layer for its correction, so that of each only what is read
-    later is in memory, and of one at a time what lies between two layers.
+    later is in memory, and of one at a time what lies between two layers. At the last layer none
+    waits any more; where it is the only one, parts are asked for one by one.
 
     Args:
         exact: a graph and its inputs, part by part.
@@ -167,22 +168,25 @@ def correct_side_by_side(
         axes: where each layer's output has its channels; layers in the order of the graphs.
         decide: given a layer and its errors by part, says what to add to its outputs, [K], or None.
     """
-    first, second = (
-        [GraphRun(graph_module).start(*part) for part in parts]
-        for graph_module, parts in (exact, quantized)
+    runs: Iterable[tuple[GraphRun, GraphRun]] = (
+        (GraphRun(exact[0]).start(*one), GraphRun(quantized[0]).start(*other))
+        for one, other in zip(exact[1], quantized[1], strict=True)
     )
     following = dict(pairwise(axes))
     for name, axis in axes.items():
-        errors, outputs = [], []
-        for one, other in zip(first, second, strict=True):
-            outputs.append(other.result_of(name))
-            errors.append(Errors.between(one.result_of(name), outputs[-1], axis))
-            if name in following:  # the exact one has nothing to wait for
-                one.run_before(following[name])
+        errors, outputs, waiting = [], [], []
+        for one, other in runs:
+            output = other.result_of(name)
+            errors.append(Errors.between(one.result_of(name), output, axis))
+            if name in following:
+                one.run_before(following[name])  # it has nothing to wait for
+                waiting.append((one, other))
+                outputs.append(output)
         correction = decide(name, errors)
         if correction is not None:  # in place: nothing else holds what a layer has just made
             for output in outputs:
                 output.movedim(axis, -1).add_(correction.to(output.dtype))
+        runs = waiting
 
 
 def sum_of(errors: list[Errors]) -> Errors:

@@ -16,6 +16,7 @@ from tvmq.float_model import FloatModel
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.plan import BiasPlan, Plan, ProductPlan
 from tvmq.plan.product_groups import product_groups
+from tvmq.reconstruct.learn_device import learn_device
 from tvmq.reconstruct.losses import LOSSES
 from tvmq.reconstruct.methods import Method, combined
 from tvmq.reconstruct.network_pass import NetworkPass, NetworkWork
@@ -77,6 +78,7 @@ def reconstruct(
     method: Method | None = None,
     prepare: Callable[[QuantizedUnit], None] | None = None,
     seed: int = 0,
+    device: str = "cpu",
     checkpoints: Path | None = None,
     report: Report | None = None,
     note: Callable[[str], None] | None = None,
@@ -90,12 +92,14 @@ def reconstruct(
         method: something else than ``start.settings.method`` stands for, to compare with.
         prepare: changes each unit before anything is decided about it, to compare with.
         seed: of images and masks.
+        device: to train units on, as ``--learn-device`` takes it.
         checkpoints: folder in which finished units are kept, and found again.
         report: told about progress.
         note: told what there was in ``checkpoints``, if anything.
 
     Raises:
-        InputError: too few images, values too large to learn from, or no room for what units read.
+        InputError: too few images, values too large to learn from, no room for what units read, or
+            no such device.
         ArithmeticRangeError: learned steps lead to integers that do not fit.
     """
     method = method or combined(start.settings.method)
@@ -105,7 +109,7 @@ def reconstruct(
             f"method {', '.join(start.settings.method)} has {calibration.samples} calibration "
             "images, but learns from some and decides by others. Give two or more; 1,024 are good."
         )
-    job = _Job(model, calibration, start, method, prepare, seed, report)
+    job = _Job(model, calibration, start, method, prepare, seed, learn_device(device), report)
     try:
         files = None if checkpoints is None else job.checkpoints(checkpoints)
         if files is not None and note is not None and (found := files.found()):
@@ -143,11 +147,12 @@ class _Job:
         method: Method,
         prepare: Callable[[QuantizedUnit], None] | None,
         seed: int,
+        device: torch.device,
         report: Report | None,
     ) -> None:
         self.model, self.calibration, self.start = model, calibration, start
         self.method, self.prepare = method, prepare
-        self.seed, self.report = seed, report
+        self.seed, self.device, self.report = seed, device, report
         self.units = find_units(model, whole_blocks=method.units != "layers")
         self.steps = network_steps(model, start)
         scaled = "waps" in start.settings.method
@@ -182,7 +187,8 @@ class _Job:
 
     def checkpoints(self, folder: Path) -> Checkpoints:
         """The files of this job; asked for before its first unit."""
-        return Checkpoints(folder, self.start, self.method, self.seed, self.cache.digest())
+        data = f"{self.cache.digest()} {self.device}"
+        return Checkpoints(folder, self.start, self.method, self.seed, data)
 
     def refine_network(self) -> tuple[NetworkPass, ...]:
         """Apply what the method has for all units together, once they are decided."""
@@ -237,7 +243,9 @@ class _Job:
         loss = LOSSES[method.loss or "mse"](self.model, self.units[index], settings)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
         work = UnitWork(
-            unit, exact, self.cache, settings, loss, self.images, generator, self._told(index, 0)
+            *(unit, exact, self.cache, settings, loss, self.images, generator),
+            self._told(index, 0),
+            device=self.device,
         )
         work.correct_biases()
         kept, best = state_of(unit), Candidate(NEAREST, work.held_out_loss(), accepted=True)

@@ -20,12 +20,14 @@ from targets.code_range import code_range
 from targets.errors import UnsupportedError
 from targets.rounding import HALF_UP
 from tvmq.plan.plan import ValuePlan
+from tvmq.reconstruct.pieces import dense, pieces
 
 
 class FakeQuantize(torch.autograd.Function):  # type: ignore[misc]  # torch is not followed by mypy
-    """Round half up to codes, with straight-through and LSQ gradients, in few passes.
+    """Round half up to codes, with straight-through and LSQ gradients, piece by piece.
 
-    Masks are floats of 0 and 1: where a pass of arithmetic takes 0.1 ms, one that selects by random
+    Only x is kept for the gradients; the codes are worked out anew, in the caches of a core. Masks
+    are floats of 0 and 1: where a pass of arithmetic takes 0.1 ms, one that selects by random
     booleans takes 2.
     """
 
@@ -39,35 +41,42 @@ class FakeQuantize(torch.autograd.Function):  # type: ignore[misc]  # torch is n
         keep: torch.Tensor | None,
     ) -> torch.Tensor:
         """``low`` and ``high`` are without the zero point; ``keep`` is 1 for what stays float."""
-        scaled = x / step
-        rounded = (scaled + 0.5).floor_()
-        code = rounded.clamp(low, high)
-        inside = rounded.eq_(code)
-        y = code * step
-        if ctx.needs_input_grad[1]:
-            # LSQ: code outside the range, code - x / step inside it, nothing where x is kept.
-            slope = code.addcmul_(scaled, inside, value=-1)
-            if keep is not None:
-                slope.addcmul_(slope, keep, value=-1)
-            ctx.count = x.numel()
-        else:
-            slope = None
-        if keep is not None:
-            y = y.lerp_(x, keep)
-            inside = torch.maximum(inside, keep)
-        ctx.save_for_backward(inside, slope)
-        ctx.high = max(high, 1)
-        return y
+        x = dense(x)
+        ctx.save_for_backward(x, step, keep)
+        ctx.low, ctx.high = low, high
+        result = torch.empty_like(x)
+        for value, kept, y in pieces(x, keep, result):
+            torch.div(value, step, out=y).add_(0.5).floor_().clamp_(low, high).mul_(step)
+            if kept is not None:
+                y.lerp_(value, kept)
+        return result
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of x and step; that of the step is scaled by 1 / sqrt(N * high) as in LSQ."""
-        inside, slope = ctx.saved_tensors
-        step_grad = None
-        if slope is not None:
-            scale = 1 / math.sqrt(ctx.count * ctx.high)
-            step_grad = torch.sum(grad * slope).reshape(1) * scale
-        return grad * inside, step_grad, None, None, None
+        x, step, keep = ctx.saved_tensors
+        of_x, of_step = ctx.needs_input_grad[:2]
+        grad = dense(grad, like=x)
+        result = torch.empty_like(x) if of_x else None
+        total = torch.zeros((), dtype=torch.float64, device=x.device)
+        for value, kept, slope, given in pieces(x, keep, grad, result):
+            scaled = value / step
+            inside = (scaled + 0.5).floor_()
+            code = inside.clamp(ctx.low, ctx.high)
+            inside.eq_(code)
+            if of_step:
+                # LSQ: code outside the range, code - x / step inside it, nothing where x is kept.
+                code.addcmul_(scaled, inside, value=-1)
+                if kept is not None:
+                    code.addcmul_(code, kept, value=-1)
+                total += torch.dot(slope, code)
+            if of_x:
+                if kept is not None:
+                    torch.maximum(inside, kept, out=inside)
+                torch.mul(slope, inside, out=given)
+        scale = 1 / math.sqrt(x.numel() * max(ctx.high, 1))
+        step_grad = total.to(step.dtype).reshape(1) * scale if of_step else None
+        return result, step_grad, None, None, None
 
 
 class LearnedStep(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
@@ -110,7 +119,7 @@ class LearnedStep(nn.Module):  # type: ignore[misc]  # torch is not followed by 
     def step(self) -> torch.Tensor:
         """float32[1], with the gradient that leads to theta."""
         if not self.theta.requires_grad:
-            return torch.tensor([self.exact], dtype=torch.float32)
+            return torch.tensor([self.exact], dtype=torch.float32, device=self.theta.device)
         theta = self.theta
         if self.pot:
             theta = theta + (torch.floor(theta + 0.5) - theta).detach()
@@ -153,8 +162,14 @@ class DropMasks:
         rate: share of elements that are 1.
     """
 
-    def __init__(self, rate: float, generator: torch.Generator, length: int = 2**22) -> None:
-        self.rate, self.generator = rate, generator
+    def __init__(
+        self,
+        rate: float,
+        generator: torch.Generator,
+        length: int = 2**22,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.rate, self.generator, self.device = rate, generator, device
         self.ones = self._draw(length)
 
     def take(self, x: torch.Tensor) -> torch.Tensor:
@@ -172,4 +187,4 @@ class DropMasks:
         return window.reshape(x.shape)
 
     def _draw(self, count: int) -> torch.Tensor:
-        return (torch.rand(count, generator=self.generator) < self.rate).float()
+        return (torch.rand(count, generator=self.generator) < self.rate).float().to(self.device)

@@ -10,12 +10,13 @@ from typing import Any, Protocol
 import torch
 
 from tvmq.float_model import FloatModel
+from tvmq.reconstruct.pieces import dense, pieces
 from tvmq.reconstruct.units import Unit
 from tvmq.settings import Settings
 
 
 class Loss(Protocol):
-    """Of the error of one output of a unit."""
+    """Of the error of one output of a unit: a mean over its images."""
 
     def __call__(self, error: torch.Tensor) -> torch.Tensor:
         """float32[], with a gradient; the error is [N, ..., C], or [N, C, H, W] for images."""
@@ -36,11 +37,9 @@ class PowerLoss:
 
     def __call__(self, error: torch.Tensor) -> torch.Tensor:
         """float32[]."""
-        # As they lie in memory: the gradient of a mean is laid out by the order of axes alone.
-        error = error.permute(0, 2, 3, 1) if error.dim() == 4 else error
-        squared = self.power == 2.0
-        raised: torch.Tensor = error.square() if squared else _Power.apply(error, self.power)
-        return raised.mean() * error.shape[-1]
+        channels = error.shape[1] if error.dim() == 4 else error.shape[-1]
+        mean: torch.Tensor = _MeanPower.apply(error, self.power)
+        return mean * channels
 
     def __str__(self) -> str:
         return f"|error|^{self.power:g}"
@@ -70,18 +69,30 @@ LOSSES: dict[str, Callable[[FloatModel, Unit, Settings], Loss]] = {
 """What the loss of a unit is, by the name that a method gives."""
 
 
-class _Power(torch.autograd.Function):  # type: ignore[misc]  # torch is not followed by mypy
-    """``|x|**power`` with a single power for value and gradient."""
+class _MeanPower(torch.autograd.Function):  # type: ignore[misc]  # torch is not followed by mypy
+    """The mean of ``|x|**power``, whose gradient is worked out along with it, piece by piece."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, power: float) -> torch.Tensor:
-        magnitude = x.abs()
-        lower = magnitude.pow(power - 1)
-        ctx.save_for_backward(torch.sign(x).mul_(lower))  # 0 for 0, also where lower is 0**0
-        ctx.power = power
-        return magnitude.mul_(lower)
+        x = dense(x)
+        slope = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        total, count = torch.zeros((), dtype=torch.float64, device=x.device), x.numel()
+        for error, change in pieces(x, slope):
+            if power == 2.0:
+                lower = error
+                total += torch.dot(error, error)
+            else:
+                magnitude = error.abs()
+                lower = magnitude.pow(power - 1)
+                total += torch.dot(lower, magnitude)
+                if change is not None:
+                    lower.mul_(torch.sign(error))  # 0 for 0, also where lower is 0**0
+            if change is not None:
+                torch.mul(lower, power / count, out=change)
+        ctx.save_for_backward(slope)
+        return (total / count).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         (slope,) = ctx.saved_tensors
-        return slope * grad * ctx.power, None
+        return slope * grad, None

@@ -2,14 +2,15 @@
 
 Units are learned one by one, each for its own output. Behind them, each exponent is tried one up
 and one down, in the order of the network, and moved if the network's outputs come closer to those
-of the float network on images it was learned from *and* on held-out ones, by more than chance. A
-trial runs the network from the unit that makes the value on; what comes before is remembered.
+of the float network on images it was learned from *and* on held-out ones, by more than chance. All
+tensors between units are remembered: a trial runs the units whose inputs it changes, some images at
+a time, and ends once these say for sure that the outputs move away.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,11 @@ SURE = 3.0
 Of the dozens of moves that a network is tried with, chance alone makes one or two look better by 2.
 """
 
-BATCH = 64
+BATCH_BYTES = 2**25
+"""The largest tensor of the images that are run at a time."""
+
+ENOUGH = 32
+"""Images, at least, after which a trial may end."""
 
 
 @dataclass(frozen=True)
@@ -97,25 +102,27 @@ def search_network(work: NetworkWork) -> NetworkPass:
     model, units, steps = work.model, work.units, work.steps
     learned, held_out = _images(model, work.calibration, units, work.images)
     trials = _Outputs(model, units, steps, learned), _Outputs(model, units, steps, held_out)
-    losses = [trial.losses(0) for trial in trials]
+    losses = [trial.losses() for trial in trials]
     before = float(losses[1].mean())
     groups = _movable(steps, units)
     moves = []
-    for done, (first, names) in enumerate(groups):
+    for done, (owners, names) in enumerate(groups):
         step = steps[names[0]]
         start = step.exact
-        for trial in trials:
-            trial.reach(first)
         for exponent in EXPONENTS:
             step.fix(start * 2.0**exponent)
-            found = [trials[0].losses(first)]
-            if found[0].mean() >= losses[0].mean():
+            learned_loss = trials[0].tried(owners, losses[0])
+            if learned_loss is None or learned_loss.mean() >= losses[0].mean():
                 continue
-            found.append(trials[1].losses(first))
-            closer = found[1].mean() < losses[1].mean()
-            if closer and surely_smaller(torch.cat(found), torch.cat(losses)):
+            held_out_loss = trials[1].tried(owners, losses[1])
+            if held_out_loss is None or held_out_loss.mean() >= losses[1].mean():
+                continue
+            found = [learned_loss, held_out_loss]
+            if surely_smaller(torch.cat(found), torch.cat(losses)):
                 log = round(math.log2(start))
                 moves.append(ExponentMove(names, log, log + exponent, float(found[1].mean())))
+                for trial in trials:
+                    trial.accept(owners)
                 losses = found
                 break
         else:
@@ -148,11 +155,11 @@ def surely_smaller(after: torch.Tensor, before: torch.Tensor) -> bool:
 
 def _movable(
     steps: Mapping[str, LearnedStep], units: Sequence[QuantizedUnit]
-) -> list[tuple[int, tuple[str, ...]]]:
-    """Values that share a step, with the first unit that makes one; network inputs stay."""
+) -> list[tuple[tuple[int, ...], tuple[str, ...]]]:
+    """Values that share a step, with the units that make one; network inputs stay."""
     owner = {name: i for i, unit in enumerate(units) for name in unit.unit.values}
     groups = [names for names in sharing(steps) if all(name in owner for name in names)]
-    return sorted((min(owner[name] for name in names), names) for names in groups)
+    return sorted((tuple(sorted({owner[name] for name in names})), names) for names in groups)
 
 
 def _images(
@@ -180,7 +187,13 @@ def _images(
 
 
 class _Outputs:
-    """The network on some images: run from any unit on, against the float outputs."""
+    """The network on some images, as far as a trial changes it, against the float outputs.
+
+    Attributes:
+        names: of the outputs.
+        exact: the float outputs.
+        tensors: all that units read and give, as the network is now.
+    """
 
     def __init__(
         self,
@@ -189,47 +202,76 @@ class _Outputs:
         steps: dict[str, LearnedStep],
         inputs: Inputs,
     ) -> None:
-        self.units, self.reached = units, 0
+        self.units, self.count = units, len(inputs[0])
         graph = model.graph_module.graph
         (output,) = graph.find_nodes(op="output")
         self.names = [node.name for node in output.all_input_nodes]
-        names = [node.name for node in graph.nodes if node.op == "placeholder"]
+        nodes = [node for node in graph.nodes if node.op not in ("get_attr", "output")]
+        largest = max(4 * math.prod(shape_of(node)[1:]) for node in nodes)
+        self.batch = max(1, min(ENOUGH, BATCH_BYTES // largest))
+        names = [node.name for node in nodes if node.op == "placeholder"]
         with torch.no_grad():
-            chunks = [tuple(t[i : i + BATCH] for t in inputs) for i in self._starts(inputs)]
-            exact = [model.graph_module(*chunk) for chunk in chunks]
-            self.exact = [torch.cat(tensors) for tensors in zip(*exact, strict=True)]
-            self.prefix = {n: steps[n](t) for n, t in zip(names, inputs, strict=True)}
+            self.tensors = {n: steps[n](t) for n, t in zip(names, inputs, strict=True)}
+            exact = [model.graph_module(*(t[some] for t in inputs)) for some in self._parts()]
+        self.exact = [torch.cat(tensors) for tensors in zip(*exact, strict=True)]
+        self.accept(range(len(units)))
 
-    def reach(self, index: int) -> None:
-        """Remember the tensors that units from ``index`` on read; those before stay as they are."""
-        while self.reached < index:
-            self._run(self.reached, self.prefix)
-            self.reached += 1
-            needed = {name for unit in self.units[self.reached :] for name in unit.unit.inputs}
-            needed |= set(self.names)
-            self.prefix = {n: t for n, t in self.prefix.items() if n in needed}
+    def losses(self) -> torch.Tensor:
+        """Distances of the outputs from the float ones, [N]."""
+        return torch.cat([self._distances({}, some) for some in self._parts()])
 
-    def losses(self, first: int) -> torch.Tensor:
-        """Distances of the outputs from the float ones, [N], run from a unit that was reached."""
-        self.reach(first)
-        tensors = dict(self.prefix)
-        for index in range(first, len(self.units)):
-            self._run(index, tensors)
+    def tried(self, owners: Sequence[int], before: torch.Tensor) -> torch.Tensor | None:
+        """The same if these units are other ones than before.
+
+        Args:
+            owners: their indices.
+            before: distances as the network is now.
+
+        Returns:
+            Distances, [N]; None as soon as they have surely become larger.
+        """
+        found = torch.empty(0)
+        for some in self._parts():
+            changed = self._changed(owners, some)
+            found = torch.cat([found, self._distances(changed, some)])
+            if len(found) >= ENOUGH and surely_smaller(before[: len(found)], found):
+                return None
+        return found
+
+    def accept(self, owners: Sequence[int]) -> None:
+        """Remember what these units, as they are, make of the network."""
+        for some in self._parts():
+            for name, tensor in self._changed(owners, some).items():
+                if name not in self.tensors:
+                    images = tensor.dim() == 4
+                    order = torch.channels_last if images else torch.contiguous_format
+                    shape = (self.count, *tensor.shape[1:])
+                    self.tensors[name] = torch.empty(shape, memory_format=order)
+                self.tensors[name][some] = tensor
+
+    def _parts(self) -> Iterator[slice]:
+        for first in range(0, self.count, self.batch):
+            yield slice(first, min(first + self.batch, self.count))
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def _changed(self, owners: Sequence[int], some: slice) -> dict[str, torch.Tensor]:
+        """Tensors between units that aren't what they were, of some images."""
+        changed: dict[str, torch.Tensor] = {}
+        for index in range(min(owners), len(self.units)):
+            inputs = self.units[index].unit.inputs
+            if index not in owners and not changed.keys() & set(inputs):
+                continue
+            read = (changed[n] if n in changed else self.tensors[n][some] for n in inputs)
+            made = self.units[index](*read)
+            for name, tensor in zip(self.units[index].unit.outputs, made, strict=True):
+                known = self.tensors.get(name)
+                if known is None or not torch.equal(tensor, known[some]):
+                    changed[name] = tensor
+        return changed
+
+    def _distances(self, changed: Mapping[str, torch.Tensor], some: slice) -> torch.Tensor:
         distances = [
-            distance(tensors[name], exact)
+            distance(changed[name] if name in changed else self.tensors[name][some], exact[some])
             for name, exact in zip(self.names, self.exact, strict=True)
         ]
         return torch.stack(distances).sum(0)
-
-    @torch.no_grad()  # type: ignore[untyped-decorator]
-    def _run(self, index: int, tensors: dict[str, torch.Tensor]) -> None:
-        """Add what a unit makes."""
-        unit = self.units[index]
-        inputs = tuple(tensors[name] for name in unit.unit.inputs)
-        parts = [unit(*(t[i : i + BATCH] for t in inputs)) for i in self._starts(inputs)]
-        for name, made in zip(unit.unit.outputs, zip(*parts, strict=True), strict=True):
-            tensors[name] = torch.cat(made)
-
-    @staticmethod
-    def _starts(inputs: Inputs) -> range:
-        return range(0, len(inputs[0]), BATCH)

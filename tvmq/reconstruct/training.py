@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tvmq.reconstruct.learn_device import trained_on
 from tvmq.reconstruct.learned_steps import DropMasks
 from tvmq.reconstruct.losses import MSE, Loss
 from tvmq.reconstruct.refinements.learned import Phase
@@ -17,6 +18,7 @@ from tvmq.reconstruct.unit_graph import QuantizedUnit
 
 WARM_UP = 0.2
 CHECK_EVERY = 100
+CPU = torch.device("cpu")
 
 Report = Callable[[int, float], None]
 """Called with the iterations done and the current loss."""
@@ -35,6 +37,7 @@ class Training:
         step_rate: of log2 of activation steps; decays to 0 as a cosine.
         regularization: weight of the rounding regularizer.
         correct_biases: whether biases may change.
+        device: on which the loop runs; the unit comes from the CPU and goes back there.
     """
 
     iterations: int
@@ -45,6 +48,7 @@ class Training:
     step_rate: float = 1e-3
     regularization: float = 0.01
     correct_biases: bool = True
+    device: torch.device = CPU
 
 
 def train_unit(
@@ -70,16 +74,31 @@ def train_unit(
     Returns:
         The iterations that were done: fewer than asked for once every decision has been made.
     """
-    iterations = phase.iterations(training.iterations)
-    masks = DropMasks(phase.drop, generator) if 0 < phase.drop < 1 else None
+    with trained_on(unit.graph_module, training.device):
+        done = _loop(unit, cache, phase, training, images, generator, report)
+    _harden(unit, phase)
+    return done
+
+
+def _loop(
+    unit: QuantizedUnit,
+    cache: UnitCache,
+    phase: Phase,
+    training: Training,
+    images: int,
+    generator: torch.Generator,
+    report: Report | None,
+) -> int:
+    iterations, device = phase.iterations(training.iterations), training.device
+    masks = DropMasks(phase.drop, generator, device=device) if 0 < phase.drop < 1 else None
     optimizer, schedule = _prepare(unit, cache, phase, training, masks, iterations)
     names, outputs = unit.unit.inputs, unit.unit.outputs
     for i in range(iterations):
         which = torch.randint(images, (training.batch,), generator=generator)
-        inputs = [mixed_inputs(cache, name, which, masks) for name in names]
-        loss = torch.zeros(())
+        inputs = [mixed_inputs(cache, name, which, masks, device) for name in names]
+        loss = torch.zeros((), device=device)
         for name, output in zip(outputs, unit(*inputs), strict=True):
-            loss = loss + training.loss(output - cache.exact.rows(name, which))
+            loss = loss + training.loss(output - cache.exact.rows(name, which).to(device))
         found = loss.detach()
         beta = annealed_beta(i / iterations, WARM_UP) if phase.weights else None
         if beta is not None:
@@ -94,7 +113,6 @@ def train_unit(
                 report(i + 1, float(found))
             if beta is not None and not phase.steps and float(undecided.detach()) == 0.0:
                 break  # every decision is at its end, where its gradient is zero
-    _harden(unit, phase)
     return i + 1
 
 
@@ -122,7 +140,7 @@ def _prepare(
             corrections = [bias.correction.requires_grad_(True) for bias in unit.biases.values()]
             groups.append({"params": corrections, "lr": training.bias_rate})
     groups = [group for group in groups if group["params"]]
-    optimizer = torch.optim.Adam(groups, fused=True)
+    optimizer = torch.optim.Adam(groups, fused=training.device.type in ("cpu", "cuda"))
     decays = [
         (lambda i: (1 + math.cos(math.pi * i / iterations)) / 2)
         if own and group is groups[0]
@@ -133,13 +151,17 @@ def _prepare(
 
 
 def mixed_inputs(
-    cache: UnitCache, name: str, which: torch.Tensor, masks: DropMasks | None
+    cache: UnitCache,
+    name: str,
+    which: torch.Tensor,
+    masks: DropMasks | None,
+    device: torch.device = CPU,
 ) -> torch.Tensor:
     """A unit's input: quantized, with some elements from the float network."""
-    quantized = cache.quantized.rows(name, which)
+    quantized = cache.quantized.rows(name, which).to(device)
     if masks is None:
         return quantized
-    return torch.lerp(quantized, cache.exact.rows(name, which), masks.take(quantized))
+    return quantized.lerp_(cache.exact.rows(name, which).to(device), masks.take(quantized))
 
 
 def _harden(unit: QuantizedUnit, phase: Phase) -> None:

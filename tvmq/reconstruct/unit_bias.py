@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch.fx import GraphModule
 
-from tvmq.plan.bias_correction import Errors, correct_side_by_side, sum_of
-from tvmq.reconstruct.unit_cache import UnitCache
+from tvmq.calibrate.calibrate import Inputs
+from tvmq.plan.bias_correction import MAX_BYTES, Errors, correct_side_by_side, sum_of
+from tvmq.reconstruct.unit_cache import Stream, UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit
 
 CORRECTION_IMAGES = 256
@@ -24,10 +27,14 @@ def correct_unit_biases(
         exact: the unit in float.
         images: the first of the cache may be looked at.
     """
+    names, layers = unit.unit.inputs, unit.unit.layers
+    if len(layers) > 1:  # all images wait at each layer
+        images = min(images, max(1, MAX_BYTES // cache.largest[unit.unit]))
     rows = slice(0, min(images, CORRECTION_IMAGES))
-    names = unit.unit.inputs
-    exact_inputs = tuple(cache.exact.rows(name, rows) for name in names)
-    quantized_inputs = tuple(cache.quantized.rows(name, rows) for name in names)
+
+    def inputs(stream: Stream) -> Iterator[Inputs]:
+        for some in cache.parts(unit.unit, rows):
+            yield tuple(stream.rows(name, some) for name in names)
 
     def decide(name: str, errors: list[Errors]) -> torch.Tensor:
         correction = sum_of(errors).mean
@@ -35,6 +42,6 @@ def correct_unit_biases(
         return correction
 
     # Channels are axis 1 of images and the last one of what a linear layer makes.
-    axes = {n: 1 if unit.weights[n].weight.dim() == 4 else -1 for n in unit.unit.layers}
-    both = (exact, [exact_inputs]), (unit.graph_module, [quantized_inputs])
+    axes = {n: 1 if unit.weights[n].weight.dim() == 4 else -1 for n in layers}
+    both = (exact, inputs(cache.exact)), (unit.graph_module, inputs(cache.quantized))
     correct_side_by_side(*both, axes, decide)

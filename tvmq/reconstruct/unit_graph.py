@@ -12,6 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 from tvmq.float_model import FloatModel, constant_of, groups_of
 from tvmq.plan.joined_values import tied_values
 from tvmq.plan.plan import Plan
+from tvmq.reconstruct.clipping import clipped
 from tvmq.reconstruct.learned_steps import LearnedStep
 from tvmq.reconstruct.product_scale import ProductScale
 from tvmq.reconstruct.soft_rounding import SoftWeight
@@ -182,6 +183,8 @@ def _extract(model: FloatModel, unit: Unit, modules: Mapping[str, Any]) -> Graph
             if node.op == "call_module":
                 root.add_module(str(node.target), getattr(model.graph_module, str(node.target)))
             copy = graph.node_copy(node, copied)
+            if modules and node.target is torch.ops.aten.clamp.default:
+                copy.target = clipped
         if f"{name}_codes" in modules:
             copy = graph.call_module(f"{name}_codes", (copy,))
         copies[node] = copy

@@ -9,6 +9,7 @@ import torch
 from torch.fx import GraphModule
 
 from tvmq.reconstruct.losses import Loss
+from tvmq.reconstruct.training import CPU
 from tvmq.reconstruct.unit_bias import correct_unit_biases
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit
@@ -30,6 +31,7 @@ class UnitWork:
         generator: of images and masks; every random draw for this unit is from it.
         report: told the iterations done since the refinement began, and the loss.
         iterations: that were done, of all refinements.
+        device: to train on; all else is done on the CPU.
     """
 
     unit: QuantizedUnit
@@ -41,6 +43,7 @@ class UnitWork:
     generator: torch.Generator
     report: Callable[[int, float], None]
     iterations: int = 0
+    device: torch.device = CPU
 
     def held_out_loss(self) -> float:
         """Of the unit as it is, on images that nothing is learned from."""
@@ -56,11 +59,12 @@ class UnitWork:
             apply_state(self.unit, before)
 
 
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def unit_loss(unit: QuantizedUnit, cache: UnitCache, loss: Loss, rows: slice) -> float:
-    """Of a unit as it is, on some images."""
-    outputs = cache.quantized_outputs(unit, rows)
-    errors = [
-        output - cache.exact.rows(name, rows)
-        for name, output in zip(unit.unit.outputs, outputs, strict=True)
-    ]
-    return float(torch.stack([loss(error) for error in errors]).sum())
+    """Of a unit as it is, on some images; a loss is a mean over images, so it is taken in parts."""
+    total = 0.0
+    for some in cache.parts(unit.unit, rows):
+        outputs = unit(*(cache.quantized.rows(name, some) for name in unit.unit.inputs))
+        for name, output in zip(unit.unit.outputs, outputs, strict=True):
+            total += float(loss(output - cache.exact.rows(name, some))) * (some.stop - some.start)
+    return total / (rows.stop - rows.start)

@@ -16,7 +16,7 @@ from tvmq.capture.capture import capture_program
 from tvmq.plan.annotate import annotate
 from tvmq.plan.plan_file import plan_to_json
 from tvmq.plan.planner import make_plan
-from tvmq.reconstruct import training, unit_cache, unit_state
+from tvmq.reconstruct import stored_rows, training, unit_state
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.methods import METHODS, Method
 from tvmq.reconstruct.unit_state import Candidate, Checkpoints, UnitResult, forget_checkpoints
@@ -236,9 +236,9 @@ def test_large_tensors_lie_in_files_and_a_full_disk_is_an_error(monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(unit_cache, "IN_MEMORY", 1000)
+    monkeypatch.setattr(stored_rows, "IN_MEMORY", 1000)
     assert plan_to_json(_run("rapq", iterations=RAPQ).plan) == plan_to_json(_rapq().plan)
-    monkeypatch.setattr(unit_cache.os, "posix_fallocate", full)
+    monkeypatch.setattr(stored_rows.os, "posix_fallocate", full)
     with pytest.raises(InputError, match=r"No space left on device.*needs 1 MB.*TMPDIR"):
         _run("rapq", iterations=1)
 

@@ -8,6 +8,7 @@ import torch
 from targets.errors import UnsupportedError
 from targets.rounding import FLOOR
 from tvmq.plan.plan import ValuePlan
+from tvmq.reconstruct import pieces
 from tvmq.reconstruct.learned_steps import DropMasks, LearnedStep
 
 
@@ -75,6 +76,31 @@ def test_gradient_passes_inside_the_range_and_where_an_element_is_dropped():
     inside = torch.tensor([True, True, False, False] * 500)  # 3.6 rounds to the highest code
     assert torch.equal(x.grad.bool(), inside | dropped)
     assert 0.45 < float(dropped.float().mean()) < 0.55
+
+
+@pytest.mark.parametrize("drop", [None, 0.5])
+@pytest.mark.parametrize("last", [False, True])
+def test_pieces_of_a_tensor_give_what_it_gives_as_a_whole(monkeypatch, drop, last):
+    order = torch.channels_last if last else torch.contiguous_format
+    found = []
+    for size in (97, 2**18):
+        monkeypatch.setattr(pieces, "PIECE", size)
+        generator = torch.Generator().manual_seed(0)
+        x = (4 * torch.randn(3, 5, 7, 4, generator=generator)).contiguous(memory_format=order)
+        grad = torch.randn(3, 5, 7, 4, generator=generator)  # never in the order of channels_last
+        learned = _step(0.25, pot=False)
+        learned.learn()
+        learned.drop = drop and DropMasks(drop, generator)
+        y = learned(x.requires_grad_(True))
+        y.backward(grad)
+        assert y.is_contiguous(memory_format=order)
+        found.append((y.detach(), x.grad, learned.theta.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=0)
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    if drop is None:
+        assert torch.equal(y.detach(), (x / 0.25 + 0.5).floor().clamp(-8, 7).detach() * 0.25)
 
 
 def test_dropped_elements_have_no_say_in_the_step():

@@ -5,6 +5,7 @@ import torch
 from quantization_cases import calibration, float_model
 
 from tvmq.plan.planner import make_plan
+from tvmq.reconstruct import network_pass
 from tvmq.reconstruct.network_pass import NetworkWork, distance, search_network, surely_smaller
 from tvmq.reconstruct.unit_graph import QuantizedUnit, network_steps
 from tvmq.reconstruct.units import find_units
@@ -53,6 +54,46 @@ def test_losses_are_those_of_the_whole_network(name):
         exact = model.graph_module(images)[0]
     found = tensors[units[-1].unit.outputs[-1]]
     assert float(distance(found, exact).mean()) == pytest.approx(again.loss_after, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", [NAME, "densenet_small", "silu_net"])
+def test_a_trial_is_the_network_with_another_step(monkeypatch, name):
+    """Only units whose inputs change are run, some images at a time; all else is remembered."""
+    monkeypatch.setattr(network_pass, "ENOUGH", 5)
+    model, units, steps = _network(name)
+    images = torch.cat([batch[0] for batch in calibration(name).batches()])[:12]
+    outputs = network_pass._Outputs(model, units, steps, (images,))
+    before = outputs.losses()
+    for owners, names in network_pass._movable(steps, units):
+        start = steps[names[0]].exact
+        steps[names[0]].fix(start * 2)
+        expected = network_pass._Outputs(model, units, steps, (images,)).losses()
+        found = outputs.tried(owners, torch.full((12,), torch.inf))
+        torch.testing.assert_close(found, expected)
+        assert not torch.equal(found, before)
+        steps[names[0]].fix(start)
+        assert torch.equal(outputs.losses(), before)
+    steps[names[0]].fix(start * 2)
+    outputs.accept(owners)
+    torch.testing.assert_close(outputs.losses(), expected)
+
+
+def test_a_trial_ends_once_the_outputs_surely_move_away(monkeypatch):
+    monkeypatch.setattr(network_pass, "ENOUGH", 6)
+    model, units, steps = _network()
+    images = torch.cat([batch[0] for batch in calibration(NAME).batches()])[:24]
+    outputs = network_pass._Outputs(model, units, steps, (images,))
+    seen = []
+    units[-1].graph_module.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    (owners,) = (
+        owners for owners, names in network_pass._movable(steps, units) if "relu_1" in names
+    )
+    before = outputs.losses()
+    steps["relu_1"].fix(steps["relu_1"].exact / 8)
+    assert outputs.tried(owners, before) is None
+    assert seen == [6]
+    assert outputs.tried(owners, before + 1e3) is not None
+    assert seen == [6] * 5
 
 
 def test_chance_moves_nothing():

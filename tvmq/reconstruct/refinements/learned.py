@@ -67,6 +67,7 @@ class Learned(Refinement):
             settings.learn_batch,
             loss=work.loss,
             correct_biases=settings.bias_correction,
+            device=work.device,
         )
         before = 0
         for phase in self.phases:

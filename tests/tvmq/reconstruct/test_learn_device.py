@@ -1,0 +1,101 @@
+"""Training on another device: all of an iteration is there; a device that is missing is said."""
+
+import pytest
+import torch
+from quantization_cases import calibration, float_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from targets.errors import InputError
+from tvmq.plan.planner import make_plan
+from tvmq.reconstruct.engine import reconstruct
+from tvmq.reconstruct.learn_device import learn_device
+from tvmq.reconstruct.refinements.learned import Phase
+from tvmq.reconstruct.training import Training, train_unit
+from tvmq.reconstruct.unit_cache import UnitCache
+from tvmq.reconstruct.unit_graph import QuantizedUnit, float_unit, network_steps
+from tvmq.reconstruct.units import find_units
+from tvmq.settings import Settings
+
+NAME = "mobilenet_rescaled"  # clamps, depthwise layers and additions
+
+
+@pytest.mark.parametrize("name", [NAME, "resnet_small", "mlp"])
+@pytest.mark.parametrize("drop", [0.0, 0.5, 1.0])
+def test_nothing_of_an_iteration_stays_behind(name, drop):
+    """No operator reads tensors of two devices; the device without numbers is always there."""
+    model = float_model(name)
+    plan = make_plan(model, calibration(name), Settings(4, 4, "free", "channel", method=("qdrop",)))
+    units, steps = find_units(model), network_steps(model, plan)
+    cache = UnitCache(model, units, calibration(name), steps)
+    try:
+        for index, given in enumerate(units):
+            cache.float_outputs(index, float_unit(model, given))
+            unit = QuantizedUnit(model, plan, given, steps)
+            devices = _train_nowhere(unit, cache, drop)
+            assert devices == {"meta"}
+            unit = QuantizedUnit(model, plan, given, network_steps(model, plan))
+            cache.advance(index, unit)
+    finally:
+        cache.close()
+
+
+class _OneDevice(TorchDispatchMode):
+    """Refuses operators that read tensors of two devices, as a GPU does."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = (
+            x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor) and x.dim()
+        )
+        devices = {x.device.type for x in tensors}
+        assert len(devices) < 2 or func is torch.ops.aten.copy_.default, f"{func} on {devices}"
+        return func(*args, **(kwargs or {}))
+
+
+def _train_nowhere(unit: QuantizedUnit, cache: UnitCache, drop: float) -> set[str]:
+    seen = set()
+    unit.graph_module.register_forward_pre_hook(
+        lambda module, inputs: seen.update(x.device.type for x in (*inputs, *module.parameters()))
+    )
+    phase, generator = Phase(weights=True, steps=drop > 0, drop=drop), torch.Generator()
+    training = Training(3, 4, device=torch.device("meta"))
+    # What comes back has no numbers, which is found out behind the last iteration.
+    nowhere = pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor")
+    with nowhere as found, _OneDevice():
+        train_unit(unit, cache, phase, training, cache.count, generator)
+    error = found.value
+    while error is not None:
+        assert isinstance(error, NotImplementedError)  # nothing else was wrong before
+        error = error.__context__
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("tpu", r"--learn-device tpu: give cpu, cuda, or cuda:N"),
+        ("cuda:x", r"--learn-device cuda:x: give cpu"),
+        ("cuda", r"--learn-device cuda: torch sees none.*Give --learn-device cpu"),
+        ("cuda:3", r"--learn-device cuda:3: torch sees none"),
+    ],
+)
+def test_a_device_that_is_not_there_is_said(monkeypatch, name, words):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=words):
+        learn_device(name)
+
+
+def test_gpus_are_counted(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert learn_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(InputError, match="torch sees 2 of them"):
+        learn_device("cuda:2")
+
+
+def test_the_engine_asks_for_its_device_first(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model = float_model("mlp")
+    start = make_plan(model, calibration("mlp"), Settings(4, 4, method=("rapq",)))
+    with pytest.raises(InputError, match="torch sees none"):
+        reconstruct(model, calibration("mlp"), start, device="cuda")
