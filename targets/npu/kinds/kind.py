@@ -147,6 +147,18 @@ class Kind(ABC, Generic[L, C]):
             return choice
         raise CapacityError(self.too_large(job))
 
+    def space(self, job: Job[L]) -> list[C]:
+        """All ways to cut the layer that a search may try; no fewer than ``choices``."""
+        return list(self.choices(job))
+
+    def misfit(self, job: Job[L], choice: C) -> str:
+        """Why a choice from elsewhere can't be made here; "" where it can."""
+        return "" if choice in self.space(job) else f"{job.layer.name}: can't be cut by {choice}"
+
+    def price(self, job: Job[L], choice: C) -> int:
+        """Estimated cycles that a choice costs its program: to say which are worth a try."""
+        return self.cost(job, choice).cycles
+
     @abstractmethod
     def cost(self, job: Job[L], choice: C) -> Cost:
         """The estimated cost of a choice."""
