@@ -147,7 +147,7 @@ def layer_instructions(
         jobs = [plan.layers[n].job for n in working]
         tensors = {v.name for job in jobs for v in (*job.layer.inputs, job.layer.output)}
         key = (
-            *(id(plan.layers[n]) for n in working),
+            *(plan.layers[n] for n in working),
             *touching,
             *((name, places[name]) for name in sorted(tensors)),
         )

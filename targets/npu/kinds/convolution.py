@@ -73,6 +73,10 @@ class Convolution(Kind[Conv2d, ConvTiling]):
         """All even cuts that fit."""
         return tiling_space(ConvGeometry(job))
 
+    def form(self, job: Job[Conv2d]) -> Hashable:
+        """Of its geometry."""
+        return ConvGeometry(job).key
+
     def misfit(self, job: Job[Conv2d], choice: ConvTiling) -> str:
         """A size that is none of the layer's, or a memory that is too small."""
         if not isinstance(choice, ConvTiling):

@@ -12,7 +12,7 @@ A job is a layer with its tensors as they lie and what is left of ACT (``schedul
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, Generic, TypeVar
@@ -158,6 +158,19 @@ class Kind(ABC, Generic[L, C]):
     def price(self, job: Job[L], choice: C) -> int:
         """Estimated cycles that a choice costs its program: to say which are worth a try."""
         return self.cost(job, choice).cycles
+
+    def form(self, job: Job[L]) -> Hashable:
+        """Equal for layers that take as long wherever they are cut alike; its ``repr`` is stable.
+
+        All but names and numbers in arrays.
+        """
+        layer = {k: v for k, v in vars(job.layer).items() if k not in ("name", "source")}
+        stored = (*job.inputs, job.output)
+        return (
+            *(type(job.layer).__name__, *(each.form for each in stored)),
+            *((k, v) for k, v in sorted(layer.items()) if isinstance(v, int | str | tuple)),
+            *(job.act_bytes, job.stripe, job.sharing, job.spec.digest),
+        )
 
     @abstractmethod
     def cost(self, job: Job[L], choice: C) -> Cost:
