@@ -2,6 +2,8 @@
 
     capture -> calibrate -> plan -> annotate -> integer -> place -> compile -> verify -> artifact
 
+With trials, or records of some, the choices of the NPU's compiler are tuned before it places.
+
 ``_build_into`` is that line in code; each stage is a function with a file of its own.
 """
 
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 from tvm import IRModule
 
-from relay_passes.place import PlacedModule, Placement, place, placements
+from relay_passes.place import PlacedModule, Placement, place, placements, programs_of
 from relay_passes.read_layers import read_layers
 from targets.errors import GateError, InputError
 from targets.linker import try_linker
@@ -30,6 +32,8 @@ from tvmq.artifact.files import (
     require_room_for,
     require_room_to_link,
     save_annotated,
+    save_choices,
+    save_ends,
     save_float,
     save_integer,
     save_placement,
@@ -57,6 +61,7 @@ from tvmq.progress import Progress
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.unit_state import checkpoints_of, forget_checkpoints
 from tvmq.run.verify import CALIBRATION_IMAGES, golden_inputs, verify
+from tvmq.tune.tuning import Tuned, tune
 
 DEFAULT_SAMPLES = 256
 LEARNING_SAMPLES = 1024
@@ -89,6 +94,7 @@ class BuildResult:
             "calibration": manifest.calibration,
             "reconstruction": manifest.reconstruction,
             "ranges": [entry.model_dump(mode="json") for entry in manifest.ranges],
+            "tuning": manifest.tuning,
             "settings": manifest.settings,
             "seconds": manifest.seconds,
         }
@@ -169,9 +175,16 @@ def _build_into(
     with progress.stage("integer"):
         integer = lower(model, annotated, islands, dump=folder / "ir" / "passes")
         save_integer(folder, integer)
-    with progress.stage("place"):
+        save_ends(folder, ends)
         network = read_layers(integer, _sources(model))
-        placed = place(integer, network, spec)
+    tuned: Tuned | None = None
+    if spec is not None and request.tuning is not None:
+        with progress.stage("tune"):
+            _check_fallback(placements(network, spec), request)
+            tuned = tune(programs_of(network, spec), spec, request.tuning, progress)
+            save_choices(folder, tuned.choices)
+    with progress.stage("place"):
+        placed = place(integer, network, spec, () if tuned is None else tuned.choices)
         on_cpu = placed if spec is None else place(integer, network, None)
         _check_fallback(placed.placements, request)
         if ends is not None:
@@ -195,7 +208,7 @@ def _build_into(
     seconds = progress.seconds
     manifest = make_manifest(
         *(request, model, data, plan, network, placed),
-        *(bit_exact, seconds, facts, ranges),
+        *(bit_exact, seconds, facts, ranges, {} if tuned is None else tuned.as_json()),
     )
     return manifest, placed
 

@@ -88,8 +88,8 @@ def choose_cascades(
             if before - busy <= before // WORTHWHILE:
                 continue
             jobs = [planned[n].job for n in span]
-            found = [_planned(jobs, span, height, spec) for height in HEIGHTS]
-            for each in found if any(found) else [_planned(jobs, span, 1, spec)]:
+            tried = [_planned(jobs, span, height, spec) for height in HEIGHTS]
+            for each in tried if any(tried) else [_planned(jobs, span, 1, spec)]:
                 gain = before - _cycles(each) if each else 0
                 if gain > max(most, before // WORTHWHILE):
                     best, most = each, gain
