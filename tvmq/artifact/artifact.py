@@ -221,7 +221,7 @@ class Manifest(_Entry):
             "power_of_two_cost" by layer; {} without one.
         ranges: what is too narrow for the step that it has, in the order of the network.
         tuning: "trials" and how many of them "failed", the "seed", "cycles" of each program
-            "before" (by rule) and "after", and the "best" after each trial; {} without one.
+            "before" (by rule) and "after", and the "best" after how many trials; {} without one.
         seconds: of each stage.
         files: sha256 of every other file.
         sha256: of all fields above.

@@ -70,6 +70,12 @@ class Found:
     failed: int = 0
     best: tuple[int, ...] = ()
 
+    @property
+    def steps(self) -> list[tuple[int, int]]:
+        """(trials, cycles) wherever a trial was of use."""
+        before = (self.before, *self.best)
+        return [(n, best) for n, best in enumerate(self.best, 1) if best < before[n - 1]]
+
 
 @dataclass
 class _Task:

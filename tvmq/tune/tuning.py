@@ -56,7 +56,7 @@ class Tuned:
                 "before": [found.before for found in self.found],
                 "after": [found.after for found in self.found],
             },
-            "best": [list(found.best) for found in self.found],
+            "best": [found.steps for found in self.found],
         }
 
 
