@@ -192,7 +192,7 @@ def _of_span(
 
 
 def issued(
-    owned: Sequence[Owned], plan: LayerPlan, spec: NpuSpec
+    owned: Sequence[Owned], plan: LayerPlan, spec: NpuSpec, *, as_written: bool = False
 ) -> tuple[list[isa.Instruction], list[int]]:
     """Instructions as they are issued, HALT at the end, and whose each but that is.
 
@@ -200,9 +200,12 @@ def issued(
         owned: from ``layer_instructions``.
         plan: of the layers.
         spec: the machine.
+        as_written: look for no other order.
     """
     emitted, owners = [each.emitted for each in owned], [each.owner for each in owned]
-    order = issue_order(emitted, spec, *([len(emitted)] if plan.cascades else []))
+    order = list(range(len(emitted)))
+    if not as_written:
+        order = issue_order(emitted, spec, *([len(emitted)] if plan.cascades else []))
     instructions, owners = _with_tokens(
         [emitted[n] for n in order], [owners[n] for n in order], spec.issue.token_depth
     )

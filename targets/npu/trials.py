@@ -4,8 +4,8 @@
     a cut         one layer of a structure cut in another way, all else as it is
 
 A cut is timed in a window: the layers before and behind, which it overlaps with. What is timed are
-the instructions that a build would issue, tokens and all, by the timing model itself; only weights
-aren't looked at.
+the instructions that a build would issue, tokens and all, by the timing model itself. Weights
+aren't looked at, and the instructions of a window without a cascade stay in the order of writing.
 """
 
 from __future__ import annotations
@@ -207,7 +207,8 @@ class Trials:
         owned = layer_instructions(
             *(plan, spans, structure.places, self._constants, self.spec, self._emissions)
         )
-        instructions, _ = issued(owned, plan, self.spec)
+        apart = window is not None and all(len(span) == 1 for span in spans)
+        instructions, _ = issued(owned, plan, self.spec, as_written=apart)
         return simulate_timing(instructions, self.spec).total
 
 

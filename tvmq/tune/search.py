@@ -30,12 +30,26 @@ FOR_STRUCTURES = 4
 """One part in so many of the trials is for structures, at most."""
 BATCH = 8
 """Trials of a task before the next one is chosen."""
-NEAR, BY_ESTIMATE = 4, 2
-"""Of a batch: neighbours of the best, and the next by estimate; the rest are at random."""
 NEIGHBOURS = 12
 """Cuts nearest to the best of which neighbours are drawn."""
 PLAUSIBLE = 1.5
 """A cut is tried if it takes at most so many times the cycles of the best, by estimate."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What a batch is made of; the rest of it is drawn at random.
+
+    Attributes:
+        first: of a task's first batch, the best by estimate.
+        near: of later ones, neighbours of the best so far.
+        by_estimate: of later ones, the next by estimate.
+    """
+
+    first: int = BATCH
+    near: int = 4
+    by_estimate: int = 2
+
 
 Cut = ConvTiling | int
 Report = Callable[[int, int, int, int], None]
@@ -105,7 +119,12 @@ class _Task:
 
 
 def search(
-    trials: Trials, budget: int, seed: int, known: Known, report: Report | None = None
+    trials: Trials,
+    budget: int,
+    seed: int,
+    known: Known,
+    report: Report | None = None,
+    mix: Mix | None = None,
 ) -> Found:
     """Look for faster choices.
 
@@ -115,14 +134,22 @@ def search(
         seed: of all that is random.
         known: gets every trial, and is asked before one is made.
         report: told of each.
+        mix: of batches.
     """
-    return _Search(trials, budget, seed, known, report).run()
+    return _Search(trials, budget, seed, known, report, mix or Mix()).run()
 
 
 class _Search:
     def __init__(
-        self, trials: Trials, budget: int, seed: int, known: Known, report: Report | None
+        self,
+        trials: Trials,
+        budget: int,
+        seed: int,
+        known: Known,
+        report: Report | None,
+        mix: Mix,
     ) -> None:
+        self.mix = mix
         self.trials, self.budget, self.known, self.report = trials, budget, known, report
         self.random = Random(seed)
         self.base = trials.rule
@@ -325,11 +352,10 @@ class _Search:
 
     def _candidates(self, task: _Task) -> list[Cut]:
         left = [cut for cut in task.space if cut not in task.cycles]
-        if not task.cycles:
-            return left[:BATCH]
+        mix = self.mix if task.cycles else Mix(near=0, by_estimate=self.mix.first)
         nearest = sorted(left, key=lambda cut: _distance(cut, task.best))[:NEIGHBOURS]
-        chosen = self.random.sample(nearest, min(NEAR, len(nearest)))
-        chosen += [cut for cut in left if cut not in chosen][:BY_ESTIMATE]
+        chosen = self.random.sample(nearest, min(mix.near, len(nearest)))
+        chosen += [cut for cut in left if cut not in chosen][: mix.by_estimate]
         others = [cut for cut in left if cut not in chosen]
         return chosen + self.random.sample(others, min(BATCH - len(chosen), len(others)))
 

@@ -40,6 +40,10 @@ LAYERS = {
 }
 
 
+NONE = dict.fromkeys(("v0", "v1", "v2"), CascadeChoice(1, 1))
+"""No cascade of the layers below."""
+
+
 def layers_in_a_row() -> list:
     """A convolution, a pooling of it, one that is small, and one more."""
     first = conv((32, 32, 3), 32, out_bits=8)
@@ -122,13 +126,13 @@ def test_a_cut_that_can_not_be_is_refused_in_words(changed, words):
 def test_a_memory_that_is_too_small_is_named():
     layer = conv((64, 64, 128), 128)
     whole = ConvTiling(64, 8, 8, 1, 64, False, 3)
-    with pytest.raises(CapacityError, match="bytes of ACT, there are"):
+    with pytest.raises(CapacityError, match="bytes of WGT"):
         program_of([layer], choices=Choices({layer.output.name: whole}))
 
 
 def test_a_pooling_is_cut_as_it_is_told():
     layers = layers_in_a_row()
-    choices = Choices({"v1": 3}, {}, {"v0": CascadeChoice(1, 1)})
+    choices = Choices({"v1": 3}, {}, NONE)
     plan = plan_layers(layers, layers[0].inputs, [layers[-1].output], E256, None, choices)
     assert plan.layers[1].choice == 3
     np.testing.assert_array_equal(run(layers, E256, choices), expected(layers))
@@ -143,7 +147,7 @@ def test_a_pooling_refuses_what_is_no_height_of_its_own(cut):
 def test_a_tensor_stays_or_not_as_it_is_told():
     layers = layers_in_a_row()
     for stays in (False, True):
-        choices = Choices({}, {"v2": stays}, {"v0": CascadeChoice(1, 1)})
+        choices = Choices({}, {"v2": stays}, NONE)
         plan = plan_layers(layers, layers[0].inputs, [layers[-1].output], E256, None, choices)
         assert ("v2" in {name for each in plan.residents for name in each.names}) == stays
         np.testing.assert_array_equal(run(layers, E256, choices), expected(layers))
@@ -158,7 +162,7 @@ def test_what_can_not_stay_is_named():
 @pytest.mark.parametrize("given", [CascadeChoice(2, 1), CascadeChoice(2, 4), CascadeChoice(1, 1)])
 def test_a_cascade_is_as_it_is_told(given):
     layers = layers_in_a_row()
-    choices = Choices({}, {}, {"v0": given, "v1": CascadeChoice(1, 1), "v2": CascadeChoice(1, 1)})
+    choices = Choices({}, {}, {**NONE, "v0": given})
     plan = plan_layers(layers, layers[0].inputs, [layers[-1].output], E256, None, choices)
     assert [each.span for each in plan.cascades] == [range(2)] * (given.layers - 1)
     np.testing.assert_array_equal(run(layers, E256, choices), expected(layers))
