@@ -76,8 +76,8 @@ assert tuned.after < tuned.before
 
 # %% What was chosen
 #
-# `choices.json` in the artifact: cuts, tensors that stay in ACT or don't, cascades. What isn't named
-# is as the rule says.
+# `choices.json` in the artifact: cuts, tensors that stay in ACT or don't, cascades. What isn't
+# named is as the rule says.
 
 chosen = tuned.choices[0].as_json()
 print(f"{len(chosen['cuts'])} layers are cut otherwise")

@@ -69,7 +69,9 @@ class Records:
         if output is not None:
             self._file = _Appended(output)
         for folder in dict.fromkeys([*folders, *([output] if output else [])]):
-            self._read(folder)
+            numbers = self._read(folder)
+            if self._file is not None and folder == output:
+                self._file.numbers = {workload: number for number, workload in numbers.items()}
         self.read = sum(len(trials) for trials in self._cycles.values())
 
     def __enter__(self) -> Records:
@@ -117,10 +119,11 @@ class Records:
             "tvmq.workload": workload,
         }
 
-    def _read(self, folder: Path) -> None:
+    def _read(self, folder: Path) -> dict[int, str]:
+        """Take what is of this machine; its workloads by their number in the folder."""
         kind = what_is(folder)
         if kind == "nothing":
-            return
+            return {}
         if kind != "folder":
             raise InputError(f"{folder}: is a {kind}; --tuning-records takes a folder of records.")
         ours: dict[int, str] = {}
@@ -132,6 +135,7 @@ class Records:
             if number in ours:
                 cycles = 0 if seconds >= FAILED else round(seconds * self.spec.clock_hz)
                 self._cycles.setdefault(ours[number], {}).setdefault(choice, cycles)
+        return ours
 
     def _lines(self, path: Path, parse: Callable[[Any], Any]) -> Iterator[tuple[int, Any]]:
         """(number, what it says) of the lines of a file that say something."""
@@ -189,23 +193,23 @@ class _Appended:
             ) from error
         self._count = _whole_lines(self._workloads)
         _whole_lines(self._trials)
-        self._numbers: dict[str, int] = {}
+        self.numbers: dict[str, int] = {}  # of workloads that are there
 
     def add(self, key: dict[str, str], words: str, choice: str, seconds: float, name: str) -> None:
         with held_back():
             workload = key["tvmq.workload"]
-            if workload not in self._numbers:
+            if workload not in self.numbers:
                 mod = tvm.IRModule({"main": _function(key | {"tvmq.words": words})})
                 line = json.dumps(list(meta_schedule.database.Workload(mod).as_json()))
                 self._workloads.write(line.encode() + b"\n")
-                self._numbers[workload] = self._count
+                self.numbers[workload] = self._count
                 self._count += 1
             steps = [
                 ["GetSBlock", [], ["root", "main"], ["b0"]],
                 ["Annotate", ["b0", f'"{choice}"'], [CHOICE], []],
             ]
             target = {"kind": "ext_dev", "tag": "", "keys": [], "model": name}
-            record = [self._numbers[workload], [[steps, []], [seconds], target, []]]
+            record = [self.numbers[workload], [[steps, []], [seconds], target, []]]
             self._trials.write(json.dumps(record).encode() + b"\n")
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from random_networks import network as random_network
 from targets.errors import CapacityError
 from targets.layers import MaxPool2d, Pairing, Value
 from targets.npu.choices import NO_CHOICES, CascadeChoice, Choices
-from targets.npu.compiler import compile_layers
+from targets.npu.compiler import compile_layers, cycles_together
 from targets.npu.convolution.geometry import ConvGeometry
 from targets.npu.convolution.tile_cost import ConvTiling
 from targets.npu.convolution.tiling import tilings
@@ -221,7 +221,7 @@ def test_any_choices_of_any_network_compute_the_same(seed):
     drawn = random_network(rng, spec)
     if not drawn.layers:
         pytest.skip("the machine refuses every layer that was drawn")
-    plan = plan_layers(drawn.layers, [drawn.input], drawn.outputs, spec)
+    plan = plan_layers(drawn.layers, [drawn.input], drawn.outputs, spec, cycles_together)
     cuts = {}
     for each in plan.layers:
         if not each.idle:

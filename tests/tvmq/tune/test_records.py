@@ -142,7 +142,8 @@ def test_what_is_no_folder_is_refused(tmp_path):
         Records(E256, output=tmp_path / "file")
 
 
-def test_lines_are_json(tmp_path):
-    folder = written(tmp_path / "r")
+def test_a_workload_has_one_line(tmp_path):
+    folder = written(written(tmp_path / "r"), trials=(("x", 5, 6), ("y", 5, 6)))
     lines = (folder / TRIALS).read_text().splitlines()
-    assert [json.loads(line)[0] for line in lines] == [0, 0, 1]
+    assert [json.loads(line)[0] for line in lines] == [0, 0, 1, 1, 2]
+    assert len((folder / WORKLOADS).read_text().splitlines()) == 3
