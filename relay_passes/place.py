@@ -34,6 +34,7 @@ from relay_passes.relax_nodes import (
 from targets.cpu.host import CpuFeatures, host_target
 from targets.cpu.kernels import make_kernel
 from targets.layers import Layer, Value
+from targets.npu.choices import NO_CHOICES, Choices
 from targets.npu.compiler import compile_layers
 from targets.npu.constraints import refusal
 from targets.npu.execute.compiled import executor_symbol
@@ -41,7 +42,7 @@ from targets.npu.execute.host_calls import pack_inputs, unpack_output
 from targets.npu.input_blocks import in_blocks
 from targets.npu.machine.program import Program
 from targets.npu.machine.spec import NpuSpec
-from targets.npu.schedule.storage import host_bytes
+from targets.npu.schedule.storage import Blocks, host_bytes
 from targets.refusal import Refusal
 
 
@@ -169,8 +170,59 @@ def placements(network: IntegerNetwork, spec: NpuSpec | None) -> tuple[Placement
     return tuple(placed)
 
 
+@dataclass(frozen=True)
+class ProgramParts:
+    """What a program is compiled of.
+
+    Attributes:
+        layers: in order.
+        inputs: that come from outside, as the host packs them.
+        outputs: that are needed outside.
+        images: the inputs as the network has them.
+        blocks: how the host packs these.
+    """
+
+    layers: Sequence[Layer]
+    inputs: Sequence[Value]
+    outputs: Sequence[Value]
+    images: Sequence[Value]
+    blocks: Mapping[str, Blocks]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image."""
+        return sum(layer.macs for layer in self.layers)
+
+
+def program_parts(
+    layers: Iterable[AnyLayer], readers: Mapping[str, set[str]], spec: NpuSpec
+) -> ProgramParts:
+    """What the program of a run of layers is compiled of.
+
+    Args:
+        layers: all on the NPU.
+        readers: of the whole network, from ``readers_of``.
+        spec: the NPU.
+    """
+    run = integer_layers(layers)
+    images, outputs = boundary(run, readers)
+    blocked = in_blocks(run, images, outputs, spec)
+    return ProgramParts(blocked.layers, blocked.inputs, outputs, images, blocked.blocks)
+
+
+def programs_of(network: IntegerNetwork, spec: NpuSpec) -> list[ProgramParts]:
+    """What the programs of a network are compiled of, in order."""
+    readers = readers_of(network)
+    found = segments(network.layers, placements(network, spec))
+    return [program_parts(layers, readers, spec) for on_npu, layers in found if on_npu]
+
+
 def place(
-    mod: IRModule, network: IntegerNetwork, spec: NpuSpec | None, target: Target | None = None
+    mod: IRModule,
+    network: IntegerNetwork,
+    spec: NpuSpec | None,
+    target: Target | None = None,
+    choices: Sequence[Choices] = (),
 ) -> PlacedModule:
     """Build the placed module.
 
@@ -179,9 +231,10 @@ def place(
         network: its layers, from ``read_layers``.
         spec: the NPU, or None to run everything on the CPU.
         target: of the CPU; None is this machine's.
+        choices: of each program, in order, that take the place of the compiler's own.
     """
     placed = placements(network, spec)
-    builder = _PlacedBuilder(mod, network, spec, target or host_target())
+    builder = _PlacedBuilder(mod, network, spec, target or host_target(), choices)
     new_mod, programs = builder.build(segments(network.layers, placed))
     return PlacedModule(new_mod, placed, tuple(programs))
 
@@ -204,10 +257,15 @@ class _PlacedBuilder:
     """Emits ``main`` anew: layers in order, everything else when somebody reads it."""
 
     def __init__(
-        self, mod: IRModule, network: IntegerNetwork, spec: NpuSpec | None, target: Target
+        self,
+        mod: IRModule,
+        network: IntegerNetwork,
+        spec: NpuSpec | None,
+        target: Target,
+        choices: Sequence[Choices],
     ) -> None:
         self.graph = Graph(mod)
-        self.network, self.spec = network, spec
+        self.network, self.spec, self.choices = network, spec, choices
         self.target = target
         self.features = CpuFeatures.of(target)
         islands = mod.clone()  # beside main
@@ -311,15 +369,15 @@ class _PlacedBuilder:
     def _emit_program(self, layers: list[AnyLayer]) -> None:
         """One call that executes the layers' program on every image of the batch."""
         assert self.spec is not None
-        run = integer_layers(layers)
-        inputs, outputs = boundary(run, self.readers)
-        blocked = in_blocks(run, inputs, outputs, self.spec)
-        program = compile_layers(blocked.layers, blocked.inputs, outputs, self.spec)
+        parts = program_parts(layers, self.readers, self.spec)
+        inputs, outputs = parts.images, parts.outputs
+        (choices,) = self.choices[len(self.programs) :][:1] or (NO_CHOICES,)
+        program = compile_layers(parts.layers, parts.inputs, outputs, self.spec, choices)
         name = f"npu_program_{len(self.programs)}"
         self.programs.append(program)
         batch = self._batch(self.old[inputs[0].name])
         images = [self._image(value) for value in inputs]
-        pack = pack_inputs(inputs, blocked.blocks)
+        pack = pack_inputs(inputs, parts.blocks)
         packed = self._call(pack, f"{name}_pack", images, [([batch, program.input_bytes], "int8")])
         arguments = [
             relax.prim_value(len(self.programs) - 1),

@@ -8,6 +8,7 @@ from pathlib import Path
 from targets.errors import InputError
 from tvmq.data.preprocessing import Preprocessing
 from tvmq.settings import CALIBRATION_BATCH, MOST, Settings
+from tvmq.tune.request import TuneRequest
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class BuildRequest:
         float_islands: let operators that can't be quantized run in float in the network's middle.
         strict: refuse any CPU fallback.
         max_fallback: refuse more CPU fallback than this percentage of the operators.
+        tuning: of the NPU programs; None to compile them by rule.
     """
 
     model_file: Path
@@ -54,6 +56,7 @@ class BuildRequest:
     float_islands: bool = False
     strict: bool = False
     max_fallback: float | None = None
+    tuning: TuneRequest | None = None
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -68,6 +71,11 @@ class BuildRequest:
                 )
         if self.max_fallback is not None and not 0 <= self.max_fallback <= 100:
             raise InputError(f"max_fallback is {self.max_fallback}; give a percentage, 0 to 100.")
+        if self.tuning is not None and self.target == "cpu":
+            raise InputError(
+                "--trials, --tuning-records: tuning is of NPU programs, and the target is the CPU. "
+                "Leave them out, or choose --target npu."
+            )
         method = self.settings.learned_method
         if method and self.calib_data is None and self.plan is None:
             raise InputError(

@@ -2,6 +2,8 @@
 
     capture -> calibrate -> plan -> annotate -> integer -> place -> compile -> verify -> artifact
 
+With trials, or records of some, the choices of the NPU's compiler are tuned before it places.
+
 ``_build_into`` is that line in code; each stage is a function with a file of its own.
 """
 
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,12 @@ import torch
 from tvm import IRModule
 from tvm.target import Target
 
-from relay_passes.place import PlacedModule, Placement, place, placements
+from relay_passes.place import PlacedModule, Placement, place, placements, programs_of
 from relay_passes.read_layers import IntegerNetwork, read_layers
 from targets.cpu.host import cpu_target, foreign_architecture, host_target, runs_here
 from targets.errors import GateError, InputError
 from targets.linker import try_linker
+from targets.npu.choices import Choices
 from targets.npu.execute.compiled import made_meanwhile
 from targets.npu.machine.spec import NpuSpec, load_spec
 from targets.refusal import listed
@@ -33,6 +36,8 @@ from tvmq.artifact.files import (
     require_room_for,
     require_room_to_link,
     save_annotated,
+    save_choices,
+    save_ends,
     save_float,
     save_integer,
     save_placement,
@@ -61,6 +66,7 @@ from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.learn_device import learn_device
 from tvmq.reconstruct.unit_state import checkpoints_of, forget_checkpoints
 from tvmq.run.verify import CALIBRATION_IMAGES, golden_inputs, verify
+from tvmq.tune.tuning import Tuned, tune
 
 DEFAULT_SAMPLES = 256
 LEARNING_SAMPLES = 1024
@@ -94,6 +100,7 @@ class BuildResult:
             "calibration": manifest.calibration,
             "reconstruction": manifest.reconstruction,
             "ranges": [entry.model_dump(mode="json") for entry in manifest.ranges],
+            "tuning": manifest.tuning,
             "settings": manifest.settings,
             "seconds": manifest.seconds,
         }
@@ -176,9 +183,17 @@ def _build_into(
     with progress.stage("integer"):
         integer = lower(model, annotated, islands, dump=folder / "ir" / "passes")
         save_integer(folder, integer)
-    with progress.stage("place"):
+        save_ends(folder, ends)
         network = read_layers(integer, _sources(model))
-        placed, on_cpu = _placed(integer, network, spec, ends, target)
+    tuned: Tuned | None = None
+    if spec is not None and request.tuning is not None:
+        with progress.stage("tune"):
+            _check_fallback(placements(network, spec), request)
+            tuned = tune(programs_of(network, spec), spec, request.tuning, progress)
+            save_choices(folder, tuned.choices)
+    choices = () if tuned is None else tuned.choices
+    with progress.stage("place"):
+        placed, on_cpu = _placed(integer, network, spec, ends, target, choices)
         _check_fallback(placed.placements, request)
         save_placement(folder, placed, spec)
     with progress.stage("compile"):
@@ -192,7 +207,7 @@ def _build_into(
                 "same integers are compiled and compared for this machine."
             )
             libraries = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            own = _placed(integer, network, spec, ends, host_target())
+            own = _placed(integer, network, spec, ends, host_target(), choices)
             compile_libraries(libraries, *own, spec, host_target())
         golden = golden_inputs(model, _first_images(model, calibration, data), request.seed)
         bit_exact = verify(folder, model, golden, libraries)
@@ -204,6 +219,7 @@ def _build_into(
     manifest = make_manifest(
         *(request, model, data, plan, network, placed),
         *(target, bit_exact, seconds, facts, ranges),
+        {} if tuned is None else tuned.as_json(),
     )
     return manifest, placed
 
@@ -214,9 +230,10 @@ def _placed(
     spec: NpuSpec | None,
     ends: CompilableEnds | None,
     target: Target,
+    choices: Sequence[Choices] = (),
 ) -> tuple[PlacedModule, PlacedModule]:
     """The whole network with the NPU, if there is one, and without."""
-    placed = place(integer, network, spec, target)
+    placed = place(integer, network, spec, target, choices)
     on_cpu = placed if spec is None else place(integer, network, None, target)
     if ends is not None:
         placed = replace(placed, mod=ends.around(placed.mod))

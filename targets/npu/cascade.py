@@ -14,11 +14,13 @@ that is said of hazards, tokens and the order of issue holds for them as for any
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from targets.errors import CapacityError
 from targets.layers import Conv2d, Layer, MaxPool2d, Weights
+from targets.npu.choices import CascadeChoice
 from targets.npu.emit.emitted import Emitted, Rolling
 from targets.npu.kinds.cost import ceil_div
 from targets.npu.kinds.table import Planned, kind_of, plan
@@ -44,7 +46,11 @@ class Owned:
 
 
 def choose_cascades(
-    planned: Sequence[Planned], alone: Sequence[Planned], outside: set[str], spec: NpuSpec
+    planned: Sequence[Planned],
+    alone: Sequence[Planned],
+    outside: set[str],
+    spec: NpuSpec,
+    given: Mapping[str, CascadeChoice] = MappingProxyType({}),
 ) -> list[Cascade]:
     """The cascades that gain cycles by estimate.
 
@@ -53,13 +59,26 @@ def choose_cascades(
         alone: likewise, as they would be without cascades, some tensors in ACT.
         outside: names of the program's inputs and outputs.
         spec: the machine.
+        given: those that are not for the estimates to say, by what the first layer makes.
+
+    Raises:
+        CapacityError: one of those can't be.
     """
     cascades = []
-    readers = Counter(v.name for p in planned for v in p.job.layer.inputs)
+    readers = _readers(planned)
+    decided = {n for n, each in enumerate(planned) if each.job.output.value.name in given}
     first = 0
     while first < len(planned):
         best, most = None, 0
+        if first in decided:
+            name = planned[first].job.output.value.name
+            found = _given(planned, first, given[name], readers, outside, spec)
+            cascades += found
+            first = found[0].span.stop if found else first + 1
+            continue
         for last in range(first + 1, min(first + LONGEST, len(planned))):
+            if last in decided:
+                break
             if not _may_roll(planned[last - 1].job, planned[last].job, readers, outside):
                 break
             span = range(first, last + 1)
@@ -69,8 +88,8 @@ def choose_cascades(
             if before - busy <= before // WORTHWHILE:
                 continue
             jobs = [planned[n].job for n in span]
-            found = [_planned(jobs, span, height, spec) for height in HEIGHTS]
-            for each in found if any(found) else [_planned(jobs, span, 1, spec)]:
+            tried = [_planned(jobs, span, height, spec) for height in HEIGHTS]
+            for each in tried if any(tried) else [_planned(jobs, span, 1, spec)]:
                 gain = before - _cycles(each) if each else 0
                 if gain > max(most, before // WORTHWHILE):
                     best, most = each, gain
@@ -78,6 +97,55 @@ def choose_cascades(
             cascades.append(best)
         first = best.span.stop if best is not None else first + 1
     return cascades
+
+
+def possible_cascades(
+    planned: Sequence[Planned], outside: set[str], spec: NpuSpec
+) -> list[tuple[str, CascadeChoice]]:
+    """All that ``choose_cascades`` may be given, by what the first layer makes."""
+    found = []
+    readers = _readers(planned)
+    for first, each in enumerate(planned):
+        for last in range(first + 1, min(first + LONGEST, len(planned))):
+            if not _may_roll(planned[last - 1].job, planned[last].job, readers, outside):
+                break
+            jobs = [one.job for one in planned[first : last + 1]]
+            for rows in (1, *HEIGHTS):
+                if _planned(jobs, range(first, last + 1), rows, spec) is not None:
+                    choice = CascadeChoice(len(jobs), rows)
+                    found.append((each.job.output.value.name, choice))
+    return found
+
+
+def _given(
+    planned: Sequence[Planned],
+    first: int,
+    choice: CascadeChoice,
+    readers: Counter[str],
+    outside: set[str],
+    spec: NpuSpec,
+) -> list[Cascade]:
+    """The cascade that is to begin with a layer; none if that is to work by itself."""
+    if choice.layers == 1:
+        return []
+    span = range(first, first + choice.layers)
+    inside = choice.layers <= LONGEST and span.stop <= len(planned)
+    if inside and all(
+        _may_roll(planned[n].job, planned[n + 1].job, readers, outside) for n in span[:-1]
+    ):
+        jobs = [planned[n].job for n in span]
+        found = _planned(jobs, span, choice.rows, spec)
+        if found is not None:
+            return [found]
+    raise CapacityError(
+        f"{planned[first].job.layer.name}: {choice.layers} layers from there can't work in stripes "
+        f"of {choice.rows} rows"
+    )
+
+
+def _readers(planned: Sequence[Planned]) -> Counter[str]:
+    """How many layers read a tensor, by name."""
+    return Counter(v.name for p in planned for v in p.job.layer.inputs)
 
 
 def _cycles(cascade: Cascade) -> int:

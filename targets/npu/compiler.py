@@ -10,15 +10,17 @@ reads them; tensors that belong to the network lie among the constants.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 
 import numpy as np
 
 from targets.layers import Constant, Layer, Value
 from targets.npu.cascade import Owned, merged
+from targets.npu.choices import NO_CHOICES, Choices
 from targets.npu.emit.codegen import Scratchpads, generate_together
 from targets.npu.emit.emitted import Emitted, Place
 from targets.npu.emit.tokens import Footprint, derive_tokens
@@ -34,7 +36,11 @@ _ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4}
 
 
 def compile_layers(
-    layers: Sequence[Layer], inputs: Sequence[Value], outputs: Sequence[Value], spec: NpuSpec
+    layers: Sequence[Layer],
+    inputs: Sequence[Value],
+    outputs: Sequence[Value],
+    spec: NpuSpec,
+    choices: Choices = NO_CHOICES,
 ) -> Program:
     """Compile layers, given in order, into a program for one image.
 
@@ -43,21 +49,21 @@ def compile_layers(
         inputs: tensors that come from outside; they lie one behind the other in region 2.
         outputs: tensors that are needed outside; one behind the other in region 3.
         spec: the machine.
+        choices: that take the place of the compiler's own.
+
+    Raises:
+        CapacityError: a layer doesn't fit, or one of the choices can't be made; says why.
     """
-    plan = plan_layers(layers, inputs, outputs, spec, cycles_together)
-    constants = _Constants()
-    places, arena_bytes = _places(plan, inputs, outputs, constants)
-    owned = _instructions(plan, _together(plan), places, constants, spec)
-    emitted, owners = [each.emitted for each in owned], [each.owner for each in owned]
-    order = issue_order(emitted, spec, *([len(emitted)] if plan.cascades else []))
-    instructions, owners = _with_tokens(
-        [emitted[n] for n in order], [owners[n] for n in order], spec.issue.token_depth
-    )
+    plan = plan_layers(layers, inputs, outputs, spec, cycles_together, choices)
+    constants = Constants()
+    places, arena_bytes = place_tensors(plan, inputs, outputs, constants)
+    owned = layer_instructions(plan, together(plan), places, constants, spec)
+    instructions, owners = issued(owned, plan, spec)
     runs = _runs(owners)
     return Program(
         machine=spec.name,
         digest=spec.digest,
-        instructions=(*instructions, isa.Halt()),
+        instructions=tuple(instructions),
         constants=constants.bytes(),
         arena_bytes=arena_bytes,
         input_bytes=sum(host_bytes(v) for v in inputs),
@@ -77,54 +83,136 @@ def cycles_together(plan: LayerPlan, span: range, spec: NpuSpec) -> int:
         span: those in question; a cascade is in it whole.
         spec: the machine.
     """
-    constants = _Constants()
-    inside = [each for each in _together(plan) if each.start in span]
+    constants = Constants()
+    inside = [each for each in together(plan) if each.start in span]
     read = [value for n in span for value in plan.layers[n].job.layer.inputs]
-    places, _ = _places(plan, list({value.name: value for value in read}.values()), (), constants)
-    owned = _instructions(plan, inside, places, constants, spec)
+    inputs = list({value.name: value for value in read}.values())
+    places, _ = place_tensors(plan, inputs, (), constants)
+    owned = layer_instructions(plan, inside, places, constants, spec)
     return least_cycles([each.emitted for each in owned], spec)
 
 
-def _instructions(
+class Emissions:
+    """The last instructions that were made, by all that they depend on."""
+
+    def __init__(self, most: int = 0) -> None:
+        """Remember those of so many spans of layers."""
+        self._most = most
+        self._known: OrderedDict[Hashable, tuple[list[Owned], tuple[int, ...]]] = OrderedDict()
+
+    def of(
+        self, key: Hashable, scratchpads: Scratchpads, make: Callable[[], list[Owned]]
+    ) -> list[Owned]:
+        """What ``make`` gives, and gave where all was as it is now."""
+        whole = key, scratchpads.state
+        found = self._known.get(whole)
+        if found is None:
+            made = make()
+            if self._most:
+                self._known[whole] = made, scratchpads.state
+                if len(self._known) > self._most:
+                    self._known.popitem(last=False)
+            return made
+        self._known.move_to_end(whole)
+        made, scratchpads.state = found
+        return made
+
+
+def layer_instructions(
     plan: LayerPlan,
     spans: Iterable[range],
     places: Mapping[str, Place],
-    constants: _Constants,
+    constants: Constants,
     spec: NpuSpec,
+    known: Emissions | None = None,
 ) -> list[Owned]:
-    """The instructions of layers, those of a span together."""
-    fills: defaultdict[int, list[Emitted]] = defaultdict(list)
-    for resident in plan.residents:
-        fills[resident.first] += resident.border_fills()
-    scratchpads = Scratchpads()
+    """The instructions of layers, those of a span together, in an order that is right one by one.
+
+    Args:
+        plan: of all layers.
+        spans: of those in question, as ``together`` gives them.
+        places: of the tensors that they read and make.
+        constants: get what they need.
+        spec: the machine.
+        known: of calls before with layers of the same program, the same constants and the same
+            machine.
+    """
+    scratchpads, known = Scratchpads(), known or Emissions()
     owned: list[Owned] = []
     for span in spans:
         working = [n for n in span if not plan.layers[n].idle]
-        functions = []
-        for n in working:
-            planned = plan.layers[n]
-            layer, scheduled = planned.job.layer, planned.scheduled
-            names = [b.name for b in scheduled.func.params]
-            where = {
-                n: constants.add(scheduled.constants[n]) for n in names if n in scheduled.constants
-            }
-            rest = [n for n in names if n not in where]
-            for name, tensor in zip(rest, [*layer.inputs, layer.output], strict=True):
-                where[name] = places[tensor.name]
-            functions.append((scheduled.func, where))
         if not working:
             continue
-        left = sum(plan.layers[n].job.act_bytes for n in working)
-        parts = generate_together(functions, _with_act(spec, left), scratchpads)
-        filled = [
-            [Owned(each, n) for each in _with_fills(made, fills[n])]
-            for n, made in zip(working, parts, strict=True)
-        ]
-        owned += _in_one_order(span, plan, filled)
+        touching = [r for r in plan.residents if r.first in span or (r.rolling and r.last in span)]
+        jobs = [plan.layers[n].job for n in working]
+        tensors = {v.name for job in jobs for v in (*job.layer.inputs, job.layer.output)}
+        key = (
+            *(plan.layers[n] for n in working),
+            *touching,
+            *((name, places[name]) for name in sorted(tensors)),
+        )
+        make = partial(_of_span, span, working, plan, places, constants, spec, scratchpads)
+        owned += known.of(key, scratchpads, make)
     return owned
 
 
-def _together(plan: LayerPlan) -> Iterator[range]:
+def _of_span(
+    span: range,
+    working: Sequence[int],
+    plan: LayerPlan,
+    places: Mapping[str, Place],
+    constants: Constants,
+    spec: NpuSpec,
+    scratchpads: Scratchpads,
+) -> list[Owned]:
+    """The instructions of layers that work together."""
+    functions = []
+    for n in working:
+        planned = plan.layers[n]
+        layer, scheduled = planned.job.layer, planned.scheduled
+        names = [b.name for b in scheduled.func.params]
+        where = {
+            n: constants.add(scheduled.constants[n]) for n in names if n in scheduled.constants
+        }
+        rest = [n for n in names if n not in where]
+        for name, tensor in zip(rest, [*layer.inputs, layer.output], strict=True):
+            where[name] = places[tensor.name]
+        functions.append((planned.lowered, where))
+    left = sum(plan.layers[n].job.act_bytes for n in working)
+    parts = generate_together(functions, _with_act(spec, left), scratchpads)
+    fills = {
+        n: [fill for r in plan.residents if r.first == n for fill in r.border_fills()]
+        for n in working
+    }
+    filled = [
+        [Owned(each, n) for each in _with_fills(made, fills[n])]
+        for n, made in zip(working, parts, strict=True)
+    ]
+    return _in_one_order(span, plan, filled)
+
+
+def issued(
+    owned: Sequence[Owned], plan: LayerPlan, spec: NpuSpec, *, as_written: bool = False
+) -> tuple[list[isa.Instruction], list[int]]:
+    """Instructions as they are issued, HALT at the end, and whose each but that is.
+
+    Args:
+        owned: from ``layer_instructions``.
+        plan: of the layers.
+        spec: the machine.
+        as_written: look for no other order.
+    """
+    emitted, owners = [each.emitted for each in owned], [each.owner for each in owned]
+    order = list(range(len(emitted)))
+    if not as_written:
+        order = issue_order(emitted, spec, *([len(emitted)] if plan.cascades else []))
+    instructions, owners = _with_tokens(
+        [emitted[n] for n in order], [owners[n] for n in order], spec.issue.token_depth
+    )
+    return [*instructions, isa.Halt()], owners
+
+
+def together(plan: LayerPlan) -> Iterator[range]:
     """The layers in order: those of a cascade together, the others by themselves."""
     spans = {cascade.span.start: cascade.span for cascade in plan.cascades}
     n = 0
@@ -146,7 +234,7 @@ def _in_one_order(span: range, plan: LayerPlan, parts: Sequence[Sequence[Owned]]
     return whole
 
 
-class _Constants:
+class Constants:
     """Region 0: every constant once."""
 
     def __init__(self) -> None:
@@ -154,6 +242,7 @@ class _Constants:
         self._known: dict[bytes, int] = {}
 
     def add(self, array: np.ndarray) -> Place:
+        """Where an array lies, which may be where an equal one does."""
         data = np.ascontiguousarray(array).tobytes()
         if data not in self._known:
             self._data += bytes(-len(self._data) % _ALIGN)
@@ -162,6 +251,7 @@ class _Constants:
         return Place(CONSTANTS, self._known[data], array.dtype.itemsize, dram=True)
 
     def bytes(self) -> bytes:
+        """All of them."""
         return bytes(self._data)
 
 
@@ -177,8 +267,8 @@ def _with_fills(made: list[Emitted], fills: list[Emitted]) -> list[Emitted]:
     return [*made[:first], *fills, *made[first:]]
 
 
-def _places(
-    plan: LayerPlan, inputs: Sequence[Value], outputs: Sequence[Value], constants: _Constants
+def place_tensors(
+    plan: LayerPlan, inputs: Sequence[Value], outputs: Sequence[Value], constants: Constants
 ) -> tuple[dict[str, Place], int]:
     """Places of all tensors by name, and the arena's size; adds those that are constants."""
     given = {name: resident.place for resident in plan.residents for name in resident.names}
@@ -186,10 +276,10 @@ def _places(
         layer = planned.job.layer
         if planned.idle and isinstance(layer, Constant):
             given[layer.output.name] = constants.add(layer.codes)
-    return _place_tensors(plan, [v for v in inputs if v.name not in given], outputs, given)
+    return _with_places(plan, [v for v in inputs if v.name not in given], outputs, given)
 
 
-def _place_tensors(
+def _with_places(
     plan: LayerPlan,
     inputs: Sequence[Value],
     outputs: Sequence[Value],
@@ -197,7 +287,7 @@ def _place_tensors(
 ) -> tuple[dict[str, Place], int]:
     """Places of all tensors by name, and the arena's size."""
     layers = plan.layers
-    last_in = {n: span.stop - 1 for span in _together(plan) for n in span}
+    last_in = {n: span.stop - 1 for span in together(plan) for n in span}
     shared = [p.job for p in layers if p.idle and p.job.inputs]
     root = {job.output.value.name: job.inputs[0].value.name for job in shared}
 

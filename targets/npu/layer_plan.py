@@ -15,8 +15,9 @@ from typing import TypeAlias
 from targets.errors import CapacityError
 from targets.layers import Constant, Conv2d, Factor, Layer, Move, Piece, Value
 from targets.npu.cascade import choose_cascades
+from targets.npu.choices import NO_CHOICES, Choices
 from targets.npu.kinds.cost import LONGEST_STEP, NOTHING
-from targets.npu.kinds.table import Planned, kind_of, plan
+from targets.npu.kinds.table import Planned, kind_of, plan, replan
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.resident import Cascade, Resident, choose_residents
 from targets.npu.schedule.job import Job
@@ -96,6 +97,7 @@ def plan_layers(
     outputs: Sequence[Value],
     spec: NpuSpec,
     measure: Measure | None = None,
+    choices: Choices = NO_CHOICES,
 ) -> LayerPlan:
     """Decide everything about a program but its instructions.
 
@@ -105,30 +107,73 @@ def plan_layers(
         outputs: tensors that are needed outside.
         spec: the machine.
         measure: decides which cascades are worth it; without it their estimates do.
+        choices: that take the place of what is decided here.
+
+    Raises:
+        CapacityError: a layer doesn't fit, or one of the choices can't be made; says why.
     """
-    layers = _copied_where_needed(layers, inputs, outputs)
+    layers = copied_where_needed(layers, inputs, outputs)
     outside = {v.name for v in (*inputs, *outputs)}
-    planned = _overlapping(_planned(layers, outside, spec))
-    alone = LayerPlan(*choose_residents(planned, outside, spec))
-    cascades = choose_cascades(planned, alone.layers, outside, spec)
-    plan = _with_cascades(planned, cascades, outside, spec) if cascades else alone
-    if measure is None or not cascades:
+    planned = in_dram(layers, outside, spec)
+    unknown = {*choices.cuts, *choices.stays, *choices.cascades}
+    unknown -= {each.job.output.value.name for each in planned}
+    if unknown:
+        raise CapacityError(f"{min(unknown)}: choices are given for it, and no layer makes it")
+    plan = _with_cascades(planned, (), outside, spec, choices)
+    alone = plan
+    cascades = choose_cascades(planned, alone.layers, outside, spec, choices.cascades)
+    if cascades:
+        plan = _with_cascades(planned, cascades, outside, spec, choices)
+    given = [each for each in cascades if _first_of(each) in choices.cascades]
+    if measure is not None and len(given) < len(cascades):
+        faster = [
+            each
+            for each in cascades
+            if each in given or measure(plan, each.span, spec) < measure(alone, each.span, spec)
+        ]
+        if len(faster) < len(cascades):
+            plan = _with_cascades(planned, faster, outside, spec, choices) if faster else alone
+    if not choices.cuts:
         return plan
-    before = {cascade.span: measure(alone, cascade.span, spec) for cascade in cascades}
-    faster = [each for each in cascades if measure(plan, each.span, spec) < before[each.span]]
-    if len(faster) < len(cascades):
-        plan = _with_cascades(planned, faster, outside, spec) if faster else alone
-    return plan
+    cut = [
+        replan(each, choices.cuts[name])
+        if (name := each.job.output.value.name) in choices.cuts
+        else each
+        for each in plan.layers
+    ]
+    return replace(plan, layers=cut)
+
+
+def in_dram(layers: Sequence[Layer], outside: set[str], spec: NpuSpec) -> list[Planned]:
+    """The layers as they are planned while all tensors are in DRAM and none is in a cascade.
+
+    Args:
+        layers: in order, those copied that must be.
+        outside: names of the program's inputs and outputs.
+        spec: the machine.
+    """
+    return _overlapping(_planned(layers, outside, spec))
+
+
+def _first_of(cascade: Cascade) -> str:
+    """What its first layer makes."""
+    return cascade.layers[0].job.output.value.name
 
 
 def _with_cascades(
-    planned: Sequence[Planned], cascades: Sequence[Cascade], outside: set[str], spec: NpuSpec
+    planned: Sequence[Planned],
+    cascades: Sequence[Cascade],
+    outside: set[str],
+    spec: NpuSpec,
+    choices: Choices,
 ) -> LayerPlan:
     """The plan with cascades, and the tensors beside them that stay in ACT."""
     layers = list(planned)
     for cascade in cascades:
         layers[cascade.span.start : cascade.span.stop] = cascade.layers
-    return LayerPlan(*choose_residents(layers, outside, spec, cascades), cascades)
+    within = {name for cascade in cascades for each in cascade.rolling for name in each.names}
+    stays = {name: does for name, does in choices.stays.items() if name not in within}
+    return LayerPlan(*choose_residents(layers, outside, spec, cascades, stays), cascades)
 
 
 def _right_operand(layer: Layer) -> str:
@@ -218,7 +263,7 @@ def _copy(layer: Move) -> Move:
     return replace(layer, pieces=(piece,), output=replace(layer.output, shape=shape), reshape=False)
 
 
-def _copied_where_needed(
+def copied_where_needed(
     layers: Sequence[Layer], inputs: Sequence[Value], outputs: Sequence[Value]
 ) -> list[Layer]:
     """The layers, a reshape turned into a copy where sharing its input's bytes would not do.

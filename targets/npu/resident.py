@@ -9,8 +9,9 @@ fits and none of the estimates of their cycles, taken together, grows.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from targets.errors import CapacityError
 from targets.layers import Layer
@@ -127,6 +128,7 @@ def choose_residents(
     outside: set[str],
     spec: NpuSpec,
     cascades: Sequence[Cascade] = (),
+    stays: Mapping[str, bool] = MappingProxyType({}),
 ) -> tuple[list[Planned], list[Resident]]:
     """The layers, planned anew where a tensor stays in ACT; and those tensors.
 
@@ -135,6 +137,10 @@ def choose_residents(
         outside: names of the program's inputs and outputs, which lie in DRAM.
         spec: the machine.
         cascades: layers that are at work at the same time; their tensors are among those returned.
+        stays: whether a tensor does, by its name, where that is not for the estimates to say.
+
+    Raises:
+        CapacityError: a tensor is to stay that can't.
     """
     chosen = list(planned)
     residents = [each for cascade in cascades for each in cascade.rolling]
@@ -144,23 +150,45 @@ def choose_residents(
         for n in cascade.span:
             beside[n] += cascade.rolling
     rolling = {name for each in residents for name in each.names}
-    for candidate in _candidates([each.job for each in planned], outside | rolling):
+    candidates = _candidates([each.job for each in planned], outside | rolling)
+    never = {name for name, does in stays.items() if does}
+    never -= {candidate.tensor.value.name for candidate in candidates}
+    if never:
+        raise _can_not_stay(min(never))
+    for candidate in candidates:
+        wanted = stays.get(candidate.tensor.value.name)
+        if wanted is False:
+            continue
         ends = (candidate.first, candidate.last)
         first, last = (together.get(n, range(n, n + 1)) for n in ends)
         span = range(first.start, last.stop)
         resident = _placed(candidate, {r for n in span for r in beside[n]}, spec)
         if resident is None:
+            if wanted:
+                raise _can_not_stay(candidate.tensor.value.name)
             continue
         try:
             trial = {n: _with_resident(chosen[n], resident) for n in span}
         except CapacityError:
+            if wanted:
+                raise
             continue
-        if sum(trial[n].cost.cycles - chosen[n].cost.cycles for n in span) <= 0:
+        if wanted or sum(trial[n].cost.cycles - chosen[n].cost.cycles for n in span) <= 0:
             residents.append(resident)
             for n in span:
                 beside[n].append(resident)
                 chosen[n] = trial[n]
     return chosen, residents
+
+
+def may_stay(planned: Sequence[Planned], outside: set[str]) -> list[str]:
+    """Names of the tensors that ``choose_residents`` looks at, if none is in a cascade."""
+    jobs = [each.job for each in planned]
+    return [candidate.tensor.value.name for candidate in _candidates(jobs, outside)]
+
+
+def _can_not_stay(name: str) -> CapacityError:
+    return CapacityError(f"{name}: can't stay in ACT")
 
 
 def _candidates(jobs: Sequence[Job[Layer]], outside: set[str]) -> list[Resident]:

@@ -8,7 +8,9 @@
     program_<i>.bin    the encoded NPU programs that model.so executes
     integer.json       the integer Relax module, which the reference interpreter reads
     float.pt2          the captured float network
+    head.json          the float ends as Relax modules, head and tail; only where there are some
     layers.json        layers of the integer network and where each runs, with the reason
+    choices.json       what a tuning chose for each NPU program; only of a tuned artifact
     golden.npz         inputs and the outputs that every device gives for them, bit for bit; where
                        the integers end, too, if that is elsewhere
     ir/                text of the stages, to read
@@ -53,7 +55,8 @@ Raised by any change that the tvmq before it, or after it, would misread.
 MANIFEST = "manifest.json"
 
 OURS = re.compile(
-    r"(manifest|plan|integer|layers)\.json|npu\.toml|(model|cpu)\.so|program_\d+\.bin"
+    r"(manifest|plan|integer|layers|head|tail|choices)\.json|npu\.toml|(model|cpu)\.so"
+    r"|program_\d+\.bin"
     r"|float\.pt2|golden\.npz|ir/(passes/)?[^/]+\.py"
 )
 """What an artifact's files are called, for one whose manifest can't be read."""
@@ -239,6 +242,8 @@ class Manifest(_Entry):
             "candidates" and which was "kept", what refinements of the whole "network" moved, and
             "power_of_two_cost" by layer; {} without one.
         ranges: what is too narrow for the step that it has, in the order of the network.
+        tuning: "trials" and how many of them "failed", the "seed", "cycles" of each program
+            "before" (by rule) and "after", and the "best" after how many trials; {} without one.
         seconds: of each stage.
         files: sha256 of every other file.
         sha256: of all fields above.
@@ -260,6 +265,7 @@ class Manifest(_Entry):
     bit_exact: bool
     reconstruction: dict[str, Any] = {}
     ranges: tuple[RangeEntry, ...] = ()
+    tuning: dict[str, Any] = {}
     seconds: dict[str, float]
     files: dict[FileName, str] = {}
     sha256: str = ""
@@ -330,10 +336,18 @@ class Artifact:
             InputError: this artifact has no such file, it is for another processor than this one,
                 or the block can't read what is in it.
         """
-        if (cpu := self.manifest.cpu) is not None:
-            _require_processor(self.folder, cpu)
+        self.require_processor()
         with self.reading(name) as path:
             yield path
+
+    def require_processor(self) -> None:
+        """Check that this machine executes its libraries.
+
+        Raises:
+            InputError: they are for another processor.
+        """
+        if (cpu := self.manifest.cpu) is not None:
+            _require_processor(self.folder, cpu)
 
     def has(self, name: str) -> bool:
         """Whether it has a file of that name."""

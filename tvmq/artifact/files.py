@@ -29,6 +29,7 @@ from targets.cpu.host import features_needed, foreign_architecture, host_target,
 from targets.cpu.instruction_sets import architecture_of, best_of
 from targets.disk_space import require_room
 from targets.linker import find_linker, linking
+from targets.npu.choices import Choices
 from targets.npu.execute.compiled import executor_object
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.storage import host_bytes
@@ -45,7 +46,7 @@ from tvmq.artifact.artifact import (
 )
 from tvmq.build_request import BuildRequest
 from tvmq.data.source import DataSource, sha256_of_file
-from tvmq.float_ends import whole_program
+from tvmq.float_ends import CompilableEnds, whole_program
 from tvmq.float_model import FloatEnd, FloatModel, TensorSpec
 from tvmq.plan.plan import Plan
 from tvmq.plan.range_check import Finding
@@ -57,6 +58,9 @@ DATA_FREE = "data-free: batch-norm statistics of the network"
 PER_PARAMETER, FIXED = 16, 2_000_000
 """Bytes of an artifact at most, from those of networks of 46 thousand to 3.5 million parameters: of
 these, 4 are in float.pt2, 3 in integer.json, the rest in the libraries and programs."""
+
+CHOICES = "choices.json"
+"""What takes the place of the compiler's own choices, for each program: of a tuned artifact."""
 
 OBJECTS_PER_PARAMETER = 8
 """Bytes of what lies in temporary files while a library is linked or loaded."""
@@ -127,6 +131,19 @@ def save_placement(folder: Path, placed: PlacedModule, spec: NpuSpec | None) -> 
     _write_text(folder, "placed", placed.mod.script(show_meta=False))
 
 
+def save_ends(folder: Path, ends: CompilableEnds | None) -> None:
+    """head.json and tail.json, where the network has float ends."""
+    if ends is not None:
+        (folder / "head.json").write_text(tvm.ir.save_json(ends.head))
+        (folder / "tail.json").write_text(tvm.ir.save_json(ends.tail))
+
+
+def save_choices(folder: Path, choices: Sequence[Choices]) -> None:
+    """choices.json: a list, an entry for each program."""
+    text = json.dumps([each.as_json() for each in choices], indent=1)
+    (folder / CHOICES).write_text(text + "\n")
+
+
 def compile_libraries(
     folder: Path, placed: PlacedModule, on_cpu: PlacedModule, spec: NpuSpec | None, target: Target
 ) -> None:
@@ -187,6 +204,7 @@ def make_manifest(
     seconds: dict[str, float],
     reconstruction: dict[str, Any],
     ranges: Sequence[Finding],
+    tuning: dict[str, Any],
 ) -> Manifest:
     """Say what was built from what, how, and with which result."""
     devices = [item.device for item in placed.placements]
@@ -229,6 +247,7 @@ def make_manifest(
         bit_exact=bit_exact,
         reconstruction=reconstruction,
         ranges=tuple(RangeEntry(**finding.as_json()) for finding in ranges),
+        tuning=tuning,
         seconds=seconds,
     )
 

@@ -17,6 +17,7 @@ from tvmq.cli.options import (
     Whole,
     images_options,
     shared_options,
+    tuning_options,
 )
 from tvmq.cli.terminal import Terminal
 from tvmq.reconstruct.methods import METHODS, learning
@@ -197,6 +198,7 @@ PLANNED = (
     metavar="PCT",
     help="Fail if more than this percentage of operators would run on the CPU (exit code 1).",
 )
+@tuning_options(default=0)
 @images_options
 @shared_options
 @click.pass_obj
@@ -210,6 +212,7 @@ def command(terminal: Terminal, /, model_file: Path, output: Path | None, **opti
     from tvmq.cli.report import build_summary
     from tvmq.data.preprocessing import Preprocessing
     from tvmq.flow import build
+    from tvmq.tune.request import request_of
 
     if options["plan"] is not None:
         _refuse_planned()
@@ -233,7 +236,11 @@ def command(terminal: Terminal, /, model_file: Path, output: Path | None, **opti
     _refuse_unlearned(settings)
     output = output or Path(f"{model_file.stem}.tvmq")
     how = Preprocessing.from_flags(*(options.pop(name) for name in IMAGE_FLAGS))
-    request = BuildRequest(model_file, output, settings=settings, preprocessing=how, **options)
+    trials, folders = options.pop("trials"), options.pop("tuning_records")
+    tuning = request_of(output, trials, options["seed"], folders)
+    request = BuildRequest(
+        model_file, output, settings=settings, preprocessing=how, tuning=tuning, **options
+    )
     result = build(request, terminal.progress())
     if terminal.json:
         terminal.print_json(result.as_json())

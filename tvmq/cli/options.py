@@ -141,6 +141,35 @@ def images_options(function: Function) -> Function:
     return function
 
 
+def tuning_options(default: int) -> Callable[[Function], Function]:
+    """Add `--trials --tuning-records`; with ``default`` trials."""
+
+    def add(function: Function) -> Function:
+        options = [
+            click.option(
+                "--trials",
+                type=Whole(0),
+                default=default,
+                show_default=True,
+                help="Trials of other schedules for the NPU, all programs together; what is kept "
+                "is never slower.",
+            ),
+            click.option(
+                "--tuning-records",
+                type=PATH,
+                multiple=True,
+                metavar="DIR",
+                help="Folder of records of trials; may be repeated. All are read, the first one "
+                "gets new trials [default: OUTPUT.tuning].",
+            ),
+        ]
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
 def _terminal_option(
     *names: str, field: str, text: str, count: bool = False
 ) -> Callable[[Function], Function]:

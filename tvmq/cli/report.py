@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from targets.refusal import by_reason
@@ -12,6 +13,7 @@ if TYPE_CHECKING:  # so that printing does not import torch
     from relay_passes.place import Placement
     from tvmq.artifact.artifact import FloatEndsEntry, FloatEntry, FloatIslandEntry, RangeEntry
     from tvmq.flow import BuildResult
+    from tvmq.tune.retune import TuneResult
 
 MOST_RANGES = 3
 """Lines about tensors that are too narrow; the manifest names them all."""
@@ -32,6 +34,7 @@ def build_summary(result: BuildResult) -> list[str]:
         *range_lines(manifest.ranges),
         *([] if manifest.cpu is None else [f"  CPU: {cpu_text(manifest.cpu)}"]),
         f"  operators: {placement_text(manifest.placement)}",
+        *tuning_lines(manifest.tuning),
         *float_end_lines(manifest.float_ends),
         *float_island_lines(manifest.float_islands, result.placements),
     ]
@@ -48,6 +51,31 @@ def build_summary(result: BuildResult) -> list[str]:
         f"Next: tvmq eval {result.artifact} --data D, tvmq profile {result.artifact}",
     ]
     return lines
+
+
+def tune_summary(result: TuneResult, source: Path) -> list[str]:
+    """What `tvmq tune` says at its end."""
+    verdict = "identical, bit for bit" if result.manifest.bit_exact else "DIFFERENT"
+    lines = [
+        f"{result.artifact}: {result.manifest.model['file']} for {result.manifest.target}",
+        *tuning_lines(result.manifest.tuning),
+        f"  outputs for golden.npz: {verdict}",
+    ]
+    if result.artifact != source:
+        lines.append(f"Next: tvmq profile {source} {result.artifact}")
+    return lines
+
+
+def tuning_lines(facts: Mapping[str, Any]) -> list[str]:
+    """Cycles before and after, and the trials that it took."""
+    if not facts:
+        return []
+    before, after = (sum(facts["cycles"][name]) for name in ("before", "after"))
+    failed = f", of which {facts['failed']} could not be made" if facts["failed"] else ""
+    return [
+        f"  tuned: {before:,} cycles by rule, {after:,} now "
+        f"({100 * (before - after) / max(before, 1):.2f} % fewer), {facts['trials']} trials{failed}"
+    ]
 
 
 def float_end_lines(ends: FloatEndsEntry | None) -> list[str]:

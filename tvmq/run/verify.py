@@ -82,8 +82,8 @@ def verify(
         golden |= _named("integers", model.outputs, between)
     np.savez(folder / "golden.npz", **golden)
     found = [library(arrays) for library in libraries]
-    return all(_same(outputs, between) for outputs in found_between) and all(
-        _same(outputs, expected) for outputs in found
+    return all(same(outputs, between) for outputs in found_between) and all(
+        same(outputs, expected) for outputs in found
     )
 
 
@@ -91,7 +91,7 @@ def _named(kind: str, specs: Sequence[TensorSpec], arrays: Sequence[Array]) -> d
     return {f"{kind}.{spec.name}": array for spec, array in zip(specs, arrays, strict=True)}
 
 
-def _same(found: Sequence[Array], expected: Sequence[Array]) -> bool:
+def same(found: Sequence[Array], expected: Sequence[Array]) -> bool:
     """Bit for bit; what is no number in both, as the root of a negative one, is the same."""
     return all(
         np.array_equal(one, other, equal_nan=other.dtype.kind == "f")

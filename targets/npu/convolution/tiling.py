@@ -39,15 +39,15 @@ def tilings(g: ConvGeometry) -> Iterator[ConvTiling]:
     Pieces are loaded again for each block of weights, but for those of a depthwise layer: taller
     stripes of fewer channels load fewer rows twice, so these are always among them.
     """
-    heights = _stripe_rows(g)
+    heights = stripe_rows(g)
     fitting = False
     for tiles, k0 in dict.fromkeys(_weight_blocks(g)):  # several counts cut into the same parts
         for rows in heights:
             for tiling in _fit(g, tiles, k0, rows):
-                if _row_by_row(g, tiling):
+                if row_by_row(g, tiling):
                     fitting = True
                     yield tiling
-    if g.stripe is not None or not _may_be_in_pieces(g):
+    if g.stripe is not None or not may_be_in_pieces(g):
         return
     if fitting and (not g.depthwise or g.input.near):
         return
@@ -59,14 +59,14 @@ def tilings(g: ConvGeometry) -> Iterator[ConvTiling]:
             yield from _fit_pieces(g, tiles, kernel_rows, k0, rows)
 
 
-def _row_by_row(g: ConvGeometry, t: ConvTiling) -> bool:
+def row_by_row(g: ConvGeometry, t: ConvTiling) -> bool:
     """Whether a stripe has all channels before the next one, where that matters."""
     return g.stripe is None or t.rows_outer or t.tiles >= g.tiles
 
 
 def no_tiling_fits(g: ConvGeometry) -> str:
     """Why there is none: which memory is too small by how much."""
-    if _may_be_in_pieces(g):
+    if may_be_in_pieces(g):
         pieces = list(_pieces(g))
         return _why_no_stripe(g, pieces[-1], in_pieces=True) if pieces else _why_no_block(g)
     blocks = list(_weight_blocks(g))
@@ -127,7 +127,7 @@ def _weight_blocks(g: ConvGeometry) -> Iterator[tuple[int, int]]:
             tiles = ceil_div(g.tiles // unit, count) * unit
             slots = 2 if g.windowed else min(2, ceil_div(g.tiles, tiles))
             fits = slots * weight_bytes(g, tiles, k0, kh) <= wgt
-            if fits and slots * _record_bytes(g, tiles) <= par:
+            if fits and slots * record_bytes(g, tiles) <= par:
                 yield tiles, k0
     if g.groups > 1 or par // 2 < g.columns * RECORD_WORDS * 4:
         return
@@ -139,11 +139,11 @@ def _weight_blocks(g: ConvGeometry) -> Iterator[tuple[int, int]]:
             continue
         for tiles in range(min(MAX_ACC_SLOTS, g.tiles), 0, -1):
             fits = 2 * weight_bytes(g, tiles, part, kh) <= wgt
-            if fits and 2 * _record_bytes(g, tiles) <= par:
+            if fits and 2 * record_bytes(g, tiles) <= par:
                 yield tiles, part
 
 
-def _may_be_in_pieces(g: ConvGeometry) -> bool:
+def may_be_in_pieces(g: ConvGeometry) -> bool:
     """Whether there is code for it: the weights are constants whose products are not scaled.
 
     A row of few channels is multiplied as a whole.
@@ -166,12 +166,12 @@ def _pieces(g: ConvGeometry) -> Iterator[tuple[int, int, int]]:
             for count in _few(g.tiles // unit):
                 tiles = ceil_div(g.tiles // unit, count) * unit
                 slots = 2 if tiles < g.tiles or rows < kh or deep < k0 else 1
-                records = _record_bytes(g, tiles) * min(2, ceil_div(g.tiles, tiles))
+                records = record_bytes(g, tiles) * min(2, ceil_div(g.tiles, tiles))
                 if slots * weight_bytes(g, tiles, deep, rows) <= wgt and records <= par:
                     yield tiles, rows, deep
 
 
-def _record_bytes(g: ConvGeometry, tiles: int) -> int:
+def record_bytes(g: ConvGeometry, tiles: int) -> int:
     """Of the records of a block, room for those of whole tiles."""
     return (1 if g.one_record else tiles) * g.columns * RECORD_WORDS * 4
 
@@ -190,7 +190,7 @@ def _few(most: int) -> list[int]:
     return sorted(counts)
 
 
-def _stripe_rows(g: ConvGeometry) -> list[int]:
+def stripe_rows(g: ConvGeometry) -> list[int]:
     """Heights of stripes, tallest first; each divides the image as evenly as it goes."""
     oh = g.out[0]
     if g.windowed:  # no stripe is of two windows
@@ -251,12 +251,12 @@ def _why_no_block(g: ConvGeometry) -> str:
     if par // 2 < record:
         half = par // 2
         return f"{g.layer.name}: a tile's records need {record} bytes, half of PAR has {half}"
-    if g.groups > 1 and par // 2 < (records := _record_bytes(g, g.tiles_per_group)):
+    if g.groups > 1 and par // 2 < (records := record_bytes(g, g.tiles_per_group)):
         return (
             f"{g.layer.name}: the records of one group ({records} bytes) exceed half of PAR "
             f"({par // 2})"
         )
-    rows = 1 if _may_be_in_pieces(g) else g.kernel[0]
+    rows = 1 if may_be_in_pieces(g) else g.kernel[0]
     if g.groups > 1:
         needed = weight_bytes(g, g.tiles_per_group, g.reduction[2], rows)
         return (

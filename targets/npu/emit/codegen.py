@@ -25,6 +25,7 @@ from targets.npu.emit.loop_tree import (
     Env,
     Leaf,
     Loop,
+    Lowered,
     Node,
     Sequence,
     read_function,
@@ -52,6 +53,15 @@ class Scratchpads:
 
     def __init__(self) -> None:
         self._next = [0] * len(MEMORIES)
+
+    @property
+    def state(self) -> tuple[int, ...]:
+        """All that what comes next depends on."""
+        return tuple(self._next)
+
+    @state.setter
+    def state(self, state: tuple[int, ...]) -> None:
+        self._next = list(state)
 
     def place(self, buffers: list[Allocation], spec: NpuSpec) -> dict[str, Place]:
         """Places of one layer's buffers, in the memories as the layer finds them.
@@ -109,11 +119,12 @@ def generate(
     Raises:
         CapacityError: its scratchpads do not fit the machine's memories; names the memory.
     """
-    return generate_together([(func, parameters)], spec, scratchpads or Scratchpads())[0]
+    lowered = read_function(lower(func))
+    return generate_together([(lowered, parameters)], spec, scratchpads or Scratchpads())[0]
 
 
 def generate_together(
-    layers: Iterable[tuple[tirx.PrimFunc, Mapping[str, Place]]],
+    layers: Iterable[tuple[Lowered, Mapping[str, Place]]],
     spec: NpuSpec,
     scratchpads: Scratchpads,
 ) -> list[list[Emitted]]:
@@ -122,8 +133,7 @@ def generate_together(
     Their scratchpads lie beside each other; otherwise as ``generate``, layer by layer.
     """
     trees, buffers = [], []
-    for n, (func, parameters) in enumerate(layers):
-        tree, allocations = read_function(lower(func))
+    for n, ((tree, allocations), parameters) in enumerate(layers):
         trees.append((tree, parameters, {a.name: f"{n}.{a.name}" for a in allocations}))
         buffers += [replace(a, name=f"{n}.{a.name}") for a in allocations]
     places = scratchpads.place(buffers, spec)

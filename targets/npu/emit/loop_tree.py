@@ -191,7 +191,11 @@ class Allocation:
     scope: str
 
 
-def read_function(func: tirx.PrimFunc) -> tuple[Node, list[Allocation]]:
+Lowered: TypeAlias = tuple[Node, list[Allocation]]
+"""A function as a tree, and the scratchpad buffers that it allocates."""
+
+
+def read_function(func: tirx.PrimFunc) -> Lowered:
     """The tree of a lowered function, and the scratchpad buffers that it allocates."""
     reader = _Reader()
     for buffer in func.params:

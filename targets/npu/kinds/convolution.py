@@ -14,6 +14,7 @@ from targets.npu.convolution.geometry import ConvGeometry
 from targets.npu.convolution.loop_nest import schedule_convolution
 from targets.npu.convolution.tile_cost import ConvTiling, estimate, price_of
 from targets.npu.convolution.tiling import no_tiling_fits, tilings
+from targets.npu.convolution.tiling_space import misfit, tiling_space
 from targets.npu.kinds.cost import Cost
 from targets.npu.kinds.kind import Kind, Padding, Rule, broken_requantization, wide
 from targets.npu.machine.spec import NpuSpec
@@ -67,6 +68,24 @@ class Convolution(Kind[Conv2d, ConvTiling]):
                 raise CapacityError(no_tiling_fits(g))
             self._fastest[g.key] = best
         return best
+
+    def space(self, job: Job[Conv2d]) -> list[ConvTiling]:
+        """All even cuts that fit."""
+        return tiling_space(ConvGeometry(job))
+
+    def form(self, job: Job[Conv2d]) -> Hashable:
+        """Of its geometry."""
+        return ConvGeometry(job).key
+
+    def misfit(self, job: Job[Conv2d], choice: ConvTiling) -> str:
+        """A size that is none of the layer's, or a memory that is too small."""
+        if not isinstance(choice, ConvTiling):
+            return f"{job.layer.name}: {choice} is no tiling"
+        return misfit(ConvGeometry(job), choice)
+
+    def price(self, job: Job[Conv2d], choice: ConvTiling) -> int:
+        """What ``choose`` compares."""
+        return price_of(ConvGeometry(job), choice)
 
     def cost(self, job: Job[Conv2d], choice: ConvTiling) -> Cost:
         """What made the compiler choose."""

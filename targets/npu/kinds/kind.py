@@ -12,7 +12,7 @@ A job is a layer with its tensors as they lie and what is left of ACT (``schedul
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, Generic, TypeVar
@@ -146,6 +146,31 @@ class Kind(ABC, Generic[L, C]):
         for choice in self.choices(job):
             return choice
         raise CapacityError(self.too_large(job))
+
+    def space(self, job: Job[L]) -> list[C]:
+        """All ways to cut the layer that a search may try; no fewer than ``choices``."""
+        return list(self.choices(job))
+
+    def misfit(self, job: Job[L], choice: C) -> str:
+        """Why a choice from elsewhere can't be made here; "" where it can."""
+        return "" if choice in self.space(job) else f"{job.layer.name}: can't be cut by {choice}"
+
+    def price(self, job: Job[L], choice: C) -> int:
+        """Estimated cycles that a choice costs its program: to say which are worth a try."""
+        return self.cost(job, choice).cycles
+
+    def form(self, job: Job[L]) -> Hashable:
+        """Equal for layers that take as long wherever they are cut alike; its ``repr`` is stable.
+
+        All but names and numbers in arrays.
+        """
+        layer = {k: v for k, v in vars(job.layer).items() if k not in ("name", "source")}
+        stored = (*job.inputs, job.output)
+        return (
+            *(type(job.layer).__name__, *(each.form for each in stored)),
+            *((k, v) for k, v in sorted(layer.items()) if isinstance(v, int | str | tuple)),
+            *(job.act_bytes, job.stripe, job.sharing, job.spec.digest),
+        )
 
     @abstractmethod
     def cost(self, job: Job[L], choice: C) -> Cost:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from targets.errors import CapacityError
 from targets.layers import (
     Add,
     Constant,
@@ -19,6 +20,7 @@ from targets.layers import (
     Pairing,
     Softmax,
 )
+from targets.npu.emit.loop_tree import Lowered, read_function
 from targets.npu.kinds.addition import Addition
 from targets.npu.kinds.constant import ConstantTensor
 from targets.npu.kinds.convolution import Convolution
@@ -32,6 +34,7 @@ from targets.npu.kinds.pool import MaxPool
 from targets.npu.kinds.softmax import SoftmaxOfRows
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.scheduled import Scheduled
+from targets.npu.target import lower
 
 KINDS: dict[type[Layer], Kind[Any, Any]] = {
     Conv2d: Convolution(),
@@ -81,6 +84,11 @@ class Planned:
         """The layer in tensorized TIR."""
         return kind_of(self.job.layer).schedule(self.job, self.choice)
 
+    @cached_property
+    def lowered(self) -> Lowered:
+        """The same as loops that are walked with numbers."""
+        return read_function(lower(self.scheduled.func))
+
 
 def plan(job: Job[Layer]) -> Planned:
     """The job with its kind's choice.
@@ -93,3 +101,16 @@ def plan(job: Job[Layer]) -> Planned:
         return Planned(job, None, NOTHING)
     choice = kind.choose(job)
     return Planned(job, choice, kind.cost(job, choice))
+
+
+def replan(planned: Planned, choice: Any) -> Planned:
+    """The layer with a choice from elsewhere.
+
+    Raises:
+        CapacityError: it can't be made there; says why.
+    """
+    kind = kind_of(planned.job.layer)
+    why_not = "there is nothing to do" if planned.idle else kind.misfit(planned.job, choice)
+    if why_not:
+        raise CapacityError(why_not)
+    return Planned(planned.job, choice, kind.cost(planned.job, choice))

@@ -1,0 +1,116 @@
+"""Trials are timed exactly as what a build would run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from npu_layers import FLAT, conv
+
+from targets.errors import CapacityError
+from targets.layers import Layer
+from targets.npu.choices import Choices
+from targets.npu.compiler import compile_layers
+from targets.npu.machine.spec import load_spec
+from targets.npu.price.timing import simulate_timing
+from targets.npu.trials import Trials
+
+E256 = load_spec("e256")
+
+
+def chain(channels: int = 48, count: int = 4, size: int = 14) -> list[Layer]:
+    layers: list[Layer] = []
+    for n in range(count):
+        layer = conv((size, size, channels), channels, seed=n)
+        source = {"input": layers[-1].output} if layers else {}
+        layers.append(replace(layer, **source, output=replace(layer.output, name=f"v{n}")))
+    last = conv((size, size, channels), 8, (1, 1), padding=FLAT, seed=9)
+    last = replace(last, input=layers[-1].output, output=replace(last.output, name="last"))
+    return [*layers, last]
+
+
+def ends(layers: list[Layer]):
+    return layers[0].inputs, [layers[-1].output]
+
+
+def cycles_of_a_build(layers: list[Layer], choices: Choices) -> int:
+    program = compile_layers(layers, *ends(layers), E256, choices)
+    return simulate_timing(program.instructions, E256).total
+
+
+@pytest.fixture(scope="module")
+def trials() -> Trials:
+    layers = chain()
+    return Trials(layers, *ends(layers), E256)
+
+
+def test_the_rules_program(trials):
+    assert trials.cycles(trials.rule) == cycles_of_a_build(trials.layers, Choices())
+
+
+def test_programs_by_choices(trials):
+    for layer in (0, 2, 4):
+        space = [cut for _, cut in trials.space(trials.rule, layer)]
+        for cut in (space[1], space[len(space) // 2], space[-1]):
+            made = trials.cut(trials.rule, layer, cut)
+            name = made.plan.layers[layer].job.output.value.name
+            assert trials.cycles(made) == cycles_of_a_build(trials.layers, Choices({name: cut}))
+
+
+def test_programs_by_what_stays(trials):
+    assert "v1" in trials.may_stay
+    changed = replace(trials.rule.choices, stays={"v1": False})
+    here = [each.names for each in trials.rule.plan.residents]
+    assert any("v1" in names for names in here)
+    made = trials.structure(changed)
+    assert trials.cycles(made) == cycles_of_a_build(trials.layers, Choices({}, {"v1": False}))
+
+
+def test_what_is_remembered_changes_nothing(trials):
+    """The same cut again, and between two others: the memories' places are part of it."""
+    space = [cut for _, cut in trials.space(trials.rule, 1)]
+    cuts = [space[0], space[-1], space[0], space[len(space) // 2], space[-1]]
+    again = [trials.cycles(trials.cut(trials.rule, 1, cut)) for cut in cuts]
+    layers = chain()
+    fresh = []
+    for cut in cuts:
+        new = Trials(layers, *ends(layers), E256)
+        fresh.append(new.cycles(new.cut(new.rule, 1, cut)))
+    assert again == fresh
+
+
+def test_a_window_has_the_layers_beside(trials):
+    assert trials.window(trials.rule, range(2, 3)) == range(1, 4)
+    assert trials.window(trials.rule, range(1)) == range(2)
+    window = trials.window(trials.rule, range(2, 3))
+    assert 0 < trials.cycles(trials.rule, window) < trials.cycles(trials.rule)
+
+
+def test_cuts_come_by_their_estimate(trials):
+    prices = [price for price, _ in trials.space(trials.rule, 0)]
+    assert prices == sorted(prices)
+    assert len(prices) > 10
+
+
+def test_a_cut_that_can_not_be_is_refused(trials):
+    (_, cut), *_ = trials.space(trials.rule, 0)
+    with pytest.raises(CapacityError):
+        trials.cut(trials.rule, 0, replace(cut, tiles=99))
+
+
+def test_the_description_of_a_window_is_of_what_its_cycles_depend_on(trials):
+    window = range(1, 4)
+    same = Trials(chain(), *ends(trials.layers), E256)
+    whole = trials.description(trials.rule)
+    inside = trials.description(trials.rule, window, 2)
+    assert (same.description(same.rule), same.description(same.rule, window, 2)) == (whole, inside)
+    for layers in (chain(channels=32), chain(count=5), chain(size=12)):
+        other = Trials(layers, *ends(layers), E256)
+        assert other.description(other.rule) != whole
+    cut = next(
+        cut for _, cut in trials.space(trials.rule, 1) if cut != trials.rule.plan.layers[1].choice
+    )
+    changed = trials.cut(trials.rule, 1, cut)
+    assert trials.description(changed, window, 2) != inside
+    assert trials.description(changed, window, 1) == trials.description(trials.rule, window, 1)
+    assert trials.description(changed) == whole

@@ -1,0 +1,170 @@
+"""`tvmq tune` and `tvmq build` with trials: faster programs, the same outputs, nothing lost."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from model_files import save, save_inputs
+
+from targets.npu.machine.spec import load_spec
+from tvmq.artifact.artifact import Artifact
+from tvmq.cli import main
+from tvmq.run.session import Session
+from tvmq.tune import search as search_module
+from tvmq.tune.records import TRIALS, WORKLOADS, Records
+
+TRIALS_MADE = 24
+
+
+@pytest.fixture(scope="module")
+def tuned(small, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuned") / "tuned.tvmq"
+    words = ["tune", small, "-o", folder, "--trials", TRIALS_MADE, "-q"]
+    assert main([str(word) for word in words]) == 0
+    return folder
+
+
+def cycles(artifact) -> tuple[int, int]:
+    found = Artifact.load(artifact).manifest.tuning["cycles"]
+    return sum(found["before"]), sum(found["after"])
+
+
+def test_a_tuned_artifact_gives_the_same_outputs_in_fewer_cycles(small, tuned, tvmq):
+    artifact = Artifact.load(tuned)
+    assert artifact.manifest.bit_exact
+    with Artifact.load(small).reading("golden.npz") as path:
+        golden = dict(np.load(path))
+    inputs = {name[6:]: array for name, array in golden.items() if name.startswith("input.")}
+    for device in ("npu", "cpu", "reference"):
+        for name, array in Session(artifact, device).run(inputs).items():
+            np.testing.assert_array_equal(array, golden[f"output.{name}"])
+    before, after = cycles(tuned)
+    assert after < before
+    profiles = [json.loads(tvmq("profile", each, "--json").out) for each in (small, tuned)]
+    assert [each["total_cycles"] for each in profiles] == [before, after]
+
+
+def test_the_manifest_says_what_was_done(tuned):
+    manifest = Artifact.load(tuned).manifest
+    assert manifest.tuning["trials"] == TRIALS_MADE
+    assert manifest.tuning["seed"] == 0
+    assert "tune" in manifest.seconds
+    assert {"choices.json", "program_0.bin", "model.so"} <= set(manifest.files)
+    assert manifest.settings["seed"] == 7
+
+
+def test_the_same_again_makes_no_trial(small, tuned, tvmq, tmp_path):
+    records = tuned.with_name(f"{tuned.name}.tuning")
+    lines = (records / TRIALS).read_bytes()
+    words = ["--trials", TRIALS_MADE, "--tuning-records", records, "--json"]
+    result = tvmq("tune", small, "-o", tmp_path / "again.tvmq", *words)
+    assert result.code == 0, result.err
+    assert (records / TRIALS).read_bytes() == lines
+    assert json.loads(result.out)["cycles_after"] == cycles(tuned)[1]
+    programs = [
+        Artifact.load(each).path("program_0.bin").read_bytes()
+        for each in (tuned, tmp_path / "again.tvmq")
+    ]
+    assert programs[0] == programs[1]
+
+
+def test_an_interrupt_loses_no_trial(small, tuned, tvmq, tmp_path, monkeypatch):
+    output, made = tmp_path / "out.tvmq", []
+    count = search_module._Search._count
+
+    def interrupted(self, cycles):
+        count(self, cycles)
+        made.append(cycles)
+        if len(made) == 10:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search_module._Search, "_count", interrupted)
+        result = tvmq("tune", small, "-o", output, "--trials", TRIALS_MADE)
+    assert result.code == 130
+    assert "finished trials are kept" in result.err
+    assert not output.exists()
+    records = output.with_name("out.tvmq.tuning")
+    before = (records / TRIALS).read_bytes().splitlines()
+    assert len(before) >= 10
+    result = tvmq("tune", small, "-o", output, "--trials", TRIALS_MADE, "-q")
+    assert result.code == 0, result.err
+    after = (records / TRIALS).read_bytes().splitlines()
+    assert after[: len(before)] == before
+    other = tuned.with_name(f"{tuned.name}.tuning")
+    assert after == (other / TRIALS).read_bytes().splitlines()
+    assert cycles(output) == cycles(tuned)
+
+
+def test_a_build_uses_records_without_trials(tuned, tvmq, tmp_path):
+    model, data = save("resnet_small", tmp_path), save_inputs("resnet_small", tmp_path)
+    records = tuned.with_name(f"{tuned.name}.tuning")
+    lines = (records / TRIALS).read_bytes()
+    words = ["--calib-data", data, "--seed", 7, "--tuning-records", records, "--json"]
+    result = tvmq("build", model, "-o", tmp_path / "a.tvmq", *words)
+    assert result.code == 0, result.err
+    facts = json.loads(result.out)["tuning"]
+    assert (facts["trials"], facts["cycles"]["after"]) == (0, [cycles(tuned)[1]])
+    assert json.loads(result.out)["bit_exact"]
+    assert (records / TRIALS).read_bytes() == lines
+
+
+def test_a_build_for_another_machine_does_not_use_them(tuned, tvmq, tmp_path):
+    model, data = save("resnet_small", tmp_path), save_inputs("resnet_small", tmp_path)
+    records = tuned.with_name(f"{tuned.name}.tuning")
+    assert Records(load_spec("e256"), [records]).read > 0
+    words = ["--calib-data", data, "--seed", 7, "--tuning-records", records, "--json"]
+    result = tvmq("build", model, "-o", tmp_path / "a.tvmq", "--target", "npu:m2048", *words)
+    assert result.code == 0, result.err
+    facts = json.loads(result.out)["tuning"]["cycles"]
+    assert facts["before"] == facts["after"]
+
+
+def test_damaged_records_are_said(small, tuned, tvmq, tmp_path):
+    records = tmp_path / "records"
+    records.mkdir()
+    for name in (WORKLOADS, TRIALS):
+        content = (tuned.with_name(f"{tuned.name}.tuning") / name).read_bytes()
+        (records / name).write_bytes(content + b"[7, {\n")
+    words = ["--trials", 0, "--tuning-records", records]
+    result = tvmq("tune", small, "-o", tmp_path / "a.tvmq", *words)
+    assert result.code == 0, result.err
+    assert "1 damaged" in result.err
+    assert cycles(tmp_path / "a.tvmq") == cycles(tuned)
+
+
+def test_a_plot_falls_from_the_rules_cycles(small, tuned, tvmq, tmp_path):
+    records = tuned.with_name(f"{tuned.name}.tuning")
+    words = ["--trials", TRIALS_MADE, "--tuning-records", records, "--plot", tmp_path / "p.svg"]
+    result = tvmq("tune", small, "-o", tmp_path / "a.tvmq", *words)
+    assert result.code == 0, result.err
+    text = (tmp_path / "p.svg").read_text()
+    assert "<svg" in text
+    assert "best so far" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--trials", "0", "--tuning-records", "nowhere"], "no such folder of tuning records"),
+        (["--trials", "-1"], "--trials"),
+    ],
+)
+def test_what_can_not_be_asked_for_is_refused(small, tvmq, tmp_path, words, said):
+    result = tvmq("tune", small, "-o", tmp_path / "a.tvmq", *words)
+    assert result.code == 2
+    assert said in result.err
+
+
+def test_tuning_is_of_the_npu(tvmq, tmp_path):
+    model = save("resnet_small", tmp_path)
+    refused = tvmq("build", model, "-o", tmp_path / "a", "--target", "cpu", "--trials", 4)
+    assert refused.code == 2
+    assert "the target is the CPU" in refused.err
+    built = tvmq("build", model, "-o", tmp_path / "b", "--target", "cpu", "-q")
+    assert built.code == 0, built.err
+    result = tvmq("tune", tmp_path / "b", "--trials", 4)
+    assert result.code == 2
+    assert "was built for the CPU" in result.err

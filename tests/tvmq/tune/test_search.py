@@ -1,0 +1,141 @@
+"""The search: never slower than the rule, the same each time, and no trial is made twice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from npu_layers import conv
+
+from targets.errors import CapacityError
+from targets.layers import Layer
+from targets.npu.compiler import compile_layers
+from targets.npu.machine.spec import load_spec
+from targets.npu.price.timing import simulate_timing
+from targets.npu.trials import Trials
+from tvmq.tune.search import search
+
+E256 = load_spec("e256")
+BUDGET = 60
+
+
+class Memory:
+    """Trials that are known while the process lives."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[str, str], int] = {}
+        self.made: list[tuple[str, str]] = []
+
+    def find(self, workload: str, choice: Any) -> int | None:
+        return self.known.get((workload, repr(choice)))
+
+    def add(self, workload: str, choice: Any, cycles: int, words: str) -> None:
+        assert words
+        self.known[workload, repr(choice)] = cycles
+        self.made.append((workload, repr(choice)))
+
+
+def layers() -> list[Layer]:
+    chain: list[Layer] = []
+    for n, (channels, stride) in enumerate(((24, 1), (40, 2), (40, 1), (40, 1))):
+        shape = chain[-1].output.shape if chain else (28, 28, 8)
+        layer = conv(shape, channels, strides=(stride, stride), seed=n)
+        source = {"input": chain[-1].output} if chain else {}
+        chain.append(replace(layer, **source, output=replace(layer.output, name=f"v{n}")))
+    return chain
+
+
+def trials() -> Trials:
+    made = layers()
+    return Trials(made, made[0].inputs, [made[-1].output], E256)
+
+
+@pytest.fixture(scope="module")
+def found():
+    memory = Memory()
+    return search(trials(), BUDGET, 0, memory), memory
+
+
+def test_the_program_is_faster_and_as_fast_as_it_says(found):
+    result, _ = found
+    made = layers()
+    program = compile_layers(made, made[0].inputs, [made[-1].output], E256, result.choices)
+    assert simulate_timing(program.instructions, E256).total == result.after < result.before
+    assert len(result.best) == BUDGET
+    assert list(result.best) == sorted(result.best, reverse=True)
+    assert result.best[-1] == result.after
+    assert result.steps[-1][1] == result.after
+
+
+def test_the_same_seed_gives_the_same(found):
+    assert search(trials(), BUDGET, 0, Memory()) == found[0]
+
+
+def test_another_seed_tries_others(found):
+    other = Memory()
+    search(trials(), BUDGET, 1, other)
+    assert set(other.made) != set(found[1].made)
+
+
+def test_what_is_known_is_not_made_again(found, monkeypatch):
+    result, memory = found
+    before = len(memory.made)
+    again = trials()
+    monkeypatch.setattr(again, "cycles", lambda *_: pytest.fail("it is known"))
+    assert search(again, BUDGET, 0, memory) == result
+    assert len(memory.made) == before == len(set(memory.made))
+
+
+def test_an_interrupted_search_goes_on(found):
+    memory = Memory()
+
+    def interrupt(done: int, *_: int) -> None:
+        if done == 25:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(trials(), BUDGET, 0, memory, interrupt)
+    assert search(trials(), BUDGET, 0, memory) == found[0]
+    assert len(memory.made) == len(set(memory.made)) == len(found[1].made)
+
+
+def test_more_trials_are_never_worse(found):
+    for budget in (0, 8, 30):
+        fewer = search(trials(), budget, 0, Memory())
+        assert found[0].after <= fewer.after <= fewer.before
+    assert search(trials(), 0, 0, Memory()).choices.as_json() == {
+        "cuts": {},
+        "stays": {},
+        "cascades": {},
+    }
+
+
+def test_trials_that_fail_are_counted(monkeypatch):
+    broken = trials()
+    cut = broken.cut
+    count = []
+
+    def sometimes(*arguments: Any, **words: Any) -> Any:
+        count.append(1)
+        if len(count) % 3 == 0:
+            raise CapacityError("no room")
+        return cut(*arguments, **words)
+
+    monkeypatch.setattr(broken, "cut", sometimes)
+    result = search(broken, 30, 0, Memory())
+    assert 0 < result.failed < 30
+    assert result.after <= result.before
+
+
+def test_what_is_better_in_a_window_alone_is_not_taken(monkeypatch):
+    one = trials()
+    cycles = one.cycles
+
+    def lying(structure: Any, window: range | None = None) -> int:
+        cuts = structure.choices.cuts
+        return cycles(structure, window) + (10_000 * len(cuts) if window is None else 0)
+
+    monkeypatch.setattr(one, "cycles", lying)
+    result = search(one, BUDGET, 0, Memory())
+    assert not result.choices.cuts

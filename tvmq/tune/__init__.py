@@ -1,0 +1,1 @@
+"""Better choices than the compiler's rules: the search for them, and what is kept of it."""

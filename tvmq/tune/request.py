@@ -1,0 +1,56 @@
+"""What a tuning is asked for, and where its records are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from targets.errors import InputError
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """What is asked of a tuning.
+
+    Attributes:
+        trials: for all programs of the network together; 0 to use records alone.
+        seed: of all that is random.
+        records: folders to read.
+        output: the folder that gets the trials; None: they are not kept.
+    """
+
+    trials: int = 0
+    seed: int = 0
+    records: tuple[Path, ...] = ()
+    output: Path | None = None
+
+
+def records_of(artifact: Path) -> Path:
+    """The folder beside an artifact that keeps the records of its tuning."""
+    return artifact.absolute().with_name(f"{artifact.name}.tuning")
+
+
+def request_of(
+    artifact: Path, trials: int, seed: int, folders: Sequence[Path]
+) -> TuneRequest | None:
+    """What the options of a command ask for; None if for no tuning.
+
+    Args:
+        artifact: to be written; its own records are beside it.
+        trials: how many; 0 to use records alone.
+        seed: of all that is random.
+        folders: of records; the first one gets the trials.
+
+    Raises:
+        InputError: no trials are to be made, and a folder of records isn't there.
+    """
+    if not trials:
+        for folder in folders:
+            if not folder.is_dir():
+                raise InputError(
+                    f"{folder}: no such folder of tuning records. Give one that `tvmq tune` or "
+                    f"`tvmq build --trials` wrote, or --trials."
+                )
+        return TuneRequest(0, seed, tuple(folders)) if folders else None
+    return TuneRequest(trials, seed, tuple(folders), (*folders, records_of(artifact))[0])

@@ -1,0 +1,171 @@
+"""A built artifact with other choices for its NPU programs: the same integers, in fewer cycles.
+
+What the network computes is read from ``integer.json``; only programs, ``model.so`` and what is
+written of them are made anew. The outputs of ``golden.npz`` are the proof, as they are of a build.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+
+from relay_passes.float_ends import HEAD, INTEGERS, join_ends
+from relay_passes.place import place, programs_of
+from relay_passes.read_layers import read_layers
+from targets.cpu.host import cpu_target
+from targets.cpu.instruction_sets import NATIVE
+from targets.errors import GateError, InputError
+from targets.linker import try_linker
+from targets.npu.choices import Choices
+from targets.npu.execute.compiled import made_meanwhile
+from targets.npu.machine.spec import load_spec
+from tvmq.artifact.artifact import Artifact, Manifest, write_manifest, writing
+from tvmq.artifact.files import CHOICES, compile_library, save_choices, save_placement
+from tvmq.progress import Progress
+from tvmq.run.session import LibraryRunner
+from tvmq.run.verify import same
+from tvmq.tune.request import TuneRequest
+from tvmq.tune.tuning import Tuned, tune
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What was tuned.
+
+    Attributes:
+        artifact: the folder that was written.
+        manifest: its manifest.
+        tuned: what was found.
+    """
+
+    artifact: Path
+    manifest: Manifest
+    tuned: Tuned
+
+    def as_json(self) -> dict[str, Any]:
+        """The output of `tvmq tune --json`."""
+        facts = self.tuned.as_json()
+        return {
+            "artifact": str(self.artifact),
+            "cycles_before": self.tuned.before,
+            "cycles_after": self.tuned.after,
+            "trials": facts["trials"],
+            "failed_trials": facts["failed"],
+            "seed": facts["seed"],
+            "best": facts["best"],
+            "bit_exact": self.manifest.bit_exact,
+            "seconds": self.manifest.seconds,
+        }
+
+    def check_gates(self) -> None:
+        """Fail if the devices disagree.
+
+        Raises:
+            GateError: they do.
+        """
+        if not self.manifest.bit_exact:
+            raise GateError(
+                f"{self.artifact}: the tuned NPU programs give other outputs for golden.npz. "
+                f"This is a fault of tvmq; don't deploy the artifact."
+            )
+
+
+def retune(
+    source: Path, output: Path, request: TuneRequest, progress: Progress | None = None
+) -> TuneResult:
+    """Tune an artifact; nothing at its destination changes unless all stages succeed.
+
+    Args:
+        source: an artifact that was built for an NPU.
+        output: the folder to write; it may be the same.
+        request: what is asked for.
+        progress: listens.
+
+    Raises:
+        InputError: it isn't one, is for another processor, or records can't be used.
+        TvmqError: a stage can't do it.
+    """
+    progress = progress or Progress()
+    artifact = Artifact.load(source)
+    if not artifact.has("npu.toml"):
+        raise InputError(
+            f"{source}: was built for the CPU, and tuning is of NPU programs. "
+            f"Build it with --target npu."
+        )
+    ends = artifact.manifest.float_ends
+    if ends is not None and not artifact.has("head.json"):
+        raise InputError(f"{source}: has no head.json to tune it with. Build it again.")
+    artifact.require_processor()  # the proof is that it gives the same outputs
+    try_linker()
+    cpu = cpu_target(NATIVE if artifact.manifest.cpu is None else artifact.manifest.cpu.target)
+    spec = load_spec(str(artifact.path("npu.toml")))
+    with writing(output) as folder, made_meanwhile(spec):
+        with progress.stage("read"):
+            integer = _module(artifact, "integer.json")
+            network = read_layers(integer, {e["name"]: e["source"] for e in artifact.layers()})
+        with progress.stage("tune"):
+            programs = programs_of(network, spec)
+            tuned = tune(programs, spec, request, progress, choices_of(artifact))
+        with progress.stage("place"):
+            placed = place(integer, network, spec, cpu, tuned.choices)
+            if ends is not None:
+                head, tail = (_module(artifact, f"{end}.json") for end in ("head", "tail"))
+                placed = replace(placed, mod=join_ends(placed.mod, head, tail))
+            made = ("npu.toml", "layers.json", "ir/placed.py", "model.so", CHOICES)
+            for name in artifact.manifest.files:
+                if name not in made and not name.startswith("program_"):
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(artifact.path(name), folder / name)
+            save_placement(folder, placed, spec)
+            save_choices(folder, tuned.choices)
+        with progress.stage("compile"):
+            compile_library(placed.mod, folder / "model.so", spec, cpu)
+        with progress.stage("verify"):
+            bit_exact = artifact.manifest.bit_exact and _verified(folder, artifact)
+        seconds = {"tune": 0.0, **artifact.manifest.seconds}
+        manifest = artifact.manifest.model_copy(
+            update={
+                "bit_exact": bit_exact,
+                "tuning": tuned.as_json(),
+                "seconds": {name: progress.seconds.get(name, s) for name, s in seconds.items()},
+            }
+        )
+        write_manifest(folder, manifest)
+    return TuneResult(output, manifest, tuned)
+
+
+def choices_of(artifact: Artifact) -> list[Choices]:
+    """The choices that its programs were compiled with; none if they are the rule's."""
+    if not artifact.has(CHOICES):
+        return []
+    with artifact.reading(CHOICES) as path:
+        return [Choices.from_json(each) for each in json.loads(path.read_bytes())]
+
+
+def _module(artifact: Artifact, name: str) -> tvm.IRModule:
+    """One that is kept as JSON."""
+    with artifact.reading(name) as path:
+        return tvm.ir.load_json(path.read_text())
+
+
+def _verified(folder: Path, artifact: Artifact) -> bool:
+    """Whether model.so gives what golden.npz says, bit for bit."""
+    with artifact.reading("golden.npz") as path:
+        golden = dict(np.load(path))
+    manifest = artifact.manifest
+    library = LibraryRunner(folder / "model.so")
+    arrays = [golden[f"input.{info.name}"] for info in manifest.inputs]
+    expected = [golden[f"output.{info.name}"] for info in manifest.outputs]
+    if not same(library(arrays), expected):
+        return False
+    between = [array for name, array in golden.items() if name.startswith("integers.")]
+    if not between:
+        return True
+    read = library(arrays, HEAD)[: library.parameters_of(INTEGERS)]
+    return same(library(read, INTEGERS), between)
