@@ -1,22 +1,37 @@
-"""The plan of a network whose tensors are scaled to steps that are powers of two."""
+"""The plan of a network whose tensors are scaled to steps that are powers of two.
+
+What the images of one half show decides how large tensors become, and what the other half shows
+whether they do: by the network's outputs with activations of the bits that were asked for, in powers
+of two, and weights of 8 bits, whose errors would hide the others. With methods that learn, tensors
+inside of a unit are left to it (``tvmq/reconstruct/inner_scales.py``).
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from tvmq.calibrate.calibrate import Progress, calibrate_again
-from tvmq.float_model import TensorScaling
-from tvmq.plan.equalized_plan import Planned
+from tvmq.calibrate.calibrate import Calibration, Inputs, Progress, calibrate, calibrate_again
+from tvmq.float_model import FloatModel, TensorScaling
+from tvmq.plan.bias_correction import halves_of
+from tvmq.plan.equalized_plan import Planned, output_error
 from tvmq.plan.mixed_plan import same_outputs
 from tvmq.plan.planner import make_plan
-from tvmq.plan.scale_tensors import scale_tensors
+from tvmq.plan.scale_tensors import Family, find_families, scale_tensors
+from tvmq.reconstruct.inner_scales import inner_families
+from tvmq.reconstruct.methods import combined
+from tvmq.reconstruct.units import find_units
+from tvmq.regions import find_regions
+from tvmq.settings import Settings
+
+PRECISE = 8
+"""Bits of weights while activations are compared."""
 
 
 def plan_scaled(planned: Planned, progress: Progress | None = None) -> Planned:
-    """Scale the tensors of a planned network and plan it anew.
+    """Scale the tensors of a planned network, if that helps, and plan it anew.
 
-    They are left as they were where the two networks do not give the same outputs for images, up
-    to the rounding of float32, or where there are no images.
+    They are left as they are, by units too, where the two networks do not give the same outputs for images,
+    up to the rounding of float32, or where there are no images.
 
     Args:
         planned: a network, its calibration, and its plan with steps that are powers of two.
@@ -24,15 +39,60 @@ def plan_scaled(planned: Planned, progress: Progress | None = None) -> Planned:
     """
     model, calibration, settings = planned.model, planned.calibration, planned.plan.settings
     if not calibration.samples:
-        reason = "left out, since no images are there to see the network by"
-        return planned.noted(scaling=TensorScaling({}, reason))
+        return _left(planned, "since no images are there to see the network by")
     free = replace(settings.with_free_steps(settings.granularity), bias_correction=False)
-    scaled = scale_tensors(model, make_plan(model, calibration, free).values)
-    assert scaled.scaling is not None
-    if scaled.scaling.factors and not same_outputs(model, scaled, calibration):
-        reason = "left out, since the network would compute something else"
-        return planned.noted(scaling=TensorScaling({}, reason))
-    if not scaled.scaling.factors:
-        return planned.noted(scaling=scaled.scaling)
+    every = scale_tensors(model, make_plan(model, calibration, free).values)
+    if not same_outputs(model, every, calibration):
+        return _left(planned, "since the network would compute something else")
+    inner = _inner(model, settings) if settings.learned_method else []
+    teaching, held_out = halves_of(model, calibration)
+    taught = calibrate(model, teaching) if teaching else calibration
+    tried = scale_tensors(model, make_plan(model, taught, free).values, inner)
+    assert tried.scaling is not None
+    if not tried.scaling.factors:
+        return planned.noted(scaling=tried.scaling)
+    numbers = "not compared, since one image is there"
+    if teaching:
+        sides = ((model, taught), (tried, calibrate(tried, teaching)))
+        before, after = (_error_of_activations(model, *side, settings, held_out) for side in sides)
+        count = sum(len(part[0]) for part in held_out)
+        numbers = f"squared error {before:.4g} -> {after:.4g} on {count} held-out images"
+        if not after < before:
+            return planned.noted(scaling=TensorScaling({}, f"left out: {numbers}"))
+    scaled = scale_tensors(model, make_plan(model, calibration, free).values, inner)
     again = calibrate_again(scaled, calibration)
-    return Planned(scaled, again, make_plan(scaled, again, settings, progress))
+    assert scaled.scaling is not None
+    done = Planned(scaled, again, make_plan(scaled, again, settings, progress))
+    reason = f"kept: {numbers}; {scaled.scaling.reason}"
+    return done.noted(scaling=replace(scaled.scaling, reason=reason))
+
+
+def _left(planned: Planned, why: str) -> Planned:
+    """The network as it was, for good."""
+    return planned.noted(scaling=TensorScaling({}, f"left out, {why}", left_out=True))
+
+
+def _error_of_activations(
+    exact: FloatModel,
+    model: FloatModel,
+    calibration: Calibration,
+    settings: Settings,
+    images: list[Inputs],
+) -> float:
+    """Squared error of the outputs with precise weights, relative to their squares."""
+    precise = replace(
+        settings,
+        method=("rtn",),
+        weight_bits=PRECISE,
+        granularity="channel",
+        bias_correction=False,
+    )
+    planned = Planned(model, calibration, make_plan(model, calibration, precise))
+    return output_error(exact.graph_module, planned, images)
+
+
+def _inner(model: FloatModel, settings: Settings) -> list[Family]:
+    """What units scale while they are learned."""
+    units = find_units(model, whole_blocks=combined(settings.method).units != "layers")
+    families = find_families(model.graph_module)
+    return [family for _, family, _ in inner_families(families, units, find_regions(model))]
