@@ -2,8 +2,8 @@
 
 What the images of one half show decides how large tensors become, and what the other half shows
 whether they do: by the network's outputs with activations of the bits that were asked for, in powers
-of two, and weights of 8 bits, whose errors would hide the others. With methods that learn, tensors
-inside of a unit are left to it (``tvmq/reconstruct/inner_scales.py``).
+of two, and weights of 8 bits, whose errors would hide the others. Tensors inside of what is learned
+as a unit are left to it (``tvmq/reconstruct/inner_scales.py``).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def plan_scaled(planned: Planned, progress: Progress | None = None) -> Planned:
     every = scale_tensors(model, make_plan(model, calibration, free).values)
     if not same_outputs(model, every, calibration):
         return _left(planned, "since the network would compute something else")
-    inner = _inner(model, settings) if settings.learned_method else []
+    inner = _inner(model, settings)
     teaching, held_out = halves_of(model, calibration)
     taught = calibrate(model, teaching) if teaching else calibration
     tried = scale_tensors(model, make_plan(model, taught, free).values, inner)
