@@ -16,8 +16,8 @@ and last layer 8 bits. The seed draws the calibration images and everything rand
 step, ``2 ** round(log2(step))``: what the search of exponents has to beat. ``asymmetric`` is QDrop
 with a zero point for each channel of weights, in fake quantization only: what the public code does,
 and what symmetric weights give up. ``unscaled`` is RAPQ with tensors as large as they were: what
-scaling them to steps that are powers of two has to beat. A run of RAPQ also has its accuracy before the pass over the
-whole network.
+scaling them to steps that are powers of two has to beat. A run of RAPQ also has its accuracy before
+the pass over the whole network.
 """
 
 from __future__ import annotations

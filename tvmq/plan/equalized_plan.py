@@ -85,7 +85,9 @@ def plan_equalized(
         why = "one image is" if calibration.samples else "no images are"
         return _said(equalized, f"not compared, since {why} there: {rule.reason}")
     left = _left(model, calibration, settings, "", progress)
-    before, after = (output_error(model.graph_module, planned, held_out) for planned in (left, equalized))
+    before, after = (
+        output_error(model.graph_module, planned, held_out) for planned in (left, equalized)
+    )
     count = sum(len(part[0]) for part in held_out)
     numbers = f"squared error {before:.4g} -> {after:.4g} on {count} held-out images"
     if after < before:

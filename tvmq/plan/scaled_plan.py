@@ -1,9 +1,9 @@
 """The plan of a network whose tensors are scaled to steps that are powers of two.
 
 What the images of one half show decides how large tensors become, and what the other half shows
-whether they do: by the network's outputs with activations of the bits that were asked for, in powers
-of two, and weights of 8 bits, whose errors would hide the others. Tensors inside of what is learned
-as a unit are left to it (``tvmq/reconstruct/inner_scales.py``).
+whether they do: by the network's outputs with activations of the bits that were asked for, in
+powers of two, and weights of 8 bits, whose errors would hide the others. Tensors inside of what is
+learned as a unit are left to it (``tvmq/reconstruct/inner_scales.py``).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ PRECISE = 8
 def plan_scaled(planned: Planned, progress: Progress | None = None) -> Planned:
     """Scale the tensors of a planned network, if that helps, and plan it anew.
 
-    They are left as they are, by units too, where the two networks do not give the same outputs for images,
-    up to the rounding of float32, or where there are no images.
+    They are left as they are, by units too, where the two networks do not give the same outputs for
+    images, up to the rounding of float32, or where there are no images.
 
     Args:
         planned: a network, its calibration, and its plan with steps that are powers of two.

@@ -112,7 +112,9 @@ def test_scaling_further_is_scaling_all_in_this_order():
     assert both.fingerprint == scale_as(model, both.scaling).fingerprint != one.fingerprint
 
 
-@pytest.mark.parametrize("factors", [{"nothing": 1.5}, {"conv2d": 5.0}, {"conv2d": 0.2}, {"linear": 1.5}])
+@pytest.mark.parametrize(
+    "factors", [{"nothing": 1.5}, {"conv2d": 5.0}, {"conv2d": 0.2}, {"linear": 1.5}]
+)
 def test_factors_that_do_not_fit_are_named(factors):
     (name,) = factors
     with pytest.raises(InputError, match=rf"scaling.factors.{name} does not fit the network"):

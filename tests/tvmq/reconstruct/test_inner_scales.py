@@ -1,4 +1,4 @@
-"""Tensors inside units: what can be scaled, the same function, and steps that stay powers of two."""
+"""Tensors inside units: what can be scaled, the same function, steps that stay powers of two."""
 
 import math
 from dataclasses import replace
