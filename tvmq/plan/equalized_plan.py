@@ -85,9 +85,7 @@ def plan_equalized(
         why = "one image is" if calibration.samples else "no images are"
         return _said(equalized, f"not compared, since {why} there: {rule.reason}")
     left = _left(model, calibration, settings, "", progress)
-    before, after = (
-        output_error(model.graph_module, planned, held_out) for planned in (left, equalized)
-    )
+    before, after = (_error(model.graph_module, planned, held_out) for planned in (left, equalized))
     count = sum(len(part[0]) for part in held_out)
     numbers = f"squared error {before:.4g} -> {after:.4g} on {count} held-out images"
     if after < before:
@@ -115,7 +113,7 @@ def _said(planned: Planned, reason: str) -> Planned:
 
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
-def output_error(exact: GraphModule, planned: Planned, parts: list[Inputs]) -> float:
+def _error(exact: GraphModule, planned: Planned, parts: list[Inputs]) -> float:
     """Squared error of the outputs, each relative to its squares, summed over the outputs."""
     quantized = annotate(planned.model, planned.plan, torch.float32)
     sums: dict[int, torch.Tensor] = {}

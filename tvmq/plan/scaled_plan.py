@@ -1,9 +1,9 @@
 """The plan of a network whose tensors are scaled to steps that are powers of two.
 
 What the images of one half show decides how large tensors become, and what the other half shows
-whether they do: by the network's outputs with activations of the bits that were asked for, in
-powers of two, and weights of 8 bits, whose errors would hide the others. Tensors inside of what is
-learned as a unit are left to it (``tvmq/reconstruct/inner_scales.py``).
+whether they do: by what rounding leaves of them. (What it leaves of the outputs says nothing at few
+bits: free steps are no better there than powers of two, before weights are learned.) Tensors inside
+of what is learned as a unit are left to it (``tvmq/reconstruct/inner_scales.py``).
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tvmq.calibrate.calibrate import Calibration, Inputs, Progress, calibrate, calibrate_again
+from tvmq.calibrate.observers import relative_error
 from tvmq.float_model import FloatModel, TensorScaling
 from tvmq.plan.bias_correction import halves_of
-from tvmq.plan.equalized_plan import Planned, output_error
+from tvmq.plan.equalized_plan import Planned
 from tvmq.plan.mixed_plan import same_outputs
 from tvmq.plan.planner import make_plan
 from tvmq.plan.scale_tensors import Family, find_families, scale_tensors
@@ -22,9 +23,6 @@ from tvmq.reconstruct.methods import combined
 from tvmq.reconstruct.units import find_units
 from tvmq.regions import find_regions
 from tvmq.settings import Settings
-
-PRECISE = 8
-"""Bits of weights while activations are compared."""
 
 
 def plan_scaled(planned: Planned, progress: Progress | None = None) -> Planned:
@@ -53,8 +51,9 @@ def plan_scaled(planned: Planned, progress: Progress | None = None) -> Planned:
         return planned.noted(scaling=tried.scaling)
     numbers = "not compared, since one image is there"
     if teaching:
+        names = _names(model, tried.scaling)
         sides = ((model, taught), (tried, calibrate(tried, teaching)))
-        before, after = (_error_of_activations(model, *side, settings, held_out) for side in sides)
+        before, after = (_error(*side, settings, held_out, names) for side in sides)
         count = sum(len(part[0]) for part in held_out)
         numbers = f"squared error {before:.4g} -> {after:.4g} on {count} held-out images"
         if not after < before:
@@ -72,23 +71,28 @@ def _left(planned: Planned, why: str) -> Planned:
     return planned.noted(scaling=TensorScaling({}, f"left out, {why}", left_out=True))
 
 
-def _error_of_activations(
-    exact: FloatModel,
+def _error(
     model: FloatModel,
     calibration: Calibration,
     settings: Settings,
     images: list[Inputs],
+    names: set[str],
 ) -> float:
-    """Squared error of the outputs with precise weights, relative to their squares."""
-    precise = replace(
-        settings,
-        method=("rtn",),
-        weight_bits=PRECISE,
-        granularity="channel",
-        bias_correction=False,
+    """Squared error of values in codes, each relative to its squares, summed over the values."""
+    values = make_plan(model, calibration, replace(settings, bias_correction=False)).values
+    seen = calibrate(model, images).histograms
+    return sum(
+        relative_error(seen[n], v.step, v.zero_point, v.bits, v.signed)
+        for n, v in values.items()
+        if n in names
     )
-    planned = Planned(model, calibration, make_plan(model, calibration, precise))
-    return output_error(exact.graph_module, planned, images)
+
+
+def _names(model: FloatModel, scaling: TensorScaling) -> set[str]:
+    """The nodes whose tensors are scaled."""
+    families = find_families(model.graph_module)
+    scaled = (f.tensors for f in families if f.makers and f.makers[0] in scaling.factors)
+    return set().union(*scaled)
 
 
 def _inner(model: FloatModel, settings: Settings) -> list[Family]:
