@@ -15,8 +15,9 @@ and last layer 8 bits. The seed draws the calibration images and everything rand
 ``nearest`` is RAPQ's reconstruction with every exponent fixed to the one nearest to the best free
 step, ``2 ** round(log2(step))``: what the search of exponents has to beat. ``asymmetric`` is QDrop
 with a zero point for each channel of weights, in fake quantization only: what the public code does,
-and what symmetric weights give up. A run of RAPQ also has its accuracy before the pass over the
-whole network.
+and what symmetric weights give up. ``unscaled`` is RAPQ with tensors as large as they were: what
+scaling them to steps that are powers of two has to beat. A run of RAPQ also has its accuracy before
+the pass over the whole network.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ from tvmq.float_model import FloatModel
 from tvmq.plan.annotate import annotate
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.plan import Plan
+from tvmq.plan.plan_network import plan_network
 from tvmq.plan.planner import make_plan
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.methods import METHODS
@@ -122,14 +124,16 @@ def run(name: str, seed: int, iterations: int, data: Path, results: Path) -> dic
     torch.set_num_threads(1)
     precision, scales, method = name.split("-")
     model, calibration = calibrated(data, seed)
-    known = {"nearest": "rapq", "asymmetric": "qdrop"}.get(method, method)
+    known = {"nearest": "rapq", "unscaled": "rapq", "asymmetric": "qdrop"}.get(method, method)
     settings = Settings(
         *parse_precision(precision), scales, "channel", method=(known,), iterations=iterations
     )
     began, cpu = time.perf_counter(), time.process_time()
     folder = results.with_name(f"{results.stem}.units") / f"{name}-{seed}-{iterations}"
-    plan, done = quantized(model, calibration, settings, method, seed, folder)
+    model, plan, done = quantized(model, calibration, settings, method, seed, folder)
     facts: dict[str, Any] = {}
+    if plan.scaling is not None:
+        facts["scaling"] = plan.scaling.reason
     if done is not None:
         kept = [unit.kept for unit in done.units]
         facts["kept"] = {kind: kept.count(kind) for kind in set(kept)}
@@ -169,11 +173,16 @@ def quantized(
     method: str,
     seed: int,
     folder: Path,
-) -> tuple[Plan, Reconstruction | None]:
-    """A plan by one method, and its reconstruction; finished units are kept in the folder."""
+) -> tuple[FloatModel, Plan, Reconstruction | None]:
+    """A plan by one method, what it is of, and its reconstruction; its units are in the folder."""
+    if method == "rapq":
+        planned = plan_network(model, calibration, settings)
+        given = planned.model, planned.calibration, planned.plan
+        done = reconstruct(*given, seed=seed, checkpoints=folder)
+        return done.model, done.plan, done
     start = make_plan(model, calibration, settings)
     if method == "rtn":
-        return start, None
+        return model, start, None
     how = METHODS[settings.learned_method]
     if method == "nearest":
         start = nearest_exponents(model, calibration, start)
@@ -186,7 +195,7 @@ def quantized(
     if method == "asymmetric":  # codes of few bits about a zero point fit a byte, not their bits
         wide = {name: replace(weight, bits=8) for name, weight in plan.weights.items()}
         plan = replace(plan, weights=wide)
-    return plan, done
+    return model, plan, done
 
 
 def without_moves(model: FloatModel, plan: Plan, network: NetworkPass) -> Plan:

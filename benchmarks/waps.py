@@ -193,7 +193,7 @@ def learned(
         refinements = (*refinements, ScaledProducts())
     method = Method(refinements=refinements)
     done = reconstruct(planned.model, planned.calibration, planned.plan, method=method, seed=seed)
-    return planned.model, done.plan
+    return done.model, done.plan
 
 
 def comparisons(options: argparse.Namespace) -> Iterator[str]:
@@ -266,7 +266,7 @@ def add(path: Path, run: Run, model: FloatModel, options: argparse.Namespace) ->
     done = reconstruct(planned.model, planned.calibration, planned.plan, seed=run.seed)
     line = {
         "run": asdict(run),
-        "top1": round(100 * top1(planned.model, done.plan, *tested(options)), 2),
+        "top1": round(100 * top1(done.model, done.plan, *tested(options)), 2),
         "test": options.test,
         "cpu_seconds": round(time.process_time() - began),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",

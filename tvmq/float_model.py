@@ -82,12 +82,14 @@ class TensorScaling:
 
     Attributes:
         factors: by name of the first layer that makes a set of tensors, what they were multiplied
-            by. None where they stayed.
+            by, in the order in which it was done. None where they stayed.
         reason: what was done, in one line.
+        left_out: tensors stay as they are, whatever is learned.
     """
 
     factors: Mapping[str, float]
     reason: str
+    left_out: bool = False
 
 
 @dataclass(frozen=True)

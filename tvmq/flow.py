@@ -169,13 +169,13 @@ def _build_into(
         calibration = _calibrate(model, data, request, progress)
     with progress.stage("plan"):
         model, calibration, plan = _plan(model, calibration, request, spec, progress)
-        save_float(folder, model)
     learned: Reconstruction | None = None
     if plan.settings.learned_method and request.plan is None:
         with progress.stage("reconstruct"):
             _refuse_early(model, plan, islands, spec, request)
             learned = _reconstruct(model, calibration, plan, request, progress)
-            plan = learned.plan
+            model, calibration, plan = learned.model, learned.calibration, learned.plan
+    save_float(folder, model)
     write_plan(plan, folder / "plan.json")
     with progress.stage("annotate"):
         annotated = annotate(model, plan)

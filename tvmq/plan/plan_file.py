@@ -60,7 +60,7 @@ def planned_changes(
     equalized, scaled, moved = file.equalization, file.scaling, file.mixing
     return (
         None if equalized is None else Equalization(equalized.exponents, equalized.reason),
-        None if scaled is None else TensorScaling(scaled.factors, scaled.reason),
+        None if scaled is None else TensorScaling(scaled.factors, scaled.reason, scaled.left_out),
         None if moved is None else Mixing(moved.orders, moved.reason),
     )
 

@@ -9,6 +9,7 @@ from tvmq.plan.equalized_plan import Planned, plan_equalized
 from tvmq.plan.mixed_plan import plan_mixed
 from tvmq.plan.planner import make_plan
 from tvmq.plan.scaled_plan import plan_scaled
+from tvmq.reconstruct.methods import combined
 from tvmq.settings import Settings
 
 
@@ -37,8 +38,8 @@ def plan_network(
     else:
         plan = make_plan(model, calibration, settings, progress)
         found = Planned(model, calibration, plan)
+    if settings.pot and combined(settings.method).scales:
+        found = plan_scaled(found, progress)
     if "waps" in settings.method:
-        if settings.pot:
-            found = plan_scaled(found, progress)
         found = plan_mixed(found, progress)
     return found

@@ -167,6 +167,7 @@ class ScalingEntry(_Entry):
     """What tensors of the float network were multiplied by, by name of the first layer of them."""
 
     factors: dict[str, Step]
+    left_out: bool = False
 
 
 class PlanFile(BaseModel):

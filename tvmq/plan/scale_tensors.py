@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,6 +33,9 @@ aten = torch.ops.aten
 
 HOMOGENEOUS = (aten.relu, aten.leaky_relu, aten.avg_pool2d, *MOVES)
 """Operators with f(c * x) = c * f(x) for c > 0; a padding only with zeros."""
+
+LARGEST = 4.0
+"""Of factors, and of what they divide by; whole powers of two are up to the step."""
 
 TRIED = 32
 """Mantissas, evenly in log2."""
@@ -109,17 +112,20 @@ def _family(nodes: list[Node]) -> Family:
     return Family(makers, tuple(u.name for u in users), clamps, frozenset(n.name for n in nodes))
 
 
-def scale_tensors(model: FloatModel, free: Mapping[str, ValuePlan]) -> FloatModel:
+def scale_tensors(
+    model: FloatModel, free: Mapping[str, ValuePlan], left: Collection[Family] = ()
+) -> FloatModel:
     """The same function with tensors as large as suits powers of two.
 
     Args:
         model: left as it is.
         free: the best steps of its values if they may be anything.
+        left: families that stay as they are.
 
     Returns:
         A model with another fingerprint, if anything changed, and ``scaling`` that says what.
     """
-    families = find_families(model.graph_module)
+    families = [family for family in find_families(model.graph_module) if family not in left]
     factors: dict[str, float] = {}
     for family in families:
         known = [(free[name].step, free[name].bits) for name in family.tensors if name in free]
@@ -156,15 +162,34 @@ def scale_as(model: FloatModel, scaling: TensorScaling) -> FloatModel:
     Raises:
         InputError: this network has no such tensors.
     """
-    if not scaling.factors:
-        return replace(model, scaling=scaling)
+    return _scaled(replace(model, scaling=scaling), scaling.factors)
+
+
+def scale_further(model: FloatModel, factors: Mapping[str, float], words: str) -> FloatModel:
+    """The same function with more of its tensors scaled.
+
+    Args:
+        model: perhaps with some tensors scaled.
+        factors: of others, as in ``TensorScaling``.
+        words: what these are, for the reason.
+    """
+    before = model.scaling or TensorScaling({}, "")
+    assert not factors.keys() & before.factors.keys()
+    scaling = TensorScaling({**before.factors, **factors}, f"{before.reason}{words}")
+    return _scaled(replace(model, scaling=scaling), factors)
+
+
+def _scaled(model: FloatModel, factors: Mapping[str, float]) -> FloatModel:
+    """Scale one after the other: in another order, weights would be rounded otherwise."""
+    if not factors:
+        return model
     graph_module = copy.deepcopy(model.graph_module)
     nodes = {node.name: node for node in graph_module.graph.nodes}
     families = {f.makers[0]: f for f in find_families(graph_module) if f.makers}
     stats = dict(model.batch_norms)
-    for name, factor in scaling.factors.items():
+    for name, factor in factors.items():
         family = families.get(name)
-        if family is None or not 0.5 <= factor <= 2:
+        if family is None or not 1 / LARGEST <= factor <= LARGEST:
             raise InputError(
                 f"scaling.factors.{name} does not fit the network: no tensors that this layer is "
                 "the first to make can be scaled by that. Remove the entry."
@@ -187,5 +212,4 @@ def scale_as(model: FloatModel, scaling: TensorScaling) -> FloatModel:
         graph_module=graph_module,
         batch_norms=stats,
         fingerprint=fingerprint_of(graph_module),
-        scaling=scaling,
     )

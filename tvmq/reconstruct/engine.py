@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,14 @@ from typing import Any
 import torch
 
 from targets.errors import InputError
-from tvmq.calibrate.calibrate import Calibration
+from tvmq.calibrate.calibrate import Calibration, calibrate_again
+from tvmq.calibrate.observers import choose_codes
 from tvmq.float_model import FloatModel
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.plan import BiasPlan, Plan, ProductPlan
 from tvmq.plan.product_groups import product_groups
+from tvmq.plan.scale_tensors import Family, find_families, scale_further
+from tvmq.reconstruct.inner_scales import InnerScales, inner_families
 from tvmq.reconstruct.learn_device import learn_device
 from tvmq.reconstruct.losses import LOSSES
 from tvmq.reconstruct.methods import Method, combined
@@ -38,6 +41,9 @@ from tvmq.reconstruct.units import find_units
 HELD_OUT = 8
 """One of so many calibration images is not trained on and decides what is accepted."""
 
+SCALED = "scaled tensors"
+"""The candidate with the best free steps of what is inside a unit, made powers of two."""
+
 Report = Callable[[int, int, str], None]
 """Called with the iterations done, those in all, and a few words."""
 
@@ -50,12 +56,16 @@ class Reconstruction:
     """A network with learned weights and steps.
 
     Attributes:
-        plan: complete.
+        model: the float network with the tensors inside units scaled; as it was if none were.
+        calibration: of it.
+        plan: of it, complete.
         units: what was done for each unit, in order.
         network: what each refinement of the whole network did, in order.
         costs: of power-of-two steps, by layer; empty with free ones.
     """
 
+    model: FloatModel
+    calibration: Calibration
     plan: Plan
     units: tuple[UnitResult, ...]
     network: tuple[NetworkPass, ...]
@@ -119,9 +129,12 @@ def reconstruct(
     finally:
         job.cache.close()
     network = job.refine_network()
-    plan = job.plan()
+    model = job.scaled_model()
+    if model.fingerprint != start.fingerprint:
+        calibration = calibrate_again(model, calibration)
+    plan = job.plan(model)
     costs = step_costs(model, calibration, plan)
-    return Reconstruction(plan, tuple(job.results), network, costs)
+    return Reconstruction(model, calibration, plan, tuple(job.results), network, costs)
 
 
 def _check_values(calibration: Calibration) -> None:
@@ -158,6 +171,11 @@ class _Job:
         scaled = "waps" in start.settings.method
         self.groups = product_groups(model, start.weights, start.settings) if scaled else {}
         self.cache = UnitCache(model, self.units, calibration, self.steps)
+        self.inner: dict[int, dict[str, Family]] = {}
+        if model.scaling is not None and not model.scaling.left_out and start.settings.pot:
+            families = find_families(model.graph_module)
+            for index, family, value in inner_families(families, self.units, self.cache.regions):
+                self.inner.setdefault(index, {})[value] = family
         self.held_out = max(1, self.cache.count // HELD_OUT)
         self.images = self.cache.count - self.held_out
         self.finished: list[QuantizedUnit] = []
@@ -168,10 +186,12 @@ class _Job:
     def run(self, index: int, files: Checkpoints | None) -> None:
         """Reconstruct a unit, or find it among the files, and go on behind it."""
         unit = QuantizedUnit(self.model, self.start, self.units[index], self.steps, self.groups)
-        if self.prepare is not None:
-            self.prepare(unit)
         exact = float_unit(self.model, self.units[index])
         self.cache.float_outputs(index, exact)
+        if families := self.inner.get(index):
+            InnerScales(self.model, unit, exact, families)
+        if self.prepare is not None:
+            self.prepare(unit)
         found = None if files is None else files.load(index)
         if found is None:
             found = self._learn(index, unit, exact)
@@ -199,8 +219,21 @@ class _Job:
         )
         return tuple(refinement.refine(work) for refinement in self.method.over_network)
 
-    def plan(self) -> Plan:
-        """The start with everything that was decided, complete."""
+    def scaled_model(self) -> FloatModel:
+        """The float network with its tensors as large as units have made them."""
+        factors = {
+            scale.family.makers[0]: scale.factor
+            for unit in self.finished
+            if unit.scales is not None
+            for scale in unit.scales.scales.values()
+        }
+        if not factors:
+            return self.model
+        count = "1 tensor" if len(factors) == 1 else f"{len(factors)} tensors"
+        return scale_further(self.model, factors, f"; {count} inside of units by learned steps")
+
+    def plan(self, model: FloatModel) -> Plan:
+        """The start with everything that was decided, complete; of the scaled network."""
         values, weights = dict(self.start.values), dict(self.start.weights)
         biases: dict[str, BiasPlan] = {}
         products: dict[str, ProductPlan | None] = {}
@@ -227,7 +260,7 @@ class _Job:
                 reason = f"{value.reason}; learned, from {value.step:.6g}"
                 values[name] = replace(value, step=step, reason=reason)
         return complete_plan(
-            self.model, self.start.settings, self.start.calibration, values, weights, biases
+            model, self.start.settings, self.start.calibration, values, weights, biases
         )
 
     def _learn(
@@ -250,6 +283,15 @@ class _Job:
         work.correct_biases()
         kept, best = state_of(unit), Candidate(NEAREST, work.held_out_loss(), accepted=True)
         candidates, before = [best], 0
+        if unit.scales is not None:
+            unit.scales.start(self._free_steps(unit.scales.scales), settings)
+            work.correct_biases()
+            found = work.held_out_loss()
+            candidates.append(Candidate(SCALED, found, accepted=found < best.loss))
+            if candidates[-1].accepted:
+                kept, best = state_of(unit), candidates[-1]
+            else:
+                apply_state(unit, kept)
         for refinement in method.refinements:
             work.report = self._told(index, before)
             refinement.propose(work)
@@ -268,6 +310,17 @@ class _Job:
             round(time.perf_counter() - began, 2),
         )
         return kept, result
+
+    def _free_steps(self, values: Iterable[str]) -> dict[str, float]:
+        """The best steps of values if they might be anything, where their codes stay the same."""
+        settings, found = self.start.settings, {}
+        free = settings.with_free_steps(settings.granularity)
+        for name in values:
+            value, seen = self.start.values[name], self.calibration.histograms[name]
+            best = choose_codes(seen, value.bits, free, symmetric=value.zero_point == 0)
+            if (best.zero_point, best.signed) == (value.zero_point, value.signed):
+                found[name] = best.step
+        return found
 
     def _told(self, index: int, before: int) -> Callable[[int, float], None]:
         def told(done: int, loss: float) -> None:

@@ -84,6 +84,8 @@ class LearnedStep(nn.Module):  # type: ignore[misc]  # torch is not followed by 
 
     Attributes:
         theta: log2 of the step, float32[1].
+        drift: log2 of what the step is times ``exact`` just now, float32[1], while the tensor is
+            being scaled (``inner_scales.py``).
         drop: masks of what stays float; None outside of training.
         off: nothing is quantized at all.
     """
@@ -105,6 +107,7 @@ class LearnedStep(nn.Module):  # type: ignore[misc]  # torch is not followed by 
         self.low, self.high = low - plan.zero_point, high - plan.zero_point
         self.theta = nn.Parameter(torch.tensor([math.log2(plan.step)]), requires_grad=False)
         self.exact = plan.step
+        self.drift: torch.Tensor | None = None
         self.drop: DropMasks | None = None
         self.off = False
 
@@ -113,7 +116,10 @@ class LearnedStep(nn.Module):  # type: ignore[misc]  # torch is not followed by 
         if self.off:
             return x
         keep = None if self.drop is None else self.drop.take(x)
-        result: torch.Tensor = FakeQuantize.apply(x, self.step(), self.low, self.high, keep)
+        step = self.step()
+        if self.drift is not None:
+            step = step * torch.exp2(self.drift)
+        result: torch.Tensor = FakeQuantize.apply(x, step, self.low, self.high, keep)
         return result
 
     def step(self) -> torch.Tensor:

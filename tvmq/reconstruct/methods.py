@@ -34,6 +34,7 @@ class Method:
         over_network: of all units together, behind those.
         opening: of a unit, right before the refinement of another method that trains.
         units: what is refined at once; None: whatever the other methods say, otherwise blocks.
+        scales: with powers of two, tensors are scaled so that these are their best steps.
         loss: of a unit, a name in ``losses.LOSSES``; None: whatever the others say, otherwise mse.
         options: fields of the settings that nothing else reads.
         needs: of the settings, besides the needs of its refinements.
@@ -46,6 +47,7 @@ class Method:
     opening: tuple[Refinement, ...] = ()
     units: Units | None = None
     loss: str | None = None
+    scales: bool = False
     options: tuple[str, ...] = ()
     needs: tuple[Need, ...] = ()
     decides: frozenset[str] = frozenset()
@@ -104,6 +106,7 @@ METHODS: dict[str, Method] = {
         (NetworkExponents(),),
         units="blocks",
         loss="batch-norm lp",
+        scales=True,
         options=("kappa",),
     ),
     # WAPS-Quant, IEEE Access 2025; a reading of its abstract
@@ -112,6 +115,7 @@ METHODS: dict[str, Method] = {
         "channels, which are sorted for it",
         (ScaledProducts(),),
         opening=(FactoredCodes(),),
+        scales=True,
         options=("product_budget", "product_channels", "product_outputs"),
     ),
     "wess": Method(
@@ -161,6 +165,7 @@ def combined(names: Sequence[str]) -> Method:
         over_network=tuple(chain.from_iterable(method.over_network for method in chosen)),
         units=next((method.units for method in chosen if method.units), None),
         loss=next((method.loss for method in chosen if method.loss), None),
+        scales=any(method.scales for method in chosen),
     )
 
 

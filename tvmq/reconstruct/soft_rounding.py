@@ -12,7 +12,7 @@ side on which each h lies.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -67,6 +67,8 @@ class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by m
         low, high: range of the codes; tensors where it is another one for each channel.
         decisions: h(alpha) of the last forward while it is learned.
         steps: float32[K or 1, 1, ...].
+        drift: gives what the steps are times ``steps`` just now, float32[1], while what the layer
+            makes or reads is being scaled (``inner_scales.py``).
         frozen: float32, what a forward gives while nothing is being learned.
     """
 
@@ -88,6 +90,7 @@ class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by m
         self.high: int | torch.Tensor
         self.low, self.high = learned_range(plan.bits)
         self.soft = False
+        self.drift: Callable[[], torch.Tensor] | None = None
         self.decisions = torch.zeros(0)
         self.register_buffer("weight", weight.detach().clone())
         self.register_buffer("frozen", weight.detach().clone())
@@ -143,10 +146,11 @@ class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by m
 
     def forward(self) -> torch.Tensor:
         """The weight with soft decisions, or as it was frozen."""
-        if not self.soft:
-            return self.frozen
-        self.decisions = self.height()
-        return (self.floor + self.decisions).clamp(self.low, self.high) * self.steps
+        weight = self.frozen
+        if self.soft:
+            self.decisions = self.height()
+            weight = (self.floor + self.decisions).clamp(self.low, self.high) * self.steps
+        return weight if self.drift is None else weight * self.drift()
 
     def regularizer(self, beta: float) -> torch.Tensor:
         """How undecided the weights of the last forward are: 0 where all h are 0 or 1."""

@@ -126,11 +126,15 @@ def _prepare(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Switch on what is learned, and its optimizer."""
     own = unit.own_steps(cache.steps) if phase.steps else []
+    scales = unit.scales if phase.steps else None
+    drifts = [] if scales is None else scales.learn()
     for step in unit.steps.values():
         step.drop, step.off = masks, phase.drop == 1.0
+    own = [step for step in own if step.drift is None]
     for step in own:
         step.learn()
-    groups = [{"params": [step.theta for step in own], "lr": training.step_rate}]
+    thetas = [*(step.theta for step in own), *drifts]
+    groups = [{"params": thetas, "lr": training.step_rate}]
     for weight in unit.weights.values():
         weight.soft = phase.weights
     if phase.weights:
@@ -143,7 +147,7 @@ def _prepare(
     optimizer = torch.optim.Adam(groups, fused=training.device.type in ("cpu", "cuda"))
     decays = [
         (lambda i: (1 + math.cos(math.pi * i / iterations)) / 2)
-        if own and group is groups[0]
+        if thetas and group is groups[0]
         else (lambda i: 1.0)
         for group in groups
     ]
@@ -173,3 +177,5 @@ def _harden(unit: QuantizedUnit, phase: Phase) -> None:
             weight.freeze(weight.hard_codes())
         for bias in unit.biases.values():
             bias.correction.requires_grad_(False)
+    if phase.steps and unit.scales is not None:
+        unit.scales.harden()

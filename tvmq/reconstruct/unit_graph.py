@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -18,6 +18,9 @@ from tvmq.reconstruct.product_scale import ProductScale
 from tvmq.reconstruct.soft_rounding import SoftWeight
 from tvmq.reconstruct.units import Unit
 from tvmq.regions import find_regions
+
+if TYPE_CHECKING:
+    from tvmq.reconstruct.inner_scales import InnerScales
 
 
 class HoldsState(Protocol):
@@ -67,6 +70,7 @@ class QuantizedUnit:
         biases: by layer.
         steps: by value; values that are tied share one.
         products: by layer, the factors of its products, where it can have some.
+        scales: of the tensors that it can scale; None if none may be.
         modules: all of these by their names in ``graph_module``: ``LAYER_weight``, ``LAYER_bias``,
             ``LAYER_products``, ``VALUE_codes``. What they hold is the unit's state; a refinement
             that decides something else puts its own module here, and into the graph.
@@ -110,6 +114,7 @@ class QuantizedUnit:
         self.modules |= {f"{n}_bias": m for n, m in self.biases.items()}
         self.modules |= {f"{n}_products": m for n, m in self.products.items()}
         self.graph_module = _extract(model, unit, self.modules)
+        self.scales: InnerScales | None = None
 
     def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Outputs for inputs, float32."""

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from dataclasses import replace
 
 import models
 import pytest
@@ -10,12 +9,16 @@ import torch
 from quantization_cases import calibration, float_model, images
 
 from targets.errors import InputError
+from tvmq.calibrate.calibrate import calibrate_again
 from tvmq.float_model import TensorScaling
-from tvmq.plan.equalized_plan import Planned
-from tvmq.plan.plan_file import plan_from_json, plan_to_json, planned_changes, write_plan
 from tvmq.plan.planner import make_plan
-from tvmq.plan.scale_tensors import best_factor, find_families, scale_as
-from tvmq.plan.scaled_plan import plan_scaled
+from tvmq.plan.scale_tensors import (
+    best_factor,
+    find_families,
+    scale_as,
+    scale_further,
+    scale_tensors,
+)
 from tvmq.settings import Settings
 
 SETTINGS = Settings(2, 2, "pot", "channel", method=("rapq", "waps"))
@@ -78,9 +81,8 @@ def test_steps_of_few_bits_count_more():
 
 def test_steps_come_closer_to_powers_of_two():
     model, seen = float_model("resnet_small"), calibration("resnet_small")
-    planned = plan_scaled(Planned(model, seen, make_plan(model, seen, SETTINGS)))
-    assert planned.plan.scaling == planned.model.scaling
-    assert planned.plan.scaling.factors
+    scaled = scale_tensors(model, make_plan(model, seen, FREE).values)
+    assert scaled.scaling.factors
 
     def off(of, calibrated):
         values = make_plan(of, calibrated, FREE).values
@@ -89,29 +91,30 @@ def test_steps_come_closer_to_powers_of_two():
         return max(abs(x - round(x)) for x in logs)
 
     assert off(model, seen) > 0.2
-    assert off(planned.model, planned.calibration) < 0.1
+    assert off(scaled, calibrate_again(scaled, seen)) < 0.1
 
 
-def test_without_images_nothing_is_scaled():
+def test_what_is_left_is_not_scaled():
     model, seen = float_model("resnet_small"), calibration("resnet_small")
-    blind = replace(seen, samples=0, batches=lambda: iter(()))
-    planned = plan_scaled(Planned(model, blind, make_plan(model, blind, SETTINGS)))
-    assert planned.model.fingerprint == model.fingerprint
-    assert planned.plan.scaling.reason.startswith("left out, since no images are there")
+    free = make_plan(model, seen, FREE).values
+    every = scale_tensors(model, free).scaling.factors
+    (first, *others) = [f for f in find_families(model.graph_module) if f.makers[0] in every]
+    assert scale_tensors(model, free, others).scaling.factors.keys() == {first.makers[0]}
+    assert scale_tensors(model, free, [first, *others]).fingerprint == model.fingerprint
 
 
-def test_a_plan_file_says_how_the_network_was_scaled(tmp_path):
-    model, seen = float_model("resnet_small"), calibration("resnet_small")
-    planned = plan_scaled(Planned(model, seen, make_plan(model, seen, SETTINGS)))
-    write_plan(planned.plan, tmp_path / "plan.json")
-    _, scaling, _ = planned_changes(tmp_path / "plan.json")
-    assert scaling == planned.plan.scaling
-    again = scale_as(model, scaling)
-    assert again.fingerprint == planned.model.fingerprint
-    assert plan_from_json(plan_to_json(planned.plan), again) == planned.plan
+def test_scaling_further_is_scaling_all_in_this_order():
+    model = float_model("resnet_small")
+    first, second, *_ = (f.makers[0] for f in find_families(model.graph_module) if f.makers)
+    one = scale_as(model, TensorScaling({first: 1.3}, "one"))
+    both = scale_further(one, {second: 0.7}, ", two")
+    assert both.scaling == TensorScaling({first: 1.3, second: 0.7}, "one, two")
+    assert both.fingerprint == scale_as(model, both.scaling).fingerprint != one.fingerprint
 
 
-@pytest.mark.parametrize("factors", [{"nothing": 1.5}, {"conv2d": 3.0}, {"linear": 1.5}])
+@pytest.mark.parametrize(
+    "factors", [{"nothing": 1.5}, {"conv2d": 5.0}, {"conv2d": 0.2}, {"linear": 1.5}]
+)
 def test_factors_that_do_not_fit_are_named(factors):
     (name,) = factors
     with pytest.raises(InputError, match=rf"scaling.factors.{name} does not fit the network"):

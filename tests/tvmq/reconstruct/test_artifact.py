@@ -95,7 +95,8 @@ def test_the_manifest_tells_what_was_done(rapq):
     ]
     for unit in facts["units"]:
         losses = {candidate["name"]: candidate["loss"] for candidate in unit["candidates"]}
-        assert list(losses) == ["nearest", "compensated", "learned"]
+        inner = ["scaled tensors"] if ".." in unit["unit"] else []
+        assert list(losses) == ["nearest", *inner, "compensated", "learned"]
         assert unit["kept"] == min(losses, key=losses.__getitem__)
         accepted = [one["name"] for one in unit["candidates"] if one["accepted"]]
         assert accepted[-1] == unit["kept"]
@@ -111,8 +112,12 @@ def test_a_page_shows_it(rapq):
     page = render("reconstruction.html", reconstruction=facts)
     assert "<h2>Reconstruction</h2>" in page
     assert all(f"<td>{unit['unit']}</td>" in page for unit in facts["units"])
-    for name in ("nearest", "compensated", "learned"):
-        assert f'<th class="number">{name}</th>' in page
+    names = ("nearest", "scaled tensors", "compensated", "learned")
+    heads = [f'<th class="number">{name}</th>' for name in names]
+    assert "".join(heads) in page
+    first, second, *_ = (page[page.index(f"<td>{unit['unit']}</td>") :] for unit in facts["units"])
+    assert '<td class="number"></td>' in first[: first.index("</tr>")]  # nothing inside to scale
+    assert '<td class="number"></td>' not in second[: second.index("</tr>")]
     assert "<h2>Cost of powers of two</h2>" in page
     assert all(f"<td>{cost['layer']}</td>" in page for cost in facts["power_of_two_cost"])
 

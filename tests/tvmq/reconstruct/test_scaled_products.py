@@ -238,7 +238,7 @@ def test_weights_are_learned_behind_the_factors_that_they_count_by(method, scale
     assert any(unit.kept in names for unit in done.units)
     assert any(weight.products is not None for weight in done.plan.weights.values())
     assert (done.plan.scaling is not None) == (scales == "pot")
-    program = annotate(planned.model, done.plan)
+    program = annotate(done.model, done.plan)
     x = images(NAME)[:3]
     (want,) = run_reference(lower_to_integer(import_torch(program)), {"x": x.numpy()})
     np.testing.assert_array_equal(program(x.double())[0].float().numpy(), want)
