@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from targets.arithmetic import INT32_MAX
+from targets.arithmetic import INT32_MAX, border_addends
+from targets.rounding import HALF_UP, Rounding, RoundingMode
 from targets.scale import AddScale, Scale
 
 Ints = npt.NDArray[np.int64]
@@ -94,7 +95,11 @@ def bound_products(
 
 
 def held_bound(
-    bounds: SumBounds, scale: Scale | None, residual: CodeRange | None = None, zero_point: int = 0
+    bounds: SumBounds,
+    scale: Scale | None,
+    residual: CodeRange | None = None,
+    zero_point: int = 0,
+    rounding: Rounding = HALF_UP,
 ) -> Ints:
     """Largest magnitude of what a layer's requantization holds in 32 bits, int64[K].
 
@@ -107,6 +112,7 @@ def held_bound(
         scale: None where the sums themselves are the output.
         residual: the codes that are added, if ``scale`` has a residual.
         zero_point: of the output.
+        rounding: of the shift; FLOOR counts as HALF_UP.
     """
     if scale is None:
         return _magnitude(bounds.partial, bounds.smallest, bounds.largest)
@@ -119,15 +125,22 @@ def held_bound(
         low = low + ((residual.low - residual.zero_point) << left)
         high = high + ((residual.high - residual.zero_point) << left)
     shift = np.array(scale.shift, np.int64)
-    high = high + ((np.int64(1) << shift) >> 1)
+    if rounding.mode is RoundingMode.BORDER:
+        high = high + border_addends(rounding.rows, shift[:, None]).max(axis=1)
+    else:
+        high = high + ((np.int64(1) << shift) >> 1)
     return np.maximum(held, _magnitude(low, high, low + zero_point, high + zero_point))
 
 
 def needs_int64(
-    bounds: SumBounds, scale: Scale, residual: CodeRange | None, zero_point: int
+    bounds: SumBounds,
+    scale: Scale,
+    residual: CodeRange | None,
+    zero_point: int,
+    rounding: Rounding = HALF_UP,
 ) -> bool:
     """Whether 32 bits are too few for what follows the sums; arguments as ``held_bound``."""
-    held = held_bound(bounds, scale, residual, zero_point)
+    held = held_bound(bounds, scale, residual, zero_point, rounding)
     return scale.multiplies or max(scale.shift) > 30 or int(held.max()) > INT32_MAX
 
 

@@ -11,9 +11,16 @@ import numpy as np
 
 from targets.arithmetic import INT32_MAX
 from targets.code_range import code_range
-from targets.errors import ArithmeticRangeError
+from targets.errors import ArithmeticRangeError, UnsupportedError
 from targets.product_factors import integer_factors
-from targets.rounding import FLOOR, MAX_FLOOR_SHIFT, check_executed, round_reals
+from targets.rounding import (
+    FLOOR,
+    HALF_UP,
+    MAX_BORDER_BITS,
+    MAX_FLOOR_SHIFT,
+    check_executed,
+    round_reals,
+)
 from targets.rows import SOFTMAX_BITS, norm_fraction, softmax_bounds
 from targets.scale import (
     AddScale,
@@ -134,7 +141,7 @@ class _Draft:
         if not self.settings.pot:
             self._snap()
         for name, plan in self.values.items():
-            check_executed(plan.rounding, f"value {name}", "real numbers")
+            self._check_rounding(name, plan)
             self._cut_codes(name)
         for layer in self.regions.layers.values():
             try:
@@ -177,7 +184,32 @@ class _Draft:
 
     def _code(self, name: str, x: float) -> int:
         plan = self.values[name]
-        return int(round_reals(x / plan.step, plan.rounding, f"value {name}")) + plan.zero_point
+        where = f"value {name}"
+        whole = round_reals([x / plan.step], plan.rounding, where, plan.zero_point)
+        if whole.min() != whole.max():
+            raise UnsupportedError(
+                f"{where}: its borders cut the bound {x:g} to another code in some channels than "
+                "in others. Use the same border for all channels at that level."
+            )
+        return int(whole[0]) + plan.zero_point
+
+    def _check_rounding(self, name: str, plan: ValuePlan) -> None:
+        """Refuse what isn't executed everywhere."""
+        where = f"value {name}"
+        check_executed(plan.rounding, where, "real numbers")
+        layer = self.regions.layers.get(self.regions.values[name].layer)
+        if not plan.rounding.borders:
+            return
+        if layer is None or layer.kind not in WEIGHTED:
+            raise UnsupportedError(
+                f"{where}: rounds by BORDER, but no convolution or linear layer makes it, and "
+                "nothing else rounds so. Use HALF_UP."
+            )
+        if plan.bits > MAX_BORDER_BITS:
+            raise UnsupportedError(
+                f"{where}: rounds by BORDER to {plan.bits} bits, at most {MAX_BORDER_BITS} can be. "
+                "Use HALF_UP or fewer bits."
+            )
 
     def _check_floor(self, layer: Layer, shifts: tuple[int, ...]) -> None:
         if self.values[layer.output].rounding == FLOOR and max(shifts) > MAX_FLOOR_SHIFT:
@@ -188,11 +220,12 @@ class _Draft:
 
     def _derive_layer(self, layer: Layer) -> None:
         residual = self.values[layer.residual].codes if layer.residual else None
-        zero_point = self.values[layer.output].zero_point if layer.output else 0
+        output = self.values.get(layer.output)
+        ends = (0, HALF_UP) if output is None else (output.zero_point, output.rounding)
         for _ in range(MAX_DOUBLINGS):
             scale = self._fitting_scale(layer)
             bounds = self._bounds(layer)
-            held = held_bound(bounds, scale, residual, zero_point)
+            held = held_bound(bounds, scale, residual, *ends)
             if int(held.max()) <= INT32_MAX:
                 break
             self.weights[layer.name] = _doubled(self.weights[layer.name], held > INT32_MAX)
