@@ -85,23 +85,7 @@ def shift_border(
     return whole + (fraction >= border)
 
 
-def border_addends(table: npt.NDArray[np.uint8], shift: npt.ArrayLike) -> Int64s:
-    """What rounds as ``shift_border`` if it is added in front of the shift.
-
-    ``2^shift - ceil(border * 2^shift / 256)``, below 2^48: at 128 that is half.
-
-    Args:
-        table: uint8[K, L - 1].
-        shift: broadcast against ``table``, in [0, 47].
-    """
-    shift = _checked_shift(shift)
-    unit = np.int64(1) << shift
-    return unit - ((_int64(table) * unit + 255) >> BORDER_BITS)
-
-
-def border_thresholds(
-    shift: npt.ArrayLike, table: npt.NDArray[np.uint8], first: int
-) -> Int64s:
+def border_thresholds(shift: npt.ArrayLike, table: npt.NDArray[np.uint8], first: int) -> Int64s:
     """Rounding by borders as a comparison with thresholds: the multi-threshold form.
 
     A code is the lowest one plus the number of thresholds that are at most ``t`` (which is what
@@ -116,8 +100,9 @@ def border_thresholds(
         int64[K, L - 1], rising along a row: the smallest ``t`` of each code but the lowest.
     """
     shift = _checked_shift(shift).reshape(-1, 1)
-    level = first + np.arange(1, table.shape[1] + 1, dtype=np.int64)
-    return (level << shift) - border_addends(table, shift)
+    level = first + np.arange(table.shape[1], dtype=np.int64)
+    reached = ((_int64(table) << shift) + 255) >> BORDER_BITS
+    return (level << shift) + reached
 
 
 def saturate(x: npt.ArrayLike, low: int, high: int) -> Int64s:

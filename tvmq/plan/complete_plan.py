@@ -15,7 +15,6 @@ from targets.errors import ArithmeticRangeError, UnsupportedError
 from targets.product_factors import integer_factors
 from targets.rounding import (
     FLOOR,
-    HALF_UP,
     MAX_BORDER_BITS,
     MAX_FLOOR_SHIFT,
     check_executed,
@@ -220,12 +219,11 @@ class _Draft:
 
     def _derive_layer(self, layer: Layer) -> None:
         residual = self.values[layer.residual].codes if layer.residual else None
-        output = self.values.get(layer.output)
-        ends = (0, HALF_UP) if output is None else (output.zero_point, output.rounding)
+        zero_point = self.values[layer.output].zero_point if layer.output else 0
         for _ in range(MAX_DOUBLINGS):
             scale = self._fitting_scale(layer)
             bounds = self._bounds(layer)
-            held = held_bound(bounds, scale, residual, *ends)
+            held = held_bound(bounds, scale, residual, zero_point)
             if int(held.max()) <= INT32_MAX:
                 break
             self.weights[layer.name] = _doubled(self.weights[layer.name], held > INT32_MAX)

@@ -1,0 +1,98 @@
+"""Borders of a unit's values from what can be measured or derived without training."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx import GraphModule
+
+from tvmq.execute_graph import GraphRun
+from tvmq.reconstruct.learned_steps import LearnedStep
+from tvmq.reconstruct.unit_cache import UnitCache
+from tvmq.reconstruct.unit_graph import QuantizedUnit
+from tvmq.regions import channel_axis
+
+BINS = 256
+"""Fractions that a border can be."""
+
+PRIOR = 64.0
+"""Made-up elements of each level and channel that are best rounded half up."""
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def measured_borders(
+    unit: QuantizedUnit,
+    exact: GraphModule,
+    cache: UnitCache,
+    name: str,
+    images: int,
+    *,
+    by_channel: bool,
+) -> torch.Tensor:
+    """The borders that bring a value closest to that of the float network, uint8[1 or K, levels].
+
+    What is rounded has errors of what was quantized before it, so the number between two codes
+    from which on the upper one is the better guess is not the middle, as little as it is for any
+    estimate of a number by a noisy one. Of each level it is found among all 255 borders.
+
+    Args:
+        unit: with the value's step.
+        exact: the unit in float.
+        cache: with the unit's inputs in both streams.
+        name: of the value.
+        images: the first of the cache are measured.
+        by_channel: a row for each channel instead of one.
+    """
+    step = unit.steps[name]
+    levels = step.high - step.low
+    sums = torch.zeros(0)
+    for first in range(0, images, 64):
+        rows = slice(first, min(first + 64, images))
+        inputs = [[s.rows(n, rows) for n in unit.unit.inputs] for s in (cache.exact, cache.quantized)]
+        target = GraphRun(exact).start(*inputs[0]).result_of(name) / step.exact
+        x = GraphRun(unit.graph_module).start(*inputs[1]).result_of(name) / step.exact
+        axis = channel_axis(x.dim())
+        whole = x.floor()
+        felt = (whole >= step.low) & (whole < step.high)
+        # What rounding up costs more than rounding down: (n + 1 - y)^2 - (n - y)^2.
+        cost = (1 - 2 * (target - whole)).double() * felt
+        place = (whole - step.low).clamp_(0, levels - 1) * BINS + ((x - whole) * BINS).floor()
+        count = x.shape[axis] if by_channel else 1
+        if by_channel:
+            shape = [-1 if i == axis else 1 for i in range(x.dim())]
+            place += (torch.arange(count) * (levels * BINS)).reshape(shape)
+        found = torch.bincount(
+            place.reshape(-1).to(torch.int64), cost.reshape(-1), count * levels * BINS
+        )
+        sums = found if not len(sums) else sums + found
+    fractions = (torch.arange(BINS) + 0.5) / BINS
+    costs = sums.reshape(-1, levels, BINS) + PRIOR / BINS * (1 - 2 * fractions)
+    above = costs.flip(-1).cumsum(-1).flip(-1)  # of rounding up from each fraction on
+    return (above[..., 1:].argmin(-1) + 1).to(torch.uint8)
+
+
+def derived_borders(
+    unit: QuantizedUnit, name: str, readers: list[str], step: LearnedStep
+) -> torch.Tensor | None:
+    """AQuant's closed form, uint8[K, levels]: what brings products with the weights closest.
+
+    A code q of input channel i stands for u; ``sum (w^ q - w u)^2`` over all weights that read it
+    is least if it is rounded up from ``1/2 + (1 - rho_i) u`` on, where ``rho_i = sum w^ w / sum
+    w^^2``, w the float weights and w^ the quantized ones.
+
+    Args:
+        unit: with the weights.
+        name: of the value.
+        readers: the layers of the unit that read it.
+        step: of the value.
+    """
+    crossed = own = torch.zeros(())
+    for reader in readers:
+        weight = unit.weights[reader]
+        held = weight.frozen * unit.spread(reader)
+        axes = [axis for axis in range(held.dim()) if axis != 1]
+        crossed = crossed + (held * weight.weight).sum(axes)
+        own = own + held.square().sum(axes)
+    rho = torch.where(own > 0, crossed / own, 1.0)
+    u = torch.arange(step.low, step.high) + 0.5
+    borders = 0.5 + (1 - rho)[:, None] * u
+    return (borders * 256 + 0.5).floor().clamp(1, 255).to(torch.uint8)
