@@ -79,7 +79,8 @@ def emit_rounded(emit: Emit, rounded: Rounded, name: str = "") -> Expr:
     check_executed(rounded.rounding, name, "integer modules")
     t, shift = rounded.total, rounded.shift
     dtype = dtype_of(t)
-    if np.any(shift) and rounded.rounding.mode is RoundingMode.BORDER:
+    by_borders = rounded.rounding.mode is RoundingMode.BORDER and rounded.low < rounded.high
+    if np.any(shift) and by_borders:
         t = _emit_by_borders(emit, rounded)
     elif np.any(shift):
         if rounded.rounding == HALF_UP:

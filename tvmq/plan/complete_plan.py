@@ -13,13 +13,7 @@ from targets.arithmetic import INT32_MAX
 from targets.code_range import code_range
 from targets.errors import ArithmeticRangeError, UnsupportedError
 from targets.product_factors import integer_factors
-from targets.rounding import (
-    FLOOR,
-    MAX_BORDER_BITS,
-    MAX_FLOOR_SHIFT,
-    check_executed,
-    round_reals,
-)
+from targets.rounding import FLOOR, MAX_FLOOR_SHIFT, check_executed, round_reals
 from targets.rows import SOFTMAX_BITS, norm_fraction, softmax_bounds
 from targets.scale import (
     AddScale,
@@ -32,6 +26,7 @@ from targets.scale import (
 )
 from targets.sum_bounds import SumBounds, bound_products, bound_sums, held_bound
 from tvmq.float_model import FloatModel, groups_of
+from tvmq.plan.borders import border_refusal
 from tvmq.plan.integer_rows import norm_scale
 from tvmq.plan.joined_values import tied_values
 from tvmq.plan.plan import AccumulatorProof, BiasPlan, Plan, ValuePlan, WeightPlan
@@ -196,19 +191,8 @@ class _Draft:
         """Refuse what isn't executed everywhere."""
         where = f"value {name}"
         check_executed(plan.rounding, where, "real numbers")
-        layer = self.regions.layers.get(self.regions.values[name].layer)
-        if not plan.rounding.borders:
-            return
-        if layer is None or layer.kind not in WEIGHTED:
-            raise UnsupportedError(
-                f"{where}: rounds by BORDER, but no convolution or linear layer makes it, and "
-                "nothing else rounds so. Use HALF_UP."
-            )
-        if plan.bits > MAX_BORDER_BITS:
-            raise UnsupportedError(
-                f"{where}: rounds by BORDER to {plan.bits} bits, at most {MAX_BORDER_BITS} can be. "
-                "Use HALF_UP or fewer bits."
-            )
+        if plan.rounding.borders and (why := border_refusal(self.regions, name, plan.bits)):
+            raise UnsupportedError(f"{where}: rounds by BORDER, but {why}")
 
     def _check_floor(self, layer: Layer, shifts: tuple[int, ...]) -> None:
         if self.values[layer.output].rounding == FLOOR and max(shifts) > MAX_FLOOR_SHIFT:

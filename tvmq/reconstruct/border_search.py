@@ -6,9 +6,12 @@ import torch
 from torch.fx import GraphModule
 
 from tvmq.execute_graph import GraphRun
-from tvmq.reconstruct.learned_steps import LearnedStep
-from tvmq.reconstruct.unit_cache import UnitCache
-from tvmq.reconstruct.unit_graph import QuantizedUnit
+from tvmq.plan.borders import border_refusal, may_differ_by_channel
+from tvmq.reconstruct.learned_borders import LearnedBorders
+from tvmq.reconstruct.unit_cache import BATCH, UnitCache
+from tvmq.reconstruct.unit_graph import QuantizedUnit, sharing
+from tvmq.reconstruct.unit_state import apply_state, state_of
+from tvmq.reconstruct.unit_work import UnitWork
 from tvmq.regions import channel_axis
 
 BINS = 256
@@ -16,6 +19,65 @@ BINS = 256
 
 PRIOR = 64.0
 """Made-up elements of each level and channel that are best rounded half up."""
+
+
+IMAGES = 512
+"""That borders are measured on, at most."""
+
+
+def values_with_borders(unit: QuantizedUnit, cache: UnitCache) -> list[str]:
+    """The values of a unit that may have borders of their own, in order."""
+    alone = {names[0] for names in sharing(cache.steps) if len(names) == 1}
+    chosen = []
+    for name in unit.unit.values:
+        levels = unit.steps[name].high - unit.steps[name].low
+        if name in alone and not border_refusal(cache.regions, name, levels.bit_length()):
+            chosen.append(name)
+    return chosen
+
+
+def search_borders(work: UnitWork) -> float:
+    """Give a unit the better of derived and of measured borders, with biases for these.
+
+    Returns:
+        The loss on the images that it learns from.
+    """
+    unit, cache = work.unit, work.cache
+    names, before = values_with_borders(unit, cache), state_of(unit)
+    rows = min(work.images, IMAGES)
+    tried = []
+    for derived in (True, False):
+        apply_state(unit, before)
+        for name in names:  # one after the other: what is measured depends on what was before
+            by_channel = may_differ_by_channel(cache.regions, name)
+            if not derived:
+                table = measured_borders(
+                    unit, work.exact, cache, name, rows, by_channel=by_channel
+                )
+            elif by_channel and (readers := _readers(unit, cache, name)):
+                table = derived_borders(unit, name, readers)
+            else:
+                continue
+            unit.steps[name].borders = LearnedBorders(table)
+        if all(unit.steps[name].borders is None for name in names):
+            continue
+        work.correct_biases()
+        tried.append((work.learned_loss(), state_of(unit)))
+    loss, state = min(tried, key=lambda item: item[0])
+    apply_state(unit, state)
+    return loss
+
+
+def _readers(unit: QuantizedUnit, cache: UnitCache, name: str) -> list[str]:
+    """The layers of the unit that multiply the channels of a value by weights, as they are."""
+    channels = _channels(unit, cache, name)
+    layers = cache.regions.layers.values()
+    readers = [layer.name for layer in layers if name in layer.inputs and layer.name in unit.weights]
+    return [reader for reader in readers if unit.weights[reader].weight.shape[1] == channels]
+
+
+def _channels(unit: QuantizedUnit, cache: UnitCache, name: str) -> int:
+    return len(unit.weights[cache.regions.values[name].layer].weight)
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -45,11 +107,14 @@ def measured_borders(
     step = unit.steps[name]
     levels = step.high - step.low
     sums = torch.zeros(0)
-    for first in range(0, images, 64):
-        rows = slice(first, min(first + 64, images))
-        inputs = [[s.rows(n, rows) for n in unit.unit.inputs] for s in (cache.exact, cache.quantized)]
-        target = GraphRun(exact).start(*inputs[0]).result_of(name) / step.exact
-        x = GraphRun(unit.graph_module).start(*inputs[1]).result_of(name) / step.exact
+    for first in range(0, images, BATCH):
+        rows = slice(first, min(first + BATCH, images))
+        both = ((cache.exact, exact), (cache.quantized, unit.graph_module))
+        target, x = (
+            GraphRun(graph).start(*(stream.rows(n, rows) for n in unit.unit.inputs)).result_of(name)
+            / step.exact
+            for stream, graph in both
+        )
         axis = channel_axis(x.dim())
         whole = x.floor()
         felt = (whole >= step.low) & (whole < step.high)
@@ -70,9 +135,7 @@ def measured_borders(
     return (above[..., 1:].argmin(-1) + 1).to(torch.uint8)
 
 
-def derived_borders(
-    unit: QuantizedUnit, name: str, readers: list[str], step: LearnedStep
-) -> torch.Tensor | None:
+def derived_borders(unit: QuantizedUnit, name: str, readers: list[str]) -> torch.Tensor:
     """AQuant's closed form, uint8[K, levels]: what brings products with the weights closest.
 
     A code q of input channel i stands for u; ``sum (w^ q - w u)^2`` over all weights that read it
@@ -83,8 +146,8 @@ def derived_borders(
         unit: with the weights.
         name: of the value.
         readers: the layers of the unit that read it.
-        step: of the value.
     """
+    step = unit.steps[name]
     crossed = own = torch.zeros(())
     for reader in readers:
         weight = unit.weights[reader]

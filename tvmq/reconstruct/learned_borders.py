@@ -17,8 +17,17 @@ from targets.rounding import HALF_BORDER, HALF_UP, Rounding, RoundingMode
 from tvmq.regions import channel_axis
 
 
+NEAR = 0.125
+"""How far from a border what is rounded by it still tells its gradient."""
+
+
 class BorderQuantize(torch.autograd.Function):  # type: ignore[misc]  # torch is not followed by mypy
-    """Round by borders, with straight-through gradients: that of a border is -1 for its level."""
+    """Round by borders, with straight-through gradients for all but the borders.
+
+    What a border moves is the code of those elements whose fraction it passes, so its gradient is
+    made of the elements near it, on either side, for all that it would pass: -1 in the mean over
+    fractions. Those farther away are rounded alike whatever it does.
+    """
 
     @staticmethod
     def forward(
@@ -37,18 +46,23 @@ class BorderQuantize(torch.autograd.Function):  # type: ignore[misc]  # torch is
         if len(borders) > 1:
             level += _row_starts(borders, x.dim())
         border = borders.reshape(-1)[level]
-        rounded = whole + (scaled - whole >= border)
+        fraction = scaled - whole
+        rounded = whole + (fraction >= border)
         code = rounded.clamp(low, high)
         inside = (rounded == code).to(x.dtype)
         y = code * step
         slope = None
         if ctx.needs_input_grad[1]:
             slope = code - scaled * inside
-        # A border is felt where its level is: not by what is clamped whichever way it is rounded.
-        felt = ((whole >= low) & (whole < high)).to(x.dtype)
+        felt = None
+        if ctx.needs_input_grad[2]:
+            # Not by what is clamped whichever way it is rounded.
+            near = (whole >= low) & (whole < high) & ((fraction - border).abs() < NEAR)
+            width = (border + NEAR).clamp_max(1) - (border - NEAR).clamp_min(0)
+            felt = near / width
         if keep is not None:
             y = y.lerp_(x, keep)
-            felt *= 1 - keep
+            felt = None if felt is None else felt * (1 - keep)
             slope = None if slope is None else slope * (1 - keep)
             inside = torch.maximum(inside, keep)
         ctx.save_for_backward(inside, slope, felt, level, step)
@@ -62,7 +76,7 @@ class BorderQuantize(torch.autograd.Function):  # type: ignore[misc]  # torch is
         step_grad = border_grad = None
         if slope is not None:
             step_grad = torch.sum(grad * slope).reshape(1) / (ctx.count * ctx.high) ** 0.5
-        if ctx.needs_input_grad[2]:
+        if felt is not None:
             weights = (grad * felt).reshape(-1)
             sums = torch.bincount(level.reshape(-1), weights, ctx.shape.numel())
             border_grad = -(sums.to(grad.dtype) * step).reshape(ctx.shape)
