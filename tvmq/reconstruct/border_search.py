@@ -105,32 +105,56 @@ def measured_borders(
         by_channel: a row for each channel instead of one.
     """
     step = unit.steps[name]
-    levels = step.high - step.low
-    sums = torch.zeros(0)
+    both = ((cache.exact, exact), (cache.quantized, unit.graph_module))
+    costs = []
     for first in range(0, images, BATCH):
         rows = slice(first, min(first + BATCH, images))
-        both = ((cache.exact, exact), (cache.quantized, unit.graph_module))
         target, x = (
             GraphRun(graph).start(*(stream.rows(n, rows) for n in unit.unit.inputs)).result_of(name)
             / step.exact
             for stream, graph in both
         )
-        axis = channel_axis(x.dim())
-        whole = x.floor()
-        felt = (whole >= step.low) & (whole < step.high)
-        # What rounding up costs more than rounding down: (n + 1 - y)^2 - (n - y)^2.
-        cost = (1 - 2 * (target - whole)).double() * felt
-        place = (whole - step.low).clamp_(0, levels - 1) * BINS + ((x - whole) * BINS).floor()
-        count = x.shape[axis] if by_channel else 1
-        if by_channel:
-            shape = [-1 if i == axis else 1 for i in range(x.dim())]
-            place += (torch.arange(count) * (levels * BINS)).reshape(shape)
-        found = torch.bincount(
-            place.reshape(-1).to(torch.int64), cost.reshape(-1), count * levels * BINS
-        )
-        sums = found if not len(sums) else sums + found
+        costs.append(rounding_costs(x, target, (step.low, step.high), by_channel=by_channel))
+    return cheapest_borders(torch.stack(costs).sum(0))
+
+
+def rounding_costs(
+    x: torch.Tensor, target: torch.Tensor, codes: tuple[int, int], *, by_channel: bool
+) -> torch.Tensor:
+    """What rounding up costs more than rounding down, float64[1 or K, levels, 256].
+
+    ``(n + 1 - y)^2 - (n - y)^2`` for a number between the codes n and n + 1 that should be y, summed
+    by channel, level and fraction in 256ths. What is clamped either way costs nothing.
+
+    Args:
+        x: what is rounded, in steps.
+        target: what it should be, in steps.
+        codes: the lowest and the highest, without zero point.
+        by_channel: whether channels are told apart.
+    """
+    low, high = codes
+    levels, axis = high - low, channel_axis(x.dim())
+    whole = x.floor()
+    felt = (whole >= low) & (whole < high)
+    cost = (1 - 2 * (target - whole)).double() * felt
+    place = (whole - low).clamp_(0, levels - 1) * BINS + ((x - whole) * BINS).floor()
+    channels = x.shape[axis] if by_channel else 1
+    if by_channel:
+        shape = [-1 if i == axis else 1 for i in range(x.dim())]
+        place += (torch.arange(channels) * (levels * BINS)).reshape(shape)
+    count = channels * levels * BINS
+    sums = torch.bincount(place.reshape(-1).to(torch.int64), cost.reshape(-1), count)
+    return sums.reshape(channels, levels, BINS)
+
+
+def cheapest_borders(costs: torch.Tensor) -> torch.Tensor:
+    """The borders from which on rounding up costs least, uint8[1 or K, levels].
+
+    Args:
+        costs: as of ``rounding_costs``. A few made-up elements are added, which want half up.
+    """
     fractions = (torch.arange(BINS) + 0.5) / BINS
-    costs = sums.reshape(-1, levels, BINS) + PRIOR / BINS * (1 - 2 * fractions)
+    costs = costs + PRIOR / BINS * (1 - 2 * fractions)
     above = costs.flip(-1).cumsum(-1).flip(-1)  # of rounding up from each fraction on
     return (above[..., 1:].argmin(-1) + 1).to(torch.uint8)
 
