@@ -85,6 +85,26 @@ def shift_border(
     return whole + (fraction >= border)
 
 
+def border_thresholds(shift: npt.ArrayLike, table: npt.NDArray[np.uint8], first: int) -> Int64s:
+    """Rounding by borders as a comparison with thresholds: the multi-threshold form.
+
+    A code is the lowest one plus the number of thresholds that are at most ``t`` (which is what
+    QONNX calls MultiThreshold): so it is for any ``t``, clamped to the codes of the table.
+
+    Args:
+        shift: [K] or one, in [0, 47].
+        table: uint8[K, L - 1] as in ``shift_border``.
+        first: likewise.
+
+    Returns:
+        int64[K, L - 1], rising along a row: the smallest ``t`` of each code but the lowest.
+    """
+    shift = _checked_shift(shift).reshape(-1, 1)
+    level = first + np.arange(table.shape[1], dtype=np.int64)
+    reached = ((_int64(table) << shift) + 255) >> BORDER_BITS
+    return (level << shift) + reached
+
+
 def saturate(x: npt.ArrayLike, low: int, high: int) -> Int64s:
     """``x`` clamped to [low, high]."""
     return np.clip(_int64(x), low, high)

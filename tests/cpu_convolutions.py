@@ -6,7 +6,9 @@ import itertools
 
 import numpy as np
 from cpu_kernels import RANGE, rounded
+from npu_layers import by_borders
 
+from targets.arithmetic import border_thresholds
 from targets.layers import Conv2d, Requantize, Residual, Value, Weights
 from targets.product_factors import ProductFactors
 from targets.rounding import FLOOR, HALF_UP
@@ -38,7 +40,12 @@ def conv_reference(layer: Conv2d, inputs: list[np.ndarray]) -> np.ndarray:
     if q.residual is not None:
         r64 = inputs[1].astype(np.int64) - q.residual.zero_point
         total += (r64 * q.residual.multiplier) << q.residual.shift.astype(np.int64)
-    code = rounded(total, q.shift, q.rounding) + q.zero_point
+    if q.rounding.borders:
+        table = q.rounding.table(q.low, q.high)
+        thresholds = border_thresholds(q.shift, table, q.low - q.zero_point)
+        code = q.low + (total[..., None] >= thresholds).sum(-1)
+    else:
+        code = rounded(total, q.shift, q.rounding) + q.zero_point
     return np.clip(code, q.low, q.high).astype(layer.output.dtype)
 
 
@@ -58,6 +65,7 @@ def conv(
     fraction=0,
     zero_point=0,
     rounding=HALF_UP,
+    limits=None,
     seed=0,
     weight_bits=8,
     products=0,
@@ -91,7 +99,8 @@ def conv(
             rz = int(rng.integers(RANGE[residual][0], RANGE[residual][1] + 1))
             skip = Residual(Value("r", (ho, wo, k), residual), rz, rm, rs)
         zy = int(rng.integers(low, high + 1)) if zero_point else 0
-        requantize = Requantize(fraction, m, shift, zy, low + 1, high - 2, rounding, skip)
+        ends = limits or (low + 1, high - 2)
+        requantize = Requantize(fraction, m, shift, zy, *ends, rounding, skip)
     return Conv2d(
         "conv", "test", "conv2d", Value("x", shape, dtype), output, right, bias, strides,
         padding, dilation, groups, zero_point, requantize,
@@ -174,6 +183,14 @@ CONVS = {
         "shape": (14, 14, 192), "k": 64, "kernel": (1, 1), "padding": (0,) * 4, "dtype": "uint8",
     },
     "unpadded unsigned": {"shape": (9, 9, 16), "k": 32, "padding": (0,) * 4, "dtype": "uint8"},
+    "by borders": {
+        "multiplier": True, "residual": "int8", "rounding": by_borders(16, first=-7),
+        "limits": (-6, 7), "zero_point": 3,
+    },
+    "by a row of borders": {
+        "shape": (5, 7, 5), "k": 17, "out_dtype": "uint8", "rounding": by_borders(1),
+        "limits": (0, 15),
+    },
     "to the floor": {"multiplier": True, "residual": "int8", "rounding": FLOOR},
     "tall": {"shape": (64, 3, 16), "k": 16},
     "deep": {"shape": (7, 7, 128), "k": 256},

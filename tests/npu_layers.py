@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from relay_passes.forms.element_order import runs_of
+from targets.arithmetic import border_thresholds
 from targets.layers import (
     Add,
     Constant,
@@ -28,7 +29,7 @@ from targets.layers import (
     Weights,
 )
 from targets.product_factors import ProductFactors
-from targets.rounding import FLOOR, HALF_UP
+from targets.rounding import FLOOR, HALF_UP, Rounding, RoundingMode
 from targets.rows import derive_norm, exponentials, gain_step
 
 FLAT = (0, 0, 0, 0)
@@ -109,6 +110,12 @@ def _factors(rng, weight, groups, inputs, outputs):
     table = rng.choice([16, 8, 24, 12, 20, 14, 18, 15, 17], (rows, -(-C // inputs)))
     each = table.reshape(groups, -1, table.shape[1]).repeat(outputs, axis=1)[:, : K // groups]
     return ProductFactors(inputs, _i32(each.reshape(K, -1)))
+
+
+def by_borders(rows: int, bits: int = 4, first: int = 0) -> Rounding:
+    """Random borders of so many channels, or of all of them."""
+    table = np.random.default_rng(rows).integers(1, 256, (rows, 2**bits - 1), np.uint8)
+    return Rounding(RoundingMode.BORDER, tuple(row.tobytes() for row in table), first)
 
 
 def ordered(shape: tuple[int, int, int], loops: tuple[int, ...], order: tuple[int, ...]) -> Move:
@@ -273,6 +280,15 @@ LAYERS: dict[str, Layer] = {
     "residual_with_multipliers": conv((8, 8, 16), 20, residual="int8", multiply=True),
     "residual_with_fraction": conv((8, 8, 16), 20, residual="uint8", fraction=2, dtype="int8"),
     "to_the_floor": conv((8, 8, 16), 20, residual="int8", multiply=True, rounding=FLOOR),
+    "by_borders": conv(
+        (8, 8, 16), 20, residual="int8", multiply=True, bits=4, out_bits=4, rounding=by_borders(20)
+    ),
+    "by_a_row_of_borders": conv(
+        (6, 6, 16), 40, weight_bits=2, out="int8", out_bits=2, rounding=by_borders(1, 2, first=-2)
+    ),
+    "depthwise_by_borders": conv(
+        (6, 6, 20), 20, groups=20, out_bits=4, zero_point=3, rounding=by_borders(20)
+    ),
     "pointwise_strided": conv((15, 15, 40), 24, (1, 1), strides=(2, 2), padding=FLAT),
     "dense_sums": conv((1, 1, 100), 10, (1, 1), padding=FLAT, out="int32"),
     "column_tiles_in_k_blocks": conv((1, 12, 64), 32, (1, 1), padding=FLAT),
@@ -479,8 +495,16 @@ def _requantized(layer: Conv2d, acc, residual):
     if q.residual is not None:
         r = q.residual
         t = t + (((residual[0] - r.zero_point) * r.multiplier) << r.shift.astype(np.int64))
-    code = _rounded(t, q.shift, q.rounding) + q.zero_point
-    return np.clip(code, q.low, q.high).astype(layer.output.dtype)
+    return _codes(t, q).astype(layer.output.dtype)
+
+
+def _codes(t, q):
+    if q.rounding.borders:
+        thresholds = border_thresholds(
+            q.shift, q.rounding.table(q.low, q.high), q.low - q.zero_point
+        )
+        return q.low + (t[..., None] >= thresholds).sum(-1)
+    return np.clip(_rounded(t, q.shift, q.rounding) + q.zero_point, q.low, q.high)
 
 
 def _add(layer: Add, inputs):

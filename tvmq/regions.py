@@ -175,6 +175,11 @@ def shape_of(node: Node) -> tuple[int, ...]:
     return tuple(node.meta["val"].shape)
 
 
+def channel_axis(dims: int) -> int:
+    """Where a tensor of so many axes has its channels: images on axis 1, all else on the last."""
+    return 1 if dims == 4 else dims - 1
+
+
 @dataclass(frozen=True)
 class Window:
     """What an average pooling averages over: ``sum / divisor``, padding counted as zeros."""

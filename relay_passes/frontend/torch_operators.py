@@ -165,14 +165,17 @@ def _permute(node: fx.Node, importer: Importer) -> Var:
 
 
 def _fake_quantize(node: fx.Node, importer: Importer) -> Var:
-    source, step_node, zero_point, low, high, axis, dtype, mode = node.args
+    source, step_node, zero_point, low, high, axis, dtype, mode, *borders = node.args
     x = importer.operand(source)
     step = np.asarray(importer.array(step_node), np.float64)
     if axis >= 0:
         step = step.reshape([-1 if i == axis else 1 for i in range(len(shape_of(x)))])
     else:
         step = step.reshape(())
-    quantize = Quantize(x, step, zero_point, low, high, dtype, Rounding(RoundingMode[mode]))
+    rows, first = borders or ((), 0)
+    table = tuple(row.tobytes() for row in importer.array(rows)) if borders else ()
+    rounding = Rounding(RoundingMode[mode], table, first)
+    quantize = Quantize(x, step, zero_point, low, high, dtype, rounding)
     codes = emit_quantize(importer.emit, quantize, f"{source.name}_codes")
     return emit_dequantize(importer.emit, Dequantize(codes, step, zero_point), node.name)
 

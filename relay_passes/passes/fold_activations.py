@@ -19,6 +19,7 @@ from tvm import IRModule
 
 from relay_passes.forms.quantization import Quantize, emit_quantize, match_quantize
 from relay_passes.relax_nodes import Expr, Graph, Rewriter, Var, number, op_of, rewrite
+from targets.errors import UnsupportedError
 from targets.rounding import round_reals
 
 
@@ -59,6 +60,12 @@ def _code(x: float, quantize: Quantize, name: str) -> int:
     """The code of a real number, saturated."""
     if math.isinf(x):
         return quantize.high if x > 0 else quantize.low
-    whole = round_reals(x / float(quantize.step), quantize.rounding, name)
-    code = int(whole) + quantize.zero_point
+    ratio = [x / float(quantize.step)]
+    whole = round_reals(ratio, quantize.rounding, name, quantize.zero_point)
+    if whole.min() != whole.max():
+        raise UnsupportedError(
+            f"{name}: its borders cut the bound {x:g} to another code in some channels than in "
+            "others. Use the same border for all channels at that level."
+        )
+    code = int(whole[0]) + quantize.zero_point
     return min(max(code, quantize.low), quantize.high)

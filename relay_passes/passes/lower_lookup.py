@@ -49,14 +49,15 @@ class LowerLookup:
 
 def _visit(rewriter: Rewriter, var: Var, _value: Expr) -> Expr | None:
     quantize = match_quantize(rewriter.graph, var)
-    if quantize is None or quantize.step.size != 1:
+    if quantize is None or quantize.step.size != 1 or len(quantize.rounding.borders) > 1:
         return None
     function = _Function(rewriter.graph)
     reals = function.values(quantize.source)
     if reals is None or function.codes is None:
         return None
-    whole = round_reals(reals / quantize.step, quantize.rounding, var.name)
-    codes = whole + quantize.zero_point
+    zero_point = quantize.zero_point
+    whole = round_reals(reals / quantize.step, quantize.rounding, var.name, zero_point)
+    codes = whole + zero_point
     entries = np.clip(codes, quantize.low, quantize.high).astype(quantize.dtype)
     return emit_table(rewriter.emit, Table(rewriter.get(function.codes), entries), var.name)
 

@@ -45,6 +45,7 @@ def _visit(rewriter: Rewriter, var: Var, _value: Expr) -> Expr | None:
     if not is_constant(source):
         return None
     reals = array_of(source) / quantize.step
-    codes = round_reals(reals, quantize.rounding, var.name) + quantize.zero_point
+    zero_point = quantize.zero_point
+    codes = round_reals(reals, quantize.rounding, var.name, zero_point) + zero_point
     held = constant(np.clip(codes, quantize.low, quantize.high), quantize.dtype)
     return held if repeated is None else relax.op.broadcast_to(held, repeated.args[1])

@@ -7,17 +7,17 @@ codes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 from tvm import ir, tirx
 
-from targets.arithmetic import INT32_MAX, MAX_MULTIPLIER, MAX_RESIDUAL_SHIFT
+from targets.arithmetic import BORDER_BITS, INT32_MAX, MAX_MULTIPLIER, MAX_RESIDUAL_SHIFT
 from targets.code_range import type_range
 from targets.layers import Add, Conv2d, Ints, Norm, Requantize, Softmax
-from targets.rounding import HALF_UP, check_executed
+from targets.rounding import HALF_UP, RoundingMode, check_executed
 from targets.sum_bounds import CodeRange, SumBounds, needs_int64
 
 Expr: TypeAlias = ir.Expr
@@ -64,6 +64,8 @@ class _Halves:
         """For a layer whose intermediates provably fit; None where they may not."""
         q = layer.requantize
         if q is None or layer.max_sum << q.fraction > INT32_MAX:
+            return None
+        if q.rounding.mode is RoundingMode.BORDER:  # compared with more places than are left
             return None
         raised = np.maximum(HALF + 1 - q.shift.astype(np.int64), 0)
         multiplier, shift = q.multiplier.astype(np.int64) << raised, q.shift + raised
@@ -116,7 +118,8 @@ class Epilogue:
     Attributes:
         layer: the layer.
         constants: int32 arrays, packed: bias; with requantization the shift; the multiplier if any
-            is not 1; the residual's shift if any is not 0. Of halves, all of them and theirs.
+            is not 1; the residual's shift if any is not 0; the borders of each level, if any. Of
+            halves, all but borders and theirs.
         kind: type of the intermediates.
         halves: where they are two words of 32 bits.
     """
@@ -141,6 +144,7 @@ class Epilogue:
                 arrays.append(q.multiplier)
             if q.residual is not None and np.any(q.residual.shift != 0):
                 arrays.append(q.residual.shift)
+            arrays += list(_borders(q).T)
         packed = tuple(pack(array.astype(np.int32)) for array in arrays)
         return Epilogue(layer, packed, "int32" if narrow else "int64", halves)
 
@@ -175,8 +179,17 @@ class Epilogue:
         if q.residual is not None and residual is not None:
             r = residual.astype(kind) - tirx.const(q.residual.zero_point, kind)
             r = r * tirx.const(q.residual.multiplier, kind)
-            t = t + (r << rest.pop(0) if rest else r)
-        return round_and_clamp(t, kind, shift, q, self.layer)
+            t = t + (r << rest.pop(0) if np.any(q.residual.shift != 0) else r)
+        return round_and_clamp(t, kind, shift, q, self.layer, rest)
+
+
+def _borders(q: Requantize) -> Ints:
+    """int32[K, levels]: the borders of each channel; no levels where it rounds otherwise."""
+    channels = len(q.shift)
+    if q.rounding.mode is not RoundingMode.BORDER:
+        return np.zeros((channels, 0), np.int32)
+    table = q.rounding.table(q.low, q.high).astype(np.int32)
+    return np.broadcast_to(table, (channels, table.shape[1]))
 
 
 def round_and_clamp(
@@ -185,6 +198,7 @@ def round_and_clamp(
     shift: Expr,
     ends: Requantize | Add,
     layer: Conv2d | Add | Softmax | Norm,
+    borders: Sequence[Expr] = (),
 ) -> Expr:
     """The code of a wide integer: ``clamp(round(t, shift) + zero_point, low, high)``.
 
@@ -194,18 +208,37 @@ def round_and_clamp(
         shift: of the element's channel, in ``kind``.
         ends: rounding, zero point and limits.
         layer: whose code it is.
+        borders: of the element's channel, int32, from the lowest level up.
 
     Raises:
-        UnsupportedError: the layer rounds neither half up nor to the floor.
+        UnsupportedError: the layer rounds neither half up nor to the floor nor by given borders.
     """
-    check_executed(ends.rounding, layer.name, "the CPU")
+    check_executed(ends.rounding, layer.name, "the CPU", borders=isinstance(layer, Conv2d))
     if ends.rounding == HALF_UP:
         # Half of the last place, without a branch: (1 << shift) >> 1 is 0 where shift is 0.
         one = tirx.const(1, kind)
         t = t + ((one << shift) >> one)
-    t = t >> shift
+    whole = t >> shift
+    t = whole + _rounded_up(t, kind, shift, whole, ends, borders) if borders else whole
     # Clamped before the zero point is added, where the sum can't overflow.
     low, high = (tirx.const(limit - ends.zero_point, kind) for limit in (ends.low, ends.high))
     t = tirx.min(tirx.max(t, low), high)
     code = t.astype("int32") + tirx.const(ends.zero_point, "int32")
     return code.astype(layer.output.dtype)
+
+
+def _rounded_up(
+    t: Expr, kind: str, shift: Expr, whole: Expr, ends: Requantize | Add, borders: Sequence[Expr]
+) -> Expr:
+    """1 where the fraction of ``t`` reaches the border of its level, else 0."""
+    first = ends.low - ends.zero_point
+    border = borders[0]
+    for n, other in enumerate(borders[1:], start=first + 1):
+        border = tirx.Select(whole >= tirx.const(n, kind), other, border)
+    # Both shifts are masked, since TVM takes one of unknown range for one that never clamps.
+    bits, zero, most = (
+        tirx.const(n, kind) for n in (BORDER_BITS, 0, 63 if kind == "int64" else 31)
+    )
+    down, up = (tirx.max(n, zero) & most for n in (shift - bits, bits - shift))
+    fraction = ((t >> down) << up) & tirx.const(255, kind)
+    return tirx.Select(fraction >= border.astype(kind), tirx.const(1, kind), zero)

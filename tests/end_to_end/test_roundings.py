@@ -17,10 +17,10 @@ from targets.npu.kinds.kind import Rule
 from targets.npu.machine.disassemble import disassemble
 from targets.npu.machine.spec import load_spec
 from targets.refusal import Refusal
-from targets.rounding import FLOOR
+from targets.rounding import FLOOR, MAX_BORDER_BITS
 from tvmq.plan.annotate import annotate
 from tvmq.plan.plan_file import plan_from_json, plan_to_json
-from tvmq.regions import find_regions
+from tvmq.regions import WEIGHTED, channel_axis, find_regions
 from tvmq.run.reference import run_reference
 from tvmq.settings import Settings
 
@@ -76,6 +76,62 @@ def test_floor_goes_all_the_way(name, settings, floors):
     refusal = Refusal(Rule.ROUNDING.value, Rule.ROUNDING.advice, "it rounds by FLOOR")
     assert set(refused.values()) <= {refusal}
     assert bool(refused) == (name == "preact")
+
+
+BORDERS = {
+    "a row per channel": ("mobilenet_small", Settings(4, 4), True, "random"),
+    "a row per tensor": ("mobilenet_small", Settings(4, 3), False, "random"),
+    "residuals, multipliers": ("preact", Settings(2, 2, "free", "channel"), True, "random"),
+    "halves": ("mobilenet_small", Settings(4, 4), True, "half"),
+    "halves with multipliers": ("preact", Settings(2, 2, "free", "channel"), True, "half"),
+}
+
+
+@pytest.mark.parametrize(("name", "settings", "rows", "kind"), BORDERS.values(), ids=BORDERS)
+def test_borders_go_all_the_way(name, settings, rows, kind):
+    """In all values that can have some; those that round half up change nothing."""
+    model, half_up = float_model(name), plan(name, settings)
+    rng = np.random.default_rng(0)
+    regions = find_regions(model)
+    document = json.loads(plan_to_json(half_up))
+    for value, entry in document["values"].items():
+        made = regions.layers.get(regions.values[value].layer)
+        if made is None or made.kind not in WEIGHTED or entry["bits"] > MAX_BORDER_BITS:
+            continue
+        shape = model.nodes[value].meta["val"].shape
+        clipped = np.isfinite(regions.values[value].high)  # to one code, whatever the channel
+        count = shape[channel_axis(len(shape))] if rows and not clipped else 1
+        table = rng.integers(1, 256, (count, 2 ** entry["bits"] - 1))
+        entry["rounding"] = "BORDER"
+        entry["borders"] = (table if kind == "random" else np.full_like(table, 128)).tolist()
+    quantized = plan_from_json(json.dumps(document), model)
+    x = images(name)[:4]
+    inputs = {model.inputs[0].name: x.numpy()}
+
+    program = annotate(model, quantized)
+    integer = lower_to_integer(import_torch(program))
+    network = read_layers(integer)
+    on_cpu, on_npu = place(integer, network, None), place(integer, network, SPEC)
+    want = run_reference(integer, inputs)
+    for answer in (
+        [t.float().numpy() for t in program(x.double())],
+        run_placed(on_cpu, None, x.numpy()),
+        run_placed(on_npu, SPEC, x.numpy()),
+    ):
+        for got, expected in zip(answer, want, strict=True):
+            np.testing.assert_array_equal(got, expected)
+    other = run_reference(lower_to_integer(import_torch(annotate(model, half_up))), inputs)
+    assert np.array_equal(other[0], want[0]) == (kind == "half")
+
+    chosen = {
+        layer.name: quantized.values[layer.output].rounding.mode.name
+        for layer in regions.layers.values()
+        if layer.output
+    }
+    executed = _executed(on_npu.programs)
+    assert executed == {layer: chosen[layer] for layer in executed}
+    assert "BORDER" in executed.values()
+    assert not any(p.refusal for p in on_npu.placements if chosen.get(p.name) == "BORDER")
 
 
 def _read(network):

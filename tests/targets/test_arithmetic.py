@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from targets.arithmetic import (
+    border_thresholds,
     requantize,
     residual_term,
+    saturate,
     scale_product,
     shift_border,
     shift_round,
@@ -61,6 +63,36 @@ def test_border_is_that_of_the_level(t, shift, borders):
     level = min(max(math.floor(x) + 1, 0), 2)
     fraction = math.floor((x - math.floor(x)) * 256)
     assert shift_border([t], shift, table, -1)[0] == math.floor(x) + (fraction >= borders[level])
+
+
+@given(sums, shifts, st.lists(st.integers(1, 255), min_size=7, max_size=7), st.integers(-9, 5))
+def test_borders_are_thresholds(t, shift, borders, first):
+    """The same codes, thresholds that rise, and sums beside each of these."""
+    table = np.array([borders], np.uint8)
+    thresholds = border_thresholds(shift, table, first)
+    assert (np.diff(thresholds) > 0).all()
+    for total in (t, *thresholds[0].tolist(), *(thresholds[0] - 1).tolist()):
+        code = saturate(shift_border([total], shift, table, first), first, first + 7)
+        assert code == first + (thresholds <= total).sum()
+
+
+@given(st.integers(-(1 << 30), 1 << 30), st.integers(0, 7))
+def test_a_border_next_to_an_end_is_floor_or_ceiling(t, shift):
+    """In 256ths there is nothing between a border of 1 and a number that is no code."""
+    low, high = (np.full((1, 3), border, np.uint8) for border in (1, 255))
+    assert shift_border([t], shift, high, -1) == shift_round(t, shift, RoundingMode.FLOOR)
+    assert shift_border([t], shift, low, -1) == -shift_round(-t, shift, RoundingMode.FLOOR)
+
+
+@given(
+    st.lists(st.integers(-(1 << 20), 1 << 20), min_size=2, max_size=20),
+    shifts,
+    st.binary(min_size=7, max_size=7),
+)
+def test_codes_rise_with_the_sums(totals, shift, borders):
+    ordered = np.sort(np.array(totals))[:, None]
+    codes = shift_border(ordered, shift, np.frombuffer(borders, np.uint8)[None], -3)
+    assert (np.diff(codes[:, 0]) >= 0).all()
 
 
 @given(int32s, int32s, st.integers(0, 65535), shifts, st.integers(-128, 127))

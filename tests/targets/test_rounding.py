@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from targets.arithmetic import requantize, shift_round
+from targets.arithmetic import border_thresholds, requantize, shift_border, shift_round
 from targets.errors import UnsupportedError
 from targets.rounding import (
     FLOOR,
@@ -13,7 +13,6 @@ from targets.rounding import (
     MAX_FLOOR_SHIFT,
     Rounding,
     RoundingMode,
-    addend,
     round_reals,
 )
 
@@ -71,9 +70,27 @@ def test_reals_are_rounded_as_integers(t, shift, side):
         assert round_reals(x, rounding, "x") == shift_round(t, shift, rounding.mode)
 
 
+@given(
+    st.integers(-(1 << 40), 1 << 40),
+    st.integers(0, MAX_FLOOR_SHIFT),
+    st.sampled_from([-1, 0, 1]),
+    st.lists(st.integers(1, 255), min_size=3, max_size=3),
+    st.integers(-2, 1),
+)
+def test_reals_are_rounded_by_borders_as_integers(t, shift, side, borders, zero_point):
+    """Both where codes begin and elsewhere, and off the grid by the error that sums may have."""
+    rounding = Rounding(RoundingMode.BORDER, (bytes(borders),), -2)
+    table = rounding.table(-2, 1)
+    ends = border_thresholds(shift, table, -2 - zero_point)[0]
+    for total in (t, *ends.tolist(), *(ends - 1).tolist()):
+        x = total / 2.0**shift + side * 2.0**-35
+        want = shift_border([total], shift, table, -2 - zero_point)
+        assert round_reals([x], rounding, "x", zero_point) == want
+
+
 def test_others_are_no_roundings_of_reals():
     for mode in (RoundingMode.HALF_AWAY, RoundingMode.HALF_EVEN):
-        message = f"relu: rounds by {mode.name}, but real numbers only by HALF_UP or FLOOR"
+        message = f"relu: rounds by {mode.name}, but real numbers only by HALF_UP, FLOOR or BORDER"
         with pytest.raises(UnsupportedError, match=message):
-            addend(Rounding(mode), "relu")
+            round_reals(0.0, Rounding(mode), "relu")
     np.testing.assert_array_equal(round_reals([-0.5, 0.5], HALF_UP, "x"), [0, 1])

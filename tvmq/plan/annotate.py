@@ -104,8 +104,14 @@ class _Annotator:
         plan = self.plan.values[value]
         with self.graph.inserting_after(node):
             step = self._step(f"{name}_step", torch.tensor([plan.step], dtype=torch.float64))
-        codes = (plan.zero_point, plan.low, plan.high, -1, plan.dtype, plan.rounding.mode.name)
-        with self.graph.inserting_after(step):
+        rounding, last = plan.rounding, step
+        codes: tuple[Any, ...] = (plan.zero_point, plan.low, plan.high, -1, plan.dtype)
+        codes += (rounding.mode.name,)
+        if rounding.borders:
+            with self.graph.inserting_after(step):
+                last = self._step(f"{name}_borders", torch.from_numpy(rounding.rows))
+            codes += (last, rounding.first)
+        with self.graph.inserting_after(last):
             return self._call(
                 torch.ops.tvmq.fake_quantize.default, (node, step, *codes), f"{name}_q"
             )

@@ -11,7 +11,7 @@ import numpy as np
 
 from targets.arithmetic import INT32_MAX
 from targets.code_range import code_range
-from targets.errors import ArithmeticRangeError
+from targets.errors import ArithmeticRangeError, UnsupportedError
 from targets.product_factors import integer_factors
 from targets.rounding import FLOOR, MAX_FLOOR_SHIFT, check_executed, round_reals
 from targets.rows import SOFTMAX_BITS, norm_fraction, softmax_bounds
@@ -26,6 +26,7 @@ from targets.scale import (
 )
 from targets.sum_bounds import SumBounds, bound_products, bound_sums, held_bound
 from tvmq.float_model import FloatModel, groups_of
+from tvmq.plan.borders import border_refusal
 from tvmq.plan.integer_rows import norm_scale
 from tvmq.plan.joined_values import tied_values
 from tvmq.plan.plan import AccumulatorProof, BiasPlan, Plan, ValuePlan, WeightPlan
@@ -134,7 +135,7 @@ class _Draft:
         if not self.settings.pot:
             self._snap()
         for name, plan in self.values.items():
-            check_executed(plan.rounding, f"value {name}", "real numbers")
+            self._check_rounding(name, plan)
             self._cut_codes(name)
         for layer in self.regions.layers.values():
             try:
@@ -177,7 +178,21 @@ class _Draft:
 
     def _code(self, name: str, x: float) -> int:
         plan = self.values[name]
-        return int(round_reals(x / plan.step, plan.rounding, f"value {name}")) + plan.zero_point
+        where = f"value {name}"
+        whole = round_reals([x / plan.step], plan.rounding, where, plan.zero_point)
+        if whole.min() != whole.max():
+            raise UnsupportedError(
+                f"{where}: its borders cut the bound {x:g} to another code in some channels than "
+                "in others. Use the same border for all channels at that level."
+            )
+        return int(whole[0]) + plan.zero_point
+
+    def _check_rounding(self, name: str, plan: ValuePlan) -> None:
+        """Refuse what isn't executed everywhere."""
+        where = f"value {name}"
+        check_executed(plan.rounding, where, "real numbers")
+        if plan.rounding.borders and (why := border_refusal(self.regions, name, plan.bits)):
+            raise UnsupportedError(f"{where}: rounds by BORDER, but {why}")
 
     def _check_floor(self, layer: Layer, shifts: tuple[int, ...]) -> None:
         if self.values[layer.output].rounding == FLOOR and max(shifts) > MAX_FLOOR_SHIFT:

@@ -5,7 +5,7 @@
 It marks, in an annotated graph, where a tensor is held in ``low .. high`` codes; torch runs it as
 the formula says, ``relay_passes/frontend/import_torch.py`` turns it into ``R.quantize`` followed by
 ``R.dequantize``. The addend is 1/2 to round half **up**, as the integer arithmetic does (``(t +
-half) >> shift``), and not half to even as ``torch.round``; it is 0 for the floor. In float64 it is
+half) >> shift``), and not half to even as ``torch.round``; it is 0 for the floor, and with borders that of the number's level. In float64 it is
 2**-34 more, so that the codes are those of the integers (``targets/rounding.py`` shows why). Not a
 training op: it has no gradient.
 
@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from targets.code_range import type_range
-from targets.rounding import SLACK, Rounding, RoundingMode, addend
+from targets.rounding import ADDENDS, SLACK, Rounding, RoundingMode, check_executed
+from tvmq.regions import channel_axis
 
 _PIECE = 1 << 14
 
@@ -30,8 +31,9 @@ CODE_DTYPES = ("int8", "uint8")
 
 _library = torch.library.Library("tvmq", "DEF")
 _CODES = "Tensor step, int zero_point, int low, int high, int axis, str dtype, str rounding"
-_library.define(f"fake_quantize(Tensor x, {_CODES}) -> Tensor")
-_library.define(f"fake_quantize_(Tensor(a!) x, {_CODES}) -> Tensor(a!)")
+_BORDERS = "Tensor? borders=None, int first=0"
+_library.define(f"fake_quantize(Tensor x, {_CODES}, {_BORDERS}) -> Tensor")
+_library.define(f"fake_quantize_(Tensor(a!) x, {_CODES}, {_BORDERS}) -> Tensor(a!)")
 
 
 @torch.library.impl(_library, "fake_quantize", "CompositeExplicitAutograd")  # type: ignore[untyped-decorator]
@@ -44,6 +46,8 @@ def fake_quantize(
     axis: int,
     dtype: str,
     rounding: str,
+    borders: torch.Tensor | None = None,
+    first: int = 0,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Round a tensor to the values that its codes can hold.
@@ -56,7 +60,10 @@ def fake_quantize(
         high: highest code kept.
         axis: -1 per tensor, or the axis that ``step`` runs along (0: a weight's output channels).
         dtype: "int8" or "uint8", how a code is stored.
-        rounding: name of a ``RoundingMode`` without borders.
+        rounding: name of a ``RoundingMode``.
+        borders: with BORDER, uint8[1 or K, levels]; K channels along axis 1 of images, otherwise
+            along the last one.
+        first: the code that the borders begin at.
         out: is written and returned, if given; it may be ``x``.
 
     Returns:
@@ -73,7 +80,11 @@ def fake_quantize(
     if axis >= 0:
         shape[axis] = -1
     scale = step.to(x.dtype).reshape(shape)
-    raised = addend(Rounding(RoundingMode[rounding]), "fake_quantize")
+    if borders is not None:
+        return _by_borders(x, scale, (zero_point, low, high), borders, first, out)
+    by = Rounding(RoundingMode[rounding])
+    check_executed(by, "fake_quantize", "real numbers")
+    raised = ADDENDS[by]
     if x.dtype != torch.float64:
         raised -= SLACK
     pieces = [(x, out)]
@@ -87,6 +98,28 @@ def fake_quantize(
             torch.div(piece, scale, out=codes).add_(raised).floor_().add_(zero_point)
             codes.clamp_(low, high).sub_(zero_point).mul_(scale)
     return out
+
+
+def _by_borders(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    codes: tuple[int, int, int],
+    borders: torch.Tensor,
+    first: int,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """The same with the addend of each number's level."""
+    zero_point, low, high = codes
+    slack = SLACK if x.dtype == torch.float64 else 0.0
+    levels = borders.shape[1]
+    addends = (1.0 - borders.to(torch.float64) / 256 + slack).to(x.dtype).reshape(-1)
+    u = x / scale
+    level = torch.floor(u + slack).add_(zero_point - first).clamp_(0, levels - 1).to(torch.int64)
+    if len(borders) > 1:
+        row = torch.arange(0, len(borders) * levels, levels, device=x.device)
+        level += row.reshape([-1 if i == channel_axis(x.dim()) else 1 for i in range(x.dim())])
+    whole = u.add_(addends[level]).floor_().add_(zero_point).clamp_(low, high)
+    return out.copy_(whole.sub_(zero_point).mul_(scale))
 
 
 @torch.library.impl(_library, "fake_quantize_", "CompositeExplicitAutograd")  # type: ignore[untyped-decorator]
@@ -108,7 +141,7 @@ def _one_thread() -> Iterator[None]:
 
 @torch.library.register_fake("tvmq::fake_quantize")  # type: ignore[untyped-decorator]
 def _shape_of_result(x: torch.Tensor, *codes: Any) -> torch.Tensor:
-    step, _, low, high, axis, dtype, _ = codes
+    step, _, low, high, axis, dtype = codes[:6]
     _check(x, step, low, high, axis, dtype)
     return torch.empty_like(x)
 

@@ -27,7 +27,7 @@ from tvmq.float_model import Equalization, FloatModel, Mixing, TensorScaling, gr
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.plan import BiasPlan, Plan, ProductPlan, ValuePlan, WeightPlan
 from tvmq.plan.plan_schema import FORMAT, PlanFile, ProductEntry, inflate
-from tvmq.regions import UNSCALED, WEIGHTED, find_regions, is_depthwise, shape_of
+from tvmq.regions import UNSCALED, WEIGHTED, channel_axis, find_regions, is_depthwise, shape_of
 from tvmq.settings import Settings, learned_range
 
 _WRITTEN = "`tvmq build` writes them: plan.json in an artifact."
@@ -174,7 +174,8 @@ class _Reader:
                 entry.reason,
                 entry.rounds,
             )
-            channels = shape_of(self.model.nodes[name])[1]
+            shape = shape_of(self.model.nodes[name])
+            channels = shape[channel_axis(len(shape))]
             self._check_length(entry.borders, {0, 1, channels}, f"values.{name}.borders", "rows")
         return plans
 

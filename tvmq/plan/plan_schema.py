@@ -68,7 +68,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Step = Annotated[Number, BeforeValidator(_number), AfterValidator(_in_range)]
 Bits = Annotated[int, Field(ge=2, le=8)]
 Mode = Annotated[RoundingMode, BeforeValidator(_mode)]
-Border = Annotated[int, Field(ge=0, le=255)]
+Border = Annotated[int, Field(ge=1, le=255)]
 
 
 class _Entry(BaseModel):

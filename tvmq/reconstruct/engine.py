@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from targets.code_range import code_range
 from targets.errors import InputError
 from tvmq.calibrate.calibrate import Calibration, calibrate_again
 from tvmq.calibrate.observers import choose_codes
@@ -255,10 +256,13 @@ class _Job:
                 used = tuple(correction.double().tolist()) if bool(correction.any()) else ()
                 biases[name] = BiasPlan(used, f"{verdict} in {result.unit}: {numbers}")
         for name, value in values.items():
-            step = self.steps[name].exact
-            if step != value.step:
-                reason = f"{value.reason}; learned, from {value.step:.6g}"
-                values[name] = replace(value, step=step, reason=reason)
+            step, reason = self.steps[name], value.reason
+            if step.exact != value.step:
+                reason = f"{reason}; learned, from {value.step:.6g}"
+            rounding = value.rounding
+            if step.borders is not None:
+                rounding = step.borders.rounding(code_range(value.bits, value.signed)[0])
+            values[name] = replace(value, step=step.exact, reason=reason, rounding=rounding)
         return complete_plan(
             model, self.start.settings, self.start.calibration, values, weights, biases
         )

@@ -20,6 +20,7 @@ from targets.code_range import code_range
 from targets.errors import UnsupportedError
 from targets.rounding import HALF_UP
 from tvmq.plan.plan import ValuePlan
+from tvmq.reconstruct.learned_borders import BorderQuantize, LearnedBorders
 from tvmq.reconstruct.pieces import dense, pieces
 
 
@@ -88,6 +89,7 @@ class LearnedStep(nn.Module):  # type: ignore[misc]  # torch is not followed by 
             being scaled (``inner_scales.py``).
         drop: masks of what stays float; None outside of training.
         off: nothing is quantized at all.
+        borders: by which it is rounded; None: half up. Only a step of one value has some.
     """
 
     def __init__(self, plan: ValuePlan, *, pot: bool) -> None:
@@ -110,16 +112,21 @@ class LearnedStep(nn.Module):  # type: ignore[misc]  # torch is not followed by 
         self.drift: torch.Tensor | None = None
         self.drop: DropMasks | None = None
         self.off = False
+        self.borders: LearnedBorders | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Quantize and dequantize."""
         if self.off:
             return x
         keep = None if self.drop is None else self.drop.take(x)
+        ends = (self.low, self.high, keep)
         step = self.step()
         if self.drift is not None:
             step = step * torch.exp2(self.drift)
-        result: torch.Tensor = FakeQuantize.apply(x, step, self.low, self.high, keep)
+        if self.borders is None:
+            result: torch.Tensor = FakeQuantize.apply(x, step, *ends)
+        else:
+            result = BorderQuantize.apply(x, step, self.borders(), *ends)
         return result
 
     def step(self) -> torch.Tensor:
@@ -149,12 +156,15 @@ class LearnedStep(nn.Module):  # type: ignore[misc]  # torch is not followed by 
         self.theta.data.fill_(math.log2(step))
 
     def held(self) -> dict[str, torch.Tensor]:
-        """What ``hold`` takes: the step, float64[]."""
-        return {"step": torch.tensor(self.exact, dtype=torch.float64)}
+        """What ``hold`` takes: the step, float64[], and borders, uint8[1 or K, levels], if any."""
+        held = {"step": torch.tensor(self.exact, dtype=torch.float64)}
+        return held if self.borders is None else held | {"borders": self.borders.table.clone()}
 
     def hold(self, held: Mapping[str, torch.Tensor]) -> None:
         """Be what it was."""
         self.fix(float(held["step"]))
+        table = held.get("borders")
+        self.borders = None if table is None else LearnedBorders(table)
 
 
 WINDOWS = 2**20

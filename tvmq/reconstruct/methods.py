@@ -12,6 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tvmq.reconstruct.refinement import ROUNDING, Need, NetworkRefinement, Refinement
+from tvmq.reconstruct.refinements.borders import Borders
 from tvmq.reconstruct.refinements.compensated import SearchedExponents
 from tvmq.reconstruct.refinements.factored_codes import FactoredCodes
 from tvmq.reconstruct.refinements.learned import Learned, Phase
@@ -117,6 +118,12 @@ METHODS: dict[str, Method] = {
         opening=(FactoredCodes(),),
         scales=True,
         options=("product_budget", "product_channels", "product_outputs"),
+    ),
+    # AQuant, arXiv 2208.11945; a reading of its abstract
+    "aquant": Method(
+        "with another method or alone: activations of at most 4 bits rounded by borders, a byte "
+        "for each level of each channel",
+        (Borders(),),
     ),
     "wess": Method(
         "one weight step per layer and a 4-bit shift per output channel, free on the NPU",

@@ -35,6 +35,7 @@ class Training:
         weight_rate: Adam's learning rate of the rounding decisions.
         bias_rate: of what is added to biases.
         step_rate: of log2 of activation steps; decays to 0 as a cosine.
+        border_rate: of the coefficients of borders; likewise.
         regularization: weight of the rounding regularizer.
         correct_biases: whether biases may change.
         device: on which the loop runs; the unit comes from the CPU and goes back there.
@@ -46,6 +47,7 @@ class Training:
     weight_rate: float = 1e-2
     bias_rate: float = 1e-3
     step_rate: float = 1e-3
+    border_rate: float = 3e-3
     regularization: float = 0.01
     correct_biases: bool = True
     device: torch.device = CPU
@@ -133,21 +135,27 @@ def _prepare(
     own = [step for step in own if step.drift is None]
     for step in own:
         step.learn()
+    borders = [step.borders for step in unit.steps.values() if step.borders is not None]
+    curves = [] if phase.borders is None else [b.learn(phase.borders) for b in borders]
     thetas = [*(step.theta for step in own), *drifts]
-    groups = [{"params": thetas, "lr": training.step_rate}]
+    groups = [
+        {"params": thetas, "lr": training.step_rate, "decays": True},
+        {"params": curves, "lr": training.border_rate, "decays": True},
+    ]
     for weight in unit.weights.values():
         weight.soft = phase.weights
     if phase.weights:
         alphas = [weight.alpha for weight in unit.weights.values()]
-        groups.append({"params": alphas, "lr": training.weight_rate})
-        if training.correct_biases:
-            corrections = [bias.correction.requires_grad_(True) for bias in unit.biases.values()]
-            groups.append({"params": corrections, "lr": training.bias_rate})
+        groups.append({"params": alphas, "lr": training.weight_rate, "decays": False})
+    if training.correct_biases and (phase.weights or curves):
+        corrections = [bias.correction.requires_grad_(True) for bias in unit.biases.values()]
+        group = {"params": corrections, "lr": training.bias_rate, "decays": bool(curves)}
+        groups.append(group)
     groups = [group for group in groups if group["params"]]
     optimizer = torch.optim.Adam(groups, fused=training.device.type in ("cpu", "cuda"))
     decays = [
         (lambda i: (1 + math.cos(math.pi * i / iterations)) / 2)
-        if thetas and group is groups[0]
+        if group["decays"]
         else (lambda i: 1.0)
         for group in groups
     ]
@@ -172,10 +180,12 @@ def _harden(unit: QuantizedUnit, phase: Phase) -> None:
     for step in unit.steps.values():
         step.drop, step.off = None, False
         step.harden()
+        if step.borders is not None:
+            step.borders.harden()
     if phase.weights:
         for weight in unit.weights.values():
             weight.freeze(weight.hard_codes())
-        for bias in unit.biases.values():
-            bias.correction.requires_grad_(False)
+    for bias in unit.biases.values():
+        bias.correction.requires_grad_(False)
     if phase.steps and unit.scales is not None:
         unit.scales.harden()

@@ -27,7 +27,7 @@ from tvmq.reconstruct.unit_graph import QuantizedUnit
 NEAREST = "nearest"
 """The candidate that all refinements are compared with: rounding to nearest, biases corrected."""
 
-FORM = 3
+FORM = 4
 """Of the files; those of another form are of another job."""
 
 

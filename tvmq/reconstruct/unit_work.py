@@ -16,6 +16,8 @@ from tvmq.reconstruct.unit_graph import QuantizedUnit
 from tvmq.reconstruct.unit_state import apply_state, state_of
 from tvmq.settings import Settings
 
+LEARNED_IMAGES = 512
+
 
 @dataclass
 class UnitWork:
@@ -48,6 +50,11 @@ class UnitWork:
     def held_out_loss(self) -> float:
         """Of the unit as it is, on images that nothing is learned from."""
         return unit_loss(self.unit, self.cache, self.loss, slice(self.images, self.cache.count))
+
+    def learned_loss(self) -> float:
+        """The same on images that are learned from, at most 512 of them."""
+        rows = slice(0, min(self.images, LEARNED_IMAGES))
+        return unit_loss(self.unit, self.cache, self.loss, rows)
 
     def correct_biases(self) -> None:
         """Take the mean errors of the layers away, if biases may change and the unit gains."""

@@ -266,6 +266,7 @@ _OPERATORS: dict[str, Callable[..., Array]] = {
     "clip": _clip,
     "left_shift": lambda _, x, n: x << n,
     "right_shift": lambda _, x, n: x >> n,
+    "bitwise_and": lambda _, x, n: x & n,
     "max": _max,
     "sum": _sum,
     "greater_equal": lambda _, a, b: a >= b,

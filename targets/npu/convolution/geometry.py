@@ -26,8 +26,8 @@ from targets.npu.convolution.product_passes import ProductPasses, product_passes
 from targets.npu.kinds.cost import ceil_div
 from targets.npu.machine import isa
 from targets.npu.machine.elements import pack
-from targets.npu.schedule.intrinsics import RECORD_WORDS
 from targets.npu.schedule.job import Job
+from targets.npu.schedule.meanings import RECORD_WORDS, RequantizeFields
 from targets.npu.schedule.storage import Stored
 from targets.product_factors import ProductFactors
 
@@ -110,7 +110,7 @@ class ConvGeometry:
             ),
             *(layer.weight_shape, layer.right.bits, layer.groups),
             *(layer.strides, layer.padding, layer.dilation),
-            *(layer.requantize is not None, self.requantize_cycles),
+            *(layer.requantize is not None, self.requantize_cycles, self.words_each),
             *(self.input.form, self.output.form, self.residual and self.residual.form),
             *((self.factor.form, self.pairing, self.one_record) if self.factor else ()),
             *((self.passes.count, self.passes.tiles) if self.passes else ()),
@@ -351,11 +351,38 @@ class ConvGeometry:
             return False
         numbers = [self.layer.bias, requantize.multiplier, requantize.shift]
         numbers += [requantize.residual.shift] if requantize.residual else []
+        numbers += [requantize.rounding.rows] if requantize.rounding.borders else []
         return all((each == each[0]).all() for each in numbers)
+
+    @cached_property
+    def fields(self) -> RequantizeFields | None:
+        """The immediates of the layer's REQ instructions; None where the sums are the output."""
+        requantize = self.layer.requantize
+        if requantize is None:
+            return None
+        residual = requantize.residual
+        return RequantizeFields(
+            shift=int(requantize.shift.min()),
+            multiplier=bool((requantize.multiplier != 1).any()),
+            zero_point=requantize.zero_point,
+            low=requantize.low,
+            high=requantize.high,
+            dtype=self.output.dtype,
+            rounding=requantize.rounding.mode,
+            residual_dtype=residual.value.dtype if residual else "",
+            residual_zero_point=residual.zero_point if residual else 0,
+            residual_multiplier=residual.multiplier if residual else 1,
+            bits=self.output.bits,
+        )
+
+    @cached_property
+    def words_each(self) -> int:
+        """Words from one channel's record to the next."""
+        return RECORD_WORDS if self.fields is None else self.fields.record_words
 
     def record_words(self, channels: int) -> int:
         """Words of the records of a block with so many channels."""
-        return (min(self.columns, self.out[2]) if self.one_record else channels) * RECORD_WORDS
+        return (min(self.columns, self.out[2]) if self.one_record else channels) * self.words_each
 
     def channel(self, tile: int) -> int:
         """First output channel of a column tile."""
@@ -425,17 +452,22 @@ class ConvGeometry:
         ]
         return pack(np.concatenate(blocks), self.wgt_bits).view(np.int8)
 
-    def records(self, base_shift: int) -> npt.NDArray[np.int32]:
-        """Parameter records, int32[K * 3] or those of one tile: bias; multiplier; shifts.
+    def records(self) -> npt.NDArray[np.int32]:
+        """Parameter records, int32[K * words] or those of one tile: bias; multiplier; shifts.
 
-        The third word holds the shift above ``base_shift`` and, from bit 8 on, the residual's.
+        The third word holds the shift above that of REQ and, from bit 8 on, the residual's. Four
+        borders to a word follow.
         """
-        requantize = self.layer.requantize
-        assert requantize is not None
-        words = np.zeros((self.out[2], RECORD_WORDS), np.int64)
+        requantize, fields = self.layer.requantize, self.fields
+        assert requantize is not None and fields is not None
+        words = np.zeros((self.out[2], self.words_each), np.int64)
         words[:, 0] = self.layer.bias.astype(np.int64) << requantize.fraction
         words[:, 1] = requantize.multiplier
-        words[:, 2] = requantize.shift - base_shift
+        words[:, 2] = requantize.shift - fields.shift
         if requantize.residual is not None:
             words[:, 2] |= requantize.residual.shift.astype(np.int64) << 8
+        if self.words_each > RECORD_WORDS:
+            table = requantize.rounding.table(requantize.low, requantize.high)
+            padded = np.pad(table, ((0, 0), (0, -table.shape[1] % 4)))
+            words[:, RECORD_WORDS:] = padded.view("<u4")
         return words.astype(np.int32).reshape(-1)[: self.record_words(self.out[2])]

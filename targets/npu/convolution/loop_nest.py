@@ -47,7 +47,7 @@ from targets.npu.convolution.tiling import acc_slots, input_slot_bytes
 from targets.npu.convolution.variants import Variant, product_variants
 from targets.npu.kinds.cost import ceil_div
 from targets.npu.schedule import intrinsics
-from targets.npu.schedule.intrinsics import ACC, ACT, PAR, RECORD_WORDS, WGT
+from targets.npu.schedule.intrinsics import ACC, ACT, PAR, WGT
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.loops import (
     Expr,
@@ -61,30 +61,9 @@ from targets.npu.schedule.loops import (
     tensor_argument,
     when,
 )
-from targets.npu.schedule.meanings import RequantizeFields, packed_byte
+from targets.npu.schedule.meanings import packed_byte
 from targets.npu.schedule.scheduled import Scheduled, tensorize
 from targets.npu.schedule.storage import Stored
-
-
-def requantize_fields(g: ConvGeometry) -> RequantizeFields | None:
-    """The immediates of the layer's REQ instructions; None where the sums are the output."""
-    requantize = g.layer.requantize
-    if requantize is None:
-        return None
-    residual = requantize.residual
-    return RequantizeFields(
-        shift=int(requantize.shift.min()),
-        multiplier=bool((requantize.multiplier != 1).any()),
-        zero_point=requantize.zero_point,
-        low=requantize.low,
-        high=requantize.high,
-        dtype=g.output.dtype,
-        rounding=requantize.rounding.mode,
-        residual_dtype=residual.value.dtype if residual else "",
-        residual_zero_point=residual.zero_point if residual else 0,
-        residual_multiplier=residual.multiplier if residual else 1,
-        bits=g.output.bits,
-    )
 
 
 @dataclass
@@ -127,7 +106,7 @@ class _LoopNest:
 
     def __init__(self, geometry: ConvGeometry, tiling: ConvTiling) -> None:
         self.g, self.t, self.layer = geometry, tiling, geometry.layer
-        self.fields = requantize_fields(geometry)
+        self.fields = geometry.fields
         self.fraction = self.layer.requantize.fraction if self.layer.requantize else 0
         self.blocks = ceil_div(geometry.tiles, tiling.tiles)
         self.stripes = ceil_div(geometry.out[0], tiling.rows)
@@ -142,11 +121,10 @@ class _LoopNest:
     def build(self) -> Scheduled:
         g, layer = self.g, self.layer
         self.variants = product_variants(g, self.t.k0, self.fraction)
-        base_shift = self.fields.shift if self.fields else 0
         constants: dict[str, np.ndarray] = {}
         if g.factor is None:
             constants["weights"] = g.packed_weights(self.t.tiles, self.t.k0, self.t.kernel_rows)
-        constants["parameters"] = g.records(base_shift) if self.fields else self._padded_bias()
+        constants["parameters"] = g.records() if self.fields else self._padded_bias()
         with prim_func(layer.name) as builder:
             self._declare_arguments(constants)
             with root():
@@ -459,7 +437,7 @@ class _LoopNest:
                     acc = first + (y * columns + x) * g.columns + j
                     store(self.Y, b(far), self.acc[b(acc)])
             return
-        first_record = 0 if g.one_record else self._par_slot(at) + channel * RECORD_WORDS
+        first_record = 0 if g.one_record else self._par_slot(at) + channel * g.words_each
         per_byte = 8 // self.fields.bits
         loops = ((rows, t.chunk_rows), (columns, t.chunk_columns), valid // per_byte)
         with self.nest.grid(*loops) as (y, x, n):
@@ -469,8 +447,8 @@ class _LoopNest:
             with self.nest.block("requantize" if valid == g.columns else "requantize_tail") as b:
                 codes = []
                 for place in range(per_byte):
-                    record = first_record + (n * per_byte + place) * RECORD_WORDS
-                    words = tuple(self.par[b(record + w)] for w in range(RECORD_WORDS))
+                    record = first_record + (n * per_byte + place) * g.words_each
+                    words = [self.par[b(record + w)] for w in range(g.words_each)]
                     residual = None
                     if g.residual is not None:
                         beside = self._output_byte(g.residual, *pixel) + channel // per_byte + n
@@ -631,7 +609,7 @@ class _LoopNest:
 
     def _load_parameters(self, at: Position) -> None:
         shared = self.g.one_record
-        words = self.p_slot if shared else self._channels(at) * RECORD_WORDS
+        words = self.p_slot if shared else self._channels(at) * self.g.words_each
         first = 0 if shared else at.block * self.p_slot
         with self.nest.serial(words, self.p_slot) as n, self.nest.block("load_parameters") as b:
             store(self.par, b(self._par_slot(at) + n), self.P[b(first + n)])

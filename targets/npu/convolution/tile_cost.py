@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from targets.layers import Pairing
 from targets.npu.convolution.geometry import ConvGeometry
 from targets.npu.kinds.cost import Cost, ceil_div
-from targets.npu.schedule.intrinsics import RECORD_WORDS
 
 INTERFERENCE = 16
 """The part of the bus's cycles that is in the way of other layers, as its reciprocal."""
@@ -203,7 +202,7 @@ def exposed(g: ConvGeometry, t: ConvTiling) -> int:
 def _block_bus(g: ConvGeometry, t: ConvTiling) -> int:
     """Cycles of loading one block's weights and records."""
     parts = math.prod(k_blocks(g, t))
-    records = 0 if g.one_record else _bus(g, 1, block_channels(g, t.tiles) * RECORD_WORDS * 4)
+    records = 0 if g.one_record else _bus(g, 1, block_channels(g, t.tiles) * g.words_each * 4)
     if g.factor:
         return _factor_bus(g, t) + records
     return parts * _bus(g, 1, weight_bytes(g, t.tiles, t.k0, t.kernel_rows)) + records

@@ -27,7 +27,6 @@ from targets.npu.convolution.tile_cost import (
     weight_bytes,
 )
 from targets.npu.kinds.cost import ceil_div
-from targets.npu.schedule.intrinsics import RECORD_WORDS
 
 MAX_ACC_SLOTS = 8
 """Chunks whose sums may wait for the vector unit, or for their store, at the same time."""
@@ -129,7 +128,7 @@ def _weight_blocks(g: ConvGeometry) -> Iterator[tuple[int, int]]:
             fits = slots * weight_bytes(g, tiles, k0, kh) <= wgt
             if fits and slots * record_bytes(g, tiles) <= par:
                 yield tiles, k0
-    if g.groups > 1 or par // 2 < g.columns * RECORD_WORDS * 4:
+    if g.groups > 1 or par // 2 < g.columns * g.words_each * 4:
         return
     for count in _few(k0):
         part = ceil_div(k0, count)
@@ -173,7 +172,7 @@ def _pieces(g: ConvGeometry) -> Iterator[tuple[int, int, int]]:
 
 def record_bytes(g: ConvGeometry, tiles: int) -> int:
     """Of the records of a block, room for those of whole tiles."""
-    return (1 if g.one_record else tiles) * g.columns * RECORD_WORDS * 4
+    return (1 if g.one_record else tiles) * g.columns * g.words_each * 4
 
 
 def _few(most: int) -> list[int]:
@@ -247,7 +246,7 @@ def _fit_pieces(
 
 def _why_no_block(g: ConvGeometry) -> str:
     wgt, par = g.spec.sram.wgt.bytes, g.spec.sram.par.bytes
-    record = g.columns * RECORD_WORDS * 4
+    record = g.columns * g.words_each * 4
     if par // 2 < record:
         half = par // 2
         return f"{g.layer.name}: a tile's records need {record} bytes, half of PAR has {half}"

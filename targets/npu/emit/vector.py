@@ -11,7 +11,6 @@ from targets.npu.emit.touched_bytes import Span
 from targets.npu.machine import isa
 from targets.npu.machine.legality import EPSILON_BYTES, EXPONENTIALS_BYTES, SCALE_BYTES
 from targets.npu.machine.spec import NpuSpec
-from targets.npu.schedule.intrinsics import RECORD_WORDS
 from targets.npu.schedule.meanings import AddFields, MaxFields, MultiplyFields, RequantizeRow
 from targets.npu.schedule.row_meanings import NormFields, RowFields
 
@@ -60,7 +59,7 @@ def encode_requantize(call: Call, spec: NpuSpec) -> Emitted | None:
     rows = m0.extent * m1.extent
     reads = [
         Span(f"mem{ACC}", call.starts[acc], call.starts[acc] + rows * columns * 4),
-        Span(f"mem{PAR}", call.starts[par], call.starts[par] + f.channels * RECORD_WORDS * 4),
+        Span(f"mem{PAR}", call.starts[par], call.starts[par] + f.channels * f.record_words * 4),
     ]
     row = f.channels * f.bits // 8
     if residual:

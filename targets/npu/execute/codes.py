@@ -20,7 +20,7 @@ from targets.npu.execute.memory import (
     when,
 )
 from targets.npu.execute.traps import BAD_RECORD
-from targets.npu.machine.legality import RECORD_BYTES, code_range
+from targets.npu.machine.legality import RECORD_BYTES, code_range, record_bytes
 from targets.rounding import RoundingMode
 
 _LANES = 16
@@ -31,7 +31,7 @@ def requantize(state: State, i: SimpleNamespace) -> None:
     low, high, zero = (T.bind(byte_value(x, i.out_unsigned)) for x in (i.lo, i.hi, i.zp))
     limits = SimpleNamespace(low=low, high=high, zero=zero)
     records = _zeroed_records(state.spec.array.cols)
-    _read_records(state, i, limits, records)
+    _read_records(state, i, records)
     with when(state.code == 0), T.serial(0, i.m1) as m1, T.serial(0, i.m0) as m0:
         _row(state, i, limits, records, m1, m0)
 
@@ -39,7 +39,7 @@ def requantize(state: State, i: SimpleNamespace) -> None:
 def _zeroed_records(columns: int) -> dict[str, Buffer]:
     """The channels' parameters and one row's numbers; channels from nvalid on are zero."""
     dtypes = dict.fromkeys(("bias", "mult", "shift", "half", "res_shl", "t", "code"), "int64")
-    dtypes["border"] = "int32"
+    dtypes["borders"] = "int32"
     records = {n: T.sblock_alloc_buffer((columns,), dtype) for n, dtype in dtypes.items()}
     for buffer in records.values():
         with T.vectorized(0, columns) as c:
@@ -47,24 +47,21 @@ def _zeroed_records(columns: int) -> dict[str, Buffer]:
     return records
 
 
-def _read_records(
-    state: State, i: SimpleNamespace, limits: SimpleNamespace, records: dict[str, Buffer]
-) -> None:
+def _read_records(state: State, i: SimpleNamespace, records: dict[str, Buffer]) -> None:
     with T.serial(0, i.nvalid) as c:
-        start = T.bind(state.areas.par + i.par_addr * 4 + c * RECORD_BYTES)
+        start = T.bind(i32(state.areas.par + i.par_addr * 4 + c * record_bytes(i)))
         bias = T.bind(little_endian(state, start, 4))
-        mult, border = (T.bind(little_endian(state, start + n, 2)) for n in (4, 6))
+        mult, zero = (T.bind(little_endian(state, start + n, 2)) for n in (4, 6))
         dshift, res_shl = (T.bind(little_endian(state, start + n, 1)) for n in (8, 9))
-        zero = T.bind(little_endian(state, start + 10, 2))
+        last_zero = T.bind(little_endian(state, start + 10, 2))
         shift = T.bind(i.shift + dshift)
         illegal = [
             dshift > MAX_SHIFT_SPREAD,
             shift > MAX_SHIFT,
             res_shl > MAX_RESIDUAL_SHIFT,
             zero != 0,
+            last_zero != 0,
         ]
-        ends = border + (limits.high - limits.low) > state.spec.sram.par.bytes
-        illegal.append(tirx.all(i.rounding == int(RoundingMode.BORDER), ends))
         with when(tirx.any(*illegal)):
             state.stop(BAD_RECORD)
         half = (i64(1) << i64(shift)) >> i64(1)
@@ -74,7 +71,7 @@ def _read_records(
             "shift": i64(shift),
             "half": half,
             "res_shl": i64(res_shl),
-            "border": border,
+            "borders": start + RECORD_BYTES,
         }
         for name, value in values.items():
             T.buffer_store(records[name], value, [c])
@@ -146,7 +143,7 @@ def _round_border(
         last = limits.high - limits.low - 1
         level = whole + i64(limits.zero - limits.low)
         index = i32(tirx.max(tirx.min(level, i64(last)), i64(0)))
-        border = i32(state.mem[state.areas.par + records["border"][c] + index]) & 255
+        border = i32(state.mem[records["borders"][c] + index]) & 255
         up = tirx.Select(fraction >= i64(border), i64(1), i64(0))
         T.buffer_store(records["code"], whole + up, [c])
 

@@ -45,7 +45,7 @@ class Convolution(Kind[Conv2d, ConvTiling]):
         if worst > INT32_MAX:
             yield Rule.SUMS, f"a sum can reach {worst}"
         if layer.requantize is not None:
-            yield from broken_requantization(layer.requantize)
+            yield from broken_requantization(layer.requantize, borders=True)
 
     def choices(self, job: Job[Conv2d]) -> Iterator[ConvTiling]:
         """Tilings of few sizes, large blocks and tall stripes first."""

@@ -33,12 +33,15 @@ from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.scheduled import Scheduled
 from targets.npu.schedule.storage import NO_BORDER, Border
-from targets.rounding import FLOOR, HALF_UP
+from targets.rounding import FLOOR, HALF_UP, MAX_BORDER_BITS, RoundingMode
 from targets.rows import LONGEST_ROW, ROOT_BITS
 from targets.sum_bounds import SumBounds
 
 L = TypeVar("L", bound=Layer)
 C = TypeVar("C")
+
+MOST_BORDERS = 2**MAX_BORDER_BITS - 1
+"""Of a channel, each a byte behind its record."""
 
 
 class Rule(Enum):
@@ -91,7 +94,8 @@ class Rule(Enum):
     )
     ROUNDING = (
         "Convolutions, dense layers, products of matrices, softmax and layer norm round half up or "
-        "to the floor, additions and products of elements half up.",
+        f"to the floor, the first three also by at most {MOST_BORDERS} borders; additions and "
+        "products of elements round half up.",
         "Leave the value's rounding out of the plan, which is half up.",
     )
     ELEMENTS = (
@@ -206,8 +210,15 @@ def wide(values: Iterable[Value]) -> Iterator[tuple[Rule, str]]:
         yield Rule.BYTES, ", ".join(names)
 
 
-def broken_requantization(requantize: Requantize) -> Iterator[tuple[Rule, str]]:
-    """What does not fit the fields of REQ and of its records, or is not compiled for it."""
+def broken_requantization(
+    requantize: Requantize, *, borders: bool = False
+) -> Iterator[tuple[Rule, str]]:
+    """What does not fit the fields of REQ and of its records, or is not compiled for it.
+
+    Args:
+        requantize: of the layer.
+        borders: whether it may round by borders.
+    """
     shift, residual = requantize.shift, requantize.residual
     low, high = int(shift.min()), int(shift.max())
     if low < 0 or high > MAX_SHIFT or high - low > MAX_SHIFT_SPREAD:
@@ -223,7 +234,10 @@ def broken_requantization(requantize: Requantize) -> Iterator[tuple[Rule, str]]:
     wide_ones = [m for m in multipliers if not 1 <= m <= MAX_MULTIPLIER]
     if wide_ones:
         yield Rule.MULTIPLIERS, f"multipliers of {wide_ones}"
-    if requantize.rounding not in (HALF_UP, FLOOR):
+    if requantize.rounding.mode is RoundingMode.BORDER and borders:
+        if (levels := requantize.high - requantize.low) > MOST_BORDERS:
+            yield Rule.ROUNDING, f"it has {levels} borders"
+    elif requantize.rounding not in (HALF_UP, FLOOR):
         yield Rule.ROUNDING, f"it rounds by {requantize.rounding.mode.name}"
 
 

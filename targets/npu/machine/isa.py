@@ -140,8 +140,8 @@ class Depthwise(Instruction):
 class Requantize(Instruction):
     """REQ: sums to codes, with the parameter record of each channel; see ``arithmetic.requantize``.
 
-    ``rounding`` is a ``rounding.RoundingMode``. ``par_addr`` counts 4-byte words. ``zp``, ``lo``,
-    ``hi`` are unsigned bytes with ``out_unsigned``, else signed; ``res_zp`` likewise with
+    ``rounding`` is a ``rounding.RoundingMode``; by borders, a record is followed by ``hi - lo`` of
+    them. ``par_addr`` counts 4-byte words. ``zp``, ``lo``, ``hi`` are unsigned bytes with ``out_unsigned``, else signed; ``res_zp`` likewise with
     ``residual_unsigned``.
     """
 

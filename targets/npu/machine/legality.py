@@ -26,7 +26,7 @@ Number: TypeAlias = Any
 """int, or a TIR expression of type int64."""
 Rule: TypeAlias = tuple[str, Number]
 RECORD_BYTES = 12
-"""One channel's bias int32, multiplier uint16, border uint16, shift, residual shift, 0, 0."""
+"""One channel's bias int32, multiplier uint16, 0, 0, shift, residual shift, 0, 0."""
 TABLE_BYTES = 256
 EXPONENTIALS_BYTES = 512
 """256 uint16 of a softmax."""
@@ -204,6 +204,12 @@ def row_bytes(elements: Number, bits_code: Number) -> Number:
     return (elements + _power(bits_code) - 1) >> bits_code
 
 
+def record_bytes(i: Any) -> Number:
+    """From one channel's record to the next: with borders it is followed by them, in whole words."""
+    low, high = (byte_value(x, i.out_unsigned) for x in (i.lo, i.hi))
+    return RECORD_BYTES + (i.rounding >> 2) * ((high - low + 3) >> 2) * 4
+
+
 def _requantize(i: Any, spec: NpuSpec) -> Iterator[Rule]:
     yield from _pixels(i, spec)
     yield "rounding must be 0 to 4", 4 - i.rounding
@@ -212,7 +218,7 @@ def _requantize(i: Any, spec: NpuSpec) -> Iterator[Rule]:
     yield from _code_limits(i, i.out_bits, i.out_unsigned)
     low, high = (byte_value(x, i.out_unsigned) for x in (i.lo, i.hi))
     yield "rounding by border needs two levels", (i.rounding >> 2) * (high - low - 1)
-    end = i.par_addr * 4 + i.nvalid * RECORD_BYTES
+    end = i.par_addr * 4 + i.nvalid * record_bytes(i)
     yield "PAR ends before the records do", spec.sram.par.bytes - end
     size = reach((i.m0, i.ds_m0), (i.m1, i.ds_m1)) + row_bytes(i.nvalid, i.out_bits)
     yield "ACT ends before the output does", spec.sram.act.bytes - (i.dst_addr + size)

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from targets.npu.machine import isa
 from targets.npu.machine.legality import (
     EPSILON_BYTES,
-    RECORD_BYTES,
     SCALE_BYTES,
     norm_part,
+    record_bytes,
     row_bytes,
 )
 from targets.npu.machine.spec import NpuSpec
+from targets.rounding import RoundingMode
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,9 @@ def accesses(instruction: isa.Instruction, spec: NpuSpec) -> Accesses:
             written = m0 * m1 * row_bytes(channels, instruction.out_bits)
             residual = m0 * m1 * row_bytes(channels, instruction.res_bits)
             read = residual if instruction.residual else 0
+            borders = codes if instruction.rounding == RoundingMode.BORDER else 0
             return Accesses(
-                spm_bytes=written + read + channels * RECORD_BYTES,
+                spm_bytes=written + read + borders + channels * record_bytes(instruction),
                 acc_bytes=4 * codes,
                 outputs=codes,
             )

@@ -10,6 +10,7 @@ from targets.npu.machine import isa
 from targets.npu.machine.energy_tables import EnergyTable
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.price.accesses import accesses
+from targets.rounding import RoundingMode
 
 
 def picojoules(instruction: isa.Instruction, spec: NpuSpec, table: EnergyTable) -> float:
@@ -32,8 +33,10 @@ def mac_picojoules(instruction: isa.Instruction, table: EnergyTable) -> float:
 
 
 def _output_picojoules(instruction: isa.Instruction, table: EnergyTable) -> float:
-    if isinstance(instruction, isa.Requantize) and instruction.multiply:
-        return table.requantize_multiply
+    if isinstance(instruction, isa.Requantize):
+        compared = instruction.rounding == RoundingMode.BORDER
+        rounding = table.requantize_multiply if instruction.multiply else table.requantize_shift
+        return rounding + compared * table.accumulate
     if isinstance(instruction, isa.Multiply):
         scaled = instruction.mult != 1
         rounding = table.requantize_multiply if scaled else table.requantize_shift

@@ -47,8 +47,6 @@ from targets.npu.schedule.row_meanings import NormFields, RowFields, SoftmaxFiel
 from targets.rounding import RoundingMode
 
 ACT, WGT, ACC, PAR = "global.act", "global.wgt", "global.acc", "global.par"
-RECORD_WORDS = 3
-"""32-bit words of one channel's parameter record: bias; multiplier and border; shifts."""
 
 FIELDS: dict[str, type] = {
     "npu.gemm": ProductFields,
@@ -97,7 +95,7 @@ def product(fields: ProductFields) -> str:
 def requantize(channels: int, fields: RequantizeFields) -> str:
     """Register the requantization of ``channels`` sums; return its name."""
     residual = bool(fields.residual_dtype)
-    per_byte = 8 // fields.bits
+    per_byte, words = 8 // fields.bits, fields.record_words
 
     def meaning(*buffers: Buffer) -> None:
         acc, par, *rest = buffers
@@ -107,12 +105,12 @@ def requantize(channels: int, fields: RequantizeFields) -> str:
             codes = []
             for place in range(per_byte):
                 channel = at * per_byte + place
-                record = tuple(par[channel * RECORD_WORDS + word] for word in range(RECORD_WORDS))
+                record = [par[channel * words + word] for word in range(words)]
                 added = rest[0][at] if residual else None
                 codes.append(fields.value(acc[channel], record, added, place))
             T.buffer_store(rest[-1], packed_byte(codes, fields.bits, fields.dtype), [at])
 
-    buffers = [(ACC, "int32", channels), (PAR, "int32", channels * RECORD_WORDS)]
+    buffers = [(ACC, "int32", channels), (PAR, "int32", channels * words)]
     if residual:
         buffers.append((ACT, fields.residual_dtype, channels // per_byte))
     buffers.append((ACT, fields.dtype, channels // per_byte))

@@ -17,12 +17,15 @@ from targets.rounding import RoundingMode
 
 Expr: TypeAlias = Any  # tvm.ir.Expr: TVM ships no types
 
+RECORD_WORDS = 3
+"""32-bit words of one channel's parameter record: bias; multiplier; shifts. Borders follow."""
+
 
 @dataclass(frozen=True)
 class RequantizeFields:
     """The immediates of REQ that the meaning depends on; see ``arithmetic.requantize``.
 
-    ``rounding`` is FLOOR or HALF_UP: convolutions that round by another mode are refused.
+    ``rounding`` is FLOOR, HALF_UP or BORDER: convolutions that round otherwise are refused.
     """
 
     shift: int
@@ -37,15 +40,21 @@ class RequantizeFields:
     residual_multiplier: int = 1
     bits: int = 8
 
+    @property
+    def record_words(self) -> int:
+        """Words from one channel's record to the next."""
+        borders = self.high - self.low if self.rounding is RoundingMode.BORDER else 0
+        return RECORD_WORDS + (borders + 3) // 4
+
     def value(
         self,
         acc: Expr,
-        record: tuple[Expr, Expr, Expr],
+        record: Sequence[Expr],
         residual: Expr | None,
         place: Expr = 0,
     ) -> Expr:
         """One output code from one int32 sum, its record and the residual's byte at ``place``."""
-        bias, scale, shifts = record
+        bias, scale, shifts, *borders = record
         t = tirx.Cast("int64", acc) + tirx.Cast("int64", bias)
         if self.multiplier:
             t = t * tirx.Cast("int64", scale & tirx.IntImm("int32", 0xFFFF))
@@ -58,7 +67,24 @@ class RequantizeFields:
         if self.rounding is RoundingMode.HALF_UP:
             t = t + ((_i64(1) << right) >> 1)
         code = (t >> right) + _i64(self.zero_point)
+        if self.rounding is RoundingMode.BORDER:
+            code = code + self._rounded_up(t, right, code, borders)
         return tirx.Cast(self.dtype, tirx.max(tirx.min(code, _i64(self.high)), _i64(self.low)))
+
+    def _rounded_up(self, t: Expr, right: Expr, code: Expr, borders: Sequence[Expr]) -> Expr:
+        """1 where the fraction of ``t`` reaches the border of its level, else 0."""
+        bytes_ = [
+            (borders[n // 4] >> (n % 4 * 8)) & tirx.IntImm("int32", 0xFF)
+            for n in range(self.high - self.low)
+        ]
+        border = bytes_[0]
+        for n, byte in enumerate(bytes_[1:], start=1):
+            border = tirx.Select(code >= _i64(self.low + n), byte, border)
+        # Masked, since TVM takes a shift of unknown range for one that never clamps.
+        down = tirx.max(right - _i64(8), _i64(0)) & _i64(63)
+        up = tirx.max(_i64(8) - right, _i64(0)) & _i64(63)
+        fraction = ((t >> down) << up) & _i64(0xFF)
+        return tirx.Select(fraction >= tirx.Cast("int64", border), _i64(1), _i64(0))
 
 
 @dataclass(frozen=True)

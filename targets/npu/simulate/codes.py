@@ -24,6 +24,7 @@ from targets.npu.machine.legality import (
     TABLE_BYTES,
     byte_value,
     code_range,
+    record_bytes,
     row_bytes,
 )
 from targets.npu.simulate.state import Ints, Machine
@@ -33,25 +34,27 @@ RECORD = np.dtype(
     [
         ("bias", "<i4"),
         ("mult", "<u2"),
-        ("border", "<u2"),
+        ("zero", "<u2"),
         ("shift", "u1"),
         ("res_shl", "u1"),
-        ("zero", "<u2"),
+        ("last_zero", "<u2"),
     ]
 )
-"""A channel's parameters in PAR."""
+"""A channel's parameters in PAR; its borders follow, if there are any."""
 
 
 def requantize(m: Machine, i: isa.Requantize) -> None:
     """REQ: the sums of every pixel, with each channel's record, to codes."""
     begin = i.par_addr * 4
-    records = m.par[begin : begin + i.nvalid * RECORD_BYTES].view(RECORD)
+    stride = record_bytes(i)
+    rows = m.par[begin : begin + i.nvalid * stride].reshape(i.nvalid, stride)
+    records = rows[:, :RECORD_BYTES].copy().view(RECORD)[:, 0]
     _check_records(m, i, records)
     low, high, zero = (byte_value(x, i.out_unsigned) for x in (i.lo, i.hi, i.zp))
     sums = m.acc[i.acc_row : i.acc_row + i.m0 * i.m1, : i.nvalid]
     mode = RoundingMode(i.rounding)
     if mode is RoundingMode.BORDER:
-        table = m.par[records["border"][:, None] + np.arange(high - low)]
+        table = rows[:, RECORD_BYTES : RECORD_BYTES + high - low]
         rounding = Rounding(mode, tuple(row.tobytes() for row in table), low)
     else:
         rounding = Rounding(mode)
@@ -138,10 +141,8 @@ def lookup(m: Machine, i: isa.Lut) -> None:
 def _check_records(m: Machine, i: isa.Requantize, records: npt.NDArray[np.void]) -> None:
     shift = records["shift"].astype(np.int64)
     illegal = (shift > MAX_SHIFT_SPREAD) | (shift + i.shift > MAX_SHIFT)
-    illegal |= (records["res_shl"] > MAX_RESIDUAL_SHIFT) | (records["zero"] != 0)
-    if i.rounding == RoundingMode.BORDER:
-        low, high = (byte_value(x, i.out_unsigned) for x in (i.lo, i.hi))
-        illegal |= records["border"].astype(np.int64) + (high - low) > m.par.size
+    illegal |= records["res_shl"] > MAX_RESIDUAL_SHIFT
+    illegal |= (records["zero"] != 0) | (records["last_zero"] != 0)
     if illegal.any():
         channel = int(np.argmax(illegal))
         msg = f"REQ: the record of channel {channel} is illegal: {records[channel]}"

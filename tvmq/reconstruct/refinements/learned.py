@@ -22,12 +22,15 @@ class Phase:
         drop: share of activations that stay float, in [0, 1] (QDrop, arXiv 2203.05740); 1: none is
             quantized inside.
         share: of the iterations that were asked for.
+        borders: degree of the polynomials by which the borders that there are are moved; None:
+            they stay.
     """
 
     weights: bool
     steps: bool
     drop: float
     share: float = 1.0
+    borders: int | None = None
 
     def iterations(self, asked: int) -> int:
         """How many of those that were asked for."""

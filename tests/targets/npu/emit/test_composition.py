@@ -12,8 +12,7 @@ from targets.npu.simulate.simulator import Simulator
 from targets.rounding import RoundingMode
 
 ROWS, LANES, OUT = 9, 16, 1024
-BORDERS = 2048
-"""Where the border tables lie in PAR."""
+LEVELS = 255
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +31,14 @@ def _program(spec, rng, widths, *, composed, fraction, residual):
     records["mult"] = 1
     records["shift"] = rng.integers(0, 4, columns)
     records["res_shl"] = rng.integers(0, 3, columns) + extra
-    records["border"] = BORDERS
+    borders = np.full((columns, LEVELS + 1 if composed else 0), 128, np.uint8)
+    parameters = np.hstack([records.view(np.uint8).reshape(columns, -1), borders])
     weights = rng.integers(0, 256, LANES * columns).astype(np.uint8)
-    constants = weights.tobytes() + records.tobytes() + bytes([128]) * 255
+    constants = weights.tobytes() + parameters.tobytes()
     body = [
         isa.Load(mem=0, region=2, x_bytes=OUT),
         isa.Load(mem=1, region=0, x_bytes=weights.nbytes),
-        isa.Load(mem=3, region=0, dram_off=weights.nbytes, x_bytes=records.nbytes),
-        isa.Load(
-            mem=3,
-            region=0,
-            spm_addr=BORDERS,
-            dram_off=weights.nbytes + records.nbytes,
-            x_bytes=255,
-        ),
+        isa.Load(mem=3, region=0, dram_off=weights.nbytes, x_bytes=parameters.nbytes),
         isa.Gemm(
             acc_init=1,
             act_bits=act,
