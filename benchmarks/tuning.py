@@ -53,7 +53,7 @@ DIGITS = Path(__file__).resolve().parents[1] / "examples" / "digits" / "digits.p
 
 @dataclass(frozen=True)
 class Row:
-    """A network on a machine: cycles by rule and tuned, trials, and the CPU seconds that they took."""
+    """Cycles by rule and tuned, trials, and the CPU seconds that they took."""
 
     before: int
     after: int
