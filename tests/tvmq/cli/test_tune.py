@@ -34,8 +34,8 @@ def cycles(artifact) -> tuple[int, int]:
 def test_a_tuned_artifact_gives_the_same_outputs_in_fewer_cycles(small, tuned, tvmq):
     artifact = Artifact.load(tuned)
     assert artifact.manifest.bit_exact
-    with Artifact.load(small).reading("golden.npz") as path:
-        golden = dict(np.load(path))
+    with Artifact.load(small).reading("golden.npz") as path, np.load(path) as file:
+        golden = dict(file)
     inputs = {name[6:]: array for name, array in golden.items() if name.startswith("input.")}
     for device in ("npu", "cpu", "reference"):
         for name, array in Session(artifact, device).run(inputs).items():
