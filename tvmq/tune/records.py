@@ -182,6 +182,7 @@ class _Appended:
             )
             fcntl.flock(self._workloads, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self.close()
             raise InputError(
                 f"{folder}: another tuning writes its records there. Wait for it, or give another "
                 f"folder with --tuning-records."

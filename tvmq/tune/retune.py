@@ -156,8 +156,8 @@ def _module(artifact: Artifact, name: str) -> tvm.IRModule:
 
 def _verified(folder: Path, artifact: Artifact) -> bool:
     """Whether model.so gives what golden.npz says, bit for bit."""
-    with artifact.reading("golden.npz") as path:
-        golden = dict(np.load(path))
+    with artifact.reading("golden.npz") as path, np.load(path) as file:
+        golden = dict(file)
     manifest = artifact.manifest
     library = LibraryRunner(folder / "model.so")
     arrays = [golden[f"input.{info.name}"] for info in manifest.inputs]

@@ -107,7 +107,7 @@ def test_the_space_is_larger_than_the_rules():
     [
         ({"rows": 0}, "rows of 0"),
         ({"tiles": 99}, "tiles of 99, there are 11"),
-        ({"k0": 2, "tiles": 9}, "sums of 9 column tiles"),
+        ({"k0": 2, "tiles": 9}, "sums of 9 column tiles wait in ACC$"),
         ({"chunk_rows": 7}, "chunk_rows of 7"),
         ({"k0": 2, "rows_outer": True}, "blocks as the outer loop"),
         ({"kernel_rows": 1}, "blocks of kernel rows are pieces"),

@@ -15,6 +15,8 @@ from tvmq.artifact.artifact import Artifact
 from tvmq.build_request import BuildRequest
 from tvmq.flow import build
 from tvmq.run.session import LibraryRunner, Session
+from tvmq.tune.request import TuneRequest
+from tvmq.tune.retune import retune
 
 DEVICES = ("npu", "cpu", "reference")
 
@@ -78,6 +80,19 @@ def test_all_devices_give_the_same_bits_and_the_network_about_the_same(both, net
         np.testing.assert_allclose(runs["float"][name], value, rtol=1e-4)
     assert (runs["npu"]["class"] == want["class"]).mean() > 0.8
     assert np.abs(runs["npu"]["best"] - want["best"]).max() < 0.1
+
+
+def test_its_integers_can_be_tuned(both, network, tmp_path):
+    result = retune(both / "both.tvmq", tmp_path / "tuned.tvmq", TuneRequest(6))
+    assert result.manifest.bit_exact
+    assert result.tuned.after <= result.tuned.before
+    inputs = {"x": network[1].numpy()}
+    plain, tuned = (
+        Session(Artifact.load(each), "npu").run(inputs)
+        for each in (both / "both.tvmq", tmp_path / "tuned.tvmq")
+    )
+    for name, array in plain.items():
+        np.testing.assert_array_equal(tuned[name], array)
 
 
 def test_the_compiled_tail_is_the_networks_own_within_rounding(both, network):

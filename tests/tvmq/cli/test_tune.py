@@ -34,8 +34,8 @@ def cycles(artifact) -> tuple[int, int]:
 def test_a_tuned_artifact_gives_the_same_outputs_in_fewer_cycles(small, tuned, tvmq):
     artifact = Artifact.load(tuned)
     assert artifact.manifest.bit_exact
-    with Artifact.load(small).reading("golden.npz") as path:
-        golden = dict(np.load(path))
+    with Artifact.load(small).reading("golden.npz") as path, np.load(path) as file:
+        golden = dict(file)
     inputs = {name[6:]: array for name, array in golden.items() if name.startswith("input.")}
     for device in ("npu", "cpu", "reference"):
         for name, array in Session(artifact, device).run(inputs).items():
@@ -98,6 +98,7 @@ def test_an_interrupt_loses_no_trial(small, tuned, tvmq, tmp_path, monkeypatch):
     assert cycles(output) == cycles(tuned)
 
 
+@pytest.mark.slow
 def test_a_build_uses_records_without_trials(tuned, tvmq, tmp_path):
     model, data = save("resnet_small", tmp_path), save_inputs("resnet_small", tmp_path)
     records = tuned.with_name(f"{tuned.name}.tuning")
@@ -111,6 +112,7 @@ def test_a_build_uses_records_without_trials(tuned, tvmq, tmp_path):
     assert (records / TRIALS).read_bytes() == lines
 
 
+@pytest.mark.slow
 def test_a_build_for_another_machine_does_not_use_them(tuned, tvmq, tmp_path):
     model, data = save("resnet_small", tmp_path), save_inputs("resnet_small", tmp_path)
     records = tuned.with_name(f"{tuned.name}.tuning")
@@ -135,6 +137,7 @@ def test_damaged_records_are_said(small, tuned, tvmq, tmp_path):
     assert cycles(tmp_path / "a.tvmq") == cycles(tuned)
 
 
+@pytest.mark.slow
 def test_a_plot_falls_from_the_rules_cycles(small, tuned, tvmq, tmp_path):
     records = tuned.with_name(f"{tuned.name}.tuning")
     words = ["--trials", TRIALS_MADE, "--tuning-records", records, "--plot", tmp_path / "p.svg"]
