@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from quantization_cases import calibration, float_model
 
+from tvmq.execute_graph import GraphRun
 from tvmq.float_model import TensorScaling
 from tvmq.plan import scaled_plan
 from tvmq.plan.equalized_plan import Planned
@@ -29,7 +31,7 @@ def judged(monkeypatch):
 
     def judge(before, after):
         errors = iter([before, after])
-        monkeypatch.setattr(scaled_plan, "output_error", lambda *_: next(errors))
+        monkeypatch.setattr(scaled_plan, "_error", lambda *_: next(errors))
 
     return judge
 
@@ -55,15 +57,31 @@ def test_streams_stay_where_outputs_do_not_come_closer(judged, after):
 
 def test_images_that_decide_are_not_those_that_showed_the_ranges(monkeypatch):
     seen = []
-    real = scaled_plan.output_error
+    real = scaled_plan._error
 
-    def watched(exact, candidate, images):
-        seen.append((candidate.calibration.samples, sum(len(part[0]) for part in images)))
-        return real(exact, candidate, images)
+    def watched(model, shown, settings, parts, names):
+        (first,) = next(iter(shown.batches()))
+        (held_out,) = parts[0]
+        seen.append((shown.samples, len(held_out), torch.equal(first[:16], held_out[:16])))
+        assert names == next(f.tensors for f in find_families(model.graph_module) if f.makers[1:])
+        return real(model, shown, settings, parts, names)
 
-    monkeypatch.setattr(scaled_plan, "output_error", watched)
+    monkeypatch.setattr(scaled_plan, "_error", watched)
     plan_scaled(planned())
-    assert seen == [(16, 16), (16, 16)]
+    assert seen == [(16, 16, False), (16, 16, False)]
+
+
+def test_errors_are_those_of_rounding_to_the_plan_s_steps():
+    model, seen = float_model(NAME), calibration(NAME)
+    images = next(seen.batches())
+    plan = make_plan(model, seen, SETTINGS)
+    found = scaled_plan._error(model, seen, SETTINGS, [images], {"relu", "relu_1"})
+    expected = 0.0
+    for name in ("relu", "relu_1"):
+        x, value = GraphRun(model.graph_module).start(*images).result_of(name), plan.values[name]
+        codes = (x / value.step + 0.5).floor().clamp(0, 2**value.bits - 1)
+        expected += float((codes * value.step - x).square().sum() / x.square().sum())
+    assert found == pytest.approx(expected, rel=0.01)  # of bins
 
 
 def test_without_images_nothing_is_scaled():

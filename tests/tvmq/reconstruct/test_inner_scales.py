@@ -93,6 +93,8 @@ def test_a_step_that_has_moved_is_a_tensor_that_is_scaled(name):
     drifts = unit.scales.learn()
     for i, drift in enumerate(drifts):
         drift.data.fill_(0.3 * (-1) ** i)
+    for bias in unit.biases.values():
+        bias.correction.data.fill_(0.1)
     steps = {name: step.exact for name, step in unit.steps.items()}
     codes = {name: weight.codes.clone() for name, weight in unit.weights.items()}
     with torch.no_grad():
