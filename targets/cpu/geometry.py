@@ -175,6 +175,7 @@ def _round_up(n: int, multiple: int) -> int:
 
 
 def divisors(n: int) -> list[int]:
+    """All of them, ascending."""
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
@@ -185,7 +186,7 @@ def _tile(width: int, blocks: int, registers: int, widened: bool) -> tuple[int, 
         width: pixels of a row.
         blocks: of output channels, which vectors of a tile divide.
         registers: vectors of sums at most.
-        widened: weights are, from bytes to words, once for all pixels of a tile; half a dot product.
+        widened: weights are, from bytes to words: half a dot product for all pixels of a tile.
     """
 
     def cycles(tile: tuple[int, int]) -> float:
