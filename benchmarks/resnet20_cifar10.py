@@ -66,7 +66,9 @@ def main() -> int:
 def describe(data: Path) -> str:
     """What the figures depend on."""
     features = CpuFeatures.of(host_target())
-    machine = f"{host_target().attrs['mcpu']}, {features.cores} cores, VNNI {features.vnni}"
+    machine = (
+        f"{host_target().attrs['mcpu']}, {features.cores} cores, {features.instructions.title}"
+    )
     return (
         f"tvmq {__version__}, {platform.platform()}, {machine}; {', '.join(FILES)} of {data.name}, "
         f"seed {SEED}, 256 calibration images, batch {BATCH}, symmetric weights, first and last "

@@ -168,6 +168,14 @@ CONVS = {
         "shape": (8, 8, 64), "k": 64, "groups": 64, "kernel": (8, 8), "padding": (0,) * 4,
         "multiplier": True,
     },
+    "depthwise 5x5": {
+        "shape": (9, 14, 48), "k": 48, "groups": 48, "kernel": (5, 5), "padding": (2, 2, 2, 2),
+        "dtype": "uint8", "multiplier": True, "zero_point": 200,
+    },
+    "depthwise strided": {
+        "shape": (13, 12, 32), "k": 32, "groups": 32, "strides": (2, 2), "dilation": (2, 1),
+        "padding": (1, 0, 3, 1), "zero_point": -90, "residual": "uint8",
+    },
     "channel multiplier": {"shape": (6, 6, 4), "k": 8, "groups": 4},
     "grouped": {"shape": (6, 6, 24), "k": 36, "groups": 3, "residual": "int8"},
     "grouped by blocks": {"shape": (4, 5, 6), "k": 51, "groups": 3, "residual": "uint8"},

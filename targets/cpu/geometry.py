@@ -116,6 +116,8 @@ class Geometry:
         height, width, channels = layer.output.shape
         groups = 1 if layer.depthwise else layer.groups
         lanes, registers = host.instructions.lanes, host.instructions.registers
+        product, _ = product_of(layer, host)
+        widened = product is not None and (product.left, product.right) == ("int16", "int8")
         group_blocks = -(-(channels // groups) // lanes)
         blocks = groups * group_blocks
         full = blocks * lanes == channels
@@ -127,10 +129,10 @@ class Geometry:
             if height * width == 1:
                 view, height, width = "batch", 1, 0
             elif full and _flattens(
-                height, width, _tile(height * width, tile_blocks, registers)[0]
+                height, width, _tile(height * width, tile_blocks, registers, widened)[0]
             ):
                 view, height, width = "row", 1, height * width
-        pixels, vectors = _tile(width or 4, tile_blocks, registers)
+        pixels, vectors = _tile(width or 4, tile_blocks, registers, widened)
 
         # One image alone should keep all cores busy, if there is enough of it. A dense layer is
         # bound by reading its weights: parts of it gain nothing.
@@ -173,18 +175,27 @@ def _round_up(n: int, multiple: int) -> int:
 
 
 def divisors(n: int) -> list[int]:
+    """All of them, ascending."""
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def _tile(width: int, blocks: int, registers: int) -> tuple[int, int]:
-    """Pixels and vectors of a tile: fewest cycles per useful dot product that ports allow."""
+def _tile(width: int, blocks: int, registers: int, widened: bool) -> tuple[int, int]:
+    """Pixels and vectors of a tile: fewest cycles per useful dot product that ports allow.
+
+    Args:
+        width: pixels of a row.
+        blocks: of output channels, which vectors of a tile divide.
+        registers: vectors of sums at most.
+        widened: weights are, from bytes to words: half a dot product for all pixels of a tile.
+    """
 
     def cycles(tile: tuple[int, int]) -> float:
         pixels, vectors = tile
         waste = _round_up(width, pixels) / width
         copying = 1.1 if width % pixels else 1.0
-        loads = pixels + vectors
-        return waste * copying * max(1.0, loads / (pixels * vectors), CHAINS / (pixels * vectors))
+        dots, loads = pixels * vectors, pixels + vectors
+        ports = 1.0 + (0.5 / pixels if widened else 0.0)
+        return waste * copying * max(ports, loads / dots, CHAINS / dots)
 
     tiles = [
         (pixels, vectors)

@@ -70,7 +70,7 @@ def host_target() -> Target:
 
 
 def cpu_target(name: str) -> Target:
-    """The ``llvm`` target of a ``--cpu``.
+    """The ``llvm`` target that a user names: "native" or an instruction set.
 
     Raises:
         InputError: there is no such instruction set.

@@ -23,7 +23,7 @@ class InstructionSet:
     """What kernels use of a family of processors.
 
     Attributes:
-        name: as ``--cpu`` takes it.
+        name: as users give it.
         title: for people.
         architecture: how the target's triple begins; "" is any.
         needs: features of the processor, by LLVM's names.
@@ -33,7 +33,7 @@ class InstructionSet:
             codes are staged with their sign bit turned.
         words: for weights of 16 bits, or None.
         mcpu: LLVM's name of the smallest processor that has all this.
-        aliases: other names for ``--cpu``.
+        aliases: other names that users may give.
     """
 
     name: str
@@ -151,7 +151,7 @@ def best_of(target: Target) -> InstructionSet:
 
 
 def named(name: str) -> InstructionSet:
-    """The set that ``--cpu`` names.
+    """The set that a user names.
 
     Raises:
         InputError: there is none of that name.
@@ -160,7 +160,7 @@ def named(name: str) -> InstructionSet:
         if name.lower() in (each.name, *each.aliases):
             return each
     raise InputError(
-        f"--cpu {name}: no such instruction set. Choose {NATIVE} (this machine) or one of "
+        f"processor {name}: no such instruction set. Choose {NATIVE} (this machine) or one of "
         f"{', '.join(each.name for each in NAMED)}."
     )
 

@@ -39,7 +39,7 @@ def test_a_named_set_is_that_of_its_own_target(instructions):
 
 
 def test_an_unknown_name_is_refused_with_those_there_are():
-    with pytest.raises(InputError, match=r"--cpu pentium: .*native.*avx512-vnni.*armv8-neon"):
+    with pytest.raises(InputError, match=r"processor pentium: .*native.*avx512-vnni.*armv8-neon"):
         named("pentium")
 
 

@@ -27,7 +27,15 @@ LAYERS = {
     name: conv(**CONVS[name])
     for name in (
         *("square", "stem", "odd channels", "dense wide", "pointwise ragged", "asymmetric"),
-        *("depthwise ragged", "grouped", "multiplier", "scaled products in words", "raw"),
+        *(
+            "depthwise ragged",
+            "depthwise 5x5",
+            "depthwise strided",
+            "grouped",
+            "multiplier",
+            "scaled products in words",
+            "raw",
+        ),
     )
 } | {f"extreme {dtype}": extreme_conv(dtype) for dtype in RANGE}
 

@@ -78,7 +78,7 @@ def test_a_processor_that_lacks_what_an_artifact_needs(tvmq, small, tmp_path, mo
 def test_an_unknown_processor_is_a_usage_error(tvmq, network, tmp_path):
     done = tvmq("build", network[0], "--cpu", "pentium", "-o", tmp_path / "o")
     assert done.code == 2
-    assert "--cpu pentium: no such instruction set" in done.err
+    assert "processor pentium: no such instruction set" in done.err
 
 
 def test_an_architecture_without_linker_is_a_missing_tool(tvmq, network, tmp_path, monkeypatch):
