@@ -126,8 +126,8 @@ def main() -> int:
     }
     print(
         f"{platform.platform()}, torch {torch.__version__}, {options.threads} threads; "
-        f"{file.name}, {options.method}, {calibration.samples} images, batch {settings.learn_batch}, "
-        f"{options.measured} iterations per unit measured\n\n"
+        f"{file.name}, {options.method}, {calibration.samples} images, "
+        f"batch {settings.learn_batch}, {options.measured} iterations per unit measured\n\n"
         "| unit | CPU s per iteration | CPU s for the rest | "
         f"CPU s with {options.iters} iterations |\n|---|---|---|---|",
         flush=True,
