@@ -39,9 +39,9 @@ from tvmq.cli.process import prepare
 from tvmq.data.open import open_data
 from tvmq.data.preprocessing import Preprocessing
 from tvmq.plan.planner import make_plan
-from tvmq.reconstruct import training
 from tvmq.reconstruct.engine import reconstruct
 from tvmq.reconstruct.methods import METHODS
+from tvmq.reconstruct.training import train_unit
 from tvmq.reconstruct.units import find_units
 from tvmq.settings import Settings
 
@@ -65,17 +65,16 @@ class Costs:
         self.wanted, self.iters, self.names, self.profiler = wanted, iters, names, profiler
         self.trained, self.loops, self.done, self.began = 0.0, 0.0, 0, CLOCK()
         self.sums = [0.0, 0.0]
-        self._real = training.train_unit
 
     def train(self, unit: Any, cache: Any, phase: Any, how: Any, *rest: Any) -> int:
         """``train_unit``, timed; what is drawn once is not part of an iteration."""
         if self.wanted is not None and unit.unit.layers[0] not in self.wanted:
             return 0
         began = CLOCK()
-        self._real(unit, cache, phase, replace(how, iterations=1), *rest)
+        train_unit(unit, cache, phase, replace(how, iterations=1), *rest)
         once = CLOCK() - began
         with self.profiler or nullcontext():
-            done = self._real(
+            done = train_unit(
                 unit, cache, phase, replace(how, iterations=how.iterations + 1), *rest
             )
         self.trained += CLOCK() - began
@@ -140,7 +139,7 @@ def main() -> int:
     )
     profiler = profile(activities=[ProfilerActivity.CPU]) if options.profile else None
     costs = Costs(chosen or None, options.iters, [unit.name for unit in units], profiler)
-    with patch.object(training, "train_unit", costs.train):
+    with patch("tvmq.reconstruct.training.train_unit", costs.train):
         reconstruct(model, calibration, plan, report=costs.report)
     each, total = costs.sums
     print(f"| sum | {each:.2f} | | {total:.0f} |")
