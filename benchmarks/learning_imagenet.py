@@ -9,7 +9,7 @@ mobilenet_v2_imagenet.pt2 and imagenet/calib/ with images. Every unit is learned
 learned (default: all), the others stay rounded to nearest. A row has the unit's CPU seconds per
 iteration, those of everything else that is done for it (running it in float and in integers for all
 images, searches, gates), and what follows for --iters iterations. The last lines are the sum,
-what the method does to the whole network, and the most memory there was, files' pages left out.
+what the method does to the whole network, and the most memory there was.
 With --profile: where the time of the iterations goes, by operator.
 
 CPU seconds are of all threads together: wall time would measure what else the machine does. On a
@@ -39,9 +39,9 @@ from tvmq.cli.process import prepare
 from tvmq.data.open import open_data
 from tvmq.data.preprocessing import Preprocessing
 from tvmq.plan.planner import make_plan
-from tvmq.reconstruct import training
 from tvmq.reconstruct.engine import reconstruct
 from tvmq.reconstruct.methods import METHODS
+from tvmq.reconstruct.training import train_unit
 from tvmq.reconstruct.units import find_units
 from tvmq.settings import Settings
 
@@ -54,27 +54,32 @@ class Costs:
 
     Attributes:
         wanted: units that are learned, by their first layer; None for all.
-        loops: seconds of the training loops since the last row.
+        trained: seconds of the training loops since the last row.
+        loops: the same but for what is drawn once, and the first iteration.
         done: iterations of these.
     """
 
-    def __init__(self, wanted: set[str] | None, iters: int, profiler: Any) -> None:
-        self.wanted, self.iters, self.profiler = wanted, iters, profiler
-        self.loops, self.done, self.began = 0.0, 0, CLOCK()
+    def __init__(
+        self, wanted: set[str] | None, iters: int, names: list[str], profiler: Any
+    ) -> None:
+        self.wanted, self.iters, self.names, self.profiler = wanted, iters, names, profiler
+        self.trained, self.loops, self.done, self.began = 0.0, 0.0, 0, CLOCK()
         self.sums = [0.0, 0.0]
-        self.names: list[str] = []
-        self._real = training.train_unit
 
     def train(self, unit: Any, cache: Any, phase: Any, how: Any, *rest: Any) -> int:
         """``train_unit``, timed; what is drawn once is not part of an iteration."""
         if self.wanted is not None and unit.unit.layers[0] not in self.wanted:
             return 0
-        self._real(unit, cache, phase, replace(how, iterations=1), *rest)
         began = CLOCK()
+        train_unit(unit, cache, phase, replace(how, iterations=1), *rest)
+        once = CLOCK() - began
         with self.profiler or nullcontext():
-            done = self._real(unit, cache, phase, how, *rest)
-        self.loops += CLOCK() - began
-        self.done += done
+            done = train_unit(
+                unit, cache, phase, replace(how, iterations=how.iterations + 1), *rest
+            )
+        self.trained += CLOCK() - began
+        self.loops += CLOCK() - began - 2 * once
+        self.done += done - 1
         return done
 
     def report(self, _done: int, _all: int, words: str) -> None:
@@ -83,7 +88,7 @@ class Costs:
             return
         index = int(words.split()[1]) - 1
         spent = CLOCK() - self.began
-        others, each = spent - self.loops, self.loops / self.done if self.done else None
+        others, each = spent - self.trained, self.loops / self.done if self.done else None
         name = self.names[index]
         if each is None:
             print(f"| {name} | | {others:.1f} | |", flush=True)
@@ -91,7 +96,7 @@ class Costs:
             total = others + each * self.iters
             print(f"| {name} | {each:.3f} | {others:.1f} | {total:.0f} |", flush=True)
             self.sums = [self.sums[0] + each, self.sums[1] + total]
-        self.loops, self.done, self.began = 0.0, 0, CLOCK()
+        self.trained, self.loops, self.done, self.began = 0.0, 0.0, 0, CLOCK()
 
 
 def main() -> int:
@@ -126,16 +131,15 @@ def main() -> int:
     }
     print(
         f"{platform.platform()}, torch {torch.__version__}, {options.threads} threads; "
-        f"{file.name}, {options.method}, {calibration.samples} images, batch {settings.learn_batch}, "
-        f"{options.measured} iterations per unit measured\n\n"
+        f"{file.name}, {options.method}, {calibration.samples} images, "
+        f"batch {settings.learn_batch}, {options.measured} iterations per unit measured\n\n"
         "| unit | CPU s per iteration | CPU s for the rest | "
         f"CPU s with {options.iters} iterations |\n|---|---|---|---|",
         flush=True,
     )
     profiler = profile(activities=[ProfilerActivity.CPU]) if options.profile else None
-    costs = Costs(chosen or None, options.iters, profiler)
-    costs.names = [unit.name for unit in units]
-    with patch.object(training, "train_unit", costs.train):
+    costs = Costs(chosen or None, options.iters, [unit.name for unit in units], profiler)
+    with patch("tvmq.reconstruct.training.train_unit", costs.train):
         reconstruct(model, calibration, plan, report=costs.report)
     each, total = costs.sums
     print(f"| sum | {each:.2f} | | {total:.0f} |")

@@ -33,9 +33,9 @@ class _Clip(torch.autograd.Function):  # type: ignore[misc]  # torch is not foll
         (y,) = ctx.saved_tensors
         result = torch.empty_like(y)
         for value, given, change in pieces(y, dense(grad, like=y), result):
-            if ctx.low is not None:
-                given = given * value.clone().gt_(ctx.low)
-            if ctx.high is not None:
-                given = given * value.clone().lt_(ctx.high)
             change.copy_(given)
+            if ctx.low is not None:
+                change.mul_(value.clone().gt_(ctx.low))
+            if ctx.high is not None:
+                change.mul_(value.clone().lt_(ctx.high))
         return result, None, None

@@ -70,29 +70,32 @@ LOSSES: dict[str, Callable[[FloatModel, Unit, Settings], Loss]] = {
 
 
 class _MeanPower(torch.autograd.Function):  # type: ignore[misc]  # torch is not followed by mypy
-    """The mean of ``|x|**power``, whose gradient is worked out along with it, piece by piece."""
+    """The mean of ``|x|**power``, piece by piece."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, power: float) -> torch.Tensor:
         x = dense(x)
-        slope = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        total, count = torch.zeros((), dtype=torch.float64, device=x.device), x.numel()
-        for error, change in pieces(x, slope):
+        ctx.save_for_backward(x)
+        ctx.power = power
+        total = torch.zeros((), dtype=torch.float64, device=x.device)
+        for (error,) in pieces(x):
             if power == 2.0:
-                lower = error
                 total += torch.dot(error, error)
             else:
                 magnitude = error.abs()
-                lower = magnitude.pow(power - 1)
-                total += torch.dot(lower, magnitude)
-                if change is not None:
-                    lower.mul_(torch.sign(error))  # 0 for 0, also where lower is 0**0
-            if change is not None:
-                torch.mul(lower, power / count, out=change)
-        ctx.save_for_backward(slope)
-        return (total / count).to(x.dtype)
+                total += torch.dot(magnitude.pow(power - 1), magnitude)
+        return (total / x.numel()).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (slope,) = ctx.saved_tensors
-        return slope * grad, None
+        (x,) = ctx.saved_tensors
+        slope = torch.empty_like(x)
+        scale = grad * (ctx.power / x.numel())
+        for error, change in pieces(x, slope):
+            if ctx.power == 2.0:
+                torch.mul(error, scale, out=change)
+            else:
+                torch.abs(error, out=change)
+                # the sign last: 0 for 0, also where the power is 0**0
+                change.pow_(ctx.power - 1).mul_(scale).mul_(torch.sign(error))
+        return slope, None

@@ -4,7 +4,7 @@ Units are learned one by one, each for its own output. Behind them, each exponen
 and one down, in the order of the network, and moved if the network's outputs come closer to those
 of the float network on images it was learned from *and* on held-out ones, by more than chance. All
 tensors between units are remembered: a trial runs the units whose inputs it changes, some images at
-a time, and ends once these say for sure that the outputs move away.
+a time, and ends once these say that the outputs move away.
 """
 
 from __future__ import annotations
@@ -40,6 +40,13 @@ BATCH_BYTES = 2**25
 
 ENOUGH = 32
 """Images, at least, after which a trial may end."""
+
+AWAY = 1.0
+"""Standard errors by which the outputs have then moved away, where a trial ends.
+
+What would be accepted in the end has gained by most images: of moves that gain 4 standard errors,
+one in a thousand looks so bad after a quarter of the images.
+"""
 
 
 @dataclass(frozen=True)
@@ -147,10 +154,10 @@ def distance(output: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
     return (output - exact).square().flatten(1).mean(1)
 
 
-def surely_smaller(after: torch.Tensor, before: torch.Tensor) -> bool:
-    """Whether distances, [N], of the same images became smaller by more than chance."""
+def surely_smaller(after: torch.Tensor, before: torch.Tensor, sure: float = SURE) -> bool:
+    """Whether distances, [N], of the same images became smaller by more standard errors."""
     gains = before - after
-    return len(gains) > 1 and bool(gains.mean() > SURE * gains.std() / math.sqrt(len(gains)))
+    return len(gains) > 1 and bool(gains.mean() > sure * gains.std() / math.sqrt(len(gains)))
 
 
 def _movable(
@@ -228,13 +235,13 @@ class _Outputs:
             before: distances as the network is now.
 
         Returns:
-            Distances, [N]; None as soon as they have surely become larger.
+            Distances, [N]; None as soon as it is seen that they become larger.
         """
         found = torch.empty(0)
         for some in self._parts():
             changed = self._changed(owners, some)
             found = torch.cat([found, self._distances(changed, some)])
-            if len(found) >= ENOUGH and surely_smaller(before[: len(found)], found):
+            if len(found) >= ENOUGH and surely_smaller(before[: len(found)], found, AWAY):
                 return None
         return found
 

@@ -151,12 +151,18 @@ def test_weights_of_3_bits_lie_in_4(tmp_path):
     assert artifact.manifest.bit_exact
 
 
+RAPQ = ("--method", "rapq", "--calib-data", "images.npz")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
         (["--method", "foo"], 2, "foo"),
         (["--iters", "0", "--method", "rapq"], 2, "--iters"),
         (["--learn-batch", "0", "--method", "rapq"], 2, "--learn-batch"),
+        ([*RAPQ, "--learn-device", "gpu"], 2, "--learn-device gpu: give cpu, cuda"),
+        ([*RAPQ, "--learn-device", "cuda:99"], 2, "--learn-device cuda:99: torch sees"),
+        (["--learn-device", "cuda"], 2, "--learn-device: --method rtn learns nothing"),
         (["--kappa", "2", "--method", "rapq"], 2, "--kappa"),
         (["--method", "rapq"], 2, "--calib-data"),
         (["--method", "rapq", "--scales", "free"], 2, "power-of-two"),

@@ -78,7 +78,7 @@ def test_a_trial_is_the_network_with_another_step(monkeypatch, name):
     torch.testing.assert_close(outputs.losses(), expected)
 
 
-def test_a_trial_ends_once_the_outputs_surely_move_away(monkeypatch):
+def test_a_trial_ends_once_the_outputs_move_away(monkeypatch):
     monkeypatch.setattr(network_pass, "ENOUGH", 6)
     model, units, steps = _network()
     images = torch.cat([batch[0] for batch in calibration(NAME).batches()])[:24]
