@@ -172,8 +172,9 @@ def _fake_quantize(node: fx.Node, importer: Importer) -> Var:
         step = step.reshape([-1 if i == axis else 1 for i in range(len(shape_of(x)))])
     else:
         step = step.reshape(())
-    rows, first = borders or ((), 0)
-    table = tuple(row.tobytes() for row in importer.array(rows)) if borders else ()
+    rows, first = borders or (None, 0)
+    array = importer.array(rows)
+    table = () if array is None else tuple(row.tobytes() for row in array)
     rounding = Rounding(RoundingMode[mode], table, first)
     quantize = Quantize(x, step, zero_point, low, high, dtype, rounding)
     codes = emit_quantize(importer.emit, quantize, f"{source.name}_codes")

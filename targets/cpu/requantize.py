@@ -145,7 +145,9 @@ def _rounded_up(
     for n, other in enumerate(borders[1:], start=first + 1):
         border = tirx.Select(whole >= tirx.const(n, kind), other, border)
     # Both shifts are masked, since TVM takes one of unknown range for one that never clamps.
-    bits, zero, most = (tirx.const(n, kind) for n in (BORDER_BITS, 0, 63 if kind == "int64" else 31))
+    bits, zero, most = (
+        tirx.const(n, kind) for n in (BORDER_BITS, 0, 63 if kind == "int64" else 31)
+    )
     down, up = (tirx.max(n, zero) & most for n in (shift - bits, bits - shift))
     fraction = ((t >> down) << up) & tirx.const(255, kind)
     return tirx.Select(fraction >= border.astype(kind), tirx.const(1, kind), zero)

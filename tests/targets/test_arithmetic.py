@@ -84,7 +84,11 @@ def test_a_border_next_to_an_end_is_floor_or_ceiling(t, shift):
     assert shift_border([t], shift, low, -1) == -shift_round(-t, shift, RoundingMode.FLOOR)
 
 
-@given(st.lists(st.integers(-(1 << 20), 1 << 20), min_size=2, max_size=20), shifts, st.binary(min_size=7, max_size=7))
+@given(
+    st.lists(st.integers(-(1 << 20), 1 << 20), min_size=2, max_size=20),
+    shifts,
+    st.binary(min_size=7, max_size=7),
+)
 def test_codes_rise_with_the_sums(totals, shift, borders):
     ordered = np.sort(np.array(totals))[:, None]
     codes = shift_border(ordered, shift, np.frombuffer(borders, np.uint8)[None], -3)

@@ -51,9 +51,7 @@ def search_borders(work: UnitWork) -> float:
         for name in names:  # one after the other: what is measured depends on what was before
             by_channel = may_differ_by_channel(cache.regions, name)
             if not derived:
-                table = measured_borders(
-                    unit, work.exact, cache, name, rows, by_channel=by_channel
-                )
+                table = measured_borders(unit, work.exact, cache, name, rows, by_channel=by_channel)
             elif by_channel and (readers := _readers(unit, cache, name)):
                 table = derived_borders(unit, name, readers)
             else:
@@ -72,7 +70,9 @@ def _readers(unit: QuantizedUnit, cache: UnitCache, name: str) -> list[str]:
     """The layers of the unit that multiply the channels of a value by weights, as they are."""
     channels = _channels(unit, cache, name)
     layers = cache.regions.layers.values()
-    readers = [layer.name for layer in layers if name in layer.inputs and layer.name in unit.weights]
+    readers = [
+        layer.name for layer in layers if name in layer.inputs and layer.name in unit.weights
+    ]
     return [reader for reader in readers if unit.weights[reader].weight.shape[1] == channels]
 
 
@@ -123,8 +123,8 @@ def rounding_costs(
 ) -> torch.Tensor:
     """What rounding up costs more than rounding down, float64[1 or K, levels, 256].
 
-    ``(n + 1 - y)^2 - (n - y)^2`` for a number between the codes n and n + 1 that should be y, summed
-    by channel, level and fraction in 256ths. What is clamped either way costs nothing.
+    ``(n + 1 - y)^2 - (n - y)^2`` for a number between the codes n and n + 1 that should be y,
+    summed by channel, level and fraction in 256ths. What is clamped either way costs nothing.
 
     Args:
         x: what is rounded, in steps.

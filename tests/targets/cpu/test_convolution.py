@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from npu_layers import by_borders
 from tvm import relax, tirx
 
+from targets.arithmetic import border_thresholds
 from targets.cpu.host import CpuFeatures
 from targets.cpu.kernels import make_kernel
 from targets.errors import UnsupportedError
-from targets.arithmetic import border_thresholds
 from targets.layers import (
     Conv2d,
     Requantize,
