@@ -262,7 +262,7 @@ def _constant(node: fx.Node, importer: Importer) -> Var:
 def pointwise(node: fx.Node, importer: Importer) -> Var:
     """Any function of one tensor: an element of its table, by the code that the tensor holds."""
     read = _quantizers(node.args[0])
-    _, step_node, zero_point, _, _, _, dtype, _ = read[0].args  # the same of all that are joined
+    _, step_node, zero_point, _, _, _, dtype, *_ = read[0].args  # the same of all that are joined
     low, high = min(q.args[3] for q in read), max(q.args[4] for q in read)
     step = float(np.asarray(importer.array(step_node)).reshape(()))
     table = table_of(node, step, zero_point, low, high, dtype)

@@ -9,10 +9,9 @@ import torch
 from quantization_cases import calibration, float_model, images
 from torch import nn
 
-from relay_passes.frontend.import_torch import import_torch
-from relay_passes.pipeline import lower_to_integer
 from tvmq.calibrate.calibrate import calibrate
 from tvmq.capture.capture import capture_program
+from tvmq.lowering import lower
 from tvmq.plan.annotate import annotate
 from tvmq.plan.planner import make_plan
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
@@ -42,7 +41,7 @@ def test_borders_of_any_network_are_executed(name):
     model, x = float_model(name), images(name)[:4]
     settings = replace(SETTINGS, activation_bits=3, method=("qdrop", "aquant"))
     program = annotate(model, _reconstructed(model, calibration(name), settings).plan)
-    integer = lower_to_integer(import_torch(program))
+    integer = lower(model, program)
     want = run_reference(integer, {model.inputs[0].name: x.numpy()})
     for got, expected in zip(program(x.double()), want, strict=True):
         np.testing.assert_array_equal(got.float().numpy(), expected)
