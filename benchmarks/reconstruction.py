@@ -52,11 +52,11 @@ from tvmq.plan.plan import Plan
 from tvmq.plan.plan_network import plan_network
 from tvmq.plan.planner import make_plan
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
-from tvmq.reconstruct.methods import METHODS
+from tvmq.reconstruct.methods import combined
 from tvmq.reconstruct.network_pass import NetworkPass
 from tvmq.reconstruct.refinements.compensated import CompensatedCodes
 from tvmq.reconstruct.unit_graph import QuantizedUnit
-from tvmq.settings import Settings, parse_precision
+from tvmq.settings import Settings, parse_methods, parse_precision
 
 CLASSES = Labelling("classes")
 IMAGES = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -126,7 +126,11 @@ def run(name: str, seed: int, iterations: int, data: Path, results: Path) -> dic
     model, calibration = calibrated(data, seed)
     known = {"nearest": "rapq", "unscaled": "rapq", "asymmetric": "qdrop"}.get(method, method)
     settings = Settings(
-        *parse_precision(precision), scales, "channel", method=(known,), iterations=iterations
+        *parse_precision(precision),
+        scales,
+        "channel",
+        method=parse_methods(known),
+        iterations=iterations,
     )
     began, cpu = time.perf_counter(), time.process_time()
     folder = results.with_name(f"{results.stem}.units") / f"{name}-{seed}-{iterations}"
@@ -175,7 +179,7 @@ def quantized(
     folder: Path,
 ) -> tuple[FloatModel, Plan, Reconstruction | None]:
     """A plan by one method, what it is of, and its reconstruction; its units are in the folder."""
-    if method == "rapq":
+    if method.split(",")[0] == "rapq":
         planned = plan_network(model, calibration, settings)
         given = planned.model, planned.calibration, planned.plan
         done = reconstruct(*given, seed=seed, checkpoints=folder)
@@ -183,7 +187,7 @@ def quantized(
     start = make_plan(model, calibration, settings)
     if method == "rtn":
         return model, start, None
-    how = METHODS[settings.learned_method]
+    how = combined(settings.method)
     if method == "nearest":
         start = nearest_exponents(model, calibration, start)
         how = replace(how, refinements=(CompensatedCodes(), *how.refinements[1:]), over_network=())

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 PRECISIONS = ("w4a8", "w4a4", "w3a3", "w2a4", "w2a2")
-POT_METHODS = ("rtn", "nearest", "adaround", "brecq", "qdrop", "unscaled", "rapq")
-FREE_METHODS = ("rtn", "adaround", "brecq", "qdrop", "asymmetric")
+POT_METHODS = ("rtn", "nearest", "adaround", "brecq", "qdrop", "unscaled", "rapq", "rapq,aquant")
+FREE_METHODS = ("rtn", "adaround", "brecq", "qdrop", "asymmetric", "qdrop,aquant")
 
 
 def main() -> None:

@@ -9,9 +9,10 @@ borders the addend is that of the number's level, which is its own floor.
 
 **Why the addends are 2**-34 too large.** The real numbers in front of the rounding lie on the grid
 ``t / 2**s`` (t an integer, s the shift). The code k begins at ``k - a``, where a is 1/2 half up, 0
-for the floor and ``1 - B/256`` behind a border B, and a number that stands there exactly must get k. But free steps such as 0.0123
-are not exact in binary, so the floating-point sum misses the grid by some error e, and a number
-that comes out too small would go down. With the addend ``a + 2**-34`` and ``|e| <= 2**-35``:
+for the floor and ``1 - B/256`` behind a border B, and a number that stands there exactly must get
+k. But free steps such as 0.0123 are not exact in binary, so the floating-point sum misses the grid
+by some error e, and a number that comes out too small would go down. With the addend ``a +
+2**-34`` and ``|e| <= 2**-35``:
 
 * where the code begins or above, ``t / 2**s >= k - a``, the value floored is at least ``k - 2**-35
   + 2**-34 > k``;

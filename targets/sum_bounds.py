@@ -100,8 +100,8 @@ def held_bound(
 
     With multipliers only the shifted sums are: products are 64-bit, at most 2**31 * 2**16 plus a
     residual below 2**8 * 2**16 * 2**31, far inside. Without any, residual, rounding and the
-    output's zero point stay in 32 bits and count. Rounding by borders adds nothing before the shift,
-    so what is proved half up holds for it.
+    output's zero point stay in 32 bits and count. Rounding by borders adds nothing in front of the
+    shift, so what is proved half up holds for it.
 
     Args:
         bounds: of the sums.

@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from npu_layers import FLAT, code_limits, conv, elements, matrices, meaning, norm, softmax
+from npu_layers import (
+    FLAT,
+    by_borders,
+    code_limits,
+    conv,
+    elements,
+    matrices,
+    meaning,
+    norm,
+    softmax,
+)
 
 from targets.layers import (
     Add,
@@ -24,7 +34,7 @@ from targets.layers import (
 )
 from targets.npu.constraints import refusal
 from targets.npu.machine.spec import NpuSpec, load_spec
-from targets.rounding import FLOOR, HALF_UP
+from targets.rounding import FLOOR, HALF_UP, MAX_BORDER_BITS
 
 MOST_LAYERS = 8
 MOST_NUMBERS = 6000
@@ -200,7 +210,19 @@ def _random_conv(rng, name, value, channels, kernel, **options) -> Conv2d | None
         return None
     zero_point = pick(rng, 0, layer.input_zero_point)
     output = replace(layer.output, name=name)
-    return replace(layer, name=name, input=value, output=output, input_zero_point=zero_point)
+    requantize = layer.requantize
+    if output.bits <= MAX_BORDER_BITS and channels % 2:
+        low, _ = code_limits(output)
+        rounding = by_borders(channels if channels % 3 else 1, output.bits, low)
+        requantize = replace(requantize, rounding=rounding)
+    return replace(
+        layer,
+        name=name,
+        input=value,
+        output=output,
+        input_zero_point=zero_point,
+        requantize=requantize,
+    )
 
 
 def _dense(rng, name, value, values) -> Conv2d | None:

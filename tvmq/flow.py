@@ -60,6 +60,7 @@ from tvmq.plan.plan_file import planned_changes, read_plan, write_plan
 from tvmq.plan.plan_network import plan_network
 from tvmq.plan.range_check import check_ranges
 from tvmq.plan.scale_tensors import scale_as
+from tvmq.profile.border_cost import border_cost
 from tvmq.profile.product_cost import product_cost
 from tvmq.progress import Progress
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
@@ -214,6 +215,8 @@ def _build_into(
     facts = {} if learned is None else learned.as_json()
     if learned is not None and (cost := product_cost(model, plan, placed.programs, spec)):
         facts["products"] = cost.as_json()
+    if learned is not None and (borders := border_cost(model, plan, placed.programs, spec)):
+        facts["borders"] = borders.as_json()
     ranges = check_ranges(model, plan, calibration)
     seconds = progress.seconds
     manifest = make_manifest(

@@ -172,8 +172,9 @@ def _fake_quantize(node: fx.Node, importer: Importer) -> Var:
         step = step.reshape([-1 if i == axis else 1 for i in range(len(shape_of(x)))])
     else:
         step = step.reshape(())
-    rows, first = borders or ((), 0)
-    table = tuple(row.tobytes() for row in importer.array(rows)) if borders else ()
+    rows, first = borders or (None, 0)
+    array = importer.array(rows)
+    table = () if array is None else tuple(row.tobytes() for row in array)
     rounding = Rounding(RoundingMode[mode], table, first)
     quantize = Quantize(x, step, zero_point, low, high, dtype, rounding)
     codes = emit_quantize(importer.emit, quantize, f"{source.name}_codes")
@@ -261,7 +262,7 @@ def _constant(node: fx.Node, importer: Importer) -> Var:
 def pointwise(node: fx.Node, importer: Importer) -> Var:
     """Any function of one tensor: an element of its table, by the code that the tensor holds."""
     read = _quantizers(node.args[0])
-    _, step_node, zero_point, _, _, _, dtype, _ = read[0].args  # the same of all that are joined
+    _, step_node, zero_point, _, _, _, dtype, *_ = read[0].args  # the same of all that are joined
     low, high = min(q.args[3] for q in read), max(q.args[4] for q in read)
     step = float(np.asarray(importer.array(step_node)).reshape(()))
     table = table_of(node, step, zero_point, low, high, dtype)

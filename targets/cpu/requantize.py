@@ -118,7 +118,7 @@ class Epilogue:
     Attributes:
         layer: the layer.
         constants: int32 arrays, packed: bias; with requantization the shift; the multiplier if any
-            is not 1; the residual's shift if any is not 0; the borders of each level, if any. Of
+            is not 1; the residual's shift if any is not 0; the borders, if any, four to a word. Of
             halves, all but borders and theirs.
         kind: type of the intermediates.
         halves: where they are two words of 32 bits.
@@ -144,13 +144,12 @@ class Epilogue:
                 arrays.append(q.multiplier)
             if q.residual is not None and np.any(q.residual.shift != 0):
                 arrays.append(q.residual.shift)
-            arrays += list(_borders(q).T)
+            arrays += list(_border_words(q).T)
         packed = tuple(pack(array.astype(np.int32)) for array in arrays)
         return Epilogue(layer, packed, "int32" if narrow else "int64", halves)
 
     def __call__(self, acc: Expr, constants: list[Expr], residual: Expr | None) -> Expr:
         """The output element of the sum ``acc``, int32.
-
         Args:
             acc: sum of products.
             constants: the element's constants, in the order of ``self.constants``.
@@ -183,13 +182,14 @@ class Epilogue:
         return round_and_clamp(t, kind, shift, q, self.layer, rest)
 
 
-def _borders(q: Requantize) -> Ints:
-    """int32[K, levels]: the borders of each channel; no levels where it rounds otherwise."""
+def _border_words(q: Requantize) -> Ints:
+    """int32[K, words]: the borders of each channel; no words where it rounds otherwise."""
     channels = len(q.shift)
     if q.rounding.mode is not RoundingMode.BORDER:
         return np.zeros((channels, 0), np.int32)
-    table = q.rounding.table(q.low, q.high).astype(np.int32)
-    return np.broadcast_to(table, (channels, table.shape[1]))
+    table = q.rounding.table(q.low, q.high)
+    words = np.pad(table, ((0, 0), (0, -table.shape[1] % 4))).view("<i4")
+    return np.broadcast_to(words, (channels, words.shape[1]))
 
 
 def round_and_clamp(
@@ -208,7 +208,7 @@ def round_and_clamp(
         shift: of the element's channel, in ``kind``.
         ends: rounding, zero point and limits.
         layer: whose code it is.
-        borders: of the element's channel, int32, from the lowest level up.
+        borders: of the element's channel, from the lowest level up, four to an int32.
 
     Raises:
         UnsupportedError: the layer rounds neither half up nor to the floor nor by given borders.
@@ -231,10 +231,13 @@ def _rounded_up(
     t: Expr, kind: str, shift: Expr, whole: Expr, ends: Requantize | Add, borders: Sequence[Expr]
 ) -> Expr:
     """1 where the fraction of ``t`` reaches the border of its level, else 0."""
-    first = ends.low - ends.zero_point
-    border = borders[0]
-    for n, other in enumerate(borders[1:], start=first + 1):
-        border = tirx.Select(whole >= tirx.const(n, kind), other, border)
+    first, last = ends.low - ends.zero_point, ends.high - ends.zero_point - 1
+    level = tirx.min(tirx.max(whole, tirx.const(first, kind)), tirx.const(last, kind))
+    level = (level - tirx.const(first, kind)).astype("int32")
+    word = borders[0]
+    for n, other in enumerate(borders[1:], start=1):
+        word = tirx.Select(level >= tirx.const(4 * n, "int32"), other, word)
+    border = (word >> ((level & 3) * 8)) & 255
     # Both shifts are masked, since TVM takes one of unknown range for one that never clamps.
     bits, zero, most = (
         tirx.const(n, kind) for n in (BORDER_BITS, 0, 63 if kind == "int64" else 31)

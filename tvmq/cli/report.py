@@ -159,7 +159,7 @@ def _reconstruction_lines(facts: Mapping[str, Any]) -> list[str]:
         f"{refined['loss_before']:.4g} -> {refined['loss_after']:.4g}"
         for refined in network
     ]
-    return lines + _product_lines(facts.get("products"))
+    return lines + _product_lines(facts.get("products")) + _border_lines(facts.get("borders"))
 
 
 def _product_lines(cost: Mapping[str, Any] | None) -> list[str]:
@@ -167,12 +167,28 @@ def _product_lines(cost: Mapping[str, Any] | None) -> list[str]:
     if cost is None:
         return []
     words = [f"{100 * cost['share']:.2f} % more operations"]
-    if cost["with_factors"] is not None:
+    words += _more(cost["with_factors"], cost["without"])
+    return [f"  factors of products in {cost['layers']} layers: {', '.join(words)}"]
+
+
+def _border_lines(cost: Mapping[str, Any] | None) -> list[str]:
+    """What borders of activations cost."""
+    if cost is None:
+        return []
+    words = [f"{cost['table_bytes']:,} bytes", f"{cost['comparisons']:,} comparisons per image"]
+    words += _more(cost["with_borders"], cost["without"])
+    return [f"  borders of {cost['values']} activations: {', '.join(words)}"]
+
+
+def _more(price: Mapping[str, float] | None, without: Mapping[str, float] | None) -> list[str]:
+    """What a price is more than another, in words; nothing without an NPU."""
+    if price is None or without is None:
+        return []
+    return [
+        f"{100 * (price[name] / without[name] - 1):+.2f} % {what}"
         for name, what in (
             ("cycles", "cycles"),
             ("dram_bytes", "bytes of DRAM"),
             ("picojoules", "relative energy"),
-        ):
-            more = cost["with_factors"][name] / cost["without"][name] - 1
-            words.append(f"{100 * more:+.2f} % {what}")
-    return [f"  factors of products in {cost['layers']} layers: {', '.join(words)}"]
+        )
+    ]

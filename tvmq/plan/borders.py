@@ -9,15 +9,12 @@ from tvmq.regions import WEIGHTED, Regions
 
 
 def border_refusal(regions: Regions, name: str, bits: int) -> str:
-    """Why a value of so many bits can't be rounded by borders; "" if it can."""
+    """Why a value of so many bits can't be rounded by borders, in words; "" if it can."""
     layer = regions.layers.get(regions.values[name].layer)
     if layer is None or layer.kind not in WEIGHTED:
-        return "no convolution or linear layer makes it, and nothing else rounds so. Use HALF_UP."
+        return "no convolution or linear layer makes it, and nothing else rounds so"
     if bits > MAX_BORDER_BITS:
-        return (
-            f"it has {bits} bits, and at most {MAX_BORDER_BITS} can be rounded so. Use HALF_UP or "
-            "fewer bits."
-        )
+        return f"it has {bits} bits, and at most {MAX_BORDER_BITS} can be rounded so"
     return ""
 
 

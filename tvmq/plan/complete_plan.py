@@ -192,7 +192,7 @@ class _Draft:
         where = f"value {name}"
         check_executed(plan.rounding, where, "real numbers")
         if plan.rounding.borders and (why := border_refusal(self.regions, name, plan.bits)):
-            raise UnsupportedError(f"{where}: rounds by BORDER, but {why}")
+            raise UnsupportedError(f"{where}: rounds by BORDER, but {why}. Use HALF_UP.")
 
     def _check_floor(self, layer: Layer, shifts: tuple[int, ...]) -> None:
         if self.values[layer.output].rounding == FLOOR and max(shifts) > MAX_FLOOR_SHIFT:

@@ -5,9 +5,9 @@
 It marks, in an annotated graph, where a tensor is held in ``low .. high`` codes; torch runs it as
 the formula says, ``relay_passes/frontend/import_torch.py`` turns it into ``R.quantize`` followed by
 ``R.dequantize``. The addend is 1/2 to round half **up**, as the integer arithmetic does (``(t +
-half) >> shift``), and not half to even as ``torch.round``; it is 0 for the floor, and with borders that of the number's level. In float64 it is
-2**-34 more, so that the codes are those of the integers (``targets/rounding.py`` shows why). Not a
-training op: it has no gradient.
+half) >> shift``), and not half to even as ``torch.round``; it is 0 for the floor, and with borders
+that of the number's level. In float64 it is 2**-34 more, so that the codes are those of the
+integers (``targets/rounding.py`` shows why). Not a training op: it has no gradient.
 
 float32 adds no more than 1/2 or 0: there a sum is exact only with power-of-two steps and sums below
 2**24, and then so are ties.

@@ -7,32 +7,13 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from relay_passes.place import place
-from relay_passes.read_layers import read_layers
 from targets.npu.machine.program import Program
 from targets.npu.machine.spec import NpuSpec
-from targets.npu.price.layer_costs import price
 from tvmq.float_model import FloatModel
-from tvmq.lowering import lower
-from tvmq.plan.annotate import annotate
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.plan import Plan
+from tvmq.profile.plan_price import Price, plan_price, total_price
 from tvmq.regions import find_regions, shape_of
-
-
-@dataclass(frozen=True)
-class Price:
-    """Of the NPU programs of a network, for one image.
-
-    Attributes:
-        cycles: on the modelled machine.
-        dram_bytes: moved, instructions included.
-        picojoules: relative energy.
-    """
-
-    cycles: int
-    dram_bytes: int
-    picojoules: float
 
 
 @dataclass(frozen=True)
@@ -87,22 +68,11 @@ def product_cost(
             operations += outputs * len(scaled[layer.name].factors[0])
     priced = bare = None
     if spec is not None:
-        priced = _price(programs, spec)
-        bare = _price(_without(model, plan, spec), spec)
+        priced = total_price(programs, spec)
+        bare = plan_price(model, _without(model, plan), spec)
     return ProductCost(len(scaled), operations, macs, priced, bare)
 
 
-def _without(model: FloatModel, plan: Plan, spec: NpuSpec) -> tuple[Program, ...]:
+def _without(model: FloatModel, plan: Plan) -> Plan:
     weights = {name: replace(w, products=None) for name, w in plan.weights.items()}
-    plain = complete_plan(model, plan.settings, plan.calibration, plan.values, weights, plan.biases)
-    integer = lower(model, annotate(model, plain))
-    return place(integer, read_layers(integer), spec).programs
-
-
-def _price(programs: Iterable[Program], spec: NpuSpec) -> Price:
-    layers = [layer for program in programs for layer in price(program, spec).layers]
-    return Price(
-        sum(layer.cycles for layer in layers),
-        sum(layer.dram_bytes for layer in layers),
-        sum(layer.picojoules for layer in layers),
-    )
+    return complete_plan(model, plan.settings, plan.calibration, plan.values, weights, plan.biases)

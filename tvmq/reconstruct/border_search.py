@@ -123,8 +123,8 @@ def rounding_costs(
 ) -> torch.Tensor:
     """What rounding up costs more than rounding down, float64[1 or K, levels, 256].
 
-    ``(n + 1 - y)^2 - (n - y)^2`` for a number between the codes n and n + 1 that should be y, summed
-    by channel, level and fraction in 256ths. What is clamped either way costs nothing.
+    ``(n + 1 - y)^2 - (n - y)^2`` for a number between the codes n and n + 1 that should be y,
+    summed by channel, level and fraction in 256ths. What is clamped either way costs nothing.
 
     Args:
         x: what is rounded, in steps.

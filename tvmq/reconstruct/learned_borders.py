@@ -1,8 +1,8 @@
 """Borders of activations that are learned: from which fraction on a level is rounded up.
 
 AQuant (arXiv 2208.11945) rounds an activation by a function of its value, learned to reduce the
-error of what reads it. Here that function is a polynomial of the level, ``1/2 + c0 + c1 v + c2 v^2``
-with v in (0, 1), for the whole tensor or for each channel, of which a table of bytes is kept.
+error of what reads it. Here a table of bytes, by level, for the whole tensor or for each channel,
+and what is learned on top of it is a polynomial of the level: ``c0 + c1 v + c2 v^2``, v in (0, 1).
 """
 
 from __future__ import annotations

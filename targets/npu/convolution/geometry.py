@@ -351,8 +351,8 @@ class ConvGeometry:
             return False
         numbers = [self.layer.bias, requantize.multiplier, requantize.shift]
         numbers += [requantize.residual.shift] if requantize.residual else []
-        numbers += [requantize.rounding.rows] if requantize.rounding.borders else []
-        return all((each == each[0]).all() for each in numbers)
+        alike = len(set(requantize.rounding.borders)) <= 1
+        return alike and all((each == each[0]).all() for each in numbers)
 
     @cached_property
     def fields(self) -> RequantizeFields | None:
@@ -459,7 +459,8 @@ class ConvGeometry:
         borders to a word follow.
         """
         requantize, fields = self.layer.requantize, self.fields
-        assert requantize is not None and fields is not None
+        assert requantize is not None
+        assert fields is not None
         words = np.zeros((self.out[2], self.words_each), np.int64)
         words[:, 0] = self.layer.bias.astype(np.int64) << requantize.fraction
         words[:, 1] = requantize.multiplier

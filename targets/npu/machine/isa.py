@@ -140,9 +140,9 @@ class Depthwise(Instruction):
 class Requantize(Instruction):
     """REQ: sums to codes, with the parameter record of each channel; see ``arithmetic.requantize``.
 
-    ``rounding`` is a ``rounding.RoundingMode``; by borders, a record is followed by ``hi - lo`` of
-    them. ``par_addr`` counts 4-byte words. ``zp``, ``lo``, ``hi`` are unsigned bytes with ``out_unsigned``, else signed; ``res_zp`` likewise with
-    ``residual_unsigned``.
+    ``rounding`` is a ``rounding.RoundingMode``; by borders, ``hi - lo`` of them follow a record.
+    ``par_addr`` counts 4-byte words. ``zp``, ``lo``, ``hi`` are unsigned bytes with
+    ``out_unsigned``, else signed; ``res_zp`` likewise with ``residual_unsigned``.
     """
 
     opcode, mnemonic, unit = 0x30, "REQ", VU

@@ -205,7 +205,7 @@ def row_bytes(elements: Number, bits_code: Number) -> Number:
 
 
 def record_bytes(i: Any) -> Number:
-    """From one channel's record to the next: with borders it is followed by them, in whole words."""
+    """From one channel's record to the next: borders follow it, if any, in whole words."""
     low, high = (byte_value(x, i.out_unsigned) for x in (i.lo, i.hi))
     return RECORD_BYTES + (i.rounding >> 2) * ((high - low + 3) >> 2) * 4
 

@@ -73,18 +73,17 @@ class RequantizeFields:
 
     def _rounded_up(self, t: Expr, right: Expr, code: Expr, borders: Sequence[Expr]) -> Expr:
         """1 where the fraction of ``t`` reaches the border of its level, else 0."""
-        bytes_ = [
-            (borders[n // 4] >> (n % 4 * 8)) & tirx.IntImm("int32", 0xFF)
-            for n in range(self.high - self.low)
-        ]
-        border = bytes_[0]
-        for n, byte in enumerate(bytes_[1:], start=1):
-            border = tirx.Select(code >= _i64(self.low + n), byte, border)
+        last = self.high - self.low - 1
+        level = tirx.max(tirx.min(code - _i64(self.low), _i64(last)), _i64(0))
+        word = borders[0]
+        for n, other in enumerate(borders[1:], start=1):
+            word = tirx.Select(level >= _i64(4 * n), other, word)
+        border = (tirx.Cast("int64", word) >> ((level & _i64(3)) * _i64(8))) & _i64(0xFF)
         # Masked, since TVM takes a shift of unknown range for one that never clamps.
         down = tirx.max(right - _i64(8), _i64(0)) & _i64(63)
         up = tirx.max(_i64(8) - right, _i64(0)) & _i64(63)
         fraction = ((t >> down) << up) & _i64(0xFF)
-        return tirx.Select(fraction >= tirx.Cast("int64", border), _i64(1), _i64(0))
+        return tirx.Select(fraction >= border, _i64(1), _i64(0))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from relay_passes.forms.requantize import (
     match_requantization,
 )
 from relay_passes.forms.rounding import match_rounded
-from relay_passes.relax_nodes import constant
+from relay_passes.relax_nodes import constant, dtype_of, number, op_of
+from targets.arithmetic import requantize
 from targets.errors import UnsupportedError
 from targets.rounding import FLOOR, HALF_UP, Rounding, RoundingMode
 from targets.scale import Scale
@@ -54,6 +55,60 @@ def test_what_is_written_is_read(form):
     graph = graph_of([SUMS, RESIDUAL], lambda emit: emit_requantization(emit, form, "y"))
     assert graph.outputs[0].name == "y"
     assert_same(match_requantization(graph, graph.outputs[0]), form)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(0, 40), min_size=K, max_size=K).filter(any),
+    st.sampled_from([1, K]),
+    st.binary(min_size=3 * K, max_size=3 * K),
+    st.integers(-4, 3),
+    st.integers(0, 99),
+)
+def test_borders_are_written_and_read(shifts, rows, table, zero_point, seed):
+    """The numbers are those of the definition, at every shift."""
+    borders = tuple(table[3 * row : 3 * row + 3] for row in range(rows))
+    rounding = Rounding(RoundingMode.BORDER, borders, -2)
+    scale = Scale(0, (1,) * K, tuple(shifts), 1, ())
+    wide = max(shifts) > 30
+    form = Requantization(SUMS, scale, None, wide, zero_point, -2, 1, "int8", rounding)
+
+    def write(emit):
+        return emit_requantization(emit, form, "y")
+
+    graph = graph_of([SUMS], write)
+    assert_same(match_requantization(graph, graph.outputs[0]), form)
+    reach = np.minimum(6 << np.array(shifts, np.int64), (1 << 31) - 1)
+    sums = np.random.default_rng(seed).integers(-reach, reach + 1, (2, K)).astype(np.int32)
+    ends = {"zero_point": zero_point, "low": -2, "high": 1}
+    want = requantize(sums, 0, np.array(shifts), rounding=rounding, **ends)
+    np.testing.assert_array_equal(run([SUMS], write, sums), want)
+
+
+@pytest.mark.parametrize("fault", ["clip", "mask", "place", "level"])
+def test_near_misses_are_no_borders(fault):
+    rounding = Rounding(RoundingMode.BORDER, (bytes([9, 8, 7]),) * K, 0)
+    scale = Scale(0, (1,) * K, (3, 9, 12), 1, ())
+    form = Requantization(SUMS, scale, None, False, 0, 0, 3, "uint8", rounding)
+
+    def written(emit):
+        def changed(expr, name=""):
+            op = op_of(expr)
+            if op == "clip" and fault == "clip" and number(expr.args[2]) == 2:
+                expr = relax.op.clip(expr.args[0], 0, 1)
+            if op == "bitwise_and" and fault == "mask":
+                expr = relax.op.bitwise_and(expr.args[0], constant([7, 255, 127], "int32"))
+            if op == "add" and fault == "place" and dtype_of(expr.args[0]) == "int64":
+                expr = relax.op.add(expr.args[0], constant([0, 3, 5], "int64"))
+            if op == "clip" and fault == "level" and number(expr.args[2]) == 2:
+                expr = relax.op.clip(SUMS, 0, 2)
+            return emit(expr, name)
+
+        return emit_requantization(changed, form, "y")
+
+    graph = graph_of([SUMS], written)
+    found = match_requantization(graph, graph.outputs[0])
+    assert isinstance(found, str) or found.rounding != rounding
 
 
 def _written(emit, **changes):

@@ -121,4 +121,17 @@ def test_roundings_that_are_not_compiled_are_refused():
             else:
                 assert why is not None
                 assert why.advice == Rule.ROUNDING.advice
-                assert why.here == f"it rounds by {mode.name}"
+                many = layer is CONV and mode is RoundingMode.BORDER
+                assert why.here == ("it has 255 borders" if many else f"it rounds by {mode.name}")
+
+
+@pytest.mark.parametrize("levels", [15, 16])
+def test_borders_are_of_at_most_four_bits(levels):
+    rounding = Rounding(RoundingMode.BORDER, (bytes([128] * levels),))
+    ends = replace(CONV.requantize, rounding=rounding, low=0, high=levels, zero_point=0)
+    why = refusal(replace(CONV, requantize=ends), SPEC)
+    if levels == 15:
+        assert why is None
+    else:
+        assert why.here == "it has 16 borders"
+        assert why.advice == Rule.ROUNDING.advice

@@ -72,7 +72,7 @@ def test_borders_come_back_and_are_refused_by_what_does_not_execute_them(text, n
     plan = plan_from_json(text, float_model(NAME))
     value = plan.values[name]
     count = float_model(NAME).nodes[name].meta["val"].shape[1] if channels else 1
-    rows = np.random.default_rng(0).integers(0, 256, (count, 255), np.uint8)
+    rows = np.random.default_rng(0).integers(1, 256, (count, 255), np.uint8)
     first = -128 if value.signed else 0
     rounding = Rounding(RoundingMode.BORDER, tuple(row.tobytes() for row in rows), first)
     values = plan.values | {name: replace(value, rounding=rounding)}
@@ -80,8 +80,28 @@ def test_borders_come_back_and_are_refused_by_what_does_not_execute_them(text, n
     entries = PlanFile.model_validate_json(written).values
     assert entries[name].rounds == rounding
     assert {entry.rounds for n, entry in entries.items() if n != name} == {HALF_UP}
-    with pytest.raises(UnsupportedError, match=f"value {name}: rounds by BORDER, but real numbers"):
+    why = "no convolution or linear layer makes it" if name == "x" else "it has 8 bits, and at most"
+    with pytest.raises(UnsupportedError, match=f"value {name}: rounds by BORDER, but {why}"):
         plan_from_json(written, float_model(NAME))
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+def test_borders_of_few_bits_come_back(rows):
+    settings = Settings(4, 4, granularity="channel")
+    plan = make_plan(float_model(NAME), calibration(NAME), settings)
+    document = json.loads(plan_to_json(plan))
+    borders = np.random.default_rng(0).integers(1, 256, (rows, 15))
+    document["values"]["relu_1"] |= {"rounding": "BORDER", "borders": borders.tolist()}
+    found = plan_from_json(json.dumps(document), float_model(NAME))
+    np.testing.assert_array_equal(found.values["relu_1"].rounding.rows, borders)
+    assert plan_from_json(plan_to_json(found), float_model(NAME)) == found
+
+
+def test_a_border_of_zero_is_none(text):
+    document = json.loads(text)
+    document["values"]["relu_1"] |= {"rounding": "BORDER", "borders": [[0] * 255]}
+    with pytest.raises(InputError, match=r"values.relu_1.borders.0.0 is 0.*greater than or equal"):
+        plan_from_json(json.dumps(document), float_model(NAME))
 
 
 def test_borders_are_of_all_channels_or_of_each(text):

@@ -1,5 +1,7 @@
 """Borders of activations: their gradient, how they are found, and the gate that they pass."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from quantization_cases import calibration, float_model
@@ -33,7 +35,7 @@ def test_a_code_begins_at_its_border():
 
 @pytest.mark.parametrize("border", [0.02, 0.3, 0.5, 0.95])
 def test_the_gradient_of_a_border_is_that_of_the_mean_over_fractions(border):
-    """By how much the mean output falls where the border rises: one code for each that it passes."""
+    """How the mean output falls where the border rises: a code for each that it passes."""
     borders = torch.full((2, 3), border, requires_grad=True)
     x = _reals(-2, 5) * STEP
     BorderQuantize.apply(x, STEP, borders, 0, 3, None).sum().backward()
@@ -90,21 +92,10 @@ def test_where_nothing_was_seen_it_is_half_up():
 def test_the_closed_form_by_hand():
     """A weight that became twice as large wants its activations rounded up later."""
 
-    class Unit:
-        weights = {
-            "reader": type(
-                "W",
-                (),
-                {"weight": torch.tensor([[1.0, 2.0]]), "frozen": torch.tensor([[2.0, 2.0]])},
-            )
-        }
-        steps = {"x": type("S", (), {"low": 0, "high": 3})}
-
-        @staticmethod
-        def spread(_layer):
-            return 1.0
-
-    table = border_search.derived_borders(Unit, "x", ["reader"])
+    reader = SimpleNamespace(weight=torch.tensor([[1.0, 2.0]]), frozen=torch.tensor([[2.0, 2.0]]))
+    step = SimpleNamespace(low=0, high=3)
+    unit = SimpleNamespace(weights={"r": reader}, steps={"x": step}, spread=lambda layer: 1.0)
+    table = border_search.derived_borders(unit, "x", ["r"])
     # rho is 1/2 and 1: the borders of levels 0 to 2 are 1/2 + (1 - rho) * (level + 1/2)
     assert table.tolist() == [[192, 255, 255], [128, 128, 128]]
 

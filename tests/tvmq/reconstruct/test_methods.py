@@ -30,7 +30,7 @@ def test_every_loss_is_in_the_table():
 
 
 def test_methods_that_learn():
-    assert learning() == ("adaround", "brecq", "qdrop", "rapq", "waps")
+    assert learning() == ("adaround", "brecq", "qdrop", "rapq", "waps", "aquant")
     assert learning(("wess", "rapq")) == ("rapq",)
 
 
@@ -78,6 +78,8 @@ def test_an_opening_stands_before_what_trains():
     names = [part.name for part in combined(("qdrop", "waps")).refinements]
     assert names == ["factored codes", "learned", "scaled products"]
     assert [part.name for part in combined(("waps",)).refinements] == ["scaled products"]
+    names = [part.name for part in combined(("wess", "rapq", "waps", "aquant")).refinements]
+    assert names == ["compensated", "factored codes", "learned", "scaled products", "borders"]
 
 
 def test_the_documentation_knows_every_method():

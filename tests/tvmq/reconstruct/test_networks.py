@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import models
+import numpy as np
 import pytest
 import torch
 from quantization_cases import calibration, float_model, images
@@ -10,9 +11,11 @@ from torch import nn
 
 from tvmq.calibrate.calibrate import calibrate
 from tvmq.capture.capture import capture_program
+from tvmq.lowering import lower
 from tvmq.plan.annotate import annotate
 from tvmq.plan.planner import make_plan
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
+from tvmq.run.reference import run_reference
 from tvmq.settings import Settings
 
 SETTINGS = Settings(4, 4, "pot", "channel", method=("rapq",), iterations=1)
@@ -29,6 +32,19 @@ def test_reconstructs(name):
     learned = {layer for unit in done.units for layer in unit.layers}
     weights = {layer for layer, weight in done.plan.weights.items() if weight.codes}
     assert learned == weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.ZOO)
+def test_borders_of_any_network_are_executed(name):
+    """What is learned is what the integers compute, whatever makes and reads the values."""
+    model, x = float_model(name), images(name)[:4]
+    settings = replace(SETTINGS, activation_bits=3, method=("qdrop", "aquant"))
+    program = annotate(model, _reconstructed(model, calibration(name), settings).plan)
+    integer = lower(model, program)
+    want = run_reference(integer, {model.inputs[0].name: x.numpy()})
+    for got, expected in zip(program(x.double()), want, strict=True):
+        np.testing.assert_array_equal(got.float().numpy(), expected)
 
 
 class _Block(nn.Module):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tvmq.settings import Settings
 
 BORDERS = "borders of activations"
+LEARNED = Phase(weights=False, steps=False, drop=0.0, share=0.25, borders=2)
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Borders(Refinement):
 
     name: ClassVar[str] = "borders"
     decides: ClassVar[frozenset[str]] = frozenset({BORDERS})
-    phase: Phase = Phase(weights=False, steps=False, drop=0.0, share=0.25, borders=2)
+    phase: Phase = LEARNED
 
     def iterations(self, settings: Settings) -> int:
         """Of the phase."""

@@ -1,0 +1,72 @@
+"""What borders cost: the same network with and without them, on the same machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from targets.npu.machine.program import Program
+from targets.npu.machine.spec import NpuSpec
+from targets.rounding import HALF_UP
+from tvmq.float_model import FloatModel
+from tvmq.plan.complete_plan import complete_plan
+from tvmq.plan.plan import Plan
+from tvmq.profile.plan_price import Price, plan_price, total_price
+from tvmq.regions import shape_of
+
+
+@dataclass(frozen=True)
+class BorderCost:
+    """What the borders of a plan cost.
+
+    Attributes:
+        values: that have borders.
+        table_bytes: of these, a byte each.
+        comparisons: for one image, one per element of such a value.
+        with_borders: of the programs; None without an NPU.
+        without: of those of the same plan with all values rounded half up.
+    """
+
+    values: int
+    table_bytes: int
+    comparisons: int
+    with_borders: Price | None
+    without: Price | None
+
+    def as_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return asdict(self)
+
+
+def border_cost(
+    model: FloatModel, plan: Plan, programs: Iterable[Program], spec: NpuSpec | None
+) -> BorderCost | None:
+    """Compare a plan with itself without borders; None where it has none.
+
+    Args:
+        model: the float network of the plan.
+        plan: complete.
+        programs: of the placed network.
+        spec: the machine, or None.
+    """
+    bordered = {name: value for name, value in plan.values.items() if value.rounding.borders}
+    if not bordered:
+        return None
+    priced = bare = None
+    if spec is not None:
+        priced = total_price(programs, spec)
+        values = {n: replace(v, rounding=HALF_UP) for n, v in bordered.items()}
+        without = complete_plan(
+            *(model, plan.settings, plan.calibration, {**plan.values, **values}),
+            *(plan.weights, plan.biases),
+        )
+        bare = plan_price(model, without, spec)
+    return BorderCost(
+        len(bordered),
+        sum(value.rounding.rows.size for value in bordered.values()),
+        sum(math.prod(shape_of(model.nodes[name])[1:]) for name in bordered),
+        priced,
+        bare,
+    )

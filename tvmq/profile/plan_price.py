@@ -1,0 +1,47 @@
+"""The price of a plan on a machine: what two plans of a network are compared by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from relay_passes.place import place
+from relay_passes.read_layers import read_layers
+from targets.npu.machine.program import Program
+from targets.npu.machine.spec import NpuSpec
+from targets.npu.price.layer_costs import price
+from tvmq.float_model import FloatModel
+from tvmq.lowering import lower
+from tvmq.plan.annotate import annotate
+from tvmq.plan.plan import Plan
+
+
+@dataclass(frozen=True)
+class Price:
+    """Of the NPU programs of a network, for one image.
+
+    Attributes:
+        cycles: on the modelled machine.
+        dram_bytes: moved, instructions included.
+        picojoules: relative energy.
+    """
+
+    cycles: int
+    dram_bytes: int
+    picojoules: float
+
+
+def plan_price(model: FloatModel, plan: Plan, spec: NpuSpec) -> Price:
+    """Of the programs that a plan of a network leads to."""
+    integer = lower(model, annotate(model, plan))
+    return total_price(place(integer, read_layers(integer), spec).programs, spec)
+
+
+def total_price(programs: Iterable[Program], spec: NpuSpec) -> Price:
+    """Of programs that are executed one after the other."""
+    layers = [layer for program in programs for layer in price(program, spec).layers]
+    return Price(
+        sum(layer.cycles for layer in layers),
+        sum(layer.dram_bytes for layer in layers),
+        sum(layer.picojoules for layer in layers),
+    )
