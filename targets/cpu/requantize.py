@@ -150,6 +150,7 @@ class Epilogue:
 
     def __call__(self, acc: Expr, constants: list[Expr], residual: Expr | None) -> Expr:
         """The output element of the sum ``acc``, int32.
+
         Args:
             acc: sum of products.
             constants: the element's constants, in the order of ``self.constants``.

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax, tirx
 
-from targets.arithmetic import border_thresholds
 from targets.cpu.host import CpuFeatures
 from targets.cpu.instruction_sets import PLAIN, InstructionSet
 from targets.cpu.kernels import make_kernel
