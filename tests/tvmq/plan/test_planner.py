@@ -158,7 +158,7 @@ def test_a_rounding_that_nobody_executes_is_refused(mode):
     """Also of a value that no clamp cuts."""
     quantized = _plan("resnet_small")
     values = {**quantized.values, "x": replace(quantized.values["x"], rounding=Rounding(mode))}
-    message = f"value x: rounds by {mode.name}, but real numbers only by HALF_UP or FLOOR"
+    message = f"value x: rounds by {mode.name}, but real numbers only by HALF_UP, FLOOR or BORDER"
     with pytest.raises(UnsupportedError, match=message):
         complete_plan(float_model("resnet_small"), Settings(), "", values, quantized.weights, {})
 
