@@ -30,10 +30,12 @@ class TooFineError(ArithmeticRangeError):
     """A step is so fine that the sums would have to be shifted left too far.
 
     Attributes:
-        which: "output" or "residual", the value whose step must be coarser.
+        which: the value whose step must be coarser; of an addition an operand.
     """
 
-    def __init__(self, which: Literal["output", "residual"], message: str) -> None:
+    def __init__(
+        self, which: Literal["output", "residual", "first", "second"], message: str
+    ) -> None:
         super().__init__(message)
         self.which = which
 
@@ -162,13 +164,18 @@ def derive_addition(first: Fraction, second: Fraction) -> AddScale:
         second: of the other side.
 
     Raises:
+        TooFineError: a side has so fine a grid that the other's codes can't be brought to it.
         ArithmeticRangeError: as ``derive_scale``.
     """
     (ma, sa), (mb, sb) = exact_multiplier(first), exact_multiplier(second)
     shift = max(sa, sb, 0)
     shifts = (shift - sa, shift - sb)
-    _check_field("a right shift", shift, MAX_SHIFT)
-    _check_field("an operand's left shift", max(shifts), MAX_RESIDUAL_SHIFT)
+    if shift > MAX_SHIFT or max(shifts) > MAX_RESIDUAL_SHIFT:
+        raise TooFineError(
+            "first" if sa > sb else "second",
+            f"needs a right shift of {shift} and a left shift of {max(shifts)} of an operand, at "
+            f"most {MAX_SHIFT} and {MAX_RESIDUAL_SHIFT} fit",
+        )
     return AddScale((ma, mb), shifts, shift)
 
 
@@ -228,12 +235,4 @@ def _check_shifts(s: tuple[int, ...], n: int | None) -> None:
             excess,
             f"needs {what} of {max(s) - first}, at most {field} fit. "
             "Its steps differ too much; calibrate again or exclude the layer.",
-        )
-
-
-def _check_field(what: str, value: int, largest: int) -> None:
-    if value > largest:
-        raise ArithmeticRangeError(
-            f"needs {what} of {value}, at most {largest} fit. "
-            "Its steps differ too much; calibrate again or exclude the layer."
         )

@@ -179,8 +179,9 @@ def test_steps_that_are_too_fine_name_the_value():
 def test_addition_is_exact(first, second, a, b):
     try:
         scale = derive_addition(first, second)
-    except ArithmeticRangeError:
+    except TooFineError as error:
         (_, sa), (_, sb) = exact_multiplier(first), exact_multiplier(second)
+        assert error.which == ("first" if sa > sb else "second")
         assert max(sa, sb) - min(sa, sb, 0) > 31 or max(sa, sb) > 47
         return
     total = sum(

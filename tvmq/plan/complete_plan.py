@@ -147,7 +147,9 @@ class _Draft:
                 elif layer.kind not in UNSCALED:
                     self._derive_layer(layer)
             except TooFineError as error:
-                value = layer.output if error.which == "output" else layer.residual
+                first, second = (layer.inputs * 2)[:2]
+                fine = {"residual": layer.residual, "first": first, "second": second}
+                value = fine.get(error.which, layer.output)
                 raise _CoarserError(value, f"{layer.name}: {error}") from None
             except ArithmeticRangeError as error:
                 place = self.model.origins.get(layer.name, "unknown place")

@@ -84,5 +84,5 @@ def test_free_steps_have_multipliers():
 
 
 def test_steps_too_far_apart_are_refused():
-    with pytest.raises(ArithmeticRangeError, match=r"total: needs an operand's left shift of 40"):
+    with pytest.raises(ArithmeticRangeError, match=r"total: needs .* a left shift of 40 of an"):
         LowerAdd()(_before(2.0**20, 2.0**-20, 2.0**20))

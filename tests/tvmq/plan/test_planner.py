@@ -305,3 +305,30 @@ def test_weights_too_small_for_any_shift_are_0_beside_an_exact_bias(size, scales
     exact = net(x).detach()
     found = annotate(model, quantized)(x.double())[0]
     assert (found - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+@pytest.mark.parametrize("scales", ["pot", "free"])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_tiny_branch_is_added_in_coarser_steps(scales, swapped):
+    """Layer scale begins near 0, so what a branch adds to its stream may be next to nothing."""
+
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.branch = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            x = self.first(x)
+            tiny = (self.branch(x) * 1e-14).relu()
+            return (x.relu() + tiny if swapped else tiny + x.relu()).mean((2, 3))
+
+    torch.manual_seed(0)
+    images = torch.randn(4, 2, 8, 8)
+    batch = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(Branch().eval(), (images,), dynamic_shapes=batch)
+    model = capture_program(program)
+    settings = Settings(scales=scales, calib_method="minmax")
+    found = make_plan(model, calibrate(model, [[images]]), settings)
+    assert any("doubled for add" in value.reason for value in found.values.values())
+    exact, quantized = model.graph_module(images)[0], annotate(model, found)(images.double())[0]
+    assert (exact - quantized).abs().max() < 0.02 * exact.abs().max()
