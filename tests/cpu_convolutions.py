@@ -65,10 +65,10 @@ def conv(
     fraction=0,
     zero_point=0,
     rounding=HALF_UP,
-    limits=None,
     seed=0,
     weight_bits=8,
     products=0,
+    limits=None,
 ) -> Conv2d:
     """A layer with random weights whose codes spread over the whole output range."""
     rng = np.random.default_rng(seed)

@@ -99,7 +99,7 @@ _say(
     "Use slices and torch.cat; what depends on computed indices belongs outside of the network",
 )
 _say(
-    "where tril triu heaviside logical_and logical_or logical_not bitwise_and "
+    "tril triu heaviside logical_and logical_or logical_not bitwise_and "
     "bitwise_or bitwise_not gt lt ge le eq ne isnan isinf",
     "it selects by a mask",
     "Use relu, clamp or another function of one tensor; a mask that is constant is a factor per "

@@ -113,7 +113,8 @@ def _loop(
         if (i + 1) % CHECK_EVERY == 0 or i + 1 == iterations:
             if report is not None:
                 report(i + 1, float(found))
-            if beta is not None and not phase.steps and float(undecided.detach()) == 0.0:
+            may_end = beta is not None and not phase.steps and i + 1 < iterations
+            if may_end and float(undecided.detach()) == 0.0:
                 break  # every decision is at its end, where its gradient is zero
     return i + 1
 

@@ -272,7 +272,7 @@ def test_interrupted_build_says_how_to_resume_and_keeps_the_old_artifact(
     model = small.parent / "resnet_small.pt2"
     assert tvmq("build", model, "-o", target, "--target", "cpu").code == 0
     before = (target / "manifest.json").read_text()
-    monkeypatch.setattr(flow, "compile_library", interrupt)
+    monkeypatch.setattr(flow, "compile_libraries", interrupt)
     result = tvmq("build", model, "-o", target, "--target", "cpu")
     assert result.code == 130
     assert f"tvmq build {model} -o {target} --target cpu" in result.err

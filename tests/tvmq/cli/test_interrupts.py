@@ -42,11 +42,11 @@ def swallowed(number: int) -> None:
     [
         (signal.SIGINT, passed_on, "save_float"),
         (signal.SIGTERM, passed_on, "save_float"),
-        (signal.SIGHUP, passed_on, "compile_library"),
+        (signal.SIGHUP, passed_on, "compile_libraries"),
         (signal.SIGTERM, as_another_error, "save_float"),
-        (signal.SIGTERM, as_another_error, "compile_library"),
+        (signal.SIGTERM, as_another_error, "compile_libraries"),
         (signal.SIGTERM, swallowed, "save_float"),
-        (signal.SIGTERM, swallowed, "compile_library"),
+        (signal.SIGTERM, swallowed, "compile_libraries"),
     ],
 )
 def test_a_build_ends_and_leaves_the_old(tvmq, tmp_path, monkeypatch, number, way, stage):
