@@ -83,7 +83,13 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "causal convolutions" else [])
+        for name in PARTS
+    ],
+)
 def test_parts_are_the_same_everywhere(name):
     torch.manual_seed(1)
     make, shape = PARTS[name]

@@ -87,7 +87,16 @@ BORDERS = {
 }
 
 
-@pytest.mark.parametrize(("name", "settings", "rows", "kind"), BORDERS.values(), ids=BORDERS)
+SLOW = ("a row per tensor", "halves")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "rows", "kind"),
+    [
+        pytest.param(*each, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name, each in BORDERS.items()
+    ],
+)
 def test_borders_go_all_the_way(name, settings, rows, kind):
     """In all values that can have some; those that round half up change nothing."""
     model, half_up = float_model(name), plan(name, settings)

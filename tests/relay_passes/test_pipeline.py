@@ -29,7 +29,9 @@ from targets.npu.machine.spec import load_spec
 from tvmq.run.reference import run_reference
 
 
-@pytest.mark.parametrize("free", [False, True], ids=["pot", "free"])
+@pytest.mark.parametrize(
+    "free", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["pot", "free"]
+)
 def test_each_pass_keeps_the_numbers_and_its_input(free):
     program = export(Residual(free), (3, 12, 9))
     x = image((3, 3, 12, 9))

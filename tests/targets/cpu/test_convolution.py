@@ -76,7 +76,7 @@ def test_another_rounding_is_refused() -> None:
 sides = st.integers(1, 9)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@settings(max_examples=15, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_random_convolutions(data: st.DataObject) -> None:
     draw = data.draw

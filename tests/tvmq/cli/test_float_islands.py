@@ -160,9 +160,9 @@ def test_two_islands_are_the_same_on_all_devices(two):
 @pytest.mark.parametrize(
     ("name", "kinds"),
     [
-        ("long norm", [["group_norm"]] * 2),
+        pytest.param("long norm", [["group_norm"]] * 2, marks=pytest.mark.slow),
         ("at the end", [["cumsum"]]),
-        ("warped", [["grid_sampler"], ["topk", "_to_copy"]]),
+        pytest.param("warped", [["grid_sampler"], ["topk", "_to_copy"]], marks=pytest.mark.slow),
     ],
 )
 def test_an_island_is_the_same_on_all_devices(name, kinds, tmp_path):

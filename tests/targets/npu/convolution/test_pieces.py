@@ -92,7 +92,9 @@ def test_what_does_not_fit_whole_is_right_in_pieces(name):
     check(layer, spec, Simulator(spec).run)
 
 
-@pytest.mark.parametrize("name", ["dilated, added to", "pooling of many pixels"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("dilated, added to", marks=pytest.mark.slow), "pooling of many pixels"]
+)
 def test_the_executor_agrees(name):
     layer, _ = LAYERS[name]
     spec = machine(5000)
