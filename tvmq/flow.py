@@ -67,7 +67,7 @@ from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.learn_device import learn_device
 from tvmq.reconstruct.unit_state import checkpoints_of, forget_checkpoints
 from tvmq.run.verify import CALIBRATION_IMAGES, golden_inputs, verify
-from tvmq.tune.tuning import Tuned, tune
+from tvmq.tune.tuning import Tuned, check_records, tune
 
 DEFAULT_SAMPLES = 256
 LEARNING_SAMPLES = 1024
@@ -128,6 +128,8 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
     spec, target = parse_target(request.target), cpu_target(request.cpu)
     learn_device(request.learn_device)  # an hour later it would be late
     try_linker(foreign_architecture(target))
+    if spec is not None and request.tuning is not None:
+        check_records(request.tuning, spec)
     own = target == host_target() or not runs_here(target)  # the machine is executed by our own CPU
     with writing(request.output) as folder, made_meanwhile(spec if own else None):
         manifest, placed = _build_into(folder, spec, target, request, progress or Progress())
@@ -213,10 +215,12 @@ def _build_into(
         golden = golden_inputs(model, _first_images(model, calibration, data), request.seed)
         bit_exact = verify(folder, model, golden, libraries)
     facts = {} if learned is None else learned.as_json()
-    if learned is not None and (cost := product_cost(model, plan, placed.programs, spec)):
-        facts["products"] = cost.as_json()
-    if learned is not None and (borders := border_cost(model, plan, placed.programs, spec)):
-        facts["borders"] = borders.as_json()
+    if learned is not None:  # both are compared with programs by rule
+        by_rule = place(integer, network, spec, target) if choices else placed
+        if cost := product_cost(model, plan, by_rule.programs, spec):
+            facts["products"] = cost.as_json()
+        if borders := border_cost(model, plan, by_rule.programs, spec):
+            facts["borders"] = borders.as_json()
     ranges = check_ranges(model, plan, calibration)
     seconds = progress.seconds
     manifest = make_manifest(

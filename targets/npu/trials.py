@@ -82,6 +82,7 @@ class Trials:
         self._emissions = Emissions(SPANS_KEPT)
         self._planned: dict[Hashable, Planned] = {}
         outside = {v.name for v in (*inputs, *outputs)}
+        self._outside = outside
         self._in_dram = in_dram(copied_where_needed(layers, inputs, outputs), outside, spec)
         self.rule = self._structure(self._spelt_out())
         self.may_stay = may_stay(self._in_dram, outside)
@@ -185,7 +186,8 @@ class Trials:
             sources = [n - made[v.name] if v.name in made else 0 for v in each.job.layer.inputs]
             made[each.job.output.value.name] = n
             cut = None if whole or n == free else each.choice
-            parts.append((kind_of(each.job.layer).form(each.job), sources, cut))
+            leaves = each.job.output.value.name in self._outside
+            parts.append((kind_of(each.job.layer).form(each.job), sources, leaves, cut))
         if window is not None:
             beside = [r for r in structure.plan.residents if r.last >= window.start]
             parts += [

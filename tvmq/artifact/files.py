@@ -235,7 +235,7 @@ def make_manifest(
             "fingerprint": model.fingerprint,
         },
         target=request.target,
-        cpu=_cpu(request, target),
+        cpu=cpu_entry(request.cpu, target),
         settings=settings,
         calibration=_calibration(request, data, plan),
         preprocessing=request.preprocessing.to_manifest(),
@@ -252,9 +252,10 @@ def make_manifest(
     )
 
 
-def _cpu(request: BuildRequest, target: Target) -> CpuEntry:
+def cpu_entry(asked: str, target: Target) -> CpuEntry:
+    """What libraries for a target need, which was asked for by a name."""
     return CpuEntry(
-        target=request.cpu,
+        target=asked,
         instructions=best_of(target).name,
         processor=str(target.attrs["mcpu"]),
         architecture=architecture_of(target),

@@ -46,6 +46,14 @@ class Verbs(click.Group):
         command: click.Command = import_module(f"tvmq.cli.{name}").command
         return command
 
+    def invoke(self, context: click.Context) -> object:
+        """Run the verb; click would make a SystemExit of a reader that has gone."""
+        try:
+            return super().invoke(context)
+        except BrokenPipeError:
+            _close_stdout()
+            return 0
+
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="tvmq")

@@ -21,6 +21,13 @@ LAST_COLUMN = 36
 """Characters that the last column gets at least; what is longer goes on in the next line."""
 
 
+class _Console(Console):
+    """One that leaves to its caller that the reader has gone, where rich exits with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # called where it is caught
+
+
 @dataclass
 class Terminal:
     """The options that every verb has.
@@ -41,12 +48,12 @@ class Terminal:
     def stdout(self) -> Console:
         """For results."""
         width = None if sys.stdout.isatty() else PIPE_WIDTH
-        return Console(no_color=self.plain or None, highlight=False, width=width)
+        return _Console(no_color=self.plain or None, highlight=False, width=width)
 
     @property
     def stderr(self) -> Console:
         """For errors, notes and progress."""
-        return Console(stderr=True, no_color=self.plain or None, highlight=False)
+        return _Console(stderr=True, no_color=self.plain or None, highlight=False)
 
     def progress(self) -> Progress:
         """What a job reports to."""

@@ -20,7 +20,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from tvmq.float_model import FloatModel
-from tvmq.plan.scale_tensors import Family
+from tvmq.plan.scale_tensors import LARGEST, Family
 from tvmq.plan.weight_steps import choose_weight_steps
 from tvmq.reconstruct.learned_steps import LearnedStep
 from tvmq.reconstruct.units import Unit
@@ -114,7 +114,10 @@ class InnerScales:
         self.apply()
         for weight in self.unit.weights.values():
             by_channel = len(weight.exact_steps) > 1
-            wanted = replace(settings, granularity="channel" if by_channel else "tensor")
+            others = tuple(name for name in settings.method if name != "wess")
+            wanted = replace(
+                settings, granularity="channel" if by_channel else "tensor", method=others
+            )
             steps = choose_weight_steps(weight.weight, weight.bits, wanted).steps
             weight.use_steps(torch.tensor(steps, dtype=torch.float64))
             weight.freeze(weight.nearest_codes())
@@ -142,7 +145,8 @@ class InnerScales:
     def learn(self) -> list[nn.Parameter]:
         """Let steps of these tensors follow their gradients, and weights follow the steps."""
         for scale in self.scales.values():
-            scale.step.drift = scale.drift.requires_grad_(True)
+            scale.drift = nn.Parameter(torch.zeros(1, device=scale.step.theta.device))
+            scale.step.drift = scale.drift
         for name, weight in self.unit.weights.items():
             made, read = self._sides(name)
             if made or read:
@@ -156,10 +160,11 @@ class InnerScales:
         for weight in self.unit.weights.values():
             weight.drift = None
         for scale in self.scales.values():
-            factor = 2.0 ** -float(scale.drift.detach())
+            wanted = scale.factor * 2.0 ** -float(scale.drift.detach())
             scale.drift.requires_grad_(False).zero_()
             scale.step.drift = None
-            scale.factor *= factor
+            within = min(max(wanted, 1 / LARGEST), LARGEST)
+            scale.factor, factor = within, within / scale.factor
             for name in scale.family.makers:
                 self.unit.biases[name].correction.data.mul_(factor)
         self.apply()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from targets.errors import InputError
+from tvmq.artifact.artifact import is_artifact
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,14 @@ def request_of(
         folders: of records; the first one gets the trials.
 
     Raises:
-        InputError: no trials are to be made, and a folder of records isn't there.
+        InputError: a folder of records is an artifact, or isn't there and no trials are to be made.
     """
+    for folder in folders:
+        if is_artifact(folder):
+            raise InputError(
+                f"{folder}: is an artifact, whose records of tuning lie beside it, in "
+                f"{records_of(folder)}. Give a folder of records."
+            )
     if not trials:
         for folder in folders:
             if not folder.is_dir():

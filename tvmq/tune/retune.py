@@ -26,7 +26,13 @@ from targets.npu.choices import Choices
 from targets.npu.execute.compiled import made_meanwhile
 from targets.npu.machine.spec import load_spec
 from tvmq.artifact.artifact import Artifact, Manifest, write_manifest, writing
-from tvmq.artifact.files import CHOICES, compile_library, save_choices, save_placement
+from tvmq.artifact.files import (
+    CHOICES,
+    compile_library,
+    cpu_entry,
+    save_choices,
+    save_placement,
+)
 from tvmq.progress import Progress
 from tvmq.run.session import LibraryRunner
 from tvmq.run.verify import same
@@ -103,7 +109,12 @@ def retune(
         raise InputError(f"{source}: has no head.json to tune it with. Build it again.")
     artifact.require_processor()  # the proof is that it gives the same outputs
     try_linker()
-    cpu = cpu_target(NATIVE if artifact.manifest.cpu is None else artifact.manifest.cpu.target)
+    before = artifact.manifest.cpu
+    asked = NATIVE if before is None else before.target
+    cpu = cpu_target(asked)
+    entry = cpu_entry(asked, cpu)
+    if before is not None:  # cpu.so is still what it was
+        entry = entry.model_copy(update={"needs": tuple(sorted({*before.needs, *entry.needs}))})
     spec = load_spec(str(artifact.path("npu.toml")))
     with writing(output) as folder, made_meanwhile(spec):
         with progress.stage("read"):
@@ -131,6 +142,7 @@ def retune(
         seconds = {"tune": 0.0, **artifact.manifest.seconds}
         manifest = artifact.manifest.model_copy(
             update={
+                "cpu": entry,
                 "bit_exact": bit_exact,
                 "tuning": tuned.as_json(),
                 "seconds": {name: progress.seconds.get(name, s) for name, s in seconds.items()},

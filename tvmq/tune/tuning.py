@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -81,9 +81,15 @@ def tune(
     """
     shares = _shares([parts.macs for parts in programs], request.trials)
     done: list[Found] = []
+    given = [str(folder) for folder in request.records if folder.is_dir()]
     with Records(spec, request.records, request.output) as records:
         for note in records.notes:
             progress.note(f"note: {note}")
+        if given and not records.read:
+            progress.note(
+                f"note: no record in {', '.join(given)} is of this machine, this compiler and "
+                "these versions; none is used."
+            )
         with progress.bar("tune") as bar:
             try:
                 for n, (parts, share) in enumerate(zip(programs, shares, strict=True)):
@@ -109,6 +115,16 @@ def tune(
     return Tuned(tuple(done), request)
 
 
+def check_records(request: TuneRequest, spec: NpuSpec) -> None:
+    """Check that records can be read and written, before what takes an hour.
+
+    Raises:
+        InputError: as ``tune``.
+    """
+    with Records(spec, request.records, request.output):
+        pass
+
+
 def _shares(macs: Sequence[int], trials: int) -> list[int]:
     """Trials of each program, by what it computes."""
     total = sum(macs)
@@ -120,6 +136,15 @@ def _shares(macs: Sequence[int], trials: int) -> list[int]:
 
 def _best(found: Found, trials: Trials, known: Iterable[Any], progress: Progress) -> Found:
     """What was found, or choices of before that are better."""
+    if found.choices:
+        cycles = trials.cycles(_structure(trials, found.choices))
+        if cycles != found.after:
+            progress.note(
+                f"note: records say {found.after:,} cycles of what takes {cycles:,}: they are of "
+                f"something else, or damaged."
+            )
+            kept = found.choices if cycles < found.before else NO_CHOICES
+            found = replace(found, choices=kept, after=min(cycles, found.before))
     for each in known:
         if each is None or each == NO_CHOICES:
             continue

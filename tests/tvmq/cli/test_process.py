@@ -64,3 +64,19 @@ def test_a_working_folder_that_is_gone_is_said(tmp_path, monkeypatch, capsys):
     folder.rmdir()
     assert main(["targets"]) == 2
     assert "the working folder can't be found" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["targets --json", "targets"])
+def test_a_reader_that_has_gone_is_no_error(words):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    line = f'"{sys.executable}" -m tvmq {words} 2>&1 >&3 3>&- | cat; exit ${{PIPESTATUS[0]}}'
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            ["bash", "-c", f"exec 3>&{write}; {line}"],
+            env=environment, pass_fds=[write], capture_output=True, text=True,
+        )  # fmt: skip
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stdout) == (0, ""), done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -122,6 +123,7 @@ def test_a_build_for_another_machine_does_not_use_them(tuned, tvmq, tmp_path):
     assert result.code == 0, result.err
     facts = json.loads(result.out)["tuning"]["cycles"]
     assert facts["before"] == facts["after"]
+    assert "is of this machine, this compiler and these versions" in " ".join(result.err.split())
 
 
 def test_damaged_records_are_said(small, tuned, tvmq, tmp_path):
@@ -159,6 +161,29 @@ def test_what_can_not_be_asked_for_is_refused(small, tvmq, tmp_path, words, said
     result = tvmq("tune", small, "-o", tmp_path / "a.tvmq", *words)
     assert result.code == 2
     assert said in result.err
+
+
+def test_an_artifact_is_no_folder_of_records(small, tvmq, tmp_path):
+    words = ["--trials", 4, "--tuning-records", small]
+    result = tvmq("tune", small, "-o", tmp_path / "a.tvmq", *words)
+    assert result.code == 2
+    assert "whose records of tuning lie beside it" in result.err
+    assert not [path for path in small.iterdir() if path.name.startswith("database")]
+
+
+def test_wrong_records_are_said_and_not_believed(small, tuned, tvmq, tmp_path):
+    records = tmp_path / "records"
+    shutil.copytree(tuned.with_name(f"{tuned.name}.tuning"), records)
+    lines = [json.loads(line) for line in (records / TRIALS).read_text().splitlines()]
+    for line in lines:
+        line[1][1] = [seconds / 2 for seconds in line[1][1]]
+    (records / TRIALS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["--trials", TRIALS_MADE, "--tuning-records", records]
+    result = tvmq("tune", small, "-o", tmp_path / "a.tvmq", *words)
+    assert result.code == 0, result.err
+    assert cycles(tmp_path / "a.tvmq")[0] == cycles(tuned)[0]
+    assert cycles(tmp_path / "a.tvmq")[1] <= cycles(tuned)[0]
+    assert "something else, or damaged" in " ".join(result.err.split())
 
 
 def test_tuning_is_of_the_npu(tvmq, tmp_path):

@@ -174,3 +174,17 @@ def test_wrong_arguments_are_refused(tvmq, tmp_path, words, code, message):
     assert result.code == code
     assert message in result.err
     assert not (tmp_path / "a").exists()
+
+
+def test_all_methods_together_are_a_plan_that_builds_the_same(tmp_path):
+    """Steps and shifts of channels, scaled tensors, learned codes, factors and borders."""
+    words = ("--method", "wess,rapq,waps,aquant", "--precision", "w2a2")
+    artifact = _build(tmp_path, *words)
+    assert artifact.manifest.bit_exact
+    again = tmp_path / "again.tvmq"
+    model, data = tmp_path / f"{NAME}.pt2", save_inputs(NAME, tmp_path, 16)
+    words = ["build", model, "-o", again, "--plan", tmp_path / "a.tvmq" / "plan.json", "-q"]
+    assert main([str(word) for word in [*words, "--calib-data", data]]) == 0
+    assert Artifact.load(again).path("plan.json").read_bytes() == (
+        artifact.path("plan.json").read_bytes()
+    )

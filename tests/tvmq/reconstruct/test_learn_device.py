@@ -8,13 +8,16 @@ from torch.utils._pytree import tree_leaves
 
 from targets.errors import InputError
 from tvmq.plan.planner import make_plan
+from tvmq.plan.scale_tensors import find_families
 from tvmq.reconstruct.engine import reconstruct
+from tvmq.reconstruct.inner_scales import InnerScales, inner_families
 from tvmq.reconstruct.learn_device import learn_device
 from tvmq.reconstruct.refinements.learned import Phase
 from tvmq.reconstruct.training import Training, train_unit
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit, float_unit, network_steps
 from tvmq.reconstruct.units import find_units
+from tvmq.regions import find_regions
 from tvmq.settings import Settings
 
 NAME = "mobilenet_rescaled"  # clamps, depthwise layers and additions
@@ -36,6 +39,30 @@ def test_nothing_of_an_iteration_stays_behind(name, drop):
             assert devices == {"meta"}
             unit = QuantizedUnit(model, plan, given, network_steps(model, plan))
             cache.advance(index, unit)
+    finally:
+        cache.close()
+
+
+def test_scaled_tensors_move_along():
+    model = float_model(NAME)
+    plan = make_plan(model, calibration(NAME), Settings(2, 4, "pot", "channel", method=("rapq",)))
+    units, families = find_units(model), find_families(model.graph_module)
+    index, *_ = min(inner_families(families, units, find_regions(model)), key=lambda each: each[0])
+    cache = UnitCache(model, units, calibration(NAME), network_steps(model, plan))
+    try:
+        for n in range(index + 1):
+            exact = float_unit(model, units[n])
+            cache.float_outputs(n, exact)
+            unit = QuantizedUnit(model, plan, units[n], network_steps(model, plan))
+            if n < index:
+                cache.advance(n, unit)
+        inside = {
+            value: family
+            for n, family, value in inner_families(families, units, find_regions(model))
+            if n == index
+        }
+        InnerScales(model, unit, exact, inside)
+        assert _train_nowhere(unit, cache, 0.5) == {"meta"}
     finally:
         cache.close()
 

@@ -82,7 +82,11 @@ def test_what_is_known_is_not_made_again(found, monkeypatch):
     result, memory = found
     before = len(memory.made)
     again = trials()
-    monkeypatch.setattr(again, "cycles", lambda *_: pytest.fail("it is known"))
+    assert search(again, 0, 0, memory).before == result.before
+    rule, cycles = again.rule, again.cycles
+    monkeypatch.setattr(
+        again, "cycles", lambda made: cycles(made) if made is rule else pytest.fail("it is known")
+    )
     assert search(again, BUDGET, 0, memory) == result
     assert len(memory.made) == before == len(set(memory.made))
 
@@ -139,3 +143,18 @@ def test_what_is_better_in_a_window_alone_is_not_taken(monkeypatch):
     monkeypatch.setattr(one, "cycles", lying)
     result = search(one, BUDGET, 0, Memory())
     assert not result.choices.cuts
+
+
+def test_records_of_the_rule_are_not_believed(found):
+    """A wrong one would let anything pass for faster, or nothing."""
+    result, memory = found
+    liar = Memory()
+    liar.known = {key: cycles // 10 for key, cycles in memory.known.items()}
+    assert search(trials(), 0, 0, liar).before == result.before
+
+
+def test_programs_that_give_other_outputs_share_no_records():
+    made = layers()
+    one = Trials(made, made[0].inputs, [made[-1].output], E256)
+    more = Trials(made, made[0].inputs, [made[1].output, made[-1].output], E256)
+    assert one.description(one.rule) != more.description(more.rule)
