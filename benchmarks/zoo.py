@@ -246,6 +246,8 @@ def made(name: str, pixels: int | None = None) -> tuple[torch.nn.Module, tuple[i
     for module in network.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.momentum = None  # the statistics of all that was seen, as of trained networks
+        if isinstance(module, torch.nn.Linear) and not module.weight.any():
+            torch.nn.init.normal_(module.weight, std=0.02)  # a head that starts from nothing
     with torch.no_grad():
         network.train()(torch.randn(4, *shape))
     return network.eval(), shape
