@@ -87,7 +87,7 @@ BORDERS = {
 }
 
 
-SLOW = ("a row per tensor", "halves")
+SLOW = ("a row per channel", "a row per tensor", "halves")
 
 
 @pytest.mark.parametrize(
