@@ -42,6 +42,7 @@ METHODS = {
     "to nearest": ["--method", "rtn"],
     "WESS": ["--method", "wess"],
     "equalize": ["--method", "equalize"],
+    "RAPQ": ["--method", "rapq", "--granularity", "channel", "--iters", "60"],
 }
 CHECKED = 8
 
