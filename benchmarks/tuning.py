@@ -65,6 +65,12 @@ class Row:
         """How much faster it is."""
         return self.before / self.after
 
+    @property
+    def cells(self) -> str:
+        """The end of a line."""
+        speed = self.trials / self.seconds
+        return f"{self.before:,} | {self.after:,} | {self.ratio:.4f} | {speed:.1f} |"
+
 
 def main() -> int:
     """Run the benchmark."""
@@ -99,11 +105,7 @@ def print_cases(cases: Sequence[tuple[str, ...]], trials: int, seed: int) -> Non
     for name, machine, precision in cases:
         row = tuned(integers(name, precision), load_spec(machine), trials, seed)
         rows.append(row)
-        print(
-            f"| {name} | {machine} | {precision} | {row.before:,} | {row.after:,} "
-            f"| {row.ratio:.4f} | {row.trials / row.seconds:.1f} |",
-            flush=True,
-        )
+        print(f"| {name} | {machine} | {precision} | {row.cells}", flush=True)
     print_distribution([row.ratio for row in rows])
 
 
@@ -117,11 +119,7 @@ def print_machines(networks: Sequence[tuple[str, str]], count: int, trials: int,
         for name, precision in networks:
             row = tuned(integers(name, precision), spec, trials, seed)
             rows.append(row)
-            print(
-                f"| {number}: {words(spec)} | {name} {precision} | {row.before:,} | {row.after:,} "
-                f"| {row.ratio:.4f} | {row.trials / row.seconds:.1f} |",
-                flush=True,
-            )
+            print(f"| {number}: {words(spec)} | {name} {precision} | {row.cells}", flush=True)
     print_distribution([row.ratio for row in rows])
 
 

@@ -32,6 +32,23 @@ CASES = {
 SPEC = load_spec("e256")
 
 
+def agreed(model, quantized, x):
+    """The layers, the module with the NPU, and the outputs that all four answers have."""
+    program = annotate(model, quantized)
+    integer = lower_to_integer(import_torch(program))
+    network = read_layers(integer)
+    on_cpu, on_npu = place(integer, network, None), place(integer, network, SPEC)
+    want = run_reference(integer, {model.inputs[0].name: x.numpy()})
+    for answer in (
+        [t.float().numpy() for t in program(x.double())],
+        run_placed(on_cpu, None, x.numpy()),
+        run_placed(on_npu, SPEC, x.numpy()),
+    ):
+        for got, expected in zip(answer, want, strict=True):
+            np.testing.assert_array_equal(got, expected)
+    return network, on_npu, want
+
+
 @pytest.mark.parametrize(("name", "settings", "floors"), CASES.values(), ids=CASES)
 def test_floor_goes_all_the_way(name, settings, floors):
     """In all values, or in some, of which no answer may take one for the other."""
@@ -44,18 +61,7 @@ def test_floor_goes_all_the_way(name, settings, floors):
     x = images(name)[:4]
     inputs = {model.inputs[0].name: x.numpy()}
 
-    program = annotate(model, quantized)
-    integer = lower_to_integer(import_torch(program))
-    network = read_layers(integer)
-    on_cpu, on_npu = place(integer, network, None), place(integer, network, SPEC)
-    want = run_reference(integer, inputs)
-    for answer in (
-        [t.float().numpy() for t in program(x.double())],
-        run_placed(on_cpu, None, x.numpy()),
-        run_placed(on_npu, SPEC, x.numpy()),
-    ):
-        for got, expected in zip(answer, want, strict=True):
-            np.testing.assert_array_equal(got, expected)
+    network, on_npu, want = agreed(model, quantized, x)
     other = run_reference(lower_to_integer(import_torch(annotate(model, half_up))), inputs)
     assert not np.array_equal(other[0], want[0])
 
@@ -117,18 +123,7 @@ def test_borders_go_all_the_way(name, settings, rows, kind):
     x = images(name)[:4]
     inputs = {model.inputs[0].name: x.numpy()}
 
-    program = annotate(model, quantized)
-    integer = lower_to_integer(import_torch(program))
-    network = read_layers(integer)
-    on_cpu, on_npu = place(integer, network, None), place(integer, network, SPEC)
-    want = run_reference(integer, inputs)
-    for answer in (
-        [t.float().numpy() for t in program(x.double())],
-        run_placed(on_cpu, None, x.numpy()),
-        run_placed(on_npu, SPEC, x.numpy()),
-    ):
-        for got, expected in zip(answer, want, strict=True):
-            np.testing.assert_array_equal(got, expected)
+    _, on_npu, want = agreed(model, quantized, x)
     other = run_reference(lower_to_integer(import_torch(annotate(model, half_up))), inputs)
     assert np.array_equal(other[0], want[0]) == (kind == "half")
 

@@ -16,6 +16,7 @@ from tvmq.cli.options import (
     Real,
     Whole,
     images_options,
+    seed_option,
     shared_options,
     tuning_options,
 )
@@ -178,13 +179,7 @@ PLANNED = (
     show_default=True,
     help="Calibration batch.",
 )
-@click.option(
-    "--seed",
-    type=Whole(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    help="For everything random.",
-)
+@seed_option
 @click.option(
     "--float-islands",
     is_flag=True,

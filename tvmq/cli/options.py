@@ -141,6 +141,15 @@ def images_options(function: Function) -> Function:
     return function
 
 
+seed_option = click.option(
+    "--seed",
+    type=Whole(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="For everything random.",
+)
+
+
 def tuning_options(default: int) -> Callable[[Function], Function]:
     """Add `--trials --tuning-records`; with ``default`` trials."""
 

@@ -7,20 +7,14 @@ from pathlib import Path
 
 import click
 
-from tvmq.cli.options import PATH, Whole, shared_options, tuning_options
+from tvmq.cli.options import PATH, seed_option, shared_options, tuning_options
 from tvmq.cli.terminal import Terminal
 
 
 @click.command("tune")
 @click.argument("artifact", metavar="ART", type=PATH)
 @tuning_options(default=512)
-@click.option(
-    "--seed",
-    type=Whole(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    help="For everything random.",
-)
+@seed_option
 @click.option("-o", "--output", type=PATH, help="Folder to write [default: ART].")
 @click.option(
     "--plot", type=PATH, metavar="FILE.svg", help="Also draw the fewest cycles over the trials."

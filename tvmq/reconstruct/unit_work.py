@@ -17,6 +17,7 @@ from tvmq.reconstruct.unit_state import apply_state, state_of
 from tvmq.settings import Settings
 
 LEARNED_IMAGES = 512
+"""Of those that are learned from, at most so many say what the loss on them is."""
 
 
 @dataclass
@@ -52,7 +53,7 @@ class UnitWork:
         return unit_loss(self.unit, self.cache, self.loss, slice(self.images, self.cache.count))
 
     def learned_loss(self) -> float:
-        """The same on images that are learned from, at most 512 of them."""
+        """The same on images that are learned from."""
         rows = slice(0, min(self.images, LEARNED_IMAGES))
         return unit_loss(self.unit, self.cache, self.loss, rows)
 

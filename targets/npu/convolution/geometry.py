@@ -197,6 +197,11 @@ class ConvGeometry:
         return ceil_div(self.group_channels_out, self.columns)
 
     @cached_property
+    def block_unit(self) -> int:
+        """Column tiles that a block of weights is a multiple of: it holds whole groups."""
+        return self.tiles_per_group if self.groups > 1 else 1
+
+    @cached_property
     def tiles(self) -> int:
         """Column tiles in all."""
         return self.groups * self.tiles_per_group

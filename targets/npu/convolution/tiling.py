@@ -118,7 +118,7 @@ def act_bytes(g: ConvGeometry, t: ConvTiling) -> int:
 
 def _weight_blocks(g: ConvGeometry) -> Iterator[tuple[int, int]]:
     """(column tiles, k0 tiles) of weight blocks that fit, largest first."""
-    unit = g.tiles_per_group if g.groups > 1 else 1  # a block of a grouped layer holds whole groups
+    unit = g.block_unit
     wgt, par = g.spec.sram.wgt.bytes, g.spec.sram.par.bytes
     kh, _, k0 = g.reduction
     if k0 <= MAX_K0 or g.passes is not None:
@@ -155,7 +155,7 @@ def _pieces(g: ConvGeometry) -> Iterator[tuple[int, int, int]]:
 
     All channels by some kernel rows are among them, and so are some channels by all kernel rows.
     """
-    unit = g.tiles_per_group if g.groups > 1 else 1
+    unit = g.block_unit
     wgt, par = g.spec.sram.wgt.bytes, g.spec.sram.par.bytes
     kh, _, k0 = g.reduction
     for rows in dict.fromkeys(ceil_div(kh, count) for count in _few(kh)):

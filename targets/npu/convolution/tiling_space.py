@@ -53,8 +53,10 @@ def _rules(g: ConvGeometry, t: ConvTiling) -> Iterator[tuple[bool, str]]:
     for name, (size, most) in sizes.items():
         yield 1 <= size <= most, f"{name} of {size}, there are {most}"
     cut = t.k0 < k0 or t.kernel_rows < kh  # sums wait for the next block of the reduction
-    unit = g.tiles_per_group if g.groups > 1 else 1
-    yield t.tiles % unit == 0, f"a block of {t.tiles} column tiles, groups have {unit}"
+    yield (
+        t.tiles % g.block_unit == 0,
+        f"a block of {t.tiles} column tiles, groups have {g.block_unit}",
+    )
     yield t.k0 <= MAX_K0 or g.passes is not None, f"GEMM counts {MAX_K0} reduction tiles"
     if g.passes is not None:
         yield t.k0 % g.passes.tiles == 0, f"passes have {g.passes.tiles} reduction tiles"
@@ -134,8 +136,7 @@ def _pieces(g: ConvGeometry, rows: int) -> Iterator[ConvTiling]:
 
 def _block_sizes(g: ConvGeometry) -> tuple[list[int], list[int], list[int]]:
     """Column tiles of a block, those whose sums may wait in ACC, and reduction tiles of one."""
-    unit = g.tiles_per_group if g.groups > 1 else 1
-    blocks = [part * unit for part in _parts(g.tiles // unit)]
+    blocks = [part * g.block_unit for part in _parts(g.tiles // g.block_unit)]
     passes = g.passes.tiles if g.passes is not None else 1
     deep = [part * passes for part in _parts(g.reduction[2] // passes)]
     return blocks, [tiles for tiles in blocks if tiles <= MAX_ACC_SLOTS], deep
