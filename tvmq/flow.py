@@ -215,11 +215,11 @@ def _build_into(
         golden = golden_inputs(model, _first_images(model, calibration, data), request.seed)
         bit_exact = verify(folder, model, golden, libraries)
     facts = {} if learned is None else learned.as_json()
-    if learned is not None:  # both are compared with programs by rule
-        by_rule = place(integer, network, spec, target) if choices else placed
-        if cost := product_cost(model, plan, by_rule.programs, spec):
+    if learned is not None:
+        by_rule = None if any(choices) else placed.programs
+        if cost := product_cost(model, plan, by_rule, spec):
             facts["products"] = cost.as_json()
-        if borders := border_cost(model, plan, by_rule.programs, spec):
+        if borders := border_cost(model, plan, by_rule, spec):
             facts["borders"] = borders.as_json()
     ranges = check_ranges(model, plan, calibration)
     seconds = progress.seconds

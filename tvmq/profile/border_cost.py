@@ -13,7 +13,7 @@ from targets.rounding import HALF_UP
 from tvmq.float_model import FloatModel
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.plan import Plan
-from tvmq.profile.plan_price import Price, plan_price, total_price
+from tvmq.profile.plan_price import Price, plan_price
 from tvmq.regions import shape_of
 
 
@@ -41,14 +41,14 @@ class BorderCost:
 
 
 def border_cost(
-    model: FloatModel, plan: Plan, programs: Iterable[Program], spec: NpuSpec | None
+    model: FloatModel, plan: Plan, programs: Iterable[Program] | None, spec: NpuSpec | None
 ) -> BorderCost | None:
     """Compare a plan with itself without borders; None where it has none.
 
     Args:
         model: the float network of the plan.
         plan: complete.
-        programs: of the placed network.
+        programs: of the plan by rule; None if they are to be compiled.
         spec: the machine, or None.
     """
     bordered = {name: value for name, value in plan.values.items() if value.rounding.borders}
@@ -56,7 +56,7 @@ def border_cost(
         return None
     priced = bare = None
     if spec is not None:
-        priced = total_price(programs, spec)
+        priced = plan_price(model, plan, spec, programs)
         values = {n: replace(v, rounding=HALF_UP) for n, v in bordered.items()}
         without = complete_plan(
             *(model, plan.settings, plan.calibration, {**plan.values, **values}),

@@ -31,14 +31,20 @@ class Price:
     picojoules: float
 
 
-def plan_price(model: FloatModel, plan: Plan, spec: NpuSpec) -> Price:
-    """Of the programs that a plan of a network leads to."""
-    integer = lower(model, annotate(model, plan))
-    return total_price(place(integer, read_layers(integer), spec).programs, spec)
+def plan_price(
+    model: FloatModel, plan: Plan, spec: NpuSpec, programs: Iterable[Program] | None = None
+) -> Price:
+    """Of the programs that a plan of a network leads to by rule.
 
-
-def total_price(programs: Iterable[Program], spec: NpuSpec) -> Price:
-    """Of programs that are executed one after the other."""
+    Args:
+        model: the network of the plan.
+        plan: complete.
+        spec: the machine.
+        programs: these, if they are there already.
+    """
+    if programs is None:
+        integer = lower(model, annotate(model, plan))
+        programs = place(integer, read_layers(integer), spec).programs
     layers = [layer for program in programs for layer in price(program, spec).layers]
     return Price(
         sum(layer.cycles for layer in layers),

@@ -12,7 +12,7 @@ from targets.npu.machine.spec import NpuSpec
 from tvmq.float_model import FloatModel
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.plan import Plan
-from tvmq.profile.plan_price import Price, plan_price, total_price
+from tvmq.profile.plan_price import Price, plan_price
 from tvmq.regions import find_regions, shape_of
 
 
@@ -45,14 +45,14 @@ class ProductCost:
 
 
 def product_cost(
-    model: FloatModel, plan: Plan, programs: Iterable[Program], spec: NpuSpec | None
+    model: FloatModel, plan: Plan, programs: Iterable[Program] | None, spec: NpuSpec | None
 ) -> ProductCost | None:
     """Compare a plan with itself without factors; None where it has none.
 
     Args:
         model: the float network of the plan.
         plan: complete.
-        programs: of the placed network.
+        programs: of the plan by rule; None if they are to be compiled.
         spec: the machine, or None.
     """
     scaled = {name: w.products for name, w in plan.weights.items() if w.products is not None}
@@ -68,7 +68,7 @@ def product_cost(
             operations += outputs * len(scaled[layer.name].factors[0])
     priced = bare = None
     if spec is not None:
-        priced = total_price(programs, spec)
+        priced = plan_price(model, plan, spec, programs)
         bare = plan_price(model, _without(model, plan), spec)
     return ProductCost(len(scaled), operations, macs, priced, bare)
 

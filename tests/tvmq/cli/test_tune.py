@@ -126,6 +126,28 @@ def test_a_build_for_another_machine_does_not_use_them(tuned, tvmq, tmp_path):
     assert "is of this machine, this compiler and these versions" in " ".join(result.err.split())
 
 
+def test_products_are_priced_beside_programs_by_rule(tvmq, tmp_path):
+    """What factors cost must not be hidden by what tuning gains."""
+    model, data = save("odd_channels", tmp_path), save_inputs("odd_channels", tmp_path, 16)
+    words = [
+        "--calib-data",
+        data,
+        "--method",
+        "waps",
+        "--precision",
+        "w2a2",
+        "--product-budget",
+        20,
+    ]
+    target = ["-o", tmp_path / "a.tvmq", "--target", "npu", "--trials", TRIALS_MADE]
+    result = tvmq("build", model, *words, *target)
+    assert result.code == 0, result.err
+    before, after = cycles(tmp_path / "a.tvmq")
+    assert after < before
+    products = Artifact.load(tmp_path / "a.tvmq").manifest.reconstruction["products"]
+    assert products["with_factors"]["cycles"] == before
+
+
 def test_damaged_records_are_said(small, tuned, tvmq, tmp_path):
     records = tmp_path / "records"
     records.mkdir()
@@ -169,6 +191,14 @@ def test_an_artifact_is_no_folder_of_records(small, tvmq, tmp_path):
     assert result.code == 2
     assert "whose records of tuning lie beside it" in result.err
     assert not [path for path in small.iterdir() if path.name.startswith("database")]
+
+
+def test_a_folder_of_which_nothing_is_used_is_said(small, tvmq, tmp_path):
+    (tmp_path / "empty").mkdir()
+    words = ["--trials", 0, "--tuning-records", tmp_path / "empty"]
+    result = tvmq("tune", small, "-o", tmp_path / "a.tvmq", *words)
+    assert result.code == 0, result.err
+    assert "is of this machine, this compiler and these versions" in " ".join(result.err.split())
 
 
 def test_wrong_records_are_said_and_not_believed(small, tuned, tvmq, tmp_path):
