@@ -138,18 +138,18 @@ class _Draft:
             self._check_rounding(name, plan)
             self._cut_codes(name)
         for layer in self.regions.layers.values():
+            sides = (layer.inputs * 2)[:2]  # one operand may be added to itself
             try:
                 if layer.kind == "add":
-                    sides = (layer.inputs * 2)[:2]  # one operand may be added to itself
                     a, b = (self._step(name) / self._step(layer.output) for name in sides)
                     addition = self.additions[layer.name] = derive_addition(a, b)
                     self._check_floor(layer, (addition.shift,))
                 elif layer.kind not in UNSCALED:
                     self._derive_layer(layer)
             except TooFineError as error:
-                first, second = (layer.inputs * 2)[:2]
-                fine = {"residual": layer.residual, "first": first, "second": second}
-                value = fine.get(error.which, layer.output)
+                fine = {"output": layer.output, "residual": layer.residual}
+                fine |= zip(("first", "second"), sides, strict=True)
+                value = fine[error.which]
                 raise _CoarserError(value, f"{layer.name}: {error}") from None
             except ArithmeticRangeError as error:
                 place = self.model.origins.get(layer.name, "unknown place")

@@ -314,9 +314,7 @@ class _Search:
             workload, cut_as_json(current.choice), f"around {name}", lambda: (base, window)
         )
         tried = []
-        for cut in self._candidates(task):
-            if len(self.best) >= self.budget:
-                break
+        for cut in self._candidates(task)[: self.budget - len(self.best)]:
             cycles = self._timed(
                 workload,
                 cut_as_json(cut),
@@ -326,13 +324,10 @@ class _Search:
             task.cycles[cut] = cycles or 2 * before
             tried.append(cut)
             self._count(cycles)
-        promising = sorted(tried, key=task.cycles.__getitem__)[:1]
-        useful = False
-        for cut in promising:
-            if task.cycles[cut] < task.cycles.get(task.best, before):
-                task.best = cut
-            if task.cycles[cut] < before:
-                useful = self._accept_cut(task, cut)
+        best = min(tried, key=task.cycles.__getitem__)
+        if task.cycles[best] < task.cycles.get(task.best, before):
+            task.best = best
+        useful = task.cycles[best] < before and self._accept_cut(task, best)
         task.stale = 0 if useful else task.stale + 1
 
     def _accept_cut(self, task: _Task, cut: Cut) -> bool:
