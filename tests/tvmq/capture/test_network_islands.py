@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from targets.errors import UnsupportedError
+from tvmq.capture import canonicalize
 from tvmq.capture.capture import capture_program
 from tvmq.float_model import island_results
 
@@ -88,6 +89,18 @@ def test_by_default_it_is_refused_with_the_way_out(name):
         Between(BETWEEN[name]).eval(), (torch.randn(2, 3, 8, 8),), dynamic_shapes=FREE
     )
     with pytest.raises(UnsupportedError, match=r"are behind that.* --float-islands\.$"):
+        capture_program(program)
+
+
+def test_islands_are_advised_only_where_trying_them_works(monkeypatch):
+    def refuse(*_):
+        raise UnsupportedError("it can't be written")
+
+    program = torch.export.export(
+        Between(BETWEEN["cumsum"]).eval(), (torch.randn(2, 3, 8, 8),), dynamic_shapes=FREE
+    )
+    monkeypatch.setattr(canonicalize._Writer, "_write_island", refuse)
+    with pytest.raises(UnsupportedError, match=r"may stay in float\.$"):
         capture_program(program)
 
 
