@@ -74,7 +74,8 @@ PLAIN = {
 }
 """Ranges from extremes and nothing else, on the grid of the build and with any step."""
 
-CALIBRATED, COMPARED, SEED = 8, 4, 0
+CALIBRATED, COMPARED, SEED = 8, 32, 0
+"""Images of noise that ranges are taken from, and others that are compared."""
 
 
 def main() -> int:
@@ -134,7 +135,7 @@ def row(name: str) -> dict[str, Any]:
         network, shape = made(name)
     except ImportError as error:
         return {"missing": f"{error}; pip install '.[zoo]', beside a CPU build of torch"}
-    images = torch.randn(CALIBRATED, *shape)
+    images, others = torch.randn(CALIBRATED, *shape), torch.randn(COMPARED, *shape)
     program = torch.export.export(
         network, (images[:2],), dynamic_shapes=({0: torch.export.Dim("n")},)
     )
@@ -152,34 +153,30 @@ def row(name: str) -> dict[str, Any]:
         seconds = time.perf_counter() - begin
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         artifact = Artifact.load(request.output)
-        inputs = {model.network_inputs[0].name: images[:COMPARED].numpy()}
+        inputs = {model.network_inputs[0].name: others.numpy()}
         exact = Session(artifact, "float").run(inputs)
         placement = artifact.manifest.placement
         return {
             "input": " x ".join(map(str, shape)),
             **{device: placement.get(device, 0) for device in ("npu", "cpu", "float")},
             "db": decibels(exact, Session(artifact, "cpu").run(inputs)),
-            **plain_decibels(model, images, exact),
-            "shaken": shaken_decibels(model, images, exact),
+            **plain_decibels(model, images, others, exact),
+            "shaken": shaken_decibels(model, others, exact),
             "seconds": seconds,
             "gigabytes": memory,
         }
 
 
 def plain_decibels(
-    model: FloatModel, images: torch.Tensor, exact: dict[str, Any]
+    model: FloatModel, calibrated: torch.Tensor, images: torch.Tensor, exact: dict[str, Any]
 ) -> dict[str, float]:
     """Signal to noise of the plain quantizations of a network."""
-    calibration = calibrate(model, [model.quantized_inputs([images])])
-    names = [output.name for output in model.network_outputs]
+    calibration = calibrate(model, [model.quantized_inputs([calibrated])])
     found = {}
     for key, settings in PLAIN.items():
         plan = make_plan(model, calibration, settings)
         network = whole_network(model, annotate(model, plan, torch.float32))
-        with torch.no_grad():
-            outputs = network(images[:COMPARED])
-        values = (value.numpy() for value in outputs)
-        found[key] = decibels(exact, dict(zip(names, values, strict=True)))
+        found[key] = decibels(exact, outputs_of(model, network, images))
     return found
 
 
@@ -188,12 +185,14 @@ def shaken_decibels(model: FloatModel, images: torch.Tensor, exact: dict[str, An
 
     What is missing to 60 is how much the network amplifies noise, whoever quantizes it.
     """
-    network = whole_network(model, _Shaken(model))
-    with torch.no_grad():
-        outputs = network(images[:COMPARED])
+    return decibels(exact, outputs_of(model, whole_network(model, _Shaken(model)), images))
+
+
+def outputs_of(model: FloatModel, network: torch.nn.Module, images: torch.Tensor) -> dict[str, Any]:
+    """What a network gives for images, by the names of the outputs."""
     names = [output.name for output in model.network_outputs]
-    values = (value.numpy() for value in outputs)
-    return decibels(exact, dict(zip(names, values, strict=True)))
+    with torch.no_grad():
+        return dict(zip(names, (value.numpy() for value in network(images)), strict=True))
 
 
 class _Shaken(torch.nn.Module):
