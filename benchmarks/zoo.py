@@ -74,7 +74,7 @@ PLAIN = {
 }
 """Ranges from extremes and nothing else, on the grid of the build and with any step."""
 
-CALIBRATED, COMPARED, SEED = 8, 32, 0
+CALIBRATED, COMPARED, SEED = 32, 32, 0
 """Images of noise that ranges are taken from, and others that are compared."""
 
 
@@ -171,7 +171,7 @@ def plain_decibels(
     model: FloatModel, calibrated: torch.Tensor, images: torch.Tensor, exact: dict[str, Any]
 ) -> dict[str, float]:
     """Signal to noise of the plain quantizations of a network."""
-    calibration = calibrate(model, [model.quantized_inputs([calibrated])])
+    calibration = calibrate(model, [model.quantized_inputs([x]) for x in calibrated.split(8)])
     found = {}
     for key, settings in PLAIN.items():
         plan = make_plan(model, calibration, settings)
