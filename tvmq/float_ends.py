@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import tvm
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule, Node
 from tvm import IRModule, relax
 
 from relay_passes.float_ends import join_ends
@@ -23,11 +24,14 @@ from relay_passes.host_pipeline import host_pipeline
 from targets.causes import first_line
 from targets.cpu.host import host_target
 from targets.errors import UnsupportedError
-from tvmq.float_model import FloatEnd, FloatEnds, FloatModel
+from tvmq.float_model import FloatEnd, FloatEnds, FloatModel, copy_of
 from tvmq.noise import noise_like
 
 IMAGES = 3
 """Images of an example: neither one, which an exporter takes for fixed, nor a common size."""
+
+NAME = "name_in_plan"
+"""Entry of a saved node's ``custom`` data."""
 
 TOLERANCE = 1e-4
 """Of what TVM computes, relative to the largest number: other sums in another order."""
@@ -72,7 +76,20 @@ def whole_program(model: FloatModel) -> ExportedProgram:
         torch.zeros((IMAGES, *spec.shape[1:]), dtype=getattr(torch, spec.dtype))
         for spec in model.network_inputs
     ]
-    return exported(whole_network(model, model.graph_module), zeros)
+    middle = copy_of(model.graph_module)
+    for node in middle.graph.nodes:
+        node.meta["custom"] = {NAME: node.name}
+    with torch.fx.traceback.preserve_node_meta():
+        return exported(whole_network(model, middle), zeros)
+
+
+def name_in_plan(node: Node) -> str:
+    """What a node of a saved network was called before it was exported, which numbers them anew.
+
+    That of a float island has all nodes of the island, of which the last one makes its result; ""
+    at the float ends.
+    """
+    return str(node.meta.get("custom", {}).get(NAME, ""))
 
 
 def whole_network(model: FloatModel, between: torch.nn.Module) -> torch.nn.Module:
@@ -100,8 +117,11 @@ class _Whole(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         made = self.head(*inputs)
+        between = self.between
+        if isinstance(between, GraphModule):  # nodes that are traced have what is known of these
+            between = torch.fx.Interpreter(between).run
         results: tuple[torch.Tensor, ...] = self.tail(
-            *self.between(*made[: self.count]), *made[self.count :]
+            *between(*made[: self.count]), *made[self.count :]
         )
         return results
 

@@ -46,7 +46,9 @@ def test_every_fake_quantized_tensor_is_its_codes(name: str, settings: Settings)
     x = images(name)[:4]
     values: dict[str, np.ndarray] = {}
     run_reference(
-        lower_to_integer(import_torch(program)), {model.inputs[0].name: x.numpy()}, values
+        lower_to_integer(import_torch(program)),
+        {model.inputs[0].name: x.numpy()},
+        values.setdefault,
     )
     recorder = _Recorder(program)
     with torch.no_grad():

@@ -149,7 +149,7 @@ def test_programs_around_what_stays_relax():
     _fill(Expected, placed.mod)
     tvm.ir.assert_structural_equal(placed.mod, Expected)
     values = {}
-    run_reference(Before, {"x": _images()}, values)
+    run_reference(Before, {"x": _images()}, values.setdefault)
     simulator = Simulator(load_spec("e256"))
     for image in range(3):
         for program, source, made in ((first, "codes", "pool"), (second, "turned", "table")):

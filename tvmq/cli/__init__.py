@@ -27,7 +27,18 @@ from tvmq.cli.failures import failure
 from tvmq.cli.process import check_working_folder, prepare
 from tvmq.cli.terminal import Terminal
 
-VERBS = ("build", "run", "eval", "profile", "tune", "inspect", "disasm", "targets", "doctor")
+VERBS = (
+    "build",
+    "run",
+    "eval",
+    "profile",
+    "tune",
+    "inspect",
+    "debug",
+    "disasm",
+    "targets",
+    "doctor",
+)
 
 
 class Verbs(click.Group):

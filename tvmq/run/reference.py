@@ -42,11 +42,14 @@ _PATCH_BYTES = 64 << 20
 Islands: TypeAlias = Callable[[Sequence[Array], str], list[Array]]
 """Runs a float island: what it reads, its name, what it makes."""
 
+Through: TypeAlias = Callable[[str, Array], Array]
+"""Sees a tensor, or another in its place: its variable's name, what was computed, what is read."""
+
 
 def run_reference(
     mod: IRModule,
     inputs: Mapping[str, Array],
-    values: dict[str, Array] | None = None,
+    through: Through | None = None,
     islands: Islands | None = None,
 ) -> list[Array]:
     """Run ``main`` of an integer module.
@@ -54,8 +57,8 @@ def run_reference(
     Args:
         mod: what ``relay_passes.pipeline.lower_to_integer`` gives.
         inputs: float32 (N, ...) by parameter name.
-        values: if given, filled with every bound tensor by its variable's name (for debugging; it
-            keeps them all in memory).
+        through: if given, called with the variable's name of every tensor and what was computed;
+            what it returns is what is read of it.
         islands: runs the float islands of the network, for which there is no definition here.
 
     Returns:
@@ -84,9 +87,7 @@ def run_reference(
             raise UnsupportedError(
                 f"{var.name}: expected {dtype_of(var)}, got {result.dtype}. Build it again."
             )
-        env[var] = result
-        if values is not None:
-            values[var.name] = result
+        env[var] = result if through is None else through(var.name, result)
         for source in variables_in(value):
             if last_use[source] == index and not graph.is_output(source):
                 env.pop(source, None)

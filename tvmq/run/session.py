@@ -65,7 +65,7 @@ class Session:
             InputError: a name, shape or value is wrong.
             TvmqError: the device can't do it, as where the batch is too large for the memory.
         """
-        arrays = _check(self.artifact, inputs)
+        arrays = check_inputs(self.artifact, inputs)
         try:
             outputs = self._run(arrays)
         except TvmqError:
@@ -247,7 +247,7 @@ def float_runner(path: Path) -> Runner:
     return run
 
 
-def _check(artifact: Artifact, inputs: Mapping[str, npt.NDArray[np.generic]]) -> list[Array]:
+def check_inputs(artifact: Artifact, inputs: Mapping[str, npt.NDArray[np.generic]]) -> list[Array]:
     """The arrays in the order of the network, contiguous float32."""
     wanted = artifact.manifest.inputs
     names = [info.name for info in wanted]

@@ -217,3 +217,13 @@ def test_what_tvm_would_compute_otherwise_is_refused(network, monkeypatch):
     monkeypatch.setattr(float_ends, "import_float", another)
     with pytest.raises(UnsupportedError, match=r"behind the last layer: TVM computes result 0"):
         float_ends.compilable_ends(model)
+
+
+def test_layers_between_the_ends_are_debugged(both, tvmq):
+    words = ("--data", both / "data.npz", "--samples", 4, "--json")
+    result = tvmq("debug", both / "both.tvmq", *words)
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert [each["kind"] for each in found["layers"]] == ["input", "conv2d", "conv2d"]
+    assert min(each["own_db"] for each in found["layers"]) > 25
+    assert [each["different"] for each in found["devices"][1:]] == [0, 0]

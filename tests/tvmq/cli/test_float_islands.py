@@ -296,3 +296,13 @@ def test_what_the_comparison_would_miss_without_the_codes_behind_an_island(two, 
     monkeypatch.setattr(session.LibraryRunner, "__call__", wrong)
     other = Session(artifact, "reference").run(inputs)
     assert any((honest[name] != other[name]).any() for name in honest)
+
+
+def test_layers_beside_islands_are_debugged(two, tvmq):
+    room, _, _ = two
+    result = tvmq("debug", asked(room).output, "--data", asked(room).calib_data, "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert [each["different"] for each in found["devices"][1:]] == [0, 0]
+    assert {"conv2d", "conv2d_1", "conv2d_2"} <= {each["name"] for each in found["layers"]}
+    assert min(each["own_db"] for each in found["layers"]) > 20
