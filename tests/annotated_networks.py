@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import tvm
 from torch import nn
 from tvm import relax
+from unoptimized import LLVM
 
 import tvmq.plan.fake_quantize  # noqa: F401  registers the operator
 from targets.scale import nearest_multiplier
@@ -114,7 +115,7 @@ def run_torch(program, *arrays):
 
 
 def run_tvm(mod, *arrays):
-    vm = relax.VirtualMachine(tvm.compile(mod, target="llvm"), tvm.cpu())
+    vm = relax.VirtualMachine(tvm.compile(mod, target=LLVM), tvm.cpu())
     return [r.numpy() for r in vm["main"](*(tvm.runtime.tensor(a) for a in arrays))]
 
 

@@ -32,8 +32,18 @@ def features(instructions: InstructionSet) -> CpuFeatures:
 def run(
     kernel: Kernel, layer: Layer, inputs: list[np.ndarray], target: Target = TARGET
 ) -> np.ndarray:
+    return call(compiled(kernel, target), kernel, layer, inputs)
+
+
+def compiled(kernel: Kernel, target: Target = TARGET) -> tvm.runtime.Executable:
+    """For any number of images."""
+    return tvm.compile(kernel.func.with_attr("global_symbol", "main"), target=target)
+
+
+def call(
+    built: tvm.runtime.Executable, kernel: Kernel, layer: Layer, inputs: list[np.ndarray]
+) -> np.ndarray:
     n = inputs[0].shape[0]
-    built = tvm.compile(kernel.func.with_attr("global_symbol", "main"), target=target)
     # Poisoned, so that an element that is never written shows.
     out = np.full((n, *layer.output.shape), 77, layer.output.dtype)
     args = [tvm.runtime.tensor(a) for a in (*inputs, *kernel.constants, out)]

@@ -9,6 +9,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from unoptimized import unoptimized_code
 
 OPTIONAL = {"torchmetrics"}
 TUTORIALS = sorted((Path(__file__).resolve().parents[2] / "tutorials").glob("*.py"))
@@ -22,7 +23,8 @@ def test_there_are_tutorials():
 def test_tutorial_runs(path, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     try:
-        runpy.run_path(str(path), run_name="__main__")
+        with unoptimized_code():
+            runpy.run_path(str(path), run_name="__main__")
     except ImportError as error:
         if str(error.name).split(".")[0] in OPTIONAL:
             pytest.skip(str(error))

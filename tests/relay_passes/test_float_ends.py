@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tvm
 from tvm import relax
+from unoptimized import LLVM
 
 from relay_passes.float_ends import join_ends
 
@@ -41,7 +42,7 @@ def test_what_passes_by_the_integers_goes_from_head_to_tail():
     assert {var.name_hint for var in mod.functions} == {"head", "integers", "tail", "main"}
     assert [param.name for param in mod["main"].params] == ["h0"]
 
-    machine = relax.VirtualMachine(tvm.compile(mod, target="llvm"), tvm.cpu())
+    machine = relax.VirtualMachine(tvm.compile(mod, target=LLVM), tvm.cpu())
     for count in (1, 3):
         x = np.arange(2 * count, dtype=np.float32).reshape(count, 2)
         given = tvm.runtime.tensor(x)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tvm
 from tvm import relax
+from unoptimized import LLVM
 
 from relay_passes.float_islands import Island, island_behind, join_islands
 from relay_passes.relax_nodes import Graph, called_function, is_tuple, is_var
@@ -34,7 +35,7 @@ def island(name, results, names, build):
 
 
 def run(mod, *inputs):
-    machine = relax.VirtualMachine(tvm.compile(mod, target="llvm"), tvm.cpu())
+    machine = relax.VirtualMachine(tvm.compile(mod, target=LLVM), tvm.cpu())
     found = machine["main"](*(tvm.runtime.tensor(x.astype(np.float32)) for x in inputs))
     return [value.numpy() for value in found], machine
 

@@ -101,27 +101,30 @@ def compensated_codes(
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     upper = torch.linalg.cholesky(inverse, upper=True)
     left, codes = exact.clone(), torch.empty_like(exact)
+    # Views of each column, made once: the loops take as long as it takes to call operators.
+    steps_of, codes_of, left_of = (x.unbind(2) for x in (grid, codes, left))
     for first in range(0, columns, BLOCK):
         last = min(first + BLOCK, columns)
         errors = torch.empty_like(left[:, :, first:last])
         for j in range(first, last):
-            step = grid[:, :, j]
-            code = torch.floor(left[:, :, j] / step + 0.5).clamp(weight.low, weight.high)
-            codes[:, :, j] = code
-            error = (left[:, :, j] - code * step) / upper[:, None, j, j]
+            step = steps_of[j]
+            code = torch.floor(left_of[j] / step + 0.5).clamp_(weight.low, weight.high)
+            codes_of[j].copy_(code)
+            error = (left_of[j] - code * step) / upper[:, None, j, j]
             left[:, :, j:last] -= error[:, :, None] * upper[:, None, j, j:last]
             errors[:, :, j - first] = error
         left[:, :, last:] -= errors @ upper[:, first:last, last:]
     # Coordinate descent: each code in turn takes its best value given all others.
     slope = (codes * grid - exact) @ damped
+    curvatures = (damped.diagonal(dim1=1, dim2=2)[:, None] * grid).unbind(2)
+    slope_of, rows_of = slope.unbind(2), damped[:, None].unbind(2)
     for _ in range(SWEEPS):
         before = codes.clone()
         for j in range(columns):
-            curvature = damped[:, j, j, None] * grid[:, :, j]
-            code = torch.floor(codes[:, :, j] - slope[:, :, j] / curvature + 0.5)
-            change = code.clamp_(weight.low, weight.high) - codes[:, :, j]
-            codes[:, :, j] += change
-            slope += (change * grid[:, :, j])[:, :, None] * damped[:, None, j]
+            code = torch.floor(codes_of[j] - slope_of[j] / curvatures[j] + 0.5)
+            change = code.clamp_(weight.low, weight.high).sub_(codes_of[j])
+            codes_of[j].add_(change)
+            slope += (change * steps_of[j])[:, :, None] * rows_of[j]
         if torch.equal(codes, before):
             break
     difference = codes * grid - exact

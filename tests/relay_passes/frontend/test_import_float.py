@@ -10,6 +10,7 @@ from random_modules import Applied
 from torch import nn
 from torch.nn import functional as F
 from tvm import relax
+from unoptimized import LLVM
 
 from relay_passes.frontend.import_float import import_float
 from targets.errors import UnsupportedError
@@ -36,7 +37,7 @@ FUNCTIONS = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_what_is_imported_computes_what_torch_does(name):
     mod = import_float(exported(FUNCTIONS[name], 4, 5))
-    machine = relax.VirtualMachine(tvm.compile(mod, target="llvm"), tvm.cpu())
+    machine = relax.VirtualMachine(tvm.compile(mod, target=LLVM), tvm.cpu())
     for count in (1, 4):
         x = torch.randn(count, 4, 5)
         (found,) = machine["main"](tvm.runtime.tensor(x.numpy()))
@@ -58,7 +59,7 @@ def test_an_image_is_sampled_where_torch_does(name):
         return F.grid_sample(x[:, :2], 1.4 * x[:, 2:4, :, :3].permute(0, 2, 3, 1), **SAMPLED[name])
 
     mod = import_float(exported(function, 4, 5, 6))
-    machine = relax.VirtualMachine(tvm.compile(mod, target="llvm"), tvm.cpu())
+    machine = relax.VirtualMachine(tvm.compile(mod, target=LLVM), tvm.cpu())
     x = torch.randn(4, 4, 5, 6)
     (found,) = machine["main"](tvm.runtime.tensor(x.numpy()))
     np.testing.assert_allclose(found.numpy(), function(x).numpy(), rtol=1e-4, atol=1e-5)
@@ -81,7 +82,7 @@ def test_numbers_that_a_table_lacks_give_nan():
     module, free = Words(), ({0: torch.export.Dim("n")},)
     numbers = torch.tensor([[0, 4], [5, -1], [2, 5_000_000]])
     program = torch.export.export(module, (numbers.clamp(0, 4),), dynamic_shapes=free)
-    machine = relax.VirtualMachine(tvm.compile(import_float(program), target="llvm"), tvm.cpu())
+    machine = relax.VirtualMachine(tvm.compile(import_float(program), target=LLVM), tvm.cpu())
     (found,) = machine["main"](tvm.runtime.tensor(numbers.numpy()))
     want = module(numbers.clamp(0, 4)).detach().numpy()
     known = ((numbers >= 0) & (numbers < 5)).numpy()

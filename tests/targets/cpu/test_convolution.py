@@ -7,7 +7,7 @@ import pytest
 import tvm
 import tvm_ffi
 from cpu_convolutions import CONVS, conv, conv_reference, extreme_conv
-from cpu_kernels import EXECUTED, RANGE, TARGET, codes, features, run
+from cpu_kernels import EXECUTED, RANGE, TARGET, call, codes, compiled, features, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax, tirx
@@ -45,12 +45,12 @@ CASES = [
 def test_convolutions(name: str, instructions: str) -> None:
     layer = conv(**CONVS[name])
     kernel = make_kernel(layer, features(SETS[instructions]))
+    built = compiled(kernel, EXECUTED[SETS[instructions]])
     rng = np.random.default_rng(1)
     for n in (1, 3):
         inputs = [codes(rng, n, value) for value in layer.inputs]
         want = conv_reference(layer, inputs)
-        got = run(kernel, layer, inputs, EXECUTED[SETS[instructions]])
-        np.testing.assert_array_equal(got, want)
+        np.testing.assert_array_equal(call(built, kernel, layer, inputs), want)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
@@ -60,9 +60,10 @@ def test_products_that_saturate_16_bits(instructions: str, dtype: str) -> None:
     low, high = RANGE[dtype]
     layer = extreme_conv(dtype)
     kernel = make_kernel(layer, features(SETS[instructions]))
+    built = compiled(kernel, EXECUTED[SETS[instructions]])
     for code in (low, high):
         inputs = [np.full((1, *layer.input.shape), code, dtype)]
-        got = run(kernel, layer, inputs, EXECUTED[SETS[instructions]])
+        got = call(built, kernel, layer, inputs)
         np.testing.assert_array_equal(got, conv_reference(layer, inputs))
 
 

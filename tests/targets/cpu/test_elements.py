@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from cpu_kernels import RANGE, TARGET, codes, rounded, run
+from cpu_kernels import RANGE, TARGET, call, codes, compiled, rounded, run
 
 from targets.cpu.host import CpuFeatures
 from targets.cpu.kernels import make_kernel
@@ -38,6 +38,8 @@ def test_additions(shape, rounding: Rounding, a, b, shift: int, zero_point: int)
     layer = Add(
         "add", "", *operands, Value("y", shape, "int8"), shift, zero_point, -100, 120, rounding
     )
+    kernel = make_kernel(layer, VECTOR)
+    built = compiled(kernel)
     rng = np.random.default_rng(3)
     for n in (1, 3):
         inputs = [codes(rng, n, value) for value in layer.inputs]
@@ -46,7 +48,7 @@ def test_additions(shape, rounding: Rounding, a, b, shift: int, zero_point: int)
             for x, o in zip(inputs, operands, strict=True)
         )
         want = np.clip(rounded(total, shift, rounding) + zero_point, -100, 120)
-        np.testing.assert_array_equal(run(make_kernel(layer, VECTOR), layer, inputs), want)
+        np.testing.assert_array_equal(call(built, kernel, layer, inputs), want)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])

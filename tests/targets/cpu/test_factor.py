@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from cpu_kernels import RANGE, TARGET, codes, rounded, run
+from cpu_kernels import RANGE, TARGET, call, codes, compiled, rounded
 
 from targets.cpu.host import CpuFeatures
 from targets.cpu.kernels import make_kernel
@@ -96,7 +96,8 @@ def test_products_of_two_tensors(name):
     *sizes, options = LAYERS[name]
     layer = factor_layer(*sizes, **options)
     kernel = make_kernel(layer, VECTOR)
+    built = compiled(kernel)
     rng = np.random.default_rng(1)
     for n in (1, 3):
         inputs = [codes(rng, n, value) for value in layer.inputs]
-        np.testing.assert_array_equal(run(kernel, layer, inputs), _meaning(layer, *inputs))
+        np.testing.assert_array_equal(call(built, kernel, layer, inputs), _meaning(layer, *inputs))

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from layer_programs import program_of
 from machines import varied
 from npu_layers import LAYERS, code_limits, conv, meaning, random_inputs
 
@@ -44,7 +45,7 @@ def unpack(outputs: np.ndarray, value: Value) -> np.ndarray:
 @pytest.mark.parametrize("name", LAYERS)
 def test_program_of_a_layer_computes_the_layer(name: str, machine: str) -> None:
     layer = LAYERS[name]
-    program = compile_layers([layer], list(layer.inputs), [layer.output], load_spec(machine))
+    program = program_of(name, machine)
     inputs, packed = images(layer)
     want = np.stack([meaning(layer, image) for image in inputs])
 

@@ -266,6 +266,26 @@ def test_one_axis_is_windows_where_the_tokens_say_so():
     assert product.args[2:] == (1, 1.0, 5)
 
 
+class HalvesOfALayer(nn.Module):
+    """The same, where queries and keys are halves of a layer's channels, and a function of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.qk = nn.Linear(CHANNELS, 2 * CHANNELS)
+
+    def forward(self, x):
+        n, windows, t, c = x.shape
+        q, k = map(F.relu, self.qk(x.reshape(n * windows, t, c)).chunk(2, -1))
+        return (q @ k.mT).view(n, windows, t, t)
+
+
+def test_channels_of_windows_without_heads_are_made_by_a_layer_each():
+    """Taken for heads, they would be of no tokens, and cut out of what the layer makes."""
+    found = operators_of(HalvesOfALayer(), torch.randn(2, 5, TOKENS, CHANNELS))
+    assert aten.slice.Tensor not in found
+    assert own.matmul_rows.default in found
+
+
 def test_every_second_channel_is_a_slice_however_it_is_written():
     class Halves(nn.Module):
         def __init__(self):

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from quantization_cases import calibration, float_model, images
@@ -137,23 +136,3 @@ def test_a_plan_without_has_no_entry(tmp_path):
     write_plan(plan, tmp_path / "plan.json")
     assert "equalization" not in plan_to_json(plan)
     assert planned_changes(tmp_path / "plan.json") == (None, None, None)
-
-
-def test_the_artifact_and_its_plan_build_the_same(tmp_path, tvmq):
-    """Built with images and equalized; its plan builds the same network from the same file."""
-    from model_files import save, save_inputs
-
-    from tvmq.artifact.artifact import Artifact
-
-    model, data = save(NAME, tmp_path), save_inputs(NAME, tmp_path, 16)
-    one, other = tmp_path / "a.tvmq", tmp_path / "b.tvmq"
-    words = ["--target", "cpu", "--precision", "w4a8", "--method", "equalize"]
-    done = tvmq("build", model, "-o", one, "--calib-data", data, *words)
-    assert done.code == 0
-    assert "note: equalization: kept: squared error" in done.err
-    plan = Artifact.load(one).path("plan.json")
-    assert tvmq("build", model, "-o", other, "--target", "cpu", "--plan", plan).code == 0
-    files = [Artifact.load(folder).manifest.files for folder in (one, other)]
-    assert files[0]["integer.json"] == files[1]["integer.json"]
-    golden = [np.load(folder / "golden.npz") for folder in (one, other)]
-    assert golden[0]["output.linear"].shape[1:] == golden[1]["output.linear"].shape[1:]

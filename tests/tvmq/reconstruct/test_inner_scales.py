@@ -30,7 +30,7 @@ from tvmq.run.reference import run_reference
 from tvmq.settings import Settings
 
 NETWORKS = ("resnet_small", "mobilenet_small")
-SETTINGS = Settings(2, 4, "pot", "channel", method=("rapq",), iterations=20)
+SETTINGS = Settings(2, 4, "pot", "channel", method=("rapq",), iterations=8)
 
 
 def inner(model):

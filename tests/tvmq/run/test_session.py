@@ -84,21 +84,26 @@ import numpy as np
 
 from tvmq.run.session import float_runner
 
-(y,) = float_runner(Path("float.pt2"))([np.load("x.npy")])
-np.save("y.npy", y)
+for folder in (path for path in Path().iterdir() if path.is_dir()):
+    (y,) = float_runner(folder / "float.pt2")([np.load(folder / "x.npy")])
+    np.save(folder / "y.npy", y)
 """
 
 
-@pytest.mark.parametrize("name", ["vit_small", "excitation_small", "rows_small"])
-def test_a_float_network_is_read_by_a_process_that_captured_none(tmp_path, name):
-    module, example = ZOO[name]()
-    save_float(tmp_path, capture_program(export((module, example))))
-    np.save(tmp_path / "x.npy", example.numpy())
+def test_float_networks_are_read_by_a_process_that_captured_none(tmp_path):
+    """With products of tokens, gates of channels, and rows."""
+    networks = {name: ZOO[name]() for name in ("vit_small", "excitation_small", "rows_small")}
+    for name, (module, example) in networks.items():
+        (tmp_path / name).mkdir()
+        save_float(tmp_path / name, capture_program(export((module, example))))
+        np.save(tmp_path / name / "x.npy", example.numpy())
     settings = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, env=settings, check=True)
-    with torch.no_grad():
-        want = module(example).numpy()
-    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), want, rtol=1e-3, atol=1e-4)
+    for name, (module, example) in networks.items():
+        with torch.no_grad():
+            want = module(example).numpy()
+        got = np.load(tmp_path / name / "y.npy")
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
 
 
 class _Ends:

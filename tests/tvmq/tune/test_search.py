@@ -17,7 +17,7 @@ from targets.npu.trials import Trials
 from tvmq.tune.search import search
 
 E256 = load_spec("e256")
-BUDGET = 60
+BUDGET = 30
 
 
 class Memory:
@@ -95,7 +95,7 @@ def test_an_interrupted_search_goes_on(found):
     memory = Memory()
 
     def interrupt(done: int, *_: int) -> None:
-        if done == 25:
+        if done == 12:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -105,7 +105,7 @@ def test_an_interrupted_search_goes_on(found):
 
 
 def test_more_trials_are_never_worse(found):
-    for budget in (0, 8, 30):
+    for budget in (0, 8, 20):
         fewer = search(trials(), budget, 0, Memory())
         assert found[0].after <= fewer.after <= fewer.before
     assert search(trials(), 0, 0, Memory()).choices.as_json() == {

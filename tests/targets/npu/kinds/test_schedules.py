@@ -5,6 +5,7 @@ import pytest
 import tvm
 from npu_layers import LAYERS, conv, meaning, random_inputs
 from tvm.s_tir import TensorIntrin
+from unoptimized import LLVM
 
 from targets.errors import CapacityError
 from targets.layers import Layer
@@ -69,7 +70,7 @@ def check(layer: Layer, scheduled: Scheduled) -> None:
     inputs = random_inputs(layer)
 
     # Lowered as for the NPU: the default pipeline moves scratchpads into loops, and they forget.
-    function = tvm.compile(lower(scheduled.plain), target="llvm")
+    function = tvm.compile(lower(scheduled.plain), target=LLVM)
     out = tvm.runtime.tensor(np.zeros(int(np.prod(layer.output.shape)), layer.output.dtype))
     arrays = [x.reshape(-1) for x in inputs] + [
         np.ascontiguousarray(c) for c in scheduled.constants.values()
@@ -116,7 +117,7 @@ def test_intrinsic_descriptions_run_on_their_own() -> None:
     wgt = rng.integers(-128, 128, (16, 16)).astype(np.int8)
     acc = rng.integers(-(1 << 20), 1 << 20, 16).astype(np.int32)
     tensors = [tvm.runtime.tensor(a) for a in (act, wgt.reshape(-1), acc)]
-    tvm.compile(desc, target="llvm")(*tensors)
+    tvm.compile(desc, target=LLVM)(*tensors)
     want = acc + ((act.astype(np.int64) @ wgt.astype(np.int64)) << 1)
     np.testing.assert_array_equal(tensors[2].numpy(), want)
 

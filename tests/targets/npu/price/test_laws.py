@@ -5,11 +5,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from layer_programs import program_of
 from machines import varied
 from npu_layers import LAYERS, random_inputs
 
 from targets.layers import Constant, Conv2d, Layer, Move, Weights
-from targets.npu.compiler import compile_layers
 from targets.npu.convolution.geometry import ConvGeometry
 from targets.npu.machine import isa
 from targets.npu.machine.program import CONSTANTS, INPUTS, OUTPUTS
@@ -29,13 +29,7 @@ CASES = [(name, machine) for machine in MACHINES for name in LAYERS]
 
 @pytest.fixture(scope="module")
 def programs():
-    compiled = {}
-    for name, machine in CASES:
-        layer = LAYERS[name]
-        compiled[name, machine] = compile_layers(
-            [layer], layer.inputs, [layer.output], MACHINES[machine]
-        )
-    return compiled
+    return {case: program_of(*case) for case in CASES}
 
 
 def touched(layer) -> dict[int, int]:
@@ -194,7 +188,8 @@ def test_a_faster_part_never_makes_a_program_slower(part, field, programs):
     """Exactly so where the units do not share a bus; from random other settings of the machine."""
     rng = np.random.default_rng(CHANGES.index((part, field)))
     changed = 0
-    for (name, machine), program in programs.items():
+    third = CHANGES.index((part, field)) % 3  # of the programs: each change has many
+    for (name, machine), program in list(programs.items())[third::3]:
         spec = varied(
             MACHINES[machine],
             "dma",
