@@ -1,0 +1,48 @@
+"""Kernels that are cut otherwise than by rule: the same integers, and what doesn't fit is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from cpu_convolutions import CONVS, conv, conv_reference
+from cpu_kernels import EXECUTED, codes, features, run
+from pydantic import ValidationError
+
+from targets.cpu.cuts import Cut, cut_from_json, cuts_as_json, cuts_from_json
+from targets.cpu.kernels import cuts_of, make_kernel
+from targets.errors import CapacityError
+
+SET, TARGET = next(iter(EXECUTED.items()))
+HOST = features(SET)
+CUT = (
+    *("square", "pointwise ragged", "pointwise unsigned", "depthwise", "depthwise pool"),
+    *("grouped full", "dense wide", "grouped by blocks", "multiplier"),
+)
+
+
+def drawn(name: str, count: int) -> list[Cut]:
+    """Cuts of a layer's space: its first, its last and some between."""
+    cuts = cuts_of(conv(**CONVS[name]), HOST).cuts
+    rng = np.random.default_rng(len(name))
+    return [cuts[i] for i in {0, len(cuts) - 1, *rng.integers(len(cuts), size=count)}]
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_cut_changes_no_integer(name: str) -> None:
+    layer = conv(**CONVS[name])
+    rng = np.random.default_rng(1)
+    inputs = [codes(rng, 2, value) for value in layer.inputs]
+    want = conv_reference(layer, inputs)
+    for cut in drawn(name, 2):
+        kernel = make_kernel(layer, HOST, cut)
+        np.testing.assert_array_equal(run(kernel, layer, inputs, TARGET), want, err_msg=str(cut))
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_the_rules_cut_is_one_of_them(name: str) -> None:
+    layer = conv(**CONVS[name])
+    space = cuts_of(layer, HOST)
+    assert space.rule in space
+    assert len(set(space.cuts)) == len(space.cuts)
+    by_rule = make_kernel(layer, HOST)
+    assert make_kernel(layer, HOST, space.rule).func.script() == by_rule.func.script()
