@@ -24,8 +24,10 @@ import tvm
 from tvm.support import cc
 from tvm.target import Target
 
-from targets.cpu.host import foreign_architecture
+from targets.cpu.cuts import Cut
+from targets.cpu.host import CpuFeatures, foreign_architecture
 from targets.cpu.kernel import Kernel
+from targets.cpu.kernels import make_kernel
 from targets.errors import TvmqError
 from targets.layers import Layer
 from targets.linker import find_linker, linking
@@ -62,12 +64,12 @@ class Clock(Protocol):
 
     machine: str
 
-    def __call__(self, layer: Layer, kernels: Sequence[Kernel], turns: int) -> list[Turns]:
+    def __call__(self, layer: Layer, cuts: Sequence[Cut], turns: int) -> list[Turns]:
         """Time kernels of one layer by turns.
 
         Args:
             layer: whose kernels they are.
-            kernels: the first one is what the others are compared with.
+            cuts: of them; the first one is what the others are compared with.
             turns: how many.
 
         Raises:
@@ -82,10 +84,16 @@ class SessionClock:
     Args:
         target: that they are compiled for.
         tracker: of the servers that execute them; None: this process does.
+
+    Raises:
+        InputError: the tracker can't be reached, or has no server.
+        TvmqError: no server is free.
     """
 
     def __init__(self, target: Target, tracker: RpcTracker | None = None) -> None:
         self._target, self._tracker = target, tracker
+        if tracker is not None:
+            tracker.servers()
         self._session = self._connect()
         self._numbers = itertools.count()  # a library is found again by its name, replaced or not
         threads = self._session.get_function("runtime.NumThreads")()
@@ -93,8 +101,10 @@ class SessionClock:
         self.threads = int(threads)
         self.machine = f"{target}; {where}; {threads} threads"
 
-    def __call__(self, layer: Layer, kernels: Sequence[Kernel], turns: int) -> list[Turns]:
+    def __call__(self, layer: Layer, cuts: Sequence[Cut], turns: int) -> list[Turns]:
         """As ``Clock`` says; a server that is gone is replaced by another, once."""
+        host = CpuFeatures.of(self._target)
+        kernels = [kernel for cut in cuts if (kernel := make_kernel(layer, host, cut))]
         with TemporaryDirectory() as folder:
             libraries = [
                 self._compiled(kernel, Path(folder) / f"kernel_{next(self._numbers)}.so")

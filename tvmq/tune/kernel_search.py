@@ -17,7 +17,7 @@ from random import Random
 from statistics import median
 from typing import Any, Protocol
 
-from targets.cpu.cuts import Cut, CutSpace, cut_from_json
+from targets.cpu.cuts import NO_CUTS, Cut, CutSpace, cut_from_json
 from targets.cpu.host import CpuFeatures
 from targets.cpu.kernels import cuts_of, make_kernel
 from targets.layers import Layer
@@ -175,19 +175,17 @@ def tasks_of(layers: Iterable[Layer], host: CpuFeatures) -> list[Task]:
 
 def search_kernels(
     tasks: Sequence[Task],
-    host: CpuFeatures,
     clock: Clock,
     known: Known,
     trials: int,
     seed: int,
     report: Report = lambda trials, words: None,
-    start: Mapping[str, Cut] | None = None,
+    start: Mapping[str, Cut] = NO_CUTS,
 ) -> TunedKernels:
     """Find cuts for kernels.
 
     Args:
         tasks: from ``tasks_of``.
-        host: the processor.
         clock: times kernels.
         known: trials of before; new ones are added.
         trials: how many cuts are tried, besides the rule's; 0: the best known ones are.
@@ -198,7 +196,7 @@ def search_kernels(
     Raises:
         TvmqError: a kernel can't be timed.
     """
-    search = _Search(host, clock, known, Random(seed), dict(start or {}))
+    search = _Search(clock, known, Random(seed), start)
     for task in tasks:
         search.begin(task, recall=not trials)
     while open_tasks := [task for task in tasks if task.dry < PATIENCE and task.rule]:
@@ -217,10 +215,9 @@ def search_kernels(
 
 class _Search:
     def __init__(
-        self, host: CpuFeatures, clock: Clock, known: Known, random: Random, start: dict[str, Cut]
+        self, clock: Clock, known: Known, random: Random, start: Mapping[str, Cut]
     ) -> None:
-        self.host, self.clock, self.known, self.random = host, clock, known, random
-        self.start = start
+        self.clock, self.known, self.random, self.start = clock, known, random, start
         self.trials = self.failed = 0
 
     def begin(self, task: Task, recall: bool) -> None:
@@ -299,12 +296,7 @@ class _Search:
         ]
 
     def _times(self, task: Task, cuts: Sequence[Cut], turns: int) -> list[tuple[float, ...]]:
-        kernels = []
-        for cut in cuts:
-            kernel = make_kernel(task.layer, self.host, cut)
-            assert kernel is not None
-            kernels.append(kernel)
-        return [each.seconds for each in self.clock(task.layer, kernels, turns)]
+        return [each.seconds for each in self.clock(task.layer, cuts, turns)]
 
 
 def _distance(a: Cut, b: Cut) -> float:

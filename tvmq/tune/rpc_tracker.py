@@ -81,11 +81,10 @@ class RpcTracker:
         from tvm import rpc
 
         try:
-            self.servers()
             return _within(
                 seconds, lambda: rpc.connect_tracker(self.host, self.port).request(self.key)
             )
-        except (InputError, OSError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:
             raise TvmqError(
                 f"{self}: no server for the key {self.key} answers ({error}). Look whether it "
                 f"still runs, or is used by somebody else, and give the same command again: "

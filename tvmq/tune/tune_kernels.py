@@ -61,7 +61,6 @@ def tune_kernels(
         InputError: a folder of records can't be used.
         TvmqError: a kernel can't be timed.
     """
-    host = CpuFeatures.of(target)
     given = [str(folder) for folder in request.records if folder.is_dir()]
     cpu = TimedCpu(clock.machine)
     with Records(cpu, request.records, request.output, kind="cpu") as records:
@@ -72,7 +71,7 @@ def tune_kernels(
                 f"note: no record in {', '.join(given)} is of kernels on this processor "
                 f"({clock.machine}), of these kernels and these versions; none is used."
             )
-        tasks = tasks_of(layers, host)
+        tasks = tasks_of(layers, CpuFeatures.of(target))
         with progress.bar("tune") as bar:
 
             def report(trials: int, words: str) -> None:
@@ -80,7 +79,7 @@ def tune_kernels(
 
             try:
                 return search_kernels(
-                    *(tasks, host, clock, records, request.trials, request.seed, report, start)
+                    *(tasks, clock, records, request.trials, request.seed, report, start)
                 )
             except KeyboardInterrupt:
                 if request.output is not None:

@@ -38,7 +38,7 @@ def test_a_cut_changes_no_integer(name: str) -> None:
         np.testing.assert_array_equal(run(kernel, layer, inputs, TARGET), want, err_msg=str(cut))
 
 
-@pytest.mark.parametrize("name", CONVS)
+@pytest.mark.parametrize("name", CUT)
 def test_the_rules_cut_is_one_of_them(name: str) -> None:
     layer = conv(**CONVS[name])
     space = cuts_of(layer, HOST)
@@ -46,3 +46,24 @@ def test_the_rules_cut_is_one_of_them(name: str) -> None:
     assert len(set(space.cuts)) == len(space.cuts)
     by_rule = make_kernel(layer, HOST)
     assert make_kernel(layer, HOST, space.rule).func.script() == by_rule.func.script()
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    layer = conv(**CONVS["square"])
+    rule = cuts_of(layer, HOST).rule
+    for wrong in (
+        Cut(3, rule.pixels, rule.vectors, rule.chunk),
+        Cut(rule.rows, 99, rule.vectors, rule.chunk),
+        Cut(rule.rows, rule.pixels, rule.vectors, rule.chunk, not rule.flat),
+    ):
+        with pytest.raises(CapacityError, match="conv: its kernel on the CPU can't be cut into"):
+            make_kernel(layer, HOST, wrong)
+
+
+def test_cuts_are_read_as_they_were_written() -> None:
+    cuts = {"y": Cut(2, 3, 4, 8, True), "x": Cut()}
+    assert cuts_from_json(cuts_as_json(cuts)) == cuts
+    assert cut_from_json(cuts["y"].as_json()) == cuts["y"]
+    for wrong in ({"rows": 0}, {"pixels": "7"}, {"more": 1}):
+        with pytest.raises(ValidationError):
+            cut_from_json(Cut().as_json() | wrong)
