@@ -27,9 +27,7 @@ def matrix_cuts(layer: Conv2d) -> CutSpace:
     """Of a product of matrices: tiles of pixels of a row and of vectors."""
     pixels = [d for d in divisors(layer.output.shape[1]) if d <= ACCUMULATORS]
     tiles = [(p, v) for p in pixels for v in range(1, ACCUMULATORS // p + 1)]
-    return CutSpace(
-        Cut(vectors=VECTORS), tuple(Cut(pixels=p, vectors=v) for p, v in tiles)
-    )
+    return CutSpace(Cut(vectors=VECTORS), tuple(Cut(pixels=p, vectors=v) for p, v in tiles))
 
 
 def build_factor(layer: Conv2d, factor: Factor, cut: Cut | None = None) -> Kernel:
@@ -46,7 +44,7 @@ def build_factor(layer: Conv2d, factor: Factor, cut: Cut | None = None) -> Kerne
     if elements:
         products = _elements(layer, factor, *inputs[:2])
     else:
-        products = _matrices(layer, factor, *inputs[:2], cut.vectors)
+        products = _matrices(layer, factor, inputs[0], inputs[1], cut.vectors)
 
     def code(*at: Expr) -> Expr:
         residual = inputs[2][at] if len(inputs) > 2 else None

@@ -141,9 +141,7 @@ class TunedKernels:
     @property
     def cuts(self) -> dict[str, Cut]:
         """What takes the place of the rule's cuts, by tensor."""
-        return {
-            name: each.cut for each in self.kernels if not each.by_rule for name in each.names
-        }
+        return {name: each.cut for each in self.kernels if not each.by_rule for name in each.names}
 
     @property
     def before(self) -> int:
@@ -246,9 +244,9 @@ class _Search:
                 nanoseconds = 0 if ratio == math.inf else max(1, round(ratio * task.rule))
                 made[cut] = nanoseconds
                 self.known.add(task.key, cut.as_json(), nanoseconds, task.describe())
-        for cut, nanoseconds in made.items():
-            task.ratios[cut] = nanoseconds / task.rule if nanoseconds else math.inf
-            self.failed += not nanoseconds
+        for cut, took in made.items():
+            task.ratios[cut] = took / task.rule if took else math.inf
+            self.failed += not took
         self.trials += len(cuts)
         found_better = min(task.ratios.values()) < 0.99 * best
         task.dry = 0 if found_better else task.dry + 1
@@ -301,5 +299,7 @@ class _Search:
 
 def _distance(a: Cut, b: Cut) -> float:
     """How far two cuts are from each other, in factors of two."""
-    sizes = zip(*((each.rows, each.pixels, each.vectors, each.chunk) for each in (a, b)), strict=True)
+    sizes = zip(
+        *((each.rows, each.pixels, each.vectors, each.chunk) for each in (a, b)), strict=True
+    )
     return sum(abs(math.log2(x / y)) for x, y in sizes) + (a.flat != b.flat)

@@ -1,4 +1,4 @@
-"""Kernels that are cut otherwise than by rule: the same integers, and what doesn't fit is refused."""
+"""Kernels cut otherwise than by rule give the same integers; what doesn't fit is refused."""
 
 from __future__ import annotations
 
