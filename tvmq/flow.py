@@ -145,8 +145,8 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
             check_records(request.tuning, spec)
         elif not runs_here(target):
             raise InputError(
-                f"--trials, --tuning-records: this machine times kernels, and can't execute what is "
-                f"built for --cpu {request.cpu}. Leave them out, or choose --cpu native."
+                f"--trials, --tuning-records: this machine times kernels, and can't execute what "
+                f"is built for --cpu {request.cpu}. Leave them out, or choose --cpu native."
             )
     own = target == host_target() or not runs_here(target)  # the machine is executed by our own CPU
     with writing(request.output) as folder, made_meanwhile(spec if own else None):

@@ -67,3 +67,11 @@ def test_cuts_are_read_as_they_were_written() -> None:
     for wrong in ({"rows": 0}, {"pixels": "7"}, {"more": 1}):
         with pytest.raises(ValidationError):
             cut_from_json(Cut().as_json() | wrong)
+
+
+def test_rows_in_parts_that_are_one_change_no_integer() -> None:
+    layer = conv(**CONVS["pointwise"])
+    cut = next(each for each in cuts_of(layer, HOST).cuts if each.flat and 1 < each.rows < 6)
+    inputs = [codes(np.random.default_rng(1), 2, layer.input)]
+    got = run(make_kernel(layer, HOST, cut), layer, inputs, TARGET)
+    np.testing.assert_array_equal(got, conv_reference(layer, inputs))
