@@ -11,10 +11,15 @@ from typing import Any
 import tvm
 from tvm import IRModule, relax, tirx
 
+from relay_passes.fuse_quantize import FuseQuantize
+
 
 def host_pipeline() -> Any:
-    """TVM's default pipeline of a Relax module, with what it leaves to chance put in order."""
-    return tvm.transform.Sequential([relax.get_pipeline("default"), OrderSizes()])
+    """TVM's default pipeline of a Relax module, with what it leaves to chance put in order.
+
+    Before it, the inputs' quantize is made a kernel.
+    """
+    return tvm.transform.Sequential([FuseQuantize(), relax.get_pipeline("default"), OrderSizes()])
 
 
 @tvm.transform.module_pass(opt_level=0, name="OrderSizes")

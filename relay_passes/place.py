@@ -31,6 +31,7 @@ from relay_passes.relax_nodes import (
     shape_of,
     variables_in,
 )
+from targets.cpu.cuts import NO_CUTS, Cut
 from targets.cpu.host import CpuFeatures, host_target
 from targets.cpu.kernels import make_kernel
 from targets.layers import Layer, Value
@@ -223,6 +224,7 @@ def place(
     spec: NpuSpec | None,
     target: Target | None = None,
     choices: Sequence[Choices] = (),
+    cuts: Mapping[str, Cut] = NO_CUTS,
 ) -> PlacedModule:
     """Build the placed module.
 
@@ -232,9 +234,13 @@ def place(
         spec: the NPU, or None to run everything on the CPU.
         target: of the CPU; None is this machine's.
         choices: of each program, in order, that take the place of the compiler's own.
+        cuts: of kernels on the CPU, by what their layers make, that take the place of the rules'.
+
+    Raises:
+        CapacityError: a choice or a cut doesn't fit.
     """
     placed = placements(network, spec)
-    builder = _PlacedBuilder(mod, network, spec, target or host_target(), choices)
+    builder = _PlacedBuilder(mod, network, spec, target or host_target(), choices, cuts)
     new_mod, programs = builder.build(segments(network.layers, placed))
     return PlacedModule(new_mod, placed, tuple(programs))
 
@@ -263,9 +269,10 @@ class _PlacedBuilder:
         spec: NpuSpec | None,
         target: Target,
         choices: Sequence[Choices],
+        cuts: Mapping[str, Cut],
     ) -> None:
         self.graph = Graph(mod)
-        self.network, self.spec, self.choices = network, spec, choices
+        self.network, self.spec, self.choices, self.cuts = network, spec, choices, cuts
         self.target = target
         self.features = CpuFeatures.of(target)
         islands = mod.clone()  # beside main
@@ -357,7 +364,7 @@ class _PlacedBuilder:
         """Emit a kernel of ours, or nothing: the layer stays Relax, emitted where it is read."""
         if isinstance(layer, OpaqueLayer | IslandLayer):
             return
-        kernel = make_kernel(layer, self.features)
+        kernel = make_kernel(layer, self.features, self.cuts.get(layer.output.name))
         if kernel is None:
             return
         args = [self._image(value) for value in layer.inputs]

@@ -35,7 +35,8 @@ class BuildRequest:
         float_islands: let operators that can't be quantized run in float in the network's middle.
         strict: refuse any CPU fallback.
         max_fallback: refuse more CPU fallback than this percentage of the operators.
-        tuning: of the NPU programs; None to compile them by rule.
+        tuning: of the NPU programs, or of the kernels where the target is the CPU; None to compile
+            them by rule.
     """
 
     model_file: Path
@@ -71,11 +72,6 @@ class BuildRequest:
                 )
         if self.max_fallback is not None and not 0 <= self.max_fallback <= 100:
             raise InputError(f"max_fallback is {self.max_fallback}; give a percentage, 0 to 100.")
-        if self.tuning is not None and self.target == "cpu":
-            raise InputError(
-                "--trials, --tuning-records: tuning is of NPU programs, and the target is the CPU. "
-                "Leave them out, or choose --target npu."
-            )
         method = self.settings.learned_method
         if method and self.calib_data is None and self.plan is None:
             raise InputError(

@@ -2,7 +2,8 @@
 
     capture -> calibrate -> plan -> annotate -> integer -> place -> compile -> verify -> artifact
 
-With trials, or records of some, the choices of the NPU's compiler are tuned before it places.
+With trials, or records of some, the choices of the NPU's compiler are tuned before it places; where
+the target is the CPU, the cuts of its kernels.
 
 ``_build_into`` is that line in code; each stage is a function with a file of its own.
 """
@@ -20,8 +21,16 @@ import torch
 from tvm import IRModule
 from tvm.target import Target
 
-from relay_passes.place import PlacedModule, Placement, place, placements, programs_of
+from relay_passes.place import (
+    PlacedModule,
+    Placement,
+    integer_layers,
+    place,
+    placements,
+    programs_of,
+)
 from relay_passes.read_layers import IntegerNetwork, read_layers
+from targets.cpu.cuts import NO_CUTS, Cut
 from targets.cpu.host import cpu_target, foreign_architecture, host_target, runs_here
 from targets.errors import GateError, InputError
 from targets.linker import try_linker
@@ -37,6 +46,7 @@ from tvmq.artifact.files import (
     require_room_to_link,
     save_annotated,
     save_choices,
+    save_cuts,
     save_ends,
     save_float,
     save_integer,
@@ -67,6 +77,8 @@ from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.learn_device import learn_device
 from tvmq.reconstruct.unit_state import checkpoints_of, forget_checkpoints
 from tvmq.run.verify import CALIBRATION_IMAGES, golden_inputs, verify
+from tvmq.tune.kernel_clock import SessionClock
+from tvmq.tune.tune_kernels import tune_kernels, tuning_facts
 from tvmq.tune.tuning import Tuned, check_records, tune
 
 DEFAULT_SAMPLES = 256
@@ -128,8 +140,14 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
     spec, target = parse_target(request.target), cpu_target(request.cpu)
     learn_device(request.learn_device)  # an hour later it would be late
     try_linker(foreign_architecture(target))
-    if spec is not None and request.tuning is not None:
-        check_records(request.tuning, spec)
+    if request.tuning is not None:
+        if spec is not None:
+            check_records(request.tuning, spec)
+        elif not runs_here(target):
+            raise InputError(
+                f"--trials, --tuning-records: this machine times kernels, and can't execute what "
+                f"is built for --cpu {request.cpu}. Leave them out, or choose --cpu native."
+            )
     own = target == host_target() or not runs_here(target)  # the machine is executed by our own CPU
     with writing(request.output) as folder, made_meanwhile(spec if own else None):
         manifest, placed = _build_into(folder, spec, target, request, progress or Progress())
@@ -195,8 +213,16 @@ def _build_into(
             tuned = tune(programs_of(network, spec), spec, request.tuning, progress)
             save_choices(folder, tuned.choices)
     choices = () if tuned is None else tuned.choices
+    cuts, timed = NO_CUTS, {}
+    if spec is None and request.tuning is not None:
+        with progress.stage("tune"):
+            clock = SessionClock(target)
+            layers = integer_layers(network.layers)
+            kernels = tune_kernels(layers, target, clock, request.tuning, progress)
+            cuts, timed = kernels.cuts, {"cpu": tuning_facts(kernels, clock, request.tuning, None)}
+            save_cuts(folder, cuts)
     with progress.stage("place"):
-        placed, on_cpu = _placed(integer, network, spec, ends, target, choices)
+        placed, on_cpu = _placed(integer, network, spec, ends, target, choices, cuts)
         _check_fallback(placed.placements, request)
         save_placement(folder, placed, spec)
     with progress.stage("compile"):
@@ -226,7 +252,7 @@ def _build_into(
     manifest = make_manifest(
         *(request, model, data, plan, network, placed),
         *(target, bit_exact, seconds, facts, ranges),
-        {} if tuned is None else tuned.as_json(),
+        timed if tuned is None else tuned.as_json(),
     )
     return manifest, placed
 
@@ -238,9 +264,10 @@ def _placed(
     ends: CompilableEnds | None,
     target: Target,
     choices: Sequence[Choices] = (),
+    cuts: Mapping[str, Cut] = NO_CUTS,
 ) -> tuple[PlacedModule, PlacedModule]:
     """The whole network with the NPU, if there is one, and without."""
-    placed = place(integer, network, spec, target, choices)
+    placed = place(integer, network, spec, target, choices, cuts)
     on_cpu = placed if spec is None else place(integer, network, None, target)
     if ends is not None:
         placed = replace(placed, mod=ends.around(placed.mod))

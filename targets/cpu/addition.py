@@ -33,4 +33,4 @@ def build_add(layer: Add, _host: CpuFeatures) -> Kernel:
         return round_and_clamp(total, kind, tirx.const(layer.shift, kind), layer, layer)
 
     out = te.compute((n, *layer.output.shape), added, name="out")
-    return Kernel(schedule_elements(function([a, b, out]), layer.output, vectors=True), ())
+    return Kernel(schedule_elements(function([a, b, out]), layer.output.shape, vectors=True), ())

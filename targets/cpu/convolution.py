@@ -21,25 +21,33 @@ import numpy as np
 import numpy.typing as npt
 from tvm import s_tir, te, tirx
 
-from targets.cpu.depthwise import build_depthwise, joins_rows
-from targets.cpu.factor import build_factor
-from targets.cpu.geometry import Dot, Geometry, stored_weight
+from targets.cpu.cuts import Cut, CutSpace
+from targets.cpu.depthwise import build_depthwise, depthwise_cuts, joins_rows
+from targets.cpu.factor import build_factor, matrix_cuts
+from targets.cpu.geometry import Dot, Geometry, cut_by_rule, cut_space, stored_weight
 from targets.cpu.host import CpuFeatures
 from targets.cpu.kernel import Kernel
 from targets.cpu.requantize import Epilogue, Expr
-from targets.layers import Conv2d, Factor
+from targets.layers import Conv2d, Factor, Pairing
 
 Indices: TypeAlias = tuple[Expr, ...]
 
 
-def build_conv2d(layer: Conv2d, host: CpuFeatures) -> Kernel:
-    """The scheduled kernel and its packed constants."""
+def conv2d_cuts(layer: Conv2d, host: CpuFeatures) -> CutSpace | None:
+    """What its kernel may be cut like; None where there is no choice."""
     if isinstance(layer.right, Factor):
-        return build_factor(layer, layer.right)
+        return None if layer.right.pairing is Pairing.ELEMENTS else matrix_cuts(layer)
+    return depthwise_cuts(layer, host) if joins_rows(layer, host) else cut_space(layer, host)
+
+
+def build_conv2d(layer: Conv2d, host: CpuFeatures, cut: Cut | None = None) -> Kernel:
+    """The scheduled kernel and its packed constants; by rule, or with a cut of its space."""
+    if isinstance(layer.right, Factor):
+        return build_factor(layer, layer.right, cut)
     if joins_rows(layer, host):
-        return build_depthwise(layer, host)
+        return build_depthwise(layer, host, cut)
     dot = Dot.of(layer, host)
-    geometry = Geometry.of(layer, host, dot)
+    geometry = Geometry.of(layer, host, dot, cut or cut_by_rule(layer, host))
     stored = stored_weight(layer.right)
     bias = layer.bias.astype(np.int64)
     if dot.raised:
@@ -176,7 +184,12 @@ class _Definition:
         """Image, row and pixel of a tensor of ``width`` that the view's (b, y, p) is."""
         if self.geometry.view == "batch":
             return (p, 0, 0)
-        return (b, p // width, p % width) if self.geometry.view == "row" else (b, y, p)
+        if self.geometry.view == "row":
+            row = p // width
+            if self.geometry.height > 1:
+                row += y * (self.geometry.width // width)
+            return (b, row, p % width)
+        return (b, y, p)
 
     def _tile_index(self, n: Expr, y: Expr, p: Expr, channel: Expr) -> Indices:
         """Index of ``sums`` where the output's element comes from."""
@@ -190,7 +203,11 @@ class _Definition:
         zero = tirx.const(0, "int64")
         if geo.view == "batch":
             return (zero, zero, n, *block)
-        return (n, zero, y * w + p, *block) if geo.view == "row" else (n, y, p, *block)
+        if geo.view == "row":
+            rows = geo.width // w
+            whole = geo.height == 1
+            return (n, zero if whole else y // rows, (y if whole else y % rows) * w + p, *block)
+        return (n, y, p, *block)
 
 
 def _schedule(func: tirx.PrimFunc, layer: Conv2d, geo: Geometry, dot: Dot) -> tirx.PrimFunc:
@@ -202,9 +219,12 @@ def _schedule(func: tirx.PrimFunc, layer: Conv2d, geo: Geometry, dot: Dot) -> ti
         b, y, p, block, lane = sch.get_loops(lead)
     else:
         b, y, p, channel = sch.get_loops(out)
-        if geo.view == "row":
+        if geo.view == "row" and geo.height == 1:
             p = sch.fuse(y, p)
             y = sch.add_unit_loop(p)
+        elif geo.view == "row":
+            y, part = sch.split(y, [geo.height, None])
+            p = sch.fuse(part, p)
         block, lane = sch.split(channel, [None, geo.lanes])
     task_y, y = sch.split(y, [None, geo.rows])
     tile, p = sch.split(p, [None, geo.pixels])

@@ -8,9 +8,12 @@ and each of them is used by as many pixels as the window is wide.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from tvm import s_tir, te, tirx
 
+from targets.cpu.cuts import Cut, CutSpace
 from targets.cpu.elements import placeholder
 from targets.cpu.geometry import TASK_MACS, divisors, product_of, stored_weight
 from targets.cpu.host import CpuFeatures
@@ -32,7 +35,17 @@ def joins_rows(layer: Conv2d, host: CpuFeatures) -> bool:
     return whole and rows > 1 and reused and product is not None and product.depth > 2
 
 
-def build_depthwise(layer: Conv2d, host: CpuFeatures) -> Kernel:
+def depthwise_cuts(layer: Conv2d, host: CpuFeatures) -> CutSpace:
+    """Any parts of rows and of pixels, as many as registers hold."""
+    height, width, _ = layer.output.shape
+    pixels = [d for d in divisors(width) if d <= host.instructions.registers]
+    tasks = max(1, min(2 * host.cores, layer.macs // TASK_MACS))
+    rows = max(d for d in divisors(height) if d == 1 or height // d >= tasks)
+    cuts = tuple(Cut(*each) for each in itertools.product(divisors(height), pixels))
+    return CutSpace(Cut(rows, max(pixels)), cuts)
+
+
+def build_depthwise(layer: Conv2d, host: CpuFeatures, cut: Cut | None = None) -> Kernel:
     """The scheduled kernel and its packed constants."""
     product, raised = product_of(layer, host)
     assert product is not None
@@ -77,7 +90,8 @@ def build_depthwise(layer: Conv2d, host: CpuFeatures) -> Kernel:
     out = te.compute((n, *layer.output.shape), code, name="out")
     tensors = [*inputs, weight, *constants, out]
     func = te.create_prim_func(tensors, index_dtype_override="int64")
-    return Kernel(_schedule(func, layer, product, host), (packed, *epilogue.constants))
+    scheduled = _schedule(func, product, cut or depthwise_cuts(layer, host).rule)
+    return Kernel(scheduled, (packed, *epilogue.constants))
 
 
 def _stage(layer: Conv2d, product: DotProduct, raised: int, x: te.Tensor, words: int) -> te.Tensor:
@@ -111,20 +125,14 @@ def _stage(layer: Conv2d, product: DotProduct, raised: int, x: te.Tensor, words:
     return te.compute(shape, joined, name="stage")
 
 
-def _schedule(
-    func: tirx.PrimFunc, layer: Conv2d, product: DotProduct, host: CpuFeatures
-) -> tirx.PrimFunc:
+def _schedule(func: tirx.PrimFunc, dot: DotProduct, cut: Cut) -> tirx.PrimFunc:
     """Rows of images to all cores; a row of a block of channels staged, then summed by tiles."""
-    height, width, _ = layer.output.shape
-    tasks = max(1, min(2 * host.cores, layer.macs // TASK_MACS))
-    rows = max(d for d in divisors(height) if d == 1 or height // d >= tasks)
-    pixels = max(d for d in divisors(width) if d <= host.instructions.registers)
     sch = s_tir.Schedule(func)
     out, sums, stage = (sch.get_sblock(name) for name in ("out", "sums", "stage"))
     b, y, p, channel = sch.get_loops(out)
-    task, y = sch.split(y, [None, rows])
-    block, lane = sch.split(channel, [None, product.lanes])
-    tile, p = sch.split(p, [None, pixels])
+    task, y = sch.split(y, [None, cut.rows])
+    block, lane = sch.split(channel, [None, dot.lanes])
+    tile, p = sch.split(p, [None, cut.pixels])
     sch.reorder(b, task, y, block, tile, p, lane)
     sch.parallel(sch.fuse(b, task))
     sch.unroll(p)
@@ -140,7 +148,7 @@ def _schedule(
     sch.reorder(r, s, p, lane)
     init = sch.decompose_reduction(sums, r)
     sch.vectorize(sch.get_loops(init)[-1])
-    sch.tensorize(lane, product.joined)
+    sch.tensorize(lane, dot.joined)
     for loop in (r, s, p, sch.get_loops(init)[-3]):
         sch.unroll(loop)
     return sch.mod["main"].without_attr("global_symbol")

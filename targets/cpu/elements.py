@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from tvm import s_tir, te, tirx
 
@@ -23,9 +24,9 @@ def function(tensors: list[te.Tensor]) -> tirx.PrimFunc:
     return te.create_prim_func(tensors, index_dtype_override="int64")
 
 
-def schedule_elements(func: tirx.PrimFunc, output: Value, *, vectors: bool) -> tirx.PrimFunc:
+def schedule_elements(func: tirx.PrimFunc, shape: Sequence[int], *, vectors: bool) -> tirx.PrimFunc:
     """One image as a row of elements, cut into tasks of about ``TASK_BYTES``, cut into vectors."""
-    size = math.prod(output.shape)
+    size = math.prod(shape)
     lanes = math.gcd(size, VECTOR)
     blocks = size // lanes
     per_task = max(d for d in range(1, blocks + 1) if blocks % d == 0 and d * lanes <= TASK_BYTES)

@@ -12,15 +12,25 @@ from collections.abc import Callable
 
 from tvm import s_tir, te, tirx
 
+from targets.cpu.cuts import Cut, CutSpace
 from targets.cpu.elements import VECTOR, function, placeholder
+from targets.cpu.geometry import divisors
 from targets.cpu.kernel import Kernel
 from targets.cpu.requantize import Epilogue, Expr
 from targets.layers import Conv2d, Factor, Pairing
 
 LANES, VECTORS = 16, 4  # of accumulators, which hide the latency of a product
+ACCUMULATORS = 15  # vectors that a tile may have
 
 
-def build_factor(layer: Conv2d, factor: Factor) -> Kernel:
+def matrix_cuts(layer: Conv2d) -> CutSpace:
+    """Of a product of matrices: tiles of pixels of a row and of vectors."""
+    pixels = [d for d in divisors(layer.output.shape[1]) if d <= ACCUMULATORS]
+    tiles = [(p, v) for p in pixels for v in range(1, ACCUMULATORS // p + 1)]
+    return CutSpace(Cut(vectors=VECTORS), tuple(Cut(pixels=p, vectors=v) for p, v in tiles))
+
+
+def build_factor(layer: Conv2d, factor: Factor, cut: Cut | None = None) -> Kernel:
     """The kernel of a layer whose right operand is ``factor``."""
     n = tirx.Var("n", "int64")
     inputs = [placeholder(n, value, f"input{i}") for i, value in enumerate(layer.inputs)]
@@ -30,7 +40,11 @@ def build_factor(layer: Conv2d, factor: Factor) -> Kernel:
         for i, array in enumerate(epilogue.constants)
     ]
     elements = factor.pairing is Pairing.ELEMENTS
-    products = (_elements if elements else _matrices)(layer, factor, *inputs[:2])
+    cut = cut or Cut(vectors=VECTORS)
+    if elements:
+        products = _elements(layer, factor, *inputs[:2])
+    else:
+        products = _matrices(layer, factor, inputs[0], inputs[1], cut.vectors)
 
     def code(*at: Expr) -> Expr:
         residual = inputs[2][at] if len(inputs) > 2 else None
@@ -38,8 +52,8 @@ def build_factor(layer: Conv2d, factor: Factor) -> Kernel:
 
     out = te.compute((n, *layer.output.shape), code, name="out")
     func = function([*inputs, *constants, out])
-    schedule = _schedule_elements if elements else _schedule_matrices
-    return Kernel(schedule(func), epilogue.constants)
+    scheduled = _schedule_elements(func) if elements else _schedule_matrices(func, cut)
+    return Kernel(scheduled, epilogue.constants)
 
 
 def _elements(layer: Conv2d, factor: Factor, x: te.Tensor, r: te.Tensor) -> Callable[..., Expr]:
@@ -54,11 +68,13 @@ def _elements(layer: Conv2d, factor: Factor, x: te.Tensor, r: te.Tensor) -> Call
     return product
 
 
-def _matrices(layer: Conv2d, factor: Factor, x: te.Tensor, r: te.Tensor) -> Callable[..., Expr]:
+def _matrices(
+    layer: Conv2d, factor: Factor, x: te.Tensor, r: te.Tensor, vectors: int
+) -> Callable[..., Expr]:
     """Sums by element of the output, from a tensor of whole vectors per group."""
     n, (height, width, _), (K, _, _, C) = x.shape[0], layer.output.shape, layer.weight_shape
     each = K // layer.groups
-    block = LANES * VECTORS
+    block = LANES * vectors
     padded = -(-each // block) * block
 
     rows = factor.value.shape[0]
@@ -94,7 +110,7 @@ def _schedule_elements(func: tirx.PrimFunc) -> tirx.PrimFunc:
     return sch.mod["main"].without_attr("global_symbol")
 
 
-def _schedule_matrices(func: tirx.PrimFunc) -> tirx.PrimFunc:
+def _schedule_matrices(func: tirx.PrimFunc, cut: Cut) -> tirx.PrimFunc:
     """Rows of the left matrix to all cores, output channels to vectors of accumulators."""
     sch = s_tir.Schedule(func)
     right, sums, out = (sch.get_sblock(name) for name in ("right", "sums", "out"))
@@ -102,16 +118,17 @@ def _schedule_matrices(func: tirx.PrimFunc) -> tirx.PrimFunc:
     sch.parallel(sch.fuse(*rows))
     sch.vectorize(sch.split(lane, [None, LANES])[1])
 
-    *pixels, channel, depth = sch.get_loops(sums)
-    _, vector, lane = sch.split(channel, [None, VECTORS, LANES])
-    sch.reorder(depth, vector, lane)
-    sch.parallel(sch.fuse(*pixels))
-    sch.unroll(vector)
+    *image, pixel, group, channel, depth = sch.get_loops(sums)
+    tile, pixel = sch.split(pixel, [None, cut.pixels])
+    block, vector, lane = sch.split(channel, [None, cut.vectors, LANES])
+    sch.reorder(*image, tile, group, block, depth, pixel, vector, lane)
+    sch.parallel(sch.fuse(*image, tile, group))
     sch.vectorize(lane)
     init = sch.decompose_reduction(sums, depth)
-    *_, vector, lane = sch.get_loops(init)
-    sch.unroll(vector)
-    sch.vectorize(lane)
+    *_, first, other, begun = sch.get_loops(init)
+    for loop in (pixel, vector, first, other):
+        sch.unroll(loop)
+    sch.vectorize(begun)
 
     sch.parallel(sch.fuse(*sch.get_loops(out)[:-1]))
     return sch.mod["main"].without_attr("global_symbol")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from targets.cpu.cuts import Cut, CutSpace
 from targets.cpu.host import CpuFeatures
 from targets.cpu.intrinsics import DotProduct
 from targets.layers import Conv2d, Ints, Weights
@@ -75,8 +77,9 @@ class Geometry:
     """Sizes of a kernel.
 
     Attributes:
-        view: what the kernel takes for its rows and pixels: those of the ``image``; one ``row`` of
-            all pixels of the image (1 × 1 convolution); the images of the ``batch`` (dense).
+        view: what the kernel takes for its rows and pixels: those of the ``image``; a ``row`` of
+            all pixels of some rows of the image (1 × 1 convolution); the images of the ``batch``
+            (dense).
         height: rows.
         width: pixels of a row; 0 where it is the batch.
         rows: rows of a task; divides ``height``.
@@ -111,43 +114,24 @@ class Geometry:
         return self.blocks // self.groups
 
     @staticmethod
-    def of(layer: Conv2d, host: CpuFeatures, dot: Dot) -> Geometry:
-        """Cut ``layer``: tiles fit registers, tasks fit the cache, one image feeds all cores."""
-        height, width, channels = layer.output.shape
-        groups = 1 if layer.depthwise else layer.groups
-        lanes, registers = host.instructions.lanes, host.instructions.registers
-        product, _ = product_of(layer, host)
-        widened = product is not None and (product.left, product.right) == ("int16", "int8")
-        group_blocks = -(-(channels // groups) // lanes)
-        blocks = groups * group_blocks
-        full = blocks * lanes == channels
-        tile_blocks = 1 if layer.depthwise else group_blocks
-
+    def of(layer: Conv2d, host: CpuFeatures, dot: Dot, cut: Cut) -> Geometry:
+        """The sizes of ``layer``'s kernel, cut like that."""
+        blocks = _Blocks.of(layer, host)
+        height, width, _ = layer.output.shape
         view: View = "image"
-        r, s = layer.weight_shape[1:3]
-        if (r, s) == (1, 1) and layer.strides == (1, 1) and not any(layer.padding):
-            if height * width == 1:
-                view, height, width = "batch", 1, 0
-            elif full and _flattens(
-                height, width, _tile(height * width, tile_blocks, registers, widened)[0]
-            ):
-                view, height, width = "row", 1, height * width
-        pixels, vectors = _tile(width or 4, tile_blocks, registers, widened)
-
-        # One image alone should keep all cores busy, if there is enough of it. A dense layer is
-        # bound by reading its weights: parts of it gain nothing.
-        tasks = 1 if view == "batch" else max(1, min(2 * host.cores, layer.macs // TASK_MACS))
-        rows = _rows(layer, height, tasks)
-        chunk = blocks
-        if full and groups == 1:
-            tiles = blocks // vectors
-            wanted = -(-tasks // (height // rows))
-            chunk = vectors * max(d for d in divisors(tiles) if d == 1 or tiles // d >= wanted)
-        depth = blocks * lanes if layer.depthwise else _round_up(layer.weight_shape[3], dot.depth)
-        ragged = not full or width == 0 or width % pixels != 0
+        rows = cut.rows
+        if _of_batch(layer):
+            view, width = "batch", 0
+        elif cut.flat:
+            view, height, width, rows = "row", height // rows, rows * width, 1
+        if layer.depthwise:
+            depth = blocks.count * blocks.lanes
+        else:
+            depth = _round_up(layer.weight_shape[3], dot.depth)
+        ragged = not blocks.full or width == 0 or width % cut.pixels != 0
         return Geometry(
-            view, height, width, rows, pixels, vectors, chunk, lanes, blocks, groups, depth, full,
-            ragged,
+            view, height, width, rows, cut.pixels, cut.vectors, cut.chunk, blocks.lanes,
+            blocks.count, blocks.groups, depth, blocks.full, ragged,
         )  # fmt: skip
 
     def pack_channels(self, values: Ints) -> Ints:
@@ -168,6 +152,104 @@ class Geometry:
         w = np.pad(w, (*padding, (0, deep * dot.depth - c)))
         w = w.reshape(self.blocks, self.lanes, r, s, deep, dot.depth).transpose(0, 2, 3, 4, 1, 5)
         return np.ascontiguousarray(w)
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Output channels in vectors, which no cut changes.
+
+    Attributes:
+        lanes: channels of a block.
+        groups: padded to blocks one by one; 1 for a depthwise convolution.
+        count: blocks in all.
+        full: no channel of a block is padding.
+        per_tile: blocks that the vectors of a tile divide.
+        registers: vectors of sums at most.
+        widened: weights are, from bytes to words.
+    """
+
+    lanes: int
+    groups: int
+    count: int
+    full: bool
+    per_tile: int
+    registers: int
+    widened: bool
+
+    @staticmethod
+    def of(layer: Conv2d, host: CpuFeatures) -> _Blocks:
+        channels = layer.output.shape[2]
+        groups = 1 if layer.depthwise else layer.groups
+        lanes = host.instructions.lanes
+        dot, _ = product_of(layer, host)
+        widened = dot is not None and (dot.left, dot.right) == ("int16", "int8")
+        of_group = -(-(channels // groups) // lanes)
+        return _Blocks(
+            lanes, groups, groups * of_group, groups * of_group * lanes == channels,
+            1 if layer.depthwise else of_group, host.instructions.registers, widened,
+        )  # fmt: skip
+
+    @property
+    def divided(self) -> bool:
+        """Whether tasks may have a part of the output channels."""
+        return self.full and self.groups == 1
+
+    def joins(self, layer: Conv2d, rows: int, pixels: int) -> bool:
+        """Whether tiles of so many pixels may take so many rows of the image for one."""
+        _, width, _ = layer.output.shape
+        return self.full and _is_pointwise(layer) and _flattens(rows, width, pixels)
+
+    def tile(self, width: int) -> tuple[int, int]:
+        """Pixels and vectors of the rule's tile for rows of a width."""
+        return _tile(width, self.per_tile, self.registers, self.widened)
+
+
+def cut_space(layer: Conv2d, host: CpuFeatures) -> CutSpace:
+    """What a convolution's kernel may be cut like: tiles fit registers, sizes divide."""
+    blocks = _Blocks.of(layer, host)
+    height, width, _ = layer.output.shape
+    widest = blocks.registers if _of_batch(layer) else width
+    tiles = [
+        (pixels, vectors)
+        for vectors in divisors(blocks.per_tile)
+        for pixels in range(1, blocks.registers // vectors + 1)
+    ]
+    cuts = []
+    for rows, (pixels, vectors) in itertools.product(divisors(height), tiles):
+        flat = [False] if pixels <= widest else []
+        flat += [True] if not _of_batch(layer) and blocks.joins(layer, rows, pixels) else []
+        parts = divisors(blocks.count // vectors) if blocks.divided else [1]
+        chunks = [blocks.count // part for part in parts]
+        cuts += [Cut(rows, pixels, vectors, *each) for each in itertools.product(chunks, flat)]
+    return CutSpace(cut_by_rule(layer, host), tuple(cuts))
+
+
+def cut_by_rule(layer: Conv2d, host: CpuFeatures) -> Cut:
+    """Cut ``layer``: tiles fit registers, tasks fit the cache, one image feeds all cores."""
+    blocks = _Blocks.of(layer, host)
+    height, width, _ = layer.output.shape
+    batch = _of_batch(layer)
+    flat = not batch and blocks.joins(layer, height, blocks.tile(height * width)[0])
+    # One image alone should keep all cores busy, if there is enough of it. A dense layer is
+    # bound by reading its weights: parts of it gain nothing.
+    tasks = 1 if batch else max(1, min(2 * host.cores, layer.macs // TASK_MACS))
+    pixels, vectors = blocks.tile(height * width if flat else 4 if batch else width)
+    rows = height if flat or batch else _rows(layer, height, tasks)
+    wanted = -(-tasks // (height // rows))
+    chunk = blocks.count
+    if blocks.divided:
+        tiles = blocks.count // vectors
+        chunk = vectors * max(d for d in divisors(tiles) if d == 1 or tiles // d >= wanted)
+    return Cut(rows, pixels, vectors, chunk, flat)
+
+
+def _is_pointwise(layer: Conv2d) -> bool:
+    return layer.weight_shape[1:3] == (1, 1) and layer.strides == (1, 1) and not any(layer.padding)
+
+
+def _of_batch(layer: Conv2d) -> bool:
+    """Whether images are a kernel's pixels: each is only one."""
+    return _is_pointwise(layer) and layer.output.shape[:2] == (1, 1)
 
 
 def _round_up(n: int, multiple: int) -> int:

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from targets.cpu.addition import build_add
-from targets.cpu.convolution import build_conv2d
+from targets.cpu.convolution import build_conv2d, conv2d_cuts
+from targets.cpu.cuts import Cut, CutSpace
 from targets.cpu.host import CpuFeatures
 from targets.cpu.kernel import Kernel
 from targets.cpu.lookup import build_lut
 from targets.cpu.pool import build_max_pool2d
 from targets.cpu.rows import build_norm, build_softmax
+from targets.errors import CapacityError
 from targets.layers import Add, Conv2d, Layer, Lut, MaxPool2d, Norm, Softmax
 
 KERNELS: dict[type[Layer], Callable[[Any, CpuFeatures], Kernel]] = {
@@ -24,7 +26,31 @@ KERNELS: dict[type[Layer], Callable[[Any, CpuFeatures], Kernel]] = {
 }
 
 
-def make_kernel(layer: Layer, host: CpuFeatures) -> Kernel | None:
-    """The kernel of ``layer``, or None where TVM's own lowering will do (moves, constants)."""
+def cuts_of(layer: Layer, host: CpuFeatures) -> CutSpace | None:
+    """What the kernel of ``layer`` may be cut like; None where it has no choice, or is none."""
+    return conv2d_cuts(layer, host) if isinstance(layer, Conv2d) else None
+
+
+def make_kernel(layer: Layer, host: CpuFeatures, cut: Cut | None = None) -> Kernel | None:
+    """The kernel of ``layer``, or None where TVM's own lowering will do (moves, constants).
+
+    Args:
+        layer: the layer.
+        host: the processor.
+        cut: that takes the place of the rule's.
+
+    Raises:
+        CapacityError: the kernel can't be cut like that.
+    """
     build = KERNELS.get(type(layer))
-    return None if build is None else build(layer, host)
+    if cut is None:
+        return None if build is None else build(layer, host)
+    space = cuts_of(layer, host)
+    if space is None or cut not in space:
+        why = "it has no choice" if space is None else "sizes must divide and tiles fit registers"
+        raise CapacityError(
+            f"{layer.name}: its kernel on the CPU can't be cut into {cut}: {why}. Leave the cut "
+            f"out, or tune again."
+        )
+    assert isinstance(layer, Conv2d)
+    return build_conv2d(layer, host, cut)

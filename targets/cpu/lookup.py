@@ -23,5 +23,5 @@ def build_lut(layer: Lut, _host: CpuFeatures) -> Kernel:
     )
     constant = np.frombuffer(layer.table, np.dtype(layer.output.dtype)).copy()
     # No vectors: there is no instruction that looks up 256 bytes.
-    func = schedule_elements(function([x, table, out]), layer.output, vectors=False)
+    func = schedule_elements(function([x, table, out]), layer.output.shape, vectors=False)
     return Kernel(func, (constant,))

@@ -11,6 +11,7 @@
     head.json          the float ends as Relax modules, head and tail; only where there are some
     layers.json        layers of the integer network and where each runs, with the reason
     choices.json       what a tuning chose for each NPU program; only of a tuned artifact
+    cuts.json          what a tuning chose for kernels of the CPU, by tensor; likewise
     golden.npz         inputs and the outputs that every device gives for them, bit for bit; where
                        the integers end, too, if that is elsewhere
     ir/                text of the stages, to read
@@ -55,7 +56,7 @@ Raised by any change that the tvmq before it, or after it, would misread.
 MANIFEST = "manifest.json"
 
 OURS = re.compile(
-    r"(manifest|plan|integer|layers|head|tail|choices)\.json|npu\.toml|(model|cpu)\.so"
+    r"(manifest|plan|integer|layers|head|tail|choices|cuts)\.json|npu\.toml|(model|cpu)\.so"
     r"|program_\d+\.bin"
     r"|float\.pt2|golden\.npz|ir/(passes/)?[^/]+\.py"
 )
@@ -243,7 +244,8 @@ class Manifest(_Entry):
             "power_of_two_cost" by layer; {} without one.
         ranges: what is too narrow for the step that it has, in the order of the network.
         tuning: "trials" and how many of them "failed", the "seed", "cycles" of each program
-            "before" (by rule) and "after", and the "best" after how many trials; {} without one.
+            "before" (by rule) and "after", and the "best" after how many trials; under "cpu" what
+            was found for the CPU's kernels, in nanoseconds; {} without one.
         seconds: of each stage.
         files: sha256 of every other file.
         sha256: of all fields above.

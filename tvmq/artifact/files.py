@@ -7,7 +7,7 @@ import math
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ from tvm.target import Target
 from relay_passes.host_pipeline import host_pipeline
 from relay_passes.place import PlacedModule
 from relay_passes.read_layers import IntegerNetwork, IslandLayer
+from targets.cpu.cuts import Cut, cuts_as_json
 from targets.cpu.host import features_needed, foreign_architecture, host_target, runs_here
 from targets.cpu.instruction_sets import architecture_of, best_of
 from targets.disk_space import require_room
@@ -61,6 +62,9 @@ these, 4 are in float.pt2, 3 in integer.json, the rest in the libraries and prog
 
 CHOICES = "choices.json"
 """What takes the place of the compiler's own choices, for each program: of a tuned artifact."""
+
+CUTS = "cuts.json"
+"""What takes the place of the rules' cuts of the CPU's kernels, by tensor: of a tuned artifact."""
 
 OBJECTS_PER_PARAMETER = 8
 """Bytes of what lies in temporary files while a library is linked or loaded."""
@@ -142,6 +146,11 @@ def save_choices(folder: Path, choices: Sequence[Choices]) -> None:
     """choices.json: a list, an entry for each program."""
     text = json.dumps([each.as_json() for each in choices], indent=1)
     (folder / CHOICES).write_text(text + "\n")
+
+
+def save_cuts(folder: Path, cuts: Mapping[str, Cut]) -> None:
+    """cuts.json: an entry for each tensor whose kernel isn't cut by rule."""
+    (folder / CUTS).write_text(json.dumps(cuts_as_json(cuts), indent=1) + "\n")
 
 
 def compile_libraries(

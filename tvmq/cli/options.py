@@ -160,7 +160,7 @@ def tuning_options(default: int) -> Callable[[Function], Function]:
                 type=Whole(0),
                 default=default,
                 show_default=True,
-                help="Trials of other schedules for the NPU, all programs together; what is kept "
+                help="Trials of other schedules, of all programs or kernels together; what is kept "
                 "is never slower.",
             ),
             click.option(

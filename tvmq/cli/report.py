@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # so that printing does not import torch
     from tvmq.artifact.artifact import FloatEndsEntry, FloatEntry, FloatIslandEntry, RangeEntry
     from tvmq.flow import BuildResult
     from tvmq.tune.retune import TuneResult
+    from tvmq.tune.retune_kernels import KernelTuneResult
 
 MOST_RANGES = 3
 """Lines about tensors that are too narrow; the manifest names them all."""
@@ -53,7 +54,7 @@ def build_summary(result: BuildResult) -> list[str]:
     return lines
 
 
-def tune_summary(result: TuneResult, source: Path) -> list[str]:
+def tune_summary(result: TuneResult | KernelTuneResult, source: Path) -> list[str]:
     """What `tvmq tune` says at its end."""
     verdict = "identical, bit for bit" if result.manifest.bit_exact else "DIFFERENT"
     lines = [
@@ -67,15 +68,35 @@ def tune_summary(result: TuneResult, source: Path) -> list[str]:
 
 
 def tuning_lines(facts: Mapping[str, Any]) -> list[str]:
-    """Cycles before and after, and the trials that it took."""
-    if not facts:
-        return []
-    before, after = (sum(facts["cycles"][name]) for name in ("before", "after"))
+    """Cycles and times before and after, and the trials that it took."""
+    lines = []
+    if "cycles" in facts:
+        before, after = (sum(facts["cycles"][name]) for name in ("before", "after"))
+        change = f"{before:,} cycles by rule, {after:,} now"
+        lines.append(f"  tuned: {change} {_gain(before, after, 'fewer')}, {_trials(facts)}")
+    if cpu := facts.get("cpu"):
+        before, after = (cpu["nanoseconds"][name] for name in ("before", "after"))
+        kept = sum(not each["by_rule"] for each in cpu["kernels"])
+        change = f"{before / 1e6:.3f} ms by rule, {after / 1e6:.3f} ms now"
+        lines += [
+            f"  tuned on the CPU ({cpu['machine']}):",
+            f"    kernels one by one: {change} {_gain(before, after, 'less')}, {kept} of "
+            f"{len(cpu['kernels'])} kernels cut otherwise, {_trials(cpu)}",
+        ]
+        if "network_seconds" in cpu:
+            before, after = (1e3 * cpu["network_seconds"][name] for name in ("before", "after"))
+            change = f"{before:.3f} ms before, {after:.3f} ms now"
+            lines.append(f"    the network, an image: {change} {_gain(before, after, 'less')}")
+    return lines
+
+
+def _gain(before: float, after: float, word: str) -> str:
+    return f"({100 * (before - after) / max(before, 1e-9):.2f} % {word})"
+
+
+def _trials(facts: Mapping[str, Any]) -> str:
     failed = f", of which {facts['failed']} could not be made" if facts["failed"] else ""
-    return [
-        f"  tuned: {before:,} cycles by rule, {after:,} now "
-        f"({100 * (before - after) / max(before, 1):.2f} % fewer), {facts['trials']} trials{failed}"
-    ]
+    return f"{facts['trials']} trials{failed}"
 
 
 def float_end_lines(ends: FloatEndsEntry | None) -> list[str]:

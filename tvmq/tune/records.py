@@ -4,7 +4,8 @@
     database_tuning_record.json    a line per trial: [workload, [trace, seconds, target, arguments]]
 
 A workload is a function that says in its attributes what the seconds depend on: the machine, by the
-SHA-256 of its description; the compiler, its intrinsics included; versions; and the layers. TVM's
+SHA-256 of its description; the compiler, its intrinsics included; versions; and the layers. Of the
+CPU it is what names the target, the processor and its threads, and a kernel. TVM's
 own database finds a record whatever the target is; these are found by all of it, so a record of
 another machine never is. The trace annotates the choice. A trial that failed has 1e10 seconds, as
 in TVM.
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import tvm
 from tvm.s_tir import meta_schedule
@@ -32,7 +33,6 @@ from tvm.tirx.script import builder as tir
 
 from targets.errors import InputError
 from targets.interrupts import held_back
-from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.loops import prim_func, root
 from targets.reading import what_is
 from tvmq import __version__
@@ -41,6 +41,23 @@ WORKLOADS, TRIALS = "database_workload.json", "database_tuning_record.json"
 CHOICE = "tvmq.choice"
 FAILED = 1e10
 """Seconds of a trial that failed."""
+_TARGETS = {"npu": "ext_dev", "cpu": "llvm"}
+
+
+class Machine(Protocol):
+    """What was timed, as far as records tell machines apart."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def digest(self) -> str:
+        """Another one for each machine."""
+
+    @property
+    def clock_hz(self) -> int:
+        """Cycles of a second."""
 
 
 class Records:
@@ -51,18 +68,25 @@ class Records:
         read: trials of this machine that the files had.
     """
 
-    def __init__(self, spec: NpuSpec, folders: Sequence[Path] = (), output: Path | None = None):
+    def __init__(
+        self,
+        spec: Machine,
+        folders: Sequence[Path] = (),
+        output: Path | None = None,
+        kind: str = "npu",
+    ):
         """Read folders of records.
 
         Args:
             spec: the machine.
             folders: to read; one that isn't there has no records.
             output: a folder that gets what is added, read as well; None: nothing is written.
+            kind: of the machine, "npu" or "cpu".
 
         Raises:
             InputError: a folder is something else, can't be written, or is being written.
         """
-        self.spec = spec
+        self.spec, self.kind = spec, kind
         self.notes: list[str] = []
         self._cycles: dict[str, dict[str, int]] = {}
         self._file: _Appended | None = None
@@ -109,12 +133,13 @@ class Records:
         self._cycles.setdefault(workload, {})[_canonical(choice)] = cycles
         if self._file is not None:
             seconds = cycles / self.spec.clock_hz if cycles else FAILED
-            self._file.add(self._key(workload), words, _canonical(choice), seconds, self.spec.name)
+            target = {"kind": _TARGETS[self.kind], "tag": "", "keys": [], "model": self.spec.name}
+            self._file.add(self._key(workload), words, _canonical(choice), seconds, target)
 
     def _key(self, workload: str) -> dict[str, str]:
         return {
             "tvmq.machine": self.spec.digest,
-            "tvmq.compiler": compiler_digest(),
+            "tvmq.compiler": compiler_digest(self.kind),
             "tvmq.versions": f"tvmq {__version__}, TVM {version('apache-tvm')}",
             "tvmq.workload": workload,
         }
@@ -160,11 +185,11 @@ class Records:
 
 
 @functools.cache
-def compiler_digest() -> str:
-    """SHA-256 of the compiler for the NPU, its intrinsics and its timing model included."""
-    import targets.npu
+def compiler_digest(kind: str = "npu") -> str:
+    """SHA-256 of the compiler for the NPU, its timing model included, or of the CPU's kernels."""
+    import targets
 
-    folder = Path(targets.npu.__path__[0])
+    folder = Path(targets.__path__[0]) / kind
     whole = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         whole.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
@@ -196,7 +221,9 @@ class _Appended:
         _whole_lines(self._trials)
         self.numbers: dict[str, int] = {}  # of workloads that are there
 
-    def add(self, key: dict[str, str], words: str, choice: str, seconds: float, name: str) -> None:
+    def add(
+        self, key: dict[str, str], words: str, choice: str, seconds: float, target: dict[str, Any]
+    ) -> None:
         with held_back():
             workload = key["tvmq.workload"]
             if workload not in self.numbers:
@@ -209,7 +236,6 @@ class _Appended:
                 ["GetSBlock", [], ["root", "main"], ["b0"]],
                 ["Annotate", ["b0", f'"{choice}"'], [CHOICE], []],
             ]
-            target = {"kind": "ext_dev", "tag": "", "keys": [], "model": name}
             record = [self.numbers[workload], [[steps, []], [seconds], target, []]]
             self._trials.write(json.dumps(record).encode() + b"\n")
 

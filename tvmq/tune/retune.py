@@ -18,6 +18,7 @@ import tvm
 from relay_passes.float_ends import HEAD, INTEGERS, join_ends
 from relay_passes.place import place, programs_of
 from relay_passes.read_layers import read_layers
+from targets.cpu.cuts import Cut, cuts_from_json
 from targets.cpu.host import cpu_target
 from targets.cpu.instruction_sets import NATIVE
 from targets.errors import GateError, InputError
@@ -28,6 +29,7 @@ from targets.npu.machine.spec import load_spec
 from tvmq.artifact.artifact import Artifact, Manifest, write_manifest, writing
 from tvmq.artifact.files import (
     CHOICES,
+    CUTS,
     compile_library,
     cpu_entry,
     save_choices,
@@ -101,8 +103,8 @@ def retune(
     artifact = Artifact.load(source)
     if not artifact.has("npu.toml"):
         raise InputError(
-            f"{source}: was built for the CPU, and tuning is of NPU programs. "
-            f"Build it with --target npu."
+            f"{source}: was built for the CPU, and has no NPU programs to tune. Build it with "
+            f"--target npu, or tune its kernels with --device cpu."
         )
     ends = artifact.manifest.float_ends
     if ends is not None and not artifact.has("head.json"):
@@ -118,15 +120,15 @@ def retune(
     spec = load_spec(str(artifact.path("npu.toml")))
     with writing(output) as folder, made_meanwhile(spec):
         with progress.stage("read"):
-            integer = _module(artifact, "integer.json")
+            integer = module_of(artifact, "integer.json")
             network = read_layers(integer, {e["name"]: e["source"] for e in artifact.layers()})
         with progress.stage("tune"):
             programs = programs_of(network, spec)
             tuned = tune(programs, spec, request, progress, choices_of(artifact))
         with progress.stage("place"):
-            placed = place(integer, network, spec, cpu, tuned.choices)
+            placed = place(integer, network, spec, cpu, tuned.choices, kept_cuts(artifact))
             if ends is not None:
-                head, tail = (_module(artifact, f"{end}.json") for end in ("head", "tail"))
+                head, tail = (module_of(artifact, f"{end}.json") for end in ("head", "tail"))
                 placed = replace(placed, mod=join_ends(placed.mod, head, tail))
             made = ("npu.toml", "layers.json", "ir/placed.py", "model.so", CHOICES)
             for name in artifact.manifest.files:
@@ -138,13 +140,13 @@ def retune(
         with progress.stage("compile"):
             compile_library(placed.mod, folder / "model.so", spec, cpu)
         with progress.stage("verify"):
-            bit_exact = artifact.manifest.bit_exact and _verified(folder, artifact)
+            bit_exact = artifact.manifest.bit_exact and verified(folder, artifact)
         seconds = {"tune": 0.0, **artifact.manifest.seconds}
         manifest = artifact.manifest.model_copy(
             update={
                 "cpu": entry,
                 "bit_exact": bit_exact,
-                "tuning": tuned.as_json(),
+                "tuning": {**artifact.manifest.tuning, **tuned.as_json()},
                 "seconds": {name: progress.seconds.get(name, s) for name, s in seconds.items()},
             }
         )
@@ -160,18 +162,26 @@ def choices_of(artifact: Artifact) -> list[Choices]:
         return [Choices.from_json(each) for each in json.loads(path.read_bytes())]
 
 
-def _module(artifact: Artifact, name: str) -> tvm.IRModule:
+def kept_cuts(artifact: Artifact) -> dict[str, Cut]:
+    """The cuts that its kernels were compiled with, by tensor; none if they are the rules'."""
+    if not artifact.has(CUTS):
+        return {}
+    with artifact.reading(CUTS) as path:
+        return cuts_from_json(json.loads(path.read_bytes()))
+
+
+def module_of(artifact: Artifact, name: str) -> tvm.IRModule:
     """One that is kept as JSON."""
     with artifact.reading(name) as path:
         return tvm.ir.load_json(path.read_text())
 
 
-def _verified(folder: Path, artifact: Artifact) -> bool:
-    """Whether model.so gives what golden.npz says, bit for bit."""
+def verified(folder: Path, artifact: Artifact, name: str = "model.so") -> bool:
+    """Whether a library gives what golden.npz says, bit for bit."""
     with artifact.reading("golden.npz") as path, np.load(path) as file:
         golden = dict(file)
     manifest = artifact.manifest
-    library = LibraryRunner(folder / "model.so")
+    library = LibraryRunner(folder / name)
     arrays = [golden[f"input.{info.name}"] for info in manifest.inputs]
     expected = [golden[f"output.{info.name}"] for info in manifest.outputs]
     if not same(library(arrays), expected):

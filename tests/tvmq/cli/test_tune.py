@@ -214,15 +214,3 @@ def test_wrong_records_are_said_and_not_believed(small, tuned, tvmq, tmp_path):
     assert cycles(tmp_path / "a.tvmq")[0] == cycles(tuned)[0]
     assert cycles(tmp_path / "a.tvmq")[1] <= cycles(tuned)[0]
     assert "something else, or damaged" in " ".join(result.err.split())
-
-
-def test_tuning_is_of_the_npu(tvmq, tmp_path):
-    model = save("resnet_small", tmp_path)
-    refused = tvmq("build", model, "-o", tmp_path / "a", "--target", "cpu", "--trials", 4)
-    assert refused.code == 2
-    assert "the target is the CPU" in refused.err
-    built = tvmq("build", model, "-o", tmp_path / "b", "--target", "cpu", "-q")
-    assert built.code == 0, built.err
-    result = tvmq("tune", tmp_path / "b", "--trials", 4)
-    assert result.code == 2
-    assert "was built for the CPU" in result.err

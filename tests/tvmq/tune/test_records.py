@@ -69,7 +69,7 @@ def test_a_record_of_another_machine_is_never_used(tmp_path):
 
 def test_a_record_of_another_compiler_is_never_used(tmp_path, monkeypatch):
     folder = written(tmp_path / "r")
-    monkeypatch.setattr(module, "compiler_digest", lambda: "0" * 64)
+    monkeypatch.setattr(module, "compiler_digest", lambda _: "0" * 64)
     assert found(E256, folder).read == 0
 
 

@@ -1,0 +1,220 @@
+"""`tvmq tune --device cpu` and `tvmq build --target cpu` with trials: cuts of the CPU's kernels."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from model_files import save
+
+from targets.cpu.cuts import Cut
+from tvmq.artifact.artifact import Artifact
+from tvmq.artifact.files import CUTS
+from tvmq.cli import main
+from tvmq.run.session import Session
+from tvmq.tune import retune_kernels as module
+from tvmq.tune.kernel_clock import Turns
+from tvmq.tune.records import TRIALS
+from tvmq.tune.retune import kept_cuts
+
+TRIALS_MADE = 6
+
+
+class Clock:
+    """In the place of the real one: any cut takes half of the rule's time."""
+
+    machine = "a clock of tests"
+
+    def __init__(self, *_):
+        self.rules = {}
+
+    def __call__(self, layer, cuts, turns):
+        rule = self.rules.setdefault(layer.name, cuts[0])
+        return [Turns((1e-4 if cut == rule else 5e-5,) * turns) for cut in cuts]
+
+
+@pytest.fixture(scope="module")
+def tuned(small, tmp_path_factory):
+    """An artifact for the NPU whose kernels on the CPU were tuned."""
+    folder = tmp_path_factory.mktemp("tuned") / "tuned.tvmq"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SessionClock", Clock)
+        patch.setattr(module, "_compared", lambda *_: (2e-3, 1e-3))
+        words = ["tune", small, "-o", folder, "--device", "cpu", "--trials", TRIALS_MADE, "-q"]
+        assert main([str(word) for word in words]) == 0
+    return folder
+
+
+def golden(artifact):
+    with Artifact.load(artifact).reading("golden.npz") as path, np.load(path) as file:
+        return dict(file)
+
+
+def test_other_cuts_give_the_same_outputs(small, tuned):
+    artifact = Artifact.load(tuned)
+    assert artifact.manifest.bit_exact
+    assert kept_cuts(artifact)
+    expected = golden(small)
+    inputs = {name[6:]: array for name, array in expected.items() if name.startswith("input.")}
+    for device in ("npu", "cpu"):
+        for name, array in Session(artifact, device).run(inputs).items():
+            np.testing.assert_array_equal(array, expected[f"output.{name}"])
+    libraries = [Artifact.load(each).path("cpu.so").read_bytes() for each in (small, tuned)]
+    assert libraries[0] != libraries[1]
+
+
+def test_the_manifest_says_what_was_found(tuned):
+    manifest = Artifact.load(tuned).manifest
+    facts = manifest.tuning["cpu"]
+    assert (facts["trials"], facts["machine"]) == (TRIALS_MADE, Clock.machine)
+    assert facts["nanoseconds"]["after"] < facts["nanoseconds"]["before"]
+    assert facts["network_seconds"] == {"before": 2e-3, "after": 1e-3}
+    assert CUTS in manifest.files
+
+
+def test_what_makes_the_network_slower_is_not_kept(small, tvmq, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SessionClock", Clock)
+    monkeypatch.setattr(module, "_compared", lambda *_: (1e-3, 2e-3))
+    words = ["--device", "cpu", "--trials", TRIALS_MADE]
+    result = tvmq("tune", small, "-o", tmp_path / "a.tvmq", *words)
+    assert result.code == 0, result.err
+    assert "so they stay as they were" in " ".join(result.err.split())
+    assert not kept_cuts(Artifact.load(tmp_path / "a.tvmq"))
+    assert Artifact.load(tmp_path / "a.tvmq").path("cpu.so").read_bytes() == (
+        Artifact.load(small).path("cpu.so").read_bytes()
+    )
+
+
+def test_programs_are_tuned_without_losing_cuts(tuned, tvmq, tmp_path):
+    result = tvmq("tune", tuned, "-o", tmp_path / "b.tvmq", "--device", "npu", "--trials", 0)
+    assert result.code == 0, result.err
+    artifact = Artifact.load(tmp_path / "b.tvmq")
+    assert kept_cuts(artifact) == kept_cuts(Artifact.load(tuned))
+    assert {"cpu", "cycles"} <= set(artifact.manifest.tuning)
+
+
+def test_a_build_for_the_cpu_is_tuned_on_the_clock(tvmq, tmp_path):
+    model = save("resnet_small", tmp_path)
+    words = ["--target", "cpu", "--trials", TRIALS_MADE, "--json"]
+    result = tvmq("build", model, "-o", tmp_path / "a", *words)
+    assert result.code == 0, result.err
+    facts = json.loads(result.out)
+    assert facts["bit_exact"]
+    assert facts["tuning"]["cpu"]["trials"] == TRIALS_MADE
+    lines = (tmp_path / "a.tuning" / TRIALS).read_text().splitlines()
+    assert len(lines) == TRIALS_MADE + len(facts["tuning"]["cpu"]["kernels"])
+    assert all(isinstance(Cut(**each["cut"]), Cut) for each in facts["tuning"]["cpu"]["kernels"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--rpc-tracker", "127.0.0.1:9"], "one needs the other"),
+        (["--rpc-key", "board"], "one needs the other"),
+        (["--rpc-tracker", "nowhere", "--rpc-key", "board"], "expected HOST:PORT"),
+        (["--rpc-tracker", "127.0.0.1:9", "--rpc-key", "board"], "can't be reached"),
+        (["--device", "npu", "--rpc-tracker", "a:9", "--rpc-key", "b"], "Add --device cpu"),
+        (["--device", "cpu", "--plot", "p.svg"], "draws the cycles of the NPU"),
+    ],
+)
+def test_what_can_not_be_asked_for_is_refused(small, tvmq, tmp_path, words, said):
+    result = tvmq("tune", small, "-o", tmp_path / "a.tvmq", "--trials", 4, *words)
+    assert result.code == 2
+    assert said in result.err
+    assert not (tmp_path / "a.tvmq").exists()
+
+
+def test_kernels_for_another_processor_are_not_timed_here(tvmq, tmp_path):
+    model = save("resnet_small", tmp_path)
+    words = ["--target", "cpu", "--cpu", "armv8-neon", "--trials", 4]
+    result = tvmq("build", model, "-o", tmp_path / "a", *words)
+    assert result.code in (2, 5)  # 5 where nothing links for that processor
+    assert result.code == 5 or "can't execute" in result.err
+
+
+@pytest.mark.slow
+def test_servers_of_a_tracker_time_kernels(small, tvmq, tmp_path):
+    pytest.importorskip("tornado", reason="TVM's tracker needs it")
+    words = ["--device", "cpu", "--trials", 16, "--rpc-tracker", None, "--rpc-key", "here"]
+    with _Loopback() as loopback:
+        words[5] = loopback.address
+        servers = [loopback.server() for _ in range(2)]
+        loopback.wait(2)
+        result = tvmq("tune", small, "-o", tmp_path / "a.tvmq", *words, "--json")
+        assert result.code == 0, result.err
+        facts = json.loads(result.out)
+        assert facts["bit_exact"]
+        assert "servers here" in facts["machine"]
+        missing = tvmq("tune", small, "-o", tmp_path / "b.tvmq", *words[:-1], "board")
+        assert missing.code == 2
+        assert "none for the key board" in missing.err
+        for server in servers:
+            loopback.end(server)
+        loopback.wait(0)
+        gone = tvmq("tune", small, "-o", tmp_path / "b.tvmq", *words)
+        assert gone.code == 2
+        assert "has no servers" in gone.err
+
+
+class _Loopback:
+    """A tracker and its servers, as processes of this machine."""
+
+    def __enter__(self):
+        self.processes = []
+        self.port = _free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self._start("tvm.exec.rpc_tracker", "--port", self.port, "--port-end", self.port + 1)
+        return self
+
+    def server(self):
+        port = _free_port()
+        words = ["--port", port, "--port-end", port + 1, "--tracker", self.address, "--key", "here"]
+        return self._start("tvm.exec.rpc_server", *words)
+
+    def wait(self, servers):
+        from tvmq.tune.rpc_tracker import RpcTracker
+
+        until = time.monotonic() + 120
+        while _count(RpcTracker("127.0.0.1", self.port, "here")) != servers:
+            assert time.monotonic() < until, "servers don't register"
+            time.sleep(0.5)
+
+    def end(self, process):
+        for child in subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
+        ).stdout.split():
+            os.kill(int(child), 9)
+        process.kill()
+        process.wait()
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            if process.poll() is None:
+                self.end(process)
+
+    def _start(self, name, *words):
+        command = [sys.executable, "-m", name, "--host", "127.0.0.1", *map(str, words)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.processes.append(process)
+        return process
+
+
+def _count(tracker):
+    from targets.errors import InputError
+
+    try:
+        return tracker.servers()
+    except InputError:
+        return 0
+
+
+def _free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]

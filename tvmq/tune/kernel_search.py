@@ -1,0 +1,305 @@
+"""The search for cuts of the CPU's kernels that take less time, on the clock.
+
+A task is all layers whose kernels are the same but for the values of their constants. Its cuts are
+timed by turns with the rule's, so what counts is the ratio of the two in one turn, and of the turns
+the median: other load changes it little. What is best is timed once more, over more turns, and kept
+only if it wins clearly. Trials go to the tasks that take most time, and less and less to those
+where nothing is found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from statistics import median
+from typing import Any, Protocol
+
+from targets.cpu.cuts import NO_CUTS, Cut, CutSpace, cut_from_json
+from targets.cpu.host import CpuFeatures
+from targets.cpu.kernels import cuts_of, make_kernel
+from targets.layers import Layer
+from tvmq.tune.kernel_clock import Clock
+
+BATCH, NEAR = 8, 5
+"""Trials of a task before the next one is chosen; so many of them near the best so far."""
+TURNS, TURNS_TO_CONFIRM = 3, 9
+WINS = 0.97
+"""Of the rule's time, what a cut may take to be kept."""
+PATIENCE = 3
+"""Batches without anything better after which a task is left."""
+
+Report = Callable[[int, str], None]
+"""Told after each batch: trials so far, and the time saved so far in words."""
+
+
+class Known(Protocol):
+    """Trials of this machine that were made before."""
+
+    def find(self, workload: str, choice: Any) -> int | None:
+        """Nanoseconds; 0 if it failed, None if it wasn't made."""
+
+    def best(self, workload: str) -> Any:
+        """The fastest choice; None if there is none."""
+
+    def add(self, workload: str, choice: Any, cycles: int, words: str) -> None:
+        """Keep a trial."""
+
+
+@dataclass
+class Task:
+    """Layers with the same kernel.
+
+    Attributes:
+        layer: one of them.
+        names: what they make.
+        space: what their kernel may be cut like.
+        key: what its time depends on, but the cut and the machine.
+        rule: nanoseconds by rule.
+        ratios: of the rule's time, by cut; infinite where it failed.
+        dry: batches in a row that found nothing better.
+    """
+
+    layer: Layer
+    space: CutSpace
+    key: str
+    names: list[str] = field(default_factory=list)
+    rule: int = 0
+    ratios: dict[Cut, float] = field(default_factory=dict)
+    dry: int = 0
+
+    @property
+    def best(self) -> Cut:
+        """The fastest cut so far."""
+        return min(self.ratios, key=lambda cut: (self.ratios[cut], cut))
+
+    @property
+    def worth(self) -> float:
+        """What another batch may be worth."""
+        return self.rule * len(self.names) * 0.5**self.dry
+
+    @property
+    def nanoseconds(self) -> float:
+        """Of all its layers, with the best cut."""
+        return self.rule * len(self.names) * min(1.0, self.ratios[self.best])
+
+    def describe(self) -> str:
+        """The kernel in words."""
+        shapes = " -> ".join(
+            "x".join(map(str, value.shape)) for value in (self.layer.inputs[0], self.layer.output)
+        )
+        return f"{self.layer.kind} {shapes}"
+
+
+@dataclass(frozen=True)
+class TunedKernel:
+    """What was found for a task.
+
+    Attributes:
+        names: what its layers make.
+        words: the kernel in words.
+        cut: that is kept; the rule's if nothing won clearly.
+        by_rule: whether it is the rule's.
+        before: nanoseconds of one of them by rule.
+        after: with the cut.
+    """
+
+    names: tuple[str, ...]
+    words: str
+    cut: Cut
+    by_rule: bool
+    before: int
+    after: int
+
+    def as_json(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        return {
+            "makes": list(self.names),
+            "kernel": self.words,
+            "cut": self.cut.as_json(),
+            "by_rule": self.by_rule,
+            "nanoseconds": {"before": self.before, "after": self.after},
+        }
+
+
+@dataclass(frozen=True)
+class TunedKernels:
+    """What was found for the kernels of a network.
+
+    Attributes:
+        kernels: those that have a choice.
+        trials: how many were made, or known.
+        failed: how many of them failed.
+    """
+
+    kernels: tuple[TunedKernel, ...]
+    trials: int
+    failed: int
+
+    @property
+    def cuts(self) -> dict[str, Cut]:
+        """What takes the place of the rule's cuts, by tensor."""
+        return {name: each.cut for each in self.kernels if not each.by_rule for name in each.names}
+
+    @property
+    def before(self) -> int:
+        """Nanoseconds of these kernels in all, by rule."""
+        return sum(each.before * len(each.names) for each in self.kernels)
+
+    @property
+    def after(self) -> int:
+        """With the cuts that are kept."""
+        return sum(each.after * len(each.names) for each in self.kernels)
+
+
+def tasks_of(layers: Iterable[Layer], host: CpuFeatures) -> list[Task]:
+    """The kernels among layers on the CPU that have a choice, equal ones as one task."""
+    tasks: dict[str, Task] = {}
+    for layer in layers:
+        space = cuts_of(layer, host)
+        if space is None or len(space.cuts) < 2:
+            continue
+        kernel = make_kernel(layer, host)
+        assert kernel is not None
+        shapes = [(array.shape, str(array.dtype)) for array in kernel.constants]
+        text = f"{kernel.func.script()}{shapes}"
+        key = hashlib.sha256(text.encode()).hexdigest()
+        task = tasks.setdefault(key, Task(layer, space, key))
+        task.names.append(layer.output.name)
+    return list(tasks.values())
+
+
+def search_kernels(
+    tasks: Sequence[Task],
+    clock: Clock,
+    known: Known,
+    trials: int,
+    seed: int,
+    report: Report = lambda trials, words: None,
+    start: Mapping[str, Cut] = NO_CUTS,
+) -> TunedKernels:
+    """Find cuts for kernels.
+
+    Args:
+        tasks: from ``tasks_of``.
+        clock: times kernels.
+        known: trials of before; new ones are added.
+        trials: how many cuts are tried, besides the rule's; 0: the best known ones are.
+        seed: of what is drawn.
+        report: told after each batch.
+        start: cuts of before, by tensor, which are tried first.
+
+    Raises:
+        TvmqError: a kernel can't be timed.
+    """
+    search = _Search(clock, known, Random(seed), start)
+    for task in tasks:
+        search.begin(task, recall=not trials)
+    while open_tasks := [task for task in tasks if task.dry < PATIENCE and task.rule]:
+        left = trials - search.trials
+        if left <= 0:
+            break
+        task = max(open_tasks, key=lambda each: (each.worth, each.key))
+        search.batch(task, min(BATCH, left))
+        before = sum(each.rule * len(each.names) for each in tasks)
+        after = sum(each.nanoseconds for each in tasks)
+        report(search.trials, f"{100 * (1 - after / before):.1f} % less time in these kernels")
+    return TunedKernels(
+        tuple(search.confirmed(task) for task in tasks), search.trials, search.failed
+    )
+
+
+class _Search:
+    def __init__(
+        self, clock: Clock, known: Known, random: Random, start: Mapping[str, Cut]
+    ) -> None:
+        self.clock, self.known, self.random, self.start = clock, known, random, start
+        self.trials = self.failed = 0
+
+    def begin(self, task: Task, recall: bool) -> None:
+        """Time the rule's kernel; ``recall`` the best that is known, too."""
+        rule = task.space.rule
+        found = self.known.find(task.key, rule.as_json())
+        if not found:
+            (turns,) = self._times(task, [rule], TURNS)
+            found = round(1e9 * median(turns))
+            self.known.add(task.key, rule.as_json(), found, task.describe())
+        task.rule, task.ratios[rule] = found, 1.0
+        if recall and (best := self.known.best(task.key)) is not None:
+            cut = cut_from_json(best)
+            nanoseconds = self.known.find(task.key, best)
+            if cut in task.space and nanoseconds:
+                task.ratios[cut] = nanoseconds / found
+
+    def batch(self, task: Task, size: int) -> None:
+        """Try cuts that were not."""
+        cuts = self._next(task, size)
+        best = min(task.ratios.values())
+        made = {cut: self.known.find(task.key, cut.as_json()) for cut in cuts}
+        fresh = [cut for cut, found in made.items() if found is None]
+        if fresh:
+            for cut, ratio in zip(fresh, self._ratios(task, fresh, TURNS), strict=True):
+                nanoseconds = 0 if ratio == math.inf else max(1, round(ratio * task.rule))
+                made[cut] = nanoseconds
+                self.known.add(task.key, cut.as_json(), nanoseconds, task.describe())
+        for cut, took in made.items():
+            task.ratios[cut] = took / task.rule if took else math.inf
+            self.failed += not took
+        self.trials += len(cuts)
+        found_better = min(task.ratios.values()) < 0.99 * best
+        task.dry = 0 if found_better else task.dry + 1
+        if not cuts:
+            task.dry = PATIENCE
+
+    def confirmed(self, task: Task) -> TunedKernel:
+        """The best cut if it wins over more turns, or the rule's."""
+        rule, cut, ratio = task.space.rule, task.best, 1.0
+        if task.ratios[cut] <= WINS:
+            (ratio,) = self._ratios(task, [cut], TURNS_TO_CONFIRM)
+        if ratio > WINS:
+            cut, ratio = rule, 1.0
+        after = round(ratio * task.rule)
+        words = task.describe()
+        return TunedKernel(tuple(task.names), words, cut, cut == rule, task.rule, after)
+
+    def _next(self, task: Task, size: int) -> list[Cut]:
+        """Of the cuts not tried: what was used before, some near the best, the rest at random."""
+        largest = max(cut.pixels * cut.vectors for cut in task.space.cuts)
+        left = [
+            cut
+            for cut in task.space.cuts
+            if cut not in task.ratios and 2 * cut.pixels * cut.vectors >= largest
+        ]
+        chosen = [
+            cut
+            for name in task.names
+            if (cut := self.start.get(name)) is not None
+            and cut in task.space
+            and cut not in task.ratios
+        ][:1]
+        left = [cut for cut in left if cut not in chosen]
+        near = sorted(left, key=lambda cut: (_distance(cut, task.best), cut))[:NEAR]
+        chosen = [*chosen, *near][:size]
+        others = [cut for cut in left if cut not in chosen]
+        return chosen + self.random.sample(others, min(size - len(chosen), len(others)))
+
+    def _ratios(self, task: Task, cuts: Sequence[Cut], turns: int) -> list[float]:
+        """Time of each over the rule's in the same turn, the median; infinite if it failed."""
+        rule, *others = self._times(task, [task.space.rule, *cuts], turns)
+        return [
+            median(a / b for a, b in zip(each, rule, strict=True)) if each else math.inf
+            for each in others
+        ]
+
+    def _times(self, task: Task, cuts: Sequence[Cut], turns: int) -> list[tuple[float, ...]]:
+        return [each.seconds for each in self.clock(task.layer, cuts, turns)]
+
+
+def _distance(a: Cut, b: Cut) -> float:
+    """How far two cuts are from each other, in factors of two."""
+    sizes = zip(
+        *((each.rows, each.pixels, each.vectors, each.chunk) for each in (a, b)), strict=True
+    )
+    return sum(abs(math.log2(x / y)) for x, y in sizes) + (a.flat != b.flat)

@@ -1,0 +1,176 @@
+"""A built artifact with other cuts for the CPU's kernels: the same integers, in less time.
+
+As ``retune`` does for NPU programs: what is computed is read from ``integer.json``, libraries are
+made anew, and the outputs of ``golden.npz`` are the proof. At the end the whole network is timed,
+by turns with what it was, and the cuts are kept only if it isn't slower.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from relay_passes.float_ends import join_ends
+from relay_passes.place import PlacedModule, integer_layers, place
+from relay_passes.read_layers import read_layers
+from targets.cpu.cuts import Cut
+from targets.cpu.host import cpu_target
+from targets.cpu.instruction_sets import NATIVE
+from targets.errors import GateError, InputError
+from targets.linker import try_linker
+from targets.npu.machine.spec import load_spec
+from tvmq.artifact.artifact import Artifact, Manifest, write_manifest, writing
+from tvmq.artifact.files import CUTS, compile_libraries, save_cuts, save_placement
+from tvmq.progress import Progress
+from tvmq.tune.kernel_clock import SessionClock, network_seconds
+from tvmq.tune.request import TuneRequest
+from tvmq.tune.retune import choices_of, kept_cuts, module_of, verified
+from tvmq.tune.rpc_tracker import RpcTracker
+from tvmq.tune.tune_kernels import tune_kernels, tuning_facts
+
+TURNS = 9
+"""Of the whole network, before and after."""
+
+
+@dataclass(frozen=True)
+class KernelTuneResult:
+    """What was tuned.
+
+    Attributes:
+        artifact: the folder that was written.
+        manifest: its manifest.
+    """
+
+    artifact: Path
+    manifest: Manifest
+
+    def as_json(self) -> dict[str, Any]:
+        """The output of `tvmq tune --device cpu --json`."""
+        facts = self.manifest.tuning["cpu"]
+        return {
+            "artifact": str(self.artifact),
+            **facts,
+            "bit_exact": self.manifest.bit_exact,
+            "seconds": self.manifest.seconds,
+        }
+
+    def check_gates(self) -> None:
+        """Fail if the devices disagree.
+
+        Raises:
+            GateError: they do.
+        """
+        if not self.manifest.bit_exact:
+            raise GateError(
+                f"{self.artifact}: the tuned kernels give other outputs for golden.npz. "
+                f"This is a fault of tvmq; don't deploy the artifact."
+            )
+
+
+def retune_kernels(
+    source: Path,
+    output: Path,
+    request: TuneRequest,
+    tracker: RpcTracker | None = None,
+    progress: Progress | None = None,
+) -> KernelTuneResult:
+    """Tune the CPU's kernels of an artifact; nothing changes unless all stages succeed.
+
+    Args:
+        source: an artifact.
+        output: the folder to write; it may be the same.
+        request: what is asked for.
+        tracker: of the servers that kernels are timed on; None: this machine.
+        progress: listens.
+
+    Raises:
+        InputError: it isn't one, is for another processor, records can't be used, or the tracker
+            has no server.
+        TvmqError: a stage can't do it.
+    """
+    progress = progress or Progress()
+    artifact = Artifact.load(source)
+    ends = artifact.manifest.float_ends
+    if ends is not None and not artifact.has("head.json"):
+        raise InputError(f"{source}: has no head.json to tune it with. Build it again.")
+    artifact.require_processor()  # the proof is that it gives the same outputs
+    try_linker()
+    before = artifact.manifest.cpu
+    cpu = cpu_target(NATIVE if before is None else before.target)
+    clock = SessionClock(cpu, tracker)
+    spec = load_spec(str(artifact.path("npu.toml"))) if artifact.has("npu.toml") else None
+    with writing(output) as folder:
+        with progress.stage("read"):
+            integer = module_of(artifact, "integer.json")
+            network = read_layers(integer, {e["name"]: e["source"] for e in artifact.layers()})
+        with progress.stage("tune"):
+            layers = integer_layers(network.layers)
+            tuned = tune_kernels(layers, cpu, clock, request, progress, kept_cuts(artifact))
+
+        def placed(with_npu: bool, cuts: Mapping[str, Cut]) -> PlacedModule:
+            found = place(
+                *(integer, network, spec if with_npu else None, cpu),
+                *(choices_of(artifact) if with_npu else (), cuts),
+            )
+            if ends is None:
+                return found
+            head, tail = (module_of(artifact, f"{end}.json") for end in ("head", "tail"))
+            return replace(found, mod=join_ends(found.mod, head, tail))
+
+        for name in artifact.manifest.files:
+            if name not in ("model.so", "cpu.so", "ir/placed.py", CUTS):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(artifact.path(name), folder / name)
+
+        def compiled(cuts: Mapping[str, Cut]) -> None:
+            on_cpu = placed(False, cuts)
+            both = on_cpu if spec is None else placed(True, cuts)
+            save_placement(folder, both, spec)
+            save_cuts(folder, cuts)
+            compile_libraries(folder, both, on_cpu, spec, cpu)
+
+        with progress.stage("compile"):
+            compiled(tuned.cuts)
+        seconds: tuple[float, float] | None = None
+        if tracker is None and tuned.cuts:
+            with progress.stage("compare"):
+                seconds = _compared(artifact, folder)
+                if seconds[1] > seconds[0]:
+                    progress.note(
+                        f"note: kernels that are faster by themselves make the network slower "
+                        f"({1e3 * seconds[0]:.3f} ms before, {1e3 * seconds[1]:.3f} ms after), so "
+                        f"they stay as they were."
+                    )
+                    compiled(kept_cuts(artifact))
+                    seconds = (seconds[0], seconds[0])
+        with progress.stage("verify"):
+            bit_exact = artifact.manifest.bit_exact and all(
+                verified(folder, artifact, name) for name in ("model.so", "cpu.so")
+            )
+        known = artifact.manifest.seconds
+        facts = tuning_facts(tuned, clock, request, seconds)
+        manifest = artifact.manifest.model_copy(
+            update={
+                "bit_exact": bit_exact,
+                "tuning": {**artifact.manifest.tuning, "cpu": facts},
+                "seconds": {"tune": 0.0, **known, **progress.seconds},
+            }
+        )
+        write_manifest(folder, manifest)
+    return KernelTuneResult(output, manifest)
+
+
+def _compared(artifact: Artifact, folder: Path) -> tuple[float, float]:
+    """Seconds of an image before and after."""
+    with artifact.reading("golden.npz") as path, np.load(path) as file:
+        arrays = [file[f"input.{info.name}"][:1] for info in artifact.manifest.inputs]
+    with artifact.reading("cpu.so") as path:
+        before, after = network_seconds([path, folder / "cpu.so"], arrays, TURNS)
+    ratio = median(a / b for a, b in zip(after, before, strict=True))
+    return median(before), ratio * median(before)
