@@ -191,7 +191,8 @@ class Trials:
         spans = list(together(structure.plan))
         touched = [n for n, span in enumerate(spans) if set(span) & set(layers)]
         first, last = max(0, touched[0] - 1), min(len(spans) - 1, touched[-1] + 1)
-        return range(spans[first].start, spans[last].stop)
+        window = range(spans[first].start, spans[last].stop)
+        return window if len(window) < len(structure.plan.layers) else None
 
     def description(
         self, structure: Structure, window: range | None = None, free: int | None = None

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count, islice
@@ -34,8 +34,10 @@ from tvmq.tune.workers import Trial, Workers
 
 BATCH = 8
 """Trials that are made from the same program."""
+ROUND = 4
+"""Tasks, of as many trials each, before anything is tried in the whole of a large program."""
 CHECKED = 3
-"""Of those, how many are tried in the whole program at most."""
+"""Of those, how many are tried in a large program one by one, if all together are of no use."""
 NEIGHBOURS = 12
 """Cuts nearest to the best of which neighbours are drawn."""
 LONGEST_LEAD = 6
@@ -128,6 +130,12 @@ class _Change(NamedTuple):
         return self.name, bool(self.choices.turns)
 
     @property
+    def names(self) -> set[str]:
+        """Of all that is other."""
+        made = self.choices
+        return {*made.cuts, *made.stays, *made.cascades, *made.turns.leads, self.name}
+
+    @property
     def wider(self) -> _Change | None:
         """The same cut in all layers that it may be good for."""
         cut = self.choices.cuts.get(self.name)
@@ -142,14 +150,14 @@ class _Task:
 
     Attributes:
         layers: their positions; the first one is timed.
-        space: cuts to try, by estimate.
+        space: cuts to try, by estimate; None where they were not looked for.
         loses: estimated cycles of all that are no work of the unit that works most.
         tried: cuts.
         stale: batches since the last one that was of use.
     """
 
     layers: list[int]
-    space: list[Cut]
+    space: list[Cut] | None = None
     loses: int = 0
     tried: set[Cut] = field(default_factory=set)
     stale: int = 0
@@ -157,7 +165,7 @@ class _Task:
     @property
     def worth(self) -> float:
         """What another batch promises."""
-        left = len(self.tried) < len(self.space)
+        left = self.space is None or len(self.tried) < len(self.space)
         return self.loses / (1 + self.stale) ** 2 if left else 0.0
 
 
@@ -216,6 +224,7 @@ class _Search:
         self.best: list[int] = []
         self._spaces: dict[Hashable, list[Cut]] = {}
         self._turned = False
+        self.size = BATCH if trials.small else BATCH * ROUND
 
     def run(self) -> Found:
         tasks: dict[tuple[Hashable, int], _Task] = {}
@@ -225,20 +234,16 @@ class _Search:
                 break
             batch: list[_Change] = []
             if number % self.mix.structures == 0:
-                batch = self._next(structures)
+                batch = list(islice(structures, self.size))
             elif number % self.mix.turns == 0 and (stale < PATIENCE or number % PATIENCE == 0):
-                before = self.total
-                self._try(self._turns())
-                stale = 0 if self.total < before else stale + 1
+                stale = 0 if self._try(self._turns()) else stale + 1
                 continue
-            task = None
-            if not batch and (task := self._task(tasks)) is not None:
-                batch = self._cuts(task)
-            batch = batch or self._next(structures) or self._turns()
-            before = self.total
-            self._try(batch)
-            if task is not None:
-                task.stale = 0 if self.total < before else task.stale + 1
+            chosen = [] if batch else self._chosen(tasks)
+            batch = batch or [cut for task in chosen for cut in self._cuts(task)]
+            accepted = self._try(batch or list(islice(structures, self.size)) or self._turns())
+            for task in chosen:
+                names = {self._name(n) for n in task.layers}
+                task.stale = 0 if names & accepted else task.stale + 1
         useful = self.total < self.before
         found = self.choices if useful else NO_CHOICES
         return Found(found, self.before, self.total, self.failed, tuple(self.best))
@@ -252,8 +257,12 @@ class _Search:
 
     # --- batches
 
-    def _try(self, batch: Sequence[_Change]) -> None:
-        """Time changes in their windows, the best of them in the whole program, and keep one."""
+    def _try(self, batch: Sequence[_Change]) -> set[str]:
+        """Time changes in their windows, the best of them in the whole program, and keep one.
+
+        Returns:
+            What a change is about that made the program faster.
+        """
         batch = batch[: self.budget - len(self.best)]
         windows = [self.trials.window(self.base, change.layers) for change in batch]
         before = [self.total] * len(batch)
@@ -266,27 +275,28 @@ class _Search:
         gains = [old - new if new else 0 for old, new in _pairs(before, after)]
         order = sorted(range(len(batch)), key=lambda n: -gains[n])
         better = [batch[n] for n in order if gains[n] > 0]
-        found = self._checked(better)
-        if not found:
-            even = [change for change, new in _pairs(batch, after) if new == self.total]
-            found = [(self.total, each) for each in even if each.choices.turns][:1]
-        useful = {change.about: change for cycles, change in reversed(found) if cycles < self.total}
-        if len(useful) > 1 and len(self.best) < self.budget:
-            joined = _joined(useful.values())
-            cycles = self._whole([joined])[0]
-            self._count(cycles)
-            found = [*found, (cycles, joined)]
-        done = min((each for each in found if each[0]), key=lambda each: each[0], default=None)
-        if done is not None and done[0] <= self.total:
-            self.total = self.best[-1] = done[0]
-            self.base = self.trials.structure(_with(self.base.choices, done[1]))
+        if self.trials.small:
+            even = [each for each, new in _pairs(batch, after) if new == self.total]
+            found = self._fastest(better) or [(self.total, e) for e in even if e.choices.turns][:1]
+            joined = _joined(better)
+            if joined and len(self.best) < self.budget:
+                found = sorted([*found, *self._fastest(joined)], key=lambda each: each[0])
+                self._count(found[0][0])
+        else:
+            wide = [change.wider or change for change in better]
+            found = self._fastest([*wide[:1], *_joined(wide), *_joined(better)])
+            if not found or found[0][0] >= self.total:
+                found = self._fastest([*better[:CHECKED], *wide[1:CHECKED]])
+        if not found or found[0][0] > self.total:
+            return set()
+        (cycles, change), before_it = found[0], self.total
+        self.total = self.best[-1] = cycles
+        self.base = self.trials.structure(_with(self.base.choices, change))
+        return change.names if cycles < before_it else set()
 
-    def _checked(self, better: Sequence[_Change]) -> list[tuple[int, _Change]]:
-        """(cycles of the whole program, change), the fastest first, of changes and wider ones."""
-        if not self.trials.small:
-            better = better[:CHECKED]
-            better = [*better, *(wider for each in better if (wider := each.wider))]
-        checked = _pairs(self._whole(better), better)
+    def _fastest(self, changes: Sequence[_Change]) -> list[tuple[int, _Change]]:
+        """(cycles of the whole program, change), the fastest first, of those that can be made."""
+        checked = _pairs(self._whole(changes), changes)
         return sorted((each for each in checked if each[0]), key=lambda each: each[0])
 
     def _whole(self, changes: Sequence[_Change]) -> list[int]:
@@ -358,9 +368,6 @@ class _Search:
                 if self.base.choices.cascades[name] != choice:
                     yield self._cascade(name, choice)
 
-    def _next(self, structures: Iterator[_Change]) -> list[_Change]:
-        return list(islice(structures, BATCH))
-
     def _stay(self, name: str) -> _Change | None:
         """A tensor that stays goes through DRAM instead, and the other way round."""
         here = [each for each in self.base.plan.residents if name in each.names]
@@ -397,7 +404,7 @@ class _Search:
             self._turned = True
             every = range(len(self.base.plan.layers))
             batch.append(_Change("", Choices(turns=Turns(True)), every))
-        while len(batch) < BATCH:
+        while len(batch) < self.size:
             first = self.random.randrange(len(working))
             several = self.random.choice((1, 1, 2, 3))
             chosen = (
@@ -417,21 +424,20 @@ class _Search:
 
     # --- cuts
 
-    def _task(self, tasks: dict[tuple[Hashable, int], _Task]) -> _Task | None:
-        """The one that promises most; None if none does anything."""
+    def _chosen(self, tasks: dict[tuple[Hashable, int], _Task]) -> list[_Task]:
+        """Those that promise most."""
         now: dict[tuple[Hashable, int], list[int]] = {}
         for n, each in enumerate(self.base.plan.layers):
             if not each.idle:
                 form = kind_of(each.job.layer).form(each.job)
                 now.setdefault((form, n if self.trials.small else 0), []).append(n)
         for key, layers in now.items():
-            if key not in tasks:
-                tasks[key] = _Task(layers, self._space(key[0], layers[0]))
+            task = tasks.setdefault(key, _Task(layers))
             planned = [self.base.plan.layers[n].cost for n in layers]
             loses = [max(c.cycles - max(c.array, c.vector), c.cycles // 16, 1) for c in planned]
-            tasks[key].layers, tasks[key].loses = layers, sum(loses)
-        best = max((tasks[key] for key in now), key=lambda task: task.worth, default=None)
-        return best if best is not None and best.worth else None
+            task.layers, task.loses = layers, sum(loses)
+        worth = sorted((tasks[key] for key in now), key=lambda task: -task.worth)
+        return [task for task in worth[: self.size // BATCH] if task.worth]
 
     def _space(self, form: Hashable, layer: int) -> list[Cut]:
         if form not in self._spaces:
@@ -444,7 +450,10 @@ class _Search:
         """Some cuts of a task."""
         first, *others = task.layers
         name, current = self._name(first), self.base.plan.layers[first].choice
-        chosen = self._candidates(task, current)
+        if task.space is None:
+            form = kind_of(self.base.plan.layers[first].job.layer).form
+            task.space = self._space(form(self.base.plan.layers[first].job), first)
+        chosen = self._candidates(task, task.space, current)
         task.tried |= {current, *chosen}
         names = [self._name(n) for n in others]
         return [
@@ -452,8 +461,8 @@ class _Search:
             for cut in chosen
         ]
 
-    def _candidates(self, task: _Task, current: Cut) -> list[Cut]:
-        left = [cut for cut in task.space if cut not in task.tried and cut != current]
+    def _candidates(self, task: _Task, space: list[Cut], current: Cut) -> list[Cut]:
+        left = [cut for cut in space if cut not in task.tried and cut != current]
         mix = self.mix if task.tried else Mix(near=0, by_estimate=self.mix.first)
         nearest = sorted(left, key=lambda cut: _distance(cut, current))[:NEIGHBOURS]
         chosen = self.random.sample(nearest, min(mix.near, len(nearest)))
@@ -480,15 +489,18 @@ def _with(base: Choices, change: _Change) -> Choices:
     )
 
 
-def _joined(changes: Iterable[_Change]) -> _Change:
-    """All of some changes; where two are about the same, the last one."""
-    changes = list(changes)
+def _joined(changes: Sequence[_Change]) -> list[_Change]:
+    """All of some changes as one, of those about the same the first; none if there is one alone."""
+    several = {change.about: change for change in reversed(changes)}
+    if len(several) < 2:
+        return []
     made = NO_CHOICES
-    for each in changes:
+    for each in several.values():
         made = _with(made, each)
-    layers = range(min(c.layers.start for c in changes), max(c.layers.stop for c in changes))
-    uncut = frozenset().union(*(each.uncut for each in changes)) - set(made.cuts)
-    return _Change(changes[-1].name, made, layers, uncut=uncut)
+    layers = [each.layers for each in several.values()]
+    span = range(min(each.start for each in layers), max(each.stop for each in layers))
+    uncut = frozenset().union(*(each.uncut for each in several.values())) - set(made.cuts)
+    return [_Change(changes[0].name, made, span, uncut=uncut)]
 
 
 def _distance(one: Cut, other: Cut) -> float:
