@@ -36,11 +36,12 @@ def command(
     so an interrupted search goes on where it was, and a later build can use them.
     """
     from targets.whole_files import whole_file
-    from tvmq.tune.request import TuneRequest, request_of
+    from tvmq.tune.request import TuneRequest, all_cores, request_of
     from tvmq.tune.retune import retune
 
     output = output or artifact
-    request = request_of(output, trials, seed, tuning_records) or TuneRequest(0, seed)
+    request = request_of(output, trials, seed, tuning_records, all_cores())
+    request = request or TuneRequest(0, seed)
     with ExitStack() as stack:
         file = None if plot is None else stack.enter_context(whole_file(plot))
         result = retune(artifact, output, request, terminal.progress())

@@ -17,7 +17,7 @@ from tvmq.progress import Progress
 from tvmq.tune.records import Records
 from tvmq.tune.request import TuneRequest
 from tvmq.tune.search import Found, search
-from tvmq.tune.workers import processes_for
+from tvmq.tune.workers import WORTH_A_PROCESS
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def tune(
                     trials = Trials(parts.layers, parts.inputs, parts.outputs, spec)
                     found = search(
                         *(trials, share, request.seed, records, report),
-                        processes=processes_for(share),
+                        processes=max(1, min(request.processes, share // WORTH_A_PROCESS)),
                     )
                     known = [records.best(trials.description(trials.rule)), *start[n : n + 1]]
                     done.append(_best(found, trials, known, progress))

@@ -23,15 +23,6 @@ WORTH_A_PROCESS = 64
 """Trials that take longer than starting a process that makes them."""
 
 
-def processes_for(trials: int) -> int:
-    """How many to share trials among: no more than the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    return max(1, min(cores, trials // WORTH_A_PROCESS))
-
-
 class Trial(NamedTuple):
     """A program by choices; some of its layers, or None for all."""
 
@@ -43,7 +34,11 @@ class Workers:
     """Makes trials; a context manager, behind which no process is left."""
 
     def __init__(self, trials: Trials, count: int = 1) -> None:
-        """Share the trials of a program among so many processes; 1 is this one."""
+        """Share the trials of a program among so many processes; 1 is this one.
+
+        With more, a script that is run must have its work behind ``if __name__ == "__main__":``, as
+        each of them imports it.
+        """
         self._trials, self._count = trials, count
         self._pool: ProcessPoolExecutor | None = None
 
