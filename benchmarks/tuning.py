@@ -2,21 +2,22 @@
 
     python -m benchmarks.tuning [--trials 512] [--cases ...] [--machines 20] [--searches ...]
 
-Networks of 224 x 224 pixels with random weights, power-of-two steps per tensor. Nothing is
-executed: cycles are those of the timing model, which are exact, and `tvmq tune` compares the
-outputs. Prints a Markdown table of the cases, one of the machines with the distribution of their
-ratios, and one that compares the search with its parts: cuts at random, and the next by estimate.
+The cases are networks of 224 x 224 pixels, the drawn machines run small ones; random weights but
+for the shipped network, power-of-two steps per tensor. Nothing is executed: cycles are those of the
+timing model, which are exact, and `tvmq tune` compares the outputs. Prints a Markdown table of the
+cases, one of the machines with the distribution of their ratios, and one that compares the search
+with its parts: without structures, without turns, cuts at random, and the next by estimate.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +30,7 @@ from relay_passes.place import programs_of
 from relay_passes.read_layers import IntegerNetwork, read_layers
 from targets.npu.machine.spec import NpuSpec, load_spec
 from targets.npu.trials import Trials
+from tests.models import export, mobilenet_small, vit_small
 from tvmq.calibrate.calibrate import calibrate
 from tvmq.capture.capture import capture
 from tvmq.lowering import lower
@@ -42,11 +44,16 @@ CASES = (
     *(("mobilenet_v2", machine, p) for machine in ("m2048", "e256") for p in ("w8a8", "w4a4")),
 )
 """Network, machine and precision."""
+NEVER = 10**9
 SEARCHES = {
     "search": Mix(),
+    "no turns": Mix(turns=NEVER),
+    "turns alone": Mix(turns=1, structures=NEVER),
     "estimate": Mix(near=0, by_estimate=8),
     "random": Mix(first=0, near=0, by_estimate=0),
 }
+SMALL = {"mobilenet_small": (mobilenet_small, 32), "vit_small": (vit_small, 12)}
+"""Networks of the tests, and the pixels of a side."""
 IMAGES = 8
 DIGITS = Path(__file__).resolve().parents[1] / "examples" / "digits" / "digits.pt2"
 
@@ -79,37 +86,46 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the search")
     parser.add_argument("--cases", default="all", help="network:machine:precision,... or none")
     parser.add_argument("--machines", type=int, default=20, help="how many are drawn")
-    parser.add_argument("--networks", default="resnet18,mobilenet_v2", help="on drawn machines")
+    small = ",".join(("digits", *SMALL))
+    parser.add_argument("--networks", default=small, help="on drawn machines")
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--precision", default="w8a8", help="on drawn machines")
     parser.add_argument("--searches", default="", help="network:machine:precision to compare on")
     options = parser.parse_args()
     cases = [tuple(case.split(":")) for case in options.cases.split(",") if ":" in case]
     if options.cases == "all":
         cases = list(CASES)
+    search_for = partial(
+        tuned, trials=options.trials, seed=options.seed, processes=options.processes
+    )
     if cases:
-        print_cases(cases, options.trials, options.seed)
+        print_cases(cases, search_for, options.trials)
     if options.machines:
         networks = [(name, options.precision) for name in options.networks.split(",")]
-        print_machines(networks, options.machines, options.trials, options.seed)
+        print_machines(networks, options.machines, search_for, options.trials)
     if options.searches:
         name, machine, precision = options.searches.split(":")
         print_searches(integers(name, precision), load_spec(machine), options.trials)
     return 0
 
 
-def print_cases(cases: Sequence[tuple[str, ...]], trials: int, seed: int) -> None:
+def print_cases(
+    cases: Sequence[tuple[str, ...]], search_for: Callable[..., Row], trials: int
+) -> None:
     """A line per case."""
     print(f"| network | machine | precision | by rule | {trials} trials | ratio | trials / CPU s |")
     print("|---|---|---|---|---|---|---|")
     rows = []
     for name, machine, precision in cases:
-        row = tuned(integers(name, precision), load_spec(machine), trials, seed)
+        row = search_for(integers(name, precision), load_spec(machine))
         rows.append(row)
         print(f"| {name} | {machine} | {precision} | {row.cells}", flush=True)
     print_distribution([row.ratio for row in rows])
 
 
-def print_machines(networks: Sequence[tuple[str, str]], count: int, trials: int, seed: int) -> None:
+def print_machines(
+    networks: Sequence[tuple[str, str]], count: int, search_for: Callable[..., Row], trials: int
+) -> None:
     """A line per machine and network."""
     print(f"\n| machine | network | by rule | {trials} trials | ratio | trials / CPU s |")
     print("|---|---|---|---|---|---|")
@@ -117,7 +133,7 @@ def print_machines(networks: Sequence[tuple[str, str]], count: int, trials: int,
     for number in range(count):
         spec = drawn_machine(number)
         for name, precision in networks:
-            row = tuned(integers(name, precision), spec, trials, seed)
+            row = search_for(integers(name, precision), spec)
             rows.append(row)
             print(f"| {number}: {words(spec)} | {name} {precision} | {row.cells}", flush=True)
     print_distribution([row.ratio for row in rows])
@@ -158,19 +174,25 @@ class Memory:
 
 
 def tuned(
-    network: IntegerNetwork, spec: NpuSpec, trials: int, seed: int, mix: Mix | None = None
+    network: IntegerNetwork,
+    spec: NpuSpec,
+    trials: int,
+    seed: int,
+    mix: Mix | None = None,
+    processes: int = 1,
 ) -> Row:
     """Tune the programs of a network; trials are shared by what they compute."""
     programs = programs_of(network, spec)
     total = sum(parts.macs for parts in programs)
     before = after = made = 0
-    begin = time.process_time()
+    begin = sum(os.times()[:4])
     for parts in programs:
         search_space = Trials(parts.layers, parts.inputs, parts.outputs, spec)
-        found = search(search_space, trials * parts.macs // total, seed, Memory(), mix=mix)
+        share = trials * parts.macs // total
+        found = search(search_space, share, seed, Memory(), mix=mix, processes=processes)
         before, after = before + found.before, after + found.after
         made += len(found.best)
-    return Row(before, after, made, time.process_time() - begin)
+    return Row(before, after, made, sum(os.times()[:4]) - begin)
 
 
 @cache
@@ -183,7 +205,7 @@ def integers(name: str, precision: str) -> IntegerNetwork:
     else:
         with TemporaryDirectory() as room:
             file = Path(room) / "model.pt2"
-            torch.export.save(NETWORKS[name](SEED), file)
+            torch.export.save(exported(name), file)
             model = capture(file)
     (given,) = model.inputs
     noise = np.random.default_rng(SEED).standard_normal((IMAGES, *given.shape[1:]))
@@ -192,6 +214,15 @@ def integers(name: str, precision: str) -> IntegerNetwork:
     found = plan_network(model, calibration, settings, None, lambda *_: None)
     integer = lower(found.model, annotate(found.model, found.plan), {})
     return read_layers(integer)
+
+
+def exported(name: str) -> torch.export.ExportedProgram:
+    """A network with random weights."""
+    if name in NETWORKS:
+        return NETWORKS[name](SEED)
+    build, pixels = SMALL[name]
+    module, _ = build()
+    return export((module, torch.zeros(2, 3, pixels, pixels)))
 
 
 def drawn_machine(seed: int) -> NpuSpec:

@@ -60,9 +60,10 @@ for row in sorted(before.operators, key=lambda row: -row.cycles)[:5]:
 
 # %% Tune it
 #
-# `tvmq tune mine.tvmq -o tuned.tvmq --trials 40`. Each trial makes the instructions of a layer and
-# its neighbours under another choice and times them exactly; a change is kept if the whole program
-# takes fewer cycles. The numbers that come out of the network stay the same, which is compared.
+# `tvmq tune mine.tvmq -o tuned.tvmq --trials 40`. Each trial makes the instructions of the program,
+# or of some of its layers, under another choice and times them exactly; a change is kept if the
+# whole program takes fewer cycles. The numbers that come out of the network stay the same, which is
+# compared.
 
 asked = request_of(OUT / "tuned.tvmq", trials=40, seed=0, folders=[])
 assert asked is not None
@@ -76,8 +77,8 @@ assert tuned.after < tuned.before
 
 # %% What was chosen
 #
-# `choices.json` in the artifact: cuts, tensors that stay in ACT or don't, cascades. What isn't
-# named is as the rule says.
+# `choices.json` in the artifact: cuts, tensors that stay in ACT or don't, cascades, and layers
+# whose instructions are issued earlier or later. What isn't named is as the rule says.
 
 chosen = tuned.choices[0].as_json()
 print(f"{len(chosen['cuts'])} layers are cut otherwise")

@@ -25,6 +25,32 @@ class CascadeChoice(NamedTuple):
     rows: int
 
 
+class Leads(NamedTuple):
+    """How many instructions earlier a layer's are issued than by rule, unit by unit."""
+
+    ld: int = 0
+    mm: int = 0
+    vu: int = 0
+    st: int = 0
+
+
+@dataclass(frozen=True)
+class Turns:
+    """In which order the instructions of a program are issued.
+
+    Attributes:
+        as_written: one layer after the other, instead of as the rule's clock says.
+        leads: by what a layer makes, against that order. What an instruction needs still comes
+            before it.
+    """
+
+    as_written: bool = False
+    leads: Mapping[str, Leads] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return self.as_written or bool(self.leads)
+
+
 @dataclass(frozen=True)
 class Choices:
     """Decisions about the layers of one program.
@@ -35,14 +61,16 @@ class Choices:
         stays: whether a tensor stays in ACT. One that is to stay does so even if the layers beside
             it take longer by estimate.
         cascades: layers that work stripe by stripe.
+        turns: the order of instructions.
     """
 
     cuts: Mapping[str, ConvTiling | int] = field(default_factory=dict)
     stays: Mapping[str, bool] = field(default_factory=dict)
     cascades: Mapping[str, CascadeChoice] = field(default_factory=dict)
+    turns: Turns = Turns()
 
     def __bool__(self) -> bool:
-        return bool(self.cuts or self.stays or self.cascades)
+        return bool(self.cuts or self.stays or self.cascades or self.turns)
 
     def as_json(self) -> dict[str, Any]:
         """What ``from_json`` reads."""
@@ -50,6 +78,10 @@ class Choices:
             "cuts": {name: cut_as_json(cut) for name, cut in sorted(self.cuts.items())},
             "stays": dict(sorted(self.stays.items())),
             "cascades": {name: list(each) for name, each in sorted(self.cascades.items())},
+            "turns": {
+                "as_written": self.turns.as_written,
+                "leads": {name: list(each) for name, each in sorted(self.turns.leads.items())},
+            },
         }
 
     @staticmethod
@@ -62,7 +94,8 @@ class Choices:
         read = _Choices.model_validate(data)
         cuts = {name: _cut(cut) for name, cut in read.cuts.items()}
         cascades = {name: CascadeChoice(*each) for name, each in read.cascades.items()}
-        return Choices(cuts, read.stays, cascades)
+        leads = {name: Leads(*each) for name, each in read.turns.leads.items()}
+        return Choices(cuts, read.stays, cascades, Turns(read.turns.as_written, leads))
 
 
 NO_CHOICES = Choices()
@@ -108,7 +141,13 @@ def _cut(read: int | _Tiling) -> ConvTiling | int:
     return read if isinstance(read, int) else ConvTiling(**read.model_dump())
 
 
+class _Turns(_Model):
+    as_written: bool = False
+    leads: dict[str, Annotated[list[int], Field(min_length=4, max_length=4)]] = {}
+
+
 class _Choices(_Model):
     cuts: dict[str, Size | _Tiling] = {}
     stays: dict[str, bool] = {}
     cascades: dict[str, Annotated[list[Size], Field(min_length=2, max_length=2)]] = {}
+    turns: _Turns = _Turns()

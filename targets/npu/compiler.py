@@ -20,11 +20,11 @@ import numpy as np
 
 from targets.layers import Constant, Layer, Value
 from targets.npu.cascade import Owned, merged
-from targets.npu.choices import NO_CHOICES, Choices
+from targets.npu.choices import NO_CHOICES, Choices, Leads, Turns
 from targets.npu.emit.codegen import Scratchpads, generate_together
 from targets.npu.emit.emitted import Emitted, Place
 from targets.npu.emit.tokens import Footprint, derive_tokens
-from targets.npu.issue_order import issue_order, least_cycles
+from targets.npu.issue_order import issue_order, least_cycles, with_leads
 from targets.npu.layer_plan import LayerPlan, plan_layers
 from targets.npu.machine import isa
 from targets.npu.machine.program import ARENA, CONSTANTS, INPUTS, OUTPUTS, LayerSpan, Program
@@ -33,6 +33,7 @@ from targets.npu.schedule.storage import host_bytes
 
 _ALIGN = 64
 _ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4}
+NO_LEAD = Leads()
 
 
 def compile_layers(
@@ -58,7 +59,7 @@ def compile_layers(
     constants = Constants()
     places, arena_bytes = place_tensors(plan, inputs, outputs, constants)
     owned = layer_instructions(plan, together(plan), places, constants, spec)
-    instructions, owners = issued(owned, plan, spec)
+    instructions, owners = issued(owned, plan, spec, choices.turns)
     runs = _runs(owners)
     return Program(
         machine=spec.name,
@@ -192,7 +193,7 @@ def _of_span(
 
 
 def issued(
-    owned: Sequence[Owned], plan: LayerPlan, spec: NpuSpec, *, as_written: bool = False
+    owned: Sequence[Owned], plan: LayerPlan, spec: NpuSpec, turns: Turns = NO_CHOICES.turns
 ) -> tuple[list[isa.Instruction], list[int]]:
     """Instructions as they are issued, HALT at the end, and whose each but that is.
 
@@ -200,12 +201,17 @@ def issued(
         owned: from ``layer_instructions``.
         plan: of the layers.
         spec: the machine.
-        as_written: look for no other order.
+        turns: in which order.
     """
     emitted, owners = [each.emitted for each in owned], [each.owner for each in owned]
     order = list(range(len(emitted)))
-    if not as_written:
+    if not turns.as_written:
         order = issue_order(emitted, spec, *([len(emitted)] if plan.cascades else []))
+    if turns.leads:
+        made = [each.job.output.value.name for each in plan.layers]
+        by_layer = [turns.leads.get(name, NO_LEAD) for name in made]
+        leads = [by_layer[each.owner][each.emitted.instruction.unit] for each in owned]
+        order = with_leads(emitted, order, leads) if any(leads) else order
     instructions, owners = _with_tokens(
         [emitted[n] for n in order], [owners[n] for n in order], spec.issue.token_depth
     )

@@ -49,6 +49,34 @@ def issue_order(
     return sorted(range(len(emitted)), key=found.__getitem__)
 
 
+def with_leads(emitted: Sequence[Emitted], order: Sequence[int], leads: Sequence[int]) -> list[int]:
+    """An order in which some instructions come earlier, as far as what they need allows it.
+
+    Args:
+        emitted: in an order that is right one after the other.
+        order: positions, in another such order.
+        leads: by position in ``emitted``, how many instructions earlier than in ``order``; later
+            where it is below 0.
+    """
+    turn = [0] * len(emitted)
+    for place, position in enumerate(order):
+        turn[position] = place - leads[position]
+    needs = hazards(emitted)
+    followers = _followers(needs)
+    missing = [len(before) for before in needs]
+    there = [(turn[n], n) for n, count in enumerate(missing) if not count]
+    heapq.heapify(there)
+    found = []
+    while there:
+        _, position = heapq.heappop(there)
+        found.append(position)
+        for follower in followers[position]:
+            missing[follower] -= 1
+            if not missing[follower]:
+                heapq.heappush(there, (turn[follower], follower))
+    return found
+
+
 def least_cycles(emitted: Sequence[Emitted], spec: NpuSpec) -> int:
     """Until the last instruction starts, in the order in which they would be issued."""
     as_written, found = _clocked(emitted, spec)
@@ -120,6 +148,15 @@ def _one_after_the_other(units: Sequence[int], needs: Sequence[set[int]]) -> lis
     return every
 
 
+def _followers(needs: Sequence[set[int]]) -> list[list[int]]:
+    """Per instruction, those that have to come behind it."""
+    followers: list[list[int]] = [[] for _ in needs]
+    for index, earlier in enumerate(needs):
+        for each in earlier:
+            followers[each].append(index)
+    return followers
+
+
 def _starts(
     units: Sequence[int],
     costs: Sequence[Duration],
@@ -138,10 +175,7 @@ def _starts(
         urgent: which ones go first, where others of their unit could start, too.
     """
     count, decode = len(units), spec.issue.decode
-    followers: list[list[int]] = [[] for _ in range(count)]
-    for index, earlier in enumerate(before):
-        for each in earlier:
-            followers[each].append(index)
+    followers = _followers(before)
     missing = [len(earlier) for earlier in before]
     starts, ready = [0] * count, [0] * count
     there: list[list[tuple[bool, int]]] = [[] for _ in range(UNITS)]  # heaps of what can start

@@ -115,10 +115,7 @@ def plan_layers(
     layers = copied_where_needed(layers, inputs, outputs)
     outside = {v.name for v in (*inputs, *outputs)}
     planned = in_dram(layers, outside, spec)
-    unknown = {*choices.cuts, *choices.stays, *choices.cascades}
-    unknown -= {each.job.output.value.name for each in planned}
-    if unknown:
-        raise CapacityError(f"{min(unknown)}: choices are given for it, and no layer makes it")
+    check_names(choices, planned)
     plan = _with_cascades(planned, (), outside, spec, choices)
     alone = plan
     cascades = choose_cascades(planned, alone.layers, outside, spec, choices.cascades)
@@ -142,6 +139,18 @@ def plan_layers(
         for each in plan.layers
     ]
     return replace(plan, layers=cut)
+
+
+def check_names(choices: Choices, planned: Iterable[Planned]) -> None:
+    """Check that choices are about layers that there are.
+
+    Raises:
+        CapacityError: one isn't; names it.
+    """
+    unknown = {*choices.cuts, *choices.stays, *choices.cascades, *choices.turns.leads}
+    unknown -= {each.job.output.value.name for each in planned}
+    if unknown:
+        raise CapacityError(f"{min(unknown)}: choices are given for it, and no layer makes it")
 
 
 def in_dram(layers: Sequence[Layer], outside: set[str], spec: NpuSpec) -> list[Planned]:

@@ -1,23 +1,26 @@
 """Exact cycles of a program under choices, quickly: what is equal to the trial before is kept.
 
     a structure   what stays in ACT and which layers are in cascades: the plan of all layers
-    a cut         one layer of a structure cut in another way, all else as it is
+    cuts, turns   layers of a structure cut in other ways, instructions in another order
 
-A cut is timed in a window: the layers before and behind, which it overlaps with. What is timed are
-the instructions that a build would issue, tokens and all, by the timing model itself. Weights
-aren't looked at, and the instructions of a window without a cascade stay in the order of writing.
+A change is timed in a window: the layers before and behind, which it overlaps with; in a program of
+few instructions that is all of it. What is timed are the instructions that a build would issue,
+tokens and all, by the timing model itself. Weights aren't looked at, and the instructions of a
+window without a cascade stay in the order of writing.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from targets.layers import Layer, Value
-from targets.npu.cascade import possible_cascades
+from targets.npu.cascade import Owned, possible_cascades
 from targets.npu.choices import NO_CHOICES, CascadeChoice, Choices
 from targets.npu.compiler import (
     Constants,
@@ -31,14 +34,23 @@ from targets.npu.compiler import (
 from targets.npu.convolution.tile_cost import ConvTiling
 from targets.npu.emit.emitted import Place
 from targets.npu.kinds.table import Planned, kind_of, replan
-from targets.npu.layer_plan import LayerPlan, copied_where_needed, in_dram, plan_layers
+from targets.npu.layer_plan import (
+    LayerPlan,
+    check_names,
+    copied_where_needed,
+    in_dram,
+    plan_layers,
+)
 from targets.npu.machine.program import CONSTANTS
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.price.timing import simulate_timing
 from targets.npu.resident import may_stay
 
 SPANS_KEPT = 256
-"""Layers and cascades whose instructions are remembered."""
+"""Layers and cascades whose instructions are remembered, and cuts of layers."""
+STRUCTURES_KEPT = 8
+SMALL = 1000
+"""Instructions of a program that is timed as a whole."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +67,6 @@ class Structure:
     plan: LayerPlan
     places: Mapping[str, Place]
 
-    def cut(self, layer: int, planned: Planned) -> Structure:
-        """The same with one layer cut in another way."""
-        layers = list(self.plan.layers)
-        layers[layer] = planned
-        name = planned.job.output.value.name
-        cuts = {**self.choices.cuts, name: planned.choice}
-        return replace(
-            self, plan=replace(self.plan, layers=layers), choices=replace(self.choices, cuts=cuts)
-        )
-
 
 class Trials:
     """Times one program of one machine under one choice after the other."""
@@ -75,16 +77,27 @@ class Trials:
         inputs: Sequence[Value],
         outputs: Sequence[Value],
         spec: NpuSpec,
+        rule: Choices | None = None,
     ) -> None:
-        """Take the arguments of ``compile_layers``."""
+        """Take the arguments of ``compile_layers``.
+
+        Args:
+            layers: as there.
+            inputs: likewise.
+            outputs: likewise.
+            spec: likewise.
+            rule: the choices of the attribute of that name, where they are known.
+        """
         self.layers, self.inputs, self.outputs, self.spec = layers, inputs, outputs, spec
         self._constants = _AtZero()
         self._emissions = Emissions(SPANS_KEPT)
         self._planned: dict[Hashable, Planned] = {}
+        self._uncut: OrderedDict[Hashable, Structure] = OrderedDict()
+        self._cuts: OrderedDict[Hashable, Planned] = OrderedDict()
         outside = {v.name for v in (*inputs, *outputs)}
         self._outside = outside
         self._in_dram = in_dram(copied_where_needed(layers, inputs, outputs), outside, spec)
-        self.rule = self._structure(self._spelt_out())
+        self.rule = self._structure(rule or self._spelt_out())
         self.may_stay = may_stay(self._in_dram, outside)
         self.possible_cascades = possible_cascades(self._in_dram, outside, spec)
         self.made_by = {each.job.output.value.name: n for n, each in enumerate(self._in_dram)}
@@ -104,7 +117,7 @@ class Trials:
         return replace(NO_CHOICES, cascades=cascades)
 
     def structure(self, choices: Choices) -> Structure:
-        """The plan of all layers by choices.
+        """The plan of all layers by choices; quick where they differ in cuts and turns alone.
 
         Args:
             choices: those about cascades are of all layers that ``rule`` has.
@@ -112,7 +125,28 @@ class Trials:
         Raises:
             CapacityError: they can't be made.
         """
-        return self._structure(choices)
+        check_names(choices, self._in_dram)
+        key = tuple(sorted(choices.stays.items())), tuple(sorted(choices.cascades.items()))
+        uncut = self._uncut.get(key)
+        if uncut is None:
+            uncut = self._structure(Choices({}, choices.stays, choices.cascades))
+            self._uncut[key] = uncut
+            if len(self._uncut) > STRUCTURES_KEPT:
+                self._uncut.popitem(last=False)
+        self._uncut.move_to_end(key)
+        layers = list(uncut.plan.layers)
+        for name, cut in choices.cuts.items():
+            n = self.made_by[name]
+            layers[n] = self._cut(layers[n], cut)
+        return Structure(choices, replace(uncut.plan, layers=layers), uncut.places)
+
+    def _cut(self, planned: Planned, choice: ConvTiling | int) -> Planned:
+        if (cut := self._cuts.get((planned, choice))) is None:
+            self._cuts[planned, choice] = cut = replan(planned, choice)
+            if len(self._cuts) > SPANS_KEPT:
+                self._cuts.popitem(last=False)
+        self._cuts.move_to_end((planned, choice))
+        return cut
 
     def _structure(self, choices: Choices) -> Structure:
         made = plan_layers(self.layers, self.inputs, self.outputs, self.spec, None, choices)
@@ -132,23 +166,6 @@ class Trials:
         )
         return self._planned.setdefault(key, planned)
 
-    def cut(
-        self, structure: Structure, layer: int, choice: ConvTiling | int, *, keep: bool = False
-    ) -> Structure:
-        """One layer cut in another way.
-
-        Args:
-            structure: left as it is.
-            layer: its position.
-            choice: how it is cut.
-            keep: it may be wanted again.
-
-        Raises:
-            CapacityError: it can't be cut so.
-        """
-        planned = replan(structure.plan.layers[layer], choice)
-        return structure.cut(layer, self._known(planned) if keep else planned)
-
     def space(self, structure: Structure, layer: int) -> list[tuple[int, ConvTiling | int]]:
         """All ways to cut a layer with their estimated cycles, the fewest first."""
         planned = structure.plan.layers[layer]
@@ -159,12 +176,23 @@ class Trials:
         prices = [kind.price(job, choice) for choice in space]
         return [(prices[n], space[n]) for n in sorted(range(len(space)), key=prices.__getitem__)]
 
-    def window(self, structure: Structure, layers: range) -> range:
-        """The layers that a change of some is timed with: one more, or one more cascade, beside."""
+    @cached_property
+    def small(self) -> bool:
+        """Whether every trial is of the whole program."""
+        return len(self._owned(self.rule, list(together(self.rule.plan)))) <= SMALL
+
+    def window(self, structure: Structure, layers: range) -> range | None:
+        """The layers that a change of some is timed with: one more, or one more cascade, beside.
+
+        None if that is the whole program.
+        """
+        if self.small:
+            return None
         spans = list(together(structure.plan))
         touched = [n for n, span in enumerate(spans) if set(span) & set(layers)]
         first, last = max(0, touched[0] - 1), min(len(spans) - 1, touched[-1] + 1)
-        return range(spans[first].start, spans[last].stop)
+        window = range(spans[first].start, spans[last].stop)
+        return window if len(window) < len(structure.plan.layers) else None
 
     def description(
         self, structure: Structure, window: range | None = None, free: int | None = None
@@ -190,6 +218,8 @@ class Trials:
             parts.append((kind_of(each.job.layer).form(each.job), sources, leaves, cut))
         if window is not None:
             beside = [r for r in structure.plan.residents if r.last >= window.start]
+            turns = structure.choices.turns
+            parts += [turns.as_written, *(turns.leads.get(name) for name in made)]
             parts += [
                 (r.address, r.bytes, r.first - window.start, r.last - window.start, r.rolling)
                 for r in beside
@@ -204,14 +234,16 @@ class Trials:
             CapacityError: the scratchpads of a layer don't fit.
             TimingError: units wait for each other for ever.
         """
-        plan = structure.plan
+        plan, turns = structure.plan, structure.choices.turns
         spans = [span for span in together(plan) if window is None or span.start in window]
-        owned = layer_instructions(
-            *(plan, spans, structure.places, self._constants, self.spec, self._emissions)
-        )
-        apart = window is not None and all(len(span) == 1 for span in spans)
-        instructions, _ = issued(owned, plan, self.spec, as_written=apart)
+        if window is not None and all(len(span) == 1 for span in spans):
+            turns = replace(turns, as_written=True)
+        instructions, _ = issued(self._owned(structure, spans), plan, self.spec, turns)
         return simulate_timing(instructions, self.spec).total
+
+    def _owned(self, structure: Structure, spans: Sequence[range]) -> list[Owned]:
+        places, known = structure.places, self._emissions
+        return layer_instructions(structure.plan, spans, places, self._constants, self.spec, known)
 
 
 class _AtZero(Constants):

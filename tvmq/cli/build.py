@@ -207,7 +207,7 @@ def command(terminal: Terminal, /, model_file: Path, output: Path | None, **opti
     from tvmq.cli.report import build_summary
     from tvmq.data.preprocessing import Preprocessing
     from tvmq.flow import build
-    from tvmq.tune.request import request_of
+    from tvmq.tune.request import all_cores, request_of
 
     if options["plan"] is not None:
         _refuse_planned()
@@ -232,7 +232,7 @@ def command(terminal: Terminal, /, model_file: Path, output: Path | None, **opti
     output = output or Path(f"{model_file.stem}.tvmq")
     how = Preprocessing.from_flags(*(options.pop(name) for name in IMAGE_FLAGS))
     trials, folders = options.pop("trials"), options.pop("tuning_records")
-    tuning = request_of(output, trials, options["seed"], folders)
+    tuning = request_of(output, trials, options["seed"], folders, all_cores())
     request = BuildRequest(
         model_file, output, settings=settings, preprocessing=how, tuning=tuning, **options
     )

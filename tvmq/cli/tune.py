@@ -57,7 +57,7 @@ def command(
     so an interrupted search goes on where it was, and a later build can use them.
     """
     from targets.whole_files import whole_file
-    from tvmq.tune.request import TuneRequest, request_of
+    from tvmq.tune.request import TuneRequest, all_cores, request_of
     from tvmq.tune.retune import retune
 
     tracker = _tracker(rpc_tracker, rpc_key)
@@ -67,7 +67,8 @@ def command(
     if device == "cpu" and plot is not None:
         raise InputError("--plot: draws the cycles of the NPU. Leave it out with --device cpu.")
     output = output or artifact
-    request = request_of(output, trials, seed, tuning_records) or TuneRequest(0, seed)
+    request = request_of(output, trials, seed, tuning_records, all_cores())
+    request = request or TuneRequest(0, seed)
     if device == "cpu":
         _tune_kernels(terminal, artifact, output, request, tracker)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,21 @@ class TuneRequest:
         seed: of all that is random.
         records: folders to read.
         output: the folder that gets the trials; None: they are not kept.
+        processes: that make trials, at most; see ``workers.Workers``.
     """
 
     trials: int = 0
     seed: int = 0
     records: tuple[Path, ...] = ()
     output: Path | None = None
+    processes: int = 1
+
+
+def all_cores() -> int:
+    """Processes that this one may keep busy."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def records_of(artifact: Path) -> Path:
@@ -33,7 +43,7 @@ def records_of(artifact: Path) -> Path:
 
 
 def request_of(
-    artifact: Path, trials: int, seed: int, folders: Sequence[Path]
+    artifact: Path, trials: int, seed: int, folders: Sequence[Path], processes: int = 1
 ) -> TuneRequest | None:
     """What the options of a command ask for; None if for no tuning.
 
@@ -42,6 +52,7 @@ def request_of(
         trials: how many; 0 to use records alone.
         seed: of all that is random.
         folders: of records; the first one gets the trials.
+        processes: that make trials, at most.
 
     Raises:
         InputError: a folder of records is an artifact, or isn't there and no trials are to be made.
@@ -60,4 +71,5 @@ def request_of(
                     f"`tvmq build --trials` wrote, or --trials."
                 )
         return TuneRequest(0, seed, tuple(folders)) if folders else None
-    return TuneRequest(trials, seed, tuple(folders), (*folders, records_of(artifact))[0])
+    output = (*folders, records_of(artifact))[0]
+    return TuneRequest(trials, seed, tuple(folders), output, processes)

@@ -1,51 +1,67 @@
 """The search for choices that make a program faster than the compiler's rules do.
 
-    structures  each tensor that might stay in ACT or not, each cascade or other stripes of it
+    structures  tensors that might stay in ACT or not, cascades or other stripes of them
     cuts        task by task; a task is all layers that are alike: first the best by estimate, then
                 neighbours of the best so far and some at random
+    turns       instructions of layers and units issued earlier or later, at random
+    joins       what was of use to one of a batch and to another
 
-Each trial is timed exactly, in a window of layers. What is better there is tried in the whole
-program and kept only if that is faster, so that the result is never slower than the rule's program.
-Where trials go is decided by what a task loses, so the layers that wait most get most of them.
+Each batch is made from the best program so far. A trial is timed exactly, in a window of layers;
+the best of a batch are then tried in the whole program, and the fastest is kept if it is faster
+than before, so that the result is never slower than the rule's program. Cuts go to the tasks that
+wait most.
 
-The same trials with the same seed give the same result: nothing depends on the clock, and a trial
-that is known from records counts as if it had been made.
+The same trials with the same seed give the same result, in any number of processes: nothing depends
+on the clock, and a trial that is known from records counts as if it had been made.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count, islice
 from random import Random
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from targets.errors import CapacityError, TimingError
-from targets.npu.choices import CascadeChoice, Choices, cut_as_json
+from targets.npu.choices import NO_CHOICES, CascadeChoice, Choices, Leads, Turns, cut_as_json
 from targets.npu.convolution.tile_cost import ConvTiling
 from targets.npu.kinds.table import kind_of
-from targets.npu.trials import Structure, Trials
+from targets.npu.trials import Trials
+from tvmq.tune.workers import Trial, Workers
 
-FOR_STRUCTURES = 4
-"""One part in so many of the trials is for structures, at most."""
 BATCH = 8
-"""Trials of a task before the next one is chosen."""
+"""Trials that are made from the same program."""
+ROUND = 4
+"""Tasks, of as many trials each, before anything is tried in the whole of a large program."""
+CHECKED = 3
+"""Of those, how many are tried in a large program one by one, if all together are of no use."""
 NEIGHBOURS = 12
 """Cuts nearest to the best of which neighbours are drawn."""
+LONGEST_LEAD = 6
+"""The logarithm of most instructions by which one is issued earlier."""
+PATIENCE = 6
+"""Batches of turns in a row that are of no use, after which they come seldom."""
 PLAUSIBLE = 1.5
 """A cut is tried if it takes at most so many times the cycles of the best, by estimate."""
 
 
 @dataclass(frozen=True)
 class Mix:
-    """What a batch is made of; the rest of it is drawn at random.
+    """What batches are, and what one of cuts is made of; the rest of it is drawn at random.
 
     Attributes:
+        turns: of so many batches, one is of turns, as long as those are of use.
+        structures: likewise of structures.
         first: of a task's first batch, the best by estimate.
         near: of later ones, neighbours of the best so far.
         by_estimate: of later ones, the next by estimate.
     """
 
+    turns: int = 2
+    structures: int = 4
     first: int = BATCH
     near: int = 4
     by_estimate: int = 2
@@ -91,31 +107,75 @@ class Found:
         return [(n, best) for n, best in enumerate(self.best, 1) if best < before[n - 1]]
 
 
+class _Change(NamedTuple):
+    """Something else than in the best program so far.
+
+    Attributes:
+        name: of the tensor that it is about.
+        choices: what is other.
+        layers: that it concerns.
+        likewise: of a cut, names of other layers that it may be good for.
+        uncut: names of layers that find other memory or stripes, whose cuts are the rule's again.
+    """
+
+    name: str
+    choices: Choices
+    layers: range
+    likewise: tuple[str, ...] = ()
+    uncut: frozenset[str] = frozenset()
+
+    @property
+    def about(self) -> tuple[str, bool]:
+        """Equal for changes of which only one can be."""
+        return self.name, bool(self.choices.turns)
+
+    @property
+    def names(self) -> set[str]:
+        """Of all that is other."""
+        made = self.choices
+        return {*made.cuts, *made.stays, *made.cascades, *made.turns.leads, self.name}
+
+    @property
+    def wider(self) -> _Change | None:
+        """The same cut in all layers that it may be good for."""
+        cut = self.choices.cuts.get(self.name)
+        if cut is None or not self.likewise:
+            return None
+        return self._replace(choices=Choices(dict.fromkeys((self.name, *self.likewise), cut)))
+
+
 @dataclass
 class _Task:
     """Layers that are alike.
 
     Attributes:
         layers: their positions; the first one is timed.
-        space: cuts to try, by estimate.
+        space: cuts to try, by estimate; None where they were not looked for.
         loses: estimated cycles of all that are no work of the unit that works most.
-        cycles: by cut, in the window.
+        tried: cuts.
         stale: batches since the last one that was of use.
-        best: the cut with the fewest cycles.
     """
 
     layers: list[int]
-    space: list[Cut]
-    loses: int
-    best: Cut
-    cycles: dict[Cut, int] = field(default_factory=dict)
+    space: list[Cut] | None = None
+    loses: int = 0
+    tried: set[Cut] = field(default_factory=set)
     stale: int = 0
 
     @property
     def worth(self) -> float:
         """What another batch promises."""
-        left = len(self.cycles) < len(self.space)
+        left = self.space is None or len(self.tried) < len(self.space)
         return self.loses / (1 + self.stale) ** 2 if left else 0.0
+
+
+class _Job(NamedTuple):
+    """A trial, and how records name it."""
+
+    trial: Trial
+    workload: str
+    choice: Any
+    words: str
 
 
 def search(
@@ -125,6 +185,7 @@ def search(
     known: Known,
     report: Report | None = None,
     mix: Mix | None = None,
+    processes: int = 1,
 ) -> Found:
     """Look for faster choices.
 
@@ -135,21 +196,24 @@ def search(
         known: gets every trial, and is asked before one is made.
         report: told of each.
         mix: of batches.
+        processes: that make trials.
     """
-    return _Search(trials, budget, seed, known, report, mix or Mix()).run()
+    with Workers(trials, processes) as workers:
+        return _Search(trials, workers, budget, seed, known, report, mix or Mix()).run()
 
 
 class _Search:
     def __init__(
         self,
         trials: Trials,
+        workers: Workers,
         budget: int,
         seed: int,
         known: Known,
         report: Report | None,
         mix: Mix,
     ) -> None:
-        self.mix = mix
+        self.mix, self.workers = mix, workers
         self.trials, self.budget, self.known, self.report = trials, budget, known, report
         self.random = Random(seed)
         self.base = trials.rule
@@ -158,19 +222,31 @@ class _Search:
         self.before = self.total = trials.cycles(trials.rule)
         self.failed = 0
         self.best: list[int] = []
+        self._spaces: dict[Hashable, list[Cut]] = {}
+        self._turned = False
+        self.size = BATCH if trials.small else BATCH * ROUND
 
     def run(self) -> Found:
-        for change in self._structures():
-            if len(self.best) >= self.budget // FOR_STRUCTURES:
+        tasks: dict[tuple[Hashable, int], _Task] = {}
+        structures, stale = self._structures(), 0
+        for number in count(1):
+            if len(self.best) >= self.budget:
                 break
-            self._try_structure(*change)
-        tasks = self._tasks()
-        while len(self.best) < self.budget:
-            task = max(tasks, key=lambda task: task.worth, default=None)
-            if task is None or not task.worth:
-                break
-            self._batch(task)
-        return Found(self.choices, self.before, self.total, self.failed, tuple(self.best))
+            batch: list[_Change] = []
+            if number % self.mix.structures == 0:
+                batch = list(islice(structures, self.size))
+            elif number % self.mix.turns == 0 and (stale < PATIENCE or number % PATIENCE == 0):
+                stale = 0 if self._try(self._turns()) else stale + 1
+                continue
+            chosen = [] if batch else self._chosen(tasks)
+            batch = batch or [cut for task in chosen for cut in self._cuts(task)]
+            accepted = self._try(batch or list(islice(structures, self.size)) or self._turns())
+            for task in chosen:
+                names = {self._name(n) for n in task.layers}
+                task.stale = 0 if names & accepted else task.stale + 1
+        useful = self.total < self.before
+        found = self.choices if useful else NO_CHOICES
+        return Found(found, self.before, self.total, self.failed, tuple(self.best))
 
     @property
     def choices(self) -> Choices:
@@ -179,28 +255,91 @@ class _Search:
         changed = found.stays or found.cascades != self.trials.rule.choices.cascades
         return found if changed else replace(found, cascades={})
 
-    # --- times
+    # --- batches
 
-    def _whole(self, structure: Structure) -> int:
-        """Cycles of the whole program; 0 if there is none."""
-        choice = structure.choices.as_json()
-        return self._timed(self.program, choice, "the program", lambda: (structure, None))
+    def _try(self, batch: Sequence[_Change]) -> set[str]:
+        """Time changes in their windows, the best of them in the whole program, and keep one.
 
-    def _timed(
-        self,
-        workload: str,
-        choice: Any,
-        words: str,
-        make: Callable[[], tuple[Structure, range | None]],
-    ) -> int:
-        cycles = self.known.find(workload, choice)
-        if cycles is None:
-            try:
-                cycles = self.trials.cycles(*make())
-            except (CapacityError, TimingError):
-                cycles = 0
-            self.known.add(workload, choice, cycles, words)
-        return cycles
+        Returns:
+            What a change is about that made the program faster.
+        """
+        batch = batch[: self.budget - len(self.best)]
+        windows = [self.trials.window(self.base, change.layers) for change in batch]
+        before = [self.total] * len(batch)
+        if not self.trials.small:
+            pairs = _pairs(batch, windows)
+            before = self._times([self._job(*each, as_it_is=True) for each in pairs])
+        after = self._times([self._job(*each) for each in _pairs(batch, windows)])
+        for cycles in after:
+            self._count(cycles)
+        gains = [old - new if new else 0 for old, new in _pairs(before, after)]
+        order = sorted(range(len(batch)), key=lambda n: -gains[n])
+        better = [batch[n] for n in order if gains[n] > 0]
+        if self.trials.small:
+            even = [each for each, new in _pairs(batch, after) if new == self.total]
+            found = self._fastest(better) or [(self.total, e) for e in even if e.choices.turns][:1]
+            joined = _joined(better)
+            if joined and len(self.best) < self.budget:
+                found = sorted([*found, *self._fastest(joined)], key=lambda each: each[0])
+                self._count(found[0][0])
+        else:
+            wide = [change.wider or change for change in better]
+            found = self._fastest([*wide[:1], *_joined(wide), *_joined(better)])
+            if not found or found[0][0] >= self.total:
+                found = self._fastest([*better[:CHECKED], *wide[1:CHECKED]])
+        if not found or found[0][0] > self.total:
+            return set()
+        (cycles, change), before_it = found[0], self.total
+        self.total = self.best[-1] = cycles
+        self.base = self.trials.structure(_with(self.base.choices, change))
+        return change.names if cycles < before_it else set()
+
+    def _fastest(self, changes: Sequence[_Change]) -> list[tuple[int, _Change]]:
+        """(cycles of the whole program, change), the fastest first, of those that can be made."""
+        checked = _pairs(self._whole(changes), changes)
+        return sorted((each for each in checked if each[0]), key=lambda each: each[0])
+
+    def _whole(self, changes: Sequence[_Change]) -> list[int]:
+        """Cycles of the whole program with each change; 0 where there is none."""
+        return self._times([self._job(change, None) for change in changes])
+
+    def _job(self, change: _Change, window: range | None, *, as_it_is: bool = False) -> _Job:
+        base = self.base.choices
+        choices = base if as_it_is else _with(base, change)
+        trial = Trial(choices, window)
+        if window is None:
+            return _Job(trial, self.program, choices.as_json(), "the program")
+        cut = change.choices.cuts.get(change.name)
+        choice: Any
+        if cut is None:
+            choice = None if as_it_is else self._relative(change, window)
+            workload = self.trials.description(self.base, window)
+        else:
+            n = self.trials.made_by[change.name]
+            choice = cut_as_json(self.base.plan.layers[n].choice if as_it_is else cut)
+            workload = self.trials.description(self.base, window, n)
+        return _Job(trial, workload, choice, f"around {change.name}")
+
+    def _relative(self, change: _Change, window: range) -> dict[str, Any]:
+        """What is other, by positions in a window, whose description has no names."""
+        content = change.choices.as_json()
+        by_name = [content["stays"], content["cascades"], content["turns"].pop("leads")]
+        made = [
+            {str(self.trials.made_by[name] - window.start): each[name] for name in sorted(each)}
+            for each in by_name
+        ]
+        return dict(_pairs(("stays", "cascades", "leads"), made))
+
+    def _times(self, jobs: Sequence[_Job]) -> list[int]:
+        """Cycles of trials; 0 of those that can't be made."""
+        missing: dict[tuple[str, str], _Job] = {}
+        for job in jobs:
+            if self.known.find(job.workload, job.choice) is None:
+                missing.setdefault((job.workload, json.dumps(job.choice, sort_keys=True)), job)
+        made = self.workers.cycles([job.trial for job in missing.values()])
+        for job, cycles in _pairs(missing.values(), made):
+            self.known.add(job.workload, job.choice, cycles, job.words)
+        return [self.known.find(job.workload, job.choice) or 0 for job in jobs]
 
     def _count(self, cycles: int) -> None:
         self.failed += not cycles
@@ -208,19 +347,10 @@ class _Search:
         if self.report:
             self.report(len(self.best), self.budget, self.before, self.total)
 
-    def _accept(self, structure: Structure) -> bool:
-        """Take it if the whole program is faster by it."""
-        cycles = self._whole(structure)
-        if not 0 < cycles < self.total:
-            return False
-        self.base, self.total = structure, cycles
-        self.best[-1] = cycles
-        return True
-
     # --- structures
 
-    def _structures(self) -> Iterator[tuple[str, Choices, range]]:
-        """(what changes, choices, layers concerned), each from what is the base by then."""
+    def _structures(self) -> Iterator[_Change]:
+        """Each from what is the base by then."""
         stays = list(self.trials.may_stay)
         cascades = list(self.trials.possible_cascades)
         self.random.shuffle(stays)
@@ -238,17 +368,17 @@ class _Search:
                 if self.base.choices.cascades[name] != choice:
                     yield self._cascade(name, choice)
 
-    def _stay(self, name: str) -> tuple[str, Choices, range] | None:
+    def _stay(self, name: str) -> _Change | None:
         """A tensor that stays goes through DRAM instead, and the other way round."""
         here = [each for each in self.base.plan.residents if name in each.names]
         if any(each.rolling for each in here):
             return None
-        choices = self.base.choices
-        changed = replace(choices, stays={**choices.stays, name: not here})
         last = max(self.trials.last_reader[name], *(each.last for each in here), 0)
-        return name, changed, range(self.trials.made_by[name], last + 1)
+        layers = range(self.trials.made_by[name], last + 1)
+        uncut = frozenset(map(self._name, layers))
+        return _Change(name, Choices(stays={name: not here}), layers, uncut=uncut)
 
-    def _cascade(self, name: str, choice: CascadeChoice) -> tuple[str, Choices, range]:
+    def _cascade(self, name: str, choice: CascadeChoice) -> _Change:
         """Layers work together, or don't; cascades that are in the way are taken apart."""
         first = self.trials.made_by[name]
         span = range(first, first + choice.layers)
@@ -257,103 +387,120 @@ class _Search:
             min(span.start, *(each.start for each in touched), first),
             max(span.stop, *(each.stop for each in touched), first),
         )
-        cascades = dict(self.base.choices.cascades)
-        for n in concerned:
-            cascades[self.base.plan.layers[n].job.output.value.name] = CascadeChoice(1, 1)
-        cascades[name] = choice
-        return name, replace(self.base.choices, cascades=cascades), concerned
+        cascades = {self._name(n): CascadeChoice(1, 1) for n in concerned}
+        choices = Choices(cascades={**cascades, name: choice})
+        return _Change(name, choices, concerned, uncut=frozenset(cascades))
 
-    def _try_structure(self, name: str, choices: Choices, concerned: range) -> None:
-        old = self.base
-        window = self.trials.window(old, concerned)
-        workload = self.trials.description(old, window)
-        before = self._timed(workload, None, f"around {name}", lambda: (old, window))
-        made: list[Structure] = []
+    def _name(self, layer: int) -> str:
+        return self.base.plan.layers[layer].job.output.value.name
 
-        def new() -> Structure:
-            if not made:
-                made.append(self.trials.structure(choices))
-            return made[0]
+    # --- turns
 
-        choice = {"structure": name, **_difference(old.choices, choices)}
-        after = self._timed(workload, choice, f"around {name}", lambda: (new(), window))
-        self._count(after)
-        if 0 < after < before:
-            self._accept(new())
+    def _turns(self) -> list[_Change]:
+        """Other leads of some layers; and once the order of writing, or the rule's again."""
+        working = [n for n, each in enumerate(self.base.plan.layers) if not each.idle]
+        batch = []
+        if not self._turned:
+            self._turned = True
+            every = range(len(self.base.plan.layers))
+            batch.append(_Change("", Choices(turns=Turns(True)), every))
+        while len(batch) < self.size:
+            first = self.random.randrange(len(working))
+            several = self.random.choice((1, 1, 2, 3))
+            chosen = (
+                self.random.choices(working, k=several)
+                if self.trials.small
+                else working[first : first + several]
+            )
+            leads = {}
+            for n in chosen:
+                old = self.base.choices.turns.leads.get(self._name(n), Leads())
+                lead = self.random.choice((-1, 1)) * 2 ** self.random.randint(1, LONGEST_LEAD)
+                leads[self._name(n)] = old._replace(**{self.random.choice(Leads._fields): lead})
+            layers = range(min(chosen), max(chosen) + 1)
+            name = self._name(chosen[0])
+            batch.append(_Change(name, Choices(turns=Turns(leads=leads)), layers))
+        return batch
 
     # --- cuts
 
-    def _tasks(self) -> list[_Task]:
-        """The layers of the base by what they have in common."""
-        groups: dict[Hashable, list[int]] = {}
+    def _chosen(self, tasks: dict[tuple[Hashable, int], _Task]) -> list[_Task]:
+        """Those that promise most."""
+        now: dict[tuple[Hashable, int], list[int]] = {}
         for n, each in enumerate(self.base.plan.layers):
             if not each.idle:
                 form = kind_of(each.job.layer).form(each.job)
-                groups.setdefault((form, each.choice), []).append(n)
-        tasks = []
-        for layers in groups.values():
-            planned = self.base.plan.layers[layers[0]]
-            prices = self.trials.space(self.base, layers[0])
+                now.setdefault((form, n if self.trials.small else 0), []).append(n)
+        for key, layers in now.items():
+            task = tasks.setdefault(key, _Task(layers))
+            planned = [self.base.plan.layers[n].cost for n in layers]
+            loses = [max(c.cycles - max(c.array, c.vector), c.cycles // 16, 1) for c in planned]
+            task.layers, task.loses = layers, sum(loses)
+        worth = sorted((tasks[key] for key in now), key=lambda task: -task.worth)
+        return [task for task in worth[: self.size // BATCH] if task.worth]
+
+    def _space(self, form: Hashable, layer: int) -> list[Cut]:
+        if form not in self._spaces:
+            prices = self.trials.space(self.base, layer)
             most = PLAUSIBLE * min((price for price, _ in prices), default=0)
-            space = [cut for price, cut in prices if price <= most and cut != planned.choice]
-            cost = planned.cost
-            loses = cost.cycles - max(cost.array, cost.vector)
-            loses = max(loses, cost.cycles // 16, 1) * len(layers)
-            tasks.append(_Task(layers, space, loses, planned.choice))
-        return tasks
+            self._spaces[form] = [cut for price, cut in prices if price <= most]
+        return self._spaces[form]
 
-    def _batch(self, task: _Task) -> None:
-        """Try some cuts of a task, then the best of them in the whole program."""
-        layer = task.layers[0]
-        base = self.base
-        window = self.trials.window(base, range(layer, layer + 1))
-        workload = self.trials.description(base, window, layer)
-        current = base.plan.layers[layer]
-        name = current.job.output.value.name
-        before = self._timed(
-            workload, cut_as_json(current.choice), f"around {name}", lambda: (base, window)
-        )
-        tried = []
-        for cut in self._candidates(task)[: self.budget - len(self.best)]:
-            cycles = self._timed(
-                workload,
-                cut_as_json(cut),
-                f"around {name}",
-                lambda cut=cut: (self.trials.cut(base, layer, cut), window),  # type: ignore[misc]
-            )
-            task.cycles[cut] = cycles or 2 * before
-            tried.append(cut)
-            self._count(cycles)
-        best = min(tried, key=task.cycles.__getitem__)
-        if task.cycles[best] < task.cycles.get(task.best, before):
-            task.best = best
-        useful = task.cycles[best] < before and self._accept_cut(task, best)
-        task.stale = 0 if useful else task.stale + 1
+    def _cuts(self, task: _Task) -> list[_Change]:
+        """Some cuts of a task."""
+        first, *others = task.layers
+        name, current = self._name(first), self.base.plan.layers[first].choice
+        if task.space is None:
+            form = kind_of(self.base.plan.layers[first].job.layer).form
+            task.space = self._space(form(self.base.plan.layers[first].job), first)
+        chosen = self._candidates(task, task.space, current)
+        task.tried |= {current, *chosen}
+        names = [self._name(n) for n in others]
+        return [
+            _Change(name, Choices({name: cut}), range(first, first + 1), tuple(names))
+            for cut in chosen
+        ]
 
-    def _accept_cut(self, task: _Task, cut: Cut) -> bool:
-        """In all layers of the task, or else in the one that was timed."""
-        every = self._with(task.layers, cut)
-        if self._accept(every):
-            return True
-        return len(task.layers) > 1 and self._accept(self._with(task.layers[:1], cut))
-
-    def _with(self, layers: list[int], cut: Cut) -> Structure:
-        structure = self.base
-        for n in layers:
-            try:
-                structure = self.trials.cut(structure, n, cut, keep=True)
-            except CapacityError:  # alike but for what is left of a memory
-                continue
-        return structure
-
-    def _candidates(self, task: _Task) -> list[Cut]:
-        left = [cut for cut in task.space if cut not in task.cycles]
-        mix = self.mix if task.cycles else Mix(near=0, by_estimate=self.mix.first)
-        nearest = sorted(left, key=lambda cut: _distance(cut, task.best))[:NEIGHBOURS]
+    def _candidates(self, task: _Task, space: list[Cut], current: Cut) -> list[Cut]:
+        left = [cut for cut in space if cut not in task.tried and cut != current]
+        mix = self.mix if task.tried else Mix(near=0, by_estimate=self.mix.first)
+        nearest = sorted(left, key=lambda cut: _distance(cut, current))[:NEIGHBOURS]
         chosen = self.random.sample(nearest, min(mix.near, len(nearest)))
         chosen += [cut for cut in left if cut not in chosen][: mix.by_estimate]
         others = [cut for cut in left if cut not in chosen]
         return chosen + self.random.sample(others, min(BATCH - len(chosen), len(others)))
+
+
+_pairs = partial(zip, strict=True)
+
+
+def _with(base: Choices, change: _Change) -> Choices:
+    """The choices with a change; where it is one of structure, cuts beside it are the rule's."""
+    other = change.choices
+    turns = Turns(
+        base.turns.as_written != other.turns.as_written, {**base.turns.leads, **other.turns.leads}
+    )
+    cuts = {name: cut for name, cut in base.cuts.items() if name not in change.uncut}
+    return Choices(
+        {**cuts, **other.cuts},
+        {**base.stays, **other.stays},
+        {**base.cascades, **other.cascades},
+        turns,
+    )
+
+
+def _joined(changes: Sequence[_Change]) -> list[_Change]:
+    """All of some changes as one, of those about the same the first; none if there is one alone."""
+    several = {change.about: change for change in reversed(changes)}
+    if len(several) < 2:
+        return []
+    made = NO_CHOICES
+    for each in several.values():
+        made = _with(made, each)
+    layers = [each.layers for each in several.values()]
+    span = range(min(each.start for each in layers), max(each.stop for each in layers))
+    uncut = frozenset().union(*(each.uncut for each in several.values())) - set(made.cuts)
+    return [_Change(changes[0].name, made, span, uncut=uncut)]
 
 
 def _distance(one: Cut, other: Cut) -> float:
@@ -362,16 +509,3 @@ def _distance(one: Cut, other: Cut) -> float:
         return abs(math.log2(one / other)) if isinstance(one, int) and isinstance(other, int) else 9
     sizes = zip(vars(one).values(), vars(other).values(), strict=True)
     return sum(abs(math.log2((1 + a) / (1 + b))) for a, b in sizes)
-
-
-def _difference(old: Choices, new: Choices) -> dict[str, Any]:
-    """What is other than before."""
-
-    def changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: other[name] for name in sorted(other) if one.get(name) != other[name]}
-
-    cascades = changed(old.cascades, new.cascades)
-    return {
-        "stays": changed(old.stays, new.stays),
-        "cascades": {name: list(each) for name, each in cascades.items()},
-    }

@@ -17,6 +17,7 @@ from tvmq.progress import Progress
 from tvmq.tune.records import Records
 from tvmq.tune.request import TuneRequest
 from tvmq.tune.search import Found, search
+from tvmq.tune.workers import WORTH_A_PROCESS
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,10 @@ def tune(
                         bar(made + trials, request.trials, gain)
 
                     trials = Trials(parts.layers, parts.inputs, parts.outputs, spec)
-                    found = search(trials, share, request.seed, records, report)
+                    found = search(
+                        *(trials, share, request.seed, records, report),
+                        processes=max(1, min(request.processes, share // WORTH_A_PROCESS)),
+                    )
                     known = [records.best(trials.description(trials.rule)), *start[n : n + 1]]
                     done.append(_best(found, trials, known, progress))
             except KeyboardInterrupt:
@@ -161,4 +165,4 @@ def _best(found: Found, trials: Trials, known: Iterable[Any], progress: Progress
 
 def _structure(trials: Trials, choices: Choices) -> Structure:
     cascades = {**trials.rule.choices.cascades, **choices.cascades}
-    return trials.structure(Choices(choices.cuts, choices.stays, cascades))
+    return trials.structure(replace(choices, cascades=cascades))

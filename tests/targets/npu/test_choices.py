@@ -13,7 +13,7 @@ from random_networks import network as random_network
 
 from targets.errors import CapacityError
 from targets.layers import MaxPool2d, Pairing, Value
-from targets.npu.choices import NO_CHOICES, CascadeChoice, Choices
+from targets.npu.choices import NO_CHOICES, CascadeChoice, Choices, Leads, Turns
 from targets.npu.compiler import compile_layers, cycles_together
 from targets.npu.convolution.geometry import ConvGeometry
 from targets.npu.convolution.tile_cost import ConvTiling
@@ -174,6 +174,17 @@ def test_a_cascade_that_can_not_be_is_refused(given):
         program_of(layers_in_a_row(), choices=Choices({}, {}, {"v0": given}))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_instructions_in_other_turns_compute_the_same(seed):
+    layers = layers_in_a_row()
+    rng = np.random.default_rng(seed)
+    leads = {f"v{n}": Leads(*(int(lead) for lead in rng.integers(-40, 40, 4))) for n in range(4)}
+    choices = Choices(turns=Turns(seed == 1, leads))
+    told = program_of(layers, choices=choices)
+    assert told.instructions != program_of(layers).instructions
+    np.testing.assert_array_equal(run(layers, E256, choices), expected(layers))
+
+
 def test_choices_of_what_nobody_makes_are_refused():
     with pytest.raises(CapacityError, match="nothing_of_that_name"):
         program_of(layers_in_a_row(), choices=Choices({"nothing_of_that_name": 1}))
@@ -189,7 +200,8 @@ def test_no_choices_are_the_rules_program():
 
 def test_json_gives_the_same_choices():
     tiling = ConvTiling(6, 2, 5, 6, 5, False, 3, in_pieces=True)
-    choices = Choices({"a": tiling, "b": 4}, {"c": True}, {"d": CascadeChoice(2, 8)})
+    turns = Turns(True, {"e": Leads(1, -2, 3, 0)})
+    choices = Choices({"a": tiling, "b": 4}, {"c": True}, {"d": CascadeChoice(2, 8)}, turns)
     assert Choices.from_json(choices.as_json()) == choices
     assert not NO_CHOICES
     assert Choices.from_json({}) == NO_CHOICES

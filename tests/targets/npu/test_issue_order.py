@@ -5,7 +5,7 @@ import pytest
 
 from targets.npu.emit.emitted import Emitted
 from targets.npu.emit.touched_bytes import Span
-from targets.npu.issue_order import hazards, issue_order
+from targets.npu.issue_order import hazards, issue_order, with_leads
 from targets.npu.machine import isa
 from targets.npu.machine.spec import load_spec
 
@@ -50,12 +50,15 @@ def test_what_touches_the_same_bytes_keeps_its_order(seed: int) -> None:
     rng = np.random.default_rng(seed)
     program = random_program(rng, 80)
     order = issue_order(program, SPEC)
-    assert sorted(order) == list(range(80))
-    place = {index: n for n, index in enumerate(order)}
-    for later in range(80):
-        for earlier in range(later):
-            if clash(program[earlier], program[later]):
-                assert place[earlier] < place[later]
+    led = with_leads(program, order, [int(lead) for lead in rng.integers(-40, 40, 80)])
+    assert led != order
+    for found in (order, led):
+        assert sorted(found) == list(range(80))
+        place = {index: n for n, index in enumerate(found)}
+        for later in range(80):
+            for earlier in range(later):
+                if clash(program[earlier], program[later]):
+                    assert place[earlier] < place[later]
 
 
 def test_random_programs_are_reordered() -> None:
@@ -104,3 +107,13 @@ def test_a_writer_follows_all_readers_of_what_it_overwrites() -> None:
     over = Emitted(isa.Load(x_bytes=8), (), (act(4, 12),))
     first = Emitted(isa.Load(x_bytes=8), (), (act(0, 8),))
     assert hazards([first, *read, over]) == [set(), {0}, {0}, {0}, {0, 1, 2, 3}]
+
+
+def test_who_leads_comes_so_many_earlier() -> None:
+    free = [Emitted(isa.Load(x_bytes=1), (), (act(n, n + 1),)) for n in range(8)]
+    written = list(range(8))
+    assert with_leads(free, written, [0] * 8) == written
+    assert with_leads(free, written, [0, 0, 0, 0, 0, 0, 3, 0]) == [0, 1, 2, 3, 6, 4, 5, 7]
+    assert with_leads(free, written[::-1], [0, 0, 0, 0, 0, 0, -8, 0]) == [7, 5, 4, 3, 2, 1, 0, 6]
+    behind_what_it_needs = [*range(8), 11, 8, 9, 10]
+    assert with_leads(two_layers(), range(12), [0] * 11 + [99]) == behind_what_it_needs

@@ -9,11 +9,11 @@ from npu_layers import FLAT, conv
 
 from targets.errors import CapacityError
 from targets.layers import Layer
-from targets.npu.choices import Choices
+from targets.npu.choices import Choices, Leads, Turns
 from targets.npu.compiler import compile_layers
 from targets.npu.machine.spec import load_spec
 from targets.npu.price.timing import simulate_timing
-from targets.npu.trials import Trials
+from targets.npu.trials import Structure, Trials
 
 E256 = load_spec("e256")
 
@@ -38,10 +38,26 @@ def cycles_of_a_build(layers: list[Layer], choices: Choices) -> int:
     return simulate_timing(program.instructions, E256).total
 
 
+def cut_at(trials: Trials, layer: int, cut) -> Structure:
+    name = trials.rule.plan.layers[layer].job.output.value.name
+    return trials.structure(replace(trials.rule.choices, cuts={name: cut}))
+
+
 @pytest.fixture(scope="module")
 def trials() -> Trials:
     layers = chain()
-    return Trials(layers, *ends(layers), E256)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("targets.npu.trials.SMALL", 0)
+        made = Trials(layers, *ends(layers), E256)
+        assert not made.small
+    return made
+
+
+def test_a_small_program_is_timed_whole(trials):
+    layers = chain()
+    small = Trials(layers, *ends(layers), E256, trials.rule.choices)
+    assert small.small
+    assert small.window(small.rule, range(2, 3)) is None
 
 
 def test_the_rules_program(trials):
@@ -52,7 +68,7 @@ def test_programs_by_choices(trials):
     for layer in (0, 2, 4):
         space = [cut for _, cut in trials.space(trials.rule, layer)]
         for cut in (space[1], space[len(space) // 2], space[-1]):
-            made = trials.cut(trials.rule, layer, cut)
+            made = cut_at(trials, layer, cut)
             name = made.plan.layers[layer].job.output.value.name
             assert trials.cycles(made) == cycles_of_a_build(trials.layers, Choices({name: cut}))
 
@@ -70,12 +86,12 @@ def test_what_is_remembered_changes_nothing(trials):
     """The same cut again, and between two others: the memories' places are part of it."""
     space = [cut for _, cut in trials.space(trials.rule, 1)]
     cuts = [space[0], space[-1], space[0], space[len(space) // 2], space[-1]]
-    again = [trials.cycles(trials.cut(trials.rule, 1, cut)) for cut in cuts]
+    again = [trials.cycles(cut_at(trials, 1, cut)) for cut in cuts]
     layers = chain()
     fresh = []
     for cut in cuts:
         new = Trials(layers, *ends(layers), E256)
-        fresh.append(new.cycles(new.cut(new.rule, 1, cut)))
+        fresh.append(new.cycles(cut_at(new, 1, cut)))
     assert again == fresh
 
 
@@ -95,7 +111,7 @@ def test_cuts_come_by_their_estimate(trials):
 def test_a_cut_that_can_not_be_is_refused(trials):
     (_, cut), *_ = trials.space(trials.rule, 0)
     with pytest.raises(CapacityError):
-        trials.cut(trials.rule, 0, replace(cut, tiles=99))
+        cut_at(trials, 0, replace(cut, tiles=99))
 
 
 def test_the_description_of_a_window_is_of_what_its_cycles_depend_on(trials):
@@ -110,7 +126,28 @@ def test_the_description_of_a_window_is_of_what_its_cycles_depend_on(trials):
     cut = next(
         cut for _, cut in trials.space(trials.rule, 1) if cut != trials.rule.plan.layers[1].choice
     )
-    changed = trials.cut(trials.rule, 1, cut)
+    changed = cut_at(trials, 1, cut)
     assert trials.description(changed, window, 2) != inside
     assert trials.description(changed, window, 1) == trials.description(trials.rule, window, 1)
     assert trials.description(changed) == whole
+    leads = {"v2": Leads(mm=3)}
+    turned = trials.structure(replace(trials.rule.choices, turns=Turns(leads=leads)))
+    assert trials.description(turned, window, 2) != inside
+    assert trials.description(turned, range(3, 5), 4) == trials.description(
+        trials.rule, range(3, 5), 4
+    )
+
+
+def test_programs_by_turns(trials):
+    """Their instructions are others, if only in another order."""
+    by_rule = compile_layers(trials.layers, *ends(trials.layers), E256)
+    turns = Turns(leads={"v1": Leads(vu=16), "v2": Leads(ld=-64)})
+    made = trials.structure(replace(trials.rule.choices, turns=turns))
+    program = compile_layers(trials.layers, *ends(trials.layers), E256, Choices(turns=turns))
+    assert program.instructions != by_rule.instructions
+    assert trials.cycles(made) == simulate_timing(program.instructions, E256).total
+
+
+def test_choices_about_no_layer_are_refused(trials):
+    with pytest.raises(CapacityError, match="nothing"):
+        trials.structure(replace(trials.rule.choices, turns=Turns(leads={"nothing": Leads(1)})))

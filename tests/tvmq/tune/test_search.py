@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from targets.npu.trials import Trials
 from tvmq.tune.search import search
 
 E256 = load_spec("e256")
-BUDGET = 30
+BUDGET = 32
 
 
 class Memory:
@@ -85,7 +86,9 @@ def test_what_is_known_is_not_made_again(found, monkeypatch):
     assert search(again, 0, 0, memory).before == result.before
     rule, cycles = again.rule, again.cycles
     monkeypatch.setattr(
-        again, "cycles", lambda made: cycles(made) if made is rule else pytest.fail("it is known")
+        again,
+        "cycles",
+        lambda made, _=None: cycles(made) if made is rule else pytest.fail("it is known"),
     )
     assert search(again, BUDGET, 0, memory) == result
     assert len(memory.made) == before == len(set(memory.made))
@@ -95,7 +98,7 @@ def test_an_interrupted_search_goes_on(found):
     memory = Memory()
 
     def interrupt(done: int, *_: int) -> None:
-        if done == 12:
+        if done == 20:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -105,34 +108,42 @@ def test_an_interrupted_search_goes_on(found):
 
 
 def test_more_trials_are_never_worse(found):
-    for budget in (0, 8, 20):
+    for budget in (0, 16):
         fewer = search(trials(), budget, 0, Memory())
         assert found[0].after <= fewer.after <= fewer.before
     assert search(trials(), 0, 0, Memory()).choices.as_json() == {
         "cuts": {},
         "stays": {},
         "cascades": {},
+        "turns": {"as_written": False, "leads": {}},
     }
 
 
 def test_trials_that_fail_are_counted(monkeypatch):
     broken = trials()
-    cut = broken.cut
+    cycles = broken.cycles
     count = []
 
-    def sometimes(*arguments: Any, **words: Any) -> Any:
+    def sometimes(*arguments: Any) -> int:
         count.append(1)
         if len(count) % 3 == 0:
             raise CapacityError("no room")
-        return cut(*arguments, **words)
+        return cycles(*arguments)
 
-    monkeypatch.setattr(broken, "cut", sometimes)
+    monkeypatch.setattr(broken, "cycles", sometimes)
     result = search(broken, 30, 0, Memory())
     assert 0 < result.failed < 30
     assert result.after <= result.before
 
 
+@pytest.mark.slow
+def test_several_processes_give_the_same(found):
+    assert search(trials(), 16, 0, Memory(), processes=2) == search(trials(), 16, 0, Memory())
+    assert not multiprocessing.active_children()
+
+
 def test_what_is_better_in_a_window_alone_is_not_taken(monkeypatch):
+    monkeypatch.setattr("targets.npu.trials.SMALL", 0)
     one = trials()
     cycles = one.cycles
 
@@ -143,6 +154,7 @@ def test_what_is_better_in_a_window_alone_is_not_taken(monkeypatch):
     monkeypatch.setattr(one, "cycles", lying)
     result = search(one, BUDGET, 0, Memory())
     assert not result.choices.cuts
+    assert result.after <= result.before
 
 
 def test_records_of_the_rule_are_not_believed(found):
@@ -150,7 +162,9 @@ def test_records_of_the_rule_are_not_believed(found):
     result, memory = found
     liar = Memory()
     liar.known = {key: cycles // 10 for key, cycles in memory.known.items()}
-    assert search(trials(), 0, 0, liar).before == result.before
+    one = trials()
+    liar.add(one.description(one.rule), one.rule.choices.as_json(), 10, "the program")
+    assert search(one, 0, 0, liar).before == result.before
 
 
 def test_programs_that_give_other_outputs_share_no_records():
