@@ -1,4 +1,4 @@
-"""The figure of benchmarks/ablation.py: accuracy over cycles, and the rows that none is better than."""
+"""The figure of benchmarks/ablation.py: accuracy over cycles, and rows that none is better than."""
 
 from __future__ import annotations
 
