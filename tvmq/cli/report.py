@@ -161,7 +161,7 @@ def _reconstruction_lines(facts: Mapping[str, Any]) -> list[str]:
 def _network_line(refined: Mapping[str, Any]) -> str:
     """What was done for all units together."""
     name, before = refined["name"], refined["loss_before"]
-    learned = refined["learned"]
+    learned = refined.get("learned")
     if learned is None:
         moved = f"{name} moved for the network's outputs: {len(refined['moves'])}"
         return f"  {moved}, distance {before:.4g} -> {refined['loss_after']:.4g}"
