@@ -168,9 +168,15 @@ def _loss(
         if name in outputs and is_logits(wanted):
             parts.append(distance(found, wanted).mean())
         else:
-            error = (found - wanted).square().mean() / wanted.var().clamp_min(1e-12)
+            error = (found - wanted).square().mean() / _size(wanted)
             parts.append(error if name in outputs else WITHIN * error)
     return torch.stack(parts).sum()
+
+
+def _size(wanted: torch.Tensor) -> torch.Tensor:
+    """What squared errors are relative to: the variance, where it isn't next to nothing."""
+    least = 0.01 * wanted.square().mean() + 1e-12
+    return torch.maximum(wanted.var(correction=0), least)
 
 
 def _start(work: NetworkWork) -> None:

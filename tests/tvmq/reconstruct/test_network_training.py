@@ -212,6 +212,13 @@ def test_the_report_and_a_page_say_it():
     assert "not kept" in render("reconstruction.html", reconstruction=facts)
 
 
+def test_any_batch_has_a_loss():
+    x = torch.randn(16, 4, 3, 3)
+    torch.testing.assert_close(network_training._size(x + 1), x.var(), rtol=0.02, atol=0)
+    for constant in (torch.full((1, 1), 5.0), torch.zeros(2, 3)):
+        assert 0 < float(network_training._size(constant)) <= 0.26
+
+
 def test_pieces_of_one_image_are_in_another():
     x = torch.arange(32.0)[:, None, None, None].expand(32, 2, 12, 8).contiguous()
     (result,) = mixed([x], torch.Generator().manual_seed(0))
