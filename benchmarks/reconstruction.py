@@ -53,7 +53,7 @@ from tvmq.plan.plan_network import plan_network
 from tvmq.plan.planner import make_plan
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.methods import combined
-from tvmq.reconstruct.network_pass import NetworkPass
+from tvmq.reconstruct.network_work import NetworkPass
 from tvmq.reconstruct.refinements.compensated import CompensatedCodes
 from tvmq.reconstruct.unit_graph import QuantizedUnit
 from tvmq.settings import Settings, parse_methods, parse_precision

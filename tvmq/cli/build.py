@@ -115,7 +115,7 @@ PLANNED = (
     default=2000,
     show_default=True,
     help="Training steps per block, for methods that learn; brecq makes a quarter more, for "
-    "activation steps alone.",
+    "activation steps alone, and distill as many for all blocks together.",
 )
 @click.option(
     "--learn-batch",

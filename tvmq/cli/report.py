@@ -175,12 +175,21 @@ def _reconstruction_lines(facts: Mapping[str, Any]) -> list[str]:
         f"  reconstruction: {len(units) - len(refused)} of {len(units)} units closer to the float "
         f"network on held-out images{note if refused else ''}"
     ]
-    lines += [
-        f"  {refined['name']} moved for the network's outputs: {len(refined['moves'])}, distance "
-        f"{refined['loss_before']:.4g} -> {refined['loss_after']:.4g}"
-        for refined in network
-    ]
+    lines += [_network_line(refined) for refined in network]
     return lines + _product_lines(facts.get("products")) + _border_lines(facts.get("borders"))
+
+
+def _network_line(refined: Mapping[str, Any]) -> str:
+    """What was done for all units together."""
+    name, before = refined["name"], refined["loss_before"]
+    learned = refined.get("learned")
+    if learned is None:
+        moved = f"{name} moved for the network's outputs: {len(refined['moves'])}"
+        return f"  {moved}, distance {before:.4g} -> {refined['loss_after']:.4g}"
+    distances = f"distance of the outputs {before:.4g} -> {learned['loss']:.4g}"
+    codes = f"{learned['codes']:,} of {learned['of']:,} codes changed"
+    kept = "" if learned["accepted"] else "; not kept"
+    return f"  {name}: {distances}, {codes}{kept}"
 
 
 def _product_lines(cost: Mapping[str, Any] | None) -> list[str]:

@@ -23,7 +23,7 @@ from tvmq.reconstruct.inner_scales import InnerScales, inner_families
 from tvmq.reconstruct.learn_device import learn_device
 from tvmq.reconstruct.losses import LOSSES
 from tvmq.reconstruct.methods import Method, combined
-from tvmq.reconstruct.network_pass import NetworkPass, NetworkWork
+from tvmq.reconstruct.network_work import NetworkPass, NetworkWork
 from tvmq.reconstruct.step_cost import StepCost, step_costs
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit, float_unit, network_steps
@@ -129,7 +129,7 @@ def reconstruct(
             job.run(index, files)
     finally:
         job.cache.close()
-    network = job.refine_network()
+    network = job.refine_network(files)
     model = job.scaled_model()
     if model.fingerprint != start.fingerprint:
         calibration = calibrate_again(model, calibration)
@@ -182,6 +182,7 @@ class _Job:
         self.finished: list[QuantizedUnit] = []
         self.states: list[UnitState] = []
         self.results: list[UnitResult] = []
+        self.refined: list[NetworkPass] = []
         self.iterations = sum(part.iterations(start.settings) for part in method.refinements)
 
     def run(self, index: int, files: Checkpoints | None) -> None:
@@ -211,14 +212,28 @@ class _Job:
         data = f"{self.cache.digest()} {self.device}"
         return Checkpoints(folder, self.start, self.method, self.seed, data)
 
-    def refine_network(self) -> tuple[NetworkPass, ...]:
+    def refine_network(self, files: Checkpoints | None) -> tuple[NetworkPass, ...]:
         """Apply what the method has for all units together, once they are decided."""
         if not self.units:
             return ()
-        work = NetworkWork(
-            self.model, self.calibration, self.finished, self.steps, self.images, self.report
-        )
-        return tuple(refinement.refine(work) for refinement in self.method.over_network)
+        for index, refinement in enumerate(self.method.over_network):
+            found = None if files is None else files.load_network(index)
+            if found is None:
+                generator = torch.Generator()
+                generator.manual_seed(self.seed * 1_000_003 + len(self.units) + index)
+                work = NetworkWork(
+                    *(self.model, self.calibration, self.finished, self.steps, self.images),
+                    *(self.start.settings, generator, self.report, self.device),
+                )
+                result = refinement.refine(work)
+                found = [state_of(unit) for unit in self.finished], result
+                if files is not None:
+                    files.save_network(index, *found)
+            self.states, result = [*found[0]], found[1]
+            for unit, state in zip(self.finished, self.states, strict=True):
+                apply_state(unit, state)
+            self.refined.append(result)
+        return tuple(self.refined)
 
     def scaled_model(self) -> FloatModel:
         """The float network with its tensors as large as units have made them."""
@@ -238,10 +253,15 @@ class _Job:
         values, weights = dict(self.start.values), dict(self.start.weights)
         biases: dict[str, BiasPlan] = {}
         products: dict[str, ProductPlan | None] = {}
+        together = "".join(
+            f"; {done.name}: outputs {done.loss_before:.4g} -> {done.loss_after:.4g}"
+            for done in self.refined
+            if done.learned is not None and done.learned.accepted
+        )
         for result, state, unit in zip(self.results, self.states, self.finished, strict=True):
             verdict = result.kept if result.accepted else "nearest, nothing else was better"
             nearest = result.candidates[0].loss
-            numbers = f"held-out loss {nearest:.4g} -> {result.held_out_loss:.4g}"
+            numbers = f"held-out loss {nearest:.4g} -> {result.held_out_loss:.4g}{together}"
             for name, scale in unit.products.items():
                 products[name] = scale.plan(f"{verdict} in {result.unit}: {numbers}")
             for name in result.layers:

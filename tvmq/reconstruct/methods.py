@@ -16,6 +16,7 @@ from tvmq.reconstruct.refinements.borders import Borders
 from tvmq.reconstruct.refinements.compensated import SearchedExponents
 from tvmq.reconstruct.refinements.factored_codes import FactoredCodes
 from tvmq.reconstruct.refinements.learned import Learned, Phase
+from tvmq.reconstruct.refinements.learned_together import LearnedTogether
 from tvmq.reconstruct.refinements.network_exponents import NetworkExponents
 from tvmq.reconstruct.refinements.scaled_products import ScaledProducts
 
@@ -124,6 +125,11 @@ METHODS: dict[str, Method] = {
         "with another method or alone: activations of at most 4 bits rounded by borders, a byte "
         "for each level of each channel",
         (Borders(),),
+    ),
+    "distill": Method(
+        "behind another method or alone: all units learned together, the float network being the "
+        "teacher",
+        over_network=(LearnedTogether(),),
     ),
     "wess": Method(
         "one weight step per layer and a 4-bit shift per output channel, free on the NPU",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from tvmq.reconstruct.network_pass import NetworkPass, NetworkWork
+    from tvmq.reconstruct.network_work import NetworkPass, NetworkWork
     from tvmq.reconstruct.unit_work import UnitWork
     from tvmq.settings import Settings
 

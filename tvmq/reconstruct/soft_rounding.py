@@ -18,10 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from targets.arithmetic import MAX_SHIFT_SPREAD
 from tvmq.plan.plan import WeightPlan
 from tvmq.settings import learned_range
 
 STRETCH = 1.2
+MOST_AWAY = 0.45
+"""Of a number from the code that it is rounded to, where numbers start."""
+
 BETA_FIRST, BETA_LAST = 20.0, 2.0
 
 
@@ -59,6 +63,24 @@ class _Undecided(torch.autograd.Function):  # type: ignore[misc]  # torch is not
         return slope * (-2 * ctx.beta * grad), None
 
 
+class _Through(torch.autograd.Function):  # type: ignore[misc]  # torch is not followed by mypy
+    """Numbers rounded to codes half up; the gradient of a code within its range is the number's."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, numbers: torch.Tensor, low: int | torch.Tensor, high: int | torch.Tensor
+    ) -> torch.Tensor:
+        rounded = torch.floor(numbers + 0.5)
+        codes = rounded.clamp(low, high)
+        ctx.save_for_backward(rounded == codes)
+        return codes
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (inside,) = ctx.saved_tensors
+        return grad * inside, None, None
+
+
 class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
     """The weight of one layer, in codes that are being decided.
 
@@ -69,6 +91,9 @@ class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by m
         steps: float32[K or 1, 1, ...].
         drift: gives what the steps are times ``steps`` just now, float32[1], while what the layer
             makes or reads is being scaled (``inner_scales.py``).
+        numbers: float32, in codes, which are these rounded, while codes may move (``move``).
+        size: log2 of what the steps are times ``steps`` just now, float32[K or 1, 1, ...], while
+            they may be any number and are learned (``resize``).
         frozen: float32, what a forward gives while nothing is being learned.
     """
 
@@ -91,6 +116,8 @@ class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by m
         self.low, self.high = learned_range(plan.bits)
         self.soft = False
         self.drift: Callable[[], torch.Tensor] | None = None
+        self.numbers: nn.Parameter | None = None
+        self.size: nn.Parameter | None = None
         self.decisions = torch.zeros(0)
         self.register_buffer("weight", weight.detach().clone())
         self.register_buffer("frozen", weight.detach().clone())
@@ -150,6 +177,10 @@ class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by m
         if self.soft:
             self.decisions = self.height()
             weight = (self.floor + self.decisions).clamp(self.low, self.high) * self.steps
+        if self.numbers is not None:
+            weight = _Through.apply(self.numbers, self.low, self.high) * self.steps
+        if self.size is not None:
+            weight = weight * torch.exp2(self.size)
         return weight if self.drift is None else weight * self.drift()
 
     def regularizer(self, beta: float) -> torch.Tensor:
@@ -169,6 +200,32 @@ class SoftWeight(nn.Module):  # type: ignore[misc]  # torch is not followed by m
         self.codes = codes.detach().to(torch.int8)
         memory = torch.channels_last if codes.dim() == 4 else torch.contiguous_format
         self.frozen = (self.codes * self.steps).contiguous(memory_format=memory)
+
+    def move(self, spread: torch.Tensor | float = 1.0) -> None:
+        """Let the codes that there are move, from as near to the float weight as rounds to them.
+
+        Args:
+            spread: as of ``start_at_weight``.
+        """
+        codes = self.codes.double()
+        away = (self._scaled(spread) - codes).clamp(-MOST_AWAY, MOST_AWAY)
+        self.numbers = nn.Parameter((codes + away).float())
+
+    def resize(self, *, alike: bool) -> None:
+        """Let the steps follow their gradient; ``alike``: all of the layer by one factor."""
+        shape = self.steps[:1].shape if alike else self.steps.shape
+        self.size = nn.Parameter(torch.zeros(shape))
+
+    def settle(self) -> None:
+        """Hold the codes and steps that learning led to."""
+        if self.numbers is None:
+            return
+        codes = _Through.apply(self.numbers.detach(), self.low, self.high)
+        if self.size is not None:
+            steps = self.exact_steps * torch.exp2(self.size.detach().double().flatten())
+            self.use_steps(torch.maximum(steps, steps.max() * 2.0**-MAX_SHIFT_SPREAD))
+        self.numbers = self.size = None
+        self.freeze(codes)
 
     def held(self) -> dict[str, torch.Tensor]:
         """What ``hold`` takes: int8 codes and float64[K or 1] steps."""

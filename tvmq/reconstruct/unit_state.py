@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,6 +22,7 @@ from tvmq import __version__
 from tvmq.plan.plan import Plan
 from tvmq.plan.plan_file import plan_to_json
 from tvmq.reconstruct.methods import Method
+from tvmq.reconstruct.network_work import NetworkPass
 from tvmq.reconstruct.unit_graph import QuantizedUnit
 
 NEAREST = "nearest"
@@ -107,16 +108,16 @@ def forget_checkpoints(folder: Path) -> None:
 
 def _others(folder: Path) -> list[str]:
     """Names in a folder that Checkpoints did not write."""
-    ours = re.compile(r"unit_\d+\.npz|\.unit_\d+\.npz\..{8}")
+    ours = re.compile(r"(unit|network)_\d+\.npz|\.(unit|network)_\d+\.npz\..{8}")
     return sorted(path.name for path in folder.iterdir() if not ours.fullmatch(path.name))
 
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the file of a unit says beside its arrays."""
+    """What a file says beside its arrays."""
 
     job: str
-    result: UnitResult
+    result: UnitResult | NetworkPass
     digest: str
 
 
@@ -132,8 +133,17 @@ def _digest(arrays: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def _states(arrays: Mapping[str, Any]) -> list[UnitState]:
+    """What was saved, of each unit in turn."""
+    states: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
+    for path, array in arrays.items():
+        of, module, name = path.split("/")
+        states.setdefault(of, {}).setdefault(module, {})[name] = torch.from_numpy(array)
+    return [*states.values()]
+
+
 class Checkpoints:
-    """A folder with a file per finished unit; each says of which job it is.
+    """A folder with a file per unit and pass over the network; each says of which job it is.
 
     What another job (network, settings, images, seed, version of tvmq) left is as good as nothing.
     """
@@ -183,22 +193,36 @@ class Checkpoints:
     def load(self, index: int) -> tuple[UnitState, UnitResult] | None:
         """What was decided about a unit; None if this job has not finished it."""
         found = self._read(self._path(index))
-        if found is None:
+        if found is None or not isinstance(found[0].result, UnitResult):
             return None
-        facts, arrays = found
-        state: dict[str, dict[str, torch.Tensor]] = {}
-        for path, array in arrays.items():
-            _, module, name = path.split("/")
-            state.setdefault(module, {})[name] = torch.from_numpy(array)
-        return state, facts.result
+        (state,) = _states(found[1])
+        return state, found[0].result
 
     def save(self, index: int, state: UnitState, result: UnitResult) -> None:
         """Write a finished unit; a file that is there is whole.
 
         Its arrays are called ``REFINEMENT/MODULE/NAME``, after the refinement whose state was kept.
         """
+        self._write(self._path(index), result, {result.kept: state})
+
+    def load_network(self, index: int) -> tuple[list[UnitState], NetworkPass] | None:
+        """All units behind a refinement of the network; None if this job has not finished it."""
+        found = self._read(self._network_path(index))
+        if found is None or not isinstance(found[0].result, NetworkPass):
+            return None
+        return _states(found[1]), found[0].result
+
+    def save_network(self, index: int, states: Sequence[UnitState], result: NetworkPass) -> None:
+        """Write all units behind a refinement of the network; arrays are ``UNIT/MODULE/NAME``."""
+        units = {str(unit): state for unit, state in enumerate(states)}
+        self._write(self._network_path(index), result, units)
+
+    def _write(
+        self, path: Path, result: UnitResult | NetworkPass, states: Mapping[str, UnitState]
+    ) -> None:
         arrays = {
-            f"{result.kept}/{module}/{name}": tensor.numpy()
+            f"{of}/{module}/{name}": tensor.numpy()
+            for of, state in states.items()
             for module, held in state.items()
             for name, tensor in held.items()
         }
@@ -206,7 +230,7 @@ class Checkpoints:
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
-                with whole_file(self._path(index)) as file:
+                with whole_file(path) as file:
                     np.savez(file, facts=np.array(facts), **arrays)
                 return
             except InputError as error:
@@ -231,3 +255,6 @@ class Checkpoints:
 
     def _path(self, index: int) -> Path:
         return self.folder / f"unit_{index}.npz"
+
+    def _network_path(self, index: int) -> Path:
+        return self.folder / f"network_{index}.npz"

@@ -178,7 +178,7 @@ def test_wrong_arguments_are_refused(tvmq, tmp_path, words, code, message):
 
 def test_all_methods_together_are_a_plan_that_builds_the_same(tmp_path):
     """Steps and shifts of channels, scaled tensors, learned codes, factors and borders."""
-    words = ("--method", "wess,rapq,waps,aquant", "--precision", "w2a2")
+    words = ("--method", "wess,rapq,waps,aquant,distill", "--precision", "w2a2")
     artifact = _build(tmp_path, *words)
     assert artifact.manifest.bit_exact
     again = tmp_path / "again.tvmq"

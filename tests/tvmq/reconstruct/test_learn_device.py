@@ -2,9 +2,8 @@
 
 import pytest
 import torch
+from one_device import OneDevice
 from quantization_cases import calibration, float_model
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from targets.errors import InputError
 from tvmq.plan.planner import make_plan
@@ -67,18 +66,6 @@ def test_scaled_tensors_move_along():
         cache.close()
 
 
-class _OneDevice(TorchDispatchMode):
-    """Refuses operators that read tensors of two devices, as a GPU does."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        tensors = (
-            x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor) and x.dim()
-        )
-        devices = {x.device.type for x in tensors}
-        assert len(devices) < 2 or func is torch.ops.aten.copy_.default, f"{func} on {devices}"
-        return func(*args, **(kwargs or {}))
-
-
 def _train_nowhere(unit: QuantizedUnit, cache: UnitCache, drop: float) -> set[str]:
     seen = set()
     unit.graph_module.register_forward_pre_hook(
@@ -88,7 +75,7 @@ def _train_nowhere(unit: QuantizedUnit, cache: UnitCache, drop: float) -> set[st
     training = Training(3, 4, device=torch.device("meta"))
     # What comes back has no numbers, which is found out behind the last iteration.
     nowhere = pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor")
-    with nowhere as found, _OneDevice():
+    with nowhere as found, OneDevice():
         train_unit(unit, cache, phase, training, cache.count, generator)
     error = found.value
     while error is not None:

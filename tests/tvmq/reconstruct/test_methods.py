@@ -30,7 +30,7 @@ def test_every_loss_is_in_the_table():
 
 
 def test_methods_that_learn():
-    assert learning() == ("adaround", "brecq", "qdrop", "rapq", "waps", "aquant")
+    assert learning() == ("adaround", "brecq", "qdrop", "rapq", "waps", "aquant", "distill")
     assert learning(("wess", "rapq")) == ("rapq",)
 
 

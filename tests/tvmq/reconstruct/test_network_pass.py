@@ -5,8 +5,9 @@ import torch
 from quantization_cases import calibration, float_model
 
 from tvmq.plan.planner import make_plan
-from tvmq.reconstruct import network_pass
-from tvmq.reconstruct.network_pass import NetworkWork, distance, search_network, surely_smaller
+from tvmq.reconstruct import network_pass, network_work
+from tvmq.reconstruct.network_pass import SURE, search_network
+from tvmq.reconstruct.network_work import NetworkOutputs, NetworkWork, distance, surely_smaller
 from tvmq.reconstruct.unit_graph import QuantizedUnit, network_steps
 from tvmq.reconstruct.units import find_units
 from tvmq.settings import Settings
@@ -27,7 +28,9 @@ def test_a_wrong_exponent_is_found():
     model, units, steps = _network()
     right = steps["relu_1"].exact
     steps["relu_1"].fix(right / 2)  # codes that clip half of the range
-    done = search_network(NetworkWork(model, calibration(NAME), units, steps, 24))
+    done = search_network(
+        NetworkWork(model, calibration(NAME), units, steps, 24, SETTINGS, torch.Generator())
+    )
     assert steps["relu_1"].exact == right
     (move,) = [move for move in done.moves if "relu_1" in move.values]
     assert move.after == move.before + 1
@@ -38,8 +41,12 @@ def test_a_wrong_exponent_is_found():
 def test_losses_are_those_of_the_whole_network(name):
     """Running from a unit on, behind a remembered prefix, is running the network."""
     model, units, steps = _network(name)
-    done = search_network(NetworkWork(model, calibration(name), units, steps, 24))
-    again = search_network(NetworkWork(model, calibration(name), units, steps, 24))
+    done = search_network(
+        NetworkWork(model, calibration(name), units, steps, 24, SETTINGS, torch.Generator())
+    )
+    again = search_network(
+        NetworkWork(model, calibration(name), units, steps, 24, SETTINGS, torch.Generator())
+    )
     assert again.loss_before == done.loss_after
     images = torch.cat([batch[0] for batch in calibration(name).batches()])[24:]
     tensors = {"x": images} | {
@@ -59,15 +66,15 @@ def test_losses_are_those_of_the_whole_network(name):
 @pytest.mark.parametrize("name", [NAME, "densenet_small", "silu_net"])
 def test_a_trial_is_the_network_with_another_step(monkeypatch, name):
     """Only units whose inputs change are run, some images at a time; all else is remembered."""
-    monkeypatch.setattr(network_pass, "ENOUGH", 5)
+    monkeypatch.setattr(network_work, "ENOUGH", 5)
     model, units, steps = _network(name)
     images = torch.cat([batch[0] for batch in calibration(name).batches()])[:12]
-    outputs = network_pass._Outputs(model, units, steps, (images,))
+    outputs = NetworkOutputs(model, units, steps, (images,))
     before = outputs.losses()
     for owners, names in network_pass._movable(steps, units):
         start = steps[names[0]].exact
         steps[names[0]].fix(start * 2)
-        expected = network_pass._Outputs(model, units, steps, (images,)).losses()
+        expected = NetworkOutputs(model, units, steps, (images,)).losses()
         found = outputs.tried(owners, torch.full((12,), torch.inf))
         torch.testing.assert_close(found, expected)
         assert not torch.equal(found, before)
@@ -79,10 +86,10 @@ def test_a_trial_is_the_network_with_another_step(monkeypatch, name):
 
 
 def test_a_trial_ends_once_the_outputs_move_away(monkeypatch):
-    monkeypatch.setattr(network_pass, "ENOUGH", 6)
+    monkeypatch.setattr(network_work, "ENOUGH", 6)
     model, units, steps = _network()
     images = torch.cat([batch[0] for batch in calibration(NAME).batches()])[:24]
-    outputs = network_pass._Outputs(model, units, steps, (images,))
+    outputs = NetworkOutputs(model, units, steps, (images,))
     seen = []
     units[-1].graph_module.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     (owners,) = (
@@ -100,15 +107,17 @@ def test_chance_moves_nothing():
     before = torch.rand(100, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(100, generator=torch.Generator().manual_seed(1))
     noise = (noise - noise.mean()) / noise.std()  # its standard error is 0.1
-    assert surely_smaller(before - 0.31 + noise, before)
-    assert not surely_smaller(before - 0.29 + noise, before)
-    assert not surely_smaller(before, before)
-    assert not surely_smaller(before[:1] - 1, before[:1])
+    assert surely_smaller(before - 0.31 + noise, before, SURE)
+    assert not surely_smaller(before - 0.29 + noise, before, SURE)
+    assert not surely_smaller(before, before, SURE)
+    assert not surely_smaller(before[:1] - 1, before[:1], SURE)
 
 
 def test_the_input_of_the_network_stays():
     model, units, steps = _network()
-    done = search_network(NetworkWork(model, calibration(NAME), units, steps, 24))
+    done = search_network(
+        NetworkWork(model, calibration(NAME), units, steps, 24, SETTINGS, torch.Generator())
+    )
     inputs = {spec.name for spec in model.inputs}
     assert not inputs.intersection(name for move in done.moves for name in move.values)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from tvmq.reconstruct.refinement import POWERS_OF_TWO, Need, NetworkRefinement
 
 if TYPE_CHECKING:
-    from tvmq.reconstruct.network_pass import NetworkPass, NetworkWork
+    from tvmq.reconstruct.network_work import NetworkPass, NetworkWork
 
 
 @dataclass(frozen=True)

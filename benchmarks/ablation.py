@@ -1,0 +1,200 @@
+"""What each method gives and costs, alone and together: a table, and accuracy over cycles as SVG.
+
+    python -m benchmarks.ablation [--data FOLDER] [--results FILE] [--figure FILE] [--seeds 0,1]
+        [--iters N] [--networks resnet20,mobilenetv2,vit4_cifar10] [--precision w2a2,w4a4] [--run N]
+
+The folder (default: the environment variable TVMQ_DATA) holds the networks, cifar10_calib.npz and
+cifar10_eval.npz. A row is a network learned from 1,024 images, with weights per channel (a step per
+layer for ``wess``), first and last layer 8 bits, tested on all images in fake quantization; cycles,
+bytes and relative energy are of its programs for ``e256``. Finished rows are lines of the results,
+and what is there isn't run again: ``--run 0`` prints it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.ablation_figure import draw
+from targets.npu.machine.spec import load_spec
+from tvmq import __version__
+from tvmq.calibrate.calibrate import calibrate
+from tvmq.capture.capture import capture
+from tvmq.data.labels import Labelling
+from tvmq.data.open import open_data
+from tvmq.data.preprocessing import Preprocessing
+from tvmq.float_model import TensorSpec
+from tvmq.plan.annotate import annotate
+from tvmq.plan.plan_network import plan_network
+from tvmq.profile.plan_price import plan_price
+from tvmq.reconstruct.engine import reconstruct
+from tvmq.settings import Settings, parse_precision
+
+CIFAR = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+VIT = Preprocessing(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+NETWORKS = {
+    "resnet20": ("resnet20.pt2", CIFAR),
+    "mobilenetv2": ("mobilenetv2.pt2", CIFAR),
+    "vit4_cifar10": ("models/vit4_cifar10.pt2", VIT),
+}
+POT = (
+    *("rtn", "rapq", "rapq,distill", "wess,rapq,waps,aquant,distill", "rapq,waps,distill"),
+    *("wess,rapq,waps,aquant", "rapq,waps", "rapq,aquant", "qdrop", "wess", "wess,rapq"),
+    *("wess,rapq,distill", "waps", "aquant", "distill"),
+)
+FREE = ("rtn", "qdrop", "qdrop,distill", "qdrop,waps", "qdrop,aquant", "qdrop,aquant,distill")
+IMAGES, BATCH = 1024, 125
+
+
+@dataclass(frozen=True)
+class Row:
+    """A build that is measured."""
+
+    network: str
+    precision: str
+    scales: str
+    method: str
+    seed: int
+    iterations: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a row has.
+
+    Attributes:
+        top1: in percent.
+        cycles: of one image.
+        dram_bytes: likewise.
+        energy: relative.
+        cpu_seconds: for learning and everything before it.
+        version: of tvmq.
+        machine: on which it was learned.
+    """
+
+    top1: float
+    cycles: int
+    dram_bytes: int
+    energy: float
+    cpu_seconds: float
+    version: str
+    machine: str
+
+
+def main() -> int:
+    """Run what is missing, print the table, draw the figure; 2 if the data isn't there."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default=os.environ.get("TVMQ_DATA"), help="folder of the data")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/ablation.jsonl"))
+    parser.add_argument("--figure", type=Path, help="SVG file")
+    parser.add_argument("--networks", default="resnet20")
+    parser.add_argument("--precision", default="w2a2")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--iters", type=int, default=200)
+    parser.add_argument("--run", type=int, default=10**9, help="at most so many rows")
+    options = parser.parse_args()
+    methods = [("pot", m) for m in POT] + [("free", m) for m in FREE]
+    every = [
+        Row(network, precision, *how, int(seed), 0 if how[1] in ("rtn", "wess") else options.iters)
+        for network, precision, seed, how in product(
+            options.networks.split(","),
+            options.precision.split(","),
+            options.seeds.split(","),
+            methods,
+        )
+    ]
+    missing = [row for row in every if row not in read(options.results)][: options.run]
+    if missing and not (Path(options.data or ".") / "cifar10_eval.npz").is_file():
+        print(f"{options.data}: no cifar10_eval.npz; give --data or TVMQ_DATA.", file=sys.stderr)
+        return 2
+    for row in missing:
+        found = measured(row, Path(options.data))
+        with options.results.open("a") as file:
+            file.write(json.dumps({"row": asdict(row), "found": asdict(found)}) + "\n")
+        print(f"{row.precision} {row.scales} {row.method}: {found.top1:.2f} %", file=sys.stderr)
+    known = {row: found for row, found in read(options.results).items() if row in every}
+    print("\n".join(table(known)))
+    if options.figure:
+        points = {
+            (row.precision, f"{row.method} ({row.scales})"): (found.cycles, found.top1)
+            for row, found in known.items()
+        }
+        draw(points, options.figure)
+    return 0
+
+
+def read(results: Path) -> dict[Row, Found]:
+    """What was measured so far."""
+    if not results.is_file():
+        return {}
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    return {Row(**line["row"]): Found(**line["found"]) for line in lines}
+
+
+def table(known: dict[Row, Found]) -> Iterator[str]:
+    """In Markdown, a line for each row; energy in millions of the table's units."""
+    yield "| network | precision | steps | method | seed | top-1 | cycles | DRAM bytes | energy |"
+    yield "|" + "---|" * 9
+    for row, found in known.items():
+        cells = (row.network, row.precision, row.scales, f"`{row.method}`", str(row.seed))
+        costs = f"{found.cycles:,} | {found.dram_bytes:,} | {found.energy / 1e6:.2f}"
+        yield f"| {' | '.join(cells)} | {found.top1:.2f} | {costs} |"
+
+
+def measured(row: Row, data: Path) -> Found:
+    """Build a row and test it."""
+    torch.set_num_threads(1)
+    began = time.process_time()
+    file, images = NETWORKS[row.network]
+    model, spec, names = capture(data / file), load_spec("e256"), tuple(row.method.split(","))
+    source = open_data(str(data / "cifar10_calib.npz"), model.inputs, images)
+    batches = [batch.inputs for batch in source.samples(IMAGES, 64, seed=row.seed)]
+    weight_bits, activation_bits = parse_precision(row.precision)
+    settings = Settings(
+        *(weight_bits, activation_bits, row.scales),
+        "tensor" if "wess" in names else "channel",
+        method=names,
+        iterations=max(1, row.iterations),
+        product_unit=spec.array.lanes(max(weight_bits, activation_bits)),
+    )
+    planned = plan_network(model, calibrate(model, batches, IMAGES), settings)
+    model, plan = planned.model, planned.plan
+    if settings.learned_method:
+        done = reconstruct(model, planned.calibration, plan, seed=row.seed)
+        model, plan = done.model, done.plan
+    seconds = round(time.process_time() - began)
+    price = plan_price(model, plan, spec)
+    program = annotate(model, plan, torch.float32)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    return Found(
+        *(round(100 * top1(program, images, data, model.inputs), 2), price.cycles),
+        *(price.dram_bytes, round(price.picojoules, 1), seconds, __version__, machine),
+    )
+
+
+@torch.inference_mode()  # type: ignore[untyped-decorator]
+def top1(
+    program: torch.fx.GraphModule, images: Preprocessing, data: Path, inputs: Sequence[TensorSpec]
+) -> float:
+    """Share of right answers on all test images."""
+    source = open_data(str(data / "cifar10_eval.npz"), inputs, images, Labelling("classes"))
+    right: list[np.ndarray] = []
+    for batch in source.batches(BATCH):
+        (x,) = batch.inputs.values()
+        right.append(program(torch.as_tensor(x))[0].argmax(1).numpy() == batch.labels)
+    return float(np.concatenate(right).mean())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

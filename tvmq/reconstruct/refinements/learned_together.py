@@ -1,0 +1,24 @@
+"""All units learned together, by what they do to the network's outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from tvmq.reconstruct.refinement import NetworkRefinement
+
+if TYPE_CHECKING:
+    from tvmq.reconstruct.network_work import NetworkPass, NetworkWork
+
+
+@dataclass(frozen=True)
+class LearnedTogether(NetworkRefinement):
+    """Codes, biases and free steps by gradient descent, the float network being the teacher."""
+
+    name: ClassVar[str] = "learned together"
+
+    def refine(self, work: NetworkWork) -> NetworkPass:
+        """Learn for as many iterations as a unit has; kept where held-out images agree."""
+        from tvmq.reconstruct.network_training import learn_together
+
+        return learn_together(work, self.name, work.settings.iterations)
