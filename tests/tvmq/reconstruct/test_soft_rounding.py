@@ -106,3 +106,17 @@ def test_channels_may_have_ranges_of_their_own(soft):
     assert torch.equal(codes[2], torch.floor(soft.weight[2].double() / STEPS[2] + 0.5))
     assert torch.all((codes[:2] >= soft.low[:2]) & (codes[:2] <= soft.high[:2]))
     assert torch.all((soft.hard_codes() >= soft.low) & (soft.hard_codes() <= soft.high))
+
+
+def test_steps_that_were_learned_are_kept_with_the_codes():
+    plan = WeightPlan(steps=(0.5, 0.25), bits=2, reason="")
+    weight = SoftWeight(torch.tensor([[0.4, -0.9], [0.1, 0.3]]), plan)
+    codes = weight.codes.clone()
+    weight.move()
+    weight.resize(alike=False)
+    weight.size.data.copy_(torch.tensor([[1.0], [-1.0]]))
+    before = weight().detach()
+    weight.settle()
+    assert weight.exact_steps.tolist() == [1.0, 0.125]
+    assert torch.equal(weight.codes, codes)
+    assert torch.equal(weight(), before)
