@@ -1,7 +1,8 @@
 """What each method gives and costs, alone and together: a table, and accuracy over cycles as SVG.
 
     python -m benchmarks.ablation [--data FOLDER] [--results FILE] [--figure FILE] [--seeds 0,1]
-        [--iters N] [--networks resnet20,mobilenetv2,vit4_cifar10] [--precision w2a2,w4a4] [--run N]
+        [--iters N] [--networks resnet20,mobilenetv2,vit4_cifar10] [--precision w2a2,w4a4]
+        [--methods M ...] [--run N]
 
 The folder (default: the environment variable TVMQ_DATA) holds the networks, cifar10_calib.npz and
 cifar10_eval.npz. A row is a network learned from 1,024 images, with weights per channel (a step per
@@ -102,9 +103,11 @@ def main() -> int:
     parser.add_argument("--precision", default="w2a2")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--iters", type=int, default=200)
+    parser.add_argument("--methods", nargs="+", default=(*POT, *FREE), help="these alone")
     parser.add_argument("--run", type=int, default=10**9, help="at most so many rows")
     options = parser.parse_args()
-    methods = [("pot", m) for m in POT] + [("free", m) for m in FREE]
+    methods = [("pot", m) for m in POT if m in options.methods]
+    methods += [("free", m) for m in FREE if m in options.methods]
     every = [
         Row(network, precision, *how, int(seed), 0 if how[1] in ("rtn", "wess") else options.iters)
         for network, precision, seed, how in product(

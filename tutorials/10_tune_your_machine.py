@@ -60,16 +60,16 @@ for row in sorted(before.operators, key=lambda row: -row.cycles)[:5]:
 
 # %% Tune it
 #
-# `tvmq tune mine.tvmq -o tuned.tvmq --trials 40`. Each trial makes the instructions of the program,
+# `tvmq tune mine.tvmq -o tuned.tvmq --trials 80`. Each trial makes the instructions of the program,
 # or of some of its layers, under another choice and times them exactly; a change is kept if the
 # whole program takes fewer cycles. The numbers that come out of the network stay the same, which is
 # compared.
 
-asked = request_of(OUT / "tuned.tvmq", trials=40, seed=0, folders=[])
+asked = request_of(OUT / "tuned.tvmq", trials=80, seed=0, folders=[])
 assert asked is not None
 result = retune(OUT / "mine.tvmq", OUT / "tuned.tvmq", asked)
 tuned = result.tuned
-print(f"{tuned.before:,} cycles by rule, {tuned.after:,} after 40 trials")
+print(f"{tuned.before:,} cycles by rule, {tuned.after:,} after 80 trials")
 for trials, cycles in tuned.found[0].steps:
     print(f"  after {trials:3} trials: {cycles:,}")
 assert result.manifest.bit_exact
