@@ -48,6 +48,8 @@ def test_a_network_of_eight_bits_has_no_bad_layer(tvmq, digits):
     for each in layers.values():
         assert each["own_db"] > 25
         assert each["advice"] == ""
+    last = layers["conv2d_11"]  # has the errors of eleven layers in front of it
+    assert last["own_db"] > last["total_db"] + 3
 
 
 def test_an_input_s_error_is_that_of_its_codes(tvmq, digits):
