@@ -123,7 +123,10 @@ def _show(terminal: Terminal, found: Errors) -> None:
     terminal.table(headings, rows, numbers, ("beyond %", "kind"))
     for each in found.devices:
         if each.against == "float":
-            terminal.say(f"outputs against float: {_words(each.db)} dB")
+            terminal.say(
+                f"outputs against float: {_words(each.db)} dB, {each.different} of {each.numbers} "
+                "numbers different"
+            )
         elif each.different:
             terminal.say(f"{each.device}: {each.different} of {each.numbers} numbers DIFFERENT")
         else:
@@ -142,4 +145,6 @@ def _show(terminal: Terminal, found: Errors) -> None:
 
 
 def _words(decibels: float) -> str:
+    if math.isnan(decibels):
+        return "no number"
     return f"{decibels:.1f}" if math.isfinite(decibels) else "exact"

@@ -192,7 +192,7 @@ class NetworkOutputs:
         self.units, self.count = units, len(inputs[0])
         graph = model.graph_module.graph
         (output,) = graph.find_nodes(op="output")
-        self.names = [node.name for node in output.all_input_nodes]
+        self.names = [node.name for node in output.args[0]]
         nodes = [node for node in graph.nodes if node.op not in ("get_attr", "output")]
         largest = max(4 * math.prod(shape_of(node)[1:]) for node in nodes)
         self.batch = max(1, min(ENOUGH, BATCH_BYTES // largest))

@@ -37,7 +37,7 @@ from tvmq.artifact.artifact import Artifact
 from tvmq.float_ends import name_in_plan
 from tvmq.plan.plan_schema import PlanFile, ValueEntry
 from tvmq.run.reference import run_reference
-from tvmq.run.session import Array, LibraryRunner, check_inputs
+from tvmq.run.session import Array, LibraryRunner, check_inputs, require_finite
 from tvmq.run.verify import same
 
 DB_PER_BIT = 2.5
@@ -206,6 +206,7 @@ class _Networks:
             count = cpu.parameters_of(INTEGERS)
             given = cpu(arrays, HEAD)
             read, passing = given[:count], given[count:]
+            require_finite(read)
         values |= dict(zip(self.params, read, strict=True))
         inputs = dict(zip(self.params, read, strict=True))
 
@@ -374,5 +375,7 @@ def _power(x: npt.NDArray[Any]) -> float:
 
 
 def _decibels(signal: float, noise: float) -> float:
-    """Infinite without noise."""
+    """Infinite without noise; NaN where either is no number."""
+    if not math.isfinite(signal) or not math.isfinite(noise):
+        return math.nan
     return 10 * math.log10(max(signal, 1e-300) / noise) if noise else math.inf

@@ -187,13 +187,13 @@ def between_ends(library: LibraryRunner, integers: Runner) -> Runner:
 
     def run(arrays: Sequence[Array]) -> list[Array]:
         given = library(arrays, HEAD)
-        _require_finite(given[:read])
+        require_finite(given[:read])
         return library([*integers(given[:read]), *given[read:]], TAIL)
 
     return run
 
 
-def _require_finite(made: Sequence[Array]) -> None:
+def require_finite(made: Sequence[Array]) -> None:
     """Refuse inputs of which the float head makes what has no code."""
     for array in made:
         if array.dtype.kind == "f" and not np.isfinite(array).all():

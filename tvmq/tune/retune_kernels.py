@@ -26,7 +26,7 @@ from targets.errors import GateError, InputError
 from targets.linker import try_linker
 from targets.npu.machine.spec import load_spec
 from tvmq.artifact.artifact import Artifact, Manifest, write_manifest, writing
-from tvmq.artifact.files import CUTS, compile_libraries, save_cuts, save_placement
+from tvmq.artifact.files import CUTS, compile_libraries, cpu_entry, save_cuts, save_placement
 from tvmq.progress import Progress
 from tvmq.tune.kernel_clock import SessionClock, network_seconds
 from tvmq.tune.request import TuneRequest
@@ -102,7 +102,8 @@ def retune_kernels(
     artifact.require_processor()  # the proof is that it gives the same outputs
     try_linker()
     before = artifact.manifest.cpu
-    cpu = cpu_target(NATIVE if before is None else before.target)
+    asked = NATIVE if before is None else before.target
+    cpu = cpu_target(asked)
     clock = SessionClock(cpu, tracker)
     spec = load_spec(str(artifact.path("npu.toml"))) if artifact.has("npu.toml") else None
     with writing(output) as folder:
@@ -158,6 +159,7 @@ def retune_kernels(
         manifest = artifact.manifest.model_copy(
             update={
                 "bit_exact": bit_exact,
+                "cpu": cpu_entry(asked, cpu),  # both libraries are new
                 "tuning": {**artifact.manifest.tuning, "cpu": facts},
                 "seconds": {"tune": 0.0, **known, **progress.seconds},
             }

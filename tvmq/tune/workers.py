@@ -11,6 +11,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import NamedTuple
 
@@ -56,7 +57,15 @@ class Workers:
                 _begin,
                 (os.getpid(), *program),
             )
-        yield from self._pool.map(_made, batch)
+        done = 0
+        try:
+            for cycles in self._pool.map(_made, batch):
+                yield cycles
+                done += 1
+        except BrokenProcessPool:  # one was killed, as where memory runs out
+            self._pool.shutdown(cancel_futures=True)
+            self._pool, self._count = None, 1
+            yield from (cycles_of(self._trials, trial) for trial in batch[done:])
 
     def __enter__(self) -> Workers:
         return self
