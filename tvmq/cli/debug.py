@@ -104,7 +104,7 @@ def _as_json(found: Errors) -> dict[str, Any]:
 
 
 def _finite(decibels: float) -> float | None:
-    """None where there is no error, for which JSON has no number."""
+    """None where there is no error, or nothing to compare, for which JSON has no number."""
     return decibels if math.isfinite(decibels) else None
 
 
@@ -123,9 +123,10 @@ def _show(terminal: Terminal, found: Errors) -> None:
     terminal.table(headings, rows, numbers, ("beyond %", "kind"))
     for each in found.devices:
         if each.against == "float":
+            ratio = "no floats" if math.isnan(each.db) else f"{_words(each.db)} dB"
             terminal.say(
-                f"outputs against float: {_words(each.db)} dB, {each.different} of {each.numbers} "
-                "numbers different"
+                f"outputs against float: {ratio}, {each.different} of {each.numbers} numbers "
+                "different"
             )
         elif each.different:
             terminal.say(f"{each.device}: {each.different} of {each.numbers} numbers DIFFERENT")
@@ -145,6 +146,4 @@ def _show(terminal: Terminal, found: Errors) -> None:
 
 
 def _words(decibels: float) -> str:
-    if math.isnan(decibels):
-        return "no number"
     return f"{decibels:.1f}" if math.isfinite(decibels) else "exact"

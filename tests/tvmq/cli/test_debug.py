@@ -145,3 +145,13 @@ def test_tensors_can_be_replaced_where_they_are_read(digits):
     found = run_reference(integer, x, lambda n, made: 0 * made if n == "x_codes" else made)
     np.testing.assert_array_equal(found[0], zero[0])
     assert not np.array_equal(run_reference(integer, x)[0], zero[0])
+
+
+def test_what_is_no_number_is_not_compared():
+    """Float ends may give anything: bits that agree do, and the rest has its ratio."""
+    outputs = layer_errors._Outputs()
+    exact = np.array([1, np.nan, -np.inf, np.inf, 3], np.float32)
+    found = np.array([1, np.nan, -9, np.inf, 4], np.float32)
+    outputs.add([found, np.array([1, 2])], [exact, np.array([1, 3])])
+    assert (outputs.numbers, outputs.different, outputs.compared) == (7, 3, 2)
+    assert (outputs.signal, outputs.noise) == (10, 1)
