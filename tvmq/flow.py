@@ -78,7 +78,7 @@ from tvmq.reconstruct.learn_device import learn_device
 from tvmq.reconstruct.unit_state import checkpoints_of, forget_checkpoints
 from tvmq.run.verify import CALIBRATION_IMAGES, golden_inputs, verify
 from tvmq.tune.kernel_clock import SessionClock
-from tvmq.tune.tune_kernels import tune_kernels, tuning_facts
+from tvmq.tune.tune_kernels import check_kernel_records, tune_kernels, tuning_facts
 from tvmq.tune.tuning import Tuned, check_records, tune
 
 DEFAULT_SAMPLES = 256
@@ -148,6 +148,8 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
                 f"--trials, --tuning-records: this machine times kernels, and can't execute what "
                 f"is built for --cpu {request.cpu}. Leave them out, or choose --cpu native."
             )
+        else:
+            check_kernel_records(request.tuning, SessionClock(target))
     own = target == host_target() or not runs_here(target)  # the machine is executed by our own CPU
     with writing(request.output) as folder, made_meanwhile(spec if own else None):
         manifest, placed = _build_into(folder, spec, target, request, progress or Progress())
@@ -219,7 +221,7 @@ def _build_into(
             clock = SessionClock(target)
             layers = integer_layers(network.layers)
             kernels = tune_kernels(layers, target, clock, request.tuning, progress)
-            cuts, timed = kernels.cuts, {"cpu": tuning_facts(kernels, clock, request.tuning, None)}
+            cuts, timed = kernels.cuts, {"cpu": tuning_facts(kernels, clock, request.tuning)}
             save_cuts(folder, cuts)
     with progress.stage("place"):
         placed, on_cpu = _placed(integer, network, spec, ends, target, choices, cuts)

@@ -77,7 +77,8 @@ def tuning_lines(facts: Mapping[str, Any]) -> list[str]:
     if cpu := facts.get("cpu"):
         before, after = (cpu["nanoseconds"][name] for name in ("before", "after"))
         kept = sum(not each["by_rule"] for each in cpu["kernels"])
-        change = f"{before / 1e6:.3f} ms by rule, {after / 1e6:.3f} ms now"
+        now = "now" if cpu["kept"] else "as tried, which the network is slower with: not kept"
+        change = f"{before / 1e6:.3f} ms by rule, {after / 1e6:.3f} ms {now}"
         lines += [
             f"  tuned on the CPU ({cpu['machine']}):",
             f"    kernels one by one: {change} {_gain(before, after, 'less')}, {kept} of "

@@ -14,6 +14,8 @@ from tvmq.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from tvmq.tune.request import TuneRequest
+    from tvmq.tune.retune import TuneResult
+    from tvmq.tune.retune_kernels import KernelTuneResult
     from tvmq.tune.rpc_tracker import RpcTracker
 
 
@@ -81,14 +83,7 @@ def command(
             file.write(tuning_plot(result.tuned).encode())
     if plot is not None and not terminal.quiet:
         terminal.stderr.print(f"wrote {plot}", markup=False)
-    if terminal.json:
-        terminal.print_json(result.as_json())
-    else:
-        from tvmq.cli.report import tune_summary
-
-        for line in tune_summary(result, artifact):
-            terminal.say(line)
-    result.check_gates()
+    _show(terminal, result, artifact)
 
 
 def _tune_kernels(
@@ -101,12 +96,16 @@ def _tune_kernels(
     from tvmq.tune.retune_kernels import retune_kernels
 
     result = retune_kernels(artifact, output, request, tracker, terminal.progress())
+    _show(terminal, result, artifact)
+
+
+def _show(terminal: Terminal, result: TuneResult | KernelTuneResult, source: Path) -> None:
+    from tvmq.cli.report import tune_summary
+
     if terminal.json:
         terminal.print_json(result.as_json())
     else:
-        from tvmq.cli.report import tune_summary
-
-        for line in tune_summary(result, artifact):
+        for line in tune_summary(result, source):
             terminal.say(line)
     result.check_gates()
 

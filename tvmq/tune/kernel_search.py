@@ -189,7 +189,7 @@ def search_kernels(
         trials: how many cuts are tried, besides the rule's; 0: the best known ones are.
         seed: of what is drawn.
         report: told after each batch.
-        start: cuts of before, by tensor, which are tried first.
+        start: cuts of before, by tensor, which are timed beside the rule's.
 
     Raises:
         TvmqError: a kernel can't be timed.
@@ -219,7 +219,7 @@ class _Search:
         self.trials = self.failed = 0
 
     def begin(self, task: Task, recall: bool) -> None:
-        """Time the rule's kernel; ``recall`` the best that is known, too."""
+        """Time the rule's kernel and that of before; ``recall`` the best that is known, too."""
         rule = task.space.rule
         found = self.known.find(task.key, rule.as_json())
         if not found:
@@ -232,6 +232,9 @@ class _Search:
             nanoseconds = self.known.find(task.key, best)
             if cut in task.space and nanoseconds:
                 task.ratios[cut] = nanoseconds / found
+        kept = next((self.start[name] for name in task.names if name in self.start), None)
+        if kept is not None and kept in task.space and kept not in task.ratios:
+            (task.ratios[kept],) = self._ratios(task, [kept], TURNS)
 
     def batch(self, task: Task, size: int) -> None:
         """Try cuts that were not."""
@@ -265,25 +268,16 @@ class _Search:
         return TunedKernel(tuple(task.names), words, cut, cut == rule, task.rule, after)
 
     def _next(self, task: Task, size: int) -> list[Cut]:
-        """Of the cuts not tried: what was used before, some near the best, the rest at random."""
+        """Of the cuts not tried: some near the best, the rest at random."""
         largest = max(cut.pixels * cut.vectors for cut in task.space.cuts)
         left = [
             cut
             for cut in task.space.cuts
             if cut not in task.ratios and 2 * cut.pixels * cut.vectors >= largest
         ]
-        chosen = [
-            cut
-            for name in task.names
-            if (cut := self.start.get(name)) is not None
-            and cut in task.space
-            and cut not in task.ratios
-        ][:1]
-        left = [cut for cut in left if cut not in chosen]
-        near = sorted(left, key=lambda cut: (_distance(cut, task.best), cut))[:NEAR]
-        chosen = [*chosen, *near][:size]
-        others = [cut for cut in left if cut not in chosen]
-        return chosen + self.random.sample(others, min(size - len(chosen), len(others)))
+        near = sorted(left, key=lambda cut: (_distance(cut, task.best), cut))[: min(NEAR, size)]
+        others = [cut for cut in left if cut not in near]
+        return near + self.random.sample(others, min(size - len(near), len(others)))
 
     def _ratios(self, task: Task, cuts: Sequence[Cut], turns: int) -> list[float]:
         """Time of each over the rule's in the same turn, the median; infinite if it failed."""

@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 import tvm
+from tvm.target import Target
 
 from relay_passes.float_ends import HEAD, INTEGERS, join_ends
-from relay_passes.place import place, programs_of
-from relay_passes.read_layers import read_layers
+from relay_passes.place import PlacedModule, integer_layers, place, programs_of
+from relay_passes.read_layers import IntegerNetwork, read_layers
 from targets.cpu.cuts import Cut, cuts_from_json
-from targets.cpu.host import cpu_target
+from targets.cpu.host import CpuFeatures, cpu_target
 from targets.cpu.instruction_sets import NATIVE
+from targets.cpu.kernels import cuts_of
 from targets.errors import GateError, InputError
 from targets.linker import try_linker
 from targets.npu.choices import Choices
@@ -100,20 +102,13 @@ def retune(
         TvmqError: a stage can't do it.
     """
     progress = progress or Progress()
-    artifact = Artifact.load(source)
+    artifact, asked, cpu = opened(source)
     if not artifact.has("npu.toml"):
         raise InputError(
             f"{source}: was built for the CPU, and has no NPU programs to tune. Build it with "
             f"--target npu, or tune its kernels with --device cpu."
         )
-    ends = artifact.manifest.float_ends
-    if ends is not None and not artifact.has("head.json"):
-        raise InputError(f"{source}: has no head.json to tune it with. Build it again.")
-    artifact.require_processor()  # the proof is that it gives the same outputs
-    try_linker()
     before = artifact.manifest.cpu
-    asked = NATIVE if before is None else before.target
-    cpu = cpu_target(asked)
     entry = cpu_entry(asked, cpu)
     if before is not None:  # cpu.so is still what it was
         entry = entry.model_copy(update={"needs": tuple(sorted({*before.needs, *entry.needs}))})
@@ -126,10 +121,9 @@ def retune(
             programs = programs_of(network, spec)
             tuned = tune(programs, spec, request, progress, choices_of(artifact))
         with progress.stage("place"):
-            placed = place(integer, network, spec, cpu, tuned.choices, kept_cuts(artifact))
-            if ends is not None:
-                head, tail = (module_of(artifact, f"{end}.json") for end in ("head", "tail"))
-                placed = replace(placed, mod=join_ends(placed.mod, head, tail))
+            cuts = fitting_cuts(artifact, network, cpu, progress)
+            placed = place(integer, network, spec, cpu, tuned.choices, cuts)
+            placed = with_ends(artifact, placed)
             made = ("npu.toml", "layers.json", "ir/placed.py", "model.so", CHOICES)
             for name in artifact.manifest.files:
                 if name not in made and not name.startswith("program_"):
@@ -154,6 +148,29 @@ def retune(
     return TuneResult(output, manifest, tuned)
 
 
+def opened(source: Path) -> tuple[Artifact, str, Target]:
+    """An artifact that can be tuned here, what its processor was asked for by, and that.
+
+    Raises:
+        InputError: it isn't one, is older, or is for another processor.
+    """
+    artifact = Artifact.load(source)
+    if artifact.manifest.float_ends is not None and not artifact.has("head.json"):
+        raise InputError(f"{source}: has no head.json to tune it with. Build it again.")
+    artifact.require_processor()  # the proof is that it gives the same outputs
+    try_linker()
+    asked = NATIVE if artifact.manifest.cpu is None else artifact.manifest.cpu.target
+    return artifact, asked, cpu_target(asked)
+
+
+def with_ends(artifact: Artifact, placed: PlacedModule) -> PlacedModule:
+    """A network with the float ends that the artifact keeps around it, if it has some."""
+    if artifact.manifest.float_ends is None:
+        return placed
+    head, tail = (module_of(artifact, f"{end}.json") for end in ("head", "tail"))
+    return replace(placed, mod=join_ends(placed.mod, head, tail))
+
+
 def choices_of(artifact: Artifact) -> list[Choices]:
     """The choices that its programs were compiled with; none if they are the rule's."""
     if not artifact.has(CHOICES):
@@ -168,6 +185,25 @@ def kept_cuts(artifact: Artifact) -> dict[str, Cut]:
         return {}
     with artifact.reading(CUTS) as path:
         return cuts_from_json(json.loads(path.read_bytes()))
+
+
+def fitting_cuts(
+    artifact: Artifact, network: IntegerNetwork, cpu: Target, progress: Progress
+) -> dict[str, Cut]:
+    """Of the cuts that its kernels were compiled with, those that they can have for a processor."""
+    host, kept = CpuFeatures.of(cpu), kept_cuts(artifact)
+    spaces = {layer.output.name: cuts_of(layer, host) for layer in integer_layers(network.layers)}
+    found = {
+        name: cut
+        for name, cut in kept.items()
+        if (space := spaces.get(name)) is not None and cut in space
+    }
+    if len(found) < len(kept):
+        progress.note(
+            f"note: {len(kept) - len(found)} of {len(kept)} kernels can't be cut here as they were "
+            f"tuned, and are cut by rule."
+        )
+    return found
 
 
 def module_of(artifact: Artifact, name: str) -> tvm.IRModule:

@@ -9,28 +9,24 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from relay_passes.float_ends import join_ends
 from relay_passes.place import PlacedModule, integer_layers, place
 from relay_passes.read_layers import read_layers
 from targets.cpu.cuts import Cut
-from targets.cpu.host import cpu_target
-from targets.cpu.instruction_sets import NATIVE
-from targets.errors import GateError, InputError
-from targets.linker import try_linker
+from targets.errors import GateError
 from targets.npu.machine.spec import load_spec
 from tvmq.artifact.artifact import Artifact, Manifest, write_manifest, writing
 from tvmq.artifact.files import CUTS, compile_libraries, cpu_entry, save_cuts, save_placement
 from tvmq.progress import Progress
 from tvmq.tune.kernel_clock import SessionClock, network_seconds
 from tvmq.tune.request import TuneRequest
-from tvmq.tune.retune import choices_of, kept_cuts, module_of, verified
+from tvmq.tune.retune import choices_of, fitting_cuts, module_of, opened, verified, with_ends
 from tvmq.tune.rpc_tracker import RpcTracker
 from tvmq.tune.tune_kernels import tune_kernels, tuning_facts
 
@@ -95,15 +91,7 @@ def retune_kernels(
         TvmqError: a stage can't do it.
     """
     progress = progress or Progress()
-    artifact = Artifact.load(source)
-    ends = artifact.manifest.float_ends
-    if ends is not None and not artifact.has("head.json"):
-        raise InputError(f"{source}: has no head.json to tune it with. Build it again.")
-    artifact.require_processor()  # the proof is that it gives the same outputs
-    try_linker()
-    before = artifact.manifest.cpu
-    asked = NATIVE if before is None else before.target
-    cpu = cpu_target(asked)
+    artifact, asked, cpu = opened(source)
     clock = SessionClock(cpu, tracker)
     spec = load_spec(str(artifact.path("npu.toml"))) if artifact.has("npu.toml") else None
     with writing(output) as folder:
@@ -111,18 +99,16 @@ def retune_kernels(
             integer = module_of(artifact, "integer.json")
             network = read_layers(integer, {e["name"]: e["source"] for e in artifact.layers()})
         with progress.stage("tune"):
+            before = fitting_cuts(artifact, network, cpu, progress)
             layers = integer_layers(network.layers)
-            tuned = tune_kernels(layers, cpu, clock, request, progress, kept_cuts(artifact))
+            tuned = tune_kernels(layers, cpu, clock, request, progress, before)
 
         def placed(with_npu: bool, cuts: Mapping[str, Cut]) -> PlacedModule:
             found = place(
                 *(integer, network, spec if with_npu else None, cpu),
                 *(choices_of(artifact) if with_npu else (), cuts),
             )
-            if ends is None:
-                return found
-            head, tail = (module_of(artifact, f"{end}.json") for end in ("head", "tail"))
-            return replace(found, mod=join_ends(found.mod, head, tail))
+            return with_ends(artifact, found)
 
         for name in artifact.manifest.files:
             if name not in ("model.so", "cpu.so", "ir/placed.py", CUTS):
@@ -138,8 +124,8 @@ def retune_kernels(
 
         with progress.stage("compile"):
             compiled(tuned.cuts)
-        seconds: tuple[float, float] | None = None
-        if tracker is None and tuned.cuts:
+        seconds, kept = None, True
+        if tracker is None and tuned.cuts != before:
             with progress.stage("compare"):
                 seconds = _compared(artifact, folder)
                 if seconds[1] > seconds[0]:
@@ -148,14 +134,14 @@ def retune_kernels(
                         f"({1e3 * seconds[0]:.3f} ms before, {1e3 * seconds[1]:.3f} ms after), so "
                         f"they stay as they were."
                     )
-                    compiled(kept_cuts(artifact))
-                    seconds = (seconds[0], seconds[0])
+                    compiled(before)
+                    seconds, kept = (seconds[0], seconds[0]), False
         with progress.stage("verify"):
             bit_exact = artifact.manifest.bit_exact and all(
                 verified(folder, artifact, name) for name in ("model.so", "cpu.so")
             )
         known = artifact.manifest.seconds
-        facts = tuning_facts(tuned, clock, request, seconds)
+        facts = tuning_facts(tuned, clock, request, seconds, kept)
         manifest = artifact.manifest.model_copy(
             update={
                 "bit_exact": bit_exact,

@@ -18,6 +18,7 @@ from tvmq.tune.kernel_clock import Clock
 from tvmq.tune.kernel_search import TunedKernels, search_kernels, tasks_of
 from tvmq.tune.records import Records
 from tvmq.tune.request import TuneRequest
+from tvmq.tune.told_records import told_records
 
 
 @dataclass(frozen=True)
@@ -61,37 +62,35 @@ def tune_kernels(
         InputError: a folder of records can't be used.
         TvmqError: a kernel can't be timed.
     """
-    given = [str(folder) for folder in request.records if folder.is_dir()]
-    cpu = TimedCpu(clock.machine)
-    with Records(cpu, request.records, request.output, kind="cpu") as records:
-        for note in records.notes:
-            progress.note(f"note: {note}")
-        if given and not records.read:
-            progress.note(
-                f"note: no record in {', '.join(given)} is of kernels on this processor "
-                f"({clock.machine}), of these kernels and these versions; none is used."
-            )
-        tasks = tasks_of(layers, CpuFeatures.of(target))
-        with progress.bar("tune") as bar:
+    wanted = f"kernels on this processor ({clock.machine}), of these kernels and these versions"
+    cpu, tasks = TimedCpu(clock.machine), tasks_of(layers, CpuFeatures.of(target))
+    with (
+        told_records(cpu, request, progress, wanted, "cpu") as records,
+        progress.bar("tune") as bar,
+    ):
 
-            def report(trials: int, words: str) -> None:
-                bar(trials, request.trials, words)
+        def report(trials: int, words: str) -> None:
+            bar(trials, request.trials, words)
 
-            try:
-                return search_kernels(
-                    *(tasks, clock, records, request.trials, request.seed, report, start)
-                )
-            except KeyboardInterrupt:
-                if request.output is not None:
-                    progress.note(
-                        f"finished trials are kept in {request.output}; the same command goes on "
-                        f"from there."
-                    )
-                raise
+        return search_kernels(*(tasks, clock, records, request.trials, request.seed, report, start))
+
+
+def check_kernel_records(request: TuneRequest, clock: Clock) -> None:
+    """Check that records can be read and written, before what takes an hour.
+
+    Raises:
+        InputError: as ``tune_kernels``.
+    """
+    with Records(TimedCpu(clock.machine), request.records, request.output, "cpu"):
+        pass
 
 
 def tuning_facts(
-    tuned: TunedKernels, clock: Clock, request: TuneRequest, network: tuple[float, float] | None
+    tuned: TunedKernels,
+    clock: Clock,
+    request: TuneRequest,
+    network: tuple[float, float] | None = None,
+    kept: bool = True,
 ) -> dict[str, Any]:
     """What the manifest says of it.
 
@@ -100,12 +99,14 @@ def tuning_facts(
         clock: what timed it.
         request: what was asked for.
         network: seconds of the whole network before and after, where it was timed.
+        kept: whether what was found is used.
     """
     facts: dict[str, Any] = {
         "machine": clock.machine,
         "trials": tuned.trials,
         "failed": tuned.failed,
         "seed": request.seed,
+        "kept": kept,
         "nanoseconds": {"before": tuned.before, "after": tuned.after},
         "kernels": [each.as_json() for each in tuned.kernels],
     }

@@ -17,6 +17,7 @@ from tvmq.progress import Progress
 from tvmq.tune.records import Records
 from tvmq.tune.request import TuneRequest
 from tvmq.tune.search import Found, search
+from tvmq.tune.told_records import told_records
 from tvmq.tune.workers import WORTH_A_PROCESS
 
 
@@ -82,40 +83,22 @@ def tune(
     """
     shares = _shares([parts.macs for parts in programs], request.trials)
     done: list[Found] = []
-    given = [str(folder) for folder in request.records if folder.is_dir()]
-    with Records(spec, request.records, request.output) as records:
-        for note in records.notes:
-            progress.note(f"note: {note}")
-        if given and not records.read:
-            progress.note(
-                f"note: no record in {', '.join(given)} is of this machine, this compiler and "
-                "these versions; none is used."
+    wanted = "this machine, this compiler and these versions"
+    with told_records(spec, request, progress, wanted) as records, progress.bar("tune") as bar:
+        for n, (parts, share) in enumerate(zip(programs, shares, strict=True)):
+            made = sum(len(found.best) for found in done)
+
+            def report(trials: int, _: int, before: int, best: int, made: int = made) -> None:
+                gain = f"{best:,} cycles, {100 * (before - best) / before:.2f} % fewer"
+                bar(made + trials, request.trials, gain)
+
+            trials = Trials(parts.layers, parts.inputs, parts.outputs, spec)
+            found = search(
+                *(trials, share, request.seed, records, report),
+                processes=max(1, min(request.processes, share // WORTH_A_PROCESS)),
             )
-        with progress.bar("tune") as bar:
-            try:
-                for n, (parts, share) in enumerate(zip(programs, shares, strict=True)):
-                    made = sum(len(found.best) for found in done)
-
-                    def report(
-                        trials: int, _: int, before: int, best: int, made: int = made
-                    ) -> None:
-                        gain = f"{best:,} cycles, {100 * (before - best) / before:.2f} % fewer"
-                        bar(made + trials, request.trials, gain)
-
-                    trials = Trials(parts.layers, parts.inputs, parts.outputs, spec)
-                    found = search(
-                        *(trials, share, request.seed, records, report),
-                        processes=max(1, min(request.processes, share // WORTH_A_PROCESS)),
-                    )
-                    known = [records.best(trials.description(trials.rule)), *start[n : n + 1]]
-                    done.append(_best(found, trials, known, progress))
-            except KeyboardInterrupt:
-                if request.output is not None:
-                    progress.note(
-                        f"finished trials are kept in {request.output}; the same command goes on "
-                        f"from there."
-                    )
-                raise
+            known = [records.best(trials.description(trials.rule)), *start[n : n + 1]]
+            done.append(_best(found, trials, known, progress))
     return Tuned(tuple(done), request)
 
 

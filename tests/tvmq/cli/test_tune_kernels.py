@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,6 +86,8 @@ def test_what_makes_the_network_slower_is_not_kept(small, tvmq, tmp_path, monkey
     result = tvmq("tune", small, "-o", tmp_path / "a.tvmq", *words)
     assert result.code == 0, result.err
     assert "so they stay as they were" in " ".join(result.err.split())
+    assert "which the network is slower with: not kept" in " ".join(result.out.split())
+    assert not Artifact.load(tmp_path / "a.tvmq").manifest.tuning["cpu"]["kept"]
     assert not kept_cuts(Artifact.load(tmp_path / "a.tvmq"))
     assert Artifact.load(tmp_path / "a.tvmq").path("cpu.so").read_bytes() == (
         Artifact.load(small).path("cpu.so").read_bytes()
@@ -97,6 +100,50 @@ def test_programs_are_tuned_without_losing_cuts(tuned, tvmq, tmp_path):
     artifact = Artifact.load(tmp_path / "b.tvmq")
     assert kept_cuts(artifact) == kept_cuts(Artifact.load(tuned))
     assert {"cpu", "cycles"} <= set(artifact.manifest.tuning)
+
+
+@pytest.mark.parametrize("trials", [0, 1])
+def test_tuning_again_keeps_what_was_found(tuned, tvmq, tmp_path, monkeypatch, trials):
+    """Without its records, too; the network isn't compared with itself."""
+    monkeypatch.setattr(module, "SessionClock", Clock)
+    monkeypatch.setattr(module, "_compared", lambda *_: pytest.fail("nothing has changed"))
+    before = kept_cuts(Artifact.load(tuned))
+    words = ["--device", "cpu", "--trials", trials]
+    result = tvmq("tune", tuned, "-o", tmp_path / "again.tvmq", *words)
+    assert result.code == 0, result.err
+    assert kept_cuts(Artifact.load(tmp_path / "again.tvmq")) == before
+
+
+def test_cuts_of_another_processor_are_left_out(tuned, tvmq, tmp_path, monkeypatch):
+    """Its kernels may be made otherwise here; and the manifest says what the new ones need."""
+    artifact = Artifact.load(tuned)
+    wrong = {name: replace(cut, pixels=63) for name, cut in kept_cuts(artifact).items()}
+    monkeypatch.setattr("tvmq.tune.retune.kept_cuts", lambda _: wrong)
+    monkeypatch.setattr(module, "SessionClock", Clock)
+    monkeypatch.setattr(module, "cpu_entry", lambda asked, _: needing_all(asked))
+    monkeypatch.setattr(module, "_compared", lambda *_: (1e-3, 1e-3))
+
+    def needing_all(asked):
+        return artifact.manifest.cpu.model_copy(update={"target": asked, "needs": ("everything",)})
+
+    words = ["--device", "cpu", "--trials", TRIALS_MADE]
+    result = tvmq("tune", tuned, "-o", tmp_path / "a.tvmq", *words)
+    assert result.code == 0, result.err
+    said = " ".join(result.err.split())
+    assert f"{len(wrong)} of {len(wrong)} kernels can't be cut here as they were tuned" in said
+    assert Artifact.load(tmp_path / "a.tvmq").manifest.cpu.needs == ("everything",)
+    result = tvmq("tune", tuned, "-o", tmp_path / "b.tvmq", "--device", "npu", "--trials", 0)
+    assert result.code == 0, result.err
+
+
+def test_records_that_can_not_be_written_are_refused_before_the_work(tvmq, tmp_path):
+    model = save("resnet_small", tmp_path)
+    (tmp_path / "records").touch()
+    words = ["--target", "cpu", "--trials", 4, "--tuning-records", tmp_path / "records", "-v"]
+    result = tvmq("build", model, "-o", tmp_path / "a", *words)
+    assert result.code == 2
+    assert "can't be written" in result.err
+    assert "capture" not in result.err
 
 
 def test_a_build_for_the_cpu_is_tuned_on_the_clock(tvmq, tmp_path):
