@@ -23,7 +23,7 @@ from tvmq.reconstruct.inner_scales import InnerScales, inner_families
 from tvmq.reconstruct.learn_device import learn_device
 from tvmq.reconstruct.losses import LOSSES
 from tvmq.reconstruct.methods import Method, combined
-from tvmq.reconstruct.network_work import NetworkPass, NetworkWork
+from tvmq.reconstruct.network_work import NetworkPass, NetworkWork, most_to_compare
 from tvmq.reconstruct.step_cost import StepCost, step_costs
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit, float_unit, network_steps
@@ -109,8 +109,8 @@ def reconstruct(
         note: told what there was in ``checkpoints``, if anything.
 
     Raises:
-        InputError: too few images, values too large to learn from, no room for what units read, or
-            no such device.
+        InputError: too few images, or too large ones, values too large to learn from, no room for
+            what units read, or no such device.
         ArithmeticRangeError: learned steps lead to integers that do not fit.
     """
     method = method or combined(start.settings.method)
@@ -122,6 +122,7 @@ def reconstruct(
         )
     job = _Job(model, calibration, start, method, prepare, seed, learn_device(device), report)
     try:
+        job.check_held_out()
         files = None if checkpoints is None else job.checkpoints(checkpoints)
         if files is not None and note is not None and (found := files.found()):
             note(f"note: {found}")
@@ -184,6 +185,24 @@ class _Job:
         self.results: list[UnitResult] = []
         self.refined: list[NetworkPass] = []
         self.iterations = sum(part.iterations(start.settings) for part in method.refinements)
+
+    def check_held_out(self) -> None:
+        """Raise where a refinement could accept nothing, before units are learned for hours."""
+        compared = min(self.held_out, most_to_compare(self.model, self.units)) if self.units else 0
+        for refinement in self.method.over_network:
+            if self.units and compared < refinement.least_held_out:
+                few = self.held_out < refinement.least_held_out
+                advice = (
+                    f"one of {HELD_OUT} calibration images is held out, so give "
+                    f"{HELD_OUT * refinement.least_held_out} or more"
+                    if few
+                    else "what its units give to each other is too large for more, so leave it out"
+                )
+                raise InputError(
+                    f"method {', '.join(self.start.settings.method)}: what is {refinement.name} is "
+                    f"kept by {refinement.least_held_out} held-out images or more, and {compared} "
+                    f"can be compared: {advice}."
+                )
 
     def run(self, index: int, files: Checkpoints | None) -> None:
         """Reconstruct a unit, or find it among the files, and go on behind it."""

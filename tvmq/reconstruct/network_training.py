@@ -127,7 +127,9 @@ def _loop(
         rows = mixed([images.rows(name, which) for name in names], work.generator)
         exact, tensors = {}, {}
         for name, x in zip(names, rows, strict=True):
-            exact[name], tensors[name] = x.to(work.device), work.steps[name](x).to(work.device)
+            step = work.steps[name]  # of a unit, too, where what that makes is tied to the input
+            exact[name] = x.to(work.device)
+            tensors[name] = step(x.to(step.theta.device)).to(work.device)
         for unit, float_one in zip(work.units, teacher, strict=True):
             with torch.no_grad():
                 _pass(unit, float_one, exact)

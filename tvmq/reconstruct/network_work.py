@@ -17,6 +17,7 @@ from tvmq.float_model import FloatModel
 from tvmq.reconstruct.learned_steps import LearnedStep
 from tvmq.reconstruct.training import CPU
 from tvmq.reconstruct.unit_graph import QuantizedUnit
+from tvmq.reconstruct.units import Unit
 from tvmq.regions import shape_of
 from tvmq.settings import Settings
 
@@ -149,14 +150,19 @@ def surely_smaller(after: torch.Tensor, before: torch.Tensor, sure: float) -> bo
     return len(gains) > 1 and bool(gains.mean() > sure * gains.std() / math.sqrt(len(gains)))
 
 
+def most_to_compare(model: FloatModel, units: Sequence[Unit]) -> int:
+    """Images for one loss, as memory allows; 1 at least."""
+    between = {name for unit in units for name in unit.outputs}
+    nodes = [node for node in model.graph_module.graph.nodes if node.name in between]
+    bytes_each = 4 * sum(math.prod(shape_of(node)[1:]) for node in nodes)
+    return max(1, min(MAX_IMAGES, MAX_BYTES // bytes_each))
+
+
 def images_to_compare(
     model: FloatModel, calibration: Calibration, units: Sequence[QuantizedUnit], images: int
 ) -> tuple[Inputs, Inputs]:
     """Of those learned from and of the others, as many as memory allows."""
-    between = {name for unit in units for name in unit.unit.outputs}
-    nodes = [node for node in model.graph_module.graph.nodes if node.name in between]
-    bytes_each = 4 * sum(math.prod(shape_of(node)[1:]) for node in nodes)
-    most = max(1, min(MAX_IMAGES, MAX_BYTES // bytes_each))
+    most = most_to_compare(model, [unit.unit for unit in units])
     parts: tuple[list[Inputs], list[Inputs]] = [], []
     kept, seen = [0, 0], 0
     for batch in calibration.batches():

@@ -74,11 +74,13 @@ class NetworkRefinement(ABC):
         name: of what it does, in the report.
         needs: of the settings.
         decides: what no other method may decide too, in words.
+        least_held_out: images without which its gate can accept nothing.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[Need, ...]] = ()
     decides: ClassVar[frozenset[str]] = frozenset()
+    least_held_out: ClassVar[int] = 1
 
     @abstractmethod
     def refine(self, work: NetworkWork) -> NetworkPass:

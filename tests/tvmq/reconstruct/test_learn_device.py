@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from one_device import OneDevice
+from one_device import nowhere
 from quantization_cases import calibration, float_model
 
 from targets.errors import InputError
@@ -73,14 +73,8 @@ def _train_nowhere(unit: QuantizedUnit, cache: UnitCache, drop: float) -> set[st
     )
     phase, generator = Phase(weights=True, steps=drop > 0, drop=drop), torch.Generator()
     training = Training(3, 4, device=torch.device("meta"))
-    # What comes back has no numbers, which is found out behind the last iteration.
-    nowhere = pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor")
-    with nowhere as found, OneDevice():
+    with nowhere():
         train_unit(unit, cache, phase, training, cache.count, generator)
-    error = found.value
-    while error is not None:
-        assert isinstance(error, NotImplementedError)  # nothing else was wrong before
-        error = error.__context__
     return seen
 
 

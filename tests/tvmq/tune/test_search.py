@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,13 @@ from npu_layers import conv
 
 from targets.errors import CapacityError
 from targets.layers import Layer
+from targets.npu.choices import NO_CHOICES
 from targets.npu.compiler import compile_layers
 from targets.npu.machine.spec import load_spec
 from targets.npu.price.timing import simulate_timing
 from targets.npu.trials import Trials
 from tvmq.tune.search import search
+from tvmq.tune.workers import Trial, Workers
 
 E256 = load_spec("e256")
 BUDGET = 32
@@ -172,3 +175,23 @@ def test_programs_that_give_other_outputs_share_no_records():
     one = Trials(made, made[0].inputs, [made[-1].output], E256)
     more = Trials(made, made[0].inputs, [made[1].output, made[-1].output], E256)
     assert one.description(one.rule) != more.description(more.rule)
+
+
+def test_a_killed_worker_costs_no_trial():
+    """What it hasn't made is made in this process."""
+
+    class Broken:
+        def map(self, made, batch):
+            yield 1
+            raise BrokenProcessPool
+
+        def shutdown(self, **_):
+            pass
+
+    made = trials()
+    workers = Workers(made, 2)
+    workers._pool = Broken()
+    batch = [Trial(NO_CHOICES, None)] * 3
+    whole = made.cycles(made.rule)
+    assert list(workers.cycles(batch)) == [1, whole, whole]
+    assert list(workers.cycles(batch)) == [whole] * 3

@@ -16,6 +16,7 @@ class LearnedTogether(NetworkRefinement):
     """Codes, biases and free steps by gradient descent, the float network being the teacher."""
 
     name: ClassVar[str] = "learned together"
+    least_held_out: ClassVar[int] = 2
 
     def refine(self, work: NetworkWork) -> NetworkPass:
         """Learn for as many iterations as a unit has; kept where held-out images agree."""
