@@ -104,13 +104,28 @@ def test_a_trial_ends_once_the_outputs_move_away(monkeypatch):
 
 
 def test_chance_moves_nothing():
-    before = torch.rand(100, generator=torch.Generator().manual_seed(0))
+    before = torch.full((100,), 1.0)
     noise = torch.randn(100, generator=torch.Generator().manual_seed(1))
-    noise = (noise - noise.mean()) / noise.std()  # its standard error is 0.1
-    assert surely_smaller(before - 0.31 + noise, before, SURE)
-    assert not surely_smaller(before - 0.29 + noise, before, SURE)
+    noise = 0.1 * (noise - noise.mean()) / noise.std()  # its standard error is 0.01
+    shares = torch.tensor([0.031, 0.029])[:, None] + noise
+    sure, unsure = before * (1 - shares) / (1 + shares)
+    assert surely_smaller(sure, before, SURE)
+    assert not surely_smaller(unsure, before, SURE)
     assert not surely_smaller(before, before, SURE)
-    assert not surely_smaller(before[:1] - 1, before[:1], SURE)
+    assert not surely_smaller(before[:1] / 2, before[:1], SURE)
+
+
+def test_a_few_images_decide_nothing():
+    before = torch.full((100,), 0.1)
+    before[:5] = 8.0
+    after = before * 0.7
+    after[0] = 9.5  # what an image by itself takes back weighs as much as it is
+    assert surely_smaller(after, before, 2.0)
+    after[0] = 30.0
+    assert not surely_smaller(after, before, 2.0)
+    after[0], after[1:] = 0.0, before[1:] * 1.01
+    assert not surely_smaller(after, before, 2.0)
+    assert not surely_smaller(torch.zeros(9), torch.zeros(9), 2.0)
 
 
 def test_the_input_of_the_network_stays():
