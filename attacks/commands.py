@@ -72,6 +72,7 @@ GOOD: dict[str, tuple[str, ...]] = {
     "seed": ("0", "7", "4294967295"),
     "first_last_bits": ("2", "8"),
     "kappa": ("0", "0.5", "1"),
+    "distill_iters": ("1", "3"),
     "min_top1": ("0", "0.3", "1"),
     "max_fallback": ("0", "50", "100"),
     "stage": ("integer", "placed", "float", "LowerConvolution"),

@@ -46,6 +46,7 @@ class Settings:
         method: names in the table of ``tvmq/reconstruct/methods.py``, applied in this order.
         iterations: steps of the optimizer per unit, for methods that learn.
         learn_batch: images in each of these steps.
+        distill_iterations: of "distill", for all units together; 0: as many as ``iterations``.
         kappa: in [0, 1], how far "rapq" may move the exponent of a unit's loss above 1.
         product_budget: of "waps": shifts and additions for factors of products, at most so many
             percent of all multiply-adds.
@@ -67,6 +68,7 @@ class Settings:
     method: tuple[str, ...] = ("rtn",)
     iterations: int = 2000
     learn_batch: int = 32
+    distill_iterations: int = 0
     kappa: float = 0.9
     product_budget: float = 1.5
     product_channels: int = 0
@@ -93,7 +95,10 @@ class Settings:
             raise InputError(f"kappa is {self.kappa}; give a number in [0, 1].")
         if not 0 < self.product_budget <= 100:
             raise InputError(f"product_budget is {self.product_budget}; give a percentage above 0.")
-        for name, least in (("product_channels", 0), ("product_outputs", 0), ("product_unit", 1)):
+        for name, least in (
+            *(("distill_iterations", 0), ("product_channels", 0), ("product_outputs", 0)),
+            ("product_unit", 1),
+        ):
             number = getattr(self, name)
             if not isinstance(number, int) or not least <= number <= MOST:
                 raise InputError(

@@ -25,7 +25,7 @@ from tvmq.reconstruct.methods import METHODS, learning
 from tvmq.settings import CALIBRATION_BATCH, Settings, parse_methods, parse_precision
 
 LEARNING = (
-    *("iters", "learn_batch", "learn_device", "kappa"),
+    *("iters", "learn_batch", "learn_device", "kappa", "distill_iters"),
     *("product_budget", "product_channels", "product_outputs"),
 )
 """Options that only methods that learn have."""
@@ -115,7 +115,7 @@ PLANNED = (
     default=2000,
     show_default=True,
     help="Training steps per block, for methods that learn; brecq makes a quarter more, for "
-    "activation steps alone, and distill as many for all blocks together.",
+    "activation steps alone.",
 )
 @click.option(
     "--learn-batch",
@@ -130,6 +130,13 @@ PLANNED = (
     show_default=True,
     metavar="cpu|cuda|cuda:N",
     help="Where units are trained, for methods that learn; a GPU needs a torch that can use it.",
+)
+@click.option(
+    "--distill-iters",
+    type=Whole(1),
+    show_default="as --iters",
+    metavar="N",
+    help="distill: training steps for all blocks together.",
 )
 @click.option(
     "--kappa",
@@ -223,6 +230,7 @@ def command(terminal: Terminal, /, model_file: Path, output: Path | None, **opti
         method=parse_methods(options.pop("method")),
         iterations=options.pop("iters"),
         learn_batch=options.pop("learn_batch"),
+        distill_iterations=options.pop("distill_iters") or 0,
         kappa=options.pop("kappa"),
         product_budget=options.pop("product_budget"),
         product_channels=options.pop("product_channels") or 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,8 @@ class _Job:
                 work = NetworkWork(
                     *(self.model, self.calibration, self.finished, self.steps, self.images),
                     *(self.start.settings, generator, self.report, self.device),
+                    saved=None if files is None else files.load_training(index),
+                    save=None if files is None else partial(files.save_training, index),
                 )
                 result = refinement.refine(work)
                 found = [state_of(unit) for unit in self.finished], result

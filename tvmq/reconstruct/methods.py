@@ -130,6 +130,7 @@ METHODS: dict[str, Method] = {
         "behind another method or alone: all units learned together, the float network being the "
         "teacher",
         over_network=(LearnedTogether(),),
+        options=("distill_iters",),
     ),
     "wess": Method(
         "one weight step per layer and a 4-bit shift per output channel, free on the NPU",

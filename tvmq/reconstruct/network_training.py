@@ -55,6 +55,9 @@ SURE = 2.0
 
 TOLD_EVERY = 10
 
+SAVED_EVERY = 60.0
+"""Seconds after which training is written down, to go on from there."""
+
 MOST_BYTES = 2**30
 """Tensors that a training step keeps for its gradients; with more, each unit is run once again."""
 
@@ -118,11 +121,12 @@ def _loop(
     work: NetworkWork, teacher: Sequence[GraphModule], images: Stream, iterations: int
 ) -> None:
     optimizer = torch.optim.Adam(_groups(work), fused=work.device.type in ("cpu", "cuda"))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: (1 + math.cos(math.pi * i / iterations)) / 2
-    )
+    rates = [group["lr"] for group in optimizer.param_groups]
     names, again = _inputs(work), _kept_bytes(work) > MOST_BYTES
-    for i in range(iterations):
+    saved = time.monotonic()
+    for i in range(_go_on(work, optimizer), iterations):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * (1 + math.cos(math.pi * i / iterations)) / 2
         which = torch.randint(work.images, (work.settings.learn_batch,), generator=work.generator)
         rows = mixed([images.rows(name, which) for name in names], work.generator)
         exact, tensors = {}, {}
@@ -138,10 +142,37 @@ def _loop(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        schedule.step()
+        if work.save is not None and time.monotonic() >= saved + SAVED_EVERY:
+            work.save(_where(work, optimizer, i + 1))
+            saved = time.monotonic()
         if work.report is not None and ((i + 1) % TOLD_EVERY == 0 or i + 1 == iterations):
             words = f"all units together, loss {float(loss.detach()):.4g}"
             work.report(i + 1, iterations, words)
+
+
+def _where(work: NetworkWork, optimizer: torch.optim.Optimizer, done: int) -> dict[str, Any]:
+    """What training goes on from."""
+    return {
+        "iterations": done,
+        "numbers": [number.detach() for number in _learned(optimizer)],
+        "optimizer": optimizer.state_dict(),
+        "generator": work.generator.get_state(),
+    }
+
+
+def _go_on(work: NetworkWork, optimizer: torch.optim.Optimizer) -> int:
+    """Be where training was interrupted; the iterations that were done."""
+    if work.saved is None:
+        return 0
+    for number, held in zip(_learned(optimizer), work.saved["numbers"], strict=True):
+        number.data.copy_(held)
+    optimizer.load_state_dict(work.saved["optimizer"])
+    work.generator.set_state(work.saved["generator"])
+    return int(work.saved["iterations"])
+
+
+def _learned(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [number for group in optimizer.param_groups for number in group["params"]]
 
 
 def _pass(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.functional import kl_div
@@ -112,6 +113,8 @@ class NetworkWork:
         generator: every random draw is from it.
         report: told what is done, what there is in all and a few words.
         device: to train on; all else is done on the CPU.
+        saved: where training was when it was interrupted; None if it starts.
+        save: told where it is, now and then, so that it may go on from there.
     """
 
     model: FloatModel
@@ -123,6 +126,8 @@ class NetworkWork:
     generator: torch.Generator
     report: Callable[[int, int, str], None] | None = None
     device: torch.device = CPU
+    saved: Mapping[str, Any] | None = None
+    save: Callable[[Mapping[str, Any]], None] | None = None
 
 
 def distance(output: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -24,6 +25,9 @@ from tvmq.plan.plan_file import plan_to_json
 from tvmq.reconstruct.methods import Method
 from tvmq.reconstruct.network_work import NetworkPass
 from tvmq.reconstruct.unit_graph import QuantizedUnit
+
+TRAINING = "training"
+"""The only array of a file that says where training was."""
 
 NEAREST = "nearest"
 """The candidate that all refinements are compared with: rounding to nearest, biases corrected."""
@@ -108,7 +112,7 @@ def forget_checkpoints(folder: Path) -> None:
 
 def _others(folder: Path) -> list[str]:
     """Names in a folder that Checkpoints did not write."""
-    ours = re.compile(r"(unit|network)_\d+\.npz|\.(unit|network)_\d+\.npz\..{8}")
+    ours = re.compile(r"(unit|network|training)_\d+\.npz|\.(unit|network|training)_\d+\.npz\..{8}")
     return sorted(path.name for path in folder.iterdir() if not ours.fullmatch(path.name))
 
 
@@ -117,7 +121,7 @@ class _Facts:
     """What a file says beside its arrays."""
 
     job: str
-    result: UnitResult | NetworkPass
+    result: UnitResult | NetworkPass | None
     digest: str
 
 
@@ -133,6 +137,16 @@ def _digest(arrays: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def _arrays(states: Mapping[str, UnitState]) -> dict[str, Any]:
+    """By ``OF/MODULE/NAME``, as in the files."""
+    return {
+        f"{of}/{module}/{name}": tensor.numpy()
+        for of, state in states.items()
+        for module, held in state.items()
+        for name, tensor in held.items()
+    }
+
+
 def _states(arrays: Mapping[str, Any]) -> list[UnitState]:
     """What was saved, of each unit in turn."""
     states: dict[str, dict[str, dict[str, torch.Tensor]]] = {}
@@ -143,7 +157,9 @@ def _states(arrays: Mapping[str, Any]) -> list[UnitState]:
 
 
 class Checkpoints:
-    """A folder with a file per unit and pass over the network; each says of which job it is.
+    """A folder with a file per unit, pass over the network, and training of all of it.
+
+    Each says of which job it is.
 
     What another job (network, settings, images, seed, version of tvmq) left is as good as nothing.
     """
@@ -203,7 +219,7 @@ class Checkpoints:
 
         Its arrays are called ``REFINEMENT/MODULE/NAME``, after the refinement whose state was kept.
         """
-        self._write(self._path(index), result, {result.kept: state})
+        self._write(self._path(index), result, _arrays({result.kept: state}))
 
     def load_network(self, index: int) -> tuple[list[UnitState], NetworkPass] | None:
         """All units behind a refinement of the network; None if this job has not finished it."""
@@ -215,17 +231,31 @@ class Checkpoints:
     def save_network(self, index: int, states: Sequence[UnitState], result: NetworkPass) -> None:
         """Write all units behind a refinement of the network; arrays are ``UNIT/MODULE/NAME``."""
         units = {str(unit): state for unit, state in enumerate(states)}
-        self._write(self._network_path(index), result, units)
+        self._write(self._network_path(index), result, _arrays(units))
+
+    def load_training(self, index: int) -> dict[str, Any] | None:
+        """Where training for a refinement of the network was; None if this job has not begun it."""
+        found = self._read(self._training_path(index))
+        if found is None:
+            return None
+        state: dict[str, Any] = torch.load(
+            io.BytesIO(found[1][TRAINING].tobytes()), map_location="cpu", weights_only=True
+        )
+        return state
+
+    def save_training(self, index: int, state: Mapping[str, Any]) -> None:
+        """Write where training for a refinement of the network is, over where it was."""
+        file = io.BytesIO()
+        torch.save(dict(state), file)
+        written = np.frombuffer(file.getbuffer(), np.uint8)
+        self._write(self._training_path(index), None, {TRAINING: written})
 
     def _write(
-        self, path: Path, result: UnitResult | NetworkPass, states: Mapping[str, UnitState]
+        self,
+        path: Path,
+        result: UnitResult | NetworkPass | None,
+        arrays: Mapping[str, Any],
     ) -> None:
-        arrays = {
-            f"{of}/{module}/{name}": tensor.numpy()
-            for of, state in states.items()
-            for module, held in state.items()
-            for name, tensor in held.items()
-        }
         facts = json.dumps(asdict(_Facts(self.job, result, _digest(arrays))))
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -258,3 +288,6 @@ class Checkpoints:
 
     def _network_path(self, index: int) -> Path:
         return self.folder / f"network_{index}.npz"
+
+    def _training_path(self, index: int) -> Path:
+        return self.folder / f"training_{index}.npz"

@@ -35,8 +35,16 @@ from tvmq.run.reference import run_reference
 from tvmq.settings import Settings
 
 IMAGES = 128
-FREE = Settings(2, 2, "free", "channel", method=("distill",), iterations=60)
-POT = replace(FREE, scales="pot", method=("rapq", "waps", "aquant", "distill"), iterations=20)
+FREE = Settings(
+    *(2, 2, "free", "channel"), method=("distill",), iterations=1, distill_iterations=60
+)
+POT = replace(
+    FREE,
+    scales="pot",
+    method=("rapq", "waps", "aquant", "distill"),
+    iterations=20,
+    distill_iterations=0,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -138,7 +146,7 @@ def test_what_harms_is_refused(monkeypatch):
     assert network.learned.loss > network.loss_before == network.loss_after
     monkeypatch.setattr(network_training, "surely_smaller", lambda *_: True)
     assert plan_to_json(_run().plan) != plan_to_json(done.plan)
-    nothing = _run(replace(FREE, iterations=1), method=Method())
+    nothing = _run(FREE, method=Method())
     assert _states(done) == _states(nothing)
 
 
@@ -158,6 +166,24 @@ def test_a_finished_pass_is_found_again(tmp_path, monkeypatch):
     assert again.network == done.network
 
 
+def test_training_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    monkeypatch.setattr(network_training, "SAVED_EVERY", 0.0)
+    steps = []
+
+    def told(done: int, of: int, words: str) -> None:
+        steps.append(done)
+        if done == 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _run(checkpoints=tmp_path, report=told)
+    assert (tmp_path / "training_0.npz").is_file()
+    told_again = []
+    done = _run(checkpoints=tmp_path, report=lambda done, of, words: told_again.append(words))
+    assert [words for words in told_again if "together" in words] == told_again[-3:]
+    assert plan_to_json(done.plan) == plan_to_json(_learned(FREE).plan)
+
+
 def test_less_memory_gives_the_same(monkeypatch):
     monkeypatch.setattr(network_training, "MOST_BYTES", 0)
     runs = []
@@ -166,13 +192,13 @@ def test_less_memory_gives_the_same(monkeypatch):
         network_training, "checkpoint", lambda *a, **k: runs.append(1) or real(*a, **k)
     )
     done = _run()
-    assert len(runs) == FREE.iterations * len(done.units)
+    assert len(runs) == FREE.distill_iterations * len(done.units)
     assert plan_to_json(done.plan) == plan_to_json(_learned(FREE).plan)
 
 
 def test_progress_is_told():
     told = []
-    _run(replace(FREE, iterations=20), report=lambda *what: told.append(what))
+    _run(replace(FREE, distill_iterations=20), report=lambda *what: told.append(what))
     last = [(done, of) for done, of, words in told if "all units together" in words]
     assert last == [(10, 20), (20, 20)]
 
@@ -288,7 +314,7 @@ def test_an_input_whose_step_is_a_unit_s_moves_along():
 def test_what_could_never_be_kept_is_refused_first(monkeypatch):
     model, _ = twice()
     few = calibrate(model, [torch.randn(15, 4, 8, 8)])
-    settings = replace(FREE, iterations=1)
+    settings = replace(FREE, distill_iterations=1)
     with pytest.raises(InputError, match=r"and 1 can be compared: .* so give 16 or more"):
         reconstruct(model, few, make_plan(model, few, settings))
     model, known = twice()

@@ -19,7 +19,8 @@ class LearnedTogether(NetworkRefinement):
     least_held_out: ClassVar[int] = 2
 
     def refine(self, work: NetworkWork) -> NetworkPass:
-        """Learn for as many iterations as a unit has; kept where held-out images agree."""
+        """Kept where held-out images agree."""
         from tvmq.reconstruct.network_training import learn_together
 
-        return learn_together(work, self.name, work.settings.iterations)
+        iterations = work.settings.distill_iterations or work.settings.iterations
+        return learn_together(work, self.name, iterations)
