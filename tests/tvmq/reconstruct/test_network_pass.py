@@ -119,7 +119,7 @@ def test_a_few_images_decide_nothing():
     before = torch.full((100,), 0.1)
     before[:5] = 8.0
     after = before * 0.7
-    after[0] = 12.0  # as much as all others gain but a fifth
+    after[0] = 12.0  # it loses a third of what all others gain
     assert surely_smaller(after, before, 2.0)
     after[0] = 30.0
     assert not surely_smaller(after, before, 2.0)
