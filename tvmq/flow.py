@@ -69,9 +69,11 @@ from tvmq.plan.plan import Plan
 from tvmq.plan.plan_file import planned_changes, read_plan, write_plan
 from tvmq.plan.plan_network import plan_network
 from tvmq.plan.range_check import check_ranges
+from tvmq.plan.round_reads import round_reads
 from tvmq.plan.scale_tensors import scale_as
 from tvmq.profile.border_cost import border_cost
 from tvmq.profile.product_cost import product_cost
+from tvmq.profile.residual_cost import residual_cost
 from tvmq.progress import Progress
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.learn_device import learn_device
@@ -243,8 +245,9 @@ def _build_into(
         golden = golden_inputs(model, _first_images(model, calibration, data), request.seed)
         bit_exact = verify(folder, model, golden, libraries)
     facts = {} if learned is None else learned.as_json()
+    by_rule = None if any(choices) else placed.programs
+    residuals = residual_cost(model, plan, by_rule, spec)
     if learned is not None:
-        by_rule = None if any(choices) else placed.programs
         if cost := product_cost(model, plan, by_rule, spec):
             facts["products"] = cost.as_json()
         if borders := border_cost(model, plan, by_rule, spec):
@@ -253,7 +256,8 @@ def _build_into(
     seconds = progress.seconds
     manifest = make_manifest(
         *(request, model, data, plan, network, placed),
-        *(target, bit_exact, seconds, facts, ranges),
+        *(target, bit_exact, seconds, facts),
+        *({} if residuals is None else residuals.as_json(), ranges),
         timed if tuned is None else tuned.as_json(),
     )
     return manifest, placed
@@ -285,8 +289,10 @@ def _capture(request: BuildRequest, progress: Progress) -> FloatModel:
         input_shapes=request.input_shapes,
         float_islands=request.float_islands,
     )
-    changes = planned_changes(request.plan) if request.plan else (None, None, None)
-    equalized, scaled, moved = changes
+    equalized, scaled, moved, settings = None, None, None, request.settings
+    if request.plan is not None:
+        equalized, scaled, moved, settings = planned_changes(request.plan)
+    model = round_reads(model, settings)
     if equalized is not None:
         model = equalize_as(model, equalized)
     if scaled is not None:

@@ -50,11 +50,11 @@ def read_plan(path: Path, model: FloatModel) -> Plan:
 
 def planned_changes(
     path: Path,
-) -> tuple[Equalization | None, TensorScaling | None, Mixing | None]:
+) -> tuple[Equalization | None, TensorScaling | None, Mixing | None, Settings]:
     """How the network of a plan differs from the captured one; raises as ``read_plan``.
 
-    The plan itself is read with the network that ``equalize_as``, ``scale_as`` and ``mix_as`` make
-    of it, in this order.
+    The plan itself is read with the network that ``round_reads`` makes of it by these settings, and
+    then ``equalize_as``, ``scale_as`` and ``mix_as``, in this order.
     """
     file = _read_file(read_text(path, "a plan", _WRITTEN), str(path))
     equalized, scaled, moved = file.equalization, file.scaling, file.mixing
@@ -62,6 +62,7 @@ def planned_changes(
         None if equalized is None else Equalization(equalized.exponents, equalized.reason),
         None if scaled is None else TensorScaling(scaled.factors, scaled.reason, scaled.left_out),
         None if moved is None else Mixing(moved.orders, moved.reason),
+        file.settings,
     )
 
 
