@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from models import export
 from quantization_cases import calibration, float_model, images
+from torch import nn
 
 from targets.errors import InputError
 from tvmq.calibrate.calibrate import calibrate
+from tvmq.capture.capture import capture_program
 from tvmq.plan.plan_file import plan_from_json, plan_to_json, planned_changes, write_plan
 from tvmq.plan.planner import make_plan
 from tvmq.plan.round_reads import round_reads, whole_reads
@@ -50,6 +53,26 @@ def test_convolutions_inside_of_blocks_read_a_rounded_copy(name, roundings):
     assert _roundings(round_reads(rounded, SETTINGS)) == roundings  # once is enough
     assert not roundings or rounded.fingerprint != model.fingerprint
     assert whole_reads(rounded).fingerprint == model.fingerprint
+
+
+class _Depthwise(nn.Module):
+    """A block that begins with a depthwise convolution, and one that begins with a dense one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.depthwise, self.point = nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.Conv2d(8, 8, 1)
+        self.dense = nn.Conv2d(8, 8, 3, 1, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.point(self.depthwise(x).relu())
+        return x + self.dense(x).relu()
+
+
+def test_depthwise_convolutions_read_all_bits_since_they_would_be_no_faster():
+    model = capture_program(export((_Depthwise().eval(), torch.randn(2, 3, 8, 8))))
+    assert _roundings(round_reads(model, SETTINGS)) == {"add": ["conv2d_3"]}
 
 
 def test_a_copy_has_the_bits_of_activations_and_a_step_of_its_own():

@@ -57,7 +57,11 @@ def test_a_bias_of_scores_is_none():
 def test_residuals_alone_get_the_bits():
     few, more = (plan("resnet_small", Settings(2, 2, residual_bits=bits)) for bits in (0, 4))
     bits = {name: value.bits for name, value in few.values.items()}
-    assert bits == {"x": 8, "avg_pool2d": 8, **{f"relu{i}": 2 for i in ("", "_1", "_2", "_3", "_4")}}
+    assert bits == {
+        "x": 8,
+        "avg_pool2d": 8,
+        **{f"relu{i}": 2 for i in ("", "_1", "_2", "_3", "_4")},
+    }
     rich = dict.fromkeys(("relu", "relu_2", "relu_4"), 4)
     assert {name: value.bits for name, value in more.values.items()} == bits | rich
 

@@ -30,7 +30,9 @@ def test_the_cost_is_that_of_wider_tensors_and_of_rounding_them(reads, roundings
     assert cost.without == plan_price(*_planned(), SPEC)
     assert cost.with_residuals.cycles > cost.without.cycles
     (line,) = _residual_lines(cost.as_json())
-    assert line.startswith(f"  residuals of 8 bits: 4 values, {roundings} rounded copies of them, +")
+    assert line.startswith(
+        f"  residuals of 8 bits: 4 values, {roundings} rounded copies of them, +"
+    )
     assert "% cycles" in line
 
 
