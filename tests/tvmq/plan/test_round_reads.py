@@ -62,12 +62,12 @@ class _Depthwise(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3)
         self.depthwise, self.point = nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.Conv2d(8, 8, 1)
-        self.dense = nn.Conv2d(8, 8, 3, 1, 1)
+        self.dense, self.head = nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(8, 4, 1)
 
     def forward(self, x):
         x = self.stem(x)
         x = x + self.point(self.depthwise(x).relu())
-        return x + self.dense(x).relu()
+        return self.head(x + self.dense(x).relu())
 
 
 def test_depthwise_convolutions_read_all_bits_since_they_would_be_no_faster():
