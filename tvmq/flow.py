@@ -66,7 +66,7 @@ from tvmq.plan.annotate import annotate
 from tvmq.plan.equalize import equalize_as
 from tvmq.plan.mix_channels import mix_as
 from tvmq.plan.plan import Plan
-from tvmq.plan.plan_file import planned_changes, read_plan, write_plan
+from tvmq.plan.plan_file import planned_changes, planned_settings, read_plan, write_plan
 from tvmq.plan.plan_network import plan_network
 from tvmq.plan.range_check import check_ranges
 from tvmq.plan.round_reads import round_reads
@@ -289,10 +289,9 @@ def _capture(request: BuildRequest, progress: Progress) -> FloatModel:
         input_shapes=request.input_shapes,
         float_islands=request.float_islands,
     )
-    equalized, scaled, moved, settings = None, None, None, request.settings
-    if request.plan is not None:
-        equalized, scaled, moved, settings = planned_changes(request.plan)
-    model = round_reads(model, settings)
+    model = round_reads(model, planned_settings(request.plan) if request.plan else request.settings)
+    changes = planned_changes(request.plan) if request.plan else (None, None, None)
+    equalized, scaled, moved = changes
     if equalized is not None:
         model = equalize_as(model, equalized)
     if scaled is not None:

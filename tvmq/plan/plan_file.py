@@ -48,13 +48,21 @@ def read_plan(path: Path, model: FloatModel) -> Plan:
     return plan_from_json(read_text(path, "a plan", _WRITTEN), model, str(path))
 
 
+def planned_settings(path: Path) -> Settings:
+    """What a plan was asked for, from which follows what ``round_reads`` made of its network.
+
+    Raises as ``read_plan``.
+    """
+    return _read_file(read_text(path, "a plan", _WRITTEN), str(path)).settings
+
+
 def planned_changes(
     path: Path,
-) -> tuple[Equalization | None, TensorScaling | None, Mixing | None, Settings]:
+) -> tuple[Equalization | None, TensorScaling | None, Mixing | None]:
     """How the network of a plan differs from the captured one; raises as ``read_plan``.
 
-    The plan itself is read with the network that ``round_reads`` makes of it by these settings, and
-    then ``equalize_as``, ``scale_as`` and ``mix_as``, in this order.
+    The plan itself is read with the network that ``round_reads``, ``equalize_as``, ``scale_as`` and
+    ``mix_as`` make of it, in this order.
     """
     file = _read_file(read_text(path, "a plan", _WRITTEN), str(path))
     equalized, scaled, moved = file.equalization, file.scaling, file.mixing
@@ -62,7 +70,6 @@ def planned_changes(
         None if equalized is None else Equalization(equalized.exponents, equalized.reason),
         None if scaled is None else TensorScaling(scaled.factors, scaled.reason, scaled.left_out),
         None if moved is None else Mixing(moved.orders, moved.reason),
-        file.settings,
     )
 
 

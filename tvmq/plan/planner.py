@@ -47,8 +47,8 @@ def make_plan(
 def _choose_values(
     model: FloatModel, regions: Regions, calibration: Calibration, settings: Settings
 ) -> dict[str, ValuePlan]:
-    bits = value_bits(model, regions, settings)
-    codes = choose_joined(regions, calibration.histograms, bits, settings)
+    wanted = value_bits(model, regions, settings)
+    codes = choose_joined(regions, calibration.histograms, wanted, settings)
     plans = {}
     for name, (bits, chosen) in codes.items():
         low, high = code_range(bits, chosen.signed)
