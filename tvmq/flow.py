@@ -114,6 +114,7 @@ class BuildResult:
             "bit_exact": manifest.bit_exact,
             "calibration": manifest.calibration,
             "reconstruction": manifest.reconstruction,
+            "residuals": manifest.residuals,
             "ranges": [entry.model_dump(mode="json") for entry in manifest.ranges],
             "tuning": manifest.tuning,
             "settings": manifest.settings,

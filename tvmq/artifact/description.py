@@ -67,7 +67,7 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     steps = "power-of-two steps" if settings["scales"] == "pot" else "free steps"
     added = ""
     if bits := settings.get("residual_bits"):
-        added = f"residuals {bits} bits, read {settings['residual_reads']}, "
+        added = f"residuals {bits} bits read {settings['residual_reads']}, "
     shifts = " with a shift per channel" if "wess" in methods else ""
     return (
         f"{', '.join([settings['precision'], *methods, steps])}, symmetric weights per "

@@ -12,6 +12,7 @@ import click
 from targets.errors import InputError
 from tvmq.artifact.description import settings_text
 from tvmq.cli.options import PATH, residual_options, residual_settings, shared_options
+from tvmq.cli.report import residual_lines
 from tvmq.cli.terminal import Terminal
 
 if TYPE_CHECKING:  # so that a model is inspected without what reads artifacts
@@ -136,6 +137,8 @@ def _inspect_artifact(terminal: Terminal, artifact: Any) -> None:
         f"  {settings_text(manifest.settings)}; calibration: {manifest.calibration['source']}; "
         f"bit-exact: {'yes' if manifest.bit_exact else 'NO'}"
     )
+    for line in residual_lines(manifest.residuals):
+        terminal.say(line)
     for way, tensors in (("in ", manifest.inputs), ("out", manifest.outputs)):
         for info in tensors:
             terminal.say(f"  {way} {info.name}: {info.dtype}[{', '.join(map(str, info.shape))}]")

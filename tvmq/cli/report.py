@@ -32,7 +32,7 @@ def build_summary(result: BuildResult) -> list[str]:
         f"  {settings_text(manifest.settings)}",
         f"  calibration: {manifest.calibration['source']}",
         *_reconstruction_lines(manifest.reconstruction),
-        *_residual_lines(manifest.residuals),
+        *residual_lines(manifest.residuals),
         *range_lines(manifest.ranges),
         *([] if manifest.cpu is None else [f"  CPU: {cpu_text(manifest.cpu)}"]),
         f"  operators: {placement_text(manifest.placement)}",
@@ -212,7 +212,7 @@ def _border_lines(cost: Mapping[str, Any] | None) -> list[str]:
     return [f"  borders of {cost['values']} activations: {', '.join(words)}"]
 
 
-def _residual_lines(cost: Mapping[str, Any]) -> list[str]:
+def residual_lines(cost: Mapping[str, Any]) -> list[str]:
     """What residuals of more bits cost."""
     if not cost:
         return []

@@ -319,7 +319,7 @@ def test_residuals_of_more_bits_are_built_priced_and_built_again_from_their_plan
     words = ("--precision", "w2a2", "--residual-bits", "8")
     result = tvmq("build", model, "-o", tmp_path / "a", *words)
     assert result.code == 0, result.err
-    assert "activations per tensor, residuals 8 bits, read rounded, first and last" in result.out
+    assert "activations per tensor, residuals 8 bits read rounded, first and last" in result.out
     built = Artifact.load(tmp_path / "a")
     price = built.manifest.residuals
     assert (price["bits"], price["values"], price["roundings"]) == (8, 3, 2)
@@ -330,6 +330,7 @@ def test_residuals_of_more_bits_are_built_priced_and_built_again_from_their_plan
     assert (
         f"residuals of 8 bits: 3 values, 2 rounded copies of them, {change:+.2f} % cy" in result.out
     )
+    assert "residuals of 8 bits: 3 values" in tvmq("inspect", tmp_path / "a").out
     plan = built.path("plan.json")
     again = ("build", model, "--plan", plan, "-o", tmp_path / "b", "--target", "cpu")
     assert tvmq(*again).code == 0

@@ -5,7 +5,7 @@ from quantization_cases import float_model, images
 
 from targets.npu.machine.spec import load_spec
 from tvmq.calibrate.calibrate import calibrate
-from tvmq.cli.report import _residual_lines
+from tvmq.cli.report import residual_lines
 from tvmq.plan.planner import make_plan
 from tvmq.plan.round_reads import round_reads
 from tvmq.profile.plan_price import plan_price
@@ -29,7 +29,7 @@ def test_the_cost_is_that_of_wider_tensors_and_of_rounding_them(reads, roundings
     assert cost.with_residuals == plan_price(model, plan, SPEC)
     assert cost.without == plan_price(*_planned(), SPEC)
     assert cost.with_residuals.cycles > cost.without.cycles
-    (line,) = _residual_lines(cost.as_json())
+    (line,) = residual_lines(cost.as_json())
     assert line.startswith(
         f"  residuals of 8 bits: 4 values, {roundings} rounded copies of them, +"
     )
@@ -39,5 +39,5 @@ def test_the_cost_is_that_of_wider_tensors_and_of_rounding_them(reads, roundings
 def test_without_an_npu_there_are_no_prices_and_without_bits_no_cost():
     cost = residual_cost(*_planned(residual_bits=8), None, None)
     assert (cost.with_residuals, cost.without) == (None, None)
-    assert "cycles" not in _residual_lines(cost.as_json())[0]
+    assert "cycles" not in residual_lines(cost.as_json())[0]
     assert residual_cost(*_planned(), None, SPEC) is None

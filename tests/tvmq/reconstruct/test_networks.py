@@ -50,7 +50,7 @@ def test_borders_of_any_network_are_executed(name):
         np.testing.assert_array_equal(got.float().numpy(), expected)
 
 
-@pytest.mark.parametrize("method", [("rapq", "waps", "distill"), ("qdrop", "aquant")])
+@pytest.mark.parametrize("method", [("rapq", "distill"), ("qdrop", "aquant")])
 def test_residuals_of_more_bits_are_learned_with(method):
     """The copies that blocks read are inside of their units, and keep to a step of few bits."""
     name, scales = "resnet_projection", "free" if "qdrop" in method else "pot"
