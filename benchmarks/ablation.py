@@ -2,7 +2,7 @@
 
     python -m benchmarks.ablation [--data FOLDER] [--results FILE] [--figure FILE] [--seeds 0,1]
         [--iters N] [--networks resnet20,mobilenetv2,vit4_cifar10] [--precision w2a2,w4a4]
-        [--methods M ...] [--run N]
+        [--residual-bits N] [--residual-reads rounded|whole] [--methods M ...] [--run N]
 
 The folder (default: the environment variable TVMQ_DATA) holds the networks, cifar10_calib.npz and
 cifar10_eval.npz. A row is a network learned from 1,024 images, with weights per channel (a step per
@@ -38,6 +38,7 @@ from tvmq.data.preprocessing import Preprocessing
 from tvmq.float_model import TensorSpec
 from tvmq.plan.annotate import annotate
 from tvmq.plan.plan_network import plan_network
+from tvmq.plan.round_reads import round_reads
 from tvmq.profile.plan_price import plan_price
 from tvmq.reconstruct.engine import reconstruct
 from tvmq.settings import Settings, parse_precision
@@ -68,6 +69,8 @@ class Row:
     method: str
     seed: int
     iterations: int
+    residual_bits: int = 0
+    residual_reads: str = "rounded"
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,8 @@ def main() -> int:
     parser.add_argument("--figure", type=Path, help="SVG file")
     parser.add_argument("--networks", default="resnet20")
     parser.add_argument("--precision", default="w2a2")
+    parser.add_argument("--residual-bits", type=int, default=0, help="0: as all activations")
+    parser.add_argument("--residual-reads", default="rounded", help="rounded or whole")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--iters", type=int, default=200)
     parser.add_argument("--methods", nargs="+", default=(*POT, *FREE), help="these alone")
@@ -109,7 +114,11 @@ def main() -> int:
     methods = [("pot", m) for m in POT if m in options.methods]
     methods += [("free", m) for m in FREE if m in options.methods]
     every = [
-        Row(network, precision, *how, int(seed), 0 if how[1] in ("rtn", "wess") else options.iters)
+        Row(
+            *(network, precision, *how, int(seed)),
+            0 if how[1] in ("rtn", "wess") else options.iters,
+            *(options.residual_bits, options.residual_reads),
+        )
         for network, precision, seed, how in product(
             options.networks.split(","),
             options.precision.split(","),
@@ -130,7 +139,7 @@ def main() -> int:
     print("\n".join(table(known)))
     if options.figure:
         points = {
-            (row.precision, f"{row.method} ({row.scales})"): (found.cycles, found.top1)
+            (_precision(row), f"{row.method} ({row.scales})"): (found.cycles, found.top1)
             for row, found in known.items()
         }
         draw(points, options.figure)
@@ -150,9 +159,16 @@ def table(known: dict[Row, Found]) -> Iterator[str]:
     yield "| network | precision | steps | method | seed | top-1 | cycles | DRAM bytes | energy |"
     yield "|" + "---|" * 9
     for row, found in known.items():
-        cells = (row.network, row.precision, row.scales, f"`{row.method}`", str(row.seed))
+        precision = _precision(row)
+        cells = (row.network, precision, row.scales, f"`{row.method}`", str(row.seed))
         costs = f"{found.cycles:,} | {found.dram_bytes:,} | {found.energy / 1e6:.2f}"
         yield f"| {' | '.join(cells)} | {found.top1:.2f} | {costs} |"
+
+
+def _precision(row: Row) -> str:
+    if not row.residual_bits:
+        return row.precision
+    return f"{row.precision}, residuals of {row.residual_bits} bits read {row.residual_reads}"
 
 
 def measured(row: Row, data: Path) -> Found:
@@ -161,16 +177,19 @@ def measured(row: Row, data: Path) -> Found:
     began = time.process_time()
     file, images = NETWORKS[row.network]
     model, spec, names = capture(data / file), load_spec("e256"), tuple(row.method.split(","))
-    source = open_data(str(data / "cifar10_calib.npz"), model.inputs, images)
-    batches = [batch.inputs for batch in source.samples(IMAGES, 64, seed=row.seed)]
     weight_bits, activation_bits = parse_precision(row.precision)
     settings = Settings(
         *(weight_bits, activation_bits, row.scales),
         "tensor" if "wess" in names else "channel",
+        residual_bits=row.residual_bits,
+        residual_reads=row.residual_reads,
         method=names,
         iterations=max(1, row.iterations),
         product_unit=spec.array.lanes(max(weight_bits, activation_bits)),
     )
+    model = round_reads(model, settings)
+    source = open_data(str(data / "cifar10_calib.npz"), model.inputs, images)
+    batches = [batch.inputs for batch in source.samples(IMAGES, 64, seed=row.seed)]
     planned = plan_network(model, calibrate(model, batches, IMAGES), settings)
     model, plan = planned.model, planned.plan
     if settings.learned_method:

@@ -530,7 +530,9 @@ def _kind(form: Product) -> str:
     if form.dense:
         return "dense"
     if form.groups > 1 and form.groups == shape_of(form.codes)[3] == len(form.bias):
-        return "avg_pool2d" if (form.right == 1).all() else "depthwise_conv2d"
+        if (form.right != 1).any():
+            return "depthwise_conv2d"
+        return "requantize" if form.right.shape[1:3] == (1, 1) else "avg_pool2d"
     return "conv2d"
 
 

@@ -66,12 +66,14 @@ from tvmq.plan.annotate import annotate
 from tvmq.plan.equalize import equalize_as
 from tvmq.plan.mix_channels import mix_as
 from tvmq.plan.plan import Plan
-from tvmq.plan.plan_file import planned_changes, read_plan, write_plan
+from tvmq.plan.plan_file import planned_changes, planned_settings, read_plan, write_plan
 from tvmq.plan.plan_network import plan_network
 from tvmq.plan.range_check import check_ranges
+from tvmq.plan.round_reads import round_reads
 from tvmq.plan.scale_tensors import scale_as
 from tvmq.profile.border_cost import border_cost
 from tvmq.profile.product_cost import product_cost
+from tvmq.profile.residual_cost import residual_cost
 from tvmq.progress import Progress
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.learn_device import learn_device
@@ -112,6 +114,7 @@ class BuildResult:
             "bit_exact": manifest.bit_exact,
             "calibration": manifest.calibration,
             "reconstruction": manifest.reconstruction,
+            "residuals": manifest.residuals,
             "ranges": [entry.model_dump(mode="json") for entry in manifest.ranges],
             "tuning": manifest.tuning,
             "settings": manifest.settings,
@@ -243,8 +246,9 @@ def _build_into(
         golden = golden_inputs(model, _first_images(model, calibration, data), request.seed)
         bit_exact = verify(folder, model, golden, libraries)
     facts = {} if learned is None else learned.as_json()
+    by_rule = None if any(choices) else placed.programs
+    residuals = residual_cost(model, plan, by_rule, spec)
     if learned is not None:
-        by_rule = None if any(choices) else placed.programs
         if cost := product_cost(model, plan, by_rule, spec):
             facts["products"] = cost.as_json()
         if borders := border_cost(model, plan, by_rule, spec):
@@ -253,7 +257,8 @@ def _build_into(
     seconds = progress.seconds
     manifest = make_manifest(
         *(request, model, data, plan, network, placed),
-        *(target, bit_exact, seconds, facts, ranges),
+        *(target, bit_exact, seconds, facts),
+        *({} if residuals is None else residuals.as_json(), ranges),
         timed if tuned is None else tuned.as_json(),
     )
     return manifest, placed
@@ -285,6 +290,7 @@ def _capture(request: BuildRequest, progress: Progress) -> FloatModel:
         input_shapes=request.input_shapes,
         float_islands=request.float_islands,
     )
+    model = round_reads(model, planned_settings(request.plan) if request.plan else request.settings)
     changes = planned_changes(request.plan) if request.plan else (None, None, None)
     equalized, scaled, moved = changes
     if equalized is not None:

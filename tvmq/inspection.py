@@ -7,6 +7,7 @@ printed is said to be a forecast, and cycles are said to be estimates: nothing i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relay_passes.estimate import Estimate, estimate
@@ -23,6 +24,7 @@ from tvmq.lowering import lower
 from tvmq.noise import noise_like
 from tvmq.plan.annotate import annotate
 from tvmq.plan.planner import make_plan
+from tvmq.plan.round_reads import round_reads
 from tvmq.progress import Progress
 from tvmq.settings import Settings
 
@@ -63,9 +65,11 @@ def forecast(
     """Placement and price of every layer of a float network, and of what stays in float.
 
     Raises:
+        InputError: ``residual_bits`` would change nothing of this network.
         UnsupportedError: something can't be quantized at all; all of it is named.
     """
     with progress.stage("forecast"):
+        model = round_reads(model, settings)
         compilable_ends(model)
         islands = compilable_islands(model)
         plan = make_plan(model, _stand_in(model), settings)
@@ -96,6 +100,11 @@ def forecast(
     if model.ends is None:
         return layers
     return [*_in_float(model.ends.head), *layers, *_in_float(model.ends.tail)]
+
+
+def on_npu(layers: Sequence[Forecast]) -> int:
+    """Estimated cycles of what runs on the NPU, of one image."""
+    return sum(layer.cycles or 0 for layer in layers if layer.device == "npu")
 
 
 def _in_float(end: FloatEnd) -> list[Forecast]:

@@ -198,6 +198,11 @@ def window_of(node: Node) -> Window:
     return Window(kernel, strides, padding, int(divisor))
 
 
+def is_rounding(node: Node) -> bool:
+    """Whether a node is an average of single elements: it computes nothing but is rounded."""
+    return op_of(node) is aten.avg_pool2d and window_of(node) == Window((1, 1), (1, 1), (0, 0), 1)
+
+
 def factor_of(node: Node) -> float:
     """What all sums of a product of two tensors are multiplied by."""
     return float(node.args[3]) if op_of(node) in (own.matmul_rows, own.matmul_columns) else 1.0

@@ -19,10 +19,12 @@ MOST = 10**9
 Scales: TypeAlias = Literal["pot", "free"]
 Granularity: TypeAlias = Literal["tensor", "channel"]
 RangeMethod: TypeAlias = Literal["minmax", "percentile", "mse", "lp"]
+ResidualReads: TypeAlias = Literal["rounded", "whole"]
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "scales": ("pot", "free"),
     "granularity": ("tensor", "channel"),
+    "residual_reads": ("rounded", "whole"),
     "calib_method": ("minmax", "percentile", "mse", "lp"),
 }
 
@@ -38,6 +40,10 @@ class Settings:
         granularity: one weight step per layer ("tensor") or per output channel ("channel").
         first_last_bits: at least this many bits, in [2, 8], for the input of the network, the
             weights of the first and last layer and the input of the last one.
+        residual_bits: of what residual additions add and make, more than ``activation_bits``; 0: as
+            all activations.
+        residual_reads: "rounded": convolutions read residuals rounded to ``activation_bits``;
+            "whole": they read all bits of them.
         calib_method: how a range is chosen: the extremes, a percentile, or the range with the
             smallest mean of |error|^2 ("mse") or |error|^2.4 ("lp").
         percentile: of |x|, in (50, 100], for "percentile".
@@ -61,6 +67,8 @@ class Settings:
     scales: Scales = "pot"
     granularity: Granularity = "tensor"
     first_last_bits: int = 8
+    residual_bits: int = 0
+    residual_reads: ResidualReads = "rounded"
     calib_method: RangeMethod = "mse"
     percentile: float = 99.99
     bias_correction: bool = True
@@ -80,6 +88,7 @@ class Settings:
             bits = getattr(self, name)
             if not isinstance(bits, int) or not 2 <= bits <= 8:
                 raise InputError(f"{name} is {bits!r}; give a whole number from 2 to 8.")
+        self._check_residual_bits()
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise InputError(
@@ -106,6 +115,16 @@ class Settings:
                 )
         if not 50 < self.percentile <= 100:
             raise InputError(f"percentile is {self.percentile}; give a number in (50, 100].")
+
+    def _check_residual_bits(self) -> None:
+        bits, least = self.residual_bits, self.activation_bits + 1
+        if not isinstance(bits, int) or (bits and not least <= bits <= 8):
+            numbers = f"a whole number from {least} to 8" if least < 8 else "8"
+            advice = f"give {numbers}, or leave it out" if least <= 8 else "leave it out"
+            raise InputError(
+                f"residual_bits is {bits!r:.40}, and activations have {self.activation_bits} bits; "
+                f"{advice}."
+            )
 
     @property
     def learned_method(self) -> str:

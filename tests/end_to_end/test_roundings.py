@@ -18,9 +18,12 @@ from targets.npu.machine.disassemble import disassemble
 from targets.npu.machine.spec import load_spec
 from targets.refusal import Refusal
 from targets.rounding import FLOOR, MAX_BORDER_BITS
+from tvmq.calibrate.calibrate import calibrate
 from tvmq.plan.annotate import annotate
 from tvmq.plan.plan_file import plan_from_json, plan_to_json
-from tvmq.regions import WEIGHTED, channel_axis, find_regions
+from tvmq.plan.planner import make_plan
+from tvmq.plan.round_reads import round_reads
+from tvmq.regions import SUMS_LEAVE, channel_axis, find_regions
 from tvmq.run.reference import run_reference
 from tvmq.settings import Settings
 
@@ -88,6 +91,10 @@ BORDERS = {
     "a row per channel": ("mobilenet_small", Settings(4, 4), True, "random"),
     "a row per tensor": ("mobilenet_small", Settings(4, 3), False, "random"),
     "residuals, multipliers": ("preact", Settings(2, 2, "free", "channel"), True, "random"),
+    "copies of residuals": (
+        *("resnet_small", Settings(2, 2, "pot", "channel", residual_bits=8)),
+        *(True, "random"),
+    ),
     "halves": ("mobilenet_small", Settings(4, 4), True, "half"),
     "halves with multipliers": ("preact", Settings(2, 2, "free", "channel"), True, "half"),
 }
@@ -105,13 +112,14 @@ SLOW = ("a row per channel", "a row per tensor", "halves")
 )
 def test_borders_go_all_the_way(name, settings, rows, kind):
     """In all values that can have some; those that round half up change nothing."""
-    model, half_up = float_model(name), plan(name, settings)
+    model = round_reads(float_model(name), settings)
+    half_up = make_plan(model, calibrate(model, [images(name)]), settings)
     rng = np.random.default_rng(0)
     regions = find_regions(model)
     document = json.loads(plan_to_json(half_up))
     for value, entry in document["values"].items():
         made = regions.layers.get(regions.values[value].layer)
-        if made is None or made.kind not in WEIGHTED or entry["bits"] > MAX_BORDER_BITS:
+        if made is None or made.kind not in SUMS_LEAVE or entry["bits"] > MAX_BORDER_BITS:
             continue
         shape = model.nodes[value].meta["val"].shape
         clipped = np.isfinite(regions.values[value].high)  # to one code, whatever the channel

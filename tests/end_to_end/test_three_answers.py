@@ -21,8 +21,10 @@ from targets.npu.input_blocks import in_blocks
 from targets.npu.machine.spec import load_spec
 from tvmq.calibrate.calibrate import calibrate
 from tvmq.capture.capture import capture_program
+from tvmq.float_model import FloatModel
 from tvmq.plan.annotate import annotate
 from tvmq.plan.planner import make_plan
+from tvmq.plan.round_reads import round_reads
 from tvmq.run.reference import run_reference
 from tvmq.settings import Settings
 
@@ -64,9 +66,26 @@ def cases() -> list[object]:
 @pytest.mark.parametrize(("name", "settings"), cases())
 def test_all_answers_are_equal(name: str, settings: str) -> None:
     model, shape = captured(name)
+    _same_answers(model, shape, SETTINGS[settings])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("resnet_small", Settings(2, 2, "pot", "channel", residual_bits=8)),
+        ("mobilenet_small", Settings(2, 2, "free", residual_bits=4)),
+        ("resnet_projection", Settings(2, 2, residual_bits=8, residual_reads="whole")),
+    ],
+)
+def test_all_answers_are_equal_with_residuals_of_more_bits(name: str, settings: Settings) -> None:
+    model, shape = captured(name)
+    _same_answers(round_reads(model, settings), shape, settings)
+
+
+def _same_answers(model: FloatModel, shape: tuple[int, ...], settings: Settings) -> None:
     images = np.random.default_rng(0).normal(size=(IMAGES, *shape)).astype(np.float32)
     calibration = calibrate(model, [torch.from_numpy(images)], samples=IMAGES)
-    program = annotate(model, make_plan(model, calibration, SETTINGS[settings]))
+    program = annotate(model, make_plan(model, calibration, settings))
     integer = lower_to_integer(import_torch(program))
     network = read_layers(integer)
 

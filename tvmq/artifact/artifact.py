@@ -242,6 +242,8 @@ class Manifest(_Entry):
         reconstruction: what a method that learns did: the "units" with the held-out losses of their
             "candidates" and which was "kept", what refinements of the whole "network" moved, and
             "power_of_two_cost" by layer; {} without one.
+        residuals: what residuals of more bits cost, with the fields of
+            ``tvmq/profile/residual_cost.py``; {} where they have as many as all activations.
         ranges: what is too narrow for the step that it has, in the order of the network.
         tuning: "trials" and how many of them "failed", the "seed", "cycles" of each program
             "before" (by rule) and "after", and the "best" after how many trials; under "cpu" what
@@ -266,6 +268,7 @@ class Manifest(_Entry):
     float_islands: tuple[FloatIslandEntry, ...] = ()
     bit_exact: bool
     reconstruction: dict[str, Any] = {}
+    residuals: dict[str, Any] = {}
     ranges: tuple[RangeEntry, ...] = ()
     tuning: dict[str, Any] = {}
     seconds: dict[str, float]

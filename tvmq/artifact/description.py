@@ -65,9 +65,12 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     """The settings of a manifest in one line."""
     methods = [name for name in settings["method"] if name != "rtn"]
     steps = "power-of-two steps" if settings["scales"] == "pot" else "free steps"
+    added = ""
+    if bits := settings.get("residual_bits"):
+        added = f"residuals {bits} bits read {settings['residual_reads']}, "
     shifts = " with a shift per channel" if "wess" in methods else ""
     return (
         f"{', '.join([settings['precision'], *methods, steps])}, symmetric weights per "
-        f"{settings['granularity']}{shifts}, activations per tensor, first and last layer "
+        f"{settings['granularity']}{shifts}, activations per tensor, {added}first and last layer "
         f"{settings['first_last_bits']} bits"
     )

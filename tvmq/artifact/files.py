@@ -212,6 +212,7 @@ def make_manifest(
     bit_exact: bool,
     seconds: dict[str, float],
     reconstruction: dict[str, Any],
+    residuals: dict[str, Any],
     ranges: Sequence[Finding],
     tuning: dict[str, Any],
 ) -> Manifest:
@@ -255,6 +256,7 @@ def make_manifest(
         float_islands=tuple(_float_islands(model, network)),
         bit_exact=bit_exact,
         reconstruction=reconstruction,
+        residuals=residuals,
         ranges=tuple(RangeEntry(**finding.as_json()) for finding in ranges),
         tuning=tuning,
         seconds=seconds,

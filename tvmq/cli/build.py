@@ -16,6 +16,8 @@ from tvmq.cli.options import (
     Real,
     Whole,
     images_options,
+    residual_options,
+    residual_settings,
     seed_option,
     shared_options,
     tuning_options,
@@ -32,7 +34,7 @@ LEARNING = (
 
 PLANNED = (
     *("calib_data", "calib_samples", "calib_method", "precision", "scales", "granularity"),
-    *("first_last_bits", "exclude", "method", *LEARNING),
+    *("first_last_bits", "residual_bits", "residual_reads", "exclude", "method", *LEARNING),
 )
 """Options that a plan has answered already."""
 
@@ -94,6 +96,7 @@ PLANNED = (
     show_default=True,
     help="At least this many bits for the first and the last layer.",
 )
+@residual_options
 @click.option(
     "--exclude",
     multiple=True,
@@ -225,6 +228,7 @@ def command(terminal: Terminal, /, model_file: Path, output: Path | None, **opti
         scales=options.pop("scales"),
         granularity=options.pop("granularity"),
         first_last_bits=options.pop("first_last_bits"),
+        **residual_settings(*(options.pop(f"residual_{name}") for name in ("bits", "reads"))),
         calib_method=options.pop("calib_method"),
         exclude=options.pop("exclude"),
         method=parse_methods(options.pop("method")),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,8 @@ import click
 
 from targets.errors import InputError
 from tvmq.artifact.description import settings_text
-from tvmq.cli.options import PATH, shared_options
+from tvmq.cli.options import PATH, residual_options, residual_settings, shared_options
+from tvmq.cli.report import residual_lines
 from tvmq.cli.terminal import Terminal
 
 if TYPE_CHECKING:  # so that a model is inspected without what reads artifacts
@@ -30,6 +31,7 @@ PRICED = ["layer", "kind", "MACs", "device", "cycles", "bound", "where in the mo
 @click.argument("subject", metavar="MODEL|ART", type=PATH)
 @click.option("--target", default="npu", show_default=True, help="Machine, for a model.")
 @click.option("--precision", default="w8a8", show_default=True, help="Bits, for a model.")
+@residual_options
 @click.option(
     "--model", "model_factory", metavar="MODULE:FACTORY", help="Makes the network of a state dict."
 )
@@ -74,31 +76,44 @@ def _inspect_model(
     model_file: Path,
     target: str,
     precision: str,
+    residual_bits: int | None,
+    residual_reads: str,
     ranges: Path | None,
     **options: Any,
 ) -> None:
     from tvmq.capture.capture import capture
     from tvmq.flow import parse_target
-    from tvmq.inspection import forecast
+    from tvmq.inspection import forecast, on_npu
     from tvmq.settings import Settings, parse_precision
 
-    settings = Settings(*parse_precision(precision))
+    how = residual_settings(residual_bits, residual_reads)
+    settings = Settings(*parse_precision(precision), **how)
     spec = parse_target(target)
     model = capture(model_file, **options)
     if ranges is not None:
         from tvmq.pages.range_plot import channel_ranges, write_range_plot
 
         write_range_plot(channel_ranges(model), ranges)
-    layers = [asdict(layer) for layer in forecast(model, spec, settings, terminal.progress())]
+    forecasts = forecast(model, spec, settings, terminal.progress())
+    layers = [asdict(layer) for layer in forecasts]
+    residuals = None
+    if spec is not None and residual_bits:
+        plain = replace(settings, residual_bits=0)
+        bare = forecast(model, spec, plain, terminal.progress())
+        residuals = {**how, "cycles": on_npu(forecasts), "without": on_npu(bare)}
     if terminal.json:
         data = {"model": str(model_file), "kind": model.kind, "target": target}
-        terminal.print_json({**data, "operators": layers})
+        terminal.print_json({**data, "residuals": residuals, "operators": layers})
         return
-    terminal.say(f"{model_file}: {model.kind}; forecast for {target}, {settings.precision}")
+    words = settings.precision + (f", residuals {residual_bits} bits" if residual_bits else "")
+    terminal.say(f"{model_file}: {model.kind}; forecast for {target}, {words}")
     headings = HEADINGS if spec is None else PRICED
     rows = [_row(layer, priced=spec is not None) for layer in layers]
     terminal.table(headings, rows, right={"MACs", "cycles"})
     _totals(terminal, layers)
+    if residuals is not None:
+        change = 100 * (residuals["cycles"] / max(residuals["without"], 1) - 1)
+        terminal.say(f"residuals of {residual_bits} bits: {change:+.2f} % cycles")
     if spec is not None:
         terminal.say(PRICES)
 
@@ -122,6 +137,8 @@ def _inspect_artifact(terminal: Terminal, artifact: Any) -> None:
         f"  {settings_text(manifest.settings)}; calibration: {manifest.calibration['source']}; "
         f"bit-exact: {'yes' if manifest.bit_exact else 'NO'}"
     )
+    for line in residual_lines(manifest.residuals):
+        terminal.say(line)
     for way, tensors in (("in ", manifest.inputs), ("out", manifest.outputs)):
         for info in tensors:
             terminal.say(f"  {way} {info.name}: {info.dtype}[{', '.join(map(str, info.shape))}]")

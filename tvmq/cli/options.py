@@ -21,7 +21,7 @@ import click
 from targets.errors import InputError
 from targets.reading import read_text, reading, what_is
 from targets.toml_file import parse_toml
-from tvmq.settings import MOST
+from tvmq.settings import CHOICES, MOST
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -148,6 +148,43 @@ seed_option = click.option(
     show_default=True,
     help="For everything random.",
 )
+
+
+def residual_options(function: Function) -> Function:
+    """Add `--residual-bits --residual-reads`."""
+    options = [
+        click.option(
+            "--residual-bits",
+            type=Whole(3, 8),
+            help="Bits of what residual additions add and make, more than other activations have "
+            "[default: as all activations].",
+        ),
+        click.option(
+            "--residual-reads",
+            type=click.Choice(CHOICES["residual_reads"]),
+            default="rounded",
+            show_default=True,
+            help="Whether convolutions read a copy of a residual that is rounded to the bits of "
+            "activations, or all of its bits.",
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def residual_settings(bits: int | None, reads: str) -> dict[str, Any]:
+    """What these options say, as fields of the settings.
+
+    Raises:
+        InputError: residuals are read in some way, and have no bits of their own.
+    """
+    if bits is None and reads != "rounded":
+        raise InputError(
+            f"--residual-reads {reads}: residuals have as many bits as all activations. Give "
+            "--residual-bits, or leave it out."
+        )
+    return {"residual_bits": bits or 0, "residual_reads": reads}
 
 
 def tuning_options(default: int) -> Callable[[Function], Function]:

@@ -32,6 +32,7 @@ def build_summary(result: BuildResult) -> list[str]:
         f"  {settings_text(manifest.settings)}",
         f"  calibration: {manifest.calibration['source']}",
         *_reconstruction_lines(manifest.reconstruction),
+        *residual_lines(manifest.residuals),
         *range_lines(manifest.ranges),
         *([] if manifest.cpu is None else [f"  CPU: {cpu_text(manifest.cpu)}"]),
         f"  operators: {placement_text(manifest.placement)}",
@@ -209,6 +210,15 @@ def _border_lines(cost: Mapping[str, Any] | None) -> list[str]:
     words = [f"{cost['table_bytes']:,} bytes", f"{cost['comparisons']:,} comparisons per image"]
     words += _more(cost["with_borders"], cost["without"])
     return [f"  borders of {cost['values']} activations: {', '.join(words)}"]
+
+
+def residual_lines(cost: Mapping[str, Any]) -> list[str]:
+    """What residuals of more bits cost."""
+    if not cost:
+        return []
+    words = [f"{cost['values']} values, {cost['roundings']} rounded copies of them"]
+    words += _more(cost["with_residuals"], cost["without"])
+    return [f"  residuals of {cost['bits']} bits: {', '.join(words)}"]
 
 
 def _more(price: Mapping[str, float] | None, without: Mapping[str, float] | None) -> list[str]:

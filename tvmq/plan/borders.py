@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 
 from targets.rounding import MAX_BORDER_BITS
-from tvmq.regions import WEIGHTED, Regions
+from tvmq.regions import SUMS_LEAVE, Regions
 
 
 def border_refusal(regions: Regions, name: str, bits: int) -> str:
     """Why a value of so many bits can't be rounded by borders, in words; "" if it can."""
     layer = regions.layers.get(regions.values[name].layer)
-    if layer is None or layer.kind not in WEIGHTED:
-        return "no convolution or linear layer makes it, and nothing else rounds so"
+    if layer is None or layer.kind not in SUMS_LEAVE:
+        return "no convolution, linear layer or average makes it, and nothing else rounds so"
     if bits > MAX_BORDER_BITS:
         return f"it has {bits} bits, and at most {MAX_BORDER_BITS} can be rounded so"
     return ""

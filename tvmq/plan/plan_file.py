@@ -48,13 +48,21 @@ def read_plan(path: Path, model: FloatModel) -> Plan:
     return plan_from_json(read_text(path, "a plan", _WRITTEN), model, str(path))
 
 
+def planned_settings(path: Path) -> Settings:
+    """What a plan was asked for, from which follows what ``round_reads`` made of its network.
+
+    Raises as ``read_plan``.
+    """
+    return _read_file(read_text(path, "a plan", _WRITTEN), str(path)).settings
+
+
 def planned_changes(
     path: Path,
 ) -> tuple[Equalization | None, TensorScaling | None, Mixing | None]:
     """How the network of a plan differs from the captured one; raises as ``read_plan``.
 
-    The plan itself is read with the network that ``equalize_as``, ``scale_as`` and ``mix_as`` make
-    of it, in this order.
+    The plan itself is read with the network that ``round_reads``, ``equalize_as``, ``scale_as`` and
+    ``mix_as`` make of it, in this order.
     """
     file = _read_file(read_text(path, "a plan", _WRITTEN), str(path))
     equalized, scaled, moved = file.equalization, file.scaling, file.mixing

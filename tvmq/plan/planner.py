@@ -10,6 +10,7 @@ from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.joined_values import choose_joined
 from tvmq.plan.layer_weights import choose_weights
 from tvmq.plan.plan import Plan, ValuePlan
+from tvmq.plan.value_bits import value_bits
 from tvmq.regions import Regions, find_regions
 from tvmq.settings import Settings
 
@@ -34,7 +35,7 @@ def make_plan(
     """
     settings = settings or Settings()
     regions = find_regions(model)
-    values = _choose_values(regions, calibration, settings)
+    values = _choose_values(model, regions, calibration, settings)
     weights = choose_weights(model, regions, values, settings)
     plan = complete_plan(model, settings, calibration.source, values, weights, {})
     if settings.bias_correction and calibration.samples and not settings.learned_method:
@@ -44,9 +45,10 @@ def make_plan(
 
 
 def _choose_values(
-    regions: Regions, calibration: Calibration, settings: Settings
+    model: FloatModel, regions: Regions, calibration: Calibration, settings: Settings
 ) -> dict[str, ValuePlan]:
-    codes = choose_joined(regions, calibration.histograms, _bits(regions, settings), settings)
+    wanted = value_bits(model, regions, settings)
+    codes = choose_joined(regions, calibration.histograms, wanted, settings)
     plans = {}
     for name, (bits, chosen) in codes.items():
         low, high = code_range(bits, chosen.signed)
@@ -54,12 +56,3 @@ def _choose_values(
             chosen.step, chosen.zero_point, low, high, chosen.signed, bits, chosen.reason
         )
     return plans
-
-
-def _bits(regions: Regions, settings: Settings) -> dict[str, int]:
-    """Bits of each value; more for inputs and outputs of the network and inputs of last layers."""
-    precise = {name for name, value in regions.values.items() if value.is_input}
-    precise |= {name for layer in regions.last for name in regions.layers[layer].inputs}
-    precise |= regions.returned
-    most = max(settings.activation_bits, settings.first_last_bits)
-    return {name: most if name in precise else settings.activation_bits for name in regions.values}

@@ -12,7 +12,7 @@ from tvmq.reconstruct.unit_cache import BATCH, UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit, sharing
 from tvmq.reconstruct.unit_state import apply_state, state_of
 from tvmq.reconstruct.unit_work import UnitWork
-from tvmq.regions import channel_axis
+from tvmq.regions import channel_axis, shape_of
 
 BINS = 256
 """Fractions that a border can be."""
@@ -52,7 +52,7 @@ def search_borders(work: UnitWork) -> float:
             by_channel = may_differ_by_channel(cache.regions, name)
             if not derived:
                 table = measured_borders(unit, work.exact, cache, name, rows, by_channel=by_channel)
-            elif by_channel and (readers := _readers(unit, cache, name)):
+            elif by_channel and (readers := _readers(work, name)):
                 table = derived_borders(unit, name, readers)
             else:
                 continue
@@ -66,18 +66,16 @@ def search_borders(work: UnitWork) -> float:
     return loss
 
 
-def _readers(unit: QuantizedUnit, cache: UnitCache, name: str) -> list[str]:
+def _readers(work: UnitWork, name: str) -> list[str]:
     """The layers of the unit that multiply the channels of a value by weights, as they are."""
-    channels = _channels(unit, cache, name)
-    layers = cache.regions.layers.values()
+    unit, layers = work.unit, work.cache.regions.layers.values()
+    (node,) = (node for node in work.exact.graph.nodes if node.name == name)
+    shape = shape_of(node)
+    channels = shape[channel_axis(len(shape))]
     readers = [
         layer.name for layer in layers if name in layer.inputs and layer.name in unit.weights
     ]
     return [reader for reader in readers if unit.weights[reader].weight.shape[1] == channels]
-
-
-def _channels(unit: QuantizedUnit, cache: UnitCache, name: str) -> int:
-    return len(unit.weights[cache.regions.values[name].layer].weight)
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]

@@ -310,3 +310,48 @@ def test_another_folder_is_left_alone(tvmq, tmp_path, small):
     assert result.code == 2
     assert "not empty and not an artifact" in result.err
     assert [path.name for path in Path(tmp_path).iterdir()] == ["notes.txt"]
+
+
+def test_residuals_of_more_bits_are_built_priced_and_built_again_from_their_plan(
+    tvmq, small, tmp_path
+):
+    model = small.parent / "resnet_small.pt2"
+    words = ("--precision", "w2a2", "--residual-bits", "8")
+    result = tvmq("build", model, "-o", tmp_path / "a", *words)
+    assert result.code == 0, result.err
+    assert "activations per tensor, residuals 8 bits read rounded, first and last" in result.out
+    built = Artifact.load(tmp_path / "a")
+    price = built.manifest.residuals
+    assert (price["bits"], price["values"], price["roundings"]) == (8, 3, 2)
+    operators = json.loads(tvmq("profile", tmp_path / "a", "--json").out)["operators"]
+    cycles = sum(row["cycles"] for row in operators)
+    assert price["with_residuals"]["cycles"] == cycles
+    change = 100 * (cycles / price["without"]["cycles"] - 1)
+    assert (
+        f"residuals of 8 bits: 3 values, 2 rounded copies of them, {change:+.2f} % cy" in result.out
+    )
+    assert "residuals of 8 bits: 3 values" in tvmq("inspect", tmp_path / "a").out
+    plan = built.path("plan.json")
+    again = ("build", model, "--plan", plan, "-o", tmp_path / "b", "--target", "cpu")
+    assert tvmq(*again).code == 0
+    other = Artifact.load(tmp_path / "b")
+    assert other.manifest.files["golden.npz"] == built.manifest.files["golden.npz"]
+    assert other.manifest.residuals["without"] is None  # no NPU, no price
+    result = tvmq(*again, "--residual-bits", "8")
+    assert result.code == 2
+    assert "--plan and --residual-bits" in result.err
+
+
+def test_residuals_that_are_not_there_are_refused(tvmq, small, tmp_path):
+    model = small.parent / "resnet_small.pt2"
+    result = tvmq("build", model, "-o", tmp_path / "a", "--residual-bits", "8")
+    assert result.code == 2
+    assert "activations have 8 bits; leave it out" in result.err
+    result = tvmq("build", model, "-o", tmp_path / "a", "--residual-reads", "whole")
+    assert result.code == 2
+    assert "Give --residual-bits, or leave it out" in result.err
+    words = ("--precision", "w4a4", "--residual-bits", "8", "-o", tmp_path / "a")
+    result = tvmq("build", save("vgg_small", tmp_path), *words)
+    assert result.code == 2
+    assert "this network has no residual addition" in result.err
+    assert not (tmp_path / "a").exists()

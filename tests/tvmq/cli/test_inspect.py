@@ -32,6 +32,30 @@ def test_inspect_prices_every_layer(tvmq, small):
     assert "Cycles are of one image and estimated" in said
 
 
+def test_inspect_prices_residuals_of_more_bits(tvmq, small):
+    model = small.parent / "resnet_small.pt2"
+    words = ("inspect", model, "--precision", "w2a2")
+    bare = json.loads(tvmq(*words, "--json").out)
+    words += ("--residual-bits", "8")
+    data = json.loads(tvmq(*words, "--json").out)
+    assert bare["residuals"] is None
+    kinds = {row["name"]: row["kind"] for row in data["operators"]}
+    assert [name for name in kinds if kinds[name] == "requantize"] == [
+        "relu_rounded",
+        "relu_2_rounded",
+    ]
+    cycles, without = (sum(r["cycles"] for r in d["operators"]) for d in (data, bare))
+    assert data["residuals"] == {
+        "residual_bits": 8,
+        "residual_reads": "rounded",
+        "cycles": cycles,
+        "without": without,
+    }
+    said = tvmq(*words).out
+    assert "forecast for npu, w2a2, residuals 8 bits" in said
+    assert f"residuals of 8 bits: {100 * (cycles / without - 1):+.2f} % cycles" in said
+
+
 def test_inspect_prices_what_the_machine_refuses(tvmq, small, tmp_path):
     tight = load_spec("e256").model_dump()
     tight["sram"]["act"]["bytes"] = 512

@@ -80,7 +80,7 @@ def test_borders_come_back_and_are_refused_by_what_does_not_execute_them(text, n
     entries = PlanFile.model_validate_json(written).values
     assert entries[name].rounds == rounding
     assert {entry.rounds for n, entry in entries.items() if n != name} == {HALF_UP}
-    why = "no convolution or linear layer makes it" if name == "x" else "it has 8 bits, and at most"
+    why = "no convolution, linear layer or av" if name == "x" else "it has 8 bits, and at most"
     with pytest.raises(UnsupportedError, match=f"value {name}: rounds by BORDER, but {why}"):
         plan_from_json(written, float_model(NAME))
 

@@ -13,8 +13,11 @@ from tvmq.calibrate.calibrate import calibrate
 from tvmq.capture.capture import capture_program
 from tvmq.lowering import lower
 from tvmq.plan.annotate import annotate
+from tvmq.plan.plan_network import plan_network
 from tvmq.plan.planner import make_plan
+from tvmq.plan.round_reads import round_reads
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
+from tvmq.reconstruct.units import find_units
 from tvmq.run.reference import run_reference
 from tvmq.settings import Settings
 
@@ -45,6 +48,27 @@ def test_borders_of_any_network_are_executed(name):
     want = run_reference(integer, {model.inputs[0].name: x.numpy()})
     for got, expected in zip(program(x.double()), want, strict=True):
         np.testing.assert_array_equal(got.float().numpy(), expected)
+
+
+@pytest.mark.parametrize("method", [("rapq", "distill"), ("qdrop", "aquant")])
+def test_residuals_of_more_bits_are_learned_with(method):
+    """The copies that blocks read are inside of their units, and keep to a step of few bits."""
+    name, scales = "resnet_projection", "free" if "qdrop" in method else "pot"
+    settings = Settings(2, 2, scales, "channel", method=method, iterations=2, residual_bits=8)
+    model, x = round_reads(float_model(name), settings), images(name)
+    done = _planned_and_reconstructed(model, calibrate(model, [x]), settings)
+    values = done.plan.values
+    assert (values["relu"].bits, values["relu_rounded"].bits) == (8, 2)
+    assert any("relu_rounded" in unit.values for unit in find_units(done.model))
+    program = annotate(done.model, done.plan)
+    want = run_reference(lower(done.model, program), {model.inputs[0].name: x.numpy()})
+    for got, expected in zip(program(x.double()), want, strict=True):
+        np.testing.assert_array_equal(got.float().numpy(), expected)
+
+
+def _planned_and_reconstructed(model, data, settings) -> Reconstruction:
+    found = plan_network(model, data, settings)
+    return reconstruct(found.model, found.calibration, found.plan)
 
 
 class _Block(nn.Module):

@@ -1,0 +1,86 @@
+"""What residuals of more bits cost: the same network with and without, on the same machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from targets.code_range import code_range
+from targets.npu.machine.program import Program
+from targets.npu.machine.spec import NpuSpec
+from tvmq.float_model import FloatModel
+from tvmq.plan.complete_plan import complete_plan
+from tvmq.plan.plan import Plan, ValuePlan
+from tvmq.plan.round_reads import whole_reads
+from tvmq.plan.value_bits import raised, value_bits
+from tvmq.profile.plan_price import Price, plan_price
+from tvmq.regions import find_regions, is_rounding
+
+
+@dataclass(frozen=True)
+class ResidualCost:
+    """What the residuals of a plan cost, for one image.
+
+    Attributes:
+        bits: that they have, where activations have fewer.
+        values: with these bits for it.
+        roundings: of such values, in front of what reads them with fewer bits.
+        with_residuals: of the programs; None without an NPU.
+        without: of those of the same plan with residuals of as many bits as all activations.
+    """
+
+    bits: int
+    values: int
+    roundings: int
+    with_residuals: Price | None
+    without: Price | None
+
+    def as_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return asdict(self)
+
+
+def residual_cost(
+    model: FloatModel, plan: Plan, programs: Iterable[Program] | None, spec: NpuSpec | None
+) -> ResidualCost | None:
+    """Compare a plan with itself without ``residual_bits``; None where it has none.
+
+    Args:
+        model: the float network of the plan.
+        plan: complete.
+        programs: of the plan by rule; None if they are to be compiled.
+        spec: the machine, or None.
+    """
+    settings = plan.settings
+    if not settings.residual_bits:
+        return None
+    rich = raised(model, find_regions(model), settings)
+    roundings = sum(is_rounding(node) for node in model.graph_module.graph.nodes)
+    priced = bare = None
+    if spec is not None:
+        priced = plan_price(model, plan, spec, programs)
+        other = whole_reads(model)
+        bare = plan_price(other, _without(other, plan, rich), spec)
+    return ResidualCost(settings.residual_bits, len(rich), roundings, priced, bare)
+
+
+def _without(model: FloatModel, plan: Plan, rich: frozenset[str]) -> Plan:
+    """The plan of the network that reads all bits, of which there are fewer."""
+    settings, regions = replace(plan.settings, residual_bits=0), find_regions(model)
+    bits = value_bits(model, regions, settings)
+    values = {name: plan.values[name] for name in regions.values}
+    values |= {name: _coarser(values[name], bits[name]) for name in rich}
+    layers = {name: w for name, w in plan.weights.items() if name in regions.layers}
+    return complete_plan(model, settings, plan.calibration, values, layers, plan.biases)
+
+
+def _coarser(value: ValuePlan, bits: int) -> ValuePlan:
+    """The same range in fewer bits."""
+    less = max(0, value.bits - bits)
+    low, high = code_range(value.bits - less, value.signed)
+    step, zero_point = math.ldexp(value.step, less), value.zero_point >> less
+    return replace(
+        value, step=step, zero_point=zero_point, low=low, high=high, bits=value.bits - less
+    )
