@@ -1,8 +1,9 @@
 """What each method gives and costs, alone and together: a table, and accuracy over cycles as SVG.
 
     python -m benchmarks.ablation [--data FOLDER] [--results FILE] [--figure FILE] [--seeds 0,1]
-        [--iters N] [--networks resnet20,mobilenetv2,vit4_cifar10] [--precision w2a2,w4a4]
-        [--residual-bits N] [--residual-reads rounded|whole] [--methods M ...] [--run N]
+        [--iters N] [--distill-iters N] [--networks resnet20,mobilenetv2,vit4_cifar10]
+        [--precision w2a2,w4a4] [--residual-bits N] [--residual-reads rounded|whole]
+        [--methods M ...] [--run N]
 
 The folder (default: the environment variable TVMQ_DATA) holds the networks, cifar10_calib.npz and
 cifar10_eval.npz. A row is a network learned from 1,024 images, with weights per channel (a step per
@@ -71,6 +72,7 @@ class Row:
     iterations: int
     residual_bits: int = 0
     residual_reads: str = "rounded"
+    distill_iterations: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def main() -> int:
     parser.add_argument("--precision", default="w2a2")
     parser.add_argument("--residual-bits", type=int, default=0, help="0: as all activations")
     parser.add_argument("--residual-reads", default="rounded", help="rounded or whole")
+    parser.add_argument("--distill-iters", type=int, default=0, help="0: as --iters")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--iters", type=int, default=200)
     parser.add_argument("--methods", nargs="+", default=(*POT, *FREE), help="these alone")
@@ -118,6 +121,7 @@ def main() -> int:
             *(network, precision, *how, int(seed)),
             0 if how[1] in ("rtn", "wess") else options.iters,
             *(options.residual_bits, options.residual_reads),
+            options.distill_iters if "distill" in how[1] else 0,
         )
         for network, precision, seed, how in product(
             options.networks.split(","),
@@ -156,13 +160,20 @@ def read(results: Path) -> dict[Row, Found]:
 
 def table(known: dict[Row, Found]) -> Iterator[str]:
     """In Markdown, a line for each row; energy in millions of the table's units."""
-    yield "| network | precision | steps | method | seed | top-1 | cycles | DRAM bytes | energy |"
-    yield "|" + "---|" * 9
+    names = ("network", "precision", "steps", "method", "iterations", "seed", "top-1", "cycles")
+    yield f"| {' | '.join((*names, 'DRAM bytes', 'energy'))} |"
+    yield "|" + "---|" * 10
     for row, found in known.items():
         precision = _precision(row)
-        cells = (row.network, precision, row.scales, f"`{row.method}`", str(row.seed))
+        cells = (row.network, precision, row.scales, f"`{row.method}`", _steps(row), str(row.seed))
         costs = f"{found.cycles:,} | {found.dram_bytes:,} | {found.energy / 1e6:.2f}"
         yield f"| {' | '.join(cells)} | {found.top1:.2f} | {costs} |"
+
+
+def _steps(row: Row) -> str:
+    """Of the optimizer, per unit; and for all units together if those are others."""
+    units = f"{row.iterations:,}"
+    return f"{units}, {row.distill_iterations:,}" if row.distill_iterations else units
 
 
 def _precision(row: Row) -> str:
@@ -183,6 +194,7 @@ def measured(row: Row, data: Path) -> Found:
         "tensor" if "wess" in names else "channel",
         residual_bits=row.residual_bits,
         residual_reads=row.residual_reads,
+        distill_iterations=row.distill_iterations,
         method=names,
         iterations=max(1, row.iterations),
         product_unit=spec.array.lanes(max(weight_bits, activation_bits)),
