@@ -36,14 +36,14 @@ Indices: TypeAlias = tuple[Expr, ...]
 def conv2d_cuts(layer: Conv2d, host: CpuFeatures) -> CutSpace | None:
     """What its kernel may be cut like; None where there is no choice."""
     if isinstance(layer.right, Factor):
-        return None if layer.right.pairing is Pairing.ELEMENTS else matrix_cuts(layer)
+        return None if layer.right.pairing is Pairing.ELEMENTS else matrix_cuts(layer, host)
     return depthwise_cuts(layer, host) if joins_rows(layer, host) else cut_space(layer, host)
 
 
 def build_conv2d(layer: Conv2d, host: CpuFeatures, cut: Cut | None = None) -> Kernel:
     """The scheduled kernel and its packed constants; by rule, or with a cut of its space."""
     if isinstance(layer.right, Factor):
-        return build_factor(layer, layer.right, cut)
+        return build_factor(layer, layer.right, host, cut)
     if joins_rows(layer, host):
         return build_depthwise(layer, host, cut)
     dot = Dot.of(layer, host)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -17,6 +18,8 @@ from targets.layers import Conv2d, Ints, Weights
 from targets.sum_bounds import neighbours_fit_int16
 
 CHAINS = 6  # accumulators that hide the latency of one dot product
+NEAR_BYTES = 32 * 1024  # of the first-level cache
+FETCHED_BYTES = 32  # of the second-level cache, in a cycle
 STAGE_BYTES = 128 * 1024  # staged input of a task: a part of the second-level cache
 TASK_MACS = 500_000  # an image is cut for threads only into parts larger than this
 
@@ -185,6 +188,7 @@ class _Blocks:
         per_tile: blocks that the vectors of a tile divide.
         registers: vectors of sums at most.
         widened: weights are, from bytes to words.
+        weight_bytes: of a block.
     """
 
     lanes: int
@@ -194,6 +198,7 @@ class _Blocks:
     per_tile: int
     registers: int
     widened: bool
+    weight_bytes: int
 
     @staticmethod
     def of(layer: Conv2d, host: CpuFeatures) -> _Blocks:
@@ -206,6 +211,7 @@ class _Blocks:
         return _Blocks(
             lanes, groups, groups * of_group, groups * of_group * lanes == channels,
             1 if layer.depthwise else of_group, host.instructions.registers, widened,
+            lanes * math.prod(layer.weight_shape[1:]),
         )  # fmt: skip
 
     @property
@@ -220,7 +226,7 @@ class _Blocks:
 
     def tile(self, width: int) -> tuple[int, int]:
         """Pixels and vectors of the rule's tile for rows of a width."""
-        return _tile(width, self.per_tile, self.registers, self.widened)
+        return _tile(width, self)
 
 
 def cut_space(layer: Conv2d, host: CpuFeatures) -> CutSpace:
@@ -280,14 +286,15 @@ def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def _tile(width: int, blocks: int, registers: int, widened: bool) -> tuple[int, int]:
+def _tile(width: int, blocks: _Blocks) -> tuple[int, int]:
     """Pixels and vectors of a tile: fewest cycles per useful dot product that ports allow.
+
+    Where the weights are widened, from bytes to words, that is half a dot product for all pixels of
+    a tile. Where those of a tile exceed the first-level cache, they come from the second for each.
 
     Args:
         width: pixels of a row.
         blocks: of output channels, which vectors of a tile divide.
-        registers: vectors of sums at most.
-        widened: weights are, from bytes to words: half a dot product for all pixels of a tile.
     """
 
     def cycles(tile: tuple[int, int]) -> float:
@@ -295,14 +302,16 @@ def _tile(width: int, blocks: int, registers: int, widened: bool) -> tuple[int, 
         waste = _round_up(width, pixels) / width
         copying = 1.1 if width % pixels else 1.0
         dots, loads = pixels * vectors, pixels + vectors
-        ports = 1.0 + (0.5 / pixels if widened else 0.0)
-        return waste * copying * max(ports, loads / dots, CHAINS / dots)
+        ports = 1.0 + (0.5 / pixels if blocks.widened else 0.0)
+        near = vectors * blocks.weight_bytes <= NEAR_BYTES
+        fetching = 0.0 if near else 4 * blocks.lanes / FETCHED_BYTES / pixels
+        return waste * copying * max(ports, loads / dots, CHAINS / dots, fetching)
 
     tiles = [
         (pixels, vectors)
-        for vectors in divisors(blocks)
-        for pixels in range(1, min(width, registers) + 1)
-        if pixels * vectors <= registers
+        for vectors in divisors(blocks.per_tile)
+        for pixels in range(1, min(width, blocks.registers) + 1)
+        if pixels * vectors <= blocks.registers
     ]
     return min(tiles, key=cycles)
 
