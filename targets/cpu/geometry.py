@@ -100,11 +100,12 @@ class Geometry:
 
     Attributes:
         view: what the kernel takes for its rows and pixels: those of the ``image``; a ``row`` of
-            all pixels of some rows of the image (1 × 1 convolution); the images of the ``batch``
+            all pixels of the image (1 × 1 convolution); the images of the ``batch``
             (dense).
-        height: rows.
+        height: rows; one of a ``row``.
         width: pixels of a row; 0 where it is the batch.
         rows: rows of a task; divides ``height``.
+        parts: tasks that the tiles of a ``row`` are divided among, else 1.
         pixels: pixels of a tile.
         vectors: channel blocks of a tile; divides ``chunk`` and ``group_blocks``.
         chunk: channel blocks of a task; divides ``blocks``.
@@ -120,6 +121,7 @@ class Geometry:
     height: int
     width: int
     rows: int
+    parts: int
     pixels: int
     vectors: int
     chunk: int
@@ -141,18 +143,18 @@ class Geometry:
         blocks = _Blocks.of(layer, host)
         height, width, _ = layer.output.shape
         view: View = "image"
-        rows = cut.rows
+        rows, parts = cut.rows, 1
         if _of_batch(layer):
             view, width = "batch", 0
         elif cut.flat:
-            view, height, width, rows = "row", height // rows, rows * width, 1
+            view, height, width, rows, parts = "row", 1, height * width, 1, height // rows
         if layer.depthwise:
             depth = blocks.count * blocks.lanes
         else:
             depth = _round_up(layer.weight_shape[3], dot.depth)
         ragged = not blocks.full or width == 0 or width % cut.pixels != 0
         return Geometry(
-            view, height, width, rows, cut.pixels, cut.vectors, cut.chunk, blocks.lanes,
+            view, height, width, rows, parts, cut.pixels, cut.vectors, cut.chunk, blocks.lanes,
             blocks.count, blocks.groups, depth, blocks.full, ragged,
         )  # fmt: skip
 
@@ -260,6 +262,15 @@ def cut_by_rule(layer: Conv2d, host: CpuFeatures) -> Cut:
     tasks = 1 if batch else max(1, min(2 * host.cores, layer.macs // TASK_MACS))
     pixels, vectors = blocks.tile(height * width if flat else 4 if batch else width)
     rows = height if flat or batch else _rows(layer, height, tasks)
+    if flat:
+        # By rows first: channels of a pixel that two cores write may share a line of their caches.
+        rows = height // max(
+            parts
+            for parts in divisors(height)
+            if parts <= tasks
+            and 0 in (parts % host.cores, host.cores % parts)
+            and blocks.joins(layer, height // parts, pixels)
+        )
     wanted = -(-tasks // (height // rows))
     chunk = blocks.count
     if blocks.divided:
