@@ -100,8 +100,7 @@ class Geometry:
 
     Attributes:
         view: what the kernel takes for its rows and pixels: those of the ``image``; a ``row`` of
-            all pixels of the image (1 × 1 convolution); the images of the ``batch``
-            (dense).
+            all pixels of the image (1 × 1 convolution); the images of the ``batch`` (dense).
         height: rows; one of a ``row``.
         width: pixels of a row; 0 where it is the batch.
         rows: rows of a task; divides ``height``.
