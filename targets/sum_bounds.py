@@ -70,6 +70,21 @@ def bound_sums(
     )
 
 
+def neighbours_fit_int16(weight: npt.NDArray[np.integer], low: int, high: int) -> bool:
+    """Whether the products of neighbours, summed two by two, fit 16 bits whatever the input.
+
+    Args:
+        weight: codes, int[..., C]; neighbours are 0 and 1, 2 and 3, ... of the last axis.
+        low: lowest input code.
+        high: highest input code.
+    """
+    odd = weight.shape[-1] % 2
+    pairs = np.pad(weight, [*[(0, 0)] * (weight.ndim - 1), (0, odd)]).reshape(-1, 2)
+    bounds = bound_sums(pairs, np.zeros(len(pairs), np.int64), low, high)
+    ends = np.iinfo(np.int16)
+    return bool(ends.min <= bounds.smallest.min() and bounds.largest.max() <= ends.max)
+
+
 def bound_products(
     left: CodeRange, right: CodeRange, count: int, bias: npt.NDArray[np.integer]
 ) -> SumBounds:

@@ -108,10 +108,17 @@ def conv(
     )  # fmt: skip
 
 
-def extreme_conv(dtype: str) -> Conv2d:
-    """Weights of one sign at the end of their range, by output channel, and the raw sums."""
+def extreme_conv(dtype: str, pairs: list[tuple[int, int]] | None = None) -> Conv2d:
+    """Raw sums with weights of one sign at the end of their range, by output channel.
+
+    Args:
+        dtype: of the input.
+        pairs: the weights of two input channels instead, by output channel.
+    """
     weight = np.full((32, 1, 1, 64), -128, np.int8)
     weight[::2] = 127
+    if pairs:
+        weight[:, 0, 0] = np.tile(np.resize(np.array(pairs, np.int8), (32, 2)), 32)
     bias = np.zeros(32, np.int32)
     return Conv2d(
         "conv", "test", "conv2d", Value("x", (1, 3, 64), dtype), Value("y", (1, 3, 32), "int32"),
@@ -202,4 +209,9 @@ CONVS = {
     "to the floor": {"multiplier": True, "residual": "int8", "rounding": FLOOR},
     "tall": {"shape": (64, 3, 16), "k": 16},
     "deep": {"shape": (7, 7, 128), "k": 256},
+    "of 4 bits": {"shape": (5, 7, 13), "k": 24, "weight_bits": 4, "zero_point": 6},
+    "depthwise of 4 bits": {
+        "shape": (9, 9, 32), "k": 32, "groups": 32, "dtype": "uint8", "weight_bits": 4,
+        "zero_point": 11,
+    },
 }  # fmt: skip

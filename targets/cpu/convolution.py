@@ -36,14 +36,14 @@ Indices: TypeAlias = tuple[Expr, ...]
 def conv2d_cuts(layer: Conv2d, host: CpuFeatures) -> CutSpace | None:
     """What its kernel may be cut like; None where there is no choice."""
     if isinstance(layer.right, Factor):
-        return None if layer.right.pairing is Pairing.ELEMENTS else matrix_cuts(layer)
+        return None if layer.right.pairing is Pairing.ELEMENTS else matrix_cuts(layer, host)
     return depthwise_cuts(layer, host) if joins_rows(layer, host) else cut_space(layer, host)
 
 
 def build_conv2d(layer: Conv2d, host: CpuFeatures, cut: Cut | None = None) -> Kernel:
     """The scheduled kernel and its packed constants; by rule, or with a cut of its space."""
     if isinstance(layer.right, Factor):
-        return build_factor(layer, layer.right, cut)
+        return build_factor(layer, layer.right, host, cut)
     if joins_rows(layer, host):
         return build_depthwise(layer, host, cut)
     dot = Dot.of(layer, host)
@@ -185,10 +185,7 @@ class _Definition:
         if self.geometry.view == "batch":
             return (p, 0, 0)
         if self.geometry.view == "row":
-            row = p // width
-            if self.geometry.height > 1:
-                row += y * (self.geometry.width // width)
-            return (b, row, p % width)
+            return (b, p // width, p % width)
         return (b, y, p)
 
     def _tile_index(self, n: Expr, y: Expr, p: Expr, channel: Expr) -> Indices:
@@ -204,9 +201,7 @@ class _Definition:
         if geo.view == "batch":
             return (zero, zero, n, *block)
         if geo.view == "row":
-            rows = geo.width // w
-            whole = geo.height == 1
-            return (n, zero if whole else y // rows, (y if whole else y % rows) * w + p, *block)
+            return (n, zero, y * w + p, *block)
         return (n, y, p, *block)
 
 
@@ -219,15 +214,15 @@ def _schedule(func: tirx.PrimFunc, layer: Conv2d, geo: Geometry, dot: Dot) -> ti
         b, y, p, block, lane = sch.get_loops(lead)
     else:
         b, y, p, channel = sch.get_loops(out)
-        if geo.view == "row" and geo.height == 1:
+        if geo.view == "row":
             p = sch.fuse(y, p)
             y = sch.add_unit_loop(p)
-        elif geo.view == "row":
-            y, part = sch.split(y, [geo.height, None])
-            p = sch.fuse(part, p)
         block, lane = sch.split(channel, [None, geo.lanes])
-    task_y, y = sch.split(y, [None, geo.rows])
     tile, p = sch.split(p, [None, geo.pixels])
+    if geo.view == "row":
+        task_y, tile = sch.split(tile, [geo.parts, None])
+    else:
+        task_y, y = sch.split(y, [None, geo.rows])
     task_block, block, vector = sch.split(block, [None, geo.chunk // geo.vectors, geo.vectors])
     if geo.view == "batch":
         sch.reorder(tile, b, task_y, task_block, block, y, p, vector, lane)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from targets.code_range import code_range
 from targets.cpu.cuts import Cut, CutSpace
 from targets.cpu.host import CpuFeatures
 from targets.cpu.intrinsics import DotProduct
 from targets.layers import Conv2d, Ints, Weights
+from targets.sum_bounds import neighbours_fit_int16
 
 CHAINS = 6  # accumulators that hide the latency of one dot product
+NEAR_BYTES = 32 * 1024  # of the first-level cache
+FETCHED_BYTES = 32  # of the second-level cache, in a cycle
 STAGE_BYTES = 128 * 1024  # staged input of a task: a part of the second-level cache
 TASK_MACS = 500_000  # an image is cut for threads only into parts larger than this
 
@@ -39,9 +44,26 @@ def product_of(layer: Conv2d, host: CpuFeatures) -> tuple[DotProduct | None, int
         return found.words, 0
     if wide != np.int8 or not found.bytes:
         return None, 0
-    product = min(found.bytes, key=lambda each: each.left not in (code, "int16"))
-    raised = {("int8", "uint8"): 128, ("uint8", "int8"): -128}
-    return product, raised.get((code, product.left), 0)
+    exact = [each for each in found.bytes if not each.in_words or _fits_words(layer, each)]
+    product = min(exact, key=lambda each: (each.left == "int16", each.left != code))
+    return product, _raised(code, product)
+
+
+def _raised(code: str, product: DotProduct) -> int:
+    """What is added to a layer's codes for an instruction, by turning their sign bit."""
+    return {("int8", "uint8"): 128, ("uint8", "int8"): -128}.get((code, product.left), 0)
+
+
+def _fits_words(layer: Conv2d, product: DotProduct) -> bool:
+    """Whether no input makes two products, which an instruction sums in 16 bits, larger."""
+    assert isinstance(layer.right, Weights)
+    weight, value = stored_weight(layer.right), layer.input
+    low, high = code_range(value.bits, value.dtype == "int8")
+    low, high = min(low, layer.input_zero_point), max(high, layer.input_zero_point)
+    if layer.depthwise:  # rows are joined
+        weight = weight.transpose(0, 2, 3, 1)
+    raised = _raised(value.dtype, product)
+    return neighbours_fit_int16(weight, low + raised, high + raised)
 
 
 @dataclass(frozen=True)
@@ -78,11 +100,11 @@ class Geometry:
 
     Attributes:
         view: what the kernel takes for its rows and pixels: those of the ``image``; a ``row`` of
-            all pixels of some rows of the image (1 × 1 convolution); the images of the ``batch``
-            (dense).
-        height: rows.
+            all pixels of the image (1 × 1 convolution); the images of the ``batch`` (dense).
+        height: rows; one of a ``row``.
         width: pixels of a row; 0 where it is the batch.
         rows: rows of a task; divides ``height``.
+        parts: tasks that the tiles of a ``row`` are divided among, else 1.
         pixels: pixels of a tile.
         vectors: channel blocks of a tile; divides ``chunk`` and ``group_blocks``.
         chunk: channel blocks of a task; divides ``blocks``.
@@ -98,6 +120,7 @@ class Geometry:
     height: int
     width: int
     rows: int
+    parts: int
     pixels: int
     vectors: int
     chunk: int
@@ -119,18 +142,18 @@ class Geometry:
         blocks = _Blocks.of(layer, host)
         height, width, _ = layer.output.shape
         view: View = "image"
-        rows = cut.rows
+        rows, parts = cut.rows, 1
         if _of_batch(layer):
             view, width = "batch", 0
         elif cut.flat:
-            view, height, width, rows = "row", height // rows, rows * width, 1
+            view, height, width, rows, parts = "row", 1, height * width, 1, height // rows
         if layer.depthwise:
             depth = blocks.count * blocks.lanes
         else:
             depth = _round_up(layer.weight_shape[3], dot.depth)
         ragged = not blocks.full or width == 0 or width % cut.pixels != 0
         return Geometry(
-            view, height, width, rows, cut.pixels, cut.vectors, cut.chunk, blocks.lanes,
+            view, height, width, rows, parts, cut.pixels, cut.vectors, cut.chunk, blocks.lanes,
             blocks.count, blocks.groups, depth, blocks.full, ragged,
         )  # fmt: skip
 
@@ -166,6 +189,7 @@ class _Blocks:
         per_tile: blocks that the vectors of a tile divide.
         registers: vectors of sums at most.
         widened: weights are, from bytes to words.
+        weight_bytes: of a block.
     """
 
     lanes: int
@@ -175,6 +199,7 @@ class _Blocks:
     per_tile: int
     registers: int
     widened: bool
+    weight_bytes: int
 
     @staticmethod
     def of(layer: Conv2d, host: CpuFeatures) -> _Blocks:
@@ -187,6 +212,7 @@ class _Blocks:
         return _Blocks(
             lanes, groups, groups * of_group, groups * of_group * lanes == channels,
             1 if layer.depthwise else of_group, host.instructions.registers, widened,
+            lanes * math.prod(layer.weight_shape[1:]),
         )  # fmt: skip
 
     @property
@@ -201,7 +227,7 @@ class _Blocks:
 
     def tile(self, width: int) -> tuple[int, int]:
         """Pixels and vectors of the rule's tile for rows of a width."""
-        return _tile(width, self.per_tile, self.registers, self.widened)
+        return _tile(width, self)
 
 
 def cut_space(layer: Conv2d, host: CpuFeatures) -> CutSpace:
@@ -235,6 +261,15 @@ def cut_by_rule(layer: Conv2d, host: CpuFeatures) -> Cut:
     tasks = 1 if batch else max(1, min(2 * host.cores, layer.macs // TASK_MACS))
     pixels, vectors = blocks.tile(height * width if flat else 4 if batch else width)
     rows = height if flat or batch else _rows(layer, height, tasks)
+    if flat:
+        # By rows first: channels of a pixel that two cores write may share a line of their caches.
+        rows = height // max(
+            parts
+            for parts in divisors(height)
+            if parts <= tasks
+            and 0 in (parts % host.cores, host.cores % parts)
+            and blocks.joins(layer, height // parts, pixels)
+        )
     wanted = -(-tasks // (height // rows))
     chunk = blocks.count
     if blocks.divided:
@@ -261,14 +296,15 @@ def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def _tile(width: int, blocks: int, registers: int, widened: bool) -> tuple[int, int]:
+def _tile(width: int, blocks: _Blocks) -> tuple[int, int]:
     """Pixels and vectors of a tile: fewest cycles per useful dot product that ports allow.
+
+    Where the weights are widened, from bytes to words, that is half a dot product for all pixels of
+    a tile. Where those of a tile exceed the first-level cache, they come from the second for each.
 
     Args:
         width: pixels of a row.
         blocks: of output channels, which vectors of a tile divide.
-        registers: vectors of sums at most.
-        widened: weights are, from bytes to words: half a dot product for all pixels of a tile.
     """
 
     def cycles(tile: tuple[int, int]) -> float:
@@ -276,14 +312,16 @@ def _tile(width: int, blocks: int, registers: int, widened: bool) -> tuple[int, 
         waste = _round_up(width, pixels) / width
         copying = 1.1 if width % pixels else 1.0
         dots, loads = pixels * vectors, pixels + vectors
-        ports = 1.0 + (0.5 / pixels if widened else 0.0)
-        return waste * copying * max(ports, loads / dots, CHAINS / dots)
+        ports = 1.0 + (0.5 / pixels if blocks.widened else 0.0)
+        near = vectors * blocks.weight_bytes <= NEAR_BYTES
+        fetching = 0.0 if near else 4 * blocks.lanes / FETCHED_BYTES / pixels
+        return waste * copying * max(ports, loads / dots, CHAINS / dots, fetching)
 
     tiles = [
         (pixels, vectors)
-        for vectors in divisors(blocks)
-        for pixels in range(1, min(width, registers) + 1)
-        if pixels * vectors <= registers
+        for vectors in divisors(blocks.per_tile)
+        for pixels in range(1, min(width, blocks.registers) + 1)
+        if pixels * vectors <= blocks.registers
     ]
     return min(tiles, key=cycles)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tvm.target import Target, codegen
 
-from targets.cpu.intrinsics import DotProduct, accumulating, neon_bytes, of_words
+from targets.cpu.intrinsics import DotProduct, accumulating, neon_bytes, of_bytes, of_words
 from targets.errors import InputError
 
 NATIVE = "native"
@@ -29,8 +29,8 @@ class InstructionSet:
         needs: features of the processor, by LLVM's names.
         lanes: int32 sums of a vector, in which output channels are packed.
         registers: vectors of sums that a tile may have.
-        bytes: instructions for weights of 8 bits. Where none has the layer's type on its left,
-            codes are staged with their sign bit turned.
+        bytes: instructions for weights of 8 bits, fastest first but for the type on their left.
+            Where none has the layer's, codes are staged with their sign bit turned.
         words: for weights of 16 bits, or None.
         mcpu: LLVM's name of the smallest processor that has all this.
         aliases: other names that users may give.
@@ -65,7 +65,8 @@ class InstructionSet:
 
 
 def _x86(lanes: int, name: str, depth: int, left: str, right: str) -> DotProduct:
-    return DotProduct(f"{name}_{right}x{lanes}", lanes, depth, left, right, _X86[name, lanes])
+    emit, in_words = _X86[name, lanes], name == "pmaddubsw"
+    return DotProduct(f"{name}_{right}x{lanes}", lanes, depth, left, right, emit, in_words)
 
 
 _X86 = {
@@ -73,6 +74,8 @@ _X86 = {
     ("vpdpwssd", 16): accumulating("llvm.x86.avx512.vpdpwssd.512"),
     ("vpdpbusd", 8): accumulating("llvm.x86.avx512.vpdpbusd.256"),  # AVX-VNNI's, too
     ("vpdpwssd", 8): accumulating("llvm.x86.avx512.vpdpwssd.256"),
+    ("pmaddubsw", 16): of_bytes("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),
+    ("pmaddubsw", 8): of_bytes("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
     ("pmaddwd", 16): of_words("llvm.x86.avx512.pmaddw.d.512"),
     ("pmaddwd", 8): of_words("llvm.x86.avx2.pmadd.wd"),
     ("pmaddwd", 4): of_words("llvm.x86.sse2.pmadd.wd"),
@@ -86,8 +89,9 @@ def _vnni(lanes: int) -> tuple[tuple[DotProduct, ...], DotProduct]:
 
 
 def _madd(lanes: int) -> tuple[tuple[DotProduct, ...], DotProduct]:
-    of_bytes, of_int16 = (_x86(lanes, "pmaddwd", 2, "int16", right) for right in ("int8", "int16"))
-    return (of_bytes,), of_int16
+    of_int8, of_int16 = (_x86(lanes, "pmaddwd", 2, "int16", right) for right in ("int8", "int16"))
+    narrow = [_x86(lanes, "pmaddubsw", 4, "uint8", "int8")] if ("pmaddubsw", lanes) in _X86 else []
+    return (*narrow, of_int8), of_int16
 
 
 _SDOT = DotProduct("sdot", 4, 4, "int8", "int8", accumulating("llvm.aarch64.neon.sdot"))

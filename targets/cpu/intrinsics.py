@@ -3,8 +3,8 @@
 Each is two of them: in one, all sums share what is multiplied by their weights; in the other, each
 sum has its own, joined in a word of 32 bits.
 
-All are exact. ``vpmaddubsw`` is not among them, whose sums of two products saturate at 16 bits;
-``vpmaddwd`` sums products of words in 32 bits.
+All are exact. ``vpmaddwd`` sums products of words in 32 bits. ``vpmaddubsw`` sums two products of
+bytes in 16 and saturates there: it is for weights of which it is proved that no input gets so far.
 
 They are built by calls, not parsed from TVMScript: its parser looks through all modules of the
 process for the source of each frame, which takes a third of a second once torch is imported.
@@ -38,6 +38,7 @@ class DotProduct:
         left: type of what is multiplied.
         right: type of the weights, and how they are stored.
         emit: the calls of LLVM's intrinsics.
+        in_words: sums of two neighbouring products are kept in 16 bits, which saturate.
     """
 
     name: str
@@ -46,6 +47,7 @@ class DotProduct:
     left: str
     right: str
     emit: Emit
+    in_words: bool = False
 
     @cached_property
     def shared(self) -> str:
@@ -157,6 +159,18 @@ def of_words(instruction: str) -> Emit:
     def emit(dot: DotProduct, sums: Vector, left: Vector, right: Vector) -> Vector:
         words = right if dot.right == "int16" else T.Cast(f"int16x{dot.lanes * dot.depth}", right)
         return sums + _call(instruction, f"int32x{dot.lanes}", left, words)
+
+    return emit
+
+
+def of_bytes(products: str, sums_of_words: str) -> Emit:
+    """Two instructions: sums of two products of bytes as words, and of two words in 32 bits."""
+
+    def emit(dot: DotProduct, sums: Vector, left: Vector, right: Vector) -> Vector:
+        count = 2 * dot.lanes
+        words = _call(products, f"int16x{count}", left, right)
+        ones = T.broadcast(T.int16(1), count)
+        return sums + _call(sums_of_words, f"int32x{dot.lanes}", words, ones)
 
     return emit
 

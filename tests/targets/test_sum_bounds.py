@@ -15,6 +15,7 @@ from targets.sum_bounds import (
     bound_sums,
     held_bound,
     needs_int64,
+    neighbours_fit_int16,
 )
 
 CODES = st.sampled_from([(0, 255, 0), (-128, 127, 0), (0, 255, 40), (0, 15, 3), (40, 255, 40)])
@@ -184,3 +185,15 @@ def test_counts_a_negative_residual():
 @pytest.mark.parametrize(("left", "wide"), [(22, False), (23, True)])
 def test_sums_of_two_values(left, wide):
     assert add_needs_int64(AddScale((1, 1), (left, left), 3), BYTES, BYTES, 0) == wide
+
+
+@settings(deadline=None)
+@given(WEIGHTS, CODES)
+def test_neighbours_fit_where_no_pair_of_codes_goes_beyond(weight, codes):
+    low, high, _ = codes
+    padded = np.pad(weight.astype(int), ((0, 0), (0, weight.shape[1] % 2)))
+    ends = [
+        a * x + b * y for a, b in padded.reshape(-1, 2) for x in (low, high) for y in (low, high)
+    ]
+    fits = min(ends) >= -(2**15) and max(ends) < 2**15
+    assert neighbours_fit_int16(weight, low, high) == fits

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tvm
@@ -12,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax, tirx
 
+from targets.cpu.geometry import Dot
 from targets.cpu.host import CpuFeatures
-from targets.cpu.instruction_sets import PLAIN, InstructionSet
+from targets.cpu.instruction_sets import AVX2, PLAIN, InstructionSet
 from targets.cpu.kernels import make_kernel
 from targets.errors import UnsupportedError
 from targets.layers import (
@@ -30,7 +33,7 @@ VECTOR = CpuFeatures.of(TARGET)
 SETS = {each.name: each for each in EXECUTED}
 SOME = (
     *("stem", "pointwise ragged", "asymmetric", "depthwise ragged", "grouped", "dense wide"),
-    *("scaled products in words", "multiplier"),
+    *("scaled products in words", "multiplier", "of 4 bits", "depthwise of 4 bits"),
 )
 """Of the convolutions, for the sets that this machine would not choose."""
 CASES = [
@@ -65,6 +68,33 @@ def test_products_that_saturate_16_bits(instructions: str, dtype: str) -> None:
         inputs = [np.full((1, *layer.input.shape), code, dtype)]
         got = call(built, kernel, layer, inputs)
         np.testing.assert_array_equal(got, conv_reference(layer, inputs))
+
+
+IN_WORDS = [name for name in SETS if any(dot.in_words for dot in SETS[name].bytes)]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("instructions", IN_WORDS)
+def test_weights_whose_products_just_fit_16_bits(instructions: str, dtype: str) -> None:
+    layer = extreme_conv(dtype, [(1, 127), (65, 63), (-64, -64), (127, -128)])
+    assert "pmaddubsw" in Dot.of(layer, features(SETS[instructions])).intrinsic
+    kernel = make_kernel(layer, features(SETS[instructions]))
+    built = compiled(kernel, EXECUTED[SETS[instructions]])
+    low, high = RANGE[dtype]
+    for codes_of_pair in ((low, low), (low, high), (high, low), (high, high)):
+        x = np.resize(np.array(codes_of_pair, dtype), (1, *layer.input.shape))
+        got = call(built, kernel, layer, [x])
+        np.testing.assert_array_equal(got, conv_reference(layer, [x]))
+
+
+@pytest.mark.parametrize("pair", [(2, 127), (65, 64), (-65, -64)])
+def test_weights_whose_products_do_not_fit_16_bits(pair: tuple[int, int]) -> None:
+    layer = extreme_conv("uint8", [(1, 1), pair])
+    assert "pmaddwd" in Dot.of(layer, features(AVX2)).intrinsic
+    few_codes = replace(layer, input=replace(layer.input, bits=4))
+    assert "pmaddubsw" in Dot.of(few_codes, features(AVX2)).intrinsic
+    padded = replace(few_codes, input_zero_point=255)
+    assert "pmaddwd" in Dot.of(padded, features(AVX2)).intrinsic
 
 
 def test_another_rounding_is_refused() -> None:

@@ -9,11 +9,13 @@ from cpu_kernels import EXECUTED, codes, features, run
 from pydantic import ValidationError
 
 from targets.cpu.cuts import Cut, cut_from_json, cuts_as_json, cuts_from_json
+from targets.cpu.instruction_sets import AVX512_VNNI
 from targets.cpu.kernels import cuts_of, make_kernel
 from targets.errors import CapacityError
 
 SET, TARGET = next(iter(EXECUTED.items()))
 HOST = features(SET)
+VNNI = features(AVX512_VNNI)
 CUT = (
     *("square", "pointwise ragged", "pointwise unsigned", "depthwise", "depthwise pool"),
     *("grouped full", "dense wide", "grouped by blocks", "multiplier"),
@@ -46,6 +48,23 @@ def test_the_rules_cut_is_one_of_them(name: str) -> None:
     assert len(set(space.cuts)) == len(space.cuts)
     by_rule = make_kernel(layer, HOST)
     assert make_kernel(layer, HOST, space.rule).func.script() == by_rule.func.script()
+
+
+def test_an_images_tasks_are_parts_of_it_before_they_are_channels() -> None:
+    """Two cores that write channels of one pixel would share lines of their caches."""
+    options = {"kernel": (1, 1), "padding": (0,) * 4}
+    wide = cuts_of(conv((28, 28, 40), 240, **options), VNNI).rule
+    assert wide.flat
+    assert 28 // wide.rows == 2 * VNNI.cores
+    assert wide.chunk * VNNI.instructions.lanes == 240
+    odd = cuts_of(conv((7, 7, 160), 960, **options), VNNI).rule  # seven rows aren't two halves
+    assert odd.rows == 7
+    assert odd.chunk * VNNI.instructions.lanes < 960
+
+
+def test_weights_that_exceed_the_nearest_cache_are_used_by_several_pixels() -> None:
+    tokens = conv((1, 197, 768), 192, kernel=(1, 1), padding=(0,) * 4)  # a prime number
+    assert cuts_of(tokens, VNNI).rule.pixels > 1
 
 
 def test_what_does_not_fit_is_refused() -> None:

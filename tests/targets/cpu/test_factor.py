@@ -1,9 +1,12 @@
 """Products of two tensors on the host against plain NumPy int64, integer for integer."""
 
+import itertools
+
 import numpy as np
 import pytest
-from cpu_kernels import RANGE, TARGET, call, codes, compiled, rounded
+from cpu_kernels import EXECUTED, RANGE, TARGET, call, codes, compiled, features, rounded
 
+from targets.cpu.cuts import Cut
 from targets.cpu.host import CpuFeatures
 from targets.cpu.kernels import make_kernel
 from targets.layers import Conv2d, Factor, Pairing, Requantize, Residual, Value
@@ -91,13 +94,40 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_products_of_two_tensors(name):
+MATRICES = ("scores, more than a block", "context")
+SETS = {each.name: each for each in EXECUTED}
+CASES = [(name, VECTOR.instructions.name, None) for name in LAYERS]
+CASES += [
+    (name, each, None)
+    for name in MATRICES
+    for each in SETS
+    if SETS[each] is not VECTOR.instructions
+]
+CASES += [(name, "plain", Cut(pixels=2)) for name in MATRICES]
+CASES += [("context", VECTOR.instructions.name, Cut(pixels=3))]
+
+
+@pytest.mark.parametrize(("name", "instructions", "cut"), CASES)
+def test_products_of_two_tensors(name, instructions, cut):
     *sizes, options = LAYERS[name]
     layer = factor_layer(*sizes, **options)
-    kernel = make_kernel(layer, VECTOR)
-    built = compiled(kernel)
+    kernel = make_kernel(layer, features(SETS[instructions]), cut)
+    built = compiled(kernel, EXECUTED[SETS[instructions]])
     rng = np.random.default_rng(1)
     for n in (1, 3):
         inputs = [codes(rng, n, value) for value in layer.inputs]
+        np.testing.assert_array_equal(call(built, kernel, layer, inputs), _meaning(layer, *inputs))
+
+
+@pytest.mark.parametrize("dtypes", [("uint8", "int8"), ("int8", "uint8")])
+def test_the_largest_codes_fit_words(dtypes):
+    """Codes less their zero points have nine bits; two products of them, seventeen."""
+    layer = factor_layer(ROWS, (1, 5, 18), (1, 7, 18), 3, dtypes, raw=True)
+    kernel = make_kernel(layer, VECTOR)
+    built = compiled(kernel)
+    for ends in itertools.product(*(RANGE[dtype] for dtype in dtypes)):
+        inputs = [
+            np.full((1, *value.shape), end, value.dtype)
+            for value, end in zip(layer.inputs, ends, strict=True)
+        ]
         np.testing.assert_array_equal(call(built, kernel, layer, inputs), _meaning(layer, *inputs))

@@ -35,6 +35,7 @@ LAYERS = {
             "multiplier",
             "scaled products in words",
             "raw",
+            "depthwise of 4 bits",
         ),
     )
 } | {f"extreme {dtype}": extreme_conv(dtype) for dtype in RANGE}
