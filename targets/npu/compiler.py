@@ -15,25 +15,29 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 
 from targets.layers import Constant, Layer, Value
 from targets.npu.cascade import Owned, merged
-from targets.npu.choices import NO_CHOICES, Choices, Leads, Turns
+from targets.npu.choices import NO_CHOICES, Choices, Leads, Order, Turns
 from targets.npu.emit.codegen import Scratchpads, generate_together
 from targets.npu.emit.emitted import Emitted, Place
 from targets.npu.emit.tokens import Footprint, derive_tokens
-from targets.npu.issue_order import issue_order, least_cycles, with_leads
+from targets.npu.issue_order import IssueClock, least_cycles
 from targets.npu.layer_plan import LayerPlan, plan_layers
 from targets.npu.machine import isa
 from targets.npu.machine.program import ARENA, CONSTANTS, INPUTS, OUTPUTS, LayerSpan, Program
 from targets.npu.machine.spec import NpuSpec
+from targets.npu.price.timing import simulate_timing
 from targets.npu.schedule.storage import host_bytes
 
 _ALIGN = 64
 _ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4}
 NO_LEAD = Leads()
+TIMED = 6000
+"""Instructions that are timed to find a program's order of issue."""
 
 
 def compile_layers(
@@ -59,12 +63,12 @@ def compile_layers(
     constants = Constants()
     places, arena_bytes = place_tensors(plan, inputs, outputs, constants)
     owned = layer_instructions(plan, together(plan), places, constants, spec)
-    instructions, owners = issued(owned, plan, spec, choices.turns)
-    runs = _runs(owners)
+    made = issued(owned, plan, spec, choices.turns)
+    runs = _runs(made.owners)
     return Program(
         machine=spec.name,
         digest=spec.digest,
-        instructions=tuple(instructions),
+        instructions=tuple(made.instructions),
         constants=constants.bytes(),
         arena_bytes=arena_bytes,
         input_bytes=sum(host_bytes(v) for v in inputs),
@@ -90,7 +94,7 @@ def cycles_together(plan: LayerPlan, span: range, spec: NpuSpec) -> int:
     inputs = list({value.name: value for value in read}.values())
     places, _ = place_tensors(plan, inputs, (), constants)
     owned = layer_instructions(plan, inside, places, constants, spec)
-    return least_cycles([each.emitted for each in owned], spec)
+    return least_cycles([each.emitted for each in owned], [each.owner for each in owned], spec)
 
 
 class Emissions:
@@ -192,30 +196,50 @@ def _of_span(
     return _in_one_order(span, plan, filled)
 
 
+class Issued(NamedTuple):
+    """A program's instructions as they are issued.
+
+    Attributes:
+        order: one of ``choices.ORDERS``.
+        instructions: with tokens, and HALT at the end.
+        owners: the layer of each but HALT.
+    """
+
+    order: Order
+    instructions: list[isa.Instruction]
+    owners: list[int]
+
+
 def issued(
     owned: Sequence[Owned], plan: LayerPlan, spec: NpuSpec, turns: Turns = NO_CHOICES.turns
-) -> tuple[list[isa.Instruction], list[int]]:
-    """Instructions as they are issued, HALT at the end, and whose each but that is.
+) -> Issued:
+    """Instructions as they are issued.
 
     Args:
         owned: from ``layer_instructions``.
         plan: of the layers.
         spec: the machine.
-        turns: in which order.
+        turns: in which order. Where it is to be the fastest one, those that are best by the clock
+            of ``issue_order`` are timed, as many as ``TIMED`` allows, but one at least is taken.
     """
     emitted, owners = [each.emitted for each in owned], [each.owner for each in owned]
-    order = list(range(len(emitted)))
-    if not turns.as_written:
-        order = issue_order(emitted, spec, *([len(emitted)] if plan.cascades else []))
+    clock = IssueClock(emitted, owners, spec)
+    found = [(turns.order, clock.order(turns.order))] if turns.order else clock.fastest()
     if turns.leads:
-        made = [each.job.output.value.name for each in plan.layers]
-        by_layer = [turns.leads.get(name, NO_LEAD) for name in made]
+        names = [each.job.output.value.name for each in plan.layers]
+        by_layer = [turns.leads.get(name, NO_LEAD) for name in names]
         leads = [by_layer[each.owner][each.emitted.instruction.unit] for each in owned]
-        order = with_leads(emitted, order, leads) if any(leads) else order
-    instructions, owners = _with_tokens(
-        [emitted[n] for n in order], [owners[n] for n in order], spec.issue.token_depth
-    )
-    return [*instructions, isa.Halt()], owners
+        if any(leads):
+            found = [(name, clock.with_leads(order, leads)) for name, order in found]
+    made = []
+    for name, order in found[: max(1, TIMED // max(1, len(emitted)))]:
+        instructions, whose = _with_tokens(
+            [emitted[n] for n in order], [owners[n] for n in order], spec.issue.token_depth
+        )
+        made.append(Issued(name, [*instructions, isa.Halt()], whose))
+    if len(made) == 1:
+        return made[0]
+    return min(made, key=lambda each: simulate_timing(each.instructions, spec).total)
 
 
 def together(plan: LayerPlan) -> Iterator[range]:
