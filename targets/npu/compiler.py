@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import groupby
 from typing import NamedTuple
 
@@ -30,7 +30,8 @@ from targets.npu.layer_plan import LayerPlan, plan_layers
 from targets.npu.machine import isa
 from targets.npu.machine.program import ARENA, CONSTANTS, INPUTS, OUTPUTS, LayerSpan, Program
 from targets.npu.machine.spec import NpuSpec
-from targets.npu.price.timing import simulate_timing
+from targets.npu.price.durations import Duration, duration
+from targets.npu.price.timing import UNITS_OF, Step, step_of, time_steps
 from targets.npu.schedule.storage import host_bytes
 
 _ALIGN = 64
@@ -196,18 +197,53 @@ def _of_span(
     return _in_one_order(span, plan, filled)
 
 
-class Issued(NamedTuple):
+class _Queued(NamedTuple):
+    """An instruction as it is issued: with its tokens, whose it is and what it takes."""
+
+    instruction: isa.Instruction
+    pop: int
+    push: int
+    owner: int
+    cost: Duration
+
+
+@dataclass(frozen=True)
+class Issued:
     """A program's instructions as they are issued.
 
     Attributes:
         order: one of ``choices.ORDERS``.
-        instructions: with tokens, and HALT at the end.
-        owners: the layer of each but HALT.
+        queued: all but HALT.
+        spec: the machine.
     """
 
     order: Order
-    instructions: list[isa.Instruction]
-    owners: list[int]
+    queued: list[_Queued]
+    spec: NpuSpec
+
+    @property
+    def owners(self) -> list[int]:
+        """The layer of each instruction but HALT."""
+        return [each.owner for each in self.queued]
+
+    @property
+    def instructions(self) -> list[isa.Instruction]:
+        """With tokens, and HALT at the end."""
+        made = [replace(each.instruction, pop=each.pop, push=each.push) for each in self.queued]
+        return [*made, isa.Halt()]
+
+    @cached_property
+    def cycles(self) -> int:
+        """By the timing model.
+
+        Raises:
+            TimingError: units wait for each other for ever.
+        """
+        steps = [
+            Step(each.instruction.unit, each.cost, UNITS_OF[each.pop], UNITS_OF[each.push])
+            for each in self.queued
+        ]
+        return time_steps([*steps, step_of(isa.Halt(), self.spec)], self.spec).total
 
 
 def issued(
@@ -231,15 +267,11 @@ def issued(
         leads = [by_layer[each.owner][each.emitted.instruction.unit] for each in owned]
         if any(leads):
             found = [(name, clock.with_leads(order, leads)) for name, order in found]
-    made = []
-    for name, order in found[: max(1, TIMED // max(1, len(emitted)))]:
-        instructions, whose = _with_tokens(
-            [emitted[n] for n in order], [owners[n] for n in order], spec.issue.token_depth
-        )
-        made.append(Issued(name, [*instructions, isa.Halt()], whose))
-    if len(made) == 1:
-        return made[0]
-    return min(made, key=lambda each: simulate_timing(each.instructions, spec).total)
+    made = [
+        Issued(name, _with_tokens(owned, clock.costs, order, spec), spec)
+        for name, order in found[: max(1, TIMED // max(1, len(emitted)))]
+    ]
+    return made[0] if len(made) == 1 else min(made, key=lambda each: each.cycles)
 
 
 def together(plan: LayerPlan) -> Iterator[range]:
@@ -355,23 +387,24 @@ def _with_places(
 
 
 def _with_tokens(
-    emitted: Sequence[Emitted], owners: Sequence[int], depth: int
-) -> tuple[list[isa.Instruction], list[int]]:
-    """Instructions with their tokens and NOPs, and whose each is: a NOP is that of the next one."""
-    footprints = [Footprint(e.instruction.unit, e.reads, e.writes) for e in emitted]
-    waits, early = derive_tokens(footprints, depth)
-    instructions: list[isa.Instruction] = []
-    whose = []
+    owned: Sequence[Owned], costs: Sequence[Duration], order: Sequence[int], spec: NpuSpec
+) -> list[_Queued]:
+    """Instructions in an order, with their tokens and NOPs; a NOP is the next one's layer's."""
+    footprints = [
+        Footprint(each.instruction.unit, each.reads, each.writes)
+        for each in (owned[n].emitted for n in order)
+    ]
+    waits, early = derive_tokens(footprints, spec.issue.token_depth)
+    nop = duration(isa.Nop(), spec)
+    queued = []
     pending = deque(early)
-    for index, (item, owner, wait) in enumerate(zip(emitted, owners, waits, strict=True)):
+    for index, (n, wait) in enumerate(zip(order, waits, strict=True)):
+        owner = owned[n].owner
         while pending and pending[0].position == index:
             pop = pending.popleft()
-            instructions.append(isa.Nop(on=pop.unit, pop=1 << pop.source))
-            whose.append(owner)
-        mask = {"pop": _mask(wait.pop), "push": _mask(wait.push)}
-        instructions.append(replace(item.instruction, **mask))
-        whose.append(owner)
-    return instructions, whose
+            queued.append(_Queued(isa.Nop(on=pop.unit), 1 << pop.source, 0, owner, nop))
+        queued.append(_Queued(owned[n].emitted.instruction, wait.pop, wait.push, owner, costs[n]))
+    return queued
 
 
 def _runs(owners: Sequence[int]) -> defaultdict[int, list[tuple[int, int]]]:
@@ -383,7 +416,3 @@ def _runs(owners: Sequence[int]) -> defaultdict[int, list[tuple[int, int]]]:
         runs[owner].append((begin, end))
         begin = end
     return runs
-
-
-def _mask(units: set[int]) -> int:
-    return sum(1 << unit for unit in units)

@@ -67,7 +67,8 @@ class IssueClock:
         return hazards(self.emitted)
 
     @cached_property
-    def _costs(self) -> list[Duration]:
+    def costs(self) -> list[Duration]:
+        """What each instruction takes."""
         return [duration(each.instruction, self.spec) for each in self.emitted]
 
     def clocked(self, name: Order) -> Clocked:
@@ -78,7 +79,7 @@ class IssueClock:
             needs, urgent = _one_after_the_other(self._units, needs), [False] * count
         elif name != FREE:
             behind = _loads_behind(self._units, self.owners, int(name.removeprefix("loads-")))
-        starts = _starts(self._units, self._costs, needs, self.spec, urgent, behind)
+        starts = _starts(self._units, self.costs, needs, self.spec, urgent, behind)
         order = range(count) if name == WRITTEN else sorted(range(count), key=starts.__getitem__)
         return Clocked(max(starts, default=0), list(order))
 
@@ -168,7 +169,7 @@ class _Users(NamedTuple):
 
 
 def _read_by(index: int, users: _Users) -> _Users:
-    return users._replace(readers=(index, users.readers))
+    return _Users(users.writer, (index, users.readers))
 
 
 def _one_after_the_other(units: Sequence[int], needs: Sequence[set[int]]) -> list[set[int]]:

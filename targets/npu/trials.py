@@ -43,7 +43,6 @@ from targets.npu.layer_plan import (
 )
 from targets.npu.machine.program import CONSTANTS
 from targets.npu.machine.spec import NpuSpec
-from targets.npu.price.timing import simulate_timing
 from targets.npu.resident import may_stay
 
 SPANS_KEPT = 256
@@ -241,8 +240,7 @@ class Trials:
         spans = [span for span in together(plan) if window is None or span.start in window]
         if window is not None and all(len(span) == 1 for span in spans):
             turns = replace(turns, order=WRITTEN)
-        made = issued(self._owned(structure, spans), plan, self.spec, turns)
-        return simulate_timing(made.instructions, self.spec).total
+        return issued(self._owned(structure, spans), plan, self.spec, turns).cycles
 
     def _owned(self, structure: Structure, spans: Sequence[range]) -> list[Owned]:
         places, known = structure.places, self._emissions
