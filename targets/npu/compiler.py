@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from targets import collector
 from targets.layers import Constant, Layer, Value
 from targets.npu.cascade import Owned, merged
 from targets.npu.choices import NO_CHOICES, Choices, Leads, Order, Turns
@@ -41,6 +42,7 @@ TIMED = 6000
 """Instructions that are timed to find a program's order of issue."""
 
 
+@collector.paused()
 def compile_layers(
     layers: Sequence[Layer],
     inputs: Sequence[Value],
