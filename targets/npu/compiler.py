@@ -38,7 +38,7 @@ from targets.npu.schedule.storage import host_bytes
 _ALIGN = 64
 _ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4}
 NO_LEAD = Leads()
-TIMED = 6000
+TIMED = 2000
 """Instructions that are timed to find a program's order of issue."""
 
 
