@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -34,21 +34,30 @@ class Leads(NamedTuple):
     st: int = 0
 
 
+Order = Literal["written", "loads-0", "loads-1", "loads-2", "loads-3", "free"]
+"""An order of issue: one layer after the other, or as a clock says by which every unit takes what
+it can; loads then begin at most so many layers before those that are written earlier, or any time.
+"""
+ORDERS: tuple[Order, ...] = get_args(Order)
+WRITTEN: Order = "written"
+FREE: Order = "free"
+
+
 @dataclass(frozen=True)
 class Turns:
     """In which order the instructions of a program are issued.
 
     Attributes:
-        as_written: one layer after the other, instead of as the rule's clock says.
+        order: one of ``ORDERS``; "" is the fastest.
         leads: by what a layer makes, against that order. What an instruction needs still comes
             before it.
     """
 
-    as_written: bool = False
+    order: Order | Literal[""] = ""
     leads: Mapping[str, Leads] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return self.as_written or bool(self.leads)
+        return bool(self.order or self.leads)
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ class Choices:
             "stays": dict(sorted(self.stays.items())),
             "cascades": {name: list(each) for name, each in sorted(self.cascades.items())},
             "turns": {
-                "as_written": self.turns.as_written,
+                "order": self.turns.order,
                 "leads": {name: list(each) for name, each in sorted(self.turns.leads.items())},
             },
         }
@@ -95,7 +104,8 @@ class Choices:
         cuts = {name: _cut(cut) for name, cut in read.cuts.items()}
         cascades = {name: CascadeChoice(*each) for name, each in read.cascades.items()}
         leads = {name: Leads(*each) for name, each in read.turns.leads.items()}
-        return Choices(cuts, read.stays, cascades, Turns(read.turns.as_written, leads))
+        order = WRITTEN if read.turns.as_written else read.turns.order
+        return Choices(cuts, read.stays, cascades, Turns(order, leads))
 
 
 NO_CHOICES = Choices()
@@ -142,7 +152,8 @@ def _cut(read: int | _Tiling) -> ConvTiling | int:
 
 
 class _Turns(_Model):
-    as_written: bool = False
+    order: Order | Literal[""] = ""
+    as_written: bool = False  # of files of before there were other orders
     leads: dict[str, Annotated[list[int], Field(min_length=4, max_length=4)]] = {}
 
 

@@ -12,30 +12,37 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 
+from targets import collector
 from targets.layers import Constant, Layer, Value
 from targets.npu.cascade import Owned, merged
-from targets.npu.choices import NO_CHOICES, Choices, Leads, Turns
+from targets.npu.choices import NO_CHOICES, Choices, Leads, Order, Turns
 from targets.npu.emit.codegen import Scratchpads, generate_together
 from targets.npu.emit.emitted import Emitted, Place
 from targets.npu.emit.tokens import Footprint, derive_tokens
-from targets.npu.issue_order import issue_order, least_cycles, with_leads
+from targets.npu.issue_order import IssueClock, least_cycles
 from targets.npu.layer_plan import LayerPlan, plan_layers
 from targets.npu.machine import isa
 from targets.npu.machine.program import ARENA, CONSTANTS, INPUTS, OUTPUTS, LayerSpan, Program
 from targets.npu.machine.spec import NpuSpec
+from targets.npu.price.durations import Duration, duration
+from targets.npu.price.timing import UNITS_OF, Step, step_of, time_steps
 from targets.npu.schedule.storage import host_bytes
 
 _ALIGN = 64
 _ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4}
 NO_LEAD = Leads()
+TIMED = 2000
+"""Instructions that are timed to find a program's order of issue."""
 
 
+@collector.paused()
 def compile_layers(
     layers: Sequence[Layer],
     inputs: Sequence[Value],
@@ -59,12 +66,12 @@ def compile_layers(
     constants = Constants()
     places, arena_bytes = place_tensors(plan, inputs, outputs, constants)
     owned = layer_instructions(plan, together(plan), places, constants, spec)
-    instructions, owners = issued(owned, plan, spec, choices.turns)
-    runs = _runs(owners)
+    made = issued(owned, plan, spec, choices.turns)
+    runs = _runs(made.owners)
     return Program(
         machine=spec.name,
         digest=spec.digest,
-        instructions=tuple(instructions),
+        instructions=tuple(made.instructions),
         constants=constants.bytes(),
         arena_bytes=arena_bytes,
         input_bytes=sum(host_bytes(v) for v in inputs),
@@ -90,7 +97,7 @@ def cycles_together(plan: LayerPlan, span: range, spec: NpuSpec) -> int:
     inputs = list({value.name: value for value in read}.values())
     places, _ = place_tensors(plan, inputs, (), constants)
     owned = layer_instructions(plan, inside, places, constants, spec)
-    return least_cycles([each.emitted for each in owned], spec)
+    return least_cycles([each.emitted for each in owned], [each.owner for each in owned], spec)
 
 
 class Emissions:
@@ -192,30 +199,81 @@ def _of_span(
     return _in_one_order(span, plan, filled)
 
 
+class _Queued(NamedTuple):
+    """An instruction as it is issued: with its tokens, whose it is and what it takes."""
+
+    instruction: isa.Instruction
+    pop: int
+    push: int
+    owner: int
+    cost: Duration
+
+
+@dataclass(frozen=True)
+class Issued:
+    """A program's instructions as they are issued.
+
+    Attributes:
+        order: one of ``choices.ORDERS``.
+        queued: all but HALT.
+        spec: the machine.
+    """
+
+    order: Order
+    queued: list[_Queued]
+    spec: NpuSpec
+
+    @property
+    def owners(self) -> list[int]:
+        """The layer of each instruction but HALT."""
+        return [each.owner for each in self.queued]
+
+    @property
+    def instructions(self) -> list[isa.Instruction]:
+        """With tokens, and HALT at the end."""
+        made = [replace(each.instruction, pop=each.pop, push=each.push) for each in self.queued]
+        return [*made, isa.Halt()]
+
+    @cached_property
+    def cycles(self) -> int:
+        """By the timing model.
+
+        Raises:
+            TimingError: units wait for each other for ever.
+        """
+        steps = [
+            Step(each.instruction.unit, each.cost, UNITS_OF[each.pop], UNITS_OF[each.push])
+            for each in self.queued
+        ]
+        return time_steps([*steps, step_of(isa.Halt(), self.spec)], self.spec).total
+
+
 def issued(
     owned: Sequence[Owned], plan: LayerPlan, spec: NpuSpec, turns: Turns = NO_CHOICES.turns
-) -> tuple[list[isa.Instruction], list[int]]:
-    """Instructions as they are issued, HALT at the end, and whose each but that is.
+) -> Issued:
+    """Instructions as they are issued.
 
     Args:
         owned: from ``layer_instructions``.
         plan: of the layers.
         spec: the machine.
-        turns: in which order.
+        turns: in which order. Where it is to be the fastest one, those that are best by the clock
+            of ``issue_order`` are timed, as many as ``TIMED`` allows, but one at least is taken.
     """
     emitted, owners = [each.emitted for each in owned], [each.owner for each in owned]
-    order = list(range(len(emitted)))
-    if not turns.as_written:
-        order = issue_order(emitted, spec, *([len(emitted)] if plan.cascades else []))
+    clock = IssueClock(emitted, owners, spec)
+    found = [(turns.order, clock.order(turns.order))] if turns.order else clock.fastest()
     if turns.leads:
-        made = [each.job.output.value.name for each in plan.layers]
-        by_layer = [turns.leads.get(name, NO_LEAD) for name in made]
+        names = [each.job.output.value.name for each in plan.layers]
+        by_layer = [turns.leads.get(name, NO_LEAD) for name in names]
         leads = [by_layer[each.owner][each.emitted.instruction.unit] for each in owned]
-        order = with_leads(emitted, order, leads) if any(leads) else order
-    instructions, owners = _with_tokens(
-        [emitted[n] for n in order], [owners[n] for n in order], spec.issue.token_depth
-    )
-    return [*instructions, isa.Halt()], owners
+        if any(leads):
+            found = [(name, clock.with_leads(order, leads)) for name, order in found]
+    made = [
+        Issued(name, _with_tokens(owned, clock.costs, order, spec), spec)
+        for name, order in found[: max(1, TIMED // max(1, len(emitted)))]
+    ]
+    return made[0] if len(made) == 1 else min(made, key=lambda each: each.cycles)
 
 
 def together(plan: LayerPlan) -> Iterator[range]:
@@ -331,23 +389,24 @@ def _with_places(
 
 
 def _with_tokens(
-    emitted: Sequence[Emitted], owners: Sequence[int], depth: int
-) -> tuple[list[isa.Instruction], list[int]]:
-    """Instructions with their tokens and NOPs, and whose each is: a NOP is that of the next one."""
-    footprints = [Footprint(e.instruction.unit, e.reads, e.writes) for e in emitted]
-    waits, early = derive_tokens(footprints, depth)
-    instructions: list[isa.Instruction] = []
-    whose = []
+    owned: Sequence[Owned], costs: Sequence[Duration], order: Sequence[int], spec: NpuSpec
+) -> list[_Queued]:
+    """Instructions in an order, with their tokens and NOPs; a NOP is the next one's layer's."""
+    footprints = [
+        Footprint(each.instruction.unit, each.reads, each.writes)
+        for each in (owned[n].emitted for n in order)
+    ]
+    waits, early = derive_tokens(footprints, spec.issue.token_depth)
+    nop = duration(isa.Nop(), spec)
+    queued = []
     pending = deque(early)
-    for index, (item, owner, wait) in enumerate(zip(emitted, owners, waits, strict=True)):
+    for index, (n, wait) in enumerate(zip(order, waits, strict=True)):
+        owner = owned[n].owner
         while pending and pending[0].position == index:
             pop = pending.popleft()
-            instructions.append(isa.Nop(on=pop.unit, pop=1 << pop.source))
-            whose.append(owner)
-        mask = {"pop": _mask(wait.pop), "push": _mask(wait.push)}
-        instructions.append(replace(item.instruction, **mask))
-        whose.append(owner)
-    return instructions, whose
+            queued.append(_Queued(isa.Nop(on=pop.unit), 1 << pop.source, 0, owner, nop))
+        queued.append(_Queued(owned[n].emitted.instruction, wait.pop, wait.push, owner, costs[n]))
+    return queued
 
 
 def _runs(owners: Sequence[int]) -> defaultdict[int, list[tuple[int, int]]]:
@@ -359,7 +418,3 @@ def _runs(owners: Sequence[int]) -> defaultdict[int, list[tuple[int, int]]]:
         runs[owner].append((begin, end))
         begin = end
     return runs
-
-
-def _mask(units: set[int]) -> int:
-    return sum(1 << unit for unit in units)

@@ -10,18 +10,23 @@ before what else the vector unit could do, since the array waits for room for it
     vector unit     REQ REQ REQ REQ NORM NORM       as written
                     REQ REQ NORM REQ REQ NORM       as issued
 
-The clock is not the timing model: it leaves out the fetch and tokens. What it finds is taken only
-if by it there is something to gain; otherwise instructions are issued as they are written.
+Loads that begin as soon as there is room for them have the bus before others that are needed
+sooner. So there are several orders (``choices.ORDERS``): loads may begin any time, or only so many
+layers before those that are written earlier. The clock says which is best, and is not the timing
+model: it leaves out the fetch and tokens.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from functools import partial
+from bisect import bisect_right
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, partial
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
+from targets.npu.choices import FREE, ORDERS, WRITTEN, Order
 from targets.npu.emit.emitted import Emitted
 from targets.npu.emit.touched_bytes import TouchedBytes
 from targets.npu.machine import isa
@@ -29,69 +34,98 @@ from targets.npu.machine.spec import NpuSpec
 from targets.npu.price.durations import Duration, duration
 
 UNITS = 4
-WORTHWHILE = 64
-"""An order that gains less than one part in so many of the cycles is not worth the reading."""
 
 
-def issue_order(
-    emitted: Sequence[Emitted], spec: NpuSpec, worthwhile: int = WORTHWHILE
-) -> list[int]:
-    """Positions of the instructions in the order in which they are issued.
+class Clocked(NamedTuple):
+    """An order by the clock.
 
-    Args:
-        emitted: in an order that is right one after the other.
-        spec: the machine.
-        worthwhile: an order that gains no more than one part in so many is not taken.
+    Attributes:
+        cycles: until the last instruction starts.
+        order: positions of the instructions, as they are issued.
     """
-    as_written, found = _clocked(emitted, spec)
-    if as_written - max(found, default=0) <= as_written // worthwhile:
-        return list(range(len(emitted)))
-    return sorted(range(len(emitted)), key=found.__getitem__)
+
+    cycles: int
+    order: list[int]
 
 
-def with_leads(emitted: Sequence[Emitted], order: Sequence[int], leads: Sequence[int]) -> list[int]:
-    """An order in which some instructions come earlier, as far as what they need allows it.
+class IssueClock:
+    """A clock for the instructions of some layers, which finds the orders of ``choices.ORDERS``."""
 
-    Args:
-        emitted: in an order that is right one after the other.
-        order: positions, in another such order.
-        leads: by position in ``emitted``, how many instructions earlier than in ``order``; later
-            where it is below 0.
-    """
-    turn = [0] * len(emitted)
-    for place, position in enumerate(order):
-        turn[position] = place - leads[position]
-    needs = hazards(emitted)
-    followers = _followers(needs)
-    missing = [len(before) for before in needs]
-    there = [(turn[n], n) for n, count in enumerate(missing) if not count]
-    heapq.heapify(there)
-    found = []
-    while there:
-        _, position = heapq.heappop(there)
-        found.append(position)
-        for follower in followers[position]:
-            missing[follower] -= 1
-            if not missing[follower]:
-                heapq.heappush(there, (turn[follower], follower))
-    return found
+    def __init__(self, emitted: Sequence[Emitted], owners: Sequence[int], spec: NpuSpec) -> None:
+        """Take a program.
+
+        Args:
+            emitted: in an order that is right one after the other.
+            owners: the layer of each.
+            spec: the machine.
+        """
+        self.emitted, self.owners, self.spec = emitted, owners, spec
+        self._units = [each.instruction.unit for each in emitted]
+
+    @cached_property
+    def _needs(self) -> list[set[int]]:
+        return hazards(self.emitted)
+
+    @cached_property
+    def costs(self) -> list[Duration]:
+        """What each instruction takes."""
+        return [duration(each.instruction, self.spec) for each in self.emitted]
+
+    def clocked(self, name: Order) -> Clocked:
+        """One of ``choices.ORDERS``, and what it takes."""
+        needs, behind, count = self._needs, NOTHING_BEHIND, len(self.emitted)
+        urgent = [isinstance(each.instruction, isa.Requantize) for each in self.emitted]
+        if name == WRITTEN:
+            needs, urgent = _one_after_the_other(self._units, needs), [False] * count
+        elif name != FREE:
+            behind = _loads_behind(self._units, self.owners, int(name.removeprefix("loads-")))
+        starts = _starts(self._units, self.costs, needs, self.spec, urgent, behind)
+        order = range(count) if name == WRITTEN else sorted(range(count), key=starts.__getitem__)
+        return Clocked(max(starts, default=0), list(order))
+
+    def fastest(self) -> list[tuple[Order, list[int]]]:
+        """Names and positions of all orders that differ, the fastest by the clock first."""
+        found = [(name, self.clocked(name)) for name in ORDERS]
+        found.sort(key=lambda each: each[1].cycles)  # of equal ones, what is nearer to writing
+        different: dict[tuple[int, ...], Order] = {}
+        for name, each in found:
+            different.setdefault(tuple(each.order), name)
+        return [(name, list(order)) for order, name in different.items()]
+
+    def order(self, name: Order) -> list[int]:
+        """Positions in one of ``choices.ORDERS``."""
+        return list(range(len(self.emitted))) if name == WRITTEN else self.clocked(name).order
+
+    def with_leads(self, order: Sequence[int], leads: Sequence[int]) -> list[int]:
+        """An order in which some instructions come earlier, as far as what they need allows it.
+
+        Args:
+            order: positions.
+            leads: by position in ``emitted``, how many instructions earlier than in ``order``;
+                later where it is below 0.
+        """
+        turn = [0] * len(self.emitted)
+        for place, position in enumerate(order):
+            turn[position] = place - leads[position]
+        followers = _followers(self._needs)
+        missing = [len(before) for before in self._needs]
+        there = [(turn[n], n) for n, count in enumerate(missing) if not count]
+        heapq.heapify(there)
+        found = []
+        while there:
+            _, position = heapq.heappop(there)
+            found.append(position)
+            for follower in followers[position]:
+                missing[follower] -= 1
+                if not missing[follower]:
+                    heapq.heappush(there, (turn[follower], follower))
+        return found
 
 
-def least_cycles(emitted: Sequence[Emitted], spec: NpuSpec) -> int:
-    """Until the last instruction starts, in the order in which they would be issued."""
-    as_written, found = _clocked(emitted, spec)
-    return min(as_written, max(found, default=0))
-
-
-def _clocked(emitted: Sequence[Emitted], spec: NpuSpec) -> tuple[int, list[int]]:
-    """When the last instruction starts in the order of writing, and when each does out of it."""
-    units = [each.instruction.unit for each in emitted]
-    needs = hazards(emitted)
-    costs = [duration(each.instruction, spec) for each in emitted]
-    in_turn = _one_after_the_other(units, needs)
-    as_written = max(_starts(units, costs, in_turn, spec, [False] * len(units)), default=0)
-    urgent = [isinstance(each.instruction, isa.Requantize) for each in emitted]
-    return as_written, _starts(units, costs, needs, spec, urgent)
+def least_cycles(emitted: Sequence[Emitted], owners: Sequence[int], spec: NpuSpec) -> int:
+    """Until the last instruction starts, as they are written or out of that order."""
+    clock = IssueClock(emitted, owners, spec)
+    return min(clock.clocked(name).cycles for name in (WRITTEN, FREE))
 
 
 def hazards(emitted: Iterable[Emitted]) -> list[set[int]]:
@@ -135,7 +169,7 @@ class _Users(NamedTuple):
 
 
 def _read_by(index: int, users: _Users) -> _Users:
-    return users._replace(readers=(index, users.readers))
+    return _Users(users.writer, (index, users.readers))
 
 
 def _one_after_the_other(units: Sequence[int], needs: Sequence[set[int]]) -> list[set[int]]:
@@ -146,6 +180,33 @@ def _one_after_the_other(units: Sequence[int], needs: Sequence[set[int]]) -> lis
         every.append(before | {last[unit]} if unit in last else before)
         last[unit] = index
     return every
+
+
+NOTHING_BEHIND: Mapping[int, int] = MappingProxyType({})
+
+
+def _loads_behind(units: Sequence[int], owners: Sequence[int], ahead: int) -> dict[int, int]:
+    """Per load, the one by which all that are written up to it have begun before it may.
+
+    Args:
+        units: of the instructions.
+        owners: their layers.
+        ahead: how many layers before another a load may begin.
+    """
+    number = {owner: n for n, owner in enumerate(dict.fromkeys(owners))}
+    layers, last = list[int](), list[int]()  # the last load of a layer and those before it
+    behind = {}
+    for index, (unit, owner) in enumerate(zip(units, owners, strict=True)):
+        if unit != isa.LD:
+            continue
+        layer = number[owner]
+        if (known := bisect_right(layers, layer - ahead)) > 0:
+            behind[index] = last[known - 1]
+        while layers and layers[-1] >= layer:
+            del layers[-1], last[-1]
+        layers.append(layer)
+        last.append(index)
+    return behind
 
 
 def _followers(needs: Sequence[set[int]]) -> list[list[int]]:
@@ -163,6 +224,7 @@ def _starts(
     before: Sequence[set[int]],
     spec: NpuSpec,
     urgent: Sequence[bool],
+    behind: Mapping[int, int],
 ) -> list[int]:
     """The cycle at which each instruction starts.
 
@@ -173,11 +235,16 @@ def _starts(
             completes them in order.
         spec: the machine.
         urgent: which ones go first, where others of their unit could start, too.
+        behind: loads that start once another one and all loads before that have.
     """
     count, decode = len(units), spec.issue.decode
     followers = _followers(before)
-    missing = [len(earlier) for earlier in before]
-    starts, ready = [0] * count, [0] * count
+    missing = [len(earlier) + (index in behind) for index, earlier in enumerate(before)]
+    waiting = defaultdict(list)
+    for index, other in behind.items():
+        waiting[other].append(index)
+    loads = deque(index for index, unit in enumerate(units) if unit == isa.LD)
+    starts, ready = [-1] * count, [0] * count
     there: list[list[tuple[bool, int]]] = [[] for _ in range(UNITS)]  # heaps of what can start
     coming: list[list[tuple[int, int]]] = [[] for _ in range(UNITS)]  # and of (when, what) can
     in_flight: list[list[int]] = [[] for _ in range(UNITS)]
@@ -213,4 +280,9 @@ def _starts(
             missing[follower] -= 1
             if not missing[follower]:
                 heapq.heappush(coming[units[follower]], (ready[follower], follower))
+        while waiting and loads and starts[loads[0]] >= 0:
+            for load in waiting.pop(loads.popleft(), ()):
+                missing[load] -= 1
+                if not missing[load]:
+                    heapq.heappush(coming[isa.LD], (ready[load], load))
     return starts

@@ -21,7 +21,7 @@ import numpy as np
 
 from targets.layers import Layer, Value
 from targets.npu.cascade import Owned, possible_cascades
-from targets.npu.choices import NO_CHOICES, CascadeChoice, Choices
+from targets.npu.choices import NO_CHOICES, WRITTEN, CascadeChoice, Choices, Turns
 from targets.npu.compiler import (
     Constants,
     Emissions,
@@ -43,7 +43,6 @@ from targets.npu.layer_plan import (
 )
 from targets.npu.machine.program import CONSTANTS
 from targets.npu.machine.spec import NpuSpec
-from targets.npu.price.timing import simulate_timing
 from targets.npu.resident import may_stay
 
 SPANS_KEPT = 256
@@ -97,7 +96,7 @@ class Trials:
         outside = {v.name for v in (*inputs, *outputs)}
         self._outside = outside
         self._in_dram = in_dram(copied_where_needed(layers, inputs, outputs), outside, spec)
-        self.rule = self._structure(rule or self._spelt_out())
+        self.rule = self._structure(rule) if rule is not None else self._spelt_out()
         self.may_stay = may_stay(self._in_dram, outside)
         self.possible_cascades = possible_cascades(self._in_dram, outside, spec)
         self.made_by = {each.job.output.value.name: n for n, each in enumerate(self._in_dram)}
@@ -105,8 +104,8 @@ class Trials:
             value.name: n for n, each in enumerate(self._in_dram) for value in each.job.layer.inputs
         }
 
-    def _spelt_out(self) -> Choices:
-        """The rule's choices, so that its measuring isn't done again."""
+    def _spelt_out(self) -> Structure:
+        """By the rule's choices, so that its measuring isn't done again."""
         plan = plan_layers(self.layers, self.inputs, self.outputs, self.spec, cycles_together)
         names = [each.job.output.value.name for each in plan.layers]
         cascades = dict.fromkeys(names, CascadeChoice(1, 1))
@@ -114,7 +113,10 @@ class Trials:
             last = each.layers[-1].job
             rows = last.stripe[1] if last.stripe is not None else 1
             cascades[names[each.span.start]] = CascadeChoice(len(each.span), rows)
-        return replace(NO_CHOICES, cascades=cascades)
+        made = self._structure(replace(NO_CHOICES, cascades=cascades))
+        owned = self._owned(made, list(together(made.plan)))
+        turns = Turns(issued(owned, made.plan, self.spec).order)
+        return replace(made, choices=replace(made.choices, turns=turns))
 
     def structure(self, choices: Choices) -> Structure:
         """The plan of all layers by choices; quick where they differ in cuts and turns alone.
@@ -219,7 +221,7 @@ class Trials:
         if window is not None:
             beside = [r for r in structure.plan.residents if r.last >= window.start]
             turns = structure.choices.turns
-            parts += [turns.as_written, *(turns.leads.get(name) for name in made)]
+            parts += [turns.order, *(turns.leads.get(name) for name in made)]
             parts += [
                 (r.address, r.bytes, r.first - window.start, r.last - window.start, r.rolling)
                 for r in beside
@@ -237,9 +239,8 @@ class Trials:
         plan, turns = structure.plan, structure.choices.turns
         spans = [span for span in together(plan) if window is None or span.start in window]
         if window is not None and all(len(span) == 1 for span in spans):
-            turns = replace(turns, as_written=True)
-        instructions, _ = issued(self._owned(structure, spans), plan, self.spec, turns)
-        return simulate_timing(instructions, self.spec).total
+            turns = replace(turns, order=WRITTEN)
+        return issued(self._owned(structure, spans), plan, self.spec, turns).cycles
 
     def _owned(self, structure: Structure, spans: Sequence[range]) -> list[Owned]:
         places, known = structure.places, self._emissions

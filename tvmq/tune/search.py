@@ -3,7 +3,8 @@
     structures  tensors that might stay in ACT or not, cascades or other stripes of them
     cuts        task by task; a task is all layers that are alike: first the best by estimate, then
                 neighbours of the best so far and some at random
-    turns       instructions of layers and units issued earlier or later, at random
+    turns       other orders of issue, once; instructions of layers and units issued earlier or
+                later, at random
     joins       what was of use to one of a batch and to another
 
 Each batch is made from the best program so far. A trial is timed exactly, in a window of layers;
@@ -26,7 +27,15 @@ from itertools import count, islice
 from random import Random
 from typing import Any, NamedTuple, Protocol
 
-from targets.npu.choices import NO_CHOICES, CascadeChoice, Choices, Leads, Turns, cut_as_json
+from targets.npu.choices import (
+    NO_CHOICES,
+    ORDERS,
+    CascadeChoice,
+    Choices,
+    Leads,
+    Turns,
+    cut_as_json,
+)
 from targets.npu.convolution.tile_cost import ConvTiling
 from targets.npu.kinds.table import kind_of
 from targets.npu.trials import Trials
@@ -250,7 +259,7 @@ class _Search:
 
     @property
     def choices(self) -> Choices:
-        """Those of the best program, without those that are the rule's anyway."""
+        """Those of the best program, without cascades that are the rule's anyway."""
         found = self.base.choices
         changed = found.stays or found.cascades != self.trials.rule.choices.cascades
         return found if changed else replace(found, cascades={})
@@ -397,13 +406,15 @@ class _Search:
     # --- turns
 
     def _turns(self) -> list[_Change]:
-        """Other leads of some layers; and once the order of writing, or the rule's again."""
+        """Other leads of some layers; and once the other orders."""
         working = [n for n, each in enumerate(self.base.plan.layers) if not each.idle]
         batch = []
         if not self._turned:
             self._turned = True
             every = range(len(self.base.plan.layers))
-            batch.append(_Change("", Choices(turns=Turns(True)), every))
+            now = self.base.choices.turns.order
+            others = [Choices(turns=Turns(order)) for order in ORDERS if order != now]
+            batch += [_Change("", order, every) for order in others]
         while len(batch) < self.size:
             first = self.random.randrange(len(working))
             several = self.random.choice((1, 1, 2, 3))
@@ -477,9 +488,7 @@ _pairs = partial(zip, strict=True)
 def _with(base: Choices, change: _Change) -> Choices:
     """The choices with a change; where it is one of structure, cuts beside it are the rule's."""
     other = change.choices
-    turns = Turns(
-        base.turns.as_written != other.turns.as_written, {**base.turns.leads, **other.turns.leads}
-    )
+    turns = Turns(other.turns.order or base.turns.order, {**base.turns.leads, **other.turns.leads})
     cuts = {name: cut for name, cut in base.cuts.items() if name not in change.uncut}
     return Choices(
         {**cuts, **other.cuts},

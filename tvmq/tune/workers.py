@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import NamedTuple
 
-from targets import interrupts
+from targets import collector, interrupts
 from targets.errors import CapacityError, TimingError
 from targets.npu.choices import Choices
 from targets.npu.trials import Trials
@@ -80,6 +80,7 @@ class Workers:
             self._pool.shutdown(cancel_futures=True)
 
 
+@collector.paused()
 def cycles_of(trials: Trials, trial: Trial) -> int:
     """Cycles of a trial; 0 if it can't be made."""
     try:

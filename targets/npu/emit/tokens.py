@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
@@ -38,12 +38,12 @@ class Footprint:
     writes: tuple[Span, ...]
 
 
-@dataclass
+@dataclass(slots=True)
 class Waits:
-    """Tokens of one instruction: the units it pops from and pushes to."""
+    """Tokens of one instruction: masks of the units that it pops from and pushes to."""
 
-    pop: set[int] = field(default_factory=set)
-    push: set[int] = field(default_factory=set)
+    pop: int = 0
+    push: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,17 @@ def derive_tokens(program: Sequence[Footprint], depth: int) -> tuple[list[Waits]
         for last, source in sorted(zip(needed, range(UNITS), strict=True), reverse=True):
             if source == step.unit or last <= clock[step.unit][source]:
                 continue
-            waits[last].push.add(step.unit)
-            waits[index].pop.add(source)
+            waits[last].push |= 1 << step.unit
+            waits[index].pop |= 1 << source
             pairs.setdefault((source, step.unit), []).append((last, index))
             merged = [max(a, b) for a, b in zip(clock[step.unit], known_at[last], strict=True)]
             merged[source] = last
             clock[step.unit] = merged
         known_at.append(tuple(clock[step.unit]))
-        for span in step.reads:
-            spaces[span.space].change(span, partial(_read, step.unit, index))
+        if step.reads:
+            read = partial(_read, step.unit, index)
+            for span in step.reads:
+                spaces[span.space].change(span, read)
         for span in step.writes:
             spaces[span.space].cover(span, _Touched(step.unit, index))
     return waits, _early_pops(pairs, waits, depth)
@@ -98,13 +100,13 @@ def derive_tokens(program: Sequence[Footprint], depth: int) -> tuple[list[Waits]
 def _needed(step: Footprint, spaces: _Spaces) -> list[int]:
     """Per unit, its last instruction that this one must follow; -1 for none."""
     needed = list(_NEVER)
-    for span in step.reads:
-        for touched in spaces[span.space].pieces(span):
-            needed[touched.writer] = max(needed[touched.writer], touched.written)
+    for span in (*step.reads, *step.writes):
+        for writer, written, _ in spaces[span.space].pieces(span):
+            needed[writer] = max(needed[writer], written)
     for span in step.writes:
         for touched in spaces[span.space].pieces(span):
-            needed[touched.writer] = max(needed[touched.writer], touched.written)
-            needed = [max(a, b) for a, b in zip(needed, touched.read, strict=True)]
+            for unit, read in enumerate(touched.read):
+                needed[unit] = max(needed[unit], read)
     return needed
 
 
@@ -129,8 +131,8 @@ _Spaces: TypeAlias = defaultdict[str, TouchedBytes[_Touched]]
 
 
 def _read(unit: int, index: int, touched: _Touched) -> _Touched:
-    read = (*touched.read[:unit], index, *touched.read[unit + 1 :])
-    return touched._replace(read=read)
+    writer, written, read = touched
+    return _Touched(writer, written, (*read[:unit], index, *read[unit + 1 :]))
 
 
 def _early_pops(
@@ -144,7 +146,7 @@ def _early_pops(
             while waiting and waiting[0] < push:
                 waiting.popleft()
             if len(waiting) == depth:
-                waits[waiting.popleft()].pop.discard(source)
+                waits[waiting.popleft()].pop &= ~(1 << source)
                 early.append(EarlyPop(push, unit, source))
             waiting.append(pop)
     return sorted(early, key=lambda e: e.position)

@@ -26,6 +26,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from targets.errors import TimingError
 from targets.npu.machine import isa
@@ -34,6 +35,28 @@ from targets.npu.price.durations import Duration, duration
 from targets.npu.price.timeline import Run, Timeline
 
 UNITS = 4
+UNITS_OF = tuple(
+    tuple(unit for unit in range(UNITS) if mask >> unit & 1) for mask in range(1 << UNITS)
+)
+"""The units of a mask of tokens."""
+
+
+class Step(NamedTuple):
+    """What time knows of an instruction.
+
+    Attributes:
+        unit: that executes it.
+        cost: its cycles there.
+        pops: units whose tokens it waits for.
+        pushes: units that get a token of it.
+        halts: it is HALT.
+    """
+
+    unit: int
+    cost: Duration
+    pops: tuple[int, ...]
+    pushes: tuple[int, ...]
+    halts: bool = False
 
 
 def simulate_timing(program: Sequence[isa.Instruction], spec: NpuSpec) -> Timeline:
@@ -43,7 +66,19 @@ def simulate_timing(program: Sequence[isa.Instruction], spec: NpuSpec) -> Timeli
         TimingError: no unit can move though instructions are left, or tokens are left at HALT;
             names what each unit waits for.
     """
-    return _Machine(program, spec).run()
+    return time_steps([step_of(instruction, spec) for instruction in program], spec)
+
+
+def time_steps(steps: Sequence[Step], spec: NpuSpec) -> Timeline:
+    """Likewise, where nothing but the steps is known."""
+    return _Machine(steps, spec).run()
+
+
+def step_of(instruction: isa.Instruction, spec: NpuSpec) -> Step:
+    """What time knows of an instruction."""
+    pops, pushes = UNITS_OF[instruction.pop], UNITS_OF[instruction.push]
+    halts = isinstance(instruction, isa.Halt)
+    return Step(instruction.unit, duration(instruction, spec), pops, pushes, halts)
 
 
 @dataclass
@@ -66,17 +101,19 @@ class _Machine:
     may let another unit go on, all in the same cycle. So no event has to know whom it lets go.
     """
 
-    def __init__(self, program: Sequence[isa.Instruction], spec: NpuSpec) -> None:
-        self.program, self.spec = program, spec
-        self.costs = [duration(i, spec) for i in program]
-        self.runs = [Run() for _ in program]
+    def __init__(self, steps: Sequence[Step], spec: NpuSpec) -> None:
+        self.steps, self.dma = steps, spec.dma
+        self.decode, self.insn_bytes = spec.issue.decode, spec.issue.insn_bytes
+        self.queue_depth, self.token_depth = spec.issue.queue_depth, spec.issue.token_depth
+        self.outstanding = spec.dma.outstanding
+        self.runs = [Run() for _ in steps]
         self.units = [_Unit() for _ in range(UNITS)]
         # tokens[source][target]: arrival times
         self.tokens: list[list[deque[int]]] = [
             [deque() for _ in range(UNITS)] for _ in range(UNITS)
         ]
-        self.finished = [False] * len(program)
-        self.left = len(program)
+        self.finished = [False] * len(steps)
+        self.left = len(steps)
         shared = [0]
         private = spec.dma.arbiter == "private"
         # bus_free[requester][0]: when its bus is free; the fetcher comes after the units
@@ -107,24 +144,27 @@ class _Machine:
         """Everything that can happen at this cycle without waiting."""
         moved = True
         while moved:
-            moved = self._deal()
-            for number in range(UNITS):
-                moved |= self._release(number) or self._start(number)
+            moved = self.dealt < self.arrived and self._deal()
+            for number, unit in enumerate(self.units):
+                if unit.pushes:
+                    moved |= self._release(number)
+                elif unit.queue:
+                    moved |= self._start(number)
         self._fetch_more()
 
     # Instructions come in.
 
     def _fetch_more(self) -> None:
-        size, dma, issue = self.spec.issue.insn_bytes, self.spec.dma, self.spec.issue
-        ahead = self.dealt + issue.queue_depth
-        while self.requested < min(ahead, len(self.program)):
-            count = min(max(1, dma.burst // size), len(self.program) - self.requested)
+        ahead = min(self.dealt + self.queue_depth, len(self.steps))
+        while self.requested < ahead:
+            burst = max(1, self.dma.burst // self.insn_bytes)
+            count = min(burst, len(self.steps) - self.requested)
             self.requested += count
-            self._at(self.now + dma.read_latency, self._on_fetch, count)
+            self._at(self.now + self.dma.read_latency, self._on_fetch, count)
 
     def _on_fetch(self, count: int) -> None:
-        dma = self.spec.dma
-        size = -(-count * self.spec.issue.insn_bytes // dma.burst) * dma.burst
+        dma = self.dma
+        size = -(-count * self.insn_bytes // dma.burst) * dma.burst
         self.fetch.append(self._transfer(UNITS, -(-size // dma.bytes_per_cycle)))
         self._at(self.fetch[-1][1], self._on_fetched, count)
 
@@ -134,8 +174,8 @@ class _Machine:
     def _deal(self) -> bool:
         dealt = self.dealt
         while self.dealt < self.arrived:
-            queue = self.units[self.program[self.dealt].unit].queue
-            if len(queue) == self.spec.issue.queue_depth:
+            queue = self.units[self.steps[self.dealt].unit].queue
+            if len(queue) == self.queue_depth:
                 break
             queue.append(self.dealt)
             self.runs[self.dealt].queued = self.now
@@ -145,17 +185,16 @@ class _Machine:
     # Units work.
 
     def _start(self, number: int) -> bool:
-        unit = self.units[number]
-        if not unit.queue or unit.pushes:
-            return False
+        unit, tokens = self.units[number], self.tokens
         index = unit.queue[0]
-        cost, instruction, run = self.costs[index], self.program[index], self.runs[index]
-        sources = [s for s in range(UNITS) if instruction.pop >> s & 1]
-        if any(not self.tokens[s][number] for s in sources):
+        step = self.steps[index]
+        cost, sources = step.cost, step.pops
+        for source in sources:
+            if not tokens[source][number]:
+                return False
+        if cost.bus and unit.in_flight == self.outstanding:
             return False
-        if cost.bus and unit.in_flight == self.spec.dma.outstanding:
-            return False
-        if isinstance(instruction, isa.Halt) and not self._may_halt():
+        if step.halts and not self._may_halt():
             return False
         if unit.free > self.now:
             # Nothing else may happen when the unit becomes free: wake up then, once.
@@ -164,10 +203,11 @@ class _Machine:
                 self._at(unit.free, self._on_wake)
             return False
         unit.queue.popleft()
+        run = self.runs[index]
         for source in sources:
-            run.token = max(run.token, (self.tokens[source][number].popleft(), source))
+            run.token = max(run.token, (tokens[source][number].popleft(), source))
         run.unheld, run.start = unit.unheld, self.now
-        run.decoded = self.now + self.spec.issue.decode
+        run.decoded = self.now + self.decode
         self._occupy(number, index, cost)
         return True
 
@@ -192,7 +232,7 @@ class _Machine:
         # weight buffer: they load under the instruction before, from when its last tile has begun.
         if cost.warm_up:
             loading = max(run.queued, run.token[0], unit.buffer)
-            begin = max(begin, loading + self.spec.issue.decode + cost.warm_up)
+            begin = max(begin, loading + self.decode + cost.warm_up)
         unit.free = begin + cost.work
         if cost.work:
             unit.buffer = unit.free - cost.spare
@@ -203,7 +243,7 @@ class _Machine:
         """Nothing: the loop looks at all units after every event."""
 
     def _on_request(self, number: int, index: int) -> None:
-        run, cost = self.runs[index], self.costs[index]
+        run, cost = self.runs[index], self.steps[index].cost
         run.bus = run.work = self._transfer(number, cost.bus)
         self._at(run.bus[1] + cost.drain, self._on_finish, number, index)
 
@@ -216,22 +256,21 @@ class _Machine:
         unit = self.units[number]
         self.finished[index] = True
         self.left -= 1
-        if self.costs[index].bus:
+        if self.steps[index].cost.bus:
             unit.in_flight -= 1
         # A transfer that is done before one that started earlier waits for it: who takes a token
         # for an instruction may rely on all before it.
         while unit.running and self.finished[unit.running[0]]:
             head = unit.running.popleft()
             self.runs[head].done = self.now
-            push = self.program[head].push
-            unit.pushes.extend(target for target in range(UNITS) if push >> target & 1)
+            unit.pushes.extend(self.steps[head].pushes)
 
     def _release(self, number: int) -> bool:
         """Push the tokens of completed instructions while their FIFOs have room."""
         unit, moved = self.units[number], False
         while unit.pushes:
             fifo = self.tokens[number][unit.pushes[0]]
-            if len(fifo) == self.spec.issue.token_depth:
+            if len(fifo) == self.token_depth:
                 break
             fifo.append(self.now)
             unit.pushes.popleft()
@@ -247,12 +286,11 @@ class _Machine:
                 yield f"{name} can't push to {isa.UNIT_NAMES[unit.pushes[0]]}, whose FIFO is full"
             elif unit.queue:
                 index = unit.queue[0]
-                pop = self.program[index].pop
-                missing = [s for s in range(UNITS) if pop >> s & 1 and not self.tokens[s][number]]
+                missing = [s for s in self.steps[index].pops if not self.tokens[s][number]]
                 units = ", ".join(isa.UNIT_NAMES[s] for s in missing) or "all units"
                 yield f"{name} waits for {units} at instruction {index}"
-        if self.dealt < len(self.program):
-            unit_name = isa.UNIT_NAMES[self.program[self.dealt].unit]
+        if self.dealt < len(self.steps):
+            unit_name = isa.UNIT_NAMES[self.steps[self.dealt].unit]
             yield f"instruction {self.dealt} finds the queue of {unit_name} full"
         yield "tokens: " + (", ".join(self._held_tokens()) or "none")
 

@@ -13,7 +13,15 @@ from random_networks import network as random_network
 
 from targets.errors import CapacityError
 from targets.layers import MaxPool2d, Pairing, Value
-from targets.npu.choices import NO_CHOICES, CascadeChoice, Choices, Leads, Turns
+from targets.npu.choices import (
+    NO_CHOICES,
+    ORDERS,
+    WRITTEN,
+    CascadeChoice,
+    Choices,
+    Leads,
+    Turns,
+)
 from targets.npu.compiler import compile_layers, cycles_together
 from targets.npu.convolution.geometry import ConvGeometry
 from targets.npu.convolution.tile_cost import ConvTiling
@@ -174,12 +182,12 @@ def test_a_cascade_that_can_not_be_is_refused(given):
         program_of(layers_in_a_row(), choices=Choices({}, {}, {"v0": given}))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_instructions_in_other_turns_compute_the_same(seed):
+@pytest.mark.parametrize(("seed", "order"), [*enumerate(("", *ORDERS))])
+def test_instructions_in_other_turns_compute_the_same(seed, order):
     layers = layers_in_a_row()
     rng = np.random.default_rng(seed)
     leads = {f"v{n}": Leads(*(int(lead) for lead in rng.integers(-40, 40, 4))) for n in range(4)}
-    choices = Choices(turns=Turns(seed == 1, leads))
+    choices = Choices(turns=Turns(order, leads))
     told = program_of(layers, choices=choices)
     assert told.instructions != program_of(layers).instructions
     np.testing.assert_array_equal(run(layers, E256, choices), expected(layers))
@@ -200,11 +208,16 @@ def test_no_choices_are_the_rules_program():
 
 def test_json_gives_the_same_choices():
     tiling = ConvTiling(6, 2, 5, 6, 5, False, 3, in_pieces=True)
-    turns = Turns(True, {"e": Leads(1, -2, 3, 0)})
+    turns = Turns("loads-2", {"e": Leads(1, -2, 3, 0)})
     choices = Choices({"a": tiling, "b": 4}, {"c": True}, {"d": CascadeChoice(2, 8)}, turns)
     assert Choices.from_json(choices.as_json()) == choices
     assert not NO_CHOICES
     assert Choices.from_json({}) == NO_CHOICES
+
+
+def test_files_of_before_may_say_that_the_order_is_that_of_writing():
+    for said, order in ((True, WRITTEN), (False, "")):
+        assert Choices.from_json({"turns": {"as_written": said}}) == Choices(turns=Turns(order))
 
 
 @pytest.mark.parametrize(
@@ -216,6 +229,7 @@ def test_json_gives_the_same_choices():
         {"stays": {"a": 1}},
         {"cascades": {"a": [2]}},
         {"others": {}},
+        {"turns": {"order": "loads-9"}},
         [],
     ],
 )

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from targets.npu.choices import FREE, ORDERS, WRITTEN
 from targets.npu.emit.emitted import Emitted
 from targets.npu.emit.touched_bytes import Span
-from targets.npu.issue_order import hazards, issue_order, with_leads
+from targets.npu.issue_order import IssueClock, hazards, least_cycles
 from targets.npu.machine import isa
 from targets.npu.machine.spec import load_spec
 
@@ -39,6 +40,11 @@ def random_program(rng: np.random.Generator, length: int) -> list[Emitted]:
     ]
 
 
+def in_layers(count: int, layers: int) -> list[int]:
+    """The owners of some instructions, in layers of as many each."""
+    return [n * layers // count for n in range(count)]
+
+
 def clash(a: Emitted, b: Emitted) -> bool:
     pairs = [(w, s) for w in a.writes for s in (*b.reads, *b.writes)]
     pairs += [(s, w) for s in a.reads for w in b.writes]
@@ -49,10 +55,11 @@ def clash(a: Emitted, b: Emitted) -> bool:
 def test_what_touches_the_same_bytes_keeps_its_order(seed: int) -> None:
     rng = np.random.default_rng(seed)
     program = random_program(rng, 80)
-    order = issue_order(program, SPEC)
-    led = with_leads(program, order, [int(lead) for lead in rng.integers(-40, 40, 80)])
-    assert led != order
-    for found in (order, led):
+    clock = IssueClock(program, in_layers(80, 5), SPEC)
+    orders = [clock.order(name) for name in ORDERS]
+    led = clock.with_leads(orders[-1], [int(lead) for lead in rng.integers(-40, 40, 80)])
+    assert led != orders[-1]
+    for found in (*orders, led):
         assert sorted(found) == list(range(80))
         place = {index: n for n, index in enumerate(found)}
         for later in range(80):
@@ -64,7 +71,9 @@ def test_what_touches_the_same_bytes_keeps_its_order(seed: int) -> None:
 def test_random_programs_are_reordered() -> None:
     """Or the test above would hold of the identity."""
     programs = [random_program(np.random.default_rng(seed), 80) for seed in range(12)]
-    assert sum(issue_order(p, SPEC) != list(range(80)) for p in programs) >= 6
+    clocks = [IssueClock(program, in_layers(80, 5), SPEC) for program in programs]
+    for name in ORDERS[1:]:
+        assert sum(clock.order(name) != list(range(80)) for clock in clocks) >= 6
 
 
 def act(begin: int, end: int) -> Span:
@@ -89,7 +98,7 @@ def two_layers() -> list[Emitted]:
 
 
 def test_a_layer_begins_before_the_one_before_it_ends() -> None:
-    order = issue_order(two_layers(), SPEC)
+    order = IssueClock(two_layers(), [0] * 8 + [1] * 4, SPEC).order(FREE)
     names = [two_layers()[n].instruction.mnemonic for n in order]
     vector = [name for name in names if name in ("REQ", "LUT")]
     assert vector == ["REQ", "LUT"] * 4
@@ -97,8 +106,46 @@ def test_a_layer_begins_before_the_one_before_it_ends() -> None:
 
 def test_an_order_that_gains_nothing_is_left_as_written() -> None:
     alone = [each for each in two_layers() if not isinstance(each.instruction, isa.Lut)]
-    assert issue_order(alone, SPEC) == list(range(len(alone)))
-    assert issue_order([], SPEC) == []
+    (name, order), *_ = IssueClock(alone, [0] * 8, SPEC).fastest()
+    assert (name, order) == (WRITTEN, list(range(8)))
+    assert IssueClock([], [], SPEC).fastest() == [(WRITTEN, [])]
+
+
+def three_layers() -> list[Emitted]:
+    """Two loads of one byte's place and what reads it; then a long load for each of two layers."""
+    small, sums = act(0, 8), acc(0, 8)
+    written = []
+    for _ in range(2):
+        written.append(Emitted(isa.Load(x_bytes=8), (), (small,)))
+        written.append(Emitted(isa.Gemm(m0=200), (small,), (sums,)))
+    for n in (1, 2):
+        there = act(64 * n, 64 * n + 8)
+        written.append(Emitted(isa.Load(x_bytes=20_000), (), (there,)))
+        written.append(Emitted(isa.Gemm(m0=100), (there,), (sums,)))
+    return written
+
+
+def test_loads_begin_so_many_layers_ahead() -> None:
+    """The second one waits for the first GEMM, and long ones behind it may take its bus or not."""
+    clock = IssueClock(three_layers(), [0] * 4 + [1] * 2 + [2] * 2, SPEC)
+    loads = {name: [n for n in clock.order(name) if n in (0, 2, 4, 6)] for name in ORDERS}
+    assert loads[WRITTEN] == loads["loads-0"] == loads["loads-1"] == [0, 2, 4, 6]
+    assert loads["loads-2"] == [0, 4, 2, 6]
+    assert loads["loads-3"] == loads[FREE] == [0, 4, 6, 2]
+
+
+def test_the_fastest_order_by_the_clock_comes_first() -> None:
+    program, owners = three_layers(), [0] * 4 + [1] * 2 + [2] * 2
+    clock = IssueClock(program, owners, SPEC)
+    found = clock.fastest()
+    cycles = [clock.clocked(name).cycles for name, _ in found]
+    assert cycles == sorted(cycles)
+    assert cycles[0] == min(clock.clocked(name).cycles for name in ORDERS) < cycles[-1]
+    assert len({tuple(order) for _, order in found}) == len(found) == 4
+    by_name = dict(found)
+    assert all(by_name[name] == clock.order(name) for name in by_name)
+    both = [clock.clocked(name).cycles for name in (WRITTEN, FREE)]
+    assert least_cycles(program, owners, SPEC) == min(both)
 
 
 def test_a_writer_follows_all_readers_of_what_it_overwrites() -> None:
@@ -112,8 +159,10 @@ def test_a_writer_follows_all_readers_of_what_it_overwrites() -> None:
 def test_who_leads_comes_so_many_earlier() -> None:
     free = [Emitted(isa.Load(x_bytes=1), (), (act(n, n + 1),)) for n in range(8)]
     written = list(range(8))
-    assert with_leads(free, written, [0] * 8) == written
-    assert with_leads(free, written, [0, 0, 0, 0, 0, 0, 3, 0]) == [0, 1, 2, 3, 6, 4, 5, 7]
-    assert with_leads(free, written[::-1], [0, 0, 0, 0, 0, 0, -8, 0]) == [7, 5, 4, 3, 2, 1, 0, 6]
+    led = IssueClock(free, written, SPEC).with_leads
+    assert led(written, [0] * 8) == written
+    assert led(written, [0, 0, 0, 0, 0, 0, 3, 0]) == [0, 1, 2, 3, 6, 4, 5, 7]
+    assert led(written[::-1], [0, 0, 0, 0, 0, 0, -8, 0]) == [7, 5, 4, 3, 2, 1, 0, 6]
     behind_what_it_needs = [*range(8), 11, 8, 9, 10]
-    assert with_leads(two_layers(), range(12), [0] * 11 + [99]) == behind_what_it_needs
+    led = IssueClock(two_layers(), [0] * 8 + [1] * 4, SPEC).with_leads
+    assert led(range(12), [0] * 11 + [99]) == behind_what_it_needs

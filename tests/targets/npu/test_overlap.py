@@ -10,6 +10,7 @@ from npu_layers import FLAT, conv, meaning, norm, random_inputs, softmax
 
 from targets.layers import Layer
 from targets.npu import compiler
+from targets.npu.choices import FREE, NO_CHOICES, ORDERS, WRITTEN, Choices, Order, Turns
 from targets.npu.compiler import compile_layers
 from targets.npu.layer_plan import plan_layers
 from targets.npu.machine.program import Program
@@ -39,8 +40,8 @@ def block() -> list[Layer]:
     return chain
 
 
-def compiled(layers: list[Layer]) -> Program:
-    return compile_layers(layers, layers[0].inputs, [layers[-1].output], E256)
+def compiled(layers: list[Layer], choices: Choices = NO_CHOICES) -> Program:
+    return compile_layers(layers, layers[0].inputs, [layers[-1].output], E256, choices)
 
 
 def test_overlapping_layers_compute_the_same() -> None:
@@ -57,11 +58,26 @@ def test_overlapping_layers_compute_the_same() -> None:
         np.testing.assert_array_equal(got.view(want.dtype), want.reshape(-1))
 
 
-def test_overlap_takes_fewer_cycles(monkeypatch: pytest.MonkeyPatch) -> None:
+def cycles_by(order: Order) -> int:
+    program = compiled(block(), Choices(turns=Turns(order)))
+    return price(program, E256).timeline.total
+
+
+def test_the_rule_takes_the_order_of_fewest_cycles() -> None:
     cycles = price(compiled(block()), E256).timeline.total
-    monkeypatch.setattr(compiler, "issue_order", lambda emitted, _: list(range(len(emitted))))
-    one_by_one = price(compiled(block()), E256).timeline.total
-    assert cycles < 0.9 * one_by_one
+    by_order = {order: cycles_by(order) for order in ORDERS}
+    assert cycles == min(by_order.values())
+    assert cycles < 0.9 * by_order[WRITTEN]
+    assert cycles < by_order[FREE]
+
+
+def test_large_programs_take_the_order_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timing all of them would take too long; one instruction short of two, none is timed."""
+    count = len(compiled(block()).instructions)
+    monkeypatch.setattr(compiler, "TIMED", count)
+    monkeypatch.setattr(compiler, "time_steps", None)
+    program = compiled(block())
+    assert price(program, E256).timeline.total < 0.95 * cycles_by(WRITTEN)
 
 
 def test_the_estimate_knows_of_the_overlap() -> None:

@@ -16,7 +16,7 @@ from tvmq.run.session import Session
 from tvmq.tune import search as search_module
 from tvmq.tune.records import TRIALS, WORKLOADS, Records
 
-TRIALS_MADE = 24
+TRIALS_MADE = 96
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,7 @@ def test_more_trials_are_never_worse(found):
         "cuts": {},
         "stays": {},
         "cascades": {},
-        "turns": {"as_written": False, "leads": {}},
+        "turns": {"order": "", "leads": {}},
     }
 
 
