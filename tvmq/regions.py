@@ -198,9 +198,18 @@ def window_of(node: Node) -> Window:
     return Window(kernel, strides, padding, int(divisor))
 
 
+def rounding_of(node: Node) -> str:
+    """The name of a node that only rounds another one: no export names an operator like this."""
+    return f"{node.name}_rounded"
+
+
 def is_rounding(node: Node) -> bool:
-    """Whether a node is an average of single elements: it computes nothing but is rounded."""
-    return op_of(node) is aten.avg_pool2d and window_of(node) == Window((1, 1), (1, 1), (0, 0), 1)
+    """Whether a node is an average of single elements that was put there to round."""
+    return (
+        op_of(node) is aten.avg_pool2d
+        and window_of(node) == Window((1, 1), (1, 1), (0, 0), 1)
+        and node.name == rounding_of(node.args[0])
+    )
 
 
 def factor_of(node: Node) -> float:

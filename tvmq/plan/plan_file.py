@@ -131,7 +131,8 @@ def plan_from_json(text: str, model: FloatModel, where: str = "plan") -> Plan:
     file = _read_file(text, where)
     if file.model != model.fingerprint:
         raise InputError(
-            f"{where} was made for another network (its fingerprint is {file.model!r}); "
+            f"{where} was made for another network (its fingerprint is {file.model!r}), or its "
+            "residual_bits or residual_reads were edited, which say where the network rounds; "
             "build without --plan to make one for this network."
         )
     reader = _Reader(where, file, model)

@@ -7,8 +7,9 @@ of its own with a step of its own. To every stage it is what any average pooling
 it at the rate of depthwise layers, 2-bit codes from 8-bit ones.
 
 What reads all bits of a residual: additions, poolings, norms and functions; depthwise convolutions,
-which would not be faster; linear layers; and the 1 x 1 convolution of a shortcut, by which a
-residual is carried from one addition to the next.
+which would not be faster; linear layers; the first and the last layers, whose bits are their own
+(``settings.first_last_bits``); and the 1 x 1 convolution of a shortcut, by which a residual is
+carried from one addition to the next.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from targets.errors import InputError
 from tvmq.capture.capture import fingerprint_of
 from tvmq.float_model import FloatModel, Origin, copy_of
 from tvmq.plan.value_bits import raised, residuals
-from tvmq.regions import Layer, Regions, find_regions, is_depthwise, is_rounding
+from tvmq.regions import Layer, Regions, find_regions, is_depthwise, is_rounding, rounding_of
 from tvmq.settings import Settings
 
 aten = torch.ops.aten
@@ -92,6 +93,7 @@ def _rounding_readers(model: FloatModel, regions: Regions, rich: frozenset[str])
         for layer in regions.weighted
         if layer.kind == "conv"
         and layer.inputs[0] in rich
+        and layer.name not in regions.first | regions.last
         and not is_depthwise(model.nodes[layer.name])
         and not of_shortcut(layer)
     ]
@@ -103,7 +105,7 @@ def _insert(source: Node) -> Node:
         node = graph.create_node(
             *("call_function", aten.avg_pool2d.default),
             (source, [1, 1], [1, 1], [0, 0], False, True, None),
-            name=f"{source.name}_rounded",
+            name=rounding_of(source),
         )
     node.meta["val"] = source.meta["val"]
     return node

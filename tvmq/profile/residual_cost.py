@@ -12,6 +12,7 @@ from targets.npu.machine.program import Program
 from targets.npu.machine.spec import NpuSpec
 from tvmq.float_model import FloatModel
 from tvmq.plan.complete_plan import complete_plan
+from tvmq.plan.joined_values import tied_values
 from tvmq.plan.plan import Plan, ValuePlan
 from tvmq.plan.round_reads import whole_reads
 from tvmq.plan.value_bits import raised, value_bits
@@ -71,7 +72,10 @@ def _without(model: FloatModel, plan: Plan, rich: frozenset[str]) -> Plan:
     settings, regions = replace(plan.settings, residual_bits=0), find_regions(model)
     bits = value_bits(model, regions, settings)
     values = {name: plan.values[name] for name in regions.values}
-    values |= {name: _coarser(values[name], bits[name]) for name in rich}
+    for names in tied_values(regions, values):
+        if rich.intersection(names):
+            most = max(bits[name] for name in names)
+            values |= {name: _coarser(values[name], most) for name in names}
     layers = {name: w for name, w in plan.weights.items() if name in regions.layers}
     return complete_plan(model, settings, plan.calibration, values, layers, plan.biases)
 

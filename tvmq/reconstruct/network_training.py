@@ -73,7 +73,7 @@ def learn_together(work: NetworkWork, name: str, iterations: int) -> NetworkPass
         name: of the refinement.
         iterations: of the optimizer, ``settings.learn_batch`` images each.
     """
-    began = time.perf_counter()
+    began = time.perf_counter() - (0.0 if work.saved is None else work.saved["seconds"])
     _, held_out = images_to_compare(work.model, work.calibration, work.units, work.images)
     before = NetworkOutputs(work.model, work.units, work.steps, held_out).losses()
     states = [state_of(unit) for unit in work.units]
@@ -86,7 +86,7 @@ def learn_together(work: NetworkWork, name: str, iterations: int) -> NetworkPass
         with ExitStack() as stack:
             for module in (*teacher, *(unit.graph_module for unit in work.units)):
                 stack.enter_context(trained_on(module, work.device))
-            _loop(work, teacher, images, iterations)
+            _loop(work, teacher, images, iterations, began)
         _harden(work)
         images.drop([*images.tensors])
     after = NetworkOutputs(work.model, work.units, work.steps, held_out).losses()
@@ -118,7 +118,11 @@ def _inputs(work: NetworkWork) -> list[str]:
 
 
 def _loop(
-    work: NetworkWork, teacher: Sequence[GraphModule], images: Stream, iterations: int
+    work: NetworkWork,
+    teacher: Sequence[GraphModule],
+    images: Stream,
+    iterations: int,
+    began: float,
 ) -> None:
     optimizer = torch.optim.Adam(_groups(work), fused=work.device.type in ("cpu", "cuda"))
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -143,17 +147,17 @@ def _loop(
         loss.backward()
         optimizer.step()
         if work.save is not None and time.monotonic() >= saved + SAVED_EVERY:
-            work.save(_where(work, optimizer, i + 1))
+            seconds = time.perf_counter() - began
+            work.save({**_where(work, optimizer), "iterations": i + 1, "seconds": seconds})
             saved = time.monotonic()
         if work.report is not None and ((i + 1) % TOLD_EVERY == 0 or i + 1 == iterations):
             words = f"all units together, loss {float(loss.detach()):.4g}"
             work.report(i + 1, iterations, words)
 
 
-def _where(work: NetworkWork, optimizer: torch.optim.Optimizer, done: int) -> dict[str, Any]:
+def _where(work: NetworkWork, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """What training goes on from."""
     return {
-        "iterations": done,
         "numbers": [number.detach() for number in _learned(optimizer)],
         "optimizer": optimizer.state_dict(),
         "generator": work.generator.get_state(),

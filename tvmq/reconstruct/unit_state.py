@@ -236,7 +236,7 @@ class Checkpoints:
     def load_training(self, index: int) -> dict[str, Any] | None:
         """Where training for a refinement of the network was; None if this job has not begun it."""
         found = self._read(self._training_path(index))
-        if found is None:
+        if found is None or found[0].result is not None:
             return None
         state: dict[str, Any] = torch.load(
             io.BytesIO(found[1][TRAINING].tobytes()), map_location="cpu", weights_only=True

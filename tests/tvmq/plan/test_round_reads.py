@@ -7,6 +7,7 @@ import torch
 from models import export
 from quantization_cases import calibration, float_model, images
 from torch import nn
+from torch.nn import functional
 
 from targets.errors import InputError
 from tvmq.calibrate.calibrate import calibrate
@@ -14,7 +15,8 @@ from tvmq.capture.capture import capture_program
 from tvmq.plan.plan_file import plan_from_json, plan_to_json, planned_settings, write_plan
 from tvmq.plan.planner import make_plan
 from tvmq.plan.round_reads import round_reads, whole_reads
-from tvmq.regions import is_rounding
+from tvmq.plan.value_bits import residuals
+from tvmq.regions import find_regions, is_rounding
 from tvmq.settings import Settings
 
 SETTINGS = Settings(2, 2, "pot", "channel", residual_bits=8)
@@ -73,6 +75,42 @@ class _Depthwise(nn.Module):
 def test_depthwise_convolutions_read_all_bits_since_they_would_be_no_faster():
     model = capture_program(export((_Depthwise().eval(), torch.randn(2, 3, 8, 8))))
     assert _roundings(round_reads(model, SETTINGS)) == {"add": ["conv2d_3"]}
+
+
+class _OwnPooling(nn.Module):
+    """A shortcut with an average of single elements, as some networks have in their first stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.dense = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, 1, 1)
+        self.shortcut, self.head = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x = functional.avg_pool2d(x, 1) + self.dense(x).relu()
+        return self.head(self.shortcut(functional.avg_pool2d(x, 1)) + self.dense(x).relu())
+
+
+def test_averages_of_the_network_itself_are_no_copies():
+    model = capture_program(export((_OwnPooling().eval(), torch.randn(2, 3, 8, 8))))
+    rounded = round_reads(model, SETTINGS)
+    assert _roundings(rounded) == {"add": ["conv2d_3"]}
+    assert whole_reads(rounded).fingerprint == model.fingerprint
+    assert {"avg_pool2d", "avg_pool2d_1"} <= residuals(rounded, find_regions(rounded))
+
+
+class _AddedInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 3, 3, 1, 1), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        return self.last(x + self.first(x))
+
+
+def test_the_first_layer_keeps_its_bits():
+    model = capture_program(export((_AddedInput().eval(), torch.randn(2, 3, 8, 8))))
+    assert _roundings(round_reads(model, replace(SETTINGS, first_last_bits=4))) == {}
 
 
 def test_a_copy_has_the_bits_of_activations_and_a_step_of_its_own():

@@ -179,6 +179,7 @@ def test_training_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
         _run(checkpoints=tmp_path, report=told)
     assert (tmp_path / "training_0.npz").is_file()
     told_again = []
+    (tmp_path / "network_0.npz").write_bytes((tmp_path / "training_0.npz").read_bytes())
     done = _run(checkpoints=tmp_path, report=lambda done, of, words: told_again.append(words))
     assert [words for words in told_again if "together" in words] == told_again[-3:]
     assert plan_to_json(done.plan) == plan_to_json(_learned(FREE).plan)
