@@ -189,6 +189,7 @@ class _Blocks:
 
     @staticmethod
     def of(layer: Conv2d, host: CpuFeatures) -> _Blocks:
+        assert isinstance(layer.right, Weights)
         channels = layer.output.shape[2]
         groups = 1 if layer.depthwise else layer.groups
         lanes = host.instructions.lanes
@@ -198,7 +199,7 @@ class _Blocks:
         return _Blocks(
             lanes, groups, groups * of_group, groups * of_group * lanes == channels,
             1 if layer.depthwise else of_group, host.instructions.registers, widened,
-            lanes * math.prod(layer.weight_shape[1:]),
+            lanes * math.prod(layer.weight_shape[1:]) * stored_weight(layer.right).itemsize,
         )  # fmt: skip
 
     @property
