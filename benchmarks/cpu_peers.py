@@ -168,8 +168,9 @@ def by_turns(
     threads: int,
     turns: int,
 ) -> dict[str, list[float]]:
-    """Milliseconds of each turn, by whose they are; a process that can't start is said.
+    """Milliseconds of each turn, by whose they are.
 
+    A process that can't start, or ends before the last turn, is said and left out.
     Processes wait while it isn't their turn: idle threads would spin on the others' cores.
     """
     workers: dict[str, subprocess.Popen[str]] = {}
@@ -190,14 +191,15 @@ def by_turns(
         else:
             print(f"{NAMES[name]} is left out: it can't run {file.name}", file=sys.stderr)
     times: dict[str, list[float]] = {name: [] for name in workers}
-    for _ in range(turns):
-        for name, worker in workers.items():
-            assert worker.stdin is not None
-            assert worker.stdout is not None
-            worker.send_signal(signal.SIGCONT)
-            worker.stdin.write("go\n")
-            worker.stdin.flush()
-            times[name].append(1e3 * float(worker.stdout.readline()))
+    for turn in range(turns):
+        for name, worker in list(workers.items()):
+            if (seconds := _turn(worker)) is None:
+                print(f"{NAMES[name]} is left out: it ended in turn {turn + 1}", file=sys.stderr)
+                del workers[name], times[name]
+                worker.kill()
+                worker.wait()
+                continue
+            times[name].append(1e3 * seconds)
             worker.send_signal(signal.SIGSTOP)
     for worker in workers.values():
         worker.send_signal(signal.SIGCONT)
@@ -205,12 +207,26 @@ def by_turns(
     return times
 
 
+def _turn(worker: subprocess.Popen[str]) -> float | None:
+    """Seconds of a turn; None where the process ends."""
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.send_signal(signal.SIGCONT)
+    try:
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    except BrokenPipeError:
+        return None
+    line = worker.stdout.readline()
+    return float(line) if line else None
+
+
 def figures(times: dict[str, list[float]]) -> dict[str, Any]:
-    """Median and least milliseconds, and the median of tvmq's ratios to each peer."""
+    """Median and least milliseconds, and the median of tvmq's ratios to each peer if it ran."""
     ratios = {
         name: statistics.median(own / other for own, other in zip(times["tvmq"], each, strict=True))
         for name, each in times.items()
-        if name != "tvmq"
+        if name != "tvmq" and "tvmq" in times
     }
     return {
         "median_ms": {name: round(statistics.median(each), 3) for name, each in times.items()},

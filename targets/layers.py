@@ -18,16 +18,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from targets.code_range import code_range
 from targets.product_factors import ProductFactors
 from targets.rounding import Rounding
 from targets.rows import NormScale, softmax_bounds
 from targets.scale import AddScale, Scale
-from targets.sum_bounds import SumBounds
+from targets.sum_bounds import SumBounds, neighbours_fit_int16
 
 DType: TypeAlias = Literal["int8", "uint8", "int32"]
 Ints: TypeAlias = npt.NDArray[np.int32]
@@ -218,6 +220,22 @@ class Conv2d:
     def depthwise(self) -> bool:
         """Whether each output channel reads exactly its own input channel."""
         return self.groups > 1 and self.groups == self.input.shape[2] == self.output.shape[2]
+
+    @cached_property
+    def pairs_fit_int16(self) -> bool:
+        """Whether two neighbouring products always sum to 16 bits, codes read as unsigned bytes.
+
+        Codes of int8 are raised by 128 for that. Neighbours are input channels, or, where the
+        convolution is depthwise, rows of the window. Proved once: weights are many.
+        """
+        assert isinstance(self.right, Weights)
+        weight, signed = self.right.scaled, self.input.dtype == "int8"
+        low, high = code_range(self.input.bits, signed)
+        low, high = min(low, self.input_zero_point), max(high, self.input_zero_point)
+        if self.depthwise:
+            weight = weight.transpose(0, 2, 3, 1)
+        raised = 128 if signed else 0
+        return neighbours_fit_int16(weight, low + raised, high + raised)
 
     @property
     def macs(self) -> int:

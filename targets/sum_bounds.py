@@ -16,6 +16,9 @@ from targets.scale import AddScale, Scale
 
 Ints = npt.NDArray[np.int64]
 
+BLOCK = 1 << 18
+"""Weights that are looked at together, so that wider copies of them stay in a cache."""
+
 
 @dataclass(frozen=True)
 class CodeRange:
@@ -74,15 +77,30 @@ def neighbours_fit_int16(weight: npt.NDArray[np.integer], low: int, high: int) -
     """Whether the products of neighbours, summed two by two, fit 16 bits whatever the input.
 
     Args:
-        weight: codes, int[..., C]; neighbours are 0 and 1, 2 and 3, ... of the last axis.
+        weight: codes of at most 16 bits, int[K, ..., C]; neighbours are 0 and 1, 2 and 3, ... of
+            the last axis.
         low: lowest input code.
         high: highest input code.
     """
-    odd = weight.shape[-1] % 2
-    pairs = np.pad(weight, [*[(0, 0)] * (weight.ndim - 1), (0, odd)]).reshape(-1, 2)
-    bounds = bound_sums(pairs, np.zeros(len(pairs), np.int64), low, high)
+    largest = max(int(weight.max()), -int(weight.min()))
+    if 2 * largest * max(abs(low), abs(high)) <= np.iinfo(np.int16).max:
+        return True
+    rows = max(1, BLOCK // weight[0].size)
+    blocks = (weight[first : first + rows] for first in range(0, len(weight), rows))
+    return all(_neighbours_fit_int16(block, low, high) for block in blocks)
+
+
+def _neighbours_fit_int16(weight: npt.NDArray[np.integer], low: int, high: int) -> bool:
+    even, odd = weight[..., ::2], weight[..., 1::2]
+    positive = np.maximum(even, 0).astype(np.int32)
+    negative = np.minimum(even, 0).astype(np.int32)
+    positive[..., : odd.shape[-1]] += np.maximum(odd, 0)
+    negative[..., : odd.shape[-1]] += np.minimum(odd, 0)
     ends = np.iinfo(np.int16)
-    return bool(ends.min <= bounds.smallest.min() and bounds.largest.max() <= ends.max)
+    return bool(
+        (positive * high + negative * low).max() <= ends.max
+        and ends.min <= (positive * low + negative * high).min()
+    )
 
 
 def bound_products(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 from cpu_kernels import RANGE, rounded
@@ -127,6 +128,16 @@ def extreme_conv(dtype: str, pairs: list[tuple[int, int]] | None = None) -> Conv
     )  # fmt: skip
 
 
+def extreme_depthwise(dtype: str, pairs: list[tuple[int, int]]) -> Conv2d:
+    """The same, depthwise, with ``pairs`` in rows 0 and 1, and 2 and 3, of the window."""
+    rows = np.resize(np.array(pairs, np.int8), (32, 2))
+    weight = np.repeat(np.tile(rows, 2)[:, :, None, None], 3, axis=2)
+    layer = extreme_conv(dtype)
+    x, y = Value("x", (5, 6, 32), dtype), Value("y", (2, 4, 32), "int32")
+    reach = bound_sums(weight, layer.bias, *RANGE[dtype]).reach
+    return replace(layer, input=x, output=y, right=Weights(weight), groups=32, max_sum=reach)
+
+
 CONVS = {
     "square": {},
     "stem": {"shape": (17, 15, 3), "k": 24, "strides": (2, 2), "dtype": "uint8"},
@@ -210,6 +221,10 @@ CONVS = {
     "tall": {"shape": (64, 3, 16), "k": 16},
     "deep": {"shape": (7, 7, 128), "k": 256},
     "of 4 bits": {"shape": (5, 7, 13), "k": 24, "weight_bits": 4, "zero_point": 6},
+    "factors beyond 4 bits": {
+        "shape": (6, 7, 20), "k": 32, "products": 8, "weight_bits": 3, "dtype": "uint8",
+        "raw": True,
+    },
     "depthwise of 4 bits": {
         "shape": (9, 9, 32), "k": 32, "groups": 32, "dtype": "uint8", "weight_bits": 4,
         "zero_point": 11,

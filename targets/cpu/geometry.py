@@ -10,12 +10,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from targets.code_range import code_range
 from targets.cpu.cuts import Cut, CutSpace
 from targets.cpu.host import CpuFeatures
 from targets.cpu.intrinsics import DotProduct
 from targets.layers import Conv2d, Ints, Weights
-from targets.sum_bounds import neighbours_fit_int16
 
 CHAINS = 6  # accumulators that hide the latency of one dot product
 NEAR_BYTES = 32 * 1024  # of the first-level cache
@@ -32,7 +30,7 @@ def stored_weight(weights: Weights) -> npt.NDArray[np.signedinteger[Any]]:
     low, high = scaled.min(), scaled.max()
     for dtype in (np.int8, np.int16):
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-            return scaled.astype(dtype)
+            return scaled.astype(dtype, copy=False)
     return scaled
 
 
@@ -44,7 +42,7 @@ def product_of(layer: Conv2d, host: CpuFeatures) -> tuple[DotProduct | None, int
         return found.words, 0
     if wide != np.int8 or not found.bytes:
         return None, 0
-    exact = [each for each in found.bytes if not each.in_words or _fits_words(layer, each)]
+    exact = [each for each in found.bytes if not each.in_words or layer.pairs_fit_int16]
     product = min(exact, key=lambda each: (each.left == "int16", each.left != code))
     return product, _raised(code, product)
 
@@ -52,18 +50,6 @@ def product_of(layer: Conv2d, host: CpuFeatures) -> tuple[DotProduct | None, int
 def _raised(code: str, product: DotProduct) -> int:
     """What is added to a layer's codes for an instruction, by turning their sign bit."""
     return {("int8", "uint8"): 128, ("uint8", "int8"): -128}.get((code, product.left), 0)
-
-
-def _fits_words(layer: Conv2d, product: DotProduct) -> bool:
-    """Whether no input makes two products, which an instruction sums in 16 bits, larger."""
-    assert isinstance(layer.right, Weights)
-    weight, value = stored_weight(layer.right), layer.input
-    low, high = code_range(value.bits, value.dtype == "int8")
-    low, high = min(low, layer.input_zero_point), max(high, layer.input_zero_point)
-    if layer.depthwise:  # rows are joined
-        weight = weight.transpose(0, 2, 3, 1)
-    raised = _raised(value.dtype, product)
-    return neighbours_fit_int16(weight, low + raised, high + raised)
 
 
 @dataclass(frozen=True)
@@ -203,6 +189,7 @@ class _Blocks:
 
     @staticmethod
     def of(layer: Conv2d, host: CpuFeatures) -> _Blocks:
+        assert isinstance(layer.right, Weights)
         channels = layer.output.shape[2]
         groups = 1 if layer.depthwise else layer.groups
         lanes = host.instructions.lanes
@@ -212,7 +199,7 @@ class _Blocks:
         return _Blocks(
             lanes, groups, groups * of_group, groups * of_group * lanes == channels,
             1 if layer.depthwise else of_group, host.instructions.registers, widened,
-            lanes * math.prod(layer.weight_shape[1:]),
+            lanes * math.prod(layer.weight_shape[1:]) * stored_weight(layer.right).itemsize,
         )  # fmt: skip
 
     @property

@@ -1,5 +1,7 @@
 """The bounds of sums hold for every input, and some input reaches them."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -197,3 +199,14 @@ def test_neighbours_fit_where_no_pair_of_codes_goes_beyond(weight, codes):
     ]
     fits = min(ends) >= -(2**15) and max(ends) < 2**15
     assert neighbours_fit_int16(weight, low, high) == fits
+
+
+def test_neighbours_of_large_layers_take_less_memory_than_the_layer():
+    weight = np.tile(np.array([100, 28], np.int8), (4096, 1024))
+    tracemalloc.start()
+    assert neighbours_fit_int16(weight, 0, 255)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < weight.nbytes
+    weight[-1, -1] = 29
+    assert not neighbours_fit_int16(weight, 0, 255)

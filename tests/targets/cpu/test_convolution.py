@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from cpu_convolutions import CONVS, conv, conv_reference, extreme_conv
+from cpu_convolutions import CONVS, conv, conv_reference, extreme_conv, extreme_depthwise
 from cpu_kernels import EXECUTED, RANGE, TARGET, call, codes, compiled, features, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax, tirx
 
-from targets.cpu.geometry import Dot
+from targets.cpu.geometry import product_of
 from targets.cpu.host import CpuFeatures
 from targets.cpu.instruction_sets import AVX2, PLAIN, InstructionSet
-from targets.cpu.kernels import make_kernel
+from targets.cpu.kernels import cuts_of, make_kernel
 from targets.errors import UnsupportedError
 from targets.layers import (
     Conv2d,
@@ -27,13 +28,19 @@ from targets.layers import (
     Weights,
 )
 from targets.rounding import FLOOR, HALF_UP, Rounding, RoundingMode
-from targets.sum_bounds import bound_sums
+from targets.sum_bounds import bound_sums, neighbours_fit_int16
 
 VECTOR = CpuFeatures.of(TARGET)
 SETS = {each.name: each for each in EXECUTED}
 SOME = (
     *("stem", "pointwise ragged", "asymmetric", "depthwise ragged", "grouped", "dense wide"),
-    *("scaled products in words", "multiplier", "of 4 bits", "depthwise of 4 bits"),
+    *(
+        "scaled products in words",
+        "multiplier",
+        "of 4 bits",
+        "depthwise of 4 bits",
+        "depthwise 5x5",
+    ),
 )
 """Of the convolutions, for the sets that this machine would not choose."""
 CASES = [
@@ -70,31 +77,71 @@ def test_products_that_saturate_16_bits(instructions: str, dtype: str) -> None:
         np.testing.assert_array_equal(got, conv_reference(layer, inputs))
 
 
+def instruction(layer: Conv2d, host: CpuFeatures) -> str:
+    product, _ = product_of(layer, host)
+    return product.name
+
+
 IN_WORDS = [name for name in SETS if any(dot.in_words for dot in SETS[name].bytes)]
 
 
+EXTREME = {"channels": extreme_conv, "rows": extreme_depthwise}
+"""By what neighbours are."""
+
+
+@pytest.mark.parametrize("neighbours", EXTREME)
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 @pytest.mark.parametrize("instructions", IN_WORDS)
-def test_weights_whose_products_just_fit_16_bits(instructions: str, dtype: str) -> None:
-    layer = extreme_conv(dtype, [(1, 127), (65, 63), (-64, -64), (127, -128)])
-    assert "pmaddubsw" in Dot.of(layer, features(SETS[instructions])).intrinsic
-    kernel = make_kernel(layer, features(SETS[instructions]))
+def test_weights_whose_products_just_fit_16_bits(
+    instructions: str, dtype: str, neighbours: str
+) -> None:
+    layer = EXTREME[neighbours](dtype, [(1, 127), (65, 63), (-64, -64), (127, -128)])
+    host = features(SETS[instructions])
+    assert "pmaddubsw" in instruction(layer, host)
+    kernel = make_kernel(layer, host)
     built = compiled(kernel, EXECUTED[SETS[instructions]])
     low, high = RANGE[dtype]
+    axis, others = (2, (0, 1)) if neighbours == "channels" else (0, (1, 2))
     for codes_of_pair in ((low, low), (low, high), (high, low), (high, high)):
-        x = np.resize(np.array(codes_of_pair, dtype), (1, *layer.input.shape))
+        of_axis = np.resize(np.array(codes_of_pair, dtype), layer.input.shape[axis])
+        x = np.zeros((1, *layer.input.shape), dtype) + np.expand_dims(of_axis, others)
         got = call(built, kernel, layer, [x])
         np.testing.assert_array_equal(got, conv_reference(layer, [x]))
 
 
+@pytest.mark.parametrize("neighbours", EXTREME)
 @pytest.mark.parametrize("pair", [(2, 127), (65, 64), (-65, -64)])
-def test_weights_whose_products_do_not_fit_16_bits(pair: tuple[int, int]) -> None:
-    layer = extreme_conv("uint8", [(1, 1), pair])
-    assert "pmaddwd" in Dot.of(layer, features(AVX2)).intrinsic
+def test_weights_whose_products_do_not_fit_16_bits(pair: tuple[int, int], neighbours: str) -> None:
+    layer, host = EXTREME[neighbours]("uint8", [(1, 1), pair]), features(AVX2)
+    assert "pmaddwd" in instruction(layer, host)
     few_codes = replace(layer, input=replace(layer.input, bits=4))
-    assert "pmaddubsw" in Dot.of(few_codes, features(AVX2)).intrinsic
+    assert "pmaddubsw" in instruction(few_codes, host)
     padded = replace(few_codes, input_zero_point=255)
-    assert "pmaddwd" in Dot.of(padded, features(AVX2)).intrinsic
+    assert "pmaddwd" in instruction(padded, host)
+
+
+@pytest.mark.parametrize("instructions", IN_WORDS)
+def test_factors_of_products_count_where_16_bits_hold_two(instructions: str) -> None:
+    """Codes of 3 bits, but what is multiplied reaches -96."""
+    layer, host = conv(**CONVS["factors beyond 4 bits"]), features(SETS[instructions])
+    assert "pmaddwd" in instruction(layer, host)
+    inputs = [np.full((1, *layer.input.shape), 255, np.uint8)]
+    got = run(make_kernel(layer, host), layer, inputs, EXECUTED[SETS[instructions]])
+    np.testing.assert_array_equal(got, conv_reference(layer, inputs))
+
+
+def test_that_16_bits_hold_two_products_is_proved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    proofs: list[bool] = []
+
+    def proved(*arguments: Any) -> bool:
+        proofs.append(neighbours_fit_int16(*arguments))
+        return proofs[-1]
+
+    monkeypatch.setattr("targets.layers.neighbours_fit_int16", proved)
+    layer, host = conv(**CONVS["of 4 bits"]), features(AVX2)
+    for cut in (None, *cuts_of(layer, host).cuts[:2]):
+        make_kernel(layer, host, cut)
+    assert proofs == [True]
 
 
 def test_another_rounding_is_refused() -> None:

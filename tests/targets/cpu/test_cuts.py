@@ -67,6 +67,12 @@ def test_weights_that_exceed_the_nearest_cache_are_used_by_several_pixels() -> N
     assert cuts_of(tokens, VNNI).rule.pixels > 1
 
 
+def test_weights_of_16_bits_are_twice_as_many_bytes() -> None:
+    shape = {"shape": (1, 197, 128), "k": 192, "kernel": (1, 1), "padding": (0,) * 4}
+    of_bytes, of_words = (cuts_of(conv(**shape, products=n), VNNI).rule for n in (0, 16))
+    assert of_bytes.pixels == 1 < of_words.pixels
+
+
 def test_what_does_not_fit_is_refused() -> None:
     layer = conv(**CONVS["square"])
     rule = cuts_of(layer, HOST).rule
