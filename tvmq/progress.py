@@ -146,14 +146,16 @@ class _Lines:
     def __init__(self, what: str, say: Callable[[str], None]) -> None:
         self.what, self.say = what, say
         self.began = self.said = time.perf_counter()
-        self.first: int | None = None
+        self.first = self.last = 0
+        self.total: int | None = None
 
     def __call__(self, done: int, total: int | None, words: str = "") -> None:
         check()
         now = time.perf_counter()
-        if self.first is None or done < self.first:
+        if done < self.last or total != self.total:
             # What an earlier run has done says nothing about the speed, nor does another count.
-            self.first, self.began = done, now
+            self.first, self.total, self.began = done, total, now
+        self.last = done
         if now - self.said < LINE_EVERY:
             return
         self.said = now

@@ -18,12 +18,16 @@ def test_a_second_count_has_its_own_total_and_time(monkeypatch):
     line(150, 200)
     line(1, 20, "exponents")
     line(11, 20)
+    line(30, 60, "another one, from further on")
+    line(45, 60)
     line(12, None)
     assert said == [
         "reconstruct: 100 of 200; unit 1",
         "reconstruct: 150 of 200, 30 s left",
         "reconstruct: 1 of 20; exponents",
         "reconstruct: 11 of 20, 27 s left",
+        "reconstruct: 30 of 60; another one, from further on",
+        "reconstruct: 45 of 60, 30 s left",
         "reconstruct: 12",
     ]
 
