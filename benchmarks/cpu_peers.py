@@ -46,6 +46,7 @@ from benchmarks.mobilenet_v2 import mobilenet_v2
 from benchmarks.resnet18 import PIXELS, resnet18
 from benchmarks.zoo import made
 from targets.cpu.instruction_sets import NATIVE
+from targets.whole_files import whole_file
 from tvmq import __version__
 from tvmq.build_request import BuildRequest
 from tvmq.flow import build
@@ -245,9 +246,8 @@ def read(results: Path) -> list[dict[str, Any]]:
 def write(results: Path, facts: Iterable[dict[str, Any]]) -> None:
     """Replace the results; a reader never sees half a file."""
     results.parent.mkdir(parents=True, exist_ok=True)
-    partial = results.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(fact) + "\n" for fact in facts))
-    partial.rename(results)
+    with whole_file(results) as file:
+        file.write("".join(json.dumps(fact) + "\n" for fact in facts).encode())
 
 
 def table(facts: Iterable[dict[str, Any]]) -> Iterable[str]:

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from targets.whole_files import whole_file
+
 PRECISIONS = ("w4a8", "w4a4", "w3a3", "w2a4", "w2a2")
 POT_METHODS = ("rtn", "nearest", "adaround", "brecq", "qdrop", "unscaled", "rapq", "rapq,aquant")
 FREE_METHODS = ("rtn", "adaround", "brecq", "qdrop", "asymmetric", "qdrop,aquant")
@@ -37,9 +39,8 @@ def read(results: Path) -> list[dict[str, Any]]:
 def write(results: Path, facts: list[dict[str, Any]]) -> None:
     """Replace the results; a reader never sees half a file."""
     results.parent.mkdir(parents=True, exist_ok=True)
-    partial = results.with_suffix(".partial")
-    partial.write_text(json.dumps(facts, indent=1) + "\n")
-    partial.rename(results)
+    with whole_file(results) as file:
+        file.write((json.dumps(facts, indent=1) + "\n").encode())
 
 
 def find(facts: list[dict[str, Any]], name: str, seed: int, iterations: int) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
@@ -250,6 +252,11 @@ class FloatModel:
         """What runs in float in the middle of the graph, by name, in order."""
         return {island.name: island.computes for _, island in island_results(self.graph_module)}
 
+    def changed(self, graph_module: GraphModule, **others: Any) -> FloatModel:
+        """The network with another graph, and whatever else of these attributes is another."""
+        fingerprint = fingerprint_of(graph_module)
+        return replace(self, graph_module=graph_module, fingerprint=fingerprint, **others)
+
     def weight_of(self, node: Node) -> torch.Tensor:
         """Weight of a conv2d (K, C/groups, R, S) or linear (K, C) node."""
         return constant_of(self.graph_module, node.args[1])
@@ -266,6 +273,18 @@ def island_results(graph_module: GraphModule) -> Iterator[tuple[Node, FloatIslan
         island = getattr(graph_module, str(node.target))
         assert isinstance(island, FloatIsland)
         yield node, island
+
+
+def fingerprint_of(graph_module: GraphModule) -> str:
+    """Sha256 of what the graph computes: its nodes in order and the bytes of its constants."""
+    digest = hashlib.sha256()
+    for node in graph_module.graph.nodes:
+        digest.update(f"{node.op} {node.name} {node.target} {node.args} {node.kwargs}\n".encode())
+        if node.op == "get_attr":
+            digest.update(getattr(graph_module, str(node.target)).cpu().numpy().tobytes())
+    for _, island in island_results(graph_module):
+        digest.update(fingerprint_of(island.computes.graph_module).encode())
+    return digest.hexdigest()
 
 
 def groups_of(node: Node) -> int:

@@ -66,7 +66,7 @@ from tvmq.plan.annotate import annotate
 from tvmq.plan.equalize import equalize_as
 from tvmq.plan.mix_channels import mix_as
 from tvmq.plan.plan import Plan
-from tvmq.plan.plan_file import planned_changes, planned_settings, read_plan, write_plan
+from tvmq.plan.plan_file import PlannedChanges, planned_changes, read_plan, write_plan
 from tvmq.plan.plan_network import plan_network
 from tvmq.plan.range_check import check_ranges
 from tvmq.plan.round_reads import round_reads
@@ -290,15 +290,14 @@ def _capture(request: BuildRequest, progress: Progress) -> FloatModel:
         input_shapes=request.input_shapes,
         float_islands=request.float_islands,
     )
-    model = round_reads(model, planned_settings(request.plan) if request.plan else request.settings)
-    changes = planned_changes(request.plan) if request.plan else (None, None, None)
-    equalized, scaled, moved = changes
-    if equalized is not None:
-        model = equalize_as(model, equalized)
-    if scaled is not None:
-        model = scale_as(model, scaled)
-    if moved is not None:
-        model = mix_as(model, moved)
+    planned = planned_changes(request.plan) if request.plan else PlannedChanges(request.settings)
+    model = round_reads(model, planned.settings)
+    if planned.equalization is not None:
+        model = equalize_as(model, planned.equalization)
+    if planned.scaling is not None:
+        model = scale_as(model, planned.scaling)
+    if planned.mixing is not None:
+        model = mix_as(model, planned.mixing)
     for note in model.notes:
         progress.note(f"note: {note}")
     return model

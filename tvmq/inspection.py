@@ -7,7 +7,6 @@ printed is said to be a forecast, and cycles are said to be estimates: nothing i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relay_passes.estimate import Estimate, estimate
@@ -100,11 +99,6 @@ def forecast(
     if model.ends is None:
         return layers
     return [*_in_float(model.ends.head), *layers, *_in_float(model.ends.tail)]
-
-
-def on_npu(layers: Sequence[Forecast]) -> int:
-    """Estimated cycles of what runs on the NPU, of one image."""
-    return sum(layer.cycles or 0 for layer in layers if layer.device == "npu")
 
 
 def _in_float(end: FloatEnd) -> list[Forecast]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from tvm import s_tir, te, tirx
 
@@ -94,22 +95,21 @@ def build_factor(
         te.placeholder(array.shape, "int32", name=f"constant{i}")
         for i, array in enumerate(epilogue.constants)
     ]
-    matrix = None if factor.pairing is Pairing.ELEMENTS else _Matrix.of(host)
-    if matrix is None:
-        products = _elements(layer, factor, *inputs[:2])
+    schedule: Callable[[tirx.PrimFunc], tirx.PrimFunc]
+    if factor.pairing is Pairing.ELEMENTS:
+        products, schedule = _elements(layer, factor, *inputs[:2]), _schedule_elements
     else:
+        matrix = _Matrix.of(host)
         cut = cut or matrix.rule(layer)
         products = _matrices(layer, factor, matrix, cut, *inputs[:2])
+        schedule = partial(_schedule_matrices, matrix=matrix, groups=layer.groups, cut=cut)
 
     def code(*at: Expr) -> Expr:
         residual = inputs[2][at] if len(inputs) > 2 else None
         return epilogue(products(*at), [constant[at[-1]] for constant in constants], residual)
 
     out = te.compute((n, *layer.output.shape), code, name="out")
-    func = function([*inputs, *constants, out])
-    if matrix is None or cut is None:
-        return Kernel(_schedule_elements(func), epilogue.constants)
-    return Kernel(_schedule_matrices(func, matrix, layer.groups, cut), epilogue.constants)
+    return Kernel(schedule(function([*inputs, *constants, out])), epilogue.constants)
 
 
 def _elements(layer: Conv2d, factor: Factor, x: te.Tensor, r: te.Tensor) -> Callable[..., Expr]:

@@ -263,6 +263,7 @@ def issued(
     emitted, owners = [each.emitted for each in owned], [each.owner for each in owned]
     clock = IssueClock(emitted, owners, spec)
     found = [(turns.order, clock.order(turns.order))] if turns.order else clock.fastest()
+    found = found[: max(1, TIMED // max(1, len(emitted)))]
     if turns.leads:
         names = [each.job.output.value.name for each in plan.layers]
         by_layer = [turns.leads.get(name, NO_LEAD) for name in names]
@@ -270,8 +271,7 @@ def issued(
         if any(leads):
             found = [(name, clock.with_leads(order, leads)) for name, order in found]
     made = [
-        Issued(name, _with_tokens(owned, clock.costs, order, spec), spec)
-        for name, order in found[: max(1, TIMED // max(1, len(emitted)))]
+        Issued(name, _with_tokens(owned, clock.costs, order, spec), spec) for name, order in found
     ]
     return made[0] if len(made) == 1 else min(made, key=lambda each: each.cycles)
 

@@ -7,7 +7,6 @@ made for one size fails at one of these two.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from tvmq.float_model import (
     FloatModel,
     Origin,
     TensorSpec,
-    island_results,
+    fingerprint_of,
 )
 from tvmq.noise import noise_like
 
@@ -128,18 +127,6 @@ def _float_ends(ends: WrittenEnds) -> FloatEnds:
     results = zip(ends.output_names, ends.results, strict=True)
     outputs = tuple(_spec_of(name, node.meta["val"]) for name, node in results)
     return FloatEnds(ends.head, ends.tail, inputs, outputs)
-
-
-def fingerprint_of(graph_module: GraphModule) -> str:
-    """Sha256 of what the graph computes: its nodes in order and the bytes of its constants."""
-    digest = hashlib.sha256()
-    for node in graph_module.graph.nodes:
-        digest.update(f"{node.op} {node.name} {node.target} {node.args} {node.kwargs}\n".encode())
-        if node.op == "get_attr":
-            digest.update(getattr(graph_module, str(node.target)).cpu().numpy().tobytes())
-    for _, island in island_results(graph_module):
-        digest.update(fingerprint_of(island.computes.graph_module).encode())
-    return digest.hexdigest()
 
 
 def _verify_finite(canonical: CanonicalProgram) -> None:

@@ -228,7 +228,7 @@ def command(terminal: Terminal, /, model_file: Path, output: Path | None, **opti
         scales=options.pop("scales"),
         granularity=options.pop("granularity"),
         first_last_bits=options.pop("first_last_bits"),
-        **residual_settings(*(options.pop(f"residual_{name}") for name in ("bits", "reads"))),
+        **residual_settings(options.pop("residual_bits"), options.pop("residual_reads")),
         calib_method=options.pop("calib_method"),
         exclude=options.pop("exclude"),
         method=parse_methods(options.pop("method")),

@@ -83,7 +83,7 @@ def _inspect_model(
 ) -> None:
     from tvmq.capture.capture import capture
     from tvmq.flow import parse_target
-    from tvmq.inspection import forecast, on_npu
+    from tvmq.inspection import forecast
     from tvmq.settings import Settings, parse_precision
 
     how = residual_settings(residual_bits, residual_reads)
@@ -94,13 +94,15 @@ def _inspect_model(
         from tvmq.pages.range_plot import channel_ranges, write_range_plot
 
         write_range_plot(channel_ranges(model), ranges)
-    forecasts = forecast(model, spec, settings, terminal.progress())
-    layers = [asdict(layer) for layer in forecasts]
-    residuals = None
+
+    def layers_with(settings: Settings) -> list[dict[str, Any]]:
+        return [asdict(layer) for layer in forecast(model, spec, settings, terminal.progress())]
+
+    layers, residuals = layers_with(settings), None
     if spec is not None and residual_bits:
-        plain = replace(settings, residual_bits=0)
-        bare = forecast(model, spec, plain, terminal.progress())
-        residuals = {**how, "cycles": on_npu(forecasts), "without": on_npu(bare)}
+        bare = layers_with(replace(settings, residual_bits=0))
+        cycles, without = (sum(_cycles(each, "npu")) for each in (layers, bare))
+        residuals = {**how, "cycles": cycles, "without": without}
     if terminal.json:
         data = {"model": str(model_file), "kind": model.kind, "target": target}
         terminal.print_json({**data, "residuals": residuals, "operators": layers})
@@ -162,13 +164,18 @@ def _row(layer: dict[str, Any], *, priced: bool = False) -> list[str]:
     return [*start, cycles, layer["bound"], *end]
 
 
+def _cycles(layers: list[dict[str, Any]], device: str) -> list[int]:
+    """Of those layers of a device that have some."""
+    own = [layer.get("cycles") for layer in layers if layer["device"] == device]
+    return [cycles for cycles in own if cycles is not None]
+
+
 def _totals(terminal: Terminal, layers: list[dict[str, Any]]) -> None:
     for device in ("npu", "cpu"):
         own = [layer for layer in layers if layer["device"] == device]
         macs = sum(layer["macs"] for layer in own)
         text = f"{device}: {len(own)} operators, {macs:,} MACs per image"
-        known = [layer["cycles"] for layer in own if layer.get("cycles") is not None]
-        if known:
+        if known := _cycles(layers, device):
             cycles = f"{sum(known):,}"
             text += f", {cycles} cycles" if device == "npu" else f", ({cycles}) cycles"
         terminal.say(text)

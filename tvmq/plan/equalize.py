@@ -33,7 +33,6 @@ from torch.fx import GraphModule, Node
 from targets.arithmetic import MAX_SHIFT_SPREAD
 from targets.errors import InputError
 from tvmq.calibrate.channel_ranges import ChannelRange, channel_axis
-from tvmq.capture.capture import fingerprint_of
 from tvmq.float_model import (
     BatchNormStats,
     Equalization,
@@ -150,13 +149,7 @@ def _rewritten(
         if known is not None:
             scale = torch.exp2(-torch.tensor(exponents, dtype=torch.float32))
             stats[name] = BatchNormStats(known.gamma * scale, known.beta * scale)
-    return replace(
-        model,
-        graph_module=graph_module,
-        batch_norms=stats,
-        fingerprint=fingerprint_of(graph_module),
-        equalization=equalization,
-    )
+    return model.changed(graph_module, batch_norms=stats, equalization=equalization)
 
 
 def find_links(graph_module: GraphModule) -> tuple[list[Link], int]:

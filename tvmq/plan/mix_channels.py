@@ -23,7 +23,6 @@ from torch.fx import GraphModule, Node
 from targets.errors import InputError
 from tvmq.calibrate.calibrate import Calibration
 from tvmq.calibrate.channel_ranges import ChannelRange
-from tvmq.capture.capture import fingerprint_of
 from tvmq.float_model import (
     BatchNormStats,
     FloatModel,
@@ -186,13 +185,7 @@ def _rewritten(
         if row is not None:
             order = classes.order_of(row, moved, np.zeros_like(row))
             stats[name] = BatchNormStats(known.gamma[order], known.beta[order])
-    return replace(
-        model,
-        graph_module=graph_module,
-        batch_norms=stats,
-        fingerprint=fingerprint_of(graph_module),
-        mixing=mixing,
-    )
+    return model.changed(graph_module, batch_norms=stats, mixing=mixing)
 
 
 def _permute(graph_module: GraphModule, node: Node, role: str, order: torch.Tensor) -> None:

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Sized
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
@@ -48,25 +48,25 @@ def read_plan(path: Path, model: FloatModel) -> Plan:
     return plan_from_json(read_text(path, "a plan", _WRITTEN), model, str(path))
 
 
-def planned_settings(path: Path) -> Settings:
-    """What a plan was asked for, from which follows what ``round_reads`` made of its network.
-
-    Raises as ``read_plan``.
-    """
-    return _read_file(read_text(path, "a plan", _WRITTEN), str(path)).settings
-
-
-def planned_changes(
-    path: Path,
-) -> tuple[Equalization | None, TensorScaling | None, Mixing | None]:
-    """How the network of a plan differs from the captured one; raises as ``read_plan``.
+class PlannedChanges(NamedTuple):
+    """How the network of a plan differs from the captured one.
 
     The plan itself is read with the network that ``round_reads``, ``equalize_as``, ``scale_as`` and
-    ``mix_as`` make of it, in this order.
+    ``mix_as`` make of it, in this order, each by one of these.
     """
+
+    settings: Settings
+    equalization: Equalization | None = None
+    scaling: TensorScaling | None = None
+    mixing: Mixing | None = None
+
+
+def planned_changes(path: Path) -> PlannedChanges:
+    """What a plan file says of its network; raises as ``read_plan``."""
     file = _read_file(read_text(path, "a plan", _WRITTEN), str(path))
     equalized, scaled, moved = file.equalization, file.scaling, file.mixing
-    return (
+    return PlannedChanges(
+        file.settings,
         None if equalized is None else Equalization(equalized.exponents, equalized.reason),
         None if scaled is None else TensorScaling(scaled.factors, scaled.reason, scaled.left_out),
         None if moved is None else Mixing(moved.orders, moved.reason),

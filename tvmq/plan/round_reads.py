@@ -14,13 +14,10 @@ carried from one addition to the next.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch.fx import Node
 
 from targets.errors import InputError
-from tvmq.capture.capture import fingerprint_of
 from tvmq.float_model import FloatModel, Origin, copy_of
 from tvmq.plan.value_bits import raised, residuals
 from tvmq.regions import Layer, Regions, find_regions, is_depthwise, is_rounding, rounding_of
@@ -61,12 +58,7 @@ def round_reads(model: FloatModel, settings: Settings) -> FloatModel:
         origins[rounded.name] = origins.get(names[0], Origin())
     graph_module.graph.lint()
     graph_module.recompile()
-    return replace(
-        model,
-        graph_module=graph_module,
-        origins=origins,
-        fingerprint=fingerprint_of(graph_module),
-    )
+    return model.changed(graph_module, origins=origins)
 
 
 def whole_reads(model: FloatModel) -> FloatModel:
@@ -77,7 +69,7 @@ def whole_reads(model: FloatModel) -> FloatModel:
             node.replace_all_uses_with(node.args[0])
             graph_module.graph.erase_node(node)
     graph_module.recompile()
-    return replace(model, graph_module=graph_module, fingerprint=fingerprint_of(graph_module))
+    return model.changed(graph_module)
 
 
 def _rounding_readers(model: FloatModel, regions: Regions, rich: frozenset[str]) -> list[Layer]:

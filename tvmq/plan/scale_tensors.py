@@ -24,7 +24,6 @@ import torch
 from torch.fx import GraphModule, Node
 
 from targets.errors import InputError
-from tvmq.capture.capture import fingerprint_of
 from tvmq.float_model import BatchNormStats, FloatModel, TensorScaling, constant_of
 from tvmq.plan.plan import ValuePlan
 from tvmq.regions import MOVES, PRODUCTS, op_of
@@ -207,9 +206,4 @@ def _scaled(model: FloatModel, factors: Mapping[str, float]) -> FloatModel:
             bounds = [b if b is None else b * factor for b in node.args[1:]]
             node.args = (node.args[0], *bounds)
     graph_module.recompile()
-    return replace(
-        model,
-        graph_module=graph_module,
-        batch_norms=stats,
-        fingerprint=fingerprint_of(graph_module),
-    )
+    return model.changed(graph_module, batch_norms=stats)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from targets.npu.machine.program import Program
@@ -13,7 +14,7 @@ from targets.rounding import HALF_UP
 from tvmq.float_model import FloatModel
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.plan import Plan
-from tvmq.profile.plan_price import Price, plan_price
+from tvmq.profile.plan_price import Price, compared
 from tvmq.regions import shape_of
 
 
@@ -54,19 +55,19 @@ def border_cost(
     bordered = {name: value for name, value in plan.values.items() if value.rounding.borders}
     if not bordered:
         return None
-    priced = bare = None
-    if spec is not None:
-        priced = plan_price(model, plan, spec, programs)
-        values = {n: replace(v, rounding=HALF_UP) for n, v in bordered.items()}
-        without = complete_plan(
-            *(model, plan.settings, plan.calibration, {**plan.values, **values}),
-            *(plan.weights, plan.biases),
-        )
-        bare = plan_price(model, without, spec)
     return BorderCost(
         len(bordered),
         sum(value.rounding.rows.size for value in bordered.values()),
         sum(math.prod(shape_of(model.nodes[name])[1:]) for name in bordered),
-        priced,
-        bare,
+        *compared(model, plan, programs, spec, partial(_without, model, plan)),
+    )
+
+
+def _without(model: FloatModel, plan: Plan) -> tuple[FloatModel, Plan]:
+    values = {
+        name: replace(value, rounding=HALF_UP) if value.rounding.borders else value
+        for name, value in plan.values.items()
+    }
+    return model, complete_plan(
+        model, plan.settings, plan.calibration, values, plan.weights, plan.biases
     )

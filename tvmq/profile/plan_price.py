@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from relay_passes.place import place
@@ -29,6 +29,27 @@ class Price:
     cycles: int
     dram_bytes: int
     picojoules: float
+
+
+def compared(
+    model: FloatModel,
+    plan: Plan,
+    programs: Iterable[Program] | None,
+    spec: NpuSpec | None,
+    other: Callable[[], tuple[FloatModel, Plan]],
+) -> tuple[Price | None, Price | None]:
+    """The price of a plan, and of another one; None without a machine.
+
+    Args:
+        model: the network of the plan.
+        plan: complete.
+        programs: of the plan by rule; None if they are to be compiled.
+        spec: the machine, or None.
+        other: makes the other plan and its network.
+    """
+    if spec is None:
+        return None, None
+    return plan_price(model, plan, spec, programs), plan_price(*other(), spec)
 
 
 def plan_price(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from targets.npu.machine.program import Program
@@ -12,7 +13,7 @@ from targets.npu.machine.spec import NpuSpec
 from tvmq.float_model import FloatModel
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.plan import Plan
-from tvmq.profile.plan_price import Price, plan_price
+from tvmq.profile.plan_price import Price, compared
 from tvmq.regions import find_regions, shape_of
 
 
@@ -66,13 +67,12 @@ def product_cost(
         macs += outputs * math.prod(inputs)
         if layer.name in scaled:
             operations += outputs * len(scaled[layer.name].factors[0])
-    priced = bare = None
-    if spec is not None:
-        priced = plan_price(model, plan, spec, programs)
-        bare = plan_price(model, _without(model, plan), spec)
-    return ProductCost(len(scaled), operations, macs, priced, bare)
+    prices = compared(model, plan, programs, spec, partial(_without, model, plan))
+    return ProductCost(len(scaled), operations, macs, *prices)
 
 
-def _without(model: FloatModel, plan: Plan) -> Plan:
+def _without(model: FloatModel, plan: Plan) -> tuple[FloatModel, Plan]:
     weights = {name: replace(w, products=None) for name, w in plan.weights.items()}
-    return complete_plan(model, plan.settings, plan.calibration, plan.values, weights, plan.biases)
+    return model, complete_plan(
+        model, plan.settings, plan.calibration, plan.values, weights, plan.biases
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from targets.code_range import code_range
@@ -16,7 +17,7 @@ from tvmq.plan.joined_values import tied_values
 from tvmq.plan.plan import Plan, ValuePlan
 from tvmq.plan.round_reads import whole_reads
 from tvmq.plan.value_bits import raised, value_bits
-from tvmq.profile.plan_price import Price, plan_price
+from tvmq.profile.plan_price import Price, compared
 from tvmq.regions import find_regions, is_rounding
 
 
@@ -59,16 +60,13 @@ def residual_cost(
         return None
     rich = raised(model, find_regions(model), settings)
     roundings = sum(is_rounding(node) for node in model.graph_module.graph.nodes)
-    priced = bare = None
-    if spec is not None:
-        priced = plan_price(model, plan, spec, programs)
-        other = whole_reads(model)
-        bare = plan_price(other, _without(other, plan, rich), spec)
-    return ResidualCost(settings.residual_bits, len(rich), roundings, priced, bare)
+    prices = compared(model, plan, programs, spec, partial(_without, model, plan, rich))
+    return ResidualCost(settings.residual_bits, len(rich), roundings, *prices)
 
 
-def _without(model: FloatModel, plan: Plan, rich: frozenset[str]) -> Plan:
-    """The plan of the network that reads all bits, of which there are fewer."""
+def _without(model: FloatModel, plan: Plan, rich: frozenset[str]) -> tuple[FloatModel, Plan]:
+    """The network that reads all bits, and its plan, in which there are fewer."""
+    model = whole_reads(model)
     settings, regions = replace(plan.settings, residual_bits=0), find_regions(model)
     bits = value_bits(model, regions, settings)
     values = {name: plan.values[name] for name in regions.values}
@@ -77,7 +75,7 @@ def _without(model: FloatModel, plan: Plan, rich: frozenset[str]) -> Plan:
             most = max(bits[name] for name in names)
             values |= {name: _coarser(values[name], most) for name in names}
     layers = {name: w for name, w in plan.weights.items() if name in regions.layers}
-    return complete_plan(model, settings, plan.calibration, values, layers, plan.biases)
+    return model, complete_plan(model, settings, plan.calibration, values, layers, plan.biases)
 
 
 def _coarser(value: ValuePlan, bits: int) -> ValuePlan:

@@ -127,7 +127,7 @@ def _loop(
     optimizer = torch.optim.Adam(_groups(work), fused=work.device.type in ("cpu", "cuda"))
     rates = [group["lr"] for group in optimizer.param_groups]
     names, again = _inputs(work), _kept_bytes(work) > MOST_BYTES
-    saved = time.monotonic()
+    saved = time.perf_counter()
     for i in range(_go_on(work, optimizer), iterations):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * (1 + math.cos(math.pi * i / iterations)) / 2
@@ -146,18 +146,21 @@ def _loop(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        if work.save is not None and time.monotonic() >= saved + SAVED_EVERY:
-            seconds = time.perf_counter() - began
-            work.save({**_where(work, optimizer), "iterations": i + 1, "seconds": seconds})
-            saved = time.monotonic()
+        if work.save is not None and (now := time.perf_counter()) >= saved + SAVED_EVERY:
+            work.save(_where(work, optimizer, i + 1, now - began))
+            saved = now
         if work.report is not None and ((i + 1) % TOLD_EVERY == 0 or i + 1 == iterations):
             words = f"all units together, loss {float(loss.detach()):.4g}"
             work.report(i + 1, iterations, words)
 
 
-def _where(work: NetworkWork, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What training goes on from."""
+def _where(
+    work: NetworkWork, optimizer: torch.optim.Optimizer, iterations: int, seconds: float
+) -> dict[str, Any]:
+    """What training goes on from, after so many iterations and seconds."""
     return {
+        "iterations": iterations,
+        "seconds": seconds,
         "numbers": [number.detach() for number in _learned(optimizer)],
         "optimizer": optimizer.state_dict(),
         "generator": work.generator.get_state(),

@@ -123,7 +123,7 @@ def test_a_plan_file_says_how_the_network_was_changed(tmp_path):
     planned = plan_equalized(model, calibration(NAME), SETTINGS)
     path = tmp_path / "plan.json"
     write_plan(planned.plan, path)
-    equalization, *_ = planned_changes(path)
+    equalization = planned_changes(path).equalization
     assert equalization == planned.plan.equalization
     again = plan_from_json(path.read_text(), equalize_as(model, equalization))
     assert again == planned.plan
@@ -135,4 +135,4 @@ def test_a_plan_without_has_no_entry(tmp_path):
     plan = make_plan(float_model(NAME), calibration(NAME))
     write_plan(plan, tmp_path / "plan.json")
     assert "equalization" not in plan_to_json(plan)
-    assert planned_changes(tmp_path / "plan.json") == (None, None, None)
+    assert planned_changes(tmp_path / "plan.json") == (plan.settings, None, None, None)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from targets.errors import InputError
 from tvmq.calibrate.calibrate import calibrate
 from tvmq.capture.capture import capture_program
-from tvmq.plan.plan_file import plan_from_json, plan_to_json, planned_settings, write_plan
+from tvmq.plan.plan_file import plan_from_json, plan_to_json, planned_changes, write_plan
 from tvmq.plan.planner import make_plan
 from tvmq.plan.round_reads import round_reads, whole_reads
 from tvmq.plan.value_bits import residuals
@@ -138,6 +138,6 @@ def test_a_plan_says_which_network_it_is_of(tmp_path):
     model = round_reads(float_model("resnet_small"), SETTINGS)
     plan = make_plan(model, calibrate(model, [images("resnet_small")]), SETTINGS)
     write_plan(plan, tmp_path / "plan.json")
-    settings = planned_settings(tmp_path / "plan.json")
+    settings = planned_changes(tmp_path / "plan.json").settings
     again = round_reads(float_model("resnet_small"), settings)
     assert plan_to_json(plan_from_json(plan_to_json(plan), again)) == plan_to_json(plan)

@@ -178,7 +178,7 @@ def test_all_steps_are_powers_of_two(learned):
 def test_the_plan_brings_the_scaled_network_back(learned, tmp_path):
     plan = learned.done.plan
     write_plan(plan, tmp_path / "plan.json")
-    _, scaling, mixing = planned_changes(tmp_path / "plan.json")
+    *_, scaling, mixing = planned_changes(tmp_path / "plan.json")
     assert scaling == plan.scaling
     model = scale_as(float_model(learned.name), scaling)
     model = model if mixing is None else mix_as(model, mixing)

@@ -28,8 +28,9 @@ from tvmq.reconstruct import network_training, network_work
 from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.methods import Method
 from tvmq.reconstruct.mixed_images import mixed
-from tvmq.reconstruct.network_work import NetworkWork, distance
+from tvmq.reconstruct.network_work import NetworkPass, NetworkWork, distance
 from tvmq.reconstruct.unit_graph import QuantizedUnit, network_steps
+from tvmq.reconstruct.unit_state import Checkpoints
 from tvmq.reconstruct.units import find_units
 from tvmq.run.reference import run_reference
 from tvmq.settings import Settings
@@ -179,10 +180,21 @@ def test_training_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
         _run(checkpoints=tmp_path, report=told)
     assert (tmp_path / "training_0.npz").is_file()
     told_again = []
-    (tmp_path / "network_0.npz").write_bytes((tmp_path / "training_0.npz").read_bytes())
     done = _run(checkpoints=tmp_path, report=lambda done, of, words: told_again.append(words))
     assert [words for words in told_again if "together" in words] == told_again[-3:]
     assert plan_to_json(done.plan) == plan_to_json(_learned(FREE).plan)
+
+
+def test_files_of_another_kind_are_none(tmp_path):
+    files = Checkpoints(tmp_path, make_plan(model(), calibration(), FREE), Method(), 0, "images")
+    network, training = tmp_path / "network_0.npz", tmp_path / "training_0.npz"
+    files.save_network(0, [], NetworkPass("learned together", 2.0, 1.0))
+    training.write_bytes(network.read_bytes())
+    assert files.load_training(0) is None
+    files.save_training(0, {"iterations": 3})
+    assert files.load_training(0) == {"iterations": 3}
+    network.write_bytes(training.read_bytes())
+    assert files.load_network(0) is None
 
 
 def test_less_memory_gives_the_same(monkeypatch):
