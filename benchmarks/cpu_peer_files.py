@@ -11,13 +11,14 @@ import torch
 
 
 def quantize_for_peers(
-    program: torch.export.ExportedProgram, images: np.ndarray, path: Path
+    program: torch.export.ExportedProgram, images: np.ndarray, weight_bits: int, path: Path
 ) -> None:
     """Export, and quantize by ONNX Runtime: static, QDQ, weights per channel.
 
     Args:
         program: for any batch.
         images: float32[N, 3, H, W], whose ranges count.
+        weight_bits: 8 or 7.
         path: of the file.
 
     Raises:
@@ -53,6 +54,7 @@ def quantize_for_peers(
             str(path),
             Images(graph_input.name),
             per_channel=True,
+            reduce_range=weight_bits == 7,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             quant_format=QuantFormat.QDQ,

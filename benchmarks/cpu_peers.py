@@ -1,10 +1,12 @@
 """CPU kernels beside ONNX Runtime and OpenVINO: the same networks in 8 bits, timed by turns.
 
     python -m benchmarks.cpu_peers [--networks resnet18,...] [--threads 1,2] [--batch 1,8]
-                                   [--instruction-set native] [--results FILE]
+                                   [--instruction-set native] [--precision w8a8] [--results FILE]
 
-Random weights, 224 x 224 pixels, w8a8. tvmq builds for the CPU with free steps. The peers run one
-int8 file: ONNX Runtime's static quantization, weights signed by channel, activations unsigned.
+Random weights, 224 x 224 pixels. tvmq builds for the CPU with free steps. The peers run one int8
+file: ONNX Runtime's static quantization, weights signed by channel, activations unsigned. At w7a8
+its weights have 7 bits, too (``reduce_range``), what its documentation advises where AVX2 sums
+products in 16 bits.
 Each runs in a process of its own, and they take turns in one run, so that load hits all alike.
 A turn's time is the least of some runs: CPU time of the process with one thread, else that on the
 clock. A row has the median over the turns, and the median of the ratios within a turn. With several
@@ -50,14 +52,15 @@ from targets.whole_files import whole_file
 from tvmq import __version__
 from tvmq.build_request import BuildRequest
 from tvmq.flow import build
-from tvmq.settings import Settings
+from tvmq.settings import Settings, parse_precision
 
 OWN = {"resnet18": resnet18, "mobilenet_v2": mobilenet_v2}
 FROM_PACKAGES = ("resnet50", "efficientnet_lite0", "vit_tiny_patch16_224")
 NAMES = {"tvmq": "tvmq", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 SEED, IMAGES = 0, 4
-KEY = ("network", "instruction_set", "batch", "threads")
-HEAD = "| network | instructions | batch | threads | " + " | ".join(
+KEY = ("network", "precision", "instruction_set", "batch", "threads")
+PRECISIONS = ("w8a8", "w7a8")
+HEAD = "| network | precision | instructions | batch | threads | " + " | ".join(
     [*(f"{name}, ms" for name in NAMES.values()), "/ ONNX Runtime", "/ OpenVINO"]
 )
 
@@ -87,6 +90,7 @@ def main() -> int:
     parser.add_argument("--batch", default="1,8")
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--instruction-set", default=NATIVE, choices=[NATIVE, "avx2"])
+    parser.add_argument("--precision", default="w8a8", choices=PRECISIONS)
     parser.add_argument("--folder", type=Path, help="keeps what is built; default: nothing is kept")
     parser.add_argument("--results", type=Path)
     parser.add_argument("--table", type=Path, metavar="FILE", help="print it and measure nothing")
@@ -101,16 +105,15 @@ def main() -> int:
         environments = _environments(options.instruction_set, Path(room))
         for network in options.networks.split(","):
             try:
-                files = prepare(network, options.instruction_set, folder)
+                files = prepare(network, options.precision, options.instruction_set, folder)
             except ImportError as error:
                 print(f"{network} is left out: {error}", file=sys.stderr)
                 continue
             for batch in map(int, options.batch.split(",")):
                 for threads in map(int, options.threads.split(",")):
                     times = by_turns(files, environments, batch, threads, options.turns)
-                    key = dict(
-                        zip(KEY, (network, options.instruction_set, batch, threads), strict=True)
-                    )
+                    how = (options.precision, options.instruction_set, batch, threads)
+                    key = dict(zip(KEY, (network, *how), strict=True))
                     fact = {**key, **figures(times), "turns": options.turns}
                     fact |= {"versions": _versions(times), "machine": machine()}
                     print("\n".join(list(table([fact]))[2:]), flush=True)
@@ -119,13 +122,15 @@ def main() -> int:
     return 0
 
 
-def prepare(network: str, instruction_set: str, folder: Path) -> Files:
+def prepare(network: str, precision: str, instruction_set: str, folder: Path) -> Files:
     """Build a network for everybody; what is in the folder is taken as it is.
 
     Raises:
         ImportError: no package here makes it.
     """
-    artifact, peers = folder / f"{network}.{instruction_set}", folder / f"{network}.int8.onnx"
+    weight_bits, activation_bits = parse_precision(precision)
+    artifact = folder / f"{network}.{precision}.{instruction_set}"
+    peers = folder / f"{network}.{precision}.onnx"
     noise = folder / "noise.npz"
     if not noise.exists():
         images = np.random.default_rng(SEED).standard_normal((IMAGES, 3, PIXELS, PIXELS))
@@ -140,13 +145,17 @@ def prepare(network: str, instruction_set: str, folder: Path) -> Files:
                     artifact,
                     target="cpu",
                     cpu=instruction_set,
-                    settings=Settings(bias_correction=False),
+                    settings=Settings(
+                        *(weight_bits, activation_bits),
+                        first_last_bits=weight_bits,
+                        bias_correction=False,
+                    ),
                     calib_data=str(noise),
                     seed=SEED,
                 )
             ).check_gates()
         try:
-            quantize_for_peers(program, np.load(noise)["x"], peers)
+            quantize_for_peers(program, np.load(noise)["x"], weight_bits, peers)
         except ImportError as error:
             print(f"no peers: {error}; pip install '.[bench]' openvino", file=sys.stderr)
     return Files(artifact / "cpu.so", peers if peers.exists() else None)
