@@ -4,14 +4,16 @@
     python -m benchmarks.waps accuracy --data FOLDER [--seeds 0,1,2] [--images 256] [--test 2000]
     python -m benchmarks.waps learned --data FOLDER --results FILE [--seeds 0,1,2] [--iters 500]
         [--networks resnet20,mobilenetv2] [--precisions w2a2,w2a4,w4a4] [--pairs rapq,qdrop]
-        [--channels 8] [--outputs 16] [--images 1024] [--test 5000]
+        [--channels 8] [--outputs 16] [--without PART] [--images 1024] [--test 5000]
 
 ``cost``: random weights, 224 x 224 pixels, groups by the default budget, random factors; programs
 are compiled and priced with and without them. ``accuracy``: compensated codes (OPTQ) of each unit
 with corrected biases, and factors on top of these; top-1 of the fake-quantized network.
 ``learned``: ``qdrop`` (free steps) and ``rapq`` (powers of two) with and without ``waps``, same
-images and iterations; on one thread. Each finished run is a line of the results, and what is there
-is not run again. All print a Markdown table.
+images and iterations; on one thread. ``--without`` leaves a part of ``waps`` out: ``mixing`` of
+channels, the ``opening`` before weights are learned, the ``closing`` solve behind, or ``factors``,
+so that only the codes that it starts from are left. Each finished run is a line of the results, and
+what is there is not run again. All print a Markdown table.
 """
 
 from __future__ import annotations
@@ -24,9 +26,11 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -53,7 +57,7 @@ from tvmq.plan.planner import make_plan
 from tvmq.plan.product_groups import product_groups
 from tvmq.profile.product_cost import product_cost
 from tvmq.reconstruct.engine import reconstruct
-from tvmq.reconstruct.methods import Method
+from tvmq.reconstruct.methods import METHODS, Method
 from tvmq.reconstruct.refinements.compensated import CompensatedCodes
 from tvmq.reconstruct.refinements.scaled_products import ScaledProducts
 from tvmq.settings import Settings, parse_precision
@@ -62,6 +66,7 @@ NETWORKS = {"resnet18": resnet18, "mobilenet_v2": mobilenet_v2}
 CASES = ((0, 0), (8, 0), (8, 16), (16, 1))
 """Input channels of a group, and output channels that have factors in common; 0: none, and all."""
 PRECISIONS = ((2, 4), (2, 2))
+PARTS = ("", "mixing", "opening", "closing", "factors")
 IMAGES = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 BATCH = 250
 
@@ -83,6 +88,7 @@ def main() -> int:
     parser.add_argument("--pairs", default="rapq,qdrop")
     parser.add_argument("--channels", type=int, default=8)
     parser.add_argument("--outputs", type=int, default=16)
+    parser.add_argument("--without", default="", choices=PARTS)
     options = parser.parse_args()
     many = options.what == "learned"
     options.images = options.images or (1024 if many else 256)
@@ -207,7 +213,8 @@ def comparisons(options: argparse.Namespace) -> Iterator[str]:
         run = Run(network, precision, method, seed, options.iters, options.images)
         if not method.endswith("waps"):
             return run
-        return replace(run, channels=options.channels, outputs=options.outputs)
+        shape = {"channels": options.channels, "outputs": options.outputs}
+        return replace(run, **shape, without=options.without)
 
     precisions = options.precisions.split(",")
     for network in networks:
@@ -230,7 +237,10 @@ def comparisons(options: argparse.Namespace) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Run:
-    """A network that was learned; ``channels`` and ``outputs`` are 0 without factors."""
+    """A network that was learned; ``channels`` and ``outputs`` are 0 without factors.
+
+    ``without`` is what was left out of ``waps``.
+    """
 
     network: str
     precision: str
@@ -240,6 +250,7 @@ class Run:
     images: int
     channels: int = 0
     outputs: int = 0
+    without: str = ""
 
 
 def results(path: Path) -> dict[Run, float]:
@@ -262,8 +273,13 @@ def add(path: Path, run: Run, model: FloatModel, options: argparse.Namespace) ->
         product_channels=run.channels,
         product_outputs=run.outputs,
     )
-    planned = plan_network(model, calibrated(model, options, run.seed), settings)
-    done = reconstruct(planned.model, planned.calibration, planned.plan, seed=run.seed)
+    with ExitStack() as stack:
+        if run.without == "mixing":
+            as_it_is = patch("tvmq.plan.plan_network.plan_mixed", lambda found, _progress: found)
+            stack.enter_context(as_it_is)
+        stack.enter_context(patch.dict(METHODS, waps=_waps(run.without)))
+        planned = plan_network(model, calibrated(model, options, run.seed), settings)
+        done = reconstruct(planned.model, planned.calibration, planned.plan, seed=run.seed)
     line = {
         "run": asdict(run),
         "top1": round(100 * top1(done.model, done.plan, *tested(options)), 2),
@@ -279,6 +295,18 @@ def add(path: Path, run: Run, model: FloatModel, options: argparse.Namespace) ->
         file.write(json.dumps(line) + "\n")
 
 
+def _waps(without: str) -> Method:
+    """The method without one of its parts."""
+    whole = METHODS["waps"]
+    if without == "opening":
+        return replace(whole, opening=())
+    if without == "closing":
+        return replace(whole, refinements=())
+    if without == "factors":
+        return replace(whole, opening=(CompensatedCodes(),), refinements=())
+    return whole
+
+
 def paired(differences: list[float]) -> str:
     """Their mean, and its standard error where there are two or more."""
     mean = f"{np.mean(differences):+.2f}"
@@ -289,6 +317,7 @@ def paired(differences: list[float]) -> str:
 
 def _row(run: Run, found: list[float], difference: str) -> str:
     shape = f"{run.channels}, {run.outputs or 'all'}" if run.channels else ""
+    shape += f", no {run.without}" if run.without else ""
     each = ", ".join(f"{number:.2f}" for number in found)
     cells = (run.network, run.precision, f"`{run.method}`", shape, each, f"{np.mean(found):.2f}")
     return f"| {' | '.join((*cells, difference))} |"

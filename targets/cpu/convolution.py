@@ -27,6 +27,7 @@ from targets.cpu.factor import build_factor, matrix_cuts
 from targets.cpu.geometry import Dot, Geometry, cut_by_rule, cut_space, stored_weight
 from targets.cpu.host import CpuFeatures
 from targets.cpu.kernel import Kernel
+from targets.cpu.padding import without_padding
 from targets.cpu.requantize import Epilogue, Expr
 from targets.layers import Conv2d, Factor, Pairing
 
@@ -56,7 +57,11 @@ def build_conv2d(layer: Conv2d, host: CpuFeatures, cut: Cut | None = None) -> Ke
     weight = geometry.pack_weight(stored, dot)
     tensors = _Definition(layer, geometry, dot, epilogue, weight).tensors()
     func = te.create_prim_func(tensors, index_dtype_override="int64")
-    return Kernel(_schedule(func, layer, geometry, dot), (weight, *epilogue.constants))
+    scheduled = _schedule(func, layer, geometry, dot)
+    if geometry.view == "image" and dot.pads_zeros(layer):
+        whole_rows = geometry.pixels == geometry.width
+        scheduled = without_padding(scheduled, layer, whole_rows=whole_rows)
+    return Kernel(scheduled, (weight, *epilogue.constants))
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,10 @@ class Dot:
             return Dot(1, "int32", 0, None)
         return Dot(product.depth, product.left, raised, product.shared)
 
+    def pads_zeros(self, layer: Conv2d) -> bool:
+        """Whether padding is zeros where it is staged, so that products with it can be left out."""
+        return layer.input_zero_point + self.raised == 0
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -176,6 +180,7 @@ class _Blocks:
         registers: vectors of sums at most.
         widened: weights are, from bytes to words.
         weight_bytes: of a block.
+        inside: share of products that aren't left out where a tile has all pixels of a row.
     """
 
     lanes: int
@@ -186,6 +191,7 @@ class _Blocks:
     registers: int
     widened: bool
     weight_bytes: int
+    inside: float
 
     @staticmethod
     def of(layer: Conv2d, host: CpuFeatures) -> _Blocks:
@@ -195,11 +201,13 @@ class _Blocks:
         lanes = host.instructions.lanes
         dot, _ = product_of(layer, host)
         widened = dot is not None and (dot.left, dot.right) == ("int16", "int8")
+        zeros = Dot.of(layer, host).pads_zeros(layer)
         of_group = -(-(channels // groups) // lanes)
         return _Blocks(
             lanes, groups, groups * of_group, groups * of_group * lanes == channels,
             1 if layer.depthwise else of_group, host.instructions.registers, widened,
             lanes * math.prod(layer.weight_shape[1:]) * stored_weight(layer.right).itemsize,
+            _columns_inside(layer) if zeros else 1.0,
         )  # fmt: skip
 
     @property
@@ -298,11 +306,12 @@ def _tile(width: int, blocks: _Blocks) -> tuple[int, int]:
         pixels, vectors = tile
         waste = _round_up(width, pixels) / width
         copying = 1.1 if width % pixels else 1.0
+        inside = blocks.inside if pixels == width else 1.0
         dots, loads = pixels * vectors, pixels + vectors
         ports = 1.0 + (0.5 / pixels if blocks.widened else 0.0)
         near = vectors * blocks.weight_bytes <= NEAR_BYTES
         fetching = 0.0 if near else 4 * blocks.lanes / FETCHED_BYTES / pixels
-        return waste * copying * max(ports, loads / dots, CHAINS / dots, fetching)
+        return inside * waste * copying * max(ports, loads / dots, CHAINS / dots, fetching)
 
     tiles = [
         (pixels, vectors)
@@ -311,6 +320,14 @@ def _tile(width: int, blocks: _Blocks) -> tuple[int, int]:
         if pixels * vectors <= blocks.registers
     ]
     return min(tiles, key=cycles)
+
+
+def _columns_inside(layer: Conv2d) -> float:
+    """Share of a row's products, over the columns of the window, that aren't with padding."""
+    (_, width, _), columns = layer.input.shape, layer.weight_shape[2]
+    pixels = np.arange(layer.output.shape[1])[:, None] * layer.strides[1] - layer.padding[1]
+    at = pixels + np.arange(columns) * layer.dilation[1]
+    return float(((at >= 0) & (at < width)).mean())
 
 
 def _flattens(height: int, width: int, pixels: int) -> bool:

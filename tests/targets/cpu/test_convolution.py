@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -142,6 +143,18 @@ def test_that_16_bits_hold_two_products_is_proved_once(monkeypatch: pytest.Monke
     for cut in (None, *cuts_of(layer, host).cuts[:2]):
         make_kernel(layer, host, cut)
     assert proofs == [True]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "zero_point", "rows"), [("uint8", 0, 1), ("uint8", 3, 0), ("int8", 0, 0)]
+)
+def test_products_with_padding_are_left_out_where_it_is_zeros(
+    dtype: str, zero_point: int, rows: int
+) -> None:
+    """Codes of int8 are raised for this instruction, and their padding with them."""
+    layer = conv(shape=(7, 7, 64), k=64, dtype=dtype, zero_point=zero_point)
+    text = make_kernel(layer, features(SETS["avx512-vnni"])).func.script()
+    assert len(re.findall(r"\bif .* >= T.int64\(1\) and .* < T.int64\(8\):", text)) == 2 * rows
 
 
 def test_another_rounding_is_refused() -> None:
