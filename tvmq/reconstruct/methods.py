@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from tvmq.reconstruct.refinement import ROUNDING, Need, NetworkRefinement, Refinement
 from tvmq.reconstruct.refinements.borders import Borders
-from tvmq.reconstruct.refinements.compensated import SearchedExponents
+from tvmq.reconstruct.refinements.compensated import CompensatedCodes, SearchedExponents
 from tvmq.reconstruct.refinements.factored_codes import FactoredCodes
 from tvmq.reconstruct.refinements.learned import Learned, Phase
 from tvmq.reconstruct.refinements.learned_together import LearnedTogether
@@ -76,6 +76,11 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "rtn": Method("round to nearest", decides=frozenset({ROUNDING})),
+    # OPTQ, arXiv 2210.17323
+    "optq": Method(
+        "alone or before a method that trains: codes of weights whose errors compensate each other",
+        (CompensatedCodes(),),
+    ),
     # AdaRound, arXiv 2004.10568
     "adaround": Method(
         "rounding of weights learned layer by layer",

@@ -30,7 +30,7 @@ def test_every_loss_is_in_the_table():
 
 
 def test_methods_that_learn():
-    assert learning() == ("adaround", "brecq", "qdrop", "rapq", "waps", "aquant", "distill")
+    assert learning() == ("optq", "adaround", "brecq", "qdrop", "rapq", "waps", "aquant", "distill")
     assert learning(("wess", "rapq")) == ("rapq",)
 
 
@@ -40,8 +40,9 @@ def test_methods_that_learn():
         (("rapq", "rtn"), "pot", "method rapq, rtn: each of these decides how the weights are"),
         (("wess", "qdrop", "adaround"), "pot", "method qdrop, adaround: each of these decides"),
         (("rapq",), "free", "method rapq is about power-of-two steps"),
+        (("optq", "rapq"), "pot", "method optq, rapq: each of these decides codes that compensate"),
         (("wess", "equalize"), "pot", "method equalize changes the float network"),
-        (("foo",), "pot", "method foo: not known; choose from rtn, adaround"),
+        (("foo",), "pot", "method foo: not known; choose from rtn, optq, adaround"),
         ((), "pot", "method is empty: not known"),
     ],
 )
@@ -77,6 +78,8 @@ def test_an_opening_stands_before_what_trains():
     assert names == ["compensated", "factored codes", "learned", "scaled products"]
     names = [part.name for part in combined(("qdrop", "waps")).refinements]
     assert names == ["factored codes", "learned", "scaled products"]
+    names = [part.name for part in combined(("optq", "qdrop", "waps")).refinements]
+    assert names == ["compensated", "factored codes", "learned", "scaled products"]
     assert [part.name for part in combined(("waps",)).refinements] == ["scaled products"]
     names = [part.name for part in combined(("wess", "rapq", "waps", "aquant")).refinements]
     assert names == ["compensated", "factored codes", "learned", "scaled products", "borders"]

@@ -11,11 +11,15 @@ if TYPE_CHECKING:
     from tvmq.reconstruct.unit_work import UnitWork
 
 
+COMPENSATION = "codes that compensate each other"
+
+
 @dataclass(frozen=True)
 class CompensatedCodes(Refinement):
     """Compensating codes (OPTQ, arXiv 2210.17323) in the steps that there are."""
 
     name: ClassVar[str] = "compensated"
+    decides: ClassVar[frozenset[str]] = frozenset({COMPENSATION})
 
     def propose(self, work: UnitWork) -> None:
         """Choose the codes of all layers, then take away the mean errors."""
@@ -34,6 +38,7 @@ class SearchedExponents(Refinement):
 
     name: ClassVar[str] = "compensated"
     needs: ClassVar[tuple[Need, ...]] = (POWERS_OF_TWO,)
+    decides: ClassVar[frozenset[str]] = frozenset({COMPENSATION})
 
     def propose(self, work: UnitWork) -> None:
         """Choose exponents and codes, then take away the mean errors."""
