@@ -10,8 +10,9 @@ is `cut_ranker.py`, "ranker, warm" the same that has learned from searches in ot
 other machines.
 
 --layers takes the layer of a case that takes most cycles, with those alike, alone in a program;
-times every cut of it, and prints the fewest cycles beside those that the searches find. --cuts-of
-times every cut of every layer of a network, one layer after the other, until none gains.
+times every cut of it, and prints the fewest cycles beside what the searches find, and in which
+trial. --cuts-of times every cut of every layer of a network, one layer after the other, until none
+gains.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ NEVER = 10**9
 SEARCHES = {
     "search": Mix(),
     "no turns": Mix(turns=NEVER),
+    "turns first": Mix(turns=1),
     "turns alone": Mix(turns=1, structures=NEVER),
     "estimate": Mix(near=0, by_estimate=8),
     "random": Mix(first=0, near=0, by_estimate=0),
@@ -145,8 +147,8 @@ def print_layers(
     cases: Sequence[Sequence[str]], names: Sequence[str], seeds: int, trials: int
 ) -> None:
     """A line per case and search: the layers that take most, alone in a program."""
-    print("\n| of | machine | cuts | by rule | fewest | search | cycles, by seed |")
-    print("|---|---|---|---|---|---|---|")
+    print("\n| of | machine | cuts | by rule | fewest | search | cycles | trials, by seed |")
+    print("|---|---|---|---|---|---|---|---|")
     for network, spec, precision in cases:
         program = slowest(network, spec, precision)
         space = [cut for _, cut in program.space(program.rule, 0)]
@@ -156,7 +158,9 @@ def print_layers(
         for how in names:
             find = searching(how, network, spec, cuts_alone=True)
             found = [find(program, min(trials, len(space)), n, Memory()) for n in range(seeds)]
-            cells = ", ".join(f"{each.after:,}" for each in found)
+            after = ", ".join(f"{each.after:,}" for each in found)
+            until = ", ".join(str(1 + each.best.index(each.after)) for each in found)
+            cells = f"{after} | {until}"
             heads = f"| {network} | {spec} | {len(space)} | {found[0].before:,} | {fewest:,} |"
             print(f"{heads} {how} | {cells} |", flush=True)
 
@@ -188,6 +192,8 @@ def print_cuts(
         for how in names:
             find = searching(how, network, spec, cuts_alone=True)
             found = [find(program, trials, n, Memory()) for n in range(seeds)]
+            if any(each.choices.turns.leads or each.choices.stays for each in found):
+                raise SystemExit(f"{network} has fewer cuts than {trials}: give fewer --trials")
             cells = ", ".join(f"{each.after:,}" for each in found)
             heads = f"| {network} | {spec} | {found[0].before:,} | {fewest:,} ({made:,} trials) |"
             print(f"{heads} {how} | {cells} |", flush=True)
