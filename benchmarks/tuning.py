@@ -1,12 +1,11 @@
 """What tuning gains on the NPU: the ten cases of the README, and machines drawn at random.
 
-    python -m benchmarks.tuning [--trials 512] [--cases ...] [--machines 20] [--searches ...]
+    python -m benchmarks.tuning [--trials 512] [--cases ...] [--machines 20]
 
 The cases are networks of 224 x 224 pixels, the drawn machines run small ones; random weights but
 for the shipped network, power-of-two steps per tensor. Nothing is executed: cycles are those of the
 timing model, which are exact, and `tvmq tune` compares the outputs. Prints a Markdown table of the
-cases, one of the machines with the distribution of their ratios, and one that compares the search
-with its parts: without structures, without turns, cuts at random, and the next by estimate.
+cases, and one of the machines with the distribution of their ratios.
 """
 
 from __future__ import annotations
@@ -37,21 +36,13 @@ from tvmq.lowering import lower
 from tvmq.plan.annotate import annotate
 from tvmq.plan.plan_network import plan_network
 from tvmq.settings import Settings, parse_precision
-from tvmq.tune.search import Mix, search
+from tvmq.tune.search import Found, search
 
 CASES = (
     *(("resnet18", machine, p) for machine in ("m2048", "e256") for p in ("w8a8", "w4a4", "w2a2")),
     *(("mobilenet_v2", machine, p) for machine in ("m2048", "e256") for p in ("w8a8", "w4a4")),
 )
 """Network, machine and precision."""
-NEVER = 10**9
-SEARCHES = {
-    "search": Mix(),
-    "no turns": Mix(turns=NEVER),
-    "turns alone": Mix(turns=1, structures=NEVER),
-    "estimate": Mix(near=0, by_estimate=8),
-    "random": Mix(first=0, near=0, by_estimate=0),
-}
 SMALL = {"mobilenet_small": (mobilenet_small, 32), "vit_small": (vit_small, 12)}
 """Networks of the tests, and the pixels of a side."""
 IMAGES = 8
@@ -60,12 +51,27 @@ DIGITS = Path(__file__).resolve().parents[1] / "examples" / "digits" / "digits.p
 
 @dataclass(frozen=True)
 class Row:
-    """Cycles by rule and tuned, trials, and the CPU seconds that they took."""
+    """What a search gave.
+
+    Attributes:
+        before: cycles by rule.
+        best: fewest cycles after each trial; of several programs, one after the other.
+        seconds: of the CPU.
+    """
 
     before: int
-    after: int
-    trials: int
+    best: tuple[int, ...]
     seconds: float
+
+    @property
+    def after(self) -> int:
+        """Cycles of the tuned programs."""
+        return min(self.best, default=self.before)
+
+    @property
+    def trials(self) -> int:
+        """That were made."""
+        return len(self.best)
 
     @property
     def ratio(self) -> float:
@@ -90,7 +96,6 @@ def main() -> int:
     parser.add_argument("--networks", default=small, help="on drawn machines")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--precision", default="w8a8", help="on drawn machines")
-    parser.add_argument("--searches", default="", help="network:machine:precision to compare on")
     options = parser.parse_args()
     cases = [tuple(case.split(":")) for case in options.cases.split(",") if ":" in case]
     if options.cases == "all":
@@ -103,9 +108,6 @@ def main() -> int:
     if options.machines:
         networks = [(name, options.precision) for name in options.networks.split(",")]
         print_machines(networks, options.machines, search_for, options.trials)
-    if options.searches:
-        name, machine, precision = options.searches.split(":")
-        print_searches(integers(name, precision), load_spec(machine), options.trials)
     return 0
 
 
@@ -139,23 +141,19 @@ def print_machines(
     print_distribution([row.ratio for row in rows])
 
 
-def print_searches(network: IntegerNetwork, spec: NpuSpec, trials: int) -> None:
-    """A line per search, over three seeds."""
-    print("\n| search | ratio, seeds 0 to 2 |\n|---|---|")
-    for name, mix in SEARCHES.items():
-        ratios = [tuned(network, spec, trials, seed, mix).ratio for seed in range(3)]
-        print(f"| {name} | {', '.join(f'{ratio:.4f}' for ratio in ratios)} |", flush=True)
-
-
 def print_distribution(ratios: Sequence[float]) -> None:
     """Geometric mean and quartiles."""
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
     least, low, median, high, most = np.quantile(ratios, [0, 0.25, 0.5, 0.75, 1])
     print(
-        f"\n{len(ratios)} ratios: geometric mean {mean:.4f}; least {least:.4f}, quartiles "
-        f"{low:.4f}, {median:.4f}, {high:.4f}, most {most:.4f}",
+        f"\n{len(ratios)} ratios: geometric mean {geometric_mean(ratios):.4f}; least {least:.4f}, "
+        f"quartiles {low:.4f}, {median:.4f}, {high:.4f}, most {most:.4f}",
         flush=True,
     )
+
+
+def geometric_mean(ratios: Sequence[float]) -> float:
+    """Of positive numbers."""
+    return math.exp(sum(map(math.log, ratios)) / len(ratios))
 
 
 class Memory:
@@ -178,21 +176,25 @@ def tuned(
     spec: NpuSpec,
     trials: int,
     seed: int,
-    mix: Mix | None = None,
+    searching: Callable[..., Found] = search,
     processes: int = 1,
 ) -> Row:
     """Tune the programs of a network; trials are shared by what they compute."""
     programs = programs_of(network, spec)
     total = sum(parts.macs for parts in programs)
-    before = after = made = 0
     begin = sum(os.times()[:4])
+    found = []
     for parts in programs:
-        search_space = Trials(parts.layers, parts.inputs, parts.outputs, spec)
+        space = Trials(parts.layers, parts.inputs, parts.outputs, spec)
         share = trials * parts.macs // total
-        found = search(search_space, share, seed, Memory(), mix=mix, processes=processes)
-        before, after = before + found.before, after + found.after
-        made += len(found.best)
-    return Row(before, after, made, sum(os.times()[:4]) - begin)
+        found.append(searching(space, share, seed, Memory(), processes=processes))
+    seconds = sum(os.times()[:4]) - begin
+    before = left = sum(each.before for each in found)
+    best: list[int] = []
+    for each in found:
+        best += [left - each.before + cycles for cycles in each.best]
+        left += each.after - each.before
+    return Row(before, tuple(best), seconds)
 
 
 @cache
@@ -223,6 +225,12 @@ def exported(name: str) -> torch.export.ExportedProgram:
     build, pixels = SMALL[name]
     module, _ = build()
     return export((module, torch.zeros(2, 3, pixels, pixels)))
+
+
+def machine(name: str) -> NpuSpec:
+    """A preset, or "drawn" and the seed of one that is drawn."""
+    seed = name.removeprefix("drawn")
+    return drawn_machine(int(seed)) if seed != name else load_spec(name)
 
 
 def drawn_machine(seed: int) -> NpuSpec:

@@ -208,10 +208,12 @@ def search(
         processes: that make trials.
     """
     with Workers(trials, processes) as workers:
-        return _Search(trials, workers, budget, seed, known, report, mix or Mix()).run()
+        return Search(trials, workers, budget, seed, known, report, mix or Mix()).run()
 
 
-class _Search:
+class Search:
+    """One search. What it tries of a task's cuts, another may override."""
+
     def __init__(
         self,
         trials: Trials,
@@ -236,6 +238,7 @@ class _Search:
         self.size = BATCH if trials.small else BATCH * ROUND
 
     def run(self) -> Found:
+        """Look for faster choices until the trials are used up."""
         tasks: dict[tuple[Hashable, int], _Task] = {}
         structures, stale = self._structures(), 0
         for number in count(1):
@@ -273,19 +276,14 @@ class _Search:
             What a change is about that made the program faster.
         """
         batch = batch[: self.budget - len(self.best)]
-        windows = [self.trials.window(self.base, change.layers) for change in batch]
-        before = [self.total] * len(batch)
-        if not self.trials.small:
-            pairs = _pairs(batch, windows)
-            before = self._times([self._job(*each, as_it_is=True) for each in pairs])
-        after = self._times([self._job(*each) for each in _pairs(batch, windows)])
-        for cycles in after:
+        timed = self._timed(batch)
+        for _, cycles in timed:
             self._count(cycles)
-        gains = [old - new if new else 0 for old, new in _pairs(before, after)]
+        gains = [old - new if new else 0 for old, new in timed]
         order = sorted(range(len(batch)), key=lambda n: -gains[n])
         better = [batch[n] for n in order if gains[n] > 0]
         if self.trials.small:
-            even = [each for each, new in _pairs(batch, after) if new == self.total]
+            even = [each for each, (_, new) in _pairs(batch, timed) if new == self.total]
             found = self._fastest(better) or [(self.total, e) for e in even if e.choices.turns][:1]
             joined = _joined(better)
             if joined and len(self.best) < self.budget:
@@ -302,6 +300,16 @@ class _Search:
         self.total = self.best[-1] = cycles
         self.base = self.trials.structure(_with(self.base.choices, change))
         return change.names if cycles < before_it else set()
+
+    def _timed(self, batch: Sequence[_Change]) -> list[tuple[int, int]]:
+        """Cycles of each change's window, without it and with it; 0 if it can't be made."""
+        windows = [self.trials.window(self.base, change.layers) for change in batch]
+        before = [self.total] * len(batch)
+        if not self.trials.small:
+            pairs = _pairs(batch, windows)
+            before = self._times([self._job(*each, as_it_is=True) for each in pairs])
+        after = self._times([self._job(*each) for each in _pairs(batch, windows)])
+        return list(_pairs(before, after))
 
     def _fastest(self, changes: Sequence[_Change]) -> list[tuple[int, _Change]]:
         """(cycles of the whole program, change), the fastest first, of those that can be made."""

@@ -73,7 +73,7 @@ def test_the_same_again_makes_no_trial(small, tuned, tvmq, tmp_path):
 
 def test_an_interrupt_loses_no_trial(small, tuned, tvmq, tmp_path, monkeypatch):
     output, made = tmp_path / "out.tvmq", []
-    count = search_module._Search._count
+    count = search_module.Search._count
 
     def interrupted(self, cycles):
         count(self, cycles)
@@ -82,7 +82,7 @@ def test_an_interrupt_loses_no_trial(small, tuned, tvmq, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(search_module._Search, "_count", interrupted)
+        patch.setattr(search_module.Search, "_count", interrupted)
         result = tvmq("tune", small, "-o", output, "--trials", TRIALS_MADE)
     assert result.code == 130
     assert "finished trials are kept" in result.err
