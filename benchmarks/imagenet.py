@@ -1,7 +1,8 @@
 """ImageNet networks from eight bits to four, to nearest and learned, by the command line.
 
     python -m benchmarks.imagenet [--data FOLDER] [--samples N] [--only NETWORK]
-        [--precisions P ...] [--methods M ...] [--images N] [--iters N] [--out FOLDER]
+        [--precisions P ...] [--methods M ...] [--images N] [--iters N] [--distill-iters N]
+        [--out FOLDER]
 
 The folder of the data (default: the environment variable TVMQ_DATA) holds models/ with
 mobilenet_v2_imagenet.pt2 and efficientnet_lite0_imagenet.pt2, and imagenet/ with calib/, val/ and
@@ -37,9 +38,13 @@ NEAREST = {
 }
 """Rounded to nearest; steps are powers of two."""
 
+FREE, CHANNEL = ["--scales", "free"], ["--granularity", "channel"]
 LEARNED = {
-    "QDrop, free steps": ["--method", "qdrop", "--scales", "free", "--granularity", "channel"],
-    "RAPQ": ["--method", "rapq", "--granularity", "channel"],
+    "QDrop, free steps": ["--method", "qdrop", *FREE, *CHANNEL],
+    "RAPQ": ["--method", "rapq", *CHANNEL],
+    "OPTQ, QDrop, distill, free steps": ["--method", "optq,qdrop,distill", *FREE, *CHANNEL],
+    "RAPQ, distill": ["--method", "rapq,distill", *CHANNEL],
+    "RAPQ, WAPS, distill": ["--method", "rapq,waps,distill", *CHANNEL],
 }
 """Learned, of which only rows of 4 bits are made."""
 
@@ -57,6 +62,7 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", choices=[*NEAREST, *LEARNED])
     parser.add_argument("--images", type=int, default=256, help="that are calibrated on")
     parser.add_argument("--iters", type=int, default=100, help="of learning, per unit")
+    parser.add_argument("--distill-iters", type=int, default=0, help="0: as --iters")
     parser.add_argument("--out", help="folder that keeps what is finished")
     options = parser.parse_args()
     data, images = Path(options.data or "."), Path(options.data or ".") / "imagenet"
@@ -93,6 +99,9 @@ def table(data: Path, network: str, out: Path, options: argparse.Namespace) -> N
             if method in LEARNED:
                 words += ["--iters", options.iters]
                 folder /= f"{options.images}_{options.iters}"
+            if options.distill_iters and "distill" in method:
+                words += ["--distill-iters", options.distill_iters]
+                folder /= str(options.distill_iters)
             row = measured(data, network, words, folder, options.samples)
             numbers = f"{row['top1']:.4f} | {row['top5']:.4f} | {row['seconds']:.0f}"
             print(f"| {precision} | {method} | {numbers} |", flush=True)
