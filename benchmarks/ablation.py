@@ -56,7 +56,10 @@ POT = (
     *("wess,rapq,waps,aquant", "rapq,waps", "rapq,aquant", "qdrop", "wess", "wess,rapq"),
     *("wess,rapq,distill", "waps", "aquant", "distill"),
 )
-FREE = ("rtn", "qdrop", "qdrop,distill", "qdrop,waps", "qdrop,aquant", "qdrop,aquant,distill")
+FREE = (
+    *("rtn", "qdrop", "qdrop,distill", "qdrop,waps", "qdrop,aquant", "qdrop,aquant,distill"),
+    *("optq", "optq,qdrop", "optq,qdrop,waps,distill"),
+)
 IMAGES, BATCH = 1024, 125
 
 

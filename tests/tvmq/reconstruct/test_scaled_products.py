@@ -21,6 +21,7 @@ from tvmq.plan.plan_file import plan_from_json, plan_to_json, planned_changes
 from tvmq.plan.plan_network import plan_network
 from tvmq.plan.planner import make_plan
 from tvmq.plan.product_groups import product_groups
+from tvmq.reconstruct.compensation import compensate_layer
 from tvmq.reconstruct.engine import reconstruct
 from tvmq.reconstruct.methods import Method
 from tvmq.reconstruct.product_scale import ProductScale
@@ -266,6 +267,20 @@ def test_weights_of_unlike_groups_get_factors(unlike):
     assert factored.loss < 0.95 * compensated.loss
     products = done.plan.weights["conv2d_1"].products
     assert all(first > max(others) for first, *others in products.factors)
+
+
+def test_layers_without_factors_get_compensating_codes_too(monkeypatch, unlike):
+    seen = []
+
+    def compensate(unit, cache, layer, *rest):
+        seen.append(layer)
+        compensate_layer(unit, cache, layer, *rest)
+
+    monkeypatch.setattr("tvmq.reconstruct.compensation.compensate_layer", compensate)
+    method = Method(refinements=(FactoredCodes(),))
+    reconstruct(unlike.model, unlike.calibration, unlike.plan, method=method)
+    assert set(unlike.plan.weights) == set(seen)
+    assert len(seen) > len(set(seen))
 
 
 def test_weights_are_learned_without_factors_that_held_out_images_speak_against(

@@ -20,7 +20,7 @@ class FactoredCodes(Refinement):
     name: ClassVar[str] = "factored codes"
 
     def propose(self, work: UnitWork) -> None:
-        """Choose compensating codes without factors, then factors of all layers that can have some.
+        """Choose compensating codes of all layers, then factors of those that can have some.
 
         What brings the unit closer to the float one stays, mean errors taken away, on the images
         that it learns from. Where the factors don't do so on the held-out images, all are left
@@ -43,7 +43,7 @@ class FactoredCodes(Refinement):
             if found < least:
                 kept, least = state_of(unit), found
 
-        for name in unit.products:
+        for name in unit.weights:
             compensate(name)
             apply_state(unit, kept)
         without, before = kept, work.held_out_loss()
