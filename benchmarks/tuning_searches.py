@@ -1,7 +1,8 @@
 """The search of `tvmq tune` beside others: its parts, a learned ranker, and all cuts there are.
 
-    python -m benchmarks.tuning_searches [--cases ...] [--seeds 3] [--trials 512] [--only ...]
-    python -m benchmarks.tuning_searches --layers ... --cuts-of ...
+    python -m benchmarks.tuning_searches [--cases ...] [--seeds 2] [--trials 512] [--only S ...]
+    python -m benchmarks.tuning_searches --layers ...
+    python -m benchmarks.tuning_searches --cuts-of ...
 
 Networks and machines are those of `tuning.py`; a case is network:machine:precision. Prints Markdown
 tables: how much faster than the rule's program each search's is in each case, with a column per
@@ -60,25 +61,23 @@ CASES = ",".join(
 def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", default=CASES, help="network:machine:precision,... or none")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--cases", default="", help="network:machine:precision,...")
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--trials", type=int, default=512)
-    parser.add_argument("--only", default="", help="searches, with ; between them")
+    searches = (*SEARCHES, *RANKERS)
+    parser.add_argument("--only", nargs="+", choices=searches, default=searches)
     parser.add_argument("--layers", default="", help="cases, the slowest layer of each")
     parser.add_argument("--cuts-of", default="", help="cases, all layers one by one")
     options = parser.parse_args()
-    names = options.only.split(";") if options.only else [*SEARCHES, *RANKERS]
-    if cases := _cases(options.cases):
-        print_searches(cases, names, options.seeds, options.trials)
-    if cases := _cases(options.layers):
-        print_layers(cases, names, options.seeds, options.trials)
-    if cases := _cases(options.cuts_of):
-        print_cuts(cases, names, options.seeds, options.trials)
+    alone = options.layers or options.cuts_of
+    asked = options.cases or ("" if alone else CASES), options.layers, options.cuts_of
+    if any(case.count(":") != 2 for text in asked for case in text.split(",") if text):
+        parser.error("a case is network:machine:precision")
+    for text, show in zip(asked, (print_searches, print_layers, print_cuts), strict=True):
+        if text:
+            cases = [case.split(":") for case in text.split(",")]
+            show(cases, options.only, options.seeds, options.trials)
     return 0
-
-
-def _cases(text: str) -> list[list[str]]:
-    return [case.split(":") for case in text.split(",") if ":" in case]
 
 
 def searching(name: str, network: str, spec: str, cuts_alone: bool = False) -> Callable[..., Found]:

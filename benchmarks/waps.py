@@ -11,8 +11,8 @@ are compiled and priced with and without them. ``accuracy``: compensated codes (
 with corrected biases, and factors on top of these; top-1 of the fake-quantized network.
 ``learned``: ``qdrop`` (free steps) and ``rapq`` (powers of two) with and without ``waps``, same
 images and iterations; on one thread. ``--without`` leaves a part of ``waps`` out: ``mixing`` of
-channels, the ``opening`` before weights are learned, the ``closing`` solve behind, or ``factors``,
-so that only the codes that it starts from are left. Each finished run is a line of the results, and
+channels, the ``opening`` before weights are learned, the ``closing`` solve behind, or of ``qdrop``
+the ``factors``, so that compensated codes are left. Each finished run is a line of the results, and
 what is there is not run again. All print a Markdown table.
 """
 

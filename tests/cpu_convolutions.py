@@ -210,8 +210,8 @@ CONVS = {
     },
     "whole rows between zeros": {"shape": (7, 7, 64), "k": 64, "dtype": "uint8"},
     "zeros at some sides": {
-        "shape": (9, 10, 6), "k": 20, "kernel": (2, 5), "padding": (0, 3, 2, 1), "dilation": (3, 2),
-        "strides": (1, 2), "dtype": "uint8",
+        "shape": (9, 10, 6), "k": 20, "kernel": (2, 5), "padding": (2, 3, 2, 1), "dilation": (3, 2),
+        "strides": (2, 2), "dtype": "uint8",
     },
     "nothing but zeros around": {"shape": (1, 1, 8), "k": 32, "dtype": "uint8"},
     "unpadded unsigned": {"shape": (9, 9, 16), "k": 32, "padding": (0,) * 4, "dtype": "uint8"},

@@ -207,7 +207,7 @@ class _Blocks:
             lanes, groups, groups * of_group, groups * of_group * lanes == channels,
             1 if layer.depthwise else of_group, host.instructions.registers, widened,
             lanes * math.prod(layer.weight_shape[1:]) * stored_weight(layer.right).itemsize,
-            _columns_inside(layer) if zeros else 1.0,
+            inside(layer, axis=1) if zeros else 1.0,
         )  # fmt: skip
 
     @property
@@ -322,12 +322,12 @@ def _tile(width: int, blocks: _Blocks) -> tuple[int, int]:
     return min(tiles, key=cycles)
 
 
-def _columns_inside(layer: Conv2d) -> float:
-    """Share of a row's products, over the columns of the window, that aren't with padding."""
-    (_, width, _), columns = layer.input.shape, layer.weight_shape[2]
-    pixels = np.arange(layer.output.shape[1])[:, None] * layer.strides[1] - layer.padding[1]
-    at = pixels + np.arange(columns) * layer.dilation[1]
-    return float(((at >= 0) & (at < width)).mean())
+def inside(layer: Conv2d, axis: int) -> float:
+    """Share of products, over the rows (0) or columns (1) of the window, not with padding."""
+    size, window = layer.input.shape[axis], layer.weight_shape[1 + axis]
+    first = np.arange(layer.output.shape[axis]) * layer.strides[axis] - layer.padding[axis]
+    at = first[:, None] + np.arange(window) * layer.dilation[axis]
+    return float(((at >= 0) & (at < size)).mean())
 
 
 def _flattens(height: int, width: int, pixels: int) -> bool:

@@ -19,8 +19,12 @@ from collections.abc import Callable
 
 from tvm import s_tir, tirx
 
+from targets.cpu.geometry import inside
 from targets.cpu.requantize import Expr
 from targets.layers import Conv2d
+
+WORTH_A_BRANCH = 0.06
+"""Share of a depthwise window's rows in padding from which on asking for it takes less time."""
 
 
 def without_padding(func: tirx.PrimFunc, layer: Conv2d, *, whole_rows: bool) -> tirx.PrimFunc:
@@ -39,8 +43,10 @@ def without_padding(func: tirx.PrimFunc, layer: Conv2d, *, whole_rows: bool) -> 
     y, p, r, s = (update.iter_values[names.index(f"v_{name}")] for name in "yprs")
     (h, w, _), (top, left, bottom, right) = layer.input.shape, layer.padding
     (sy, sx), (dy, dx) = layer.strides, layer.dilation
-    rows = _inside(y * sy + r * dy, top, h, bottom)
-    columns = _inside(p * sx + s * dx, left, w, right) if whole_rows else []
+    rows = _conditions(y * sy + r * dy, top, h, bottom)
+    if layer.depthwise and inside(layer, axis=0) > 1 - WORTH_A_BRANCH:
+        rows = []
+    columns = _conditions(p * sx + s * dx, left, w, right) if whole_rows else []
 
     def change(loop: tirx.For) -> tirx.For:
         if rows and loop.loop_var.same_as(r):
@@ -54,8 +60,8 @@ def without_padding(func: tirx.PrimFunc, layer: Conv2d, *, whole_rows: bool) -> 
     return func.with_body(_changed(func.body, change))
 
 
-def _inside(at: Expr, before: int, size: int, behind: int) -> list[Expr]:
-    """Conditions by which a padded position is none of padding."""
+def _conditions(at: Expr, before: int, size: int, behind: int) -> list[Expr]:
+    """By which a padded position is none of padding."""
     return [*([at >= before] if before else []), *([at < before + size] if behind else [])]
 
 

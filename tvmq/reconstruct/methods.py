@@ -78,8 +78,15 @@ METHODS: dict[str, Method] = {
     "rtn": Method("round to nearest", decides=frozenset({ROUNDING})),
     # OPTQ, arXiv 2210.17323
     "optq": Method(
-        "alone or before a method that trains: codes of weights whose errors compensate each other",
+        "alone, before a method that trains or behind it: codes of weights whose errors compensate "
+        "each other",
         (CompensatedCodes(),),
+        needs=(
+            Need(
+                lambda settings: "rtn" not in settings.method,
+                "chooses other codes than the nearest; leave rtn out.",
+            ),
+        ),
     ),
     # AdaRound, arXiv 2004.10568
     "adaround": Method(

@@ -40,6 +40,7 @@ def test_methods_that_learn():
         (("rapq", "rtn"), "pot", "method rapq, rtn: each of these decides how the weights are"),
         (("wess", "qdrop", "adaround"), "pot", "method qdrop, adaround: each of these decides"),
         (("rapq",), "free", "method rapq is about power-of-two steps"),
+        (("rtn", "optq"), "pot", "method optq chooses other codes than the nearest; leave rtn out"),
         (("optq", "rapq"), "pot", "method optq, rapq: each of these decides codes that compensate"),
         (("wess", "equalize"), "pot", "method equalize changes the float network"),
         (("foo",), "pot", "method foo: not known; choose from rtn, optq, adaround"),
