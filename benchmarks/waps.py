@@ -40,7 +40,6 @@ from benchmarks.resnet18 import PIXELS, resnet18
 from relay_passes.place import place
 from relay_passes.read_layers import read_layers
 from targets.npu.machine.spec import load_spec
-from targets.product_factors import FACTORS
 from tvmq.calibrate.calibrate import Calibration, calibrate
 from tvmq.capture.capture import capture, capture_program
 from tvmq.data.open import open_data
@@ -48,13 +47,13 @@ from tvmq.data.preprocessing import Preprocessing
 from tvmq.float_model import FloatModel
 from tvmq.lowering import lower
 from tvmq.plan.annotate import annotate
-from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.equalized_plan import Planned
 from tvmq.plan.mixed_plan import plan_mixed
-from tvmq.plan.plan import Plan, ProductPlan
+from tvmq.plan.plan import Plan
 from tvmq.plan.plan_network import plan_network
 from tvmq.plan.planner import make_plan
 from tvmq.plan.product_groups import product_groups
+from tvmq.profile.product_budget import with_factors
 from tvmq.profile.product_cost import product_cost
 from tvmq.reconstruct.engine import reconstruct
 from tvmq.reconstruct.methods import METHODS, Method
@@ -128,7 +127,9 @@ def cost(
         product_unit=spec.array.lanes(bits),
         product_outputs=outputs,
     )
-    plan, groups = scaled_at_random(model, make_plan(model, calibration, settings))
+    plan = make_plan(model, calibration, settings)
+    groups = product_groups(model, plan.weights, plan.settings)
+    plan = with_factors(model, plan, groups)
     integer = lower(model, annotate(model, plan))
     placed = place(integer, read_layers(integer), spec)
     found = product_cost(model, plan, placed.programs, spec)
@@ -136,28 +137,14 @@ def cost(
     assert found.with_factors is not None
     assert found.without is not None
     after, before = found.with_factors, found.without
-    sizes = f"{min(groups)} to {max(groups)}" if len(groups) > 1 else str(min(groups))
+    channels = sorted(set(groups.values()))
+    sizes = f"{channels[0]} to {channels[-1]}" if len(channels) > 1 else str(channels[0])
     return (
         f"{outputs or 'all'} | {sizes} | {found.share:+.2%} "
         f"| {before.cycles:,} {after.cycles / before.cycles - 1:+.2%} "
         f"| {after.dram_bytes / before.dram_bytes - 1:+.2%} "
         f"| {after.picojoules / before.picojoules - 1:+.2%}"
     )
-
-
-def scaled_at_random(model: FloatModel, plan: Plan) -> tuple[Plan, set[int]]:
-    """The plan with random factors in the groups of its budget, and their sizes."""
-    rng, weights = np.random.default_rng(0), dict(plan.weights)
-    groups = product_groups(model, plan.weights, plan.settings)
-    for name, channels in groups.items():
-        count, inputs = model.weight_of(model.nodes[name]).shape[:2]
-        outputs = plan.settings.product_outputs or count
-        shape = (math.ceil(count / outputs), math.ceil(inputs / channels))
-        factors = tuple(tuple(row) for row in rng.choice(FACTORS, shape).tolist())
-        products = ProductPlan(channels, outputs, factors, "at random")
-        weights[name] = replace(weights[name], products=products)
-    done = complete_plan(model, plan.settings, plan.calibration, plan.values, weights, plan.biases)
-    return done, set(groups.values())
 
 
 def accuracies(options: argparse.Namespace) -> Iterator[str]:

@@ -72,6 +72,7 @@ from tvmq.plan.range_check import check_ranges
 from tvmq.plan.round_reads import round_reads
 from tvmq.plan.scale_tensors import scale_as
 from tvmq.profile.border_cost import border_cost
+from tvmq.profile.product_budget import within_cycles
 from tvmq.profile.product_cost import product_cost
 from tvmq.profile.residual_cost import residual_cost
 from tvmq.progress import Progress
@@ -354,6 +355,14 @@ def _plan(
     with progress.bar("correct biases") as report:
         known = None if request.preprocessing.mean is None else request.preprocessing
         found = plan_network(model, calibration, settings, known, report)
+    plan = found.plan
+    if "waps" in settings.method and spec is not None:
+        plan = within_cycles(found.model, plan, spec)
+        if (unit := plan.settings.product_unit) > settings.product_unit:
+            progress.note(
+                f"note: products: groups are multiples of {unit} channels, so that factors take at "
+                f"most {settings.product_budget:g} % more cycles on {spec.name}"
+            )
     changes = {
         "equalization": found.plan.equalization,
         "scaling": found.plan.scaling,
@@ -362,7 +371,7 @@ def _plan(
     for name, change in changes.items():
         if change is not None:
             progress.note(f"note: {name}: {change.reason}")
-    return found.model, found.calibration, found.plan
+    return found.model, found.calibration, plan
 
 
 def _first_images(

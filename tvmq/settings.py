@@ -55,7 +55,7 @@ class Settings:
         distill_iterations: of "distill", for all units together; 0: as many as ``iterations``.
         kappa: in [0, 1], how far "rapq" may move the exponent of a unit's loss above 1.
         product_budget: of "waps": shifts and additions for factors of products, at most so many
-            percent of all multiply-adds.
+            percent of all multiply-adds, and of the NPU's cycles.
         product_channels: instead of a budget, how many input channels have a factor in common; 0
             with a budget.
         product_outputs: how many output channels have their factors in common; 0: all of a layer.

@@ -155,8 +155,8 @@ PLANNED = (
     default=1.5,
     show_default=True,
     metavar="PCT",
-    help="waps: shifts and additions, at most so many per hundred multiply-adds; it decides how "
-    "many input channels of a layer have a factor in common.",
+    help="waps: shifts and additions, at most so many per hundred multiply-adds, and of the NPU's "
+    "cycles so many per cent; decides how many input channels of a layer have a factor in common.",
 )
 @click.option(
     "--product-channels",
