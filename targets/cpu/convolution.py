@@ -27,7 +27,7 @@ from targets.cpu.factor import build_factor, matrix_cuts
 from targets.cpu.geometry import Dot, Geometry, cut_by_rule, cut_space, stored_weight
 from targets.cpu.host import CpuFeatures
 from targets.cpu.kernel import Kernel
-from targets.cpu.padding import without_padding
+from targets.cpu.padding import inside, without_padding
 from targets.cpu.requantize import Epilogue, Expr
 from targets.layers import Conv2d, Factor, Pairing
 
@@ -58,7 +58,7 @@ def build_conv2d(layer: Conv2d, host: CpuFeatures, cut: Cut | None = None) -> Ke
     tensors = _Definition(layer, geometry, dot, epilogue, weight).tensors()
     func = te.create_prim_func(tensors, index_dtype_override="int64")
     scheduled = _schedule(func, layer, geometry, dot)
-    if geometry.view == "image" and dot.pads_zeros(layer):
+    if geometry.view == "image" and dot.padding(layer) == 0:
         whole_rows = geometry.pixels == geometry.width
         scheduled = without_padding(scheduled, layer, whole_rows=whole_rows)
     return Kernel(scheduled, (weight, *epilogue.constants))
@@ -123,26 +123,20 @@ class _Definition:
         pixels = (width - 1) * sx + (self.packed[2] - 1) * dx + 1
 
         def staged(b: Expr, y: Expr, p: Expr, group: Expr, channel: Expr) -> Expr:
-            # Only the conditions that can fail: the rest would cost time in the innermost loop.
-            inside = []
+            holds = []
             if geo.view == "batch":
-                inside.append(p < x.shape[0])
+                holds.append(p < x.shape[0])
             elif geo.view == "image":
-                inside += [y >= top] if top else []
-                inside += [y < top + h] if rows > top + h else []
-                inside += [p >= left] if left else []
-                inside += [p < left + w] if pixels > left + w else []
+                holds += inside(y, (0, rows - 1), top, h)
+                holds += inside(p, (0, pixels - 1), left, w)
             if geo.depth * geo.groups != c:
-                inside.append(channel < each)
+                holds.append(channel < each)
             at = self._tensor_index(b, y - top, p - left, w)
-            value, zero = x[(*at, group * each + channel)], layer.input_zero_point
+            value = x[(*at, group * each + channel)]
             if dot.raised:
                 value = (value.astype("uint8") ^ tirx.const(128, "uint8")).astype(dot.stage)
-                zero += dot.raised
-            value = value.astype(dot.stage)
-            if not inside:
-                return value
-            return tirx.if_then_else(tirx.all(*inside), value, tirx.const(zero, dot.stage))
+            value, zero = value.astype(dot.stage), tirx.const(dot.padding(layer), dot.stage)
+            return tirx.if_then_else(tirx.all(*holds), value, zero) if holds else value
 
         return te.compute((images, rows, pixels, geo.groups, geo.depth), staged, name="stage")
 

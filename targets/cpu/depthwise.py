@@ -19,6 +19,7 @@ from targets.cpu.geometry import divisors, product_of, stored_weight
 from targets.cpu.host import CpuFeatures
 from targets.cpu.intrinsics import DotProduct
 from targets.cpu.kernel import Kernel
+from targets.cpu.padding import inside
 from targets.cpu.requantize import Epilogue, Expr
 from targets.layers import Conv2d, Weights
 
@@ -108,18 +109,15 @@ def _stage(layer: Conv2d, product: DotProduct, raised: int, x: te.Tensor, words:
 
     def joined(b: Expr, y: Expr, block: Expr, p: Expr, word: Expr, lane: Expr) -> Expr:
         def element(row: int) -> Expr:
-            # Only the conditions that can fail, as the last word's rows beyond the window.
+            # The last word's rows may be beyond the window, too.
             at = y * sy + (word * depth + row) * dy
             last = (height - 1) * sy + ((words - 1) * depth + row) * dy
-            inside = [at >= top] if row * dy < top else []
-            inside += [at < top + h] if last >= top + h else []
-            inside += [p >= left] if left else []
-            inside += [p < left + w] if pixels > left + w else []
+            holds = inside(at, (row * dy, last), top, h) + inside(p, (0, pixels - 1), left, w)
             code = x[b, at - top, p - left, block * lanes + lane]
             if raised:
                 code = code.astype("uint8") ^ tirx.const(128, "uint8")
             code = code.astype(product.left)
-            return tirx.if_then_else(tirx.all(*inside), code, zero) if inside else code
+            return tirx.if_then_else(tirx.all(*holds), code, zero) if holds else code
 
         return product.join([element(row) for row in range(min(depth, rows))])
 

@@ -79,9 +79,9 @@ class Dot:
             return Dot(1, "int32", 0, None)
         return Dot(product.depth, product.left, raised, product.shared)
 
-    def pads_zeros(self, layer: Conv2d) -> bool:
-        """Whether padding is zeros where it is staged, so that products with it can be left out."""
-        return layer.input_zero_point + self.raised == 0
+    def padding(self, layer: Conv2d) -> int:
+        """What padding is where it is staged; products with zeros can be left out."""
+        return layer.input_zero_point + self.raised
 
 
 @dataclass(frozen=True)
@@ -201,13 +201,13 @@ class _Blocks:
         lanes = host.instructions.lanes
         dot, _ = product_of(layer, host)
         widened = dot is not None and (dot.left, dot.right) == ("int16", "int8")
-        zeros = Dot.of(layer, host).pads_zeros(layer)
+        zeros = Dot.of(layer, host).padding(layer) == 0
         of_group = -(-(channels // groups) // lanes)
         return _Blocks(
             lanes, groups, groups * of_group, groups * of_group * lanes == channels,
             1 if layer.depthwise else of_group, host.instructions.registers, widened,
             lanes * math.prod(layer.weight_shape[1:]) * stored_weight(layer.right).itemsize,
-            inside(layer, axis=1) if zeros else 1.0,
+            share_inside(layer, axis=1) if zeros else 1.0,
         )  # fmt: skip
 
     @property
@@ -322,7 +322,7 @@ def _tile(width: int, blocks: _Blocks) -> tuple[int, int]:
     return min(tiles, key=cycles)
 
 
-def inside(layer: Conv2d, axis: int) -> float:
+def share_inside(layer: Conv2d, axis: int) -> float:
     """Share of products, over the rows (0) or columns (1) of the window, not with padding."""
     size, window = layer.input.shape[axis], layer.weight_shape[1 + axis]
     first = np.arange(layer.output.shape[axis]) * layer.strides[axis] - layer.padding[axis]

@@ -1,4 +1,4 @@
-"""Products with padding of zeros, left out of a scheduled convolution.
+"""Padding: where it is, and products with zeros of it left out of a scheduled convolution.
 
 A row of the window that lies in the padding adds nothing to a row of sums. Where a tile is a whole
 row of the image, a column of the window adds nothing to a pixel at its end, either. Of 7 x 7 pixels
@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 from tvm import s_tir, tirx
 
-from targets.cpu.geometry import inside
+from targets.cpu.geometry import share_inside
 from targets.cpu.requantize import Expr
 from targets.layers import Conv2d
 
@@ -41,12 +41,15 @@ def without_padding(func: tirx.PrimFunc, layer: Conv2d, *, whole_rows: bool) -> 
     (update,) = (each for each in found if each.block.name_hint.startswith("sums_update"))
     names = [var.var.name.removesuffix("_o") for var in update.block.iter_vars]
     y, p, r, s = (update.iter_values[names.index(f"v_{name}")] for name in "yprs")
-    (h, w, _), (top, left, bottom, right) = layer.input.shape, layer.padding
+    (h, w, _), (top, left, _, _) = layer.input.shape, layer.padding
     (sy, sx), (dy, dx) = layer.strides, layer.dilation
-    rows = _conditions(y * sy + r * dy, top, h, bottom)
-    if layer.depthwise and inside(layer, axis=0) > 1 - WORTH_A_BRANCH:
+    (height, width, _), (_, R, S, _) = layer.output.shape, layer.weight_shape
+    rows = inside(y * sy + r * dy, (0, (height - 1) * sy + (R - 1) * dy), top, h)
+    if layer.depthwise and share_inside(layer, axis=0) > 1 - WORTH_A_BRANCH:
         rows = []
-    columns = _conditions(p * sx + s * dx, left, w, right) if whole_rows else []
+    columns = inside(p * sx + s * dx, (0, (width - 1) * sx + (S - 1) * dx), left, w)
+    if not whole_rows:
+        columns = []
 
     def change(loop: tirx.For) -> tirx.For:
         if rows and loop.loop_var.same_as(r):
@@ -60,9 +63,20 @@ def without_padding(func: tirx.PrimFunc, layer: Conv2d, *, whole_rows: bool) -> 
     return func.with_body(_changed(func.body, change))
 
 
-def _conditions(at: Expr, before: int, size: int, behind: int) -> list[Expr]:
-    """By which a padded position is none of padding."""
-    return [*([at >= before] if before else []), *([at < before + size] if behind else [])]
+def inside(at: Expr, reach: tuple[int, int], before: int, size: int) -> list[Expr]:
+    """Conditions by which a row or column of the padded image is one of the image.
+
+    Only those that can fail: the others would cost time in the innermost loops.
+
+    Args:
+        at: its place.
+        reach: the first place that ``at`` can be, and the last.
+        before: padding in front.
+        size: of the image.
+    """
+    first, last = reach
+    found = [at >= before] if first < before else []
+    return [*found, at < before + size] if last >= before + size else found
 
 
 def _changed(

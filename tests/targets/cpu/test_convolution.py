@@ -157,6 +157,15 @@ def test_products_with_padding_are_left_out_where_it_is_zeros(
     assert len(re.findall(r"\bif .* >= T.int64\(1\) and .* < T.int64\(8\):", text)) == 2 * rows
 
 
+@pytest.mark.parametrize(("height", "rows"), [(30, 0), (7, 1)])
+def test_rows_of_a_depthwise_window_are_left_out_where_a_branch_is_worth_it(
+    height: int, rows: int
+) -> None:
+    layer = conv(shape=(height, 30, 16), groups=16, dtype="uint8")
+    text = make_kernel(layer, features(PLAIN)).func.script()
+    assert len(re.findall(rf"\bif .* < T.int64\({height + 1}\):", text)) == rows
+
+
 def test_another_rounding_is_refused() -> None:
     """Half up in its place, it would quietly be another network."""
     layer = conv(rounding=Rounding(RoundingMode.HALF_EVEN))
