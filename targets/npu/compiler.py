@@ -25,7 +25,7 @@ from targets.npu.cascade import Owned, merged
 from targets.npu.choices import NO_CHOICES, Choices, Leads, Order, Turns
 from targets.npu.emit.codegen import Scratchpads, generate_together
 from targets.npu.emit.emitted import Emitted, Place
-from targets.npu.emit.tokens import Footprint, derive_tokens
+from targets.npu.emit.tokens import derive_tokens
 from targets.npu.issue_order import IssueClock, least_cycles
 from targets.npu.layer_plan import LayerPlan, plan_layers
 from targets.npu.machine import isa
@@ -270,9 +270,7 @@ def issued(
         leads = [by_layer[each.owner][each.emitted.instruction.unit] for each in owned]
         if any(leads):
             found = [(name, clock.with_leads(order, leads)) for name, order in found]
-    made = [
-        Issued(name, _with_tokens(owned, clock.costs, order, spec), spec) for name, order in found
-    ]
+    made = [Issued(name, _with_tokens(owned, clock, order, spec), spec) for name, order in found]
     return made[0] if len(made) == 1 else min(made, key=lambda each: each.cycles)
 
 
@@ -389,14 +387,10 @@ def _with_places(
 
 
 def _with_tokens(
-    owned: Sequence[Owned], costs: Sequence[Duration], order: Sequence[int], spec: NpuSpec
+    owned: Sequence[Owned], clock: IssueClock, order: Sequence[int], spec: NpuSpec
 ) -> list[_Queued]:
     """Instructions in an order, with their tokens and NOPs; a NOP is the next one's layer's."""
-    footprints = [
-        Footprint(each.instruction.unit, each.reads, each.writes)
-        for each in (owned[n].emitted for n in order)
-    ]
-    waits, early = derive_tokens(footprints, spec.issue.token_depth)
+    waits, early = derive_tokens(order, clock.units, clock.needs, spec.issue.token_depth)
     nop = duration(isa.Nop(), spec)
     queued = []
     pending = deque(early)
@@ -405,7 +399,9 @@ def _with_tokens(
         while pending and pending[0].position == index:
             pop = pending.popleft()
             queued.append(_Queued(isa.Nop(on=pop.unit), 1 << pop.source, 0, owner, nop))
-        queued.append(_Queued(owned[n].emitted.instruction, wait.pop, wait.push, owner, costs[n]))
+        queued.append(
+            _Queued(owned[n].emitted.instruction, wait.pop, wait.push, owner, clock.costs[n])
+        )
     return queued
 
 

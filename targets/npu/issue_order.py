@@ -21,14 +21,14 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_right
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from targets.npu.choices import FREE, ORDERS, WRITTEN, Order
 from targets.npu.emit.emitted import Emitted
-from targets.npu.emit.touched_bytes import TouchedBytes
+from targets.npu.emit.hazards import hazards
 from targets.npu.machine import isa
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.price.durations import Duration, duration
@@ -60,10 +60,11 @@ class IssueClock:
             spec: the machine.
         """
         self.emitted, self.owners, self.spec = emitted, owners, spec
-        self._units = [each.instruction.unit for each in emitted]
+        self.units = [each.instruction.unit for each in emitted]
 
     @cached_property
-    def _needs(self) -> list[set[int]]:
+    def needs(self) -> list[set[int]]:
+        """Per instruction, which of those before it have to come first."""
         return hazards(self.emitted)
 
     @cached_property
@@ -73,13 +74,13 @@ class IssueClock:
 
     def clocked(self, name: Order) -> Clocked:
         """One of ``choices.ORDERS``, and what it takes."""
-        needs, behind, count = self._needs, NOTHING_BEHIND, len(self.emitted)
+        needs, behind, count = self.needs, NOTHING_BEHIND, len(self.emitted)
         urgent = [isinstance(each.instruction, isa.Requantize) for each in self.emitted]
         if name == WRITTEN:
-            needs, urgent = _one_after_the_other(self._units, needs), [False] * count
+            needs, urgent = _one_after_the_other(self.units, needs), [False] * count
         elif name != FREE:
-            behind = _loads_behind(self._units, self.owners, int(name.removeprefix("loads-")))
-        starts = _starts(self._units, self.costs, needs, self.spec, urgent, behind)
+            behind = _loads_behind(self.units, self.owners, int(name.removeprefix("loads-")))
+        starts = _starts(self.units, self.costs, needs, self.spec, urgent, behind)
         order = range(count) if name == WRITTEN else sorted(range(count), key=starts.__getitem__)
         return Clocked(max(starts, default=0), list(order))
 
@@ -107,8 +108,8 @@ class IssueClock:
         turn = [0] * len(self.emitted)
         for place, position in enumerate(order):
             turn[position] = place - leads[position]
-        followers = _followers(self._needs)
-        missing = [len(before) for before in self._needs]
+        followers = _followers(self.needs)
+        missing = [len(before) for before in self.needs]
         there = [(turn[n], n) for n, count in enumerate(missing) if not count]
         heapq.heapify(there)
         found = []
@@ -126,50 +127,6 @@ def least_cycles(emitted: Sequence[Emitted], owners: Sequence[int], spec: NpuSpe
     """Until the last instruction starts, as they are written or out of that order."""
     clock = IssueClock(emitted, owners, spec)
     return min(clock.clocked(name).cycles for name in (WRITTEN, FREE))
-
-
-def hazards(emitted: Iterable[Emitted]) -> list[set[int]]:
-    """Per instruction, which of those before it have to come first.
-
-    Those that wrote what it reads, and those that read or wrote what it writes; not what these
-    themselves had to follow.
-    """
-    spaces: defaultdict[str, TouchedBytes[_Users]] = defaultdict(lambda: TouchedBytes(_Users()))
-    needs = []
-    for index, each in enumerate(emitted):
-        before: set[int] = set()
-        for span in each.reads:
-            before |= {users.writer for users in spaces[span.space].pieces(span)}
-        seen: set[int] = set()
-        for span in each.writes:
-            for users in spaces[span.space].pieces(span):
-                before.add(users.writer)
-                reader = users.readers
-                while reader is not None and id(reader) not in seen:
-                    seen.add(id(reader))
-                    before.add(reader[0])
-                    reader = reader[1]
-        for span in each.reads:
-            spaces[span.space].change(span, partial(_read_by, index))
-        for span in each.writes:
-            spaces[span.space].cover(span, _Users(index))
-        needs.append(before - {-1})
-    return needs
-
-
-_Readers: TypeAlias = "tuple[int, _Readers] | None"
-"""The last reader and those before it: pieces that were one share their past."""
-
-
-class _Users(NamedTuple):
-    """Who wrote a piece of memory last, -1 for nobody, and who has read it since."""
-
-    writer: int = -1
-    readers: _Readers = None
-
-
-def _read_by(index: int, users: _Users) -> _Users:
-    return _Users(users.writer, (index, users.readers))
 
 
 def _one_after_the_other(units: Sequence[int], needs: Sequence[set[int]]) -> list[set[int]]:

@@ -3,19 +3,22 @@
     a structure   what stays in ACT and which layers are in cascades: the plan of all layers
     cuts, turns   layers of a structure cut in other ways, instructions in another order
 
-A change is timed in a window: the layers before and behind, which it overlaps with; in a program of
-few instructions that is all of it. What is timed are the instructions that a build would issue,
-tokens and all, by the timing model itself. Weights aren't looked at, and the instructions of a
-window without a cascade stay in the order of writing.
+A change is timed in a window: with the last instructions of the layers before and the first ones of
+those behind, which it overlaps with; in a program of few instructions that is all of it. What is
+timed are the instructions that a build would issue, tokens and all, by the timing model itself.
+Weights aren't looked at, and the instructions of a window without a cascade stay in the order of
+writing.
 """
 
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,6 +53,20 @@ SPANS_KEPT = 256
 STRUCTURES_KEPT = 8
 SMALL = 1000
 """Instructions of a program that is timed as a whole."""
+BESIDE = 256
+"""Most instructions on either side of what is changed that are timed with it."""
+
+
+class Window(NamedTuple):
+    """What of a program is timed.
+
+    Attributes:
+        layers: those that are changed, and what is beside them.
+        changed: of these, those that all instructions count of.
+    """
+
+    layers: range
+    changed: range
 
 
 @dataclass(frozen=True)
@@ -183,8 +200,8 @@ class Trials:
         """Whether every trial is of the whole program."""
         return len(self._owned(self.rule, list(together(self.rule.plan)))) <= SMALL
 
-    def window(self, structure: Structure, layers: range) -> range | None:
-        """The layers that a change of some is timed with: one more, or one more cascade, beside.
+    def window(self, structure: Structure, layers: range) -> Window | None:
+        """What a change of some layers is timed with: one more, or one more cascade, beside.
 
         None if that is the whole program.
         """
@@ -194,10 +211,11 @@ class Trials:
         touched = [n for n, span in enumerate(spans) if set(span) & set(layers)]
         first, last = max(0, touched[0] - 1), min(len(spans) - 1, touched[-1] + 1)
         window = range(spans[first].start, spans[last].stop)
-        return window if len(window) < len(structure.plan.layers) else None
+        changed = range(spans[touched[0]].start, spans[touched[-1]].stop)
+        return Window(window, changed) if len(window) < len(structure.plan.layers) else None
 
     def description(
-        self, structure: Structure, window: range | None = None, free: int | None = None
+        self, structure: Structure, window: Window | None = None, free: int | None = None
     ) -> str:
         """SHA-256 of all that the cycles of a window depend on but the machine.
 
@@ -207,40 +225,47 @@ class Trials:
             free: a layer whose cut is left out.
         """
         whole = window is None
-        layers = (
-            self._in_dram if window is None else structure.plan.layers[window.start : window.stop]
-        )
+        every = range(len(self._in_dram)) if window is None else window.layers
+        layers = self._in_dram if whole else structure.plan.layers[every.start : every.stop]
         made: dict[str, int] = {}
         parts: list[object] = []
-        for n, each in enumerate(layers, 0 if window is None else window.start):
+        for n, each in zip(every, layers, strict=True):
             sources = [n - made[v.name] if v.name in made else 0 for v in each.job.layer.inputs]
             made[each.job.output.value.name] = n
             cut = None if whole or n == free else each.choice
             leaves = each.job.output.value.name in self._outside
             parts.append((kind_of(each.job.layer).form(each.job), sources, leaves, cut))
         if window is not None:
-            beside = [r for r in structure.plan.residents if r.last >= window.start]
+            first, changed = every.start, window.changed
             turns = structure.choices.turns
             parts += [turns.order, *(turns.leads.get(name) for name in made)]
+            parts += [changed.start - first, changed.stop - first]
             parts += [
-                (r.address, r.bytes, r.first - window.start, r.last - window.start, r.rolling)
-                for r in beside
-                if r.first < window.stop
+                (r.address, r.bytes, r.first - first, r.last - first, r.rolling)
+                for r in structure.plan.residents
+                if r.first < every.stop and r.last >= first
             ]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
-    def cycles(self, structure: Structure, window: range | None = None) -> int:
-        """Of the whole program, or of some of its layers by themselves.
+    def cycles(self, structure: Structure, window: Window | None = None) -> int:
+        """Of the whole program, or of a window by itself.
 
         Raises:
             CapacityError: the scratchpads of a layer don't fit.
             TimingError: units wait for each other for ever.
         """
         plan, turns = structure.plan, structure.choices.turns
-        spans = [span for span in together(plan) if window is None or span.start in window]
-        if window is not None and all(len(span) == 1 for span in spans):
+        if window is None:
+            owned = self._owned(structure, list(together(plan)))
+            return issued(owned, plan, self.spec, turns).cycles
+        spans = [span for span in together(plan) if span.start in window.layers]
+        if all(len(span) == 1 for span in spans):
             turns = replace(turns, order=WRITTEN)
-        return issued(self._owned(structure, spans), plan, self.spec, turns).cycles
+        parts = self._owned(structure, spans)
+        before = bisect_left(parts, window.changed.start, key=lambda each: each.owner)
+        behind = bisect_left(parts, window.changed.stop, key=lambda each: each.owner)
+        owned = parts[max(0, before - BESIDE) : behind + BESIDE]
+        return issued(owned, plan, self.spec, turns).cycles
 
     def _owned(self, structure: Structure, spans: Sequence[range]) -> list[Owned]:
         places, known = structure.places, self._emissions

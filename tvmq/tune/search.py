@@ -38,7 +38,7 @@ from targets.npu.choices import (
 )
 from targets.npu.convolution.tile_cost import ConvTiling
 from targets.npu.kinds.table import kind_of
-from targets.npu.trials import Trials
+from targets.npu.trials import Trials, Window
 from tvmq.tune.workers import Trial, Workers
 
 BATCH = 8
@@ -320,7 +320,7 @@ class Search:
         """Cycles of the whole program with each change; 0 where there is none."""
         return self._times([self._job(change, None) for change in changes])
 
-    def _job(self, change: _Change, window: range | None, *, as_it_is: bool = False) -> _Job:
+    def _job(self, change: _Change, window: Window | None, *, as_it_is: bool = False) -> _Job:
         base = self.base.choices
         choices = base if as_it_is else _with(base, change)
         trial = Trial(choices, window)
@@ -337,12 +337,15 @@ class Search:
             workload = self.trials.description(self.base, window, n)
         return _Job(trial, workload, choice, f"around {change.name}")
 
-    def _relative(self, change: _Change, window: range) -> dict[str, Any]:
+    def _relative(self, change: _Change, window: Window) -> dict[str, Any]:
         """What is other, by positions in a window, whose description has no names."""
         content = change.choices.as_json()
         by_name = [content["stays"], content["cascades"], content["turns"].pop("leads")]
         made = [
-            {str(self.trials.made_by[name] - window.start): each[name] for name in sorted(each)}
+            {
+                str(self.trials.made_by[name] - window.layers.start): each[name]
+                for name in sorted(each)
+            }
             for each in by_name
         ]
         return dict(_pairs(("stays", "cascades", "leads"), made))

@@ -18,17 +18,17 @@ from typing import NamedTuple
 from targets import collector, interrupts
 from targets.errors import CapacityError, TimingError
 from targets.npu.choices import Choices
-from targets.npu.trials import Trials
+from targets.npu.trials import Trials, Window
 
 WORTH_A_PROCESS = 64
 """Trials that take longer than starting a process that makes them."""
 
 
 class Trial(NamedTuple):
-    """A program by choices; some of its layers, or None for all."""
+    """A program by choices; a window of it, or None for all."""
 
     choices: Choices
-    window: range | None
+    window: Window | None
 
 
 class Workers:

@@ -58,11 +58,13 @@ def emit_call(
     itemsizes = tuple(p.itemsize for p in at)
     call = Call(starts, axes, leaf.fields, initialise)
     encode = _ENCODERS[leaf.kind]
-    return [
-        replace(each, takes=part.takes, makes=part.makes)
-        for part in rolled(call, at, itemsizes)
-        for each in _unroll(encode, part.call, itemsizes, spec)
-    ]
+    emitted = []
+    for part in rolled(call, at, itemsizes):
+        made = _unroll(encode, part.call, itemsizes, spec)
+        if part.takes or part.makes:
+            made = [replace(each, takes=part.takes, makes=part.makes) for each in made]
+        emitted += made
+    return emitted
 
 
 def _unroll(

@@ -18,6 +18,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 import tvm
@@ -137,13 +138,29 @@ class Leaf:
 
     def fold(self, env: Env) -> Folded:
         """Evaluate the nest with the loops around it at ``env``."""
-        names = tuple(name for name, _ in self.loops)
-        start = {**env, **dict.fromkeys(names, 0)}
-        bases = tuple(offset.value.at(start) for offset in self.offsets)
+        start = {**env, **dict.fromkeys(self._names, 0)}
+        bases = tuple([offset.value.at(start) for offset in self.offsets])
+        extents, strides = self._steady or self._nest(start)
+        return Folded(self._names, extents, bases, strides)
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.loops)
+
+    @cached_property
+    def _steady(self) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]] | None:
+        """Extents and strides, if they are the same wherever the loops around are."""
+        parts = [part for offset in self.offsets for part in offset.value.parts]
+        if any(part.reads.intersection(self._names) for part in parts):
+            return None
+        return None if any(extent.reads for _, extent in self.loops) else self._nest({})
+
+    def _nest(self, start: Env) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+        """Extents and strides; ``start`` has the loops at 0."""
         strides = tuple(
-            tuple(offset.value.step(name, start) for offset in self.offsets) for name in names
+            tuple(offset.value.step(name, start) for offset in self.offsets) for name in self._names
         )
-        return Folded(names, tuple(extent.at(env) for _, extent in self.loops), bases, strides)
+        return tuple(extent.at(start) for _, extent in self.loops), strides
 
     def can_fold(self, name: str) -> bool:
         """Whether a loop moves every offset by a constant and changes no extent."""

@@ -1,10 +1,10 @@
-"""Derive dependency tokens from buffer hazards.
+"""Derive dependency tokens from hazards.
 
 The compiler emits instructions in an order that is right one after the other. Units run ahead of
 each other; a token from unit v to unit u makes u wait until an instruction of v has completed.
-Wherever an instruction touches bytes that an earlier one of another unit touched, and one of the
-two writes, there must be such a wait, directly or by way of others: a forward token for read after
-write, a backward token for write after read.
+Wherever an instruction needs an earlier one of another unit (``hazards.py``), there must be such a
+wait, directly or by way of others: a forward token for read after write, a backward token for write
+after read.
 
     LD   load x          push MM                   x is there
     MM   sums of x       pop LD, push LD           x is there; x is no longer needed
@@ -20,22 +20,9 @@ early.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple, TypeAlias
-
-from targets.npu.emit.touched_bytes import Span, TouchedBytes
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """What an instruction touches: its unit, the bytes it reads and the bytes it writes."""
-
-    unit: int
-    reads: tuple[Span, ...]
-    writes: tuple[Span, ...]
 
 
 @dataclass(slots=True)
@@ -56,83 +43,50 @@ class EarlyPop:
 
 
 UNITS = 4
-_NEVER = (-1,) * UNITS
 
 
-def derive_tokens(program: Sequence[Footprint], depth: int) -> tuple[list[Waits], list[EarlyPop]]:
-    """The pops and pushes that make any interleaving of the units equal to program order.
+def derive_tokens(
+    order: Sequence[int], units: Sequence[int], needs: Sequence[Collection[int]], depth: int
+) -> tuple[list[Waits], list[EarlyPop]]:
+    """The pops and pushes that make any interleaving of the units equal to an order.
 
     Args:
-        program: footprints in program order.
+        order: the instructions by number, as they are issued: each behind those that it needs.
+        units: of the instructions, by number.
+        needs: by number, which of the others have to come before, but for those that these need.
         depth: tokens that a FIFO holds.
 
     Returns:
-        One ``Waits`` per instruction, and the NOPs to insert.
+        By position in the order, one ``Waits`` per instruction, and the NOPs to insert.
     """
-    waits = [Waits() for _ in program]
-    spaces: _Spaces = defaultdict(lambda: TouchedBytes(_Touched()))
-    # clock[u][v]: the last instruction of v that u knows to have completed
-    clock = [list(_NEVER) for _ in range(UNITS)]
-    known_at: list[tuple[int, ...]] = []  # the clock of an instruction's unit when it starts
+    waits = [Waits() for _ in order]
+    # clock[u][v]: the last position of v's instructions that u knows to have completed
+    clock = [[-1] * UNITS for _ in range(UNITS)]
+    known_at: list[list[int]] = []  # the clock of an instruction's unit when it starts
+    place = [len(order)] * len(order)
     pairs: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for index, step in enumerate(program):
-        needed = _needed(step, spaces)
+    for index, number in enumerate(order):
+        unit = units[number]
+        needed = [-1] * UNITS  # per unit, the last position of what this one must follow
+        for other in needs[number]:
+            before = place[other]
+            if before > needed[units[other]]:
+                needed[units[other]] = before
+        assert max(needed) < index, f"{number} is issued before what it needs"
+        known = clock[unit]
         # Later instructions first: what they waited for often makes the others superfluous.
         for last, source in sorted(zip(needed, range(UNITS), strict=True), reverse=True):
-            if source == step.unit or last <= clock[step.unit][source]:
+            if source == unit or last <= known[source]:
                 continue
-            waits[last].push |= 1 << step.unit
+            waits[last].push |= 1 << unit
             waits[index].pop |= 1 << source
-            pairs.setdefault((source, step.unit), []).append((last, index))
-            merged = [max(a, b) for a, b in zip(clock[step.unit], known_at[last], strict=True)]
-            merged[source] = last
-            clock[step.unit] = merged
-        known_at.append(tuple(clock[step.unit]))
-        if step.reads:
-            read = partial(_read, step.unit, index)
-            for span in step.reads:
-                spaces[span.space].change(span, read)
-        for span in step.writes:
-            spaces[span.space].cover(span, _Touched(step.unit, index))
+            pairs.setdefault((source, unit), []).append((last, index))
+            known = list(map(max, known, known_at[last]))
+            known[source] = last
+        clock[unit] = known
+        known_at.append(known)
+        place[number] = index
     return waits, _early_pops(pairs, waits, depth)
-
-
-def _needed(step: Footprint, spaces: _Spaces) -> list[int]:
-    """Per unit, its last instruction that this one must follow; -1 for none."""
-    needed = list(_NEVER)
-    for span in (*step.reads, *step.writes):
-        for writer, written, _ in spaces[span.space].pieces(span):
-            needed[writer] = max(needed[writer], written)
-    for span in step.writes:
-        for touched in spaces[span.space].pieces(span):
-            for unit, read in enumerate(touched.read):
-                needed[unit] = max(needed[unit], read)
-    return needed
-
-
-class _Touched(NamedTuple):
-    """Who touched a piece of memory last.
-
-    What came before the last write is forgotten: that write waited for it, and who touches the
-    piece next waits for that write.
-
-    Attributes:
-        writer: the unit that wrote it.
-        written: the instruction that did; -1 for none.
-        read: per unit, its last instruction that has read it since; -1 for none.
-    """
-
-    writer: int = 0
-    written: int = -1
-    read: tuple[int, ...] = _NEVER
-
-
-_Spaces: TypeAlias = defaultdict[str, TouchedBytes[_Touched]]
-
-
-def _read(unit: int, index: int, touched: _Touched) -> _Touched:
-    writer, written, read = touched
-    return _Touched(writer, written, (*read[:unit], index, *read[unit + 1 :]))
 
 
 def _early_pops(

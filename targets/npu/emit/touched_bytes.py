@@ -8,7 +8,6 @@ in proportion to its length.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -25,33 +24,32 @@ class Span:
 
 
 class TouchedBytes(Generic[T]):
-    """One memory or DRAM region; ``T`` is what is known of a byte, at first ``untouched``."""
+    """One memory or DRAM region.
+
+    Attributes:
+        known: what is known of the bytes of each piece; ``T`` is of a byte.
+    """
 
     def __init__(self, untouched: T) -> None:
+        """Start with one piece; ``untouched`` is known of it."""
         # Piece n is [_begins[n], _begins[n + 1]); the last one has no end.
         self._begins = [0]
-        self._known = [untouched]
+        self.known = [untouched]
 
-    def pieces(self, span: Span) -> list[T]:
-        """What is known of those that share a byte with the span."""
-        first = bisect_left(self._begins, span.begin + 1) - 1
-        return self._known[first : bisect_left(self._begins, span.end, lo=first)]
+    def pieces(self, span: Span) -> range:
+        """The pieces that are the bytes of a span; what lies across its ends is cut there."""
+        begins, known = self._begins, self.known
+        first = bisect_left(begins, span.begin)
+        if first == len(begins) or begins[first] != span.begin:
+            begins.insert(first, span.begin)
+            known.insert(first, known[first - 1])
+        behind = bisect_left(begins, span.end, first + 1)
+        if behind == len(begins) or begins[behind] != span.end:
+            begins.insert(behind, span.end)
+            known.insert(behind, known[behind - 1])
+        return range(first, behind)
 
-    def change(self, span: Span, changed: Callable[[T], T]) -> None:
-        """Let what is known of the span's bytes be what ``changed`` makes of it."""
-        first, behind = self._cut(span.begin), self._cut(span.end)
-        self._known[first:behind] = map(changed, self._known[first:behind])
-
-    def cover(self, span: Span, known: T) -> None:
-        """Let the span's bytes be one piece of which this is known."""
-        first, behind = self._cut(span.begin), self._cut(span.end)
-        self._begins[first:behind] = [span.begin]
-        self._known[first:behind] = [known]
-
-    def _cut(self, at: int) -> int:
-        """The piece that begins at a byte; the one around it is cut there if need be."""
-        n = bisect_left(self._begins, at)
-        if n == len(self._begins) or self._begins[n] != at:
-            self._begins.insert(n, at)
-            self._known.insert(n, self._known[n - 1])
-        return n
+    def cover(self, pieces: range, known: T) -> None:
+        """Make one piece of some, of which this is known."""
+        self._begins[pieces.start : pieces.stop] = [self._begins[pieces.start]]
+        self.known[pieces.start : pieces.stop] = [known]

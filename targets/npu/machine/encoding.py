@@ -58,9 +58,9 @@ def largest(kind: type[Instruction], *names: str) -> int:
 
 def fits(instruction: Instruction) -> bool:
     """Whether every field's value fits its width."""
-    return all(
-        0 <= getattr(instruction, name) < 1 << width for name, _, width in instruction.layout()
-    )
+    values = vars(instruction)
+    # Of a number that is negative or too large something is left beyond the field.
+    return not any([values[name] >> width for name, _, width in instruction.layout()])
 
 
 def encode(instruction: Instruction) -> bytes:

@@ -91,6 +91,7 @@ class _Unit:
     unheld: int = 0  # when the last of them found room
     buffer: int = 0  # from when on the second weight buffer is free
     wakes: int = -1
+    waits: bool = False  # its first instruction can't start before something happens to the unit
 
 
 class _Machine:
@@ -98,7 +99,9 @@ class _Machine:
 
     An event changes what it is about, no more. After the last event of a cycle ``_advance`` looks
     at what can move: an instruction that starts may free a place in a queue, a token that is taken
-    may let another unit go on, all in the same cycle. So no event has to know whom it lets go.
+    may let another unit go on, all in the same cycle. So no event has to know whom it lets go; but
+    a unit whose first instruction waits is looked at again only once it gets a token, is free or
+    has completed something.
     """
 
     def __init__(self, steps: Sequence[Step], spec: NpuSpec) -> None:
@@ -148,7 +151,7 @@ class _Machine:
             for number, unit in enumerate(self.units):
                 if unit.pushes:
                     moved |= self._release(number)
-                elif unit.queue:
+                elif unit.queue and not unit.waits:
                     moved |= self._start(number)
         self._fetch_more()
 
@@ -191,8 +194,10 @@ class _Machine:
         cost, sources = step.cost, step.pops
         for source in sources:
             if not tokens[source][number]:
+                unit.waits = True
                 return False
         if cost.bus and unit.in_flight == self.outstanding:
+            unit.waits = True
             return False
         if step.halts and not self._may_halt():
             return False
@@ -200,7 +205,8 @@ class _Machine:
             # Nothing else may happen when the unit becomes free: wake up then, once.
             if unit.wakes < unit.free:
                 unit.wakes = unit.free
-                self._at(unit.free, self._on_wake)
+                self._at(unit.free, self._on_wake, number)
+            unit.waits = True
             return False
         unit.queue.popleft()
         run = self.runs[index]
@@ -239,8 +245,8 @@ class _Machine:
         run.work = (begin, unit.free)
         self._at(unit.free + cost.drain, self._on_finish, number, index)
 
-    def _on_wake(self) -> None:
-        """Nothing: the loop looks at all units after every event."""
+    def _on_wake(self, number: int) -> None:
+        self.units[number].waits = False
 
     def _on_request(self, number: int, index: int) -> None:
         run, cost = self.runs[index], self.steps[index].cost
@@ -254,6 +260,7 @@ class _Machine:
 
     def _on_finish(self, number: int, index: int) -> None:
         unit = self.units[number]
+        unit.waits = False
         self.finished[index] = True
         self.left -= 1
         if self.steps[index].cost.bus:
@@ -273,7 +280,7 @@ class _Machine:
             if len(fifo) == self.token_depth:
                 break
             fifo.append(self.now)
-            unit.pushes.popleft()
+            self.units[unit.pushes.popleft()].waits = False
             unit.unheld = self.now
             moved = True
         return moved

@@ -5,8 +5,9 @@ import pytest
 
 from targets.npu.choices import FREE, ORDERS, WRITTEN
 from targets.npu.emit.emitted import Emitted
+from targets.npu.emit.hazards import hazards
 from targets.npu.emit.touched_bytes import Span
-from targets.npu.issue_order import IssueClock, hazards, least_cycles
+from targets.npu.issue_order import IssueClock, least_cycles
 from targets.npu.machine import isa
 from targets.npu.machine.spec import load_spec
 

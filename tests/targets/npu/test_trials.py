@@ -13,7 +13,7 @@ from targets.npu.choices import Choices, Leads, Turns
 from targets.npu.compiler import compile_layers
 from targets.npu.machine.spec import load_spec
 from targets.npu.price.timing import simulate_timing
-from targets.npu.trials import Structure, Trials
+from targets.npu.trials import Structure, Trials, Window
 
 E256 = load_spec("e256")
 
@@ -100,10 +100,22 @@ def test_what_is_remembered_changes_nothing(trials):
 
 
 def test_a_window_has_the_layers_beside(trials):
-    assert trials.window(trials.rule, range(2, 3)) == range(1, 4)
-    assert trials.window(trials.rule, range(1)) == range(2)
+    assert trials.window(trials.rule, range(1)) == (range(2), range(1))
     window = trials.window(trials.rule, range(2, 3))
+    assert window == (range(1, 4), range(2, 3))
     assert 0 < trials.cycles(trials.rule, window) < trials.cycles(trials.rule)
+
+
+def test_a_window_ends_some_instructions_beside_what_is_changed(trials, monkeypatch):
+    """Of layers that take long the rest is left out, as it was before and after the change."""
+    window = trials.window(trials.rule, range(2, 3))
+    whole = trials.cycles(trials.rule, window)
+    monkeypatch.setattr("targets.npu.trials.BESIDE", 4)
+    few = trials.cycles(trials.rule, window)
+    monkeypatch.setattr("targets.npu.trials.BESIDE", 0)
+    alone = trials.cycles(trials.rule, window)
+    assert alone == trials.cycles(trials.rule, Window(range(2, 3), range(2, 3)))
+    assert alone < few < whole
 
 
 def test_cuts_come_by_their_estimate(trials):
@@ -119,7 +131,7 @@ def test_a_cut_that_can_not_be_is_refused(trials):
 
 
 def test_the_description_of_a_window_is_of_what_its_cycles_depend_on(trials):
-    window = range(1, 4)
+    window = Window(range(1, 4), range(2, 3))
     same = Trials(chain(), *ends(trials.layers), E256)
     whole = trials.description(trials.rule)
     inside = trials.description(trials.rule, window, 2)
@@ -138,9 +150,10 @@ def test_the_description_of_a_window_is_of_what_its_cycles_depend_on(trials):
     turns = replace(trials.rule.choices.turns, leads=leads)
     turned = trials.structure(replace(trials.rule.choices, turns=turns))
     assert trials.description(turned, window, 2) != inside
-    assert trials.description(turned, range(3, 5), 4) == trials.description(
-        trials.rule, range(3, 5), 4
-    )
+    behind = Window(range(3, 5), range(4, 5))
+    assert trials.description(turned, behind, 4) == trials.description(trials.rule, behind, 4)
+    other = window._replace(changed=range(2, 4))
+    assert trials.description(trials.rule, other, 2) != inside
 
 
 def test_programs_by_turns(trials):

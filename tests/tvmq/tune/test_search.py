@@ -16,7 +16,7 @@ from targets.npu.choices import NO_CHOICES
 from targets.npu.compiler import compile_layers
 from targets.npu.machine.spec import load_spec
 from targets.npu.price.timing import simulate_timing
-from targets.npu.trials import Trials
+from targets.npu.trials import Trials, Window
 from tvmq.tune.search import search
 from tvmq.tune.workers import Trial, Workers
 
@@ -150,7 +150,7 @@ def test_what_is_better_in_a_window_alone_is_not_taken(monkeypatch):
     one = trials()
     cycles = one.cycles
 
-    def lying(structure: Any, window: range | None = None) -> int:
+    def lying(structure: Any, window: Window | None = None) -> int:
         cuts = structure.choices.cuts
         return cycles(structure, window) + (10_000 * len(cuts) if window is None else 0)
 

@@ -1,12 +1,28 @@
 """Tokens: every interleaving that they allow respects every hazard; FIFOs never overflow."""
 
 import time
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from targets.npu.emit.tokens import EarlyPop, Footprint, Waits, derive_tokens
+from targets.npu.emit.emitted import Emitted
+from targets.npu.emit.hazards import hazards
+from targets.npu.emit.tokens import EarlyPop, Waits, derive_tokens
 from targets.npu.emit.touched_bytes import Span
+
+
+class Footprint(NamedTuple):
+    """An instruction of a unit, of which only the bytes are known that it touches."""
+
+    unit: int
+    reads: tuple[Span, ...]
+    writes: tuple[Span, ...]
+
+
+def tokens_of(program: list[Footprint], depth: int) -> tuple[list[Waits], list[EarlyPop]]:
+    needs = hazards([Emitted(None, step.reads, step.writes) for step in program])
+    return derive_tokens(range(len(program)), [step.unit for step in program], needs, depth)
 
 
 def random_program(rng: np.random.Generator, length: int) -> list[Footprint]:
@@ -25,7 +41,7 @@ def random_program(rng: np.random.Generator, length: int) -> list[Footprint]:
     ]
 
 
-def hazards(program: list[Footprint]) -> list[tuple[int, int]]:
+def clashes(program: list[Footprint]) -> list[tuple[int, int]]:
     def clash(a: Footprint, b: Footprint) -> bool:
         pairs = [(w, s) for w in a.writes for s in (*b.reads, *b.writes)]
         pairs += [(s, w) for s in a.reads for w in b.writes]
@@ -75,8 +91,8 @@ def execute(program, waits, early, depth, rng) -> list[int]:
 def test_every_interleaving_respects_hazards(seed: int, depth: int) -> None:
     rng = np.random.default_rng(seed)
     program = random_program(rng, 60)
-    waits, early = derive_tokens(program, depth)
-    pairs = hazards(program)
+    waits, early = tokens_of(program, depth)
+    pairs = clashes(program)
     for _ in range(5):
         position = {index: n for n, index in enumerate(execute(program, waits, early, depth, rng))}
         assert all(position[i] < position[j] for i, j in pairs)
@@ -85,7 +101,7 @@ def test_every_interleaving_respects_hazards(seed: int, depth: int) -> None:
 def test_a_missing_token_is_noticed() -> None:
     """Without the one token of a producer and a consumer some interleaving breaks the order."""
     program = [Footprint(0, (), (Span("mem0", 0, 8),)), Footprint(1, (Span("mem0", 4, 5),), ())]
-    waits, early = derive_tokens(program, 8)
+    waits, early = tokens_of(program, 8)
     assert waits == [Waits(push=0b10), Waits(pop=0b1)]
     assert early == []
     orders = {
@@ -98,8 +114,14 @@ def test_a_missing_token_is_noticed() -> None:
 def test_waits_that_others_imply_are_left_out() -> None:
     a, b = Span("mem0", 0, 8), Span("mem1", 0, 8)
     program = [Footprint(0, (), (a,)), Footprint(1, (a,), (b,)), Footprint(2, (a, b), ())]
-    waits, _ = derive_tokens(program, 8)
+    waits, _ = tokens_of(program, 8)
     assert waits[2].pop == 0b10
+
+
+def test_an_instruction_before_what_it_needs_is_refused() -> None:
+    assert derive_tokens([1, 0], [0, 1], [{1}, set()], 8) == ([Waits(push=1), Waits(pop=2)], [])
+    with pytest.raises(AssertionError, match="1 is issued before what it needs"):
+        derive_tokens([1, 0], [0, 1], [set(), {0}], 8)
 
 
 def test_a_full_fifo_is_emptied_early() -> None:
@@ -109,7 +131,7 @@ def test_a_full_fifo_is_emptied_early() -> None:
     program += [
         Footprint(1, (s,), (Span("mem1", n, n + 1),)) for n, s in reversed(list(enumerate(spans)))
     ]
-    waits, early = derive_tokens(program, 1)
+    waits, early = tokens_of(program, 1)
     assert all(isinstance(e, EarlyPop) for e in early)
     execute(program, waits, early, 1, np.random.default_rng(0))
 
@@ -127,7 +149,7 @@ def test_ten_times_the_program_takes_ten_times_the_time() -> None:
             for n in range(loads)
         ]
         begin = time.process_time()
-        derive_tokens(program, 8)
+        tokens_of(program, 8)
         return time.process_time() - begin
 
     short, long = (min(seconds(n) for _ in range(3)) for n in (500, 5000))
