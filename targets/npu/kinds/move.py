@@ -2,8 +2,9 @@
 
 for stripe: fill, where no piece covers it; for piece: load its rows of the stripe; store the stripe
 
-Bytes that lie together where they are read and apart where they are written are turned by LD. A
-reshape moves nothing: its output has the bytes of its input.
+Bytes that lie together where they are read and apart where they are written are turned by LD. Codes
+of 4 or 2 bits are moved as the bytes in which they are packed, where all pieces are of whole bytes.
+A reshape moves nothing: its output has the bytes of its input.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tvm import tirx
 
 from targets.layers import Index, Move, Piece, Value
 from targets.npu.kinds.cost import NOTHING, Cost, Step, bus_cycles, ceil_div, streamed
-from targets.npu.kinds.kind import Kind, Rule, wide
+from targets.npu.kinds.kind import Kind, Rule, same_width, wide
 from targets.npu.kinds.stripes import slots, stripe_heights
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.schedule.intrinsics import ACT
@@ -45,12 +46,12 @@ class Moving(Kind[Move, int]):
         """Heights of stripes, tallest first; one of a reshape, which does nothing."""
         if job.layer.reshape:
             return iter((1,))
-        (oh, ow, k), _ = _upright(job.layer)
+        (oh, ow, k), _ = _upright(_of_bytes(job))
         return stripe_heights(oh, lambda rows: rows * ow * k, job.act_bytes)
 
     def too_large(self, job: Job[Move]) -> str:
         """Not even one output row fits ACT."""
-        (oh, ow, k), _ = _upright(job.layer)
+        (oh, ow, k), _ = _upright(_of_bytes(job))
         return (
             f"{job.layer.name}: moving one row at a time needs {slots(oh, 1) * ow * k} bytes of "
             f"ACT, the machine has {job.act_bytes}"
@@ -58,7 +59,7 @@ class Moving(Kind[Move, int]):
 
     def cost(self, job: Job[Move], choice: int) -> Cost:
         """A load per piece and stripe, and one store per stripe; nothing for a reshape."""
-        layer, spec = job.layer, job.spec
+        layer, spec = _of_bytes(job), job.spec
         if layer.reshape:
             return NOTHING
         (oh, ow, k), pieces = _upright(layer)
@@ -74,7 +75,7 @@ class Moving(Kind[Move, int]):
 
     def schedule(self, job: Job[Move], choice: int) -> Scheduled:
         """Copies alone."""
-        layer, rows = job.layer, choice
+        layer, rows = _of_bytes(job), choice
         (oh, ow, k), pieces = _upright(layer)
         stripes = ceil_div(oh, rows)
         slot_bytes = rows * ow * k
@@ -101,12 +102,55 @@ class Moving(Kind[Move, int]):
         return tensorize(builder.get(), {}, {})
 
     def bytewise(self, layer: Move, bits: Mapping[str, int]) -> Iterable[str]:
-        """The DMA moves bytes."""
-        return [value.name for value in (*layer.inputs, layer.output)]
+        """The DMA moves bytes, so codes that are packed with others move with them."""
+        values = (*layer.inputs, layer.output)
+        if unlike := same_width(values, bits):
+            return unlike
+        codes = 8 // bits[layer.output.name]
+        whole = layer.reshape or all(_in_whole_bytes(piece, codes) for piece in layer.pieces)
+        fits = layer.view is None or layer.view[2] % codes == 0
+        return [] if whole and fits else [value.name for value in values]
 
     def same_bytes(self, layer: Move) -> Value | None:
         """A reshape's input."""
         return layer.inputs[0] if layer.reshape else None
+
+
+def _in_whole_bytes(piece: Piece, codes: int) -> bool:
+    """Whether a piece is runs of bytes that hold so many codes each, wherever it is read."""
+    pixels = [n for n, size in zip(piece.strides[:2], piece.size[:2], strict=True) if size > 1]
+    counts = (piece.offset, *pixels, piece.size[2], piece.at[2])
+    return codes == 1 or (piece.strides[2] == 1 and all(n % codes == 0 for n in counts))
+
+
+def _of_bytes(job: Job[Move]) -> Move:
+    """The layer with bytes for channels, where codes are packed."""
+    layer, stored = job.layer, job.output
+    codes = 8 // stored.bits
+    if codes == 1:
+        return layer
+
+    def narrow(index: Index) -> Index:
+        return (index[0], index[1], index[2] // codes)
+
+    pieces = [
+        replace(
+            piece,
+            offset=piece.offset // codes,
+            strides=(piece.strides[0] // codes, piece.strides[1] // codes, 1),
+            size=narrow(piece.size),
+            at=narrow(piece.at),
+            value=replace(piece.value, shape=narrow(piece.value.shape)),
+        )
+        for piece in layer.pieces
+    ]
+    return replace(
+        layer,
+        pieces=tuple(pieces),
+        output=replace(layer.output, shape=narrow(layer.output.shape)),
+        fill=stored.repeated(layer.fill),
+        view=layer.view and narrow(layer.view),
+    )
 
 
 def _upright(layer: Move) -> tuple[Index, list[Piece]]:
