@@ -124,10 +124,9 @@ def test_pixels_of_no_whole_bytes_are_moved_code_by_code():
 
 
 def test_a_view_of_no_whole_bytes_is_written_code_by_code():
-    """As where channels become pixels: a row of the view has no whole number of bytes."""
-    piece = box(2, "uint8", size=(6, 6, 16))
-    flat = replace(piece, strides=(1, 16, 1), size=(16, 36, 1), at=ORIGIN)
-    moving = replace(move(2, "uint8", (6, 6, 16), flat), view=(16, 36, 1))
+    """Its rows are longer than the pieces in them by less than a byte."""
+    rows = replace(box(2, "uint8", size=(32, 1, 16)), strides=(16, 16, 1))
+    moving = replace(move(2, "uint8", (6, 6, 16), rows), view=(32, 1, 18))
     layers = with_layers_beside(moving)
     assert stored_bits(layers) == {8}
     check(layers)
