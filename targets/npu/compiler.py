@@ -234,6 +234,15 @@ class Issued:
         made = [replace(each.instruction, pop=each.pop, push=each.push) for each in self.queued]
         return [*made, isa.Halt()]
 
+    @property
+    def steps(self) -> list[Step]:
+        """What time knows of them, HALT at the end."""
+        steps = [
+            Step(each.instruction.unit, each.cost, UNITS_OF[each.pop], UNITS_OF[each.push])
+            for each in self.queued
+        ]
+        return [*steps, step_of(isa.Halt(), self.spec)]
+
     @cached_property
     def cycles(self) -> int:
         """By the timing model.
@@ -241,11 +250,7 @@ class Issued:
         Raises:
             TimingError: units wait for each other for ever.
         """
-        steps = [
-            Step(each.instruction.unit, each.cost, UNITS_OF[each.pop], UNITS_OF[each.push])
-            for each in self.queued
-        ]
-        return time_steps([*steps, step_of(isa.Halt(), self.spec)], self.spec).total
+        return time_steps(self.steps, self.spec).total
 
 
 def issued(

@@ -46,6 +46,8 @@ from targets.npu.layer_plan import (
 )
 from targets.npu.machine.program import CONSTANTS
 from targets.npu.machine.spec import NpuSpec
+from targets.npu.price.critical_path import held_up
+from targets.npu.price.timing import time_steps
 from targets.npu.resident import may_stay
 
 SPANS_KEPT = 256
@@ -67,6 +69,20 @@ class Window(NamedTuple):
 
     layers: range
     changed: range
+
+
+class Part(NamedTuple):
+    """What a unit does of a layer."""
+
+    layer: int
+    unit: int
+
+
+class Delay(NamedTuple):
+    """A part of a layer that waits for what another one has; both could change places."""
+
+    by: Part
+    of: Part
 
 
 @dataclass(frozen=True)
@@ -266,6 +282,21 @@ class Trials:
         behind = bisect_left(parts, window.changed.stop, key=lambda each: each.owner)
         owned = parts[max(0, before - BESIDE) : behind + BESIDE]
         return issued(owned, plan, self.spec, turns).cycles
+
+    def held_up(self, structure: Structure) -> list[Delay]:
+        """What waits for a unit or the bus that another layer has, on the chain that ends last.
+
+        Raises:
+            CapacityError: the scratchpads of a layer don't fit.
+            TimingError: units wait for each other for ever.
+        """
+        plan, turns = structure.plan, structure.choices.turns
+        made = issued(self._owned(structure, list(together(plan))), plan, self.spec, turns)
+        steps = made.steps
+        parts = [Part(each.owner, each.instruction.unit) for each in made.queued]
+        pairs = held_up(time_steps(steps, self.spec), steps)
+        delays = [Delay(parts[pair.earlier], parts[pair.later]) for pair in pairs]
+        return [*dict.fromkeys(each for each in delays if each.by.layer != each.of.layer)]
 
     def _owned(self, structure: Structure, spans: Sequence[range]) -> list[Owned]:
         places, known = structure.places, self._emissions

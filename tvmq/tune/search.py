@@ -4,7 +4,8 @@
     cuts        task by task; a task is all layers that are alike: first the best by estimate, then
                 neighbours of the best so far and some at random
     turns       other orders of issue, once; instructions of layers and units issued earlier or
-                later, at random
+                later: mostly such as wait for a unit or the bus on the chain that ends last, and
+                what they wait for, which is the neighbourhood of job shop scheduling
     joins       what was of use to one of a batch and to another
 
 Each batch is made from the best program so far. A trial is timed exactly, in a window of layers;
@@ -38,7 +39,7 @@ from targets.npu.choices import (
 )
 from targets.npu.convolution.tile_cost import ConvTiling
 from targets.npu.kinds.table import kind_of
-from targets.npu.trials import Trials, Window
+from targets.npu.trials import Delay, Part, Structure, Trials, Window
 from tvmq.tune.workers import Trial, Workers
 
 BATCH = 8
@@ -67,6 +68,8 @@ class Mix:
         first: of a task's first batch, the best by estimate.
         near: of later ones, neighbours of the best so far.
         by_estimate: of later ones, the next by estimate.
+        delays: the share of turns that change what waits on the chain that ends last, or what that
+            waits for.
     """
 
     turns: int = 2
@@ -74,6 +77,7 @@ class Mix:
     first: int = BATCH
     near: int = 4
     by_estimate: int = 2
+    delays: float = 0.75
 
 
 Cut = ConvTiling | int
@@ -235,6 +239,7 @@ class Search:
         self.best: list[int] = []
         self._spaces: dict[Hashable, list[Cut]] = {}
         self._turned = False
+        self._held_up: tuple[Structure | None, list[Delay]] = None, []
         self.size = BATCH if trials.small else BATCH * ROUND
 
     def run(self) -> Found:
@@ -426,23 +431,54 @@ class Search:
             now = self.base.choices.turns.order
             others = [Choices(turns=Turns(order)) for order in ORDERS if order != now]
             batch += [_Change("", order, every) for order in others]
+        delays = self._delays()
         while len(batch) < self.size:
-            first = self.random.randrange(len(working))
             several = self.random.choice((1, 1, 2, 3))
-            chosen = (
-                self.random.choices(working, k=several)
-                if self.trials.small
-                else working[first : first + several]
-            )
-            leads = {}
-            for n in chosen:
-                old = self.base.choices.turns.leads.get(self._name(n), Leads())
-                lead = self.random.choice((-1, 1)) * 2 ** self.random.randint(1, LONGEST_LEAD)
-                leads[self._name(n)] = old._replace(**{self.random.choice(Leads._fields): lead})
-            layers = range(min(chosen), max(chosen) + 1)
-            name = self._name(chosen[0])
+            if delays and self.random.random() < self.mix.delays:
+                count = several if self.trials.small else 1
+                chosen = [self._swapped(self.random.choice(delays)) for _ in range(count)]
+            else:
+                chosen = self._drawn(working, several)
+            leads: dict[str, Leads] = {}
+            for part, lead in chosen:
+                name = self._name(part.layer)
+                old = leads.get(name) or self.base.choices.turns.leads.get(name, Leads())
+                leads[name] = old._replace(**{Leads._fields[part.unit]: lead})
+            changed = [part.layer for part, _ in chosen]
+            layers = range(min(changed), max(changed) + 1)
+            name = self._name(changed[0])
             batch.append(_Change(name, Choices(turns=Turns(leads=leads)), layers))
         return batch
+
+    def _drawn(self, working: Sequence[int], several: int) -> list[tuple[Part, int]]:
+        """Parts of layers and leads, at random."""
+        first = self.random.randrange(len(working))
+        chosen = (
+            self.random.choices(working, k=several)
+            if self.trials.small
+            else working[first : first + several]
+        )
+        found = []
+        for n in chosen:
+            lead = self.random.choice((-1, 1)) * 2 ** self.random.randint(1, LONGEST_LEAD)
+            found.append((Part(n, self.random.randrange(len(Leads._fields))), lead))
+        return found
+
+    def _swapped(self, delay: Delay) -> tuple[Part, int]:
+        """What waits comes earlier than it does, or what it waits for later."""
+        earlier = self.random.random() < 0.5
+        part = delay.of if earlier else delay.by
+        leads = self.base.choices.turns.leads.get(self._name(part.layer), Leads())
+        lead = 2 ** self.random.randint(1, LONGEST_LEAD)
+        return part, leads[part.unit] + (lead if earlier else -lead)
+
+    def _delays(self) -> list[Delay]:
+        """Of the best program so far."""
+        known, delays = self._held_up
+        if known is not self.base:
+            delays = self.trials.held_up(self.base)
+            self._held_up = self.base, delays
+        return delays
 
     # --- cuts
 

@@ -9,11 +9,12 @@ from npu_layers import FLAT, conv
 
 from targets.errors import CapacityError
 from targets.layers import Layer
-from targets.npu.choices import Choices, Leads, Turns
+from targets.npu.choices import WRITTEN, Choices, Leads, Turns
 from targets.npu.compiler import compile_layers
+from targets.npu.machine import isa
 from targets.npu.machine.spec import load_spec
 from targets.npu.price.timing import simulate_timing
-from targets.npu.trials import Structure, Trials, Window
+from targets.npu.trials import Delay, Part, Structure, Trials, Window
 
 E256 = load_spec("e256")
 
@@ -169,3 +170,11 @@ def test_programs_by_turns(trials):
 def test_choices_about_no_layer_are_refused(trials):
     with pytest.raises(CapacityError, match="nothing"):
         trials.structure(replace(trials.rule.choices, turns=Turns(leads={"nothing": Leads(1)})))
+
+
+def test_what_waits_for_another_layer_is_found(trials):
+    """The first layer waits for its image while the loads of a later one come before."""
+    assert trials.held_up(trials.rule) == []
+    turns = Turns(WRITTEN, {"v2": Leads(ld=200)})
+    early = trials.structure(replace(trials.rule.choices, turns=turns))
+    assert trials.held_up(early) == [Delay(by=Part(2, isa.LD), of=Part(0, isa.LD))]
