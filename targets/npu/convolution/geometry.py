@@ -32,6 +32,7 @@ from targets.npu.schedule.storage import Stored
 from targets.product_factors import ProductFactors
 
 MAX_K0 = isa.largest(isa.Gemm, "k0")
+MAX_VALID = isa.largest(isa.Gemm, "kvalid")
 """Reduction tiles along k0 that one GEMM counts."""
 
 
@@ -259,6 +260,11 @@ class ConvGeometry:
         if self.folded:
             return kh, 1, ceil_div(kw * self.group_channels_in, self.lanes)
         return kh, kw, ceil_div(self.group_channels_in, self.lanes)
+
+    @cached_property
+    def most_valid(self) -> int:
+        """Valid lanes of any reduction tile."""
+        return self.last_valid if self.depthwise or self.reduction[2] == 1 else self.lanes
 
     @cached_property
     def last_valid(self) -> int:

@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterator
 
 from targets.errors import CapacityError
-from targets.npu.convolution.geometry import MAX_K0, ConvGeometry
+from targets.npu.convolution.geometry import MAX_K0, MAX_VALID, ConvGeometry
 from targets.npu.convolution.tile_cost import (
     ConvTiling,
     block_channels,
@@ -38,6 +38,8 @@ def tilings(g: ConvGeometry) -> Iterator[ConvTiling]:
     Pieces are loaded again for each block of weights, but for those of a depthwise layer: taller
     stripes of fewer channels load fewer rows twice, so these are always among them.
     """
+    if g.most_valid > MAX_VALID:
+        return
     heights = stripe_rows(g)
     fitting = False
     for tiles, k0 in dict.fromkeys(_weight_blocks(g)):  # several counts cut into the same parts
@@ -64,7 +66,11 @@ def row_by_row(g: ConvGeometry, t: ConvTiling) -> bool:
 
 
 def no_tiling_fits(g: ConvGeometry) -> str:
-    """Why there is none: which memory is too small by how much."""
+    """Why there is none: which memory is too small by how much, or that a tile is too deep."""
+    if g.most_valid > MAX_VALID:
+        return (
+            f"{g.layer.name}: {g.most_valid} lanes of the array have work, GEMM counts {MAX_VALID}"
+        )
     if may_be_in_pieces(g):
         pieces = list(_pieces(g))
         return _why_no_stripe(g, pieces[-1], in_pieces=True) if pieces else _why_no_block(g)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from targets.npu.convolution.geometry import MAX_K0, ConvGeometry
+from targets.npu.convolution.geometry import MAX_K0, MAX_VALID, ConvGeometry
 from targets.npu.convolution.tile_cost import ConvTiling, weight_bytes
 from targets.npu.convolution.tiling import (
     MAX_ACC_SLOTS,
@@ -58,6 +58,7 @@ def _rules(g: ConvGeometry, t: ConvTiling) -> Iterator[tuple[bool, str]]:
         f"a block of {t.tiles} column tiles, groups have {g.block_unit}",
     )
     yield t.k0 <= MAX_K0 or g.passes is not None, f"GEMM counts {MAX_K0} reduction tiles"
+    yield g.most_valid <= MAX_VALID, f"GEMM counts {MAX_VALID} lanes, {g.most_valid} have work"
     if g.passes is not None:
         yield t.k0 % g.passes.tiles == 0, f"passes have {g.passes.tiles} reduction tiles"
     if g.windowed:

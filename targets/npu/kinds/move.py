@@ -120,7 +120,7 @@ def _in_whole_bytes(piece: Piece, codes: int) -> bool:
     """Whether a piece is runs of bytes that hold so many codes each, wherever it is read."""
     pixels = [n for n, size in zip(piece.strides[:2], piece.size[:2], strict=True) if size > 1]
     counts = (piece.offset, *pixels, piece.size[2], piece.at[2])
-    return codes == 1 or (piece.strides[2] == 1 and all(n % codes == 0 for n in counts))
+    return piece.strides[2] == 1 and all(n % codes == 0 for n in counts)
 
 
 def _of_bytes(job: Job[Move]) -> Move:

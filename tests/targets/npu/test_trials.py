@@ -10,7 +10,7 @@ from npu_layers import FLAT, conv
 from targets.errors import CapacityError
 from targets.layers import Layer
 from targets.npu.choices import WRITTEN, Choices, Leads, Turns
-from targets.npu.compiler import compile_layers
+from targets.npu.compiler import Emissions, compile_layers, together
 from targets.npu.machine import isa
 from targets.npu.machine.spec import load_spec
 from targets.npu.price.timing import simulate_timing
@@ -89,15 +89,19 @@ def test_programs_by_what_stays(trials):
 
 def test_what_is_remembered_changes_nothing(trials):
     """The same cut again, and between two others: the memories' places are part of it."""
+
+    def made(trials: Trials, cut) -> list[isa.Instruction]:
+        structure = cut_at(trials, 1, cut)
+        owned = trials._owned(structure, list(together(structure.plan)))
+        return [each.emitted.instruction for each in owned]
+
     space = [cut for _, cut in trials.space(trials.rule, 1)]
-    cuts = [space[0], space[-1], space[0], space[len(space) // 2], space[-1]]
-    again = [trials.cycles(cut_at(trials, 1, cut)) for cut in cuts]
-    layers = chain()
-    fresh = []
-    for cut in cuts:
-        new = Trials(layers, *ends(layers), E256)
-        fresh.append(new.cycles(cut_at(new, 1, cut)))
-    assert again == fresh
+    few, many = (choose(space, key=lambda cut: cut.tiles * cut.chunk_rows) for choose in (min, max))
+    cuts = [few, many, few, space[len(space) // 2], many]
+    again = [made(trials, cut) for cut in cuts]
+    forgetful = Trials(trials.layers, *ends(trials.layers), E256)
+    forgetful._emissions = Emissions()
+    assert again == [made(forgetful, cut) for cut in cuts]
 
 
 def test_a_window_has_the_layers_beside(trials):

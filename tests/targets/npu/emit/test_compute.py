@@ -10,7 +10,7 @@ from targets.npu.compiler import compile_layers
 from targets.npu.constraints import refusal
 from targets.npu.emit.compute import emit_call
 from targets.npu.emit.emitted import ACC, ACT, WGT, Place
-from targets.npu.emit.loop_tree import Leaf, Number, Offset
+from targets.npu.emit.loop_tree import Leaf, Number, Offset, Part
 from targets.npu.machine import isa
 from targets.npu.machine.spec import load_spec
 from targets.npu.schedule.meanings import ProductFields
@@ -131,3 +131,15 @@ def test_taps_of_few_channels_have_few_lanes_each():
 def test_a_kernel_too_long_for_k1_is_still_one_product():
     (tall,) = products((35, (64, TILE, 0)), (4, (8, 0, COLUMNS)), tiles=1)
     assert (tall.k2, tall.k1, tall.k0) == (1, 1, 35)
+
+
+def test_a_loop_whose_stride_the_loops_around_set():
+    """What a nest is folded to may be kept only where it is the same everywhere."""
+    part = Part(1, lambda env: env["outer"] * env["i"], frozenset({"outer", "i"}))
+    moving = Number(parts=(part,), reads=part.reads, products=frozenset({("outer", "i")}))
+    leaf = Leaf("copy", (Offset("x", moving),), loops=(("i", Number(5)),))
+    strides = [leaf.fold({"outer": outer}).strides for outer in (2, 3)]
+    assert strides == [((2,),), ((3,),)]
+    longer = Number(strides={"outer": 1}, reads=frozenset({"outer"}))
+    leaf = Leaf("copy", (Offset("x", Number(strides={"i": 1})),), loops=(("i", longer),))
+    assert [leaf.fold({"outer": outer}).extents for outer in (2, 3)] == [(2,), (3,)]

@@ -10,6 +10,7 @@ from npu_layers import conv, meaning, random_inputs
 
 from targets.layers import Conv2d, Layer, Move, Piece, Value
 from targets.npu.compiler import compile_layers
+from targets.npu.kinds.table import kind_of
 from targets.npu.layer_plan import in_dram
 from targets.npu.machine import isa
 from targets.npu.machine.spec import load_spec
@@ -115,6 +116,38 @@ def test_a_piece_of_no_whole_bytes_is_moved_code_by_code(piece):
     layers = with_layers_beside(move(2, "uint8", (6, 6, 16), box(2, "uint8", **piece)))
     assert stored_bits(layers) == {8}
     check(layers)
+
+
+def test_rows_of_pixels_of_no_whole_bytes_are_moved_code_by_code():
+    """Pixels overlap, as those of a window do: each begins two codes behind the one before."""
+    overlapping = replace(box(2, "uint8", size=(6, 30, 16)), strides=(96, 2, 1))
+    layers = with_layers_beside(move(2, "uint8", (6, 30, 16), overlapping))
+    assert stored_bits(layers) == {8}
+    check(layers)
+    alone = replace(overlapping, size=(6, 1, 16))  # the stride to a second one doesn't matter
+    layers = with_layers_beside(move(2, "uint8", (6, 1, 16), alone))
+    assert stored_bits(layers) == {2}
+    check(layers)
+
+
+def test_pixels_in_another_order_are_moved_packed():
+    """Rows become columns, written as a view of one row for each."""
+    turned = replace(box(4, "int8", size=(6, 6, 16)), strides=(16, 96, 1))
+    moving = replace(move(4, "int8", (1, 36, 16), turned, fill=0), view=(6, 6, 16))
+    layers = with_layers_beside(moving)
+    assert stored_bits(layers) == {4}
+    check(layers)
+
+
+def test_stripes_take_the_bytes_that_hold_the_codes():
+    """Two of a row are in ACT at a time."""
+    planned = in_dram(with_layers_beside(shortcut(2, "uint8")), {"x", "y"}, SPEC)
+    (job,) = (each.job for each in planned if isinstance(each.job.layer, Move))
+    row = 3 * 32 // 4
+    kind = kind_of(job.layer)
+    assert [*kind.choices(replace(job, act_bytes=2 * row))] == [1]
+    assert [*kind.choices(replace(job, act_bytes=2 * row - 1))] == []
+    assert f"needs {2 * row} bytes of ACT" in kind.too_large(replace(job, act_bytes=8))
 
 
 def test_pixels_of_no_whole_bytes_are_moved_code_by_code():

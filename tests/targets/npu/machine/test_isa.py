@@ -61,3 +61,9 @@ def test_a_value_too_wide_is_refused_by_name(value):
         InputError, match=re.escape(f"GEMM.acc_row: expected 0 to 8191, got {value}")
     ):
         isa.encode(isa.Gemm(acc_row=value))
+
+
+def test_what_is_negative_or_too_large_fits_no_field():
+    assert isa.fits(isa.Load(x_bytes=(1 << 16) - 1))
+    assert not isa.fits(isa.Load(x_bytes=1 << 16))
+    assert not isa.fits(isa.Load(x_bytes=-1))

@@ -46,6 +46,15 @@ def test_a_transfer_waits_for_the_bus_that_another_unit_has() -> None:
     assert delays(isa.Store(x_bytes=6400), isa.Load(x_bytes=6400), isa.Halt()) == [(0, 1)]
 
 
+def test_who_only_waits_for_the_decoding_of_a_load_is_not_held_up_by_its_transfer() -> None:
+    """The fill starts while the load before it still waits for the bus."""
+    program = [isa.Nop(on=isa.VU), isa.Store(x_bytes=6400)]
+    program += [isa.Load(x_bytes=64), isa.Load(fill=1, x_bytes=60_000)]
+    _, store, load, fill = simulate_timing(program, E256).runs
+    assert fill.start == load.decoded < store.bus[1] == load.bus[0]
+    assert delays(*program, isa.Halt()) == [(2, 3)]
+
+
 def test_a_load_waits_for_one_in_flight() -> None:
     loads = [isa.Load(x_bytes=64 * n) for n in (1, 2, 3)]
     one = varied(E256, "dma", outstanding=1)
