@@ -59,6 +59,8 @@ def test_a_load_waits_for_one_in_flight() -> None:
     loads = [isa.Load(x_bytes=64 * n) for n in (1, 2, 3)]
     one = varied(E256, "dma", outstanding=1)
     assert delays(*loads, isa.Halt(), spec=one) == [(1, 2), (0, 1)]
+    two = varied(E256, "dma", outstanding=2)
+    assert delays(*loads, isa.Halt(), spec=two) == [(0, 2)]
 
 
 @pytest.mark.parametrize("seed", range(20))
