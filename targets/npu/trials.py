@@ -28,6 +28,7 @@ from targets.npu.choices import NO_CHOICES, WRITTEN, CascadeChoice, Choices, Tur
 from targets.npu.compiler import (
     Constants,
     Emissions,
+    Issued,
     cycles_together,
     issued,
     layer_instructions,
@@ -272,8 +273,7 @@ class Trials:
         """
         plan, turns = structure.plan, structure.choices.turns
         if window is None:
-            owned = self._owned(structure, list(together(plan)))
-            return issued(owned, plan, self.spec, turns).cycles
+            return self._issued(structure).cycles
         spans = [span for span in together(plan) if span.start in window.layers]
         if all(len(span) == 1 for span in spans):
             turns = replace(turns, order=WRITTEN)
@@ -290,13 +290,17 @@ class Trials:
             CapacityError: the scratchpads of a layer don't fit.
             TimingError: units wait for each other for ever.
         """
-        plan, turns = structure.plan, structure.choices.turns
-        made = issued(self._owned(structure, list(together(plan))), plan, self.spec, turns)
+        made = self._issued(structure)
         steps = made.steps
         parts = [Part(each.owner, each.instruction.unit) for each in made.queued]
         pairs = held_up(time_steps(steps, self.spec), steps)
         delays = [Delay(parts[pair.earlier], parts[pair.later]) for pair in pairs]
         return [*dict.fromkeys(each for each in delays if each.by.layer != each.of.layer)]
+
+    def _issued(self, structure: Structure) -> Issued:
+        plan = structure.plan
+        owned = self._owned(structure, list(together(plan)))
+        return issued(owned, plan, self.spec, structure.choices.turns)
 
     def _owned(self, structure: Structure, spans: Sequence[range]) -> list[Owned]:
         places, known = structure.places, self._emissions

@@ -264,7 +264,8 @@ class ConvGeometry:
     @cached_property
     def most_valid(self) -> int:
         """Valid lanes of any reduction tile."""
-        return self.last_valid if self.depthwise or self.reduction[2] == 1 else self.lanes
+        length = self.group_channels_in * (self.kernel[1] if self.folded else 1)
+        return min(self.lanes, length if self.passes is None else self.passes.piece)
 
     @cached_property
     def last_valid(self) -> int:

@@ -48,3 +48,14 @@ def test_a_tiling_says_that_it_is_too_deep():
     assert "512 lanes of the array have work, GEMM counts 511" in no_tiling_fits(g)
     assert "GEMM counts 511 lanes, 512 have work" in misfit(g, planned.choice)
     assert not kind_of(layer).space(job)
+
+
+def test_passes_of_fewer_channels_are_no_deep_tiles():
+    """Each group of channels that have a factor is a tile of its own."""
+    layer = conv((4, 4, 512), 16, (1, 1), padding=FLAT, bits=2, weight_bits=2, products=(64, 8))
+    (planned, *_) = in_dram([layer], {"x", "y"}, DEEP)
+    job = planned.job
+    narrow = {name: replace(each, bits=each.value.bits) for name, each in job.tensors.items()}
+    job = replace(job, tensors=narrow)
+    assert ConvGeometry(job).most_valid == 64
+    assert kind_of(layer).space(job)
