@@ -25,6 +25,7 @@ from targets.npu.emit.emitted import Emitted, Rolling
 from targets.npu.kinds.cost import ceil_div
 from targets.npu.kinds.table import Planned, kind_of, plan
 from targets.npu.machine.spec import NpuSpec
+from targets.npu.price.durations import Duration
 from targets.npu.resident import LONGEST_PITCH, Cascade, Resident, aligned
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.storage import NO_BORDER, Stored
@@ -39,10 +40,11 @@ WORTHWHILE = 32
 
 @dataclass(frozen=True)
 class Owned:
-    """An instruction, and the index of its layer."""
+    """An instruction, the index of its layer, and what it takes."""
 
     emitted: Emitted
     owner: int
+    cost: Duration
 
 
 def choose_cascades(

@@ -23,10 +23,10 @@ from targets import collector
 from targets.layers import Constant, Layer, Value
 from targets.npu.cascade import Owned, merged
 from targets.npu.choices import NO_CHOICES, Choices, Leads, Order, Turns
-from targets.npu.emit.codegen import Scratchpads, generate_together
+from targets.npu.emit.codegen import Block, Scratchpads, generate_together
 from targets.npu.emit.emitted import Emitted, Place
 from targets.npu.emit.tokens import derive_tokens
-from targets.npu.issue_order import IssueClock, least_cycles
+from targets.npu.issue_order import IssueClock
 from targets.npu.layer_plan import LayerPlan, plan_layers
 from targets.npu.machine import isa
 from targets.npu.machine.program import ARENA, CONSTANTS, INPUTS, OUTPUTS, LayerSpan, Program
@@ -40,6 +40,8 @@ _ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4}
 NO_LEAD = Leads()
 TIMED = 2000
 """Instructions that are timed to find a program's order of issue."""
+PLACES_KEPT = 4
+"""Of instructions that are remembered, with scratchpads in so many places."""
 
 
 @collector.paused()
@@ -97,33 +99,42 @@ def cycles_together(plan: LayerPlan, span: range, spec: NpuSpec) -> int:
     inputs = list({value.name: value for value in read}.values())
     places, _ = place_tensors(plan, inputs, (), constants)
     owned = layer_instructions(plan, inside, places, constants, spec)
-    return least_cycles([each.emitted for each in owned], [each.owner for each in owned], spec)
+    return _clock(owned, spec).least()
 
 
 class Emissions:
-    """The last instructions that were made, by all that they depend on."""
+    """The last instructions that were made, by all that they depend on but their scratchpads.
+
+    Where those lie elsewhere, so do the bytes that instructions touch, and nothing else changes but
+    the addresses in them. Those stay as they were: what is remembered is to be timed.
+    """
 
     def __init__(self, most: int = 0) -> None:
         """Remember those of so many spans of layers."""
         self._most = most
-        self._known: OrderedDict[Hashable, tuple[list[Owned], tuple[int, ...]]] = OrderedDict()
+        self._known: OrderedDict[Hashable, dict[tuple[Block, ...], list[Owned]]] = OrderedDict()
 
     def of(
         self, key: Hashable, scratchpads: Scratchpads, make: Callable[[], list[Owned]]
     ) -> list[Owned]:
-        """What ``make`` gives, and gave where all was as it is now."""
-        whole = key, scratchpads.state
-        found = self._known.get(whole)
-        if found is None:
+        """What ``make`` gives, or gave before."""
+        known = self._known.get(key)
+        if known is None:
             made = make()
             if self._most:
-                self._known[whole] = made, scratchpads.state
+                self._known[key] = {tuple(scratchpads.taken): made}
                 if len(self._known) > self._most:
                     self._known.popitem(last=False)
             return made
-        self._known.move_to_end(whole)
-        made, scratchpads.state = found
-        return made
+        self._known.move_to_end(key)
+        before, made = next(iter(known.items()))
+        scratchpads.take(before)
+        now = tuple(scratchpads.taken)
+        if now not in known:
+            if len(known) == PLACES_KEPT:
+                known.popitem()
+            known[now] = _moved(made, before, now)
+        return known[now]
 
 
 def layer_instructions(
@@ -193,10 +204,24 @@ def _of_span(
         for n in working
     }
     filled = [
-        [Owned(each, n) for each in _with_fills(made, fills[n])]
+        [Owned(each, n, duration(each.instruction, spec)) for each in _with_fills(made, fills[n])]
         for n, made in zip(working, parts, strict=True)
     ]
-    return _in_one_order(span, plan, filled)
+    return _in_one_order(span, plan, filled, spec)
+
+
+def _moved(made: Sequence[Owned], before: Sequence[Block], now: Sequence[Block]) -> list[Owned]:
+    """Instructions that touch the bytes of other blocks; of tensors in ACT the same as before."""
+    by = {
+        f"mem{memory}": (range(old.begin, old.begin + old.bytes), new.begin - old.begin)
+        for memory, (old, new) in enumerate(zip(before, now, strict=True))
+    }
+    return [replace(each, emitted=each.emitted.moved(by)) for each in made]
+
+
+def _clock(owned: Sequence[Owned], spec: NpuSpec) -> IssueClock:
+    emitted, owners = [each.emitted for each in owned], [each.owner for each in owned]
+    return IssueClock(emitted, owners, spec, [each.cost for each in owned])
 
 
 class _Queued(NamedTuple):
@@ -265,10 +290,9 @@ def issued(
         turns: in which order. Where it is to be the fastest one, those that are best by the clock
             of ``issue_order`` are timed, as many as ``TIMED`` allows, but one at least is taken.
     """
-    emitted, owners = [each.emitted for each in owned], [each.owner for each in owned]
-    clock = IssueClock(emitted, owners, spec)
+    clock = _clock(owned, spec)
     found = [(turns.order, clock.order(turns.order))] if turns.order else clock.fastest()
-    found = found[: max(1, TIMED // max(1, len(emitted)))]
+    found = found[: max(1, TIMED // max(1, len(owned)))]
     if turns.leads:
         names = [each.job.output.value.name for each in plan.layers]
         by_layer = [turns.leads.get(name, NO_LEAD) for name in names]
@@ -289,13 +313,18 @@ def together(plan: LayerPlan) -> Iterator[range]:
         n = span.stop
 
 
-def _in_one_order(span: range, plan: LayerPlan, parts: Sequence[Sequence[Owned]]) -> list[Owned]:
+def _in_one_order(
+    span: range, plan: LayerPlan, parts: Sequence[Sequence[Owned]], spec: NpuSpec
+) -> list[Owned]:
     """The instructions of layers that work together, in an order that is right one by one."""
     whole = list(parts[0])
     between = {r.last: r for r in plan.residents if r.rolling and r.last in span}
     for n, part in zip(span[1:], parts[1:], strict=True):
         rows = between[n]
-        closing = [Owned(each, rows.first) for each in rows.closing_fills()]
+        closing = [
+            Owned(each, rows.first, duration(each.instruction, spec))
+            for each in rows.closing_fills()
+        ]
         assert rows.rolling is not None
         whole = merged([*whole, *closing], part, rows.first, rows.rolling)
     return whole

@@ -51,26 +51,29 @@ class Clocked(NamedTuple):
 class IssueClock:
     """A clock for the instructions of some layers, which finds the orders of ``choices.ORDERS``."""
 
-    def __init__(self, emitted: Sequence[Emitted], owners: Sequence[int], spec: NpuSpec) -> None:
+    def __init__(
+        self,
+        emitted: Sequence[Emitted],
+        owners: Sequence[int],
+        spec: NpuSpec,
+        costs: Sequence[Duration] | None = None,
+    ) -> None:
         """Take a program.
 
         Args:
             emitted: in an order that is right one after the other.
             owners: the layer of each.
             spec: the machine.
+            costs: what each takes, where that is known.
         """
         self.emitted, self.owners, self.spec = emitted, owners, spec
+        self.costs = costs or [duration(each.instruction, spec) for each in emitted]
         self.units = [each.instruction.unit for each in emitted]
 
     @cached_property
     def needs(self) -> list[set[int]]:
         """Per instruction, which of those before it have to come first."""
         return hazards(self.emitted)
-
-    @cached_property
-    def costs(self) -> list[Duration]:
-        """What each instruction takes."""
-        return [duration(each.instruction, self.spec) for each in self.emitted]
 
     def clocked(self, name: Order) -> Clocked:
         """One of ``choices.ORDERS``, and what it takes."""
@@ -92,6 +95,10 @@ class IssueClock:
         for name, each in found:
             different.setdefault(tuple(each.order), name)
         return [(name, list(order)) for order, name in different.items()]
+
+    def least(self) -> int:
+        """Cycles until the last instruction starts, as they are written or out of that order."""
+        return min(self.clocked(name).cycles for name in (WRITTEN, FREE))
 
     def order(self, name: Order) -> list[int]:
         """Positions in one of ``choices.ORDERS``."""
@@ -121,12 +128,6 @@ class IssueClock:
                 if not missing[follower]:
                     heapq.heappush(there, (turn[follower], follower))
         return found
-
-
-def least_cycles(emitted: Sequence[Emitted], owners: Sequence[int], spec: NpuSpec) -> int:
-    """Until the last instruction starts, as they are written or out of that order."""
-    clock = IssueClock(emitted, owners, spec)
-    return min(clock.clocked(name).cycles for name in (WRITTEN, FREE))
 
 
 def _one_after_the_other(units: Sequence[int], needs: Sequence[set[int]]) -> list[set[int]]:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from targets import collector
 from targets.layers import Layer, Value
 from targets.npu.cascade import Owned, possible_cascades
 from targets.npu.choices import NO_CHOICES, WRITTEN, CascadeChoice, Choices, Turns
@@ -283,6 +284,7 @@ class Trials:
         owned = parts[max(0, before - BESIDE) : behind + BESIDE]
         return issued(owned, plan, self.spec, turns).cycles
 
+    @collector.paused()
     def held_up(self, structure: Structure) -> list[Delay]:
         """What waits for a unit or the bus that another layer has, on the chain that ends last.
 

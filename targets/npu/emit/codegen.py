@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 from tvm import tirx
 
@@ -43,6 +44,20 @@ flag for that, and POOL always starts anew: the fill before them folds into them
 """
 
 
+class Block(NamedTuple):
+    """The bytes of a memory that a layer has to itself, scratchpads one behind the other.
+
+    Attributes:
+        begin: the first one.
+        bytes: how many.
+        of: as many of the memory are there for layers.
+    """
+
+    begin: int
+    bytes: int
+    of: int
+
+
 class Scratchpads:
     """Hands out the memories' bytes to one layer after the other, each behind the one before.
 
@@ -53,15 +68,16 @@ class Scratchpads:
 
     def __init__(self) -> None:
         self._next = [0] * len(MEMORIES)
+        self.taken: list[Block] = []
+        """By memory, what the last layer has."""
 
-    @property
-    def state(self) -> tuple[int, ...]:
-        """All that what comes next depends on."""
-        return tuple(self._next)
-
-    @state.setter
-    def state(self, state: tuple[int, ...]) -> None:
-        self._next = list(state)
+    def take(self, blocks: Iterable[Block]) -> None:
+        """Give a layer as many bytes of each memory as one had before; wherever they are now."""
+        self.taken = []
+        for memory, block in enumerate(blocks):
+            begin = self._next[memory] if self._next[memory] + block.bytes <= block.of else 0
+            self._next[memory] = -(-(begin + block.bytes) // _ALIGN) * _ALIGN
+            self.taken.append(block._replace(begin=begin))
 
     def place(self, buffers: list[Allocation], spec: NpuSpec) -> dict[str, Place]:
         """Places of one layer's buffers, in the memories as the layer finds them.
@@ -69,20 +85,22 @@ class Scratchpads:
         Raises:
             CapacityError: they do not fit a memory; names it.
         """
-        places = {}
-        sram = spec.sram
+        sram, blocks, placed = spec.sram, list[Block](), list[tuple[int, Allocation, int]]()
         for memory, bank in enumerate((sram.act, sram.wgt, sram.acc, sram.par)):
             mine = [b for b in buffers if MEMORIES[b.scope] == memory]
             offsets, size = _pack(mine, bank.bytes)
             if size > bank.bytes:
                 msg = f"{mine[0].scope} needs {size} bytes, the machine has {bank.bytes}"
                 raise CapacityError(msg)
-            begin = self._next[memory] if self._next[memory] + size <= bank.bytes else 0
-            self._next[memory] = -(-(begin + size) // _ALIGN) * _ALIGN
-            for buffer, offset in zip(mine, offsets, strict=True):
-                itemsize = _ITEMSIZE[buffer.dtype]
-                places[buffer.name] = Place(memory, begin + offset, itemsize, dram=False)
-        return places
+            blocks.append(Block(0, size, bank.bytes))
+            placed += [(memory, *each) for each in zip(mine, offsets, strict=True)]
+        self.take(blocks)
+        return {
+            buffer.name: Place(
+                memory, self.taken[memory].begin + offset, _ITEMSIZE[buffer.dtype], dram=False
+            )
+            for memory, buffer, offset in placed
+        }
 
 
 def _pack(buffers: list[Allocation], capacity: int) -> tuple[list[int], int]:

@@ -8,10 +8,12 @@ in proportion to its length.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+_NO_BYTES = range(0), 0
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,13 @@ class Span:
     space: str
     begin: int
     end: int
+
+    def moved(self, by: Mapping[str, tuple[range, int]]) -> Span:
+        """The same bytes, further on if they are of those; see ``Emitted.moved``."""
+        which, further = by.get(self.space, _NO_BYTES)
+        if not further or self.begin not in which:
+            return self
+        return Span(self.space, self.begin + further, self.end + further)
 
 
 class TouchedBytes(Generic[T]):

@@ -87,21 +87,36 @@ def test_programs_by_what_stays(trials):
     assert trials.cycles(made) == cycles_of_a_build(trials.layers, choices)
 
 
+def timed(trials: Trials, structure: Structure) -> list[tuple[object, ...]]:
+    """All that time depends on, instruction by instruction."""
+    return [
+        (each.owner, each.cost, type(made.instruction), made.reads, made.writes, made.takes)
+        for each in trials._owned(structure, list(together(structure.plan)))
+        for made in [each.emitted]
+    ]
+
+
 def test_what_is_remembered_changes_nothing(trials):
-    """The same cut again, and between two others: the memories' places are part of it."""
-
-    def made(trials: Trials, cut) -> list[isa.Instruction]:
-        structure = cut_at(trials, 1, cut)
-        owned = trials._owned(structure, list(together(structure.plan)))
-        return [each.emitted.instruction for each in owned]
-
+    """The same cut again, and between two others, behind which scratchpads lie elsewhere."""
     space = [cut for _, cut in trials.space(trials.rule, 1)]
     few, many = (choose(space, key=lambda cut: cut.tiles * cut.chunk_rows) for choose in (min, max))
+    choices = trials.rule.choices
+    name, cascade = next(each for each in trials.possible_cascades if trials.made_by[each[0]] == 2)
+    together_2 = replace(choices, cascades={**choices.cascades, name: cascade})
     cuts = [few, many, few, space[len(space) // 2], many]
-    again = [made(trials, cut) for cut in cuts]
+    structures = [
+        *(cut_at(trials, 1, cut) for cut in cuts),
+        *(
+            trials.structure(replace(together_2, cuts={"v1": cut}))
+            for cut in (few, many, space[len(space) // 2])
+        ),
+    ]
+    again = [timed(trials, each) for each in structures]
     forgetful = Trials(trials.layers, *ends(trials.layers), E256)
     forgetful._emissions = Emissions()
-    assert again == [made(forgetful, cut) for cut in cuts]
+    assert again == [timed(forgetful, each) for each in structures]
+    places = {tuple(each[3] for each in made if each[0] == 4) for made in again}
+    assert len(places) > 2  # of the last layer, which was the same all the time
 
 
 def test_a_window_has_the_layers_beside(trials):
