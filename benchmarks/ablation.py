@@ -1,9 +1,12 @@
 """What each method gives and costs, alone and together: a table, and accuracy over cycles as SVG.
 
     python -m benchmarks.ablation [--data FOLDER] [--results FILE] [--figure FILE] [--seeds 0,1]
-        [--iters N] [--distill-iters N] [--networks resnet20,mobilenetv2,vit4_cifar10]
+        [--iters N] [--distill-iters N] [--networks resnet20:w2a2,mobilenetv2:w4a4,...]
         [--precision w2a2,w4a4] [--residual-bits N] [--residual-reads rounded|whole]
         [--methods M ...] [--run N]
+
+Without --networks, ResNet-20 is measured at w2a2, MobileNetV2 and the ViT at w4a4; a network
+without its precision has those of --precision.
 
 The folder (default: the environment variable TVMQ_DATA) holds the networks, cifar10_calib.npz and
 cifar10_eval.npz. A row is a network learned from 1,024 images, with weights per channel (a step per
@@ -60,6 +63,7 @@ FREE = (
     *("rtn", "qdrop", "qdrop,distill", "qdrop,waps", "qdrop,aquant", "qdrop,aquant,distill"),
     *("optq", "optq,qdrop", "optq,qdrop,waps,distill"),
 )
+EVERY = "resnet20:w2a2,mobilenetv2:w4a4,vit4_cifar10:w4a4"
 IMAGES, BATCH = 1024, 125
 
 
@@ -100,6 +104,11 @@ class Found:
     version: str
     machine: str
 
+    @property
+    def point(self) -> tuple[int, float]:
+        """Of the figure."""
+        return self.cycles, self.top1
+
 
 def main() -> int:
     """Run what is missing, print the table, draw the figure; 2 if the data isn't there."""
@@ -107,8 +116,8 @@ def main() -> int:
     parser.add_argument("--data", default=os.environ.get("TVMQ_DATA"), help="folder of the data")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/ablation.jsonl"))
     parser.add_argument("--figure", type=Path, help="SVG file")
-    parser.add_argument("--networks", default="resnet20")
-    parser.add_argument("--precision", default="w2a2")
+    parser.add_argument("--networks", default=EVERY, help="network or network:precision,...")
+    parser.add_argument("--precision", default="w2a2", help="of networks without their own")
     parser.add_argument("--residual-bits", type=int, default=0, help="0: as all activations")
     parser.add_argument("--residual-reads", default="rounded", help="rounded or whole")
     parser.add_argument("--distill-iters", type=int, default=0, help="0: as --iters")
@@ -126,11 +135,8 @@ def main() -> int:
             *(options.residual_bits, options.residual_reads),
             options.distill_iters if "distill" in how[1] else 0,
         )
-        for network, precision, seed, how in product(
-            options.networks.split(","),
-            options.precision.split(","),
-            options.seeds.split(","),
-            methods,
+        for (network, precision), seed, how in product(
+            _cases(options.networks, options.precision), options.seeds.split(","), methods
         )
     ]
     missing = [row for row in every if row not in read(options.results)][: options.run]
@@ -146,11 +152,18 @@ def main() -> int:
     print("\n".join(table(known)))
     if options.figure:
         points = {
-            (_precision(row), f"{row.method} ({row.scales})"): (found.cycles, found.top1)
+            (f"{row.network}, {_precision(row)}", f"{row.method} ({row.scales})"): found.point
             for row, found in known.items()
         }
         draw(points, options.figure)
     return 0
+
+
+def _cases(networks: str, precisions: str) -> Iterator[tuple[str, str]]:
+    """Networks, each with its precision or with all of those."""
+    for network in networks.split(","):
+        name, _, precision = network.partition(":")
+        yield from ((name, each) for each in (precision or precisions).split(","))
 
 
 def read(results: Path) -> dict[Row, Found]:

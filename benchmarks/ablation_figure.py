@@ -14,7 +14,7 @@ def draw(points: Mapping[tuple[str, str], tuple[int, float]], path: Path) -> Non
     """Write the figure as SVG; the same numbers give the same file.
 
     Args:
-        points: cycles and top-1 in percent, by precision and method.
+        points: cycles and top-1 in percent, by case and method.
         path: of the file.
     """
     with drawing():
@@ -32,16 +32,16 @@ def pareto(points: Mapping[str, tuple[int, float]]) -> list[str]:
 
 
 def _figure(points: Mapping[tuple[str, str], tuple[int, float]]) -> Figure:
-    precisions = list(dict.fromkeys(precision for precision, _ in points))
-    figure = Figure(figsize=(9, 4.5 * len(precisions)), layout="constrained")
-    for place, precision in enumerate(precisions):
-        axes = figure.add_subplot(len(precisions), 1, place + 1)
-        own = {method: point for (bits, method), point in points.items() if bits == precision}
+    cases = list(dict.fromkeys(case for case, _ in points))
+    figure = Figure(figsize=(9, 4.5 * len(cases)), layout="constrained")
+    for place, case in enumerate(cases):
+        axes = figure.add_subplot(len(cases), 1, place + 1)
+        own = {method: point for (of, method), point in points.items() if of == case}
         front = pareto(own)
         axes.step(*zip(*(own[m] for m in front), strict=True), where="post", color="0.7")
         for method, point in own.items():
             axes.plot(*point, "o" if method in front else "x", label=method)
-        axes.set_title(f"{precision}; circles: no other has fewer cycles and a higher top-1")
+        axes.set_title(f"{case}; circles: no other has fewer cycles and a higher top-1")
         axes.set_xlabel("cycles of an image on e256")
         axes.set_ylabel("top-1, %")
         axes.grid()
