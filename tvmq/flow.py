@@ -80,7 +80,7 @@ from tvmq.reconstruct.engine import Reconstruction, reconstruct
 from tvmq.reconstruct.learn_device import learn_device
 from tvmq.reconstruct.unit_state import checkpoints_of, forget_checkpoints
 from tvmq.run.verify import CALIBRATION_IMAGES, golden_inputs, verify
-from tvmq.tune.kernel_clock import SessionClock
+from tvmq.tune.kernel_clock import LocalClock
 from tvmq.tune.tune_kernels import check_kernel_records, tune_kernels, tuning_facts
 from tvmq.tune.tuning import Tuned, check_records, tune
 
@@ -153,7 +153,7 @@ def build(request: BuildRequest, progress: Progress | None = None) -> BuildResul
                 f"is built for --cpu {request.cpu}. Leave them out, or choose --cpu native."
             )
         else:
-            check_kernel_records(request.tuning, SessionClock(target))
+            check_kernel_records(request.tuning, LocalClock(target))
     own = target == host_target() or not runs_here(target)  # the machine is executed by our own CPU
     with writing(request.output) as folder, made_meanwhile(spec if own else None):
         manifest, placed = _build_into(folder, spec, target, request, progress or Progress())
@@ -222,7 +222,7 @@ def _build_into(
     cuts, timed = NO_CUTS, {}
     if spec is None and request.tuning is not None:
         with progress.stage("tune"):
-            clock = SessionClock(target)
+            clock = LocalClock(target)
             layers = integer_layers(network.layers)
             kernels = tune_kernels(layers, target, clock, request.tuning, progress)
             cuts, timed = kernels.cuts, {"cpu": tuning_facts(kernels, clock, request.tuning)}

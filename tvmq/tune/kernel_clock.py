@@ -1,6 +1,6 @@
 """Seconds of the CPU's kernels on the clock, by TVM's time evaluator in an RPC session.
 
-The session is of this process, or of a server that an RPC tracker knows. Kernels that are compared
+The session is of this process, or of a server (``servers_clock.py``). Kernels that are compared
 are timed by turns, so that other load on the machine hits all alike, and what they compute is
 compared with the first one's output, bit for bit.
 """
@@ -12,6 +12,8 @@ import logging
 import math
 import platform
 import time
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +34,7 @@ from targets.errors import TvmqError
 from targets.layers import Layer
 from targets.linker import find_linker, linking
 from tvmq.run.session import load_library
-from tvmq.tune.rpc_tracker import RpcTracker
+from tvmq.tune.tvm_reason import tvm_reason
 
 REPEAT, LEAST_MS = 3, 1
 """Times of a turn, of which the least counts, and how long each one takes at least."""
@@ -55,56 +57,132 @@ class Turns:
     fault: str = ""
 
 
-class Clock(Protocol):
-    """What times kernels.
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Kernels that are timed by turns.
 
     Attributes:
-        machine: whose times they are, in words that no other machine has.
+        layer: whose kernels they are.
+        cuts: of them; the first one is what the others are compared with.
+        turns: how many.
+    """
+
+    layer: Layer
+    cuts: Sequence[Cut]
+    turns: int
+
+
+class Clock(Protocol):
+    """What times kernels."""
+
+    @property
+    def machine(self) -> str:
+        """Whose times they are, in words that no other machine has."""
+
+    @property
+    def at_once(self) -> int:
+        """Batches that are timed at the same time, each on a machine of its own."""
+
+    def submit(self, batch: Batch) -> None:
+        """Have a batch timed.
+
+        Raises:
+            TvmqError: as ``done``.
+        """
+
+    def done(self) -> tuple[Batch, list[Turns]]:
+        """A batch that is timed now, of those that were submitted, and what became of its kernels.
+
+        Raises:
+            TvmqError: the first kernel of one can't be timed.
+        """
+
+
+class OneAtATime(ABC):
+    """A clock of one machine, which times nothing beside a batch.
+
+    Attributes:
+        machine: as ``Clock`` says.
     """
 
     machine: str
+    at_once = 1
 
-    def __call__(self, layer: Layer, cuts: Sequence[Cut], turns: int) -> list[Turns]:
-        """Time kernels of one layer by turns.
+    def __init__(self) -> None:
+        self._waiting: deque[Batch] = deque()
 
-        Args:
-            layer: whose kernels they are.
-            cuts: of them; the first one is what the others are compared with.
-            turns: how many.
+    def submit(self, batch: Batch) -> None:
+        """As ``Clock`` says."""
+        self._waiting.append(batch)
 
-        Raises:
-            TvmqError: the first one can't be timed.
-        """
-        ...
+    def done(self) -> tuple[Batch, list[Turns]]:
+        """As ``Clock`` says."""
+        batch = self._waiting.popleft()
+        return batch, self.timed(batch)
+
+    @abstractmethod
+    def timed(self, batch: Batch) -> list[Turns]:
+        """What becomes of the kernels of a batch."""
 
 
-class SessionClock:
-    """Times kernels for a target, one image each.
+class LocalClock(OneAtATime):
+    """Times kernels on this machine, one image each.
 
     Args:
         target: that they are compiled for.
-        tracker: of the servers that execute them; None: this process does.
-
-    Raises:
-        InputError: the tracker can't be reached, or has no server.
-        TvmqError: no server is free.
     """
 
-    def __init__(self, target: Target, tracker: RpcTracker | None = None) -> None:
-        self._target, self._tracker = target, tracker
-        if tracker is not None:
-            tracker.servers()
-        self._session = self._connect()
-        self._numbers = itertools.count()  # a library is found again by its name, replaced or not
-        threads = self._session.get_function("runtime.NumThreads")()
-        where = _processor() if tracker is None else f"servers {tracker.key}"
-        self.threads = int(threads)
-        self.machine = f"{target}; {where}; {threads} threads"
+    def __init__(self, target: Target) -> None:
+        from tvm import rpc
 
-    def __call__(self, layer: Layer, cuts: Sequence[Cut], turns: int) -> list[Turns]:
-        """As ``Clock`` says; a server that is gone is replaced by another, once."""
-        host = CpuFeatures.of(self._target)
-        kernels = [kernel for cut in cuts if (kernel := make_kernel(layer, host, cut))]
+        super().__init__()
+        self._timer = KernelTimer(target, rpc.LocalSession())
+        self.machine = machine_words(target, _processor(), self._timer.threads)
+
+    def timed(self, batch: Batch) -> list[Turns]:
+        """As ``OneAtATime`` says."""
+        try:
+            return self._timer(batch)
+        except RuntimeError as error:
+            name = batch.layer.name
+            raise TvmqError(f"{name}: its kernel can't be timed: {tvm_reason(error)}.") from error
+
+
+def machine_words(target: Target, where: str, threads: str) -> str:
+    """What records call a machine."""
+    return f"{target}; {where}; {threads}"
+
+
+class KernelTimer:
+    """Compiles kernels and times them in a session, one image each.
+
+    Attributes:
+        threads: that the session's process has, in words.
+    """
+
+    def __init__(self, target: Target, session: Any) -> None:
+        """Ask a session what it is like.
+
+        Args:
+            target: that kernels are compiled for.
+            session: a ``tvm.rpc.RPCSession``.
+
+        Raises:
+            RuntimeError: it is gone.
+        """
+        self._target, self._session = target, session
+        self._numbers = itertools.count()  # a library is found again by its name, replaced or not
+        self.threads = f"{session.get_function('runtime.NumThreads')()} threads"
+
+    def __call__(self, batch: Batch) -> list[Turns]:
+        """Time a batch.
+
+        Raises:
+            TvmqError: the first kernel can't be compiled.
+            RuntimeError: the session is gone.
+        """
+        layer, host = batch.layer, CpuFeatures.of(self._target)
+        kernels = [kernel for cut in batch.cuts if (kernel := make_kernel(layer, host, cut))]
         with TemporaryDirectory() as folder:
             libraries = [
                 self._compiled(kernel, Path(folder) / f"kernel_{next(self._numbers)}.so")
@@ -112,29 +190,7 @@ class SessionClock:
             ]
             if isinstance(libraries[0], str):
                 raise TvmqError(f"{layer.name}: its kernel can't be compiled: {libraries[0]}.")
-            try:
-                return self._timed(layer, kernels, libraries, turns)
-            except RuntimeError as error:
-                if self._tracker is None:
-                    raise TvmqError(
-                        f"{layer.name}: its kernel can't be timed: {_line(error)}."
-                    ) from error
-                self._session = self._connect()
-                try:
-                    return self._timed(layer, kernels, libraries, turns)
-                except RuntimeError as again:
-                    raise TvmqError(
-                        f"{layer.name}: its kernel can't be timed on two servers of "
-                        f"{self._tracker}, key {self._tracker.key}: {_line(again)}. Look whether "
-                        f"they run what is compiled for {self._target.attrs['mcpu']}."
-                    ) from again
-
-    def _connect(self) -> Any:
-        if self._tracker is not None:
-            return self._tracker.session()
-        from tvm import rpc
-
-        return rpc.LocalSession()
+            return self._timed(layer, kernels, libraries, batch.turns)
 
     def _compiled(self, kernel: Kernel, path: Path) -> Path | str:
         """The library of a kernel, or why there is none."""
@@ -142,7 +198,7 @@ class SessionClock:
         try:
             built = tvm.compile(function, target=self._target)
         except Exception as error:  # whatever a schedule makes TVM or LLVM raise
-            return _line(error)
+            return tvm_reason(error)
         foreign = foreign_architecture(self._target)
         link = None if foreign is None else cc.cross_compiler(find_linker(foreign))
         with linking(path.name, path.parent):
@@ -224,12 +280,6 @@ def _inputs(layer: Layer) -> list[Array]:
         codes = rng.integers(ends.min, ends.max, (1, *value.shape), endpoint=True)
         found.append(codes.astype(value.dtype))
     return found
-
-
-def _line(error: Exception) -> str:
-    """The last line of what TVM says, which is the reason."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__).rstrip(".")
 
 
 def _processor() -> str:

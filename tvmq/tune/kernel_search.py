@@ -4,14 +4,14 @@ A task is all layers whose kernels are the same but for the values of their cons
 timed by turns with the rule's, so what counts is the ratio of the two in one turn, and of the turns
 the median: other load changes it little. What is best is timed once more, over more turns, and kept
 only if it wins clearly. Trials go to the tasks that take most time, and less and less to those
-where nothing is found.
+where nothing is found. Where several machines time kernels, each has a batch of a task of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from statistics import median
@@ -21,10 +21,10 @@ from targets.cpu.cuts import NO_CUTS, Cut, CutSpace, cut_from_json
 from targets.cpu.host import CpuFeatures
 from targets.cpu.kernels import cuts_of, make_kernel
 from targets.layers import Layer
-from tvmq.tune.kernel_clock import Clock
+from tvmq.tune.kernel_clock import Batch, Clock, Turns
 
 BATCH, NEAR = 8, 5
-"""Trials of a task before the next one is chosen; so many of them near the best so far."""
+"""Trials of a task before another one is chosen; so many of them near the best so far."""
 TURNS, TURNS_TO_CONFIRM = 3, 9
 WINS = 0.97
 """Of the rule's time, what a cut may take to be kept."""
@@ -195,36 +195,71 @@ def search_kernels(
         TvmqError: a kernel can't be timed.
     """
     search = _Search(clock, known, Random(seed), start)
-    for task in tasks:
-        search.begin(task, recall=not trials)
-    while open_tasks := [task for task in tasks if task.dry < PATIENCE and task.rule]:
-        left = trials - search.trials
-        if left <= 0:
-            break
-        task = max(open_tasks, key=lambda each: (each.worth, each.key))
-        search.batch(task, min(BATCH, left))
+    search.run(search.begin(task, recall=not trials) for task in tasks)
+
+    def told() -> None:
         before = sum(each.rule * len(each.names) for each in tasks)
         after = sum(each.nanoseconds for each in tasks)
         report(search.trials, f"{100 * (1 - after / before):.1f} % less time in these kernels")
-    return TunedKernels(
-        tuple(search.confirmed(task) for task in tasks), search.trials, search.failed
-    )
+
+    search.run(search.batches(tasks, trials, told))
+    search.run(search.confirm(task) for task in tasks)
+    kernels = tuple(search.kernels[task.key] for task in tasks)
+    return TunedKernels(kernels, search.trials, search.failed)
+
+
+_Step = Generator[Batch, list[Turns], None]
+"""Something about a task, which goes on whenever what it yields is timed."""
 
 
 class _Search:
+    """What is known so far; steps change it one after the other, whoever times their kernels.
+
+    Attributes:
+        trials: that were made, or known.
+        failed: of them.
+        kernels: what was found, by task.
+    """
+
     def __init__(
         self, clock: Clock, known: Known, random: Random, start: Mapping[str, Cut]
     ) -> None:
         self.clock, self.known, self.random, self.start = clock, known, random, start
         self.trials = self.failed = 0
+        self.kernels: dict[str, TunedKernel] = {}
+        self._taken = 0  # trials, with those that are being made
+        self._busy: set[str] = set()  # tasks that have a batch
 
-    def begin(self, task: Task, recall: bool) -> None:
+    def run(self, steps: Iterator[_Step | None]) -> None:
+        """Take steps, as many at once as the clock can, until they have all ended.
+
+        Args:
+            steps: each is taken when a machine is free; None: not before another one has ended.
+        """
+        timed: dict[Batch, _Step] = {}
+        while True:
+            while len(timed) < self.clock.at_once and (step := next(steps, None)) is not None:
+                if batch := next(step, None):
+                    timed[batch] = step
+                    self.clock.submit(batch)
+            if not timed:
+                return
+            batch, turns = self.clock.done()
+            step = timed.pop(batch)
+            try:
+                following = step.send(turns)
+            except StopIteration:
+                continue
+            timed[following] = step
+            self.clock.submit(following)
+
+    def begin(self, task: Task, recall: bool) -> _Step:
         """Time the rule's kernel and that of before; ``recall`` the best that is known, too."""
         rule = task.space.rule
         found = self.known.find(task.key, rule.as_json())
         if not found:
-            (turns,) = self._times(task, [rule], TURNS)
-            found = round(1e9 * median(turns))
+            (turns,) = yield Batch(task.layer, [rule], TURNS)
+            found = round(1e9 * median(turns.seconds))
             self.known.add(task.key, rule.as_json(), found, task.describe())
         task.rule, task.ratios[rule] = found, 1.0
         if recall and (best := self.known.best(task.key)) is not None:
@@ -234,16 +269,31 @@ class _Search:
                 task.ratios[cut] = nanoseconds / found
         kept = next((self.start[name] for name in task.names if name in self.start), None)
         if kept is not None and kept in task.space and kept not in task.ratios:
-            (task.ratios[kept],) = self._ratios(task, [kept], TURNS)
+            (task.ratios[kept],) = yield from _ratios(task, [kept], TURNS)
 
-    def batch(self, task: Task, size: int) -> None:
+    def batches(
+        self, tasks: Sequence[Task], trials: int, told: Callable[[], None]
+    ) -> Iterator[_Step | None]:
+        """Of the tasks that take most time, each time as it is known by then."""
+        while left := trials - self._taken:
+            promising = [task for task in tasks if task.dry < PATIENCE and task.rule]
+            free = [task for task in promising if task.key not in self._busy]
+            if not promising:
+                return
+            task = max(free, key=lambda each: (each.worth, each.key), default=None)
+            yield None if task is None else self._batch(task, min(BATCH, left), told)
+
+    def _batch(self, task: Task, size: int, told: Callable[[], None]) -> _Step:
         """Try cuts that were not."""
         cuts = self._next(task, size)
+        self._taken += len(cuts)
+        self._busy.add(task.key)
         best = min(task.ratios.values())
         made = {cut: self.known.find(task.key, cut.as_json()) for cut in cuts}
         fresh = [cut for cut, found in made.items() if found is None]
         if fresh:
-            for cut, ratio in zip(fresh, self._ratios(task, fresh, TURNS), strict=True):
+            ratios = yield from _ratios(task, fresh, TURNS)
+            for cut, ratio in zip(fresh, ratios, strict=True):
                 nanoseconds = 0 if ratio == math.inf else max(1, round(ratio * task.rule))
                 made[cut] = nanoseconds
                 self.known.add(task.key, cut.as_json(), nanoseconds, task.describe())
@@ -255,17 +305,21 @@ class _Search:
         task.dry = 0 if found_better else task.dry + 1
         if not cuts:
             task.dry = PATIENCE
+        self._busy.remove(task.key)
+        told()
 
-    def confirmed(self, task: Task) -> TunedKernel:
+    def confirm(self, task: Task) -> _Step:
         """The best cut if it wins over more turns, or the rule's."""
         rule, cut, ratio = task.space.rule, task.best, 1.0
         if task.ratios[cut] <= WINS:
-            (ratio,) = self._ratios(task, [cut], TURNS_TO_CONFIRM)
+            (ratio,) = yield from _ratios(task, [cut], TURNS_TO_CONFIRM)
         if ratio > WINS:
             cut, ratio = rule, 1.0
         after = round(ratio * task.rule)
         words = task.describe()
-        return TunedKernel(tuple(task.names), words, cut, cut == rule, task.rule, after)
+        self.kernels[task.key] = TunedKernel(
+            tuple(task.names), words, cut, cut == rule, task.rule, after
+        )
 
     def _next(self, task: Task, size: int) -> list[Cut]:
         """Of the cuts not tried: some near the best, the rest at random."""
@@ -279,16 +333,18 @@ class _Search:
         others = [cut for cut in left if cut not in near]
         return near + self.random.sample(others, min(size - len(near), len(others)))
 
-    def _ratios(self, task: Task, cuts: Sequence[Cut], turns: int) -> list[float]:
-        """Time of each over the rule's in the same turn, the median; infinite if it failed."""
-        rule, *others = self._times(task, [task.space.rule, *cuts], turns)
-        return [
-            median(a / b for a, b in zip(each, rule, strict=True)) if each else math.inf
-            for each in others
-        ]
 
-    def _times(self, task: Task, cuts: Sequence[Cut], turns: int) -> list[tuple[float, ...]]:
-        return [each.seconds for each in self.clock(task.layer, cuts, turns)]
+def _ratios(
+    task: Task, cuts: Sequence[Cut], turns: int
+) -> Generator[Batch, list[Turns], list[float]]:
+    """Time of each over the rule's in the same turn, the median; infinite if it failed."""
+    rule, *others = yield Batch(task.layer, [task.space.rule, *cuts], turns)
+    return [
+        median(a / b for a, b in zip(each.seconds, rule.seconds, strict=True))
+        if each.seconds
+        else math.inf
+        for each in others
+    ]
 
 
 def _distance(a: Cut, b: Cut) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -24,10 +25,11 @@ from targets.npu.machine.spec import load_spec
 from tvmq.artifact.artifact import Artifact, Manifest, write_manifest, writing
 from tvmq.artifact.files import CUTS, compile_libraries, cpu_entry, save_cuts, save_placement
 from tvmq.progress import Progress
-from tvmq.tune.kernel_clock import SessionClock, network_seconds
+from tvmq.tune.kernel_clock import Clock, LocalClock, network_seconds
 from tvmq.tune.request import TuneRequest
 from tvmq.tune.retune import choices_of, fitting_cuts, module_of, opened, verified, with_ends
 from tvmq.tune.rpc_tracker import RpcTracker
+from tvmq.tune.servers_clock import ServersClock
 from tvmq.tune.tune_kernels import tune_kernels, tuning_facts
 
 TURNS = 9
@@ -92,13 +94,17 @@ def retune_kernels(
     """
     progress = progress or Progress()
     artifact, asked, cpu = opened(source)
-    clock = SessionClock(cpu, tracker)
     spec = load_spec(str(artifact.path("npu.toml"))) if artifact.has("npu.toml") else None
-    with writing(output) as folder:
+    with writing(output) as folder, ExitStack() as servers:
+        clock: Clock = (
+            LocalClock(cpu)
+            if tracker is None
+            else servers.enter_context(ServersClock(cpu, tracker))
+        )
         with progress.stage("read"):
             integer = module_of(artifact, "integer.json")
             network = read_layers(integer, {e["name"]: e["source"] for e in artifact.layers()})
-        with progress.stage("tune"):
+        with progress.stage("tune"), servers:  # which others may have from then on
             before = fitting_cuts(artifact, network, cpu, progress)
             layers = integer_layers(network.layers)
             tuned = tune_kernels(layers, cpu, clock, request, progress, before)

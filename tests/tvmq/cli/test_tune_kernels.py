@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from loopback import Loopback, processes
 from model_files import save
 
 from targets.cpu.cuts import Cut
@@ -20,24 +21,25 @@ from tvmq.artifact.files import CUTS
 from tvmq.cli import main
 from tvmq.run.session import Session
 from tvmq.tune import retune_kernels as module
-from tvmq.tune.kernel_clock import Turns
+from tvmq.tune.kernel_clock import OneAtATime, Turns
 from tvmq.tune.records import TRIALS
 from tvmq.tune.retune import kept_cuts
 
 TRIALS_MADE = 6
 
 
-class Clock:
+class Clock(OneAtATime):
     """In the place of the real one: any cut takes half of the rule's time."""
 
     machine = "a clock of tests"
 
     def __init__(self, *_):
+        super().__init__()
         self.rules = {}
 
-    def __call__(self, layer, cuts, turns):
-        rule = self.rules.setdefault(layer.name, cuts[0])
-        return [Turns((1e-4 if cut == rule else 5e-5,) * turns) for cut in cuts]
+    def timed(self, batch):
+        rule = self.rules.setdefault(batch.layer.name, batch.cuts[0])
+        return [Turns((1e-4 if cut == rule else 5e-5,) * batch.turns) for cut in batch.cuts]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def tuned(small, tmp_path_factory):
     """An artifact for the NPU whose kernels on the CPU were tuned."""
     folder = tmp_path_factory.mktemp("tuned") / "tuned.tvmq"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SessionClock", Clock)
+        patch.setattr(module, "LocalClock", Clock)
         patch.setattr(module, "_compared", lambda *_: (2e-3, 1e-3))
         words = ["tune", small, "-o", folder, "--device", "cpu", "--trials", TRIALS_MADE, "-q"]
         assert main([str(word) for word in words]) == 0
@@ -80,7 +82,7 @@ def test_the_manifest_says_what_was_found(tuned):
 
 
 def test_what_makes_the_network_slower_is_not_kept(small, tvmq, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SessionClock", Clock)
+    monkeypatch.setattr(module, "LocalClock", Clock)
     monkeypatch.setattr(module, "_compared", lambda *_: (1e-3, 2e-3))
     words = ["--device", "cpu", "--trials", TRIALS_MADE]
     result = tvmq("tune", small, "-o", tmp_path / "a.tvmq", *words)
@@ -105,7 +107,7 @@ def test_programs_are_tuned_without_losing_cuts(tuned, tvmq, tmp_path):
 @pytest.mark.parametrize("trials", [0, 1])
 def test_tuning_again_keeps_what_was_found(tuned, tvmq, tmp_path, monkeypatch, trials):
     """Without its records, too; the network isn't compared with itself."""
-    monkeypatch.setattr(module, "SessionClock", Clock)
+    monkeypatch.setattr(module, "LocalClock", Clock)
     monkeypatch.setattr(module, "_compared", lambda *_: pytest.fail("nothing has changed"))
     before = kept_cuts(Artifact.load(tuned))
     words = ["--device", "cpu", "--trials", trials]
@@ -119,7 +121,7 @@ def test_cuts_of_another_processor_are_left_out(tuned, tvmq, tmp_path, monkeypat
     artifact = Artifact.load(tuned)
     wrong = {name: replace(cut, pixels=63) for name, cut in kept_cuts(artifact).items()}
     monkeypatch.setattr("tvmq.tune.retune.kept_cuts", lambda _: wrong)
-    monkeypatch.setattr(module, "SessionClock", Clock)
+    monkeypatch.setattr(module, "LocalClock", Clock)
     monkeypatch.setattr(module, "cpu_entry", lambda asked, _: needing_all(asked))
     monkeypatch.setattr(module, "_compared", lambda *_: (1e-3, 1e-3))
 
@@ -188,80 +190,52 @@ def test_kernels_for_another_processor_are_not_timed_here(tvmq, tmp_path):
 @pytest.mark.slow
 def test_servers_of_a_tracker_time_kernels(small, tvmq, tmp_path):
     pytest.importorskip("tornado", reason="TVM's tracker needs it")
-    words = ["--device", "cpu", "--trials", 16, "--rpc-tracker", None, "--rpc-key", "here"]
-    with _Loopback() as loopback:
-        words[5] = loopback.address
-        servers = [loopback.server() for _ in range(2)]
-        loopback.wait(2)
+    with Loopback(2) as loopback:
+        address = ["--rpc-tracker", loopback.address, "--rpc-key"]
+        words = ["--device", "cpu", "--trials", 16, *address, "here"]
         result = tvmq("tune", small, "-o", tmp_path / "a.tvmq", *words, "--json")
         assert result.code == 0, result.err
         facts = json.loads(result.out)
         assert facts["bit_exact"]
+        assert facts["trials"] == 16
         assert "servers here" in facts["machine"]
+        assert all("load_module" in loopback.said(number) for number in range(2))
         missing = tvmq("tune", small, "-o", tmp_path / "b.tvmq", *words[:-1], "board")
         assert missing.code == 2
         assert "none for the key board" in missing.err
-        for server in servers:
-            loopback.end(server)
+        for number in range(2):
+            loopback.end(number)
         loopback.wait(0)
         gone = tvmq("tune", small, "-o", tmp_path / "b.tvmq", *words)
         assert gone.code == 2
         assert "has no servers" in gone.err
 
 
-class _Loopback:
-    """A tracker and its servers, as processes of this machine."""
-
-    def __enter__(self):
-        self.processes = []
-        self.port = _free_port()
-        self.address = f"127.0.0.1:{self.port}"
-        self._start("tvm.exec.rpc_tracker", "--port", self.port, "--port-end", self.port + 1)
-        return self
-
-    def server(self):
-        port = _free_port()
-        words = ["--port", port, "--port-end", port + 1, "--tracker", self.address, "--key", "here"]
-        return self._start("tvm.exec.rpc_server", *words)
-
-    def wait(self, servers):
-        from tvmq.tune.rpc_tracker import RpcTracker
-
+@pytest.mark.slow
+def test_an_interrupt_leaves_records_and_no_process(small, tmp_path):
+    """The same command goes on from there; the servers are free again."""
+    pytest.importorskip("tornado", reason="TVM's tracker needs it")
+    records = tmp_path / "a.tvmq.tuning" / TRIALS
+    with Loopback(2) as loopback:
+        words = ["tune", small, "-o", tmp_path / "a.tvmq", "--device", "cpu", "--trials", 500]
+        words += ["--rpc-tracker", loopback.address, "--rpc-key", "here"]
+        command = [sys.executable, "-m", "tvmq", *map(str, words)]
+        everything = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        tuning = subprocess.Popen(command, env=everything, stderr=subprocess.PIPE, text=True)
         until = time.monotonic() + 120
-        while _count(RpcTracker("127.0.0.1", self.port, "here")) != servers:
-            assert time.monotonic() < until, "servers don't register"
-            time.sleep(0.5)
-
-    def end(self, process):
-        for child in subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
-        ).stdout.split():
-            os.kill(int(child), 9)
-        process.kill()
-        process.wait()
-
-    def __exit__(self, *_):
-        for process in self.processes:
-            if process.poll() is None:
-                self.end(process)
-
-    def _start(self, name, *words):
-        command = [sys.executable, "-m", name, "--host", "127.0.0.1", *map(str, words)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self.processes.append(process)
-        return process
-
-
-def _count(tracker):
-    from targets.errors import InputError
-
-    try:
-        return tracker.servers()
-    except InputError:
-        return 0
-
-
-def _free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+        while not records.exists() or len(records.read_text().splitlines()) < 12:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        started = [each for each in processes() if each.parent == tuning.pid]
+        assert len(started) >= 2
+        tuning.send_signal(signal.SIGINT)
+        _, said = tuning.communicate(timeout=60)
+        assert tuning.returncode == 130, said
+        assert "finished trials are kept in" in said
+        assert "Traceback" not in said
+        time.sleep(1)  # Python's own helper ends behind it
+        assert not {each.pid for each in started} & {each.pid for each in processes()}
+        sessions = [loopback.tracker.session() for _ in range(2)]
+        assert len(sessions) == 2
+    assert not (tmp_path / "a.tvmq").exists()
+    assert all(json.loads(line) for line in records.read_text().splitlines())

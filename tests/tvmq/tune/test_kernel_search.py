@@ -4,38 +4,61 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from random import Random
 
 import pytest
 from cpu_convolutions import conv
 from cpu_kernels import features
 
 from targets.cpu.instruction_sets import AVX2
-from tvmq.tune.kernel_clock import Turns
+from tvmq.tune.kernel_clock import OneAtATime, Turns
 from tvmq.tune.kernel_search import BATCH, WINS, search_kernels, tasks_of
 from tvmq.tune.records import TRIALS, Records
 from tvmq.tune.tune_kernels import TimedCpu
 
 HOST = features(AVX2)
 SQUARE = conv()
+SEVERAL = [conv(), conv(k=32), conv(k=64)]
 
 
-class Clock:
+class Clock(OneAtATime):
     """Seconds by cut, twice as long in every second turn, as on a busy machine."""
 
     machine = "a clock of tests"
 
     def __init__(self, seconds, fails=lambda cut: False):
+        super().__init__()
         self.seconds, self.fails = seconds, fails
         self.asked = []
 
-    def __call__(self, layer, cuts, turns):
-        self.asked += cuts
+    def timed(self, batch):
+        self.asked += batch.cuts
         return [
             Turns((), "it failed")
             if self.fails(cut)
-            else Turns(tuple(self.seconds(cut) * (1 + turn % 2) for turn in range(turns)))
-            for cut in cuts
+            else Turns(tuple(self.seconds(cut) * (1 + turn % 2) for turn in range(batch.turns)))
+            for cut in batch.cuts
         ]
+
+
+class Several:
+    """A clock of some machines, of which any may be the next one that is done."""
+
+    machine = "a clock of tests"
+
+    def __init__(self, at_once, seed=0):
+        self.at_once, self.random = at_once, Random(seed)
+        self.running, self.most = [], 0
+
+    def submit(self, batch):
+        assert batch.layer not in [each.layer for each in self.running]
+        self.running.append(batch)
+        self.most = max(self.most, len(self.running))
+        assert len(self.running) <= self.at_once
+
+    def done(self):
+        batch = self.running.pop(self.random.randrange(len(self.running)))
+        return batch, [Turns((far(cut),) * batch.turns) for cut in batch.cuts]
 
 
 def far(cut) -> float:
@@ -68,9 +91,9 @@ def test_one_that_wins_by_chance_is_not_kept():
     """It was timed well once; over more turns it isn't."""
 
     class Lucky(Clock):
-        def __call__(self, layer, cuts, turns):
-            self.seconds = lambda cut: 1e-4 if cut == _rule() or turns > 3 else 5e-5
-            return super().__call__(layer, cuts, turns)
+        def timed(self, batch):
+            self.seconds = lambda cut: 1e-4 if cut == _rule() or batch.turns > 3 else 5e-5
+            return super().timed(batch)
 
     assert not searched(Lucky(None)).cuts
 
@@ -117,6 +140,55 @@ def test_cuts_of_before_are_tried_first():
 
 def test_trials_are_not_more_than_asked_for():
     assert searched(Clock(far), trials=BATCH + 1).trials == BATCH + 1
+
+
+@pytest.mark.parametrize("machines", [1, 2, 3])
+def test_machines_have_batches_of_tasks_of_their_own(machines, tmp_path):
+    tasks, told = tasks_of(SEVERAL, HOST), []
+    trials = 3 * BATCH + 1
+    clock = Several(machines)
+    with Records(TimedCpu("a cpu"), output=tmp_path, kind="cpu") as records:
+        found = search_kernels(
+            *(tasks, clock, records, trials, 0), report=lambda made, _: told.append(made)
+        )
+    assert clock.most == machines
+    assert found.trials == trials == told[-1]
+    assert told == sorted(told)
+    assert len(found.kernels) == len(tasks) == len(SEVERAL)
+    assert found.after < found.before
+    lines = (tmp_path / TRIALS).read_text().splitlines()
+    assert len(lines) == trials + len(tasks)
+
+
+def test_fewer_machines_than_before_are_enough():
+    """One of two goes in the middle."""
+
+    class Leaving(Several):
+        def done(self):
+            found = super().done()
+            self.at_once = 1
+            return found
+
+    clock = Leaving(2)
+    with Records(TimedCpu("a cpu"), kind="cpu") as records:
+        found = search_kernels(tasks_of(SEVERAL, HOST), clock, records, 20, 0)
+    assert found.trials == 20
+    assert not clock.running
+
+
+def test_one_machine_is_asked_for_one_batch_at_a_time():
+    """As locally, where a second one would disturb the first."""
+    clock = Clock(far)
+    submit, waiting = clock.submit, []
+
+    def watched(batch):
+        submit(batch)
+        waiting.append(len(clock._waiting))
+
+    clock.submit = watched
+    with Records(TimedCpu("a cpu"), kind="cpu") as records:
+        search_kernels(tasks_of(SEVERAL, HOST), clock, records, 20, 0)
+    assert set(waiting) == {1}
 
 
 def _rule():
