@@ -34,7 +34,7 @@ from targets.layers import Layer
 from targets.npu.kinds.table import kind_of
 from targets.npu.trials import Trials
 from tvmq.tune.search import Cut, Found, Mix, search
-from tvmq.tune.workers import Trial, cycles_of
+from tvmq.tune.trial import Trial, cycles_of
 
 NEVER = 10**9
 SEARCHES = {

@@ -35,6 +35,7 @@ class Loopback:
     Attributes:
         address: of the tracker, as ``--rpc-tracker`` takes it.
         tracker: the same.
+        environment: in which Python finds what it finds here.
     """
 
     def __init__(self, servers, setup="", **environment):
@@ -50,10 +51,11 @@ class Loopback:
         self.address, self.tracker = f"127.0.0.1:{port}", QuickTracker("127.0.0.1", port, KEY)
         variables = [f"{name}={value}" for name, value in environment.items()]
         words = [port, servers, self._folder.name, setup, *variables]
-        everything = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        paths = os.pathsep.join(filter(None, sys.path))
+        self.environment = os.environ | {"PYTHONPATH": paths}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "loopback", *map(str, words)],
-            env=everything,
+            env=self.environment,
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -3,6 +3,10 @@
 import time
 from pathlib import Path
 
+import tvm
+
+from tvmq.tune import server_trials
+
 
 def begin(session):
     """Words that are files: each is made by a server's process, and some wait for others."""
@@ -31,3 +35,24 @@ def begin_failing(session):
         raise RuntimeError(f"in the way:\n  {request} ended it")
 
     return "a server", work
+
+
+def register_telling():
+    """A trial server that prints a line for each trial."""
+    server_trials.register()
+    cycles = tvm.get_global_func("tvmq.trials.cycles")
+
+    def telling(trial):
+        print("a trial", flush=True)
+        return cycles(trial)
+
+    tvm.register_global_func("tvmq.trials.cycles", telling, override=True)
+
+
+def register_of_other_sources():
+    """A trial server where the compiler is another one."""
+    server_trials.compiler_and_versions = lambda _: {
+        "tvmq.compiler": "0123456789abcdef",
+        "tvmq.versions": "tvmq 0.0",
+    }
+    server_trials.register()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 @click.option(
     "--rpc-tracker",
     metavar="HOST:PORT",
-    help="TVM's RPC tracker of the servers that time the CPU's kernels [default: this machine].",
+    help="TVM's RPC tracker of the servers that make the trials, all at the same time "
+    "[default: this machine].",
 )
 @click.option("--rpc-key", metavar="KEY", help="Key of these servers.")
 @click.option("-o", "--output", type=PATH, help="Folder to write [default: ART].")
@@ -63,16 +65,14 @@ def command(
     from tvmq.tune.retune import retune
 
     tracker = _tracker(rpc_tracker, rpc_key)
-    device = device or ("cpu" if tracker is not None or _is_of_cpu(artifact) else "npu")
-    if device == "npu" and tracker is not None:
-        raise InputError("--rpc-tracker: times the CPU's kernels. Add --device cpu.")
+    device = device or ("cpu" if _is_of_cpu(artifact) else "npu")
     if device == "cpu" and plot is not None:
         raise InputError("--plot: draws the cycles of the NPU. Leave it out with --device cpu.")
     output = output or artifact
     request = request_of(output, trials, seed, tuning_records, all_cores())
-    request = request or TuneRequest(0, seed)
+    request = replace(request or TuneRequest(0, seed), tracker=tracker)
     if device == "cpu":
-        _tune_kernels(terminal, artifact, output, request, tracker)
+        _tune_kernels(terminal, artifact, output, request)
         return
     with ExitStack() as stack:
         file = None if plot is None else stack.enter_context(whole_file(plot))
@@ -86,16 +86,10 @@ def command(
     _show(terminal, result, artifact)
 
 
-def _tune_kernels(
-    terminal: Terminal,
-    artifact: Path,
-    output: Path,
-    request: TuneRequest,
-    tracker: RpcTracker | None,
-) -> None:
+def _tune_kernels(terminal: Terminal, artifact: Path, output: Path, request: TuneRequest) -> None:
     from tvmq.tune.retune_kernels import retune_kernels
 
-    result = retune_kernels(artifact, output, request, tracker, terminal.progress())
+    result = retune_kernels(artifact, output, request, terminal.progress())
     _show(terminal, result, artifact)
 
 

@@ -139,8 +139,7 @@ class Records:
     def _key(self, workload: str) -> dict[str, str]:
         return {
             "tvmq.machine": self.spec.digest,
-            "tvmq.compiler": compiler_digest(self.kind),
-            "tvmq.versions": f"tvmq {__version__}, TVM {version('apache-tvm')}",
+            **compiler_and_versions(self.kind),
             "tvmq.workload": workload,
         }
 
@@ -194,6 +193,14 @@ def compiler_digest(kind: str = "npu") -> str:
     for path in sorted(folder.rglob("*.py")):
         whole.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
     return whole.hexdigest()
+
+
+def compiler_and_versions(kind: str = "npu") -> dict[str, str]:
+    """What cycles depend on beside the machine and what it executes."""
+    return {
+        "tvmq.compiler": compiler_digest(kind),
+        "tvmq.versions": f"tvmq {__version__}, TVM {version('apache-tvm')}",
+    }
 
 
 class _Appended:

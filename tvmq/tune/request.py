@@ -9,6 +9,7 @@ from pathlib import Path
 
 from targets.errors import InputError
 from tvmq.artifact.artifact import is_artifact
+from tvmq.tune.rpc_tracker import RpcTracker
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class TuneRequest:
         records: folders to read.
         output: the folder that gets the trials; None: they are not kept.
         processes: that make trials, at most; see ``workers.Workers``.
+        tracker: of the servers that make them instead; None: this machine does.
     """
 
     trials: int = 0
@@ -28,6 +30,7 @@ class TuneRequest:
     records: tuple[Path, ...] = ()
     output: Path | None = None
     processes: int = 1
+    tracker: RpcTracker | None = None
 
 
 def all_cores() -> int:

@@ -28,7 +28,6 @@ from tvmq.progress import Progress
 from tvmq.tune.kernel_clock import Clock, LocalClock, network_seconds
 from tvmq.tune.request import TuneRequest
 from tvmq.tune.retune import choices_of, fitting_cuts, module_of, opened, verified, with_ends
-from tvmq.tune.rpc_tracker import RpcTracker
 from tvmq.tune.servers_clock import ServersClock
 from tvmq.tune.tune_kernels import tune_kernels, tuning_facts
 
@@ -75,7 +74,6 @@ def retune_kernels(
     source: Path,
     output: Path,
     request: TuneRequest,
-    tracker: RpcTracker | None = None,
     progress: Progress | None = None,
 ) -> KernelTuneResult:
     """Tune the CPU's kernels of an artifact; nothing changes unless all stages succeed.
@@ -84,7 +82,6 @@ def retune_kernels(
         source: an artifact.
         output: the folder to write; it may be the same.
         request: what is asked for.
-        tracker: of the servers that kernels are timed on; None: this machine.
         progress: listens.
 
     Raises:
@@ -98,8 +95,8 @@ def retune_kernels(
     with writing(output) as folder, ExitStack() as servers:
         clock: Clock = (
             LocalClock(cpu)
-            if tracker is None
-            else servers.enter_context(ServersClock(cpu, tracker))
+            if request.tracker is None
+            else servers.enter_context(ServersClock(cpu, request.tracker))
         )
         with progress.stage("read"):
             integer = module_of(artifact, "integer.json")
@@ -131,7 +128,7 @@ def retune_kernels(
         with progress.stage("compile"):
             compiled(tuned.cuts)
         seconds, kept = None, True
-        if tracker is None and tuned.cuts != before:
+        if request.tracker is None and tuned.cuts != before:
             with progress.stage("compare"):
                 seconds = _compared(artifact, folder)
                 if seconds[1] > seconds[0]:

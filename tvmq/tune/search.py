@@ -13,8 +13,8 @@ the best of a batch are then tried in the whole program, and the fastest is kept
 than before, so that the result is never slower than the rule's program. Cuts go to the tasks that
 wait most.
 
-The same trials with the same seed give the same result, in any number of processes: nothing depends
-on the clock, and a trial that is known from records counts as if it had been made.
+The same trials with the same seed give the same result, in any number of processes or servers:
+nothing depends on the clock, and a trial that is known from records counts as if it had been made.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ from targets.npu.choices import (
 from targets.npu.convolution.tile_cost import ConvTiling
 from targets.npu.kinds.table import kind_of
 from targets.npu.trials import Delay, Part, Structure, Trials, Window
-from tvmq.tune.workers import Trial, Workers
+from tvmq.tune.rpc_tracker import RpcTracker
+from tvmq.tune.trial import Trial
+from tvmq.tune.workers import Workers
 
 BATCH = 8
 """Trials that are made from the same program."""
@@ -199,6 +201,7 @@ def search(
     report: Report | None = None,
     mix: Mix | None = None,
     processes: int = 1,
+    tracker: RpcTracker | None = None,
 ) -> Found:
     """Look for faster choices.
 
@@ -210,8 +213,9 @@ def search(
         report: told of each.
         mix: of batches.
         processes: that make trials.
+        tracker: of servers that make them instead; None: they are made here.
     """
-    with Workers(trials, processes) as workers:
+    with Workers(trials, processes, tracker) as workers:
         return Search(trials, workers, budget, seed, known, report, mix or Mix()).run()
 
 

@@ -79,7 +79,8 @@ def tune(
         start: choices of before, per program; what is found is no slower.
 
     Raises:
-        InputError: a folder of records can't be used.
+        InputError: a folder of records can't be used, or servers can't.
+        TvmqError: no server is free.
     """
     shares = _shares([parts.macs for parts in programs], request.trials)
     done: list[Found] = []
@@ -96,6 +97,7 @@ def tune(
             found = search(
                 *(trials, share, request.seed, records, report),
                 processes=max(1, min(request.processes, share // WORTH_A_PROCESS)),
+                tracker=request.tracker,
             )
             known = [records.best(trials.description(trials.rule)), *start[n : n + 1]]
             done.append(_best(found, trials, known, progress))

@@ -1,4 +1,4 @@
-"""Trials in several processes at a time, which take the same cycles as in one.
+"""Trials in several processes at a time, here or on servers; they take the same cycles as in one.
 
 A process has the program and makes trials of it, one after the other. They are started when there
 is a batch to share, and start anew instead of forking, as threads of torch and TVM don't survive
@@ -13,38 +13,47 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import NamedTuple
 
-from targets import collector, interrupts
-from targets.errors import CapacityError, TimingError
-from targets.npu.choices import Choices
-from targets.npu.trials import Trials, Window
+from targets import interrupts
+from targets.errors import InputError, TvmqError
+from targets.npu.trials import Trials
+from tvmq.tune.rpc_tracker import RpcTracker
+from tvmq.tune.server_pool import ServerPool
+from tvmq.tune.server_trials import begin_trials, program_of
+from tvmq.tune.trial import Trial, cycles_of
 
 WORTH_A_PROCESS = 64
 """Trials that take longer than starting a process that makes them."""
 
 
-class Trial(NamedTuple):
-    """A program by choices; a window of it, or None for all."""
-
-    choices: Choices
-    window: Window | None
-
-
 class Workers:
     """Makes trials; a context manager, behind which no process is left."""
 
-    def __init__(self, trials: Trials, count: int = 1) -> None:
+    def __init__(self, trials: Trials, count: int = 1, tracker: RpcTracker | None = None) -> None:
         """Share the trials of a program among so many processes; 1 is this one.
 
-        With more, a script that is run must have its work behind ``if __name__ == "__main__":``, as
-        each of them imports it.
+        With more, or with servers, a script that is run must have its work behind
+        ``if __name__ == "__main__":``, as each of them imports it.
+
+        Args:
+            trials: of the program.
+            count: of processes.
+            tracker: of servers that make the trials instead; None: they are made here.
         """
-        self._trials, self._count = trials, count
+        self._trials, self._count, self._tracker = trials, count, tracker
         self._pool: ProcessPoolExecutor | None = None
+        self._servers: ServerPool | None = None
 
     def cycles(self, batch: Sequence[Trial]) -> Iterator[int]:
-        """Of each trial, in order, as soon as they are known; 0 if it can't be made."""
+        """Of each trial, in order, as soon as they are known; 0 if it can't be made.
+
+        Raises:
+            InputError: the tracker has no server, or one that can't make trials as this process.
+            TvmqError: none is free.
+        """
+        if self._tracker is not None and batch:
+            yield from self._on_servers(self._tracker, batch)
+            return
         if self._count == 1 or (self._pool is None and len(batch) == 1):
             yield from (cycles_of(self._trials, trial) for trial in batch)
             return
@@ -67,6 +76,25 @@ class Workers:
             self._pool, self._count = None, 1
             yield from (cycles_of(self._trials, trial) for trial in batch[done:])
 
+    def _on_servers(self, tracker: RpcTracker, batch: Sequence[Trial]) -> Iterator[int]:
+        if self._servers is None:
+            program = program_of(self._trials)
+            self._servers = ServerPool(tracker, begin_trials, tracker, program)
+        numbers = {self._servers.submit(trial): n for n, trial in enumerate(batch)}
+        known: dict[int, int] = {}
+        for n, trial in enumerate(batch):
+            while n not in known and self._tracker is not None:
+                try:
+                    ticket, cycles = self._servers.done()
+                except InputError:
+                    raise
+                except TvmqError:  # no server is left, or a trial ends them
+                    self._tracker, self._count = None, 1
+                    self._servers.close()
+                    break
+                known[numbers[ticket]] = cycles
+            yield known[n] if n in known else cycles_of(self._trials, trial)
+
     def __enter__(self) -> Workers:
         return self
 
@@ -78,15 +106,8 @@ class Workers:
     ) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-
-
-@collector.paused()
-def cycles_of(trials: Trials, trial: Trial) -> int:
-    """Cycles of a trial; 0 if it can't be made."""
-    try:
-        return trials.cycles(trials.structure(trial.choices), trial.window)
-    except (CapacityError, TimingError):
-        return 0
+        if self._servers is not None:
+            self._servers.close()
 
 
 _ours: list[Trials] = []
