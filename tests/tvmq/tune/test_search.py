@@ -14,6 +14,7 @@ from targets.npu.choices import NO_CHOICES
 from targets.npu.compiler import compile_layers
 from targets.npu.price.timing import simulate_timing
 from targets.npu.trials import Trials, Window
+from tvmq.tune.rpc_tracker import RpcTracker
 from tvmq.tune.search import search
 from tvmq.tune.trial import Trial
 from tvmq.tune.workers import Workers
@@ -161,3 +162,23 @@ def test_a_killed_worker_costs_no_trial():
     whole = made.cycles(made.rule)
     assert list(workers.cycles(batch)) == [1, whole, whole]
     assert list(workers.cycles(batch)) == [whole] * 3
+
+
+def test_cycles_of_servers_are_in_the_order_of_the_trials(monkeypatch):
+    """Whichever server is done first."""
+
+    class Backwards:
+        def __init__(self, *_):
+            self.waiting = []
+
+        def submit(self, trial):
+            self.waiting.append(len(self.waiting) + 1)
+            return self.waiting[-1]
+
+        def done(self):
+            ticket = self.waiting.pop()
+            return ticket, 10 * ticket
+
+    monkeypatch.setattr("tvmq.tune.workers.ServerPool", Backwards)
+    workers = Workers(trials(), 1, RpcTracker("nowhere", 9, "key"))
+    assert list(workers.cycles([Trial(NO_CHOICES, None)] * 3)) == [10, 20, 30]
