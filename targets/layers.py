@@ -24,9 +24,10 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from targets.arithmetic import border_thresholds
 from targets.code_range import code_range
 from targets.product_factors import ProductFactors
-from targets.rounding import Rounding
+from targets.rounding import HALF_BORDER, Rounding, RoundingMode
 from targets.rows import NormScale, softmax_bounds
 from targets.scale import AddScale, Scale
 from targets.sum_bounds import SumBounds, neighbours_fit_int16
@@ -104,6 +105,24 @@ class Requantize:
             return Scale(self.fraction, multiplier, shift)
         left = tuple(self.residual.shift.tolist())
         return Scale(self.fraction, multiplier, shift, self.residual.multiplier, left)
+
+    @property
+    def thresholds(self) -> npt.NDArray[np.int64]:
+        """int64[K, high - low], rising: the smallest ``t`` of each code but the lowest.
+
+        A code is ``low`` plus how many of its channel's ``t`` has reached: QONNX's MultiThreshold.
+
+        Raises:
+            ValueError: it rounds neither half up nor by borders.
+        """
+        match self.rounding.mode:
+            case RoundingMode.HALF_UP:
+                table = np.full((1, self.high - self.low), HALF_BORDER, np.uint8)
+            case RoundingMode.BORDER:
+                table = self.rounding.table(self.low, self.high)
+            case mode:
+                raise ValueError(f"{mode.name} rounds at no border; only BORDER and HALF_UP do")
+        return border_thresholds(self.shift, table, self.low - self.zero_point)
 
 
 @dataclass(frozen=True, eq=False)

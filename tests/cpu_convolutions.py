@@ -9,7 +9,6 @@ import numpy as np
 from cpu_kernels import RANGE, rounded
 from npu_layers import by_borders
 
-from targets.arithmetic import border_thresholds
 from targets.layers import Conv2d, Requantize, Residual, Value, Weights
 from targets.product_factors import ProductFactors
 from targets.rounding import FLOOR, HALF_UP
@@ -42,9 +41,7 @@ def conv_reference(layer: Conv2d, inputs: list[np.ndarray]) -> np.ndarray:
         r64 = inputs[1].astype(np.int64) - q.residual.zero_point
         total += (r64 * q.residual.multiplier) << q.residual.shift.astype(np.int64)
     if q.rounding.borders:
-        table = q.rounding.table(q.low, q.high)
-        thresholds = border_thresholds(q.shift, table, q.low - q.zero_point)
-        code = q.low + (total[..., None] >= thresholds).sum(-1)
+        code = q.low + (total[..., None] >= q.thresholds).sum(-1)
     else:
         code = rounded(total, q.shift, q.rounding) + q.zero_point
     return np.clip(code, q.low, q.high).astype(layer.output.dtype)

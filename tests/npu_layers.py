@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 
 from relay_passes.forms.element_order import runs_of
-from targets.arithmetic import border_thresholds
 from targets.layers import (
     Add,
     Constant,
@@ -500,10 +499,7 @@ def _requantized(layer: Conv2d, acc, residual):
 
 def _codes(t, q):
     if q.rounding.borders:
-        thresholds = border_thresholds(
-            q.shift, q.rounding.table(q.low, q.high), q.low - q.zero_point
-        )
-        return q.low + (t[..., None] >= thresholds).sum(-1)
+        return q.low + (t[..., None] >= q.thresholds).sum(-1)
     return np.clip(_rounded(t, q.shift, q.rounding) + q.zero_point, q.low, q.high)
 
 
