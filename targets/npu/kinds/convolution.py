@@ -28,7 +28,9 @@ class Convolution(Kind[Conv2d, ConvTiling]):
     makes_near = True
 
     def __init__(self) -> None:
-        self._fastest: dict[Hashable, ConvTiling] = {}  # by geometry: networks repeat their layers
+        # By geometry: networks repeat their layers.
+        self._fastest: dict[Hashable, ConvTiling] = {}
+        self._costs: dict[tuple[Hashable, ConvTiling], Cost] = {}
 
     def broken_rules(self, layer: Conv2d, spec: NpuSpec) -> Iterator[tuple[Rule, str]]:
         """All that is about products, sums and their requantization."""
@@ -89,7 +91,10 @@ class Convolution(Kind[Conv2d, ConvTiling]):
 
     def cost(self, job: Job[Conv2d], choice: ConvTiling) -> Cost:
         """What made the compiler choose."""
-        return estimate(ConvGeometry(job), choice)
+        g = ConvGeometry(job)
+        if (cost := self._costs.get((g.key, choice))) is None:
+            cost = self._costs[g.key, choice] = estimate(g, choice)
+        return cost
 
     def schedule(self, job: Job[Conv2d], choice: ConvTiling) -> Scheduled:
         """``npu.gemm`` or ``npu.dwconv``, and ``npu.requantize``."""
