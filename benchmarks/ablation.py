@@ -55,13 +55,14 @@ NETWORKS = {
     "vit4_cifar10": ("models/vit4_cifar10.pt2", VIT),
 }
 POT = (
-    *("rtn", "rapq", "rapq,distill", "wess,rapq,waps,aquant,distill", "rapq,waps,distill"),
-    *("wess,rapq,waps,aquant", "rapq,waps", "rapq,aquant", "qdrop", "wess", "wess,rapq"),
-    *("wess,rapq,distill", "waps", "aquant", "distill"),
+    *("rtn", "wess", "waps", "aquant", "distill", "qdrop", "rapq"),
+    *("wess,rapq", "rapq,waps", "rapq,aquant", "rapq,distill"),
+    *("wess,rapq,distill", "rapq,waps,distill", "wess,rapq,waps,aquant"),
+    "wess,rapq,waps,aquant,distill",
 )
 FREE = (
-    *("rtn", "qdrop", "qdrop,distill", "qdrop,waps", "qdrop,aquant", "qdrop,aquant,distill"),
-    *("optq", "optq,qdrop", "optq,qdrop,waps,distill"),
+    *("rtn", "optq", "qdrop", "optq,qdrop", "qdrop,waps", "qdrop,aquant", "qdrop,distill"),
+    *("qdrop,aquant,distill", "optq,qdrop,waps,distill"),
 )
 EVERY = "resnet20:w2a2,mobilenetv2:w4a4,vit4_cifar10:w4a4"
 IMAGES, BATCH = 1024, 125
@@ -116,8 +117,8 @@ def main() -> int:
     parser.add_argument("--data", default=os.environ.get("TVMQ_DATA"), help="folder of the data")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/ablation.jsonl"))
     parser.add_argument("--figure", type=Path, help="SVG file")
-    parser.add_argument("--networks", default=EVERY, help="network or network:precision,...")
-    parser.add_argument("--precision", default="w2a2", help="of networks without their own")
+    parser.add_argument("--networks", help=f"network or network:precision,... [{EVERY}]")
+    parser.add_argument("--precision", help="of networks without their own [w2a2]")
     parser.add_argument("--residual-bits", type=int, default=0, help="0: as all activations")
     parser.add_argument("--residual-reads", default="rounded", help="rounded or whole")
     parser.add_argument("--distill-iters", type=int, default=0, help="0: as --iters")
@@ -126,6 +127,9 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", default=(*POT, *FREE), help="these alone")
     parser.add_argument("--run", type=int, default=10**9, help="at most so many rows")
     options = parser.parse_args()
+    if options.precision and not options.networks:
+        parser.error("--precision is of networks without their own: give --networks")
+    cases = _cases(options.networks or EVERY, options.precision or "w2a2")
     methods = [("pot", m) for m in POT if m in options.methods]
     methods += [("free", m) for m in FREE if m in options.methods]
     every = [
@@ -135,9 +139,7 @@ def main() -> int:
             *(options.residual_bits, options.residual_reads),
             options.distill_iters if "distill" in how[1] else 0,
         )
-        for (network, precision), seed, how in product(
-            _cases(options.networks, options.precision), options.seeds.split(","), methods
-        )
+        for (network, precision), seed, how in product(cases, options.seeds.split(","), methods)
     ]
     missing = [row for row in every if row not in read(options.results)][: options.run]
     if missing and not (Path(options.data or ".") / "cifar10_eval.npz").is_file():
@@ -147,8 +149,10 @@ def main() -> int:
         found = measured(row, Path(options.data))
         with options.results.open("a") as file:
             file.write(json.dumps({"row": asdict(row), "found": asdict(found)}) + "\n")
-        print(f"{row.precision} {row.scales} {row.method}: {found.top1:.2f} %", file=sys.stderr)
-    known = {row: found for row, found in read(options.results).items() if row in every}
+        words = f"{row.network} {row.precision} {row.scales} {row.method}"
+        print(f"{words}: {found.top1:.2f} %", file=sys.stderr)
+    found_so_far = read(options.results)
+    known = {row: found_so_far[row] for row in every if row in found_so_far}
     print("\n".join(table(known)))
     if options.figure:
         points = {

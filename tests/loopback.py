@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -85,7 +86,8 @@ class Loopback:
         pid, self._pids[number] = self._pids[number], None
         for each in processes():
             if each.parent == pid:
-                os.kill(each.pid, 9)
+                with suppress(ProcessLookupError):  # it may end by itself
+                    os.kill(each.pid, 9)
         os.kill(pid, 9)
 
     def __exit__(self, *_):

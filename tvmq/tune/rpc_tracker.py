@@ -64,7 +64,7 @@ class RpcTracker:
             known = f"has servers for {', '.join(sorted(set(keys)))}" if keys else "has no servers"
             raise InputError(
                 f"{self}: {known}, none for the key {self.key}. Start one on the machine to tune "
-                f"for: `python -m tvm.exec.rpc_server --tracker {self.host}:{self.port} --key "
+                f"for: `python -m tvmq.tune.trial_server --tracker {self.host}:{self.port} --key "
                 f"{self.key}`."
             )
         return keys.count(self.key)

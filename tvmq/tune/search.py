@@ -42,7 +42,7 @@ from targets.npu.kinds.table import kind_of
 from targets.npu.trials import Delay, Part, Structure, Trials, Window
 from tvmq.tune.rpc_tracker import RpcTracker
 from tvmq.tune.trial import Trial
-from tvmq.tune.workers import Workers
+from tvmq.tune.workers import Lost, Workers
 
 BATCH = 8
 """Trials that are made from the same program."""
@@ -202,6 +202,7 @@ def search(
     mix: Mix | None = None,
     processes: int = 1,
     tracker: RpcTracker | None = None,
+    lost: Lost = lambda why: None,
 ) -> Found:
     """Look for faster choices.
 
@@ -214,8 +215,9 @@ def search(
         mix: of batches.
         processes: that make trials.
         tracker: of servers that make them instead; None: they are made here.
+        lost: told when none of these is left, and the rest is made here.
     """
-    with Workers(trials, processes, tracker) as workers:
+    with Workers(trials, processes, tracker, lost) as workers:
         return Search(trials, workers, budget, seed, known, report, mix or Mix()).run()
 
 

@@ -28,6 +28,7 @@ def register() -> None:
     What it is sent is unpickled: whoever reaches a TVM server has it execute what he likes anyway.
     """
     program: list[Trials] = []
+    compiler = _here()  # whose modules this process has read; sessions are forked later
 
     def take(pickled: bytes) -> None:
         program[:] = [Trials(*pickle.loads(pickled))]
@@ -35,7 +36,7 @@ def register() -> None:
     def cycles(pickled: bytes) -> int:
         return cycles_of(program[0], pickle.loads(pickled))
 
-    tvm.register_global_func(_COMPILER, _here)
+    tvm.register_global_func(_COMPILER, lambda: compiler)
     tvm.register_global_func(_PROGRAM, take)
     tvm.register_global_func(_CYCLES, cycles)
 

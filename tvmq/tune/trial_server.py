@@ -7,6 +7,7 @@ It is TVM's ``tvm.exec.rpc_server`` with functions of ours, so it times the CPU'
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 
 import click
@@ -31,6 +32,7 @@ def main(tracker: str, key: str, host: str, port: int, custom_addr: str | None) 
         found = RpcTracker.parse(tracker, key)
     except TvmqError as error:
         raise click.UsageError(str(error).replace("--rpc-tracker", "--tracker")) from error
+    multiprocessing.set_start_method("fork")  # a session's process has what is registered here
     register()
     # What rpc.Server runs in a process of its own, which would outlive this one if it is killed.
     server = PopenRPCServerState(
@@ -43,6 +45,7 @@ def main(tracker: str, key: str, host: str, port: int, custom_addr: str | None) 
         server.thread.join()
     except KeyboardInterrupt:
         os._exit(interrupts.EXIT_CODE)  # the thread waits for sessions for ever
+    raise click.ClickException("its last session broke it, as said above. Start it again.")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from relay_passes.place import ProgramParts
-from targets.errors import CapacityError, TimingError
+from targets.errors import CapacityError, InputError, TimingError, TvmqError
 from targets.npu.choices import NO_CHOICES, Choices
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.trials import Structure, Trials
@@ -85,6 +85,13 @@ def tune(
     shares = _shares([parts.macs for parts in programs], request.trials)
     done: list[Found] = []
     wanted = "this machine, this compiler and these versions"
+    tracker = request.tracker
+
+    def lost(why: TvmqError) -> None:
+        nonlocal tracker
+        tracker = None
+        progress.note(f"note: trials are made on this machine from now on: {why}")
+
     with told_records(spec, request, progress, wanted) as records, progress.bar("tune") as bar:
         for n, (parts, share) in enumerate(zip(programs, shares, strict=True)):
             made = sum(len(found.best) for found in done)
@@ -93,11 +100,17 @@ def tune(
                 gain = f"{best:,} cycles, {100 * (before - best) / before:.2f} % fewer"
                 bar(made + trials, request.trials, gain)
 
+            if done and tracker is not None:
+                try:
+                    tracker.servers()
+                except InputError as error:  # those that made trials of the program before
+                    lost(error)
             trials = Trials(parts.layers, parts.inputs, parts.outputs, spec)
             found = search(
                 *(trials, share, request.seed, records, report),
                 processes=max(1, min(request.processes, share // WORTH_A_PROCESS)),
-                tracker=request.tracker,
+                tracker=tracker,
+                lost=lost,
             )
             known = [records.best(trials.description(trials.rule)), *start[n : n + 1]]
             done.append(_best(found, trials, known, progress))

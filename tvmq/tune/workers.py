@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
@@ -18,18 +18,27 @@ from targets import interrupts
 from targets.errors import InputError, TvmqError
 from targets.npu.trials import Trials
 from tvmq.tune.rpc_tracker import RpcTracker
-from tvmq.tune.server_pool import ServerPool
+from tvmq.tune.server_pool import LostRequestError, ServerPool
 from tvmq.tune.server_trials import begin_trials, program_of
 from tvmq.tune.trial import Trial, cycles_of
 
 WORTH_A_PROCESS = 64
 """Trials that take longer than starting a process that makes them."""
 
+Lost = Callable[[TvmqError], None]
+"""Told why no server is left."""
+
 
 class Workers:
     """Makes trials; a context manager, behind which no process is left."""
 
-    def __init__(self, trials: Trials, count: int = 1, tracker: RpcTracker | None = None) -> None:
+    def __init__(
+        self,
+        trials: Trials,
+        count: int = 1,
+        tracker: RpcTracker | None = None,
+        lost: Lost = lambda why: None,
+    ) -> None:
         """Share the trials of a program among so many processes; 1 is this one.
 
         With more, or with servers, a script that is run must have its work behind
@@ -39,8 +48,9 @@ class Workers:
             trials: of the program.
             count: of processes.
             tracker: of servers that make the trials instead; None: they are made here.
+            lost: told when none of them is left, and trials are made here from then on.
         """
-        self._trials, self._count, self._tracker = trials, count, tracker
+        self._trials, self._count, self._tracker, self._lost = trials, count, tracker, lost
         self._pool: ProcessPoolExecutor | None = None
         self._servers: ServerPool | None = None
 
@@ -82,18 +92,27 @@ class Workers:
             self._servers = ServerPool(tracker, begin_trials, tracker, program)
         numbers = {self._servers.submit(trial): n for n, trial in enumerate(batch)}
         known: dict[int, int] = {}
-        for n, trial in enumerate(batch):
-            while n not in known and self._tracker is not None:
+        for n in range(len(batch)):
+            while n not in known:
                 try:
                     ticket, cycles = self._servers.done()
                 except InputError:
                     raise
-                except TvmqError:  # no server is left, or a trial ends them
-                    self._tracker, self._count = None, 1
+                except LostRequestError as error:  # which may be what ended two servers
+                    ticket = error.ticket
+                    cycles = cycles_of(self._trials, batch[numbers[ticket]])
+                except TvmqError as error:  # no server is left
                     self._servers.close()
-                    break
+                    self._tracker = self._servers = None
+                    self._lost(error)
+                    rest = [m for m in range(n, len(batch)) if m not in known]
+                    made = self.cycles([batch[m] for m in rest])
+                    yield from (
+                        known[m] if m in known else next(made) for m in range(n, len(batch))
+                    )
+                    return
                 known[numbers[ticket]] = cycles
-            yield known[n] if n in known else cycles_of(self._trials, trial)
+            yield known[n]
 
     def __enter__(self) -> Workers:
         return self
