@@ -9,6 +9,7 @@ import click
 import pytest
 
 from tvmq.cli import VERBS, cli
+from tvmq.tune import trial_server
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("targets/**/*.md")])
@@ -65,6 +66,7 @@ def test_files_and_folders_that_are_named_exist():
 
 def test_options_that_are_named_exist():
     commands = [cli.get_command(click.Context(cli), verb) for verb in VERBS]
+    commands.append(trial_server.main)
     known = {word for command in commands for option in command.params for word in option.opts}
     known |= {"--help", *OPTION.findall("".join(map(Path.read_text, ROOT.glob("benchmarks/*.py"))))}
     named = {(path.name, word) for path in DOCUMENTS for word in OPTION.findall(path.read_text())}
