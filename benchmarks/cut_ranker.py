@@ -21,6 +21,7 @@ from targets.layers import Conv2d
 from targets.npu.convolution.tile_cost import ConvTiling
 from targets.npu.kinds.table import KINDS, Planned, kind_of
 from targets.npu.trials import Trials
+from tvmq.tune.processes import Processes
 from tvmq.tune.search import BATCH, Cut, Found, Known, Mix, Search
 from tvmq.tune.workers import Workers
 
@@ -96,7 +97,7 @@ def ranked_search(
     budget: int,
     seed: int,
     known: Known,
-    processes: int = 1,
+    processes: Processes | None = None,
     ranker: Ranker | None = None,
     mix: Mix | None = None,
 ) -> Found:

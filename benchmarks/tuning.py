@@ -15,6 +15,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -36,6 +37,7 @@ from tvmq.lowering import lower
 from tvmq.plan.annotate import annotate
 from tvmq.plan.plan_network import plan_network
 from tvmq.settings import Settings, parse_precision
+from tvmq.tune.processes import Processes
 from tvmq.tune.search import Found, search
 
 CASES = (
@@ -184,10 +186,12 @@ def tuned(
     total = sum(parts.macs for parts in programs)
     begin = sum(os.times()[:4])
     found = []
-    for parts in programs:
-        space = Trials(parts.layers, parts.inputs, parts.outputs, spec)
-        share = trials * parts.macs // total
-        found.append(searching(space, share, seed, Memory(), processes=processes))
+    with ExitStack() as stack:
+        started = stack.enter_context(Processes(processes)) if processes > 1 else None
+        for parts in programs:
+            space = Trials(parts.layers, parts.inputs, parts.outputs, spec)
+            share = trials * parts.macs // total
+            found.append(searching(space, share, seed, Memory(), processes=started))
     seconds = sum(os.times()[:4]) - begin
     before = left = sum(each.before for each in found)
     best: list[int] = []

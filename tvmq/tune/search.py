@@ -40,6 +40,7 @@ from targets.npu.choices import (
 from targets.npu.convolution.tile_cost import ConvTiling
 from targets.npu.kinds.table import kind_of
 from targets.npu.trials import Delay, Part, Structure, Trials, Window
+from tvmq.tune.processes import Processes
 from tvmq.tune.rpc_tracker import RpcTracker
 from tvmq.tune.trial import Trial
 from tvmq.tune.workers import Lost, Workers
@@ -200,7 +201,7 @@ def search(
     known: Known,
     report: Report | None = None,
     mix: Mix | None = None,
-    processes: int = 1,
+    processes: Processes | None = None,
     tracker: RpcTracker | None = None,
     lost: Lost = lambda why: None,
 ) -> Found:
@@ -213,7 +214,7 @@ def search(
         known: gets every trial, and is asked before one is made.
         report: told of each.
         mix: of batches.
-        processes: that make trials.
+        processes: that make trials; None: this one does.
         tracker: of servers that make them instead; None: they are made here.
         lost: told when none of these is left, and the rest is made here.
     """

@@ -15,6 +15,7 @@ import tvm
 
 from targets.errors import InputError
 from targets.npu.trials import Trials
+from tvmq.tune.processes import trials_of
 from tvmq.tune.records import compiler_and_versions
 from tvmq.tune.rpc_tracker import RpcTracker
 from tvmq.tune.trial import Trial, cycles_of
@@ -31,7 +32,7 @@ def register() -> None:
     compiler = _here()  # whose modules this process has read; sessions are forked later
 
     def take(pickled: bytes) -> None:
-        program[:] = [Trials(*pickle.loads(pickled))]
+        program[:] = [trials_of(pickled)]
 
     def cycles(pickled: bytes) -> int:
         return cycles_of(program[0], pickle.loads(pickled))
@@ -44,7 +45,7 @@ def register() -> None:
 def begin_trials(
     session: Any, tracker: RpcTracker, program: bytes
 ) -> tuple[str, Callable[[Trial], int]]:
-    """What a ``ServerPool`` does first: give a server a program, as ``program_of`` has it.
+    """What a ``ServerPool`` does first: give a server a program, ``pickled``.
 
     Raises:
         InputError: it makes no trials, or has another compiler or other versions.
@@ -68,12 +69,6 @@ def begin_trials(
     session.get_function(_PROGRAM)(program)
     cycles = session.get_function(_CYCLES)
     return "this compiler", lambda trial: int(cycles(pickle.dumps(trial)))
-
-
-def program_of(trials: Trials) -> bytes:
-    """What a server needs to make them."""
-    rule = trials.rule.choices
-    return pickle.dumps((trials.layers, trials.inputs, trials.outputs, trials.spec, rule))
 
 
 def _here() -> str:

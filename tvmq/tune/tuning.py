@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +15,11 @@ from targets.npu.choices import NO_CHOICES, Choices
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.trials import Structure, Trials
 from tvmq.progress import Progress
+from tvmq.tune.processes import WORTH_A_PROCESS, Processes
 from tvmq.tune.records import Records
 from tvmq.tune.request import TuneRequest
 from tvmq.tune.search import Found, search
 from tvmq.tune.told_records import told_records
-from tvmq.tune.workers import WORTH_A_PROCESS
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,27 @@ def tune(
     done: list[Found] = []
     wanted = "this machine, this compiler and these versions"
     tracker = request.tracker
+    processes: Processes | None = None
+    with (
+        told_records(spec, request, progress, wanted) as records,
+        progress.bar("tune") as bar,
+        ExitStack() as stack,
+    ):
 
-    def lost(why: TvmqError) -> None:
-        nonlocal tracker
-        tracker = None
-        progress.note(f"note: trials are made on this machine from now on: {why}")
+        def start_processes() -> None:
+            nonlocal processes
+            count = min(request.processes, request.trials // WORTH_A_PROCESS)
+            processes = stack.enter_context(Processes(count)) if count > 1 else None
 
-    with told_records(spec, request, progress, wanted) as records, progress.bar("tune") as bar:
+        def lost(why: TvmqError) -> Processes | None:
+            nonlocal tracker
+            tracker = None
+            progress.note(f"note: trials are made on this machine from now on: {why}")
+            start_processes()
+            return processes
+
+        if tracker is None:
+            start_processes()
         for n, (parts, share) in enumerate(zip(programs, shares, strict=True)):
             made = sum(len(found.best) for found in done)
 
@@ -108,7 +123,7 @@ def tune(
             trials = Trials(parts.layers, parts.inputs, parts.outputs, spec)
             found = search(
                 *(trials, share, request.seed, records, report),
-                processes=max(1, min(request.processes, share // WORTH_A_PROCESS)),
+                processes=processes,
                 tracker=tracker,
                 lost=lost,
             )

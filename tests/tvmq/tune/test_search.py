@@ -14,6 +14,7 @@ from targets.npu.choices import NO_CHOICES
 from targets.npu.compiler import compile_layers
 from targets.npu.price.timing import simulate_timing
 from targets.npu.trials import Trials, Window
+from tvmq.tune.processes import Processes
 from tvmq.tune.rpc_tracker import RpcTracker
 from tvmq.tune.search import search
 from tvmq.tune.trial import Trial
@@ -108,7 +109,10 @@ def test_trials_that_fail_are_counted(monkeypatch):
 
 @pytest.mark.slow
 def test_several_processes_give_the_same(found):
-    assert search(trials(), 16, 0, Memory(), processes=2) == search(trials(), 16, 0, Memory())
+    alone = search(trials(), 16, 0, Memory())
+    with Processes(2) as processes:
+        for _ in range(2):  # one program after the other
+            assert search(trials(), 16, 0, Memory(), processes=processes) == alone
     assert not multiprocessing.active_children()
 
 
@@ -148,16 +152,12 @@ def test_a_killed_worker_costs_no_trial():
     """What it hasn't made is made in this process."""
 
     class Broken:
-        def map(self, made, batch):
+        def cycles(self, trials, batch):
             yield 1
             raise BrokenProcessPool
 
-        def shutdown(self, **_):
-            pass
-
     made = trials()
-    workers = Workers(made, 2)
-    workers._pool = Broken()
+    workers = Workers(made, Broken())
     batch = [Trial(NO_CHOICES, None)] * 3
     whole = made.cycles(made.rule)
     assert list(workers.cycles(batch)) == [1, whole, whole]
@@ -180,5 +180,5 @@ def test_cycles_of_servers_are_in_the_order_of_the_trials(monkeypatch):
             return ticket, 10 * ticket
 
     monkeypatch.setattr("tvmq.tune.workers.ServerPool", Backwards)
-    workers = Workers(trials(), 1, RpcTracker("nowhere", 9, "key"))
+    workers = Workers(trials(), tracker=RpcTracker("nowhere", 9, "key"))
     assert list(workers.cycles([Trial(NO_CHOICES, None)] * 3)) == [10, 20, 30]

@@ -1,0 +1,102 @@
+"""Processes that make trials, of one program after the other.
+
+They start anew instead of forking, as threads of torch and TVM don't survive that, and take seconds
+to import what they need: so they are started before there is a program.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from pathlib import Path
+from types import TracebackType
+
+from targets import interrupts
+from targets.npu.trials import Trials
+from tvmq.tune.trial import Trial, cycles_of
+
+WORTH_A_PROCESS = 64
+"""Trials that take longer than starting a process that makes them."""
+
+
+class Processes:
+    """A context manager, behind which none is left."""
+
+    def __init__(self, count: int) -> None:
+        """Start them.
+
+        A script that is run must have its work behind ``if __name__ == "__main__":``, as each of
+        them imports it.
+        """
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self._programs: list[tuple[Trials, Path]] = []
+        context = multiprocessing.get_context("spawn")
+        self._executor = ProcessPoolExecutor(count, context, _begin, (os.getpid(),))
+        for _ in range(count):
+            self._executor.submit(int)  # anything: a process is started for what waits
+
+    def cycles(self, trials: Trials, batch: Sequence[Trial]) -> Iterator[int]:
+        """Of each trial, in order, as soon as they are known; 0 if it can't be made.
+
+        Raises:
+            BrokenProcessPool: one was killed, as where memory runs out.
+        """
+        return self._executor.map(_made, repeat(self._file_of(trials)), batch)
+
+    def close(self) -> None:
+        """End them, without what waits."""
+        self._executor.shutdown(cancel_futures=True)
+        self._folder.cleanup()
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _file_of(self, trials: Trials) -> Path:
+        """From which a process takes the program when it makes its first trial of it."""
+        for known, file in self._programs:
+            if known is trials:
+                return file
+        file = Path(self._folder.name, f"{len(self._programs)}.pickle")
+        file.write_bytes(pickled(trials))
+        self._programs.append((trials, file))
+        return file
+
+
+def pickled(trials: Trials) -> bytes:
+    """What another process needs to make them; see ``trials_of``."""
+    rule = trials.rule.choices
+    return pickle.dumps((trials.layers, trials.inputs, trials.outputs, trials.spec, rule))
+
+
+def trials_of(content: bytes) -> Trials:
+    """Of a program that was ``pickled``."""
+    return Trials(*pickle.loads(content))
+
+
+_ours: dict[Path, Trials] = {}
+"""Of this process, if it is one of them: of the last program that it was asked for."""
+
+
+def _begin(parent: int) -> None:
+    interrupts.ignore()  # the parent ends it
+    interrupts.end_with(parent)
+
+
+def _made(program: Path, trial: Trial) -> int:
+    if program not in _ours:
+        _ours.clear()
+        _ours[program] = trials_of(program.read_bytes())
+    return cycles_of(_ours[program], trial)
