@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 
 EXIT_CODE = 130
@@ -64,6 +65,20 @@ def ignore() -> None:
     """From now on, no signal does anything: what is left is cleaning up, which takes no time."""
     for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def kept_from_children() -> Iterator[None]:
+    """Processes that are started within get no signals, not even before they can ``ignore`` them.
+
+    A terminal sends them to all. What comes here meanwhile comes behind the block.
+    """
+    resource_tracker.ensure_running()  # to start it within would let signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_with(parent: int) -> None:

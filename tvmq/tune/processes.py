@@ -37,8 +37,9 @@ class Processes:
         self._programs: list[tuple[Trials, Path]] = []
         context = multiprocessing.get_context("spawn")
         self._executor = ProcessPoolExecutor(count, context, _begin, (os.getpid(),))
-        for _ in range(count):
-            self._executor.submit(int)  # anything: a process is started for what waits
+        with interrupts.kept_from_children():
+            for _ in range(count):
+                self._executor.submit(int)  # anything: a process is started for what waits
 
     def cycles(self, trials: Trials, batch: Sequence[Trial]) -> Iterator[int]:
         """Of each trial, in order, as soon as they are known; 0 if it can't be made.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import pytest
 from npu_chain import E256, Memory, layers, trials
 
+from targets import interrupts
 from targets.errors import CapacityError
 from targets.npu.choices import NO_CHOICES
 from targets.npu.compiler import compile_layers
@@ -162,6 +164,15 @@ def test_a_killed_worker_costs_no_trial():
     whole = made.cycles(made.rule)
     assert list(workers.cycles(batch)) == [1, whole, whole]
     assert list(workers.cycles(batch)) == [whole] * 3
+
+
+def test_an_interrupt_does_not_reach_processes_that_are_still_starting():
+    """Which would say so themselves; afterwards it reaches this one again."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with Processes(1) as processes:
+        blocked = processes._executor.submit(signal.pthread_sigmask, signal.SIG_BLOCK, ()).result()
+    assert set(interrupts.NUMBERS) <= blocked
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 def test_cycles_of_servers_are_in_the_order_of_the_trials(monkeypatch):
