@@ -6,13 +6,13 @@ to import what they need: so they are started before there is a program.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import pickle
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from itertools import repeat
 from pathlib import Path
 from types import TracebackType
 
@@ -34,7 +34,8 @@ class Processes:
         them imports it.
         """
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        self._programs: list[tuple[Trials, Path]] = []
+        self._program: tuple[Trials, Path] | None = None
+        self._numbers = itertools.count()
         context = multiprocessing.get_context("spawn")
         self._executor = ProcessPoolExecutor(count, context, _begin, (os.getpid(),))
         with interrupts.kept_from_children():
@@ -47,7 +48,7 @@ class Processes:
         Raises:
             BrokenProcessPool: one was killed, as where memory runs out.
         """
-        return self._executor.map(_made, repeat(self._file_of(trials)), batch)
+        return self._executor.map(_made, itertools.repeat(self._file_of(trials)), batch)
 
     def close(self) -> None:
         """End them, without what waits."""
@@ -67,13 +68,11 @@ class Processes:
 
     def _file_of(self, trials: Trials) -> Path:
         """From which a process takes the program when it makes its first trial of it."""
-        for known, file in self._programs:
-            if known is trials:
-                return file
-        file = Path(self._folder.name, f"{len(self._programs)}.pickle")
-        file.write_bytes(pickled(trials))
-        self._programs.append((trials, file))
-        return file
+        if self._program is None or self._program[0] is not trials:
+            file = Path(self._folder.name, f"{next(self._numbers)}.pickle")
+            file.write_bytes(pickled(trials))
+            self._program = trials, file
+        return self._program[1]
 
 
 def pickled(trials: Trials) -> bytes:
