@@ -64,7 +64,7 @@ def begin_trials(
         raise InputError(
             f"{tracker}: a server for the key {tracker.key} has another compiler than this machine "
             f"({_words(theirs)}; here {_words(ours)}), whose cycles may be others. Install the "
-            f"same tvmq and TVM there."
+            f"same tvmq and TVM there, and start it again."
         )
     session.get_function(_PROGRAM)(program)
     cycles = session.get_function(_CYCLES)
