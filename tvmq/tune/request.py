@@ -21,7 +21,7 @@ class TuneRequest:
         seed: of all that is random.
         records: folders to read.
         output: the folder that gets the trials; None: they are not kept.
-        processes: that make trials, at most; see ``workers.Workers``.
+        processes: that make trials, at most; see ``processes.Processes``.
         tracker: of the servers that make them instead; None: this machine does.
     """
 
