@@ -141,6 +141,7 @@ def matrices(
     dtype="int8",
     out="int8",
     bits=8,
+    out_bits=8,
     residual="",
     multiply=False,
     fraction=0,
@@ -160,8 +161,8 @@ def matrices(
     made = heads * others if rows else channels
     layer = conv(
         *((windows, tokens, left), made, (1, 1)),
-        padding=FLAT, dtype=dtype, out=out, bits=bits, residual=residual, multiply=multiply,
-        fraction=fraction, rounding=rounding, seed=tokens,
+        padding=FLAT, dtype=dtype, out=out, bits=bits, out_bits=out_bits, residual=residual,
+        multiply=multiply, fraction=fraction, rounding=rounding, seed=tokens,
     )  # fmt: skip
     right = (windows if each else 1, others, channels)
     factor = Factor(Value("f", right, "int8"), 0, pairing)
@@ -285,6 +286,12 @@ LAYERS: dict[str, Layer] = {
     "by_a_row_of_borders": conv(
         (6, 6, 16), 40, weight_bits=2, out="int8", out_bits=2, rounding=by_borders(1, 2, first=-2)
     ),
+    "groups_by_a_row_of_borders": conv(
+        (6, 5, 12), 60, groups=3, out_bits=4, residual="uint8", rounding=by_borders(1)
+    ),
+    "blocks_by_a_row_of_borders": conv(
+        (14, 14, 256), 328, out_bits=4, multiply=True, rounding=by_borders(1)
+    ),
     "depthwise_by_borders": conv(
         (6, 6, 20), 20, groups=20, out_bits=4, zero_point=3, rounding=by_borders(20)
     ),
@@ -383,6 +390,9 @@ LAYERS: dict[str, Layer] = {
     ),
     "rows_in_blocks": matrices(3, 3000, 20, 1, Pairing.ROWS, fraction=1),
     "rows_of_one": matrices(6, 1, 8, 4, Pairing.ROWS, rounding=FLOOR),
+    "rows_by_a_row_of_borders": matrices(
+        9, 26, 24, 2, Pairing.ROWS, out_bits=4, rounding=by_borders(1, first=-8)
+    ),
     "columns_of_heads": matrices(9, 13, 24, 3, Pairing.COLUMNS, dtype="uint8"),
     "columns_wider_than_the_array": matrices(
         5, 70, 130, 2, Pairing.COLUMNS, residual="int8", multiply=True, alike=False

@@ -27,7 +27,7 @@ from targets.npu.kinds.cost import ceil_div
 from targets.npu.machine import isa
 from targets.npu.machine.elements import pack
 from targets.npu.schedule.job import Job
-from targets.npu.schedule.meanings import RECORD_WORDS, RequantizeFields
+from targets.npu.schedule.meanings import RECORD_WORDS, Expr, RequantizeFields
 from targets.npu.schedule.storage import Stored
 from targets.product_factors import ProductFactors
 
@@ -111,7 +111,7 @@ class ConvGeometry:
             ),
             *(layer.weight_shape, layer.right.bits, layer.groups),
             *(layer.strides, layer.padding, layer.dilation),
-            *(layer.requantize is not None, self.requantize_cycles, self.words_each),
+            *(layer.requantize is not None, self.requantize_cycles, *self.words_each),
             *(self.input.form, self.output.form, self.residual and self.residual.form),
             *((self.factor.form, self.pairing, self.one_record) if self.factor else ()),
             *((self.passes.count, self.passes.tiles) if self.passes else ()),
@@ -385,16 +385,23 @@ class ConvGeometry:
             residual_zero_point=residual.zero_point if residual else 0,
             residual_multiplier=residual.multiplier if residual else 1,
             bits=self.output.bits,
+            # A row stands behind a tile's last record, and tiles that share records differ in that.
+            one_row=len(set(requantize.rounding.borders)) == 1 and not self.one_record,
         )
 
     @cached_property
-    def words_each(self) -> int:
-        """Words from one channel's record to the next."""
-        return RECORD_WORDS if self.fields is None else self.fields.record_words
+    def words_each(self) -> tuple[int, int]:
+        """Words of parameters that a channel takes, and a column tile beside those."""
+        if self.fields is None:
+            return RECORD_WORDS, 0
+        return self.fields.record_words, self.fields.words_behind
 
-    def record_words(self, channels: int) -> int:
-        """Words of the records of a block with so many channels."""
-        return (min(self.columns, self.out[2]) if self.one_record else channels) * self.words_each
+    def parameter_words(self, channels: Expr, tiles: Expr) -> Expr:
+        """Words of the parameters of a block of so many channels and column tiles."""
+        if self.one_record:
+            channels, tiles = min(self.columns, self.out[2]), 1
+        each, behind = self.words_each
+        return channels * each + tiles * behind
 
     def channel(self, tile: int) -> int:
         """First output channel of a column tile."""
@@ -464,23 +471,30 @@ class ConvGeometry:
         ]
         return pack(np.concatenate(blocks), self.wgt_bits).view(np.int8)
 
-    def records(self) -> npt.NDArray[np.int32]:
-        """Parameter records, int32[K * words] or those of one tile: bias; multiplier; shifts.
+    def parameters(self) -> npt.NDArray[np.int32]:
+        """Records of all channels, or of one tile's, tile after tile: bias; multiplier; shifts.
 
         The third word holds the shift above that of REQ and, from bit 8 on, the residual's. Four
-        borders to a word follow.
+        borders to a word follow, those of a channel its record or one row the records of a tile.
         """
         requantize, fields = self.layer.requantize, self.fields
         assert requantize is not None
         assert fields is not None
-        words = np.zeros((self.out[2], self.words_each), np.int64)
+        words = np.zeros((self.out[2], RECORD_WORDS), np.int64)
         words[:, 0] = self.layer.bias.astype(np.int64) << requantize.fraction
         words[:, 1] = requantize.multiplier
         words[:, 2] = requantize.shift - fields.shift
         if requantize.residual is not None:
             words[:, 2] |= requantize.residual.shift.astype(np.int64) << 8
-        if self.words_each > RECORD_WORDS:
+        records = words.astype(np.int32)
+        if requantize.rounding.borders:
             table = requantize.rounding.table(requantize.low, requantize.high)
-            padded = np.pad(table, ((0, 0), (0, -table.shape[1] % 4)))
-            words[:, RECORD_WORDS:] = padded.view("<u4")
-        return words.astype(np.int32).reshape(-1)[: self.record_words(self.out[2])]
+            rows = np.pad(table, ((0, 0), (0, -table.shape[1] % 4))).view("<i4")
+            if fields.one_row:
+                tiles = np.split(records, [self.channel(tile) for tile in range(1, self.tiles)])
+                return np.concatenate([part.ravel() for tile in tiles for part in (tile, rows[0])])
+            rows = np.broadcast_to(rows, (self.out[2], rows.shape[1]))
+            records = np.concatenate([records, rows], axis=1)
+        if self.one_record:
+            records = records[: min(self.columns, self.out[2])]
+        return records.ravel()

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from tvm import tirx
+from tvm.tirx.script import builder as T
 
 from targets.layers import Conv2d
 from targets.npu.convolution.factor_loads import factor_loads
@@ -124,7 +125,7 @@ class _LoopNest:
         constants: dict[str, np.ndarray] = {}
         if g.factor is None:
             constants["weights"] = g.packed_weights(self.t.tiles, self.t.k0, self.t.kernel_rows)
-        constants["parameters"] = g.records() if self.fields else self._padded_bias()
+        constants["parameters"] = g.parameters() if self.fields else self._padded_bias()
         with prim_func(layer.name) as builder:
             self._declare_arguments(constants)
             with root():
@@ -165,7 +166,7 @@ class _LoopNest:
         self.acc = scratchpad("acc", self.acc_slot * self.acc_slots, "int32", ACC)
         if self.fields is None:
             return
-        self.p_slot = g.record_words(self.channels)
+        self.p_slot = g.parameter_words(self.channels, self.t.tiles)
         slots = 1 if g.one_record else min(2, self.blocks)
         self.par = scratchpad("par", self.p_slot * slots, "int32", PAR)
         self.out = self.Y
@@ -437,7 +438,7 @@ class _LoopNest:
                     acc = first + (y * columns + x) * g.columns + j
                     store(self.Y, b(far), self.acc[b(acc)])
             return
-        first_record = 0 if g.one_record else self._par_slot(at) + channel * g.words_each
+        par = 0 if g.one_record else self._par_slot(at) + g.parameter_words(channel, tile)
         per_byte = 8 // self.fields.bits
         loops = ((rows, t.chunk_rows), (columns, t.chunk_columns), valid // per_byte)
         with self.nest.grid(*loops) as (y, x, n):
@@ -445,17 +446,21 @@ class _LoopNest:
             acc = first + (y * columns + x) * g.columns + n * per_byte
             near = self._output_byte(g.output, *pixel) + channel // per_byte + n
             with self.nest.block("requantize" if valid == g.columns else "requantize_tail") as b:
+                sums, parameters, residual = b(acc), b(par), None
+                words = self.fields.parameter_words(valid)
+                read = [self.acc[sums : sums + per_byte], self.par[parameters : parameters + words]]
+                if g.residual is not None:
+                    beside = b(self._output_byte(g.residual, *pixel) + channel // per_byte + n)
+                    residual = self.res[beside]
+                    read.append(self.res[beside : beside + 1])
+                T.reads(*read)
+                T.writes(self.out[b(near) : b(near) + 1])
                 codes = []
+                column = b(n * per_byte) if valid > per_byte else 0  # TVM drops axes of one.
                 for place in range(per_byte):
-                    record = first_record + (n * per_byte + place) * g.words_each
-                    words = [self.par[b(record + w)] for w in range(g.words_each)]
-                    residual = None
-                    if g.residual is not None:
-                        beside = self._output_byte(g.residual, *pixel) + channel // per_byte + n
-                        residual = self.res[b(beside)]
-                    codes.append(
-                        self.fields.value(self.acc[b(acc + place)], words, residual, place)
-                    )
+                    places = self.fields.word_places(column + place, valid)
+                    record = [self.par[parameters + word] for word in places]
+                    codes.append(self.fields.value(self.acc[sums + place], record, residual, place))
                 store(self.out, b(near), packed_byte(codes, self.fields.bits, self.fields.dtype))
 
     # --- sizes at a position
@@ -608,9 +613,8 @@ class _LoopNest:
         return at.step if self.t.rows_outer else at.block
 
     def _load_parameters(self, at: Position) -> None:
-        shared = self.g.one_record
-        words = self.p_slot if shared else self._channels(at) * self.g.words_each
-        first = 0 if shared else at.block * self.p_slot
+        words = self.g.parameter_words(self._channels(at), self._tiles(at))
+        first = 0 if self.g.one_record else at.block * self.p_slot
         with self.nest.serial(words, self.p_slot) as n, self.nest.block("load_parameters") as b:
             store(self.par, b(self._par_slot(at) + n), self.P[b(first + n)])
 

@@ -202,7 +202,8 @@ def exposed(g: ConvGeometry, t: ConvTiling) -> int:
 def _block_bus(g: ConvGeometry, t: ConvTiling) -> int:
     """Cycles of loading one block's weights and records."""
     parts = math.prod(k_blocks(g, t))
-    records = 0 if g.one_record else _bus(g, 1, block_channels(g, t.tiles) * g.words_each * 4)
+    words = g.parameter_words(block_channels(g, t.tiles), t.tiles)
+    records = 0 if g.one_record else _bus(g, 1, words * 4)
     if g.factor:
         return _factor_bus(g, t) + records
     return parts * _bus(g, 1, weight_bytes(g, t.tiles, t.k0, t.kernel_rows)) + records

@@ -134,7 +134,7 @@ def _weight_blocks(g: ConvGeometry) -> Iterator[tuple[int, int]]:
             fits = slots * weight_bytes(g, tiles, k0, kh) <= wgt
             if fits and slots * record_bytes(g, tiles) <= par:
                 yield tiles, k0
-    if g.groups > 1 or par // 2 < g.columns * g.words_each * 4:
+    if g.groups > 1 or par // 2 < record_bytes(g, 1):
         return
     for count in _few(k0):
         part = ceil_div(k0, count)
@@ -177,8 +177,8 @@ def _pieces(g: ConvGeometry) -> Iterator[tuple[int, int, int]]:
 
 
 def record_bytes(g: ConvGeometry, tiles: int) -> int:
-    """Of the records of a block, room for those of whole tiles."""
-    return (1 if g.one_record else tiles) * g.columns * g.words_each * 4
+    """Of the parameters of a block, room for those of whole tiles."""
+    return 4 * int(g.parameter_words(tiles * g.columns, tiles))
 
 
 def _few(most: int) -> list[int]:
@@ -252,7 +252,7 @@ def _fit_pieces(
 
 def _why_no_block(g: ConvGeometry) -> str:
     wgt, par = g.spec.sram.wgt.bytes, g.spec.sram.par.bytes
-    record = g.columns * g.words_each * 4
+    record = record_bytes(g, 1)
     if par // 2 < record:
         half = par // 2
         return f"{g.layer.name}: a tile's records need {record} bytes, half of PAR has {half}"

@@ -35,6 +35,7 @@ def encode_requantize(call: Call, spec: NpuSpec) -> Emitted | None:
         out_unsigned=f.dtype == "uint8",
         out_bits=isa.WIDTHS.index(f.bits),
         res_bits=isa.WIDTHS.index(f.bits) if residual else 0,
+        one_row=f.one_row,
         acc_row=call.starts[acc] // (columns * 4),
         m0=m0.extent,
         m1=m1.extent,
@@ -59,7 +60,7 @@ def encode_requantize(call: Call, spec: NpuSpec) -> Emitted | None:
     rows = m0.extent * m1.extent
     reads = [
         Span(f"mem{ACC}", call.starts[acc], call.starts[acc] + rows * columns * 4),
-        Span(f"mem{PAR}", call.starts[par], call.starts[par] + f.channels * f.record_words * 4),
+        Span(f"mem{PAR}", call.starts[par], call.starts[par] + f.parameter_words(f.channels) * 4),
     ]
     row = f.channels * f.bits // 8
     if residual:

@@ -48,8 +48,10 @@ def _zeroed_records(columns: int) -> dict[str, Buffer]:
 
 
 def _read_records(state: State, i: SimpleNamespace, records: dict[str, Buffer]) -> None:
+    first = T.bind(state.areas.par + i.par_addr * 4)
+    behind = T.bind(i32(first + i.nvalid * RECORD_BYTES))
     with T.serial(0, i.nvalid) as c:
-        start = T.bind(i32(state.areas.par + i.par_addr * 4 + c * record_bytes(i)))
+        start = T.bind(i32(first + c * record_bytes(i)))
         bias = T.bind(little_endian(state, start, 4))
         mult, zero = (T.bind(little_endian(state, start + n, 2)) for n in (4, 6))
         dshift, res_shl = (T.bind(little_endian(state, start + n, 1)) for n in (8, 9))
@@ -71,7 +73,7 @@ def _read_records(state: State, i: SimpleNamespace, records: dict[str, Buffer]) 
             "shift": i64(shift),
             "half": half,
             "res_shl": i64(res_shl),
-            "borders": start + RECORD_BYTES,
+            "borders": T.bind(tirx.Select(i.one_row == 1, behind, start + RECORD_BYTES)),
         }
         for name, value in values.items():
             T.buffer_store(records[name], value, [c])

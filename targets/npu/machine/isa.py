@@ -140,7 +140,8 @@ class Depthwise(Instruction):
 class Requantize(Instruction):
     """REQ: sums to codes, with the parameter record of each channel; see ``arithmetic.requantize``.
 
-    ``rounding`` is a ``rounding.RoundingMode``; by borders, ``hi - lo`` of them follow a record.
+    ``rounding`` is a ``rounding.RoundingMode``; by borders, ``hi - lo`` of them follow each record,
+    or with ``one_row`` the last one, for all channels.
     ``par_addr`` counts 4-byte words. ``zp``, ``lo``, ``hi`` are unsigned bytes with
     ``out_unsigned``, else signed; ``res_zp`` likewise with ``residual_unsigned``.
     """
@@ -153,6 +154,7 @@ class Requantize(Instruction):
     out_unsigned: int = flag(6)
     out_bits: int = flag(7, 2)
     res_bits: int = flag(9, 2)
+    one_row: int = flag(11)
     acc_row: int = bits(13)
     m0: int = bits(10, default=1)
     m1: int = bits(10, default=1)

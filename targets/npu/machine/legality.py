@@ -205,9 +205,19 @@ def row_bytes(elements: Number, bits_code: Number) -> Number:
 
 
 def record_bytes(i: Any) -> Number:
-    """From one channel's record to the next: borders follow it, if any, in whole words."""
+    """From one channel's record to the next: borders of its own follow it."""
+    return RECORD_BYTES + (1 - i.one_row) * _row_of_borders(i)
+
+
+def parameter_bytes(i: Any) -> Number:
+    """All that a REQ reads of PAR: a row of borders for all channels follows the last record."""
+    return i.nvalid * record_bytes(i) + i.one_row * _row_of_borders(i)
+
+
+def _row_of_borders(i: Any) -> Number:
+    """Bytes of a row in whole words; 0 where it isn't rounded by borders."""
     low, high = (byte_value(x, i.out_unsigned) for x in (i.lo, i.hi))
-    return RECORD_BYTES + (i.rounding >> 2) * ((high - low + 3) >> 2) * 4
+    return (i.rounding >> 2) * ((high - low + 3) >> 2) * 4
 
 
 def _requantize(i: Any, spec: NpuSpec) -> Iterator[Rule]:
@@ -218,7 +228,8 @@ def _requantize(i: Any, spec: NpuSpec) -> Iterator[Rule]:
     yield from _code_limits(i, i.out_bits, i.out_unsigned)
     low, high = (byte_value(x, i.out_unsigned) for x in (i.lo, i.hi))
     yield "rounding by border needs two levels", (i.rounding >> 2) * (high - low - 1)
-    end = i.par_addr * 4 + i.nvalid * record_bytes(i)
+    yield "one_row without rounding by border", (i.rounding >> 2) - i.one_row
+    end = i.par_addr * 4 + parameter_bytes(i)
     yield "PAR ends before the records do", spec.sram.par.bytes - end
     size = reach((i.m0, i.ds_m0), (i.m1, i.ds_m1)) + row_bytes(i.nvalid, i.out_bits)
     yield "ACT ends before the output does", spec.sram.act.bytes - (i.dst_addr + size)

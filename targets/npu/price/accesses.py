@@ -14,7 +14,7 @@ from targets.npu.machine.legality import (
     EPSILON_BYTES,
     SCALE_BYTES,
     norm_part,
-    record_bytes,
+    parameter_bytes,
     row_bytes,
 )
 from targets.npu.machine.spec import NpuSpec
@@ -63,7 +63,7 @@ def accesses(instruction: isa.Instruction, spec: NpuSpec) -> Accesses:
             read = residual if instruction.residual else 0
             borders = codes if instruction.rounding == RoundingMode.BORDER else 0
             return Accesses(
-                spm_bytes=written + read + borders + channels * record_bytes(instruction),
+                spm_bytes=written + read + borders + parameter_bytes(instruction),
                 acc_bytes=4 * codes,
                 outputs=codes,
             )

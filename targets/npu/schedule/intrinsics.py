@@ -93,24 +93,31 @@ def product(fields: ProductFields) -> str:
 
 
 def requantize(channels: int, fields: RequantizeFields) -> str:
-    """Register the requantization of ``channels`` sums; return its name."""
+    """Register the requantization of ``channels`` sums; return its name.
+
+    All parameters count as read by each channel: TVM would take the hull of its record and of a row
+    of borders behind the last one, whose extent depends on the channel.
+    """
     residual = bool(fields.residual_dtype)
-    per_byte, words = 8 // fields.bits, fields.record_words
+    per_byte, words = 8 // fields.bits, fields.parameter_words(channels)
 
     def meaning(*buffers: Buffer) -> None:
         acc, par, *rest = buffers
         with T.serial(0, channels // per_byte) as n, T.sblock("requantize"):
             # TVM drops axes of one.
             at: Any = T.axis.spatial((0, channels // per_byte), n) if channels > per_byte else 0
+            *residuals, out = (buffer[at : at + 1] for buffer in rest)
+            T.reads(acc[at * per_byte : at * per_byte + per_byte], par[0:words], *residuals)
+            T.writes(out)
             codes = []
             for place in range(per_byte):
                 channel = at * per_byte + place
-                record = [par[channel * words + word] for word in range(words)]
+                record = [par[word] for word in fields.word_places(channel, channels)]
                 added = rest[0][at] if residual else None
                 codes.append(fields.value(acc[channel], record, added, place))
             T.buffer_store(rest[-1], packed_byte(codes, fields.bits, fields.dtype), [at])
 
-    buffers = [(ACC, "int32", channels), (PAR, "int32", channels * words)]
+    buffers = [(ACC, "int32", channels), (PAR, "int32", words)]
     if residual:
         buffers.append((ACT, fields.residual_dtype, channels // per_byte))
     buffers.append((ACT, fields.dtype, channels // per_byte))

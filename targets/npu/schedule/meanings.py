@@ -18,7 +18,10 @@ from targets.rounding import RoundingMode
 Expr: TypeAlias = Any  # tvm.ir.Expr: TVM ships no types
 
 RECORD_WORDS = 3
-"""32-bit words of one channel's parameter record: bias; multiplier; shifts. Borders follow."""
+"""32-bit words of one channel's parameter record: bias; multiplier; shifts.
+
+A channel's own borders follow its record; a row for all channels follows the last record.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,34 @@ class RequantizeFields:
     residual_zero_point: int = 0
     residual_multiplier: int = 1
     bits: int = 8
+    one_row: bool = False
+
+    def parameter_words(self, channels: Expr, tiles: Expr = 1) -> Expr:
+        """Words of the parameters of column tiles with so many channels."""
+        return channels * self.record_words + tiles * self.words_behind
+
+    def word_places(self, channel: Expr, channels: int) -> list[Expr]:
+        """Of a column tile's parameters, where a channel's record is and then its borders."""
+        first = channel * self.record_words
+        borders = channels * RECORD_WORDS if self.one_row else first + RECORD_WORDS
+        record = [first + n for n in range(RECORD_WORDS)]
+        return record + [borders + n for n in range(self._row_words)]
 
     @property
     def record_words(self) -> int:
         """Words from one channel's record to the next."""
+        return RECORD_WORDS + (0 if self.one_row else self._row_words)
+
+    @property
+    def words_behind(self) -> int:
+        """Words behind the last record of a column tile."""
+        return self._row_words if self.one_row else 0
+
+    @property
+    def _row_words(self) -> int:
+        """Words of a row of borders."""
         borders = self.high - self.low if self.rounding is RoundingMode.BORDER else 0
-        return RECORD_WORDS + (borders + 3) // 4
+        return (borders + 3) // 4
 
     def value(
         self,

@@ -24,6 +24,7 @@ from targets.npu.machine.legality import (
     TABLE_BYTES,
     byte_value,
     code_range,
+    parameter_bytes,
     record_bytes,
     row_bytes,
 )
@@ -40,21 +41,23 @@ RECORD = np.dtype(
         ("last_zero", "<u2"),
     ]
 )
-"""A channel's parameters in PAR; its borders follow, if there are any."""
+"""A channel's parameters in PAR; its borders follow, if it has some of its own."""
 
 
 def requantize(m: Machine, i: isa.Requantize) -> None:
     """REQ: the sums of every pixel, with each channel's record, to codes."""
     begin = i.par_addr * 4
     stride = record_bytes(i)
-    rows = m.par[begin : begin + i.nvalid * stride].reshape(i.nvalid, stride)
+    parameters = m.par[begin : begin + parameter_bytes(i)]
+    rows = parameters[: i.nvalid * stride].reshape(i.nvalid, stride)
     records = rows[:, :RECORD_BYTES].copy().view(RECORD)[:, 0]
     _check_records(m, i, records)
     low, high, zero = (byte_value(x, i.out_unsigned) for x in (i.lo, i.hi, i.zp))
     sums = m.acc[i.acc_row : i.acc_row + i.m0 * i.m1, : i.nvalid]
     mode = RoundingMode(i.rounding)
     if mode is RoundingMode.BORDER:
-        table = rows[:, RECORD_BYTES : RECORD_BYTES + high - low]
+        behind = parameters[None, i.nvalid * stride :] if i.one_row else rows[:, RECORD_BYTES:]
+        table = behind[:, : high - low]
         rounding = Rounding(mode, tuple(row.tobytes() for row in table), low)
     else:
         rounding = Rounding(mode)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from npu_layers import FLAT, conv
+from npu_layers import FLAT, by_borders, conv
 
 from targets.errors import CapacityError
 from targets.layers import Layer
 from targets.npu.choices import WRITTEN, Choices, Leads, Turns
 from targets.npu.compiler import Emissions, compile_layers, together
 from targets.npu.machine import isa
+from targets.npu.machine.legality import parameter_bytes
 from targets.npu.machine.spec import load_spec
 from targets.npu.price.timing import simulate_timing
 from targets.npu.trials import Delay, Part, Structure, Trials, Window
@@ -197,3 +198,17 @@ def test_what_waits_for_another_layer_is_found(trials):
     turns = Turns(WRITTEN, {"v2": Leads(ld=200)})
     early = trials.structure(replace(trials.rule.choices, turns=turns))
     assert trials.held_up(early) == [Delay(by=Part(2, isa.LD), of=Part(0, isa.LD))]
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_all_that_a_requantization_reads_of_its_parameters_is_said(rows):
+    """The last row of borders, too: the records of the next block may not be loaded over it."""
+    layer = conv((6, 6, 16), 40, out_bits=4, rounding=by_borders(rows))
+    small = Trials([layer], *ends([layer]), E256)
+    made = [each.emitted for each in small._owned(small.rule, list(together(small.rule.plan)))]
+    requantizing = [each for each in made if isinstance(each.instruction, isa.Requantize)]
+    assert requantizing
+    for each in requantizing:
+        (said,) = [span for span in each.reads if span.space == "mem3"]
+        read = 4 * each.instruction.par_addr, parameter_bytes(each.instruction)
+        assert (said.begin, said.end - said.begin) == read

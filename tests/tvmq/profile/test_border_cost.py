@@ -20,11 +20,11 @@ from tvmq.settings import Settings
 NAME, SPEC = "resnet_small", load_spec("e256")
 
 
-def _bordered(name):
-    """A plan of 2 bits of whose values one has a row of borders for each channel."""
+def _bordered(name, *, one_row=False):
+    """A plan of 2 bits of whose values one has a row of borders for each channel, or for all."""
     model = float_model(NAME)
     plan = make_plan(model, calibration(NAME), Settings(2, 2, "free", "channel"))
-    channels = model.nodes[name].meta["val"].shape[1]
+    channels = 1 if one_row else model.nodes[name].meta["val"].shape[1]
     rows = np.random.default_rng(0).integers(1, 256, (channels, 3), np.uint8)
     rounding = Rounding(RoundingMode.BORDER, tuple(row.tobytes() for row in rows))
     values = {**plan.values, name: replace(plan.values[name], rounding=rounding)}
@@ -49,6 +49,15 @@ def test_the_cost_is_that_of_the_bytes_and_comparisons():
     assert line.startswith(f"  borders of 1 activations: {3 * channels} bytes, ")
     assert "% cycles" in line
     assert border_cost(model, plain, programs, SPEC) is None
+
+
+def test_a_row_for_all_channels_is_loaded_once_per_column_tile():
+    model, (_, bordered) = float_model(NAME), _bordered("relu_1", one_row=True)
+    cost = border_cost(model, bordered, None, SPEC)
+    channels = model.nodes["relu_1"].meta["val"].shape[1]
+    tiles = -(-channels // SPEC.array.cols)
+    assert cost.table_bytes == 3
+    assert cost.with_borders.dram_bytes - cost.without.dram_bytes == 4 * tiles
 
 
 def test_without_an_npu_there_are_no_prices():

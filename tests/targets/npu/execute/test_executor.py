@@ -9,11 +9,12 @@ from targets.errors import InputError, TrapError
 from targets.npu.execute.compiled import Executor
 from targets.npu.machine import isa
 from targets.npu.machine.elements import pack, unpack
-from targets.npu.machine.legality import code_range, record_bytes, rules
+from targets.npu.machine.legality import code_range, parameter_bytes, record_bytes, rules
 from targets.npu.machine.program import Program
 from targets.npu.machine.spec import load_spec
 from targets.npu.simulate.codes import RECORD
 from targets.npu.simulate.simulator import Simulator
+from targets.rounding import RoundingMode
 
 MACHINES = ("e256", "m2048")
 ACT, ACC_ROWS, OUT = 12000, 40, 16384
@@ -37,14 +38,16 @@ def _program(spec, body, rng, extreme):
     records["mult"] = rng.choice([0, 1, 65535] if extreme else np.arange(4), columns)
     records["shift"] = rng.choice([0, 0, 1, 15], columns)
     records["res_shl"] = rng.choice([0, 31] if extreme else np.arange(3), columns)
-    # Borders stand behind a record: what a REQ reads is loaded in front of it.
+    # Borders stand behind a record, or behind all: what a REQ reads is loaded in front of it.
     parameters = records.tobytes()
     loaded = []
     for instruction in body:
         if isinstance(instruction, isa.Requantize):
-            rows = rng.choice(values, (columns, record_bytes(instruction))).astype(np.uint8)
-            rows[:, : RECORD.itemsize] = records.view(np.uint8).reshape(columns, -1)
-            part = rows.tobytes()[: spec.sram.par.bytes]
+            count, stride = instruction.nvalid, record_bytes(instruction)
+            read = rng.choice(values, max(parameter_bytes(instruction), 1)).astype(np.uint8)
+            rows = read[: count * stride].reshape(count, stride)
+            rows[:, : RECORD.itemsize] = records.view(np.uint8).reshape(columns, -1)[:count]
+            part = read.tobytes()[: spec.sram.par.bytes]
             at = 50000 + len(parameters)
             loaded.append(isa.Load(mem=3, region=0, dram_off=at, x_bytes=len(part)))
             parameters += part
@@ -142,8 +145,10 @@ def _requantize(rng, spec):
     low, high = sorted((r(lowest, highest), r(lowest, highest)))
     if r(0, 1):
         low, high = lowest, highest
+    rounding = r(0, 4)
     return isa.Requantize(
-        rounding=r(0, 4),
+        rounding=rounding,
+        one_row=r(0, 1) if rounding == RoundingMode.BORDER else 0,
         multiply=r(0, 1),
         residual=r(0, 1),
         residual_unsigned=r(0, 1),
@@ -355,6 +360,7 @@ ILLEGAL = {
     "width code": isa.Depthwise(nvalid=1, act_bits=3),
     "no channels": isa.Requantize(),
     "rounding": isa.Requantize(nvalid=1, rounding=5),
+    "a row of nothing": isa.Requantize(nvalid=1, hi=5, one_row=1),
     "lo above hi": isa.Requantize(nvalid=1, lo=5, hi=4),
     "code too wide": isa.Requantize(nvalid=1, out_bits=2, hi=100),
     "shift and record": isa.Requantize(nvalid=1, shift=63),

@@ -20,9 +20,13 @@ from targets.npu.machine.program import LayerSpan, Program
         ),
         (isa.Requantize(nvalid=4), "REQ   rounding=FLOOR nvalid=4"),
         (isa.Requantize(rounding=4, nvalid=4), "REQ   rounding=BORDER nvalid=4"),
+        (
+            isa.Requantize(rounding=4, one_row=1, nvalid=4),
+            "REQ   rounding=BORDER one_row nvalid=4",
+        ),
         (isa.Halt(), "HALT"),
     ],
-    ids=["load", "gemm", "floor", "border", "halt"],
+    ids=["load", "gemm", "floor", "border", "row", "halt"],
 )
 def test_instruction(instruction, text):
     assert instruction_text(instruction) == text

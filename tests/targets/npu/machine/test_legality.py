@@ -19,6 +19,8 @@ R, C = SPEC.array.rows, SPEC.array.cols
 GEMM = isa.Gemm(m0=1, m1=1, k0=1, k1=1, k2=1, kvalid=R, nvalid=C)
 DWC = isa.Depthwise(m0=1, m1=1, kw=1, kh=1, nvalid=C)
 REQ = isa.Requantize(m0=1, m1=1, nvalid=C, lo=0, hi=255, out_unsigned=1, dst_addr=64)
+OWN = replace(REQ, rounding=4, hi=13)
+SHARED = replace(OWN, one_row=1)
 ADD = isa.Add(len=64, lo=0, hi=255, out_unsigned=1, b_addr=64, dst_addr=128)
 POOL = isa.Pool(c=64, ox=1, oy=1, kw=1, kh=1, stride=1, dst_addr=64)
 LUT = isa.Lut(len=64, dst_addr=64)
@@ -43,6 +45,9 @@ ST = isa.Store(x_bytes=64, y=1, z=1, region=1)
         (DWC, "act_addr", ACT - C, "ACT ends before the activations"),
         (replace(DWC, kw=3, kh=3), "wgt_addr", WGT - 9 * C, "WGT ends before the weights"),
         (REQ, "par_addr", (PAR - 12 * C) // 4, "PAR ends before the records"),
+        (OWN, "par_addr", (PAR - (12 + 16) * C) // 4, "PAR ends before the records"),
+        (SHARED, "par_addr", (PAR - 12 * C - 16) // 4, "PAR ends before the records"),
+        (replace(OWN, rounding=1), "one_row", 0, "one_row without rounding by border"),
         (REQ, "dst_addr", ACT - C, "ACT ends before the output"),
         (replace(REQ, residual=1), "res_addr", 64 - C, "residual and output overlap"),
         (ADD, "shift", 47, "shift exceeds 47"),
