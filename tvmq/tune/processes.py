@@ -1,7 +1,7 @@
 """Processes that make trials, of one program after the other.
 
 They start anew instead of forking, as threads of torch and TVM don't survive that, and take seconds
-to import what they need: so they are started before there is a program.
+to import what they need: so they may be started before there is a program.
 """
 
 from __future__ import annotations
@@ -26,20 +26,25 @@ WORTH_A_PROCESS = 64
 class Processes:
     """A context manager, behind which none is left."""
 
-    def __init__(self, count: int) -> None:
-        """Start them.
+    def __init__(self, count: int, *, early: bool = True) -> None:
+        """Be ready to start them.
 
         A script that is run must have its work behind ``if __name__ == "__main__":``, as each of
         them imports it.
+
+        Args:
+            count: of processes.
+            early: whether they start at once, instead of with the first trials that are missing.
         """
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self._program: tuple[Trials, Path] | None = None
         self._numbers = itertools.count()
         context = multiprocessing.get_context("spawn")
         self._executor = ProcessPoolExecutor(count, context, _begin, (os.getpid(),))
-        with interrupts.kept_from_children():
-            for _ in range(count):
-                self._executor.submit(int)  # anything: a process is started for what waits
+        if early:
+            with interrupts.kept_from_children():
+                for _ in range(count):
+                    self._executor.submit(int)  # anything: a process is started for what waits
 
     def cycles(self, trials: Trials, batch: Sequence[Trial]) -> Iterator[int]:
         """Of each trial, in order, as soon as they are known; 0 if it can't be made.
@@ -47,7 +52,11 @@ class Processes:
         Raises:
             BrokenProcessPool: one was killed, as where memory runs out.
         """
-        return self._executor.map(_made, itertools.repeat(self._file_of(trials)), batch)
+        if not batch:
+            return iter(())
+        file = self._file_of(trials)
+        with interrupts.kept_from_children():
+            return self._executor.map(_made, itertools.repeat(file), batch)
 
     def close(self) -> None:
         """End them, without what waits."""

@@ -97,7 +97,8 @@ def tune(
         def start_processes() -> None:
             nonlocal processes
             count = min(request.processes, request.trials // WORTH_A_PROCESS)
-            processes = stack.enter_context(Processes(count)) if count > 1 else None
+            if count > 1:  # with records, it may be that no trial is missing
+                processes = stack.enter_context(Processes(count, early=not records.read))
 
         def lost(why: TvmqError) -> Processes | None:
             nonlocal tracker

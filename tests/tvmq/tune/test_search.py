@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import signal
 from concurrent.futures.process import BrokenProcessPool
@@ -166,13 +167,24 @@ def test_a_killed_worker_costs_no_trial():
     assert list(workers.cycles(batch)) == [whole] * 3
 
 
-def test_an_interrupt_does_not_reach_processes_that_are_still_starting():
+@pytest.mark.parametrize(
+    "early", [pytest.param(True, id="early"), pytest.param(False, id="late", marks=pytest.mark.slow)]
+)
+def test_an_interrupt_does_not_reach_processes_that_are_still_starting(early):
     """Which would say so themselves; afterwards it reaches this one again."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    with Processes(1) as processes:
+    with Processes(1, early=early) as processes:
+        if not early:
+            list(processes.cycles(trials(), [Trial(NO_CHOICES, None)]))
         blocked = processes._executor.submit(signal.pthread_sigmask, signal.SIG_BLOCK, ()).result()
     assert set(interrupts.NUMBERS) <= blocked
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+def test_no_process_is_started_where_no_trial_is_missing(found):
+    with Processes(2, early=False) as processes:
+        assert search(trials(), BUDGET, 0, copy.deepcopy(found[1]), processes=processes) == found[0]
+        assert not multiprocessing.active_children()
 
 
 def test_cycles_of_servers_are_in_the_order_of_the_trials(monkeypatch):
