@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from targets.code_range import code_range
 from targets.errors import InputError
-from tvmq.reconstruct.methods import learning, refusal
+from tvmq.reconstruct.methods import METHODS, learning, refusal
 
 CALIBRATION_BATCH = 16
 """Images calibrated at a time, unless one says otherwise."""
@@ -130,6 +130,11 @@ class Settings:
     def learned_method(self) -> str:
         """Those of the methods that learn from images, joined by commas; "" without one."""
         return ",".join(learning(self.method))
+
+    @property
+    def trained_method(self) -> str:
+        """Those of the methods that take steps of an optimizer, as ``learned_method``."""
+        return ",".join(name for name in self.method if METHODS[name].trains(self))
 
     def with_free_steps(self, granularity: Granularity) -> Settings:
         """The same ranges and bits with any step: what powers of two are compared with.

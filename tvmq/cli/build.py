@@ -26,8 +26,11 @@ from tvmq.cli.terminal import Terminal
 from tvmq.reconstruct.methods import METHODS, learning
 from tvmq.settings import CALIBRATION_BATCH, Settings, parse_methods, parse_precision
 
+TRAINING = ("iters", "learn_batch", "learn_device")
+"""Options that only methods that train have."""
+
 LEARNING = (
-    *("iters", "learn_batch", "learn_device", "kappa", "distill_iters"),
+    *(*TRAINING, "kappa", "distill_iters"),
     *("product_budget", "product_channels", "product_outputs"),
 )
 """Options that only methods that learn have."""
@@ -273,6 +276,11 @@ def _refuse_unlearned(settings: Settings) -> None:
         raise InputError(
             f"{', '.join(given)}: --method {','.join(settings.method)} learns nothing. Choose one "
             f"of {', '.join(learning())}, or leave {', '.join(given)} out."
+        )
+    if not settings.trained_method and (given := _given(TRAINING)):
+        raise InputError(
+            f"{', '.join(given)}: --method {','.join(settings.method)} takes no steps of an "
+            f"optimizer. Leave {', '.join(given)} out, or add a method that does, such as qdrop."
         )
     for name, method in METHODS.items():
         if name not in settings.method and (given := _given(method.options)):

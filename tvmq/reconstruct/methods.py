@@ -59,6 +59,10 @@ class Method:
         """Whether it reads calibration images beyond their ranges."""
         return bool(self.refinements or self.over_network)
 
+    def trains(self, settings: Settings) -> bool:
+        """Whether it takes steps of an optimizer."""
+        return any(part.iterations(settings) for part in self._parts)
+
     @property
     def all_needs(self) -> tuple[Need, ...]:
         """Its own and those of its refinements."""

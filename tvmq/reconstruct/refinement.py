@@ -82,6 +82,10 @@ class NetworkRefinement(ABC):
     decides: ClassVar[frozenset[str]] = frozenset()
     least_held_out: ClassVar[int] = 1
 
+    def iterations(self, settings: Settings) -> int:
+        """Of an optimizer, for all units together."""
+        return 0
+
     @abstractmethod
     def refine(self, work: NetworkWork) -> NetworkPass:
         """Change ``work.units`` and ``work.steps`` in place, where held-out images agree."""

@@ -155,12 +155,16 @@ def test_an_edited_plan_is_built(tvmq, tmp_path, small):
         (["--calib-samples", "99"], "has 8 images, 99 are wanted"),
         (["--method", "rapq,rtn"], "each of these decides how the weights are rounded"),
         (["--iters", "5", "--kappa", "0.5"], "--iters, --kappa: --method rtn learns nothing"),
+        (
+            ["--method", "optq,waps", "--iters", "7", "--learn-batch", "8"],
+            "--iters, --learn-batch: --method optq,waps takes no steps of an optimizer",
+        ),
         (["--method", "qdrop", "--kappa", "0.5"], "--kappa: only --method rapq has it"),
         (["--seed", "-1"], "-1 is not in the range 0<=x<=4294967295"),
     ],
     ids=[
         *("target", "preset", "precision", "scales", "wess-channel", "order", "method", "mean"),
-        *("data", "samples", "two-roundings", "nothing-learns", "kappa", "seed"),
+        *("data", "samples", "two-roundings", "nothing-learns", "nothing-trains", "kappa", "seed"),
     ],
 )
 def test_wrong_flags_are_usage_errors(tvmq, tmp_path, small, words, message):

@@ -168,7 +168,8 @@ def test_a_killed_worker_costs_no_trial():
 
 
 @pytest.mark.parametrize(
-    "early", [pytest.param(True, id="early"), pytest.param(False, id="late", marks=pytest.mark.slow)]
+    "early",
+    [pytest.param(True, id="early"), pytest.param(False, id="late", marks=pytest.mark.slow)],
 )
 def test_an_interrupt_does_not_reach_processes_that_are_still_starting(early):
     """Which would say so themselves; afterwards it reaches this one again."""

@@ -9,6 +9,7 @@ from tvmq.reconstruct.refinement import NetworkRefinement
 
 if TYPE_CHECKING:
     from tvmq.reconstruct.network_work import NetworkPass, NetworkWork
+    from tvmq.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,12 @@ class LearnedTogether(NetworkRefinement):
     name: ClassVar[str] = "learned together"
     least_held_out: ClassVar[int] = 2
 
+    def iterations(self, settings: Settings) -> int:
+        """Its own number, or that of a unit."""
+        return settings.distill_iterations or settings.iterations
+
     def refine(self, work: NetworkWork) -> NetworkPass:
         """Kept where held-out images agree."""
         from tvmq.reconstruct.network_training import learn_together
 
-        iterations = work.settings.distill_iterations or work.settings.iterations
-        return learn_together(work, self.name, iterations)
+        return learn_together(work, self.name, self.iterations(work.settings))
