@@ -29,7 +29,7 @@ def _growth(plan: Plan) -> float:
     return after / plan_price(model, plan, SPEC).cycles - 1
 
 
-@pytest.mark.parametrize("budget", [100, 1.5])
+@pytest.mark.parametrize("budget", [pytest.param(100, marks=pytest.mark.slow), 1.5])
 def test_groups_are_as_large_as_cycles_ask(budget):
     """The count of operations alone would allow groups that take more."""
     plan = _plan(product_budget=budget)

@@ -62,7 +62,7 @@ def test_two_servers_give_the_same(found):
     assert first == second == found
 
 
-@pytest.mark.parametrize("servers", [1, 2])
+@pytest.mark.parametrize("servers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_server_costs_no_trial(found, servers):
     """The other one makes the rest, or this process where there is none, which is told."""
     ended, lost = [], []
@@ -108,6 +108,7 @@ def test_what_ends_two_servers_is_made_here_and_the_rest_by_others(monkeypatch):
     assert not lost
 
 
+@pytest.mark.slow
 def test_programs_behind_are_made_here_once_servers_are_gone(tmp_path):
     """It is said once, and the choices are those of one process."""
     chains, notes = (layers(), layers()[:3]), []
@@ -144,7 +145,10 @@ def test_a_server_says_which_sources_it_has_read(monkeypatch):
     ("setup", "said"),
     [
         ("", f"makes no trials of NPU programs.*trial_server --tracker .* --key {KEY}"),
-        ("pool_work:register_of_other_sources", r"tvmq 0\.0, sources 0123456789ab; here tvmq"),
+        pytest.param(
+            *("pool_work:register_of_other_sources", r"tvmq 0\.0, sources 0123456789ab; here tvmq"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_server_that_can_not_make_the_same_trials_is_refused(setup, said):

@@ -32,6 +32,7 @@ def tasks():
     return tasks_of([conv(), conv(k=32)], CpuFeatures.of(TARGET))
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_when_one_of_two_servers_is_killed(tmp_path):
     """Both have timed something by then; the budget is met, and each trial is kept once."""
     with Loopback(2) as loopback, ServersClock(TARGET, loopback.tracker) as clock:
@@ -51,6 +52,7 @@ def test_a_search_goes_on_when_one_of_two_servers_is_killed(tmp_path):
     assert len(lines) == len(set(lines)) == TRIALS_MADE + len(tasks())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.cpu_count() == 1, reason="TVM starts no more threads than cores")
 def test_servers_of_one_key_have_as_many_threads():
     words = r"one has \d threads, another \d threads\. Give servers that differ keys of their own"
