@@ -8,7 +8,7 @@ and proofs follow from them (``complete_plan.py``), by the derivation that lower
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +75,22 @@ class ProductPlan:
     outputs: int
     factors: tuple[tuple[float, ...], ...]
     reason: str
+
+    @staticmethod
+    def sizes(
+        weight: Sequence[int], channels: int, outputs: int, groups: int
+    ) -> tuple[int, tuple[int, int]]:
+        """How many output channels share a row of factors, and the shape of all factors.
+
+        Args:
+            weight: its shape, [K, C / groups, ...].
+            channels: input channels of a group of products.
+            outputs: that are to share a row, at most those of a group of the convolution; 0: these.
+            groups: of the convolution.
+        """
+        each = weight[0] // groups
+        together = min(outputs or each, each)
+        return together, (groups * math.ceil(each / together), math.ceil(weight[1] / channels))
 
     def spread(self, outputs: int, inputs: int, groups: int = 1) -> npt.NDArray[np.float64]:
         """float64[K, C / groups]: the factor of each input channel that each output reads.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from targets.npu.machine.spec import NpuSpec
 from targets.product_factors import FACTORS
-from tvmq.float_model import FloatModel
+from tvmq.float_model import FloatModel, groups_of
 from tvmq.plan.complete_plan import complete_plan
 from tvmq.plan.plan import Plan, ProductPlan
 from tvmq.plan.product_groups import product_groups
@@ -47,9 +46,10 @@ def with_factors(model: FloatModel, plan: Plan, groups: Mapping[str, int]) -> Pl
     """The plan with random factors in groups of so many channels, by layer."""
     rng, weights = np.random.default_rng(0), dict(plan.weights)
     for name, channels in groups.items():
-        count, inputs = model.weight_of(model.nodes[name]).shape[:2]
-        outputs = plan.settings.product_outputs or count
-        shape = (math.ceil(count / outputs), math.ceil(inputs / channels))
+        node = model.nodes[name]
+        outputs, shape = ProductPlan.sizes(
+            model.weight_of(node).shape, channels, plan.settings.product_outputs, groups_of(node)
+        )
         factors = tuple(tuple(row) for row in rng.choice(FACTORS, shape).tolist())
         products = ProductPlan(channels, outputs, factors, "at random")
         weights[name] = replace(weights[name], products=products)

@@ -35,10 +35,9 @@ class ProductScale(nn.Module):  # type: ignore[misc]  # torch is not followed by
         """
         super().__init__()
         self.shape = tuple(weight.shape)
-        each = weight.shape[0] // groups
-        self.channels, self.outputs, self.groups = channels, min(outputs or each, each), groups
-        rows = groups * -(-each // self.outputs)
-        self.use(torch.ones(rows, -(-weight.shape[1] // channels), dtype=torch.float64))
+        self.channels, self.groups = channels, groups
+        self.outputs, shape = ProductPlan.sizes(weight.shape, channels, outputs, groups)
+        self.use(torch.ones(shape, dtype=torch.float64))
 
     def use(self, factors: torch.Tensor) -> None:
         """Take other factors."""

@@ -6,6 +6,7 @@ import pytest
 from quantization_cases import calibration, float_model
 
 from targets.npu.machine.spec import load_spec
+from tvmq.float_model import groups_of
 from tvmq.plan.plan import Plan
 from tvmq.plan.planner import make_plan
 from tvmq.plan.product_groups import product_groups
@@ -46,3 +47,16 @@ def test_groups_that_were_given_stay():
     plan = _plan(product_channels=1)
     assert within_cycles(float_model(NAME), plan, SPEC) == plan
     assert _growth(plan) > plan.settings.product_budget / 100
+
+
+def test_each_group_of_a_convolution_has_rows_of_its_own():
+    """As those have that are found when a unit is reconstructed."""
+    model = float_model("grouped")
+    settings = Settings(4, 4, "free", "channel", method=("waps",), product_channels=2)
+    plan = make_plan(model, calibration("grouped"), settings)
+    groups = product_groups(model, plan.weights, settings)
+    priced = with_factors(model, plan, groups)
+    rows = {name: len(priced.weights[name].products.factors) for name in groups}
+    assert rows == {name: groups_of(model.nodes[name]) for name in groups}
+    assert max(rows.values()) > 1
+    assert plan_price(model, priced, SPEC).cycles > plan_price(model, plan, SPEC).cycles
