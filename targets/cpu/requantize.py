@@ -240,9 +240,9 @@ def _rounded_up(
         word = tirx.Select(level >= tirx.const(4 * n, "int32"), other, word)
     border = (word >> ((level & 3) * 8)) & 255
     # Both shifts are masked, since TVM takes one of unknown range for one that never clamps.
-    bits, zero, most = (
-        tirx.const(n, kind) for n in (BORDER_BITS, 0, 63 if kind == "int64" else 31)
+    bits, zero, one, most = (
+        tirx.const(n, kind) for n in (BORDER_BITS, 0, 1, 63 if kind == "int64" else 31)
     )
     down, up = (tirx.max(n, zero) & most for n in (shift - bits, bits - shift))
     fraction = ((t >> down) << up) & tirx.const(255, kind)
-    return tirx.Select(fraction >= border.astype(kind), tirx.const(1, kind), zero)
+    return one + ((fraction - border.astype(kind)) >> most)

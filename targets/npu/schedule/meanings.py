@@ -98,17 +98,24 @@ class RequantizeFields:
 
     def _rounded_up(self, t: Expr, right: Expr, code: Expr, borders: Sequence[Expr]) -> Expr:
         """1 where the fraction of ``t`` reaches the border of its level, else 0."""
-        last = self.high - self.low - 1
-        level = tirx.max(tirx.min(code - _i64(self.low), _i64(last)), _i64(0))
-        word = borders[0]
-        for n, other in enumerate(borders[1:], start=1):
-            word = tirx.Select(level >= _i64(4 * n), other, word)
-        border = (tirx.Cast("int64", word) >> ((level & _i64(3)) * _i64(8))) & _i64(0xFF)
+        last = _i64(self.high - self.low - 1)
+        level = tirx.max(tirx.min(code - _i64(self.low), last), _i64(0))
+        # No Select here: with some TVM takes up to seconds to match a layer.
+        eight, *rest = (_number(borders[n : n + 2]) for n in range(0, len(borders), 2))
+        for other in rest:  # one at most
+            eight = eight ^ ((eight ^ other) & (_i64(0) - (level >> _i64(3))))
+        border = (eight >> ((level & _i64(7)) * _i64(8))) & _i64(0xFF)
         # Masked, since TVM takes a shift of unknown range for one that never clamps.
         down = tirx.max(right - _i64(8), _i64(0)) & _i64(63)
         up = tirx.max(_i64(8) - right, _i64(0)) & _i64(63)
         fraction = ((t >> down) << up) & _i64(0xFF)
-        return tirx.Select(fraction >= border, _i64(1), _i64(0))
+        return _i64(1) + ((fraction - border) >> _i64(63))  # which is -1 below the border
+
+
+def _number(words: Sequence[Expr]) -> Expr:
+    """The bytes of one word or two, as int64."""
+    low, *high = (tirx.Cast("int64", word) for word in words)
+    return (low & _i64(0xFFFFFFFF)) | (high[0] << _i64(32)) if high else low
 
 
 @dataclass(frozen=True)
