@@ -211,7 +211,7 @@ def _random_conv(rng, name, value, channels, kernel, **options) -> Conv2d | None
     zero_point = pick(rng, 0, layer.input_zero_point)
     output = replace(layer.output, name=name)
     requantize = layer.requantize
-    if output.bits <= MAX_BORDER_BITS and channels % 2:
+    if output.bits <= MAX_BORDER_BITS and channels % 4 > 1:  # even numbers may be packed
         low, _ = code_limits(output)
         rounding = by_borders(channels if channels % 3 else 1, output.bits, low)
         requantize = replace(requantize, rounding=rounding)

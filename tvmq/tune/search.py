@@ -6,7 +6,6 @@
     turns       other orders of issue, once; instructions of layers and units issued earlier or
                 later: mostly such as wait for a unit or the bus on the chain that ends last, and
                 what they wait for, which is the neighbourhood of job shop scheduling
-    near misses cuts that cost little in a program of before, again
     joins       what was of use to one of a batch and to another
 
 Each batch is made from the best program so far. A trial is timed exactly, in a window of layers;
@@ -58,8 +57,6 @@ LONGEST_LEAD = 6
 """The logarithm of most instructions by which one is issued earlier."""
 PATIENCE = 6
 """Batches of turns in a row that are of no use, after which they come seldom."""
-NEAR_MISS = 0.03
-"""A cut is tried again, in another program, if it cost at most such a share of the cycles."""
 PLAUSIBLE = 1.5
 """A cut is tried if it takes at most so many times the cycles of the best, by estimate."""
 
@@ -163,20 +160,6 @@ class _Change(NamedTuple):
         return self._replace(choices=Choices(dict.fromkeys((self.name, *self.likewise), cut)))
 
 
-class _Miss(NamedTuple):
-    """A cut that was tried.
-
-    Attributes:
-        cycles: that it cost; less than 0 where another one gained more.
-        gains: how often the program had become faster before.
-        change: that was tried.
-    """
-
-    cycles: int
-    gains: int
-    change: _Change
-
-
 @dataclass
 class _Task:
     """Layers that are alike.
@@ -259,8 +242,7 @@ class Search:
         self.program = trials.description(trials.rule)
         # Not by a record: what none may be slower than.
         self.before = self.total = trials.cycles(trials.rule)
-        self.failed = self._gains = 0
-        self._misses: dict[tuple[str, Cut], _Miss] = {}
+        self.failed = 0
         self.best: list[int] = []
         self._spaces: dict[Hashable, list[Cut]] = {}
         self._turned = False
@@ -282,8 +264,7 @@ class Search:
                 continue
             chosen = [] if batch else self._chosen(tasks)
             batch = batch or [cut for task in chosen for cut in self._cuts(task)]
-            batch = batch or list(islice(structures, self.size))
-            accepted = self._try(batch or self._near_misses() or self._turns())
+            accepted = self._try(batch or list(islice(structures, self.size)) or self._turns())
             for task in chosen:
                 names = {self._name(n) for n in task.layers}
                 task.stale = 0 if names & accepted else task.stale + 1
@@ -310,9 +291,6 @@ class Search:
         timed = self._timed(batch)
         for _, cycles in timed:
             self._count(cycles)
-        for change, (old, new) in _pairs(batch, timed):
-            if new and (cut := change.choices.cuts.get(change.name)) is not None:
-                self._misses[change.name, cut] = _Miss(new - old, self._gains, change)
         gains = [old - new if new else 0 for old, new in timed]
         order = sorted(range(len(batch)), key=lambda n: -gains[n])
         better = [batch[n] for n in order if gains[n] > 0]
@@ -333,10 +311,7 @@ class Search:
         (cycles, change), before_it = found[0], self.total
         self.total = self.best[-1] = cycles
         self.base = self.trials.structure(_with(self.base.choices, change))
-        if cycles == before_it:
-            return set()
-        self._gains += 1
-        return change.names
+        return change.names if cycles < before_it else set()
 
     def _timed(self, batch: Sequence[_Change]) -> list[tuple[int, int]]:
         """Cycles of each change's window, without it and with it; 0 if it can't be made."""
@@ -550,19 +525,6 @@ class Search:
             _Change(name, Choices({name: cut}), range(first, first + 1), tuple(names))
             for cut in chosen
         ]
-
-    def _near_misses(self) -> list[_Change]:
-        """Cuts that cost little in programs of before, the least first."""
-        most = NEAR_MISS * self.total
-        found = [
-            miss
-            for (name, cut), miss in self._misses.items()
-            if miss.cycles <= most
-            and miss.gains < self._gains
-            and self.base.plan.layers[self.trials.made_by[name]].choice != cut
-        ]
-        found.sort(key=lambda miss: miss.cycles)
-        return [miss.change for miss in found[: self.size]]
 
     def _candidates(self, task: _Task, space: list[Cut], current: Cut) -> list[Cut]:
         left = [cut for cut in space if cut not in task.tried and cut != current]

@@ -19,7 +19,7 @@ from targets.npu.price.timing import simulate_timing
 from targets.npu.trials import Trials, Window
 from tvmq.tune.processes import Processes
 from tvmq.tune.rpc_tracker import RpcTracker
-from tvmq.tune.search import Mix, Search, search
+from tvmq.tune.search import search
 from tvmq.tune.trial import Trial
 from tvmq.tune.workers import Workers
 
@@ -41,27 +41,6 @@ def test_the_program_is_faster_and_as_fast_as_it_says(found):
     assert list(result.best) == sorted(result.best, reverse=True)
     assert result.best[-1] == result.after
     assert result.steps[-1][1] == result.after
-
-
-def test_near_misses_are_tried_again_once_the_program_is_another():
-    """The least first, and each once per program."""
-    one = trials()
-    with Workers(one) as workers:
-        looking = Search(one, workers, 100, 0, Memory(), None, Mix())
-        (task, *_) = looking._chosen({})
-        cuts = looking._cuts(task)
-        assert not looking._near_misses()
-        looking._try(cuts)
-        assert looking.total < looking.before
-        now = looking.base.plan.layers[task.layers[0]].choice
-        again = looking._near_misses()
-        assert again
-        assert now not in [change.choices.cuts[change.name] for change in again]
-        before = looking._misses[cuts[0].name, now].cycles
-        costs = [cycles for _, cycles in looking._timed(again)]
-        looking._try(again)
-        assert not looking._near_misses() or looking._gains > 1
-        assert before < 0 < min(costs)
 
 
 def test_the_same_seed_gives_the_same(found):
