@@ -20,9 +20,11 @@ from targets.npu.machine.spec import load_spec
 from targets.rounding import Rounding, RoundingMode
 from tvmq.calibrate.calibrate import calibrate
 from tvmq.capture.capture import capture
+from tvmq.float_model import FloatModel
 from tvmq.plan.borders import may_differ_by_channel
+from tvmq.plan.plan import Plan
 from tvmq.plan.plan_network import plan_network
-from tvmq.profile.border_cost import BorderCost, border_cost
+from tvmq.profile.border_cost import border_cost
 from tvmq.reconstruct.border_search import values_with_borders
 from tvmq.reconstruct.unit_cache import UnitCache
 from tvmq.reconstruct.unit_graph import QuantizedUnit, network_steps
@@ -50,8 +52,10 @@ def main() -> None:
     print("| network | precision | machine | values | cycles | DRAM bytes | energy |")
     print("|---|---|---|---|---|---|---|")
     for file, precision, machines in ROWS:
+        model, plan = bordered(Path(folder) / file, precision)
         for machine in machines:
-            cost = measure(Path(folder) / file, precision, machine)
+            cost = border_cost(model, plan, None, load_spec(machine))
+            assert cost is not None
             assert cost.with_borders is not None
             assert cost.without is not None
             pairs = (
@@ -63,7 +67,7 @@ def main() -> None:
             print(f"| {file} | {precision} | {machine} | {cost.values} | {more} |", flush=True)
 
 
-def measure(file: Path, precision: str, machine: str) -> BorderCost:
+def bordered(file: Path, precision: str) -> tuple[FloatModel, Plan]:
     """A network, rounded to nearest, with borders on all values that may have some."""
     rng = np.random.default_rng(0)
     weight_bits, activation_bits = parse_precision(precision)
@@ -86,9 +90,7 @@ def measure(file: Path, precision: str, machine: str) -> BorderCost:
             borders = rng.integers(60, 200, (rows, high - low), np.uint8)
             rounding = Rounding(RoundingMode.BORDER, tuple(map(bytes, borders)), low)
             values[name] = replace(values[name], rounding=rounding)
-    cost = border_cost(model, replace(plan, values=values), None, load_spec(machine))
-    assert cost is not None
-    return cost
+    return model, replace(plan, values=values)
 
 
 if __name__ == "__main__":

@@ -245,4 +245,5 @@ def _rounded_up(
     )
     down, up = (tirx.max(n, zero) & most for n in (shift - bits, bits - shift))
     fraction = ((t >> down) << up) & tirx.const(255, kind)
+    # The shift gives -1 below the border; with a Select TVM's passes take twice as long.
     return one + ((fraction - border.astype(kind)) >> most)

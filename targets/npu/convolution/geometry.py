@@ -111,7 +111,8 @@ class ConvGeometry:
             ),
             *(layer.weight_shape, layer.right.bits, layer.groups),
             *(layer.strides, layer.padding, layer.dilation),
-            *(layer.requantize is not None, self.requantize_cycles, *self.words_each),
+            *(layer.requantize is not None, self.requantize_cycles),
+            self.fields and (self.fields.record_words, self.fields.words_behind),
             *(self.input.form, self.output.form, self.residual and self.residual.form),
             *((self.factor.form, self.pairing, self.one_record) if self.factor else ()),
             *((self.passes.count, self.passes.tiles) if self.passes else ()),
@@ -389,19 +390,13 @@ class ConvGeometry:
             one_row=len(set(requantize.rounding.borders)) == 1 and not self.one_record,
         )
 
-    @cached_property
-    def words_each(self) -> tuple[int, int]:
-        """Words of parameters that a channel takes, and a column tile beside those."""
-        if self.fields is None:
-            return RECORD_WORDS, 0
-        return self.fields.record_words, self.fields.words_behind
-
     def parameter_words(self, channels: Expr, tiles: Expr) -> Expr:
         """Words of the parameters of a block of so many channels and column tiles."""
         if self.one_record:
             channels, tiles = min(self.columns, self.out[2]), 1
-        each, behind = self.words_each
-        return channels * each + tiles * behind
+        if self.fields is None:
+            return channels * RECORD_WORDS
+        return self.fields.parameter_words(channels, tiles)
 
     def channel(self, tile: int) -> int:
         """First output channel of a column tile."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from npu_layers import conv
+from npu_layers import by_borders, conv
 
 from targets.npu.convolution.geometry import ConvGeometry
 from targets.npu.convolution.tile_cost import estimate
@@ -47,6 +47,8 @@ OTHERS = {
     "sums": job_of({"out": "int32"}),
     "multipliers": job_of({"multiply": True}),
     "residual": job_of({"residual": "uint8"}),
+    "borders": job_of({"out_bits": 4, "rounding": by_borders(64)}),
+    "a row of borders": job_of({"out_bits": 4, "rounding": by_borders(1)}),
     "less of ACT": replace(job_of({}), act_bytes=20_000),
     "another machine": job_of({}, load_spec("m2048")),
     "input in ACT": lying("input", border=NO_BORDER),
