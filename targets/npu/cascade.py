@@ -15,20 +15,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 
 from targets.errors import CapacityError
 from targets.layers import Conv2d, Layer, MaxPool2d, Weights
 from targets.npu.choices import CascadeChoice
-from targets.npu.emit.emitted import Emitted, Rolling
+from targets.npu.emit.emitted import Rolling
 from targets.npu.kinds.cost import ceil_div
 from targets.npu.kinds.table import Planned, kind_of, plan
 from targets.npu.machine.spec import NpuSpec
-from targets.npu.price.durations import Duration
 from targets.npu.resident import LONGEST_PITCH, Cascade, Resident, aligned
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.storage import NO_BORDER, Stored
+from targets.npu.written import Owned
 
 LONGEST = 3
 """Layers of a cascade: expand, depthwise, project."""
@@ -36,15 +36,6 @@ HEIGHTS = (2, 4, 8)
 """Rows of the last layer's stripes that are tried; one row where ACT holds no more."""
 WORTHWHILE = 32
 """A cascade that gains less than one part in so many of its layers' cycles is not worth it."""
-
-
-@dataclass(frozen=True)
-class Owned:
-    """An instruction, the index of its layer, and what it takes."""
-
-    emitted: Emitted
-    owner: int
-    cost: Duration
 
 
 def choose_cascades(

@@ -10,18 +10,17 @@ reads them; tensors that belong to the network lie among the constants.
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import groupby
-from typing import NamedTuple
 
 import numpy as np
 
 from targets import collector
 from targets.layers import Constant, Layer, Value
-from targets.npu.cascade import Owned, merged
+from targets.npu.cascade import merged
 from targets.npu.choices import NO_CHOICES, Choices, Leads, Order, Turns
 from targets.npu.emit.codegen import Block, Scratchpads, generate_together
 from targets.npu.emit.emitted import Emitted, Place
@@ -31,13 +30,15 @@ from targets.npu.layer_plan import LayerPlan, plan_layers
 from targets.npu.machine import isa
 from targets.npu.machine.program import ARENA, CONSTANTS, INPUTS, OUTPUTS, LayerSpan, Program
 from targets.npu.machine.spec import NpuSpec
-from targets.npu.price.durations import Duration, duration
-from targets.npu.price.timing import UNITS_OF, Step, step_of, time_steps
+from targets.npu.price.durations import duration
+from targets.npu.price.timing import STEP, Records, Table, cycles_of, steps_of
 from targets.npu.schedule.storage import host_bytes
+from targets.npu.written import Owned, Written
 
 _ALIGN = 64
 _ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4}
 NO_LEAD = Leads()
+NOTHING = Written.of([])
 TIMED = 2000
 """Instructions that are timed to find a program's order of issue."""
 PLACES_KEPT = 4
@@ -67,9 +68,9 @@ def compile_layers(
     plan = plan_layers(layers, inputs, outputs, spec, cycles_together, choices)
     constants = Constants()
     places, arena_bytes = place_tensors(plan, inputs, outputs, constants)
-    owned = layer_instructions(plan, together(plan), places, constants, spec)
-    made = issued(owned, plan, spec, choices.turns)
-    runs = _runs(made.owners)
+    written = layer_instructions(plan, together(plan), places, constants, spec)
+    made = issued(written, plan, spec, choices.turns)
+    runs = _runs(made.owners.tolist())
     return Program(
         machine=spec.name,
         digest=spec.digest,
@@ -98,8 +99,7 @@ def cycles_together(plan: LayerPlan, span: range, spec: NpuSpec) -> int:
     read = [value for n in span for value in plan.layers[n].job.layer.inputs]
     inputs = list({value.name: value for value in read}.values())
     places, _ = place_tensors(plan, inputs, (), constants)
-    owned = layer_instructions(plan, inside, places, constants, spec)
-    return _clock(owned, spec).least()
+    return IssueClock(layer_instructions(plan, inside, places, constants, spec), spec).least()
 
 
 class Emissions:
@@ -112,11 +112,9 @@ class Emissions:
     def __init__(self, most: int = 0) -> None:
         """Remember those of so many spans of layers."""
         self._most = most
-        self._known: OrderedDict[Hashable, dict[tuple[Block, ...], list[Owned]]] = OrderedDict()
+        self._known: OrderedDict[Hashable, dict[tuple[Block, ...], Written]] = OrderedDict()
 
-    def of(
-        self, key: Hashable, scratchpads: Scratchpads, make: Callable[[], list[Owned]]
-    ) -> list[Owned]:
+    def of(self, key: Hashable, scratchpads: Scratchpads, make: Callable[[], Written]) -> Written:
         """What ``make`` gives, or gave before."""
         known = self._known.get(key)
         if known is None:
@@ -144,7 +142,7 @@ def layer_instructions(
     constants: Constants,
     spec: NpuSpec,
     known: Emissions | None = None,
-) -> list[Owned]:
+) -> Written:
     """The instructions of layers, those of a span together, in an order that is right one by one.
 
     Args:
@@ -157,7 +155,7 @@ def layer_instructions(
             machine.
     """
     scratchpads, known = Scratchpads(), known or Emissions()
-    owned: list[Owned] = []
+    parts = [NOTHING]
     for span in spans:
         working = [n for n in span if not plan.layers[n].idle]
         if not working:
@@ -171,8 +169,8 @@ def layer_instructions(
             *((name, places[name]) for name in sorted(tensors)),
         )
         make = partial(_of_span, span, working, plan, places, constants, spec, scratchpads)
-        owned += known.of(key, scratchpads, make)
-    return owned
+        parts.append(known.of(key, scratchpads, make))
+    return Written.joined(parts)
 
 
 def _of_span(
@@ -183,7 +181,7 @@ def _of_span(
     constants: Constants,
     spec: NpuSpec,
     scratchpads: Scratchpads,
-) -> list[Owned]:
+) -> Written:
     """The instructions of layers that work together."""
     functions = []
     for n in working:
@@ -207,66 +205,49 @@ def _of_span(
         [Owned(each, n, duration(each.instruction, spec)) for each in _with_fills(made, fills[n])]
         for n, made in zip(working, parts, strict=True)
     ]
-    return _in_one_order(span, plan, filled, spec)
+    return Written.of(_in_one_order(span, plan, filled, spec))
 
 
-def _moved(made: Sequence[Owned], before: Sequence[Block], now: Sequence[Block]) -> list[Owned]:
+def _moved(made: Written, before: Sequence[Block], now: Sequence[Block]) -> Written:
     """Instructions that touch the bytes of other blocks; of tensors in ACT the same as before."""
-    by = {
-        f"mem{memory}": (range(old.begin, old.begin + old.bytes), new.begin - old.begin)
-        for memory, (old, new) in enumerate(zip(before, now, strict=True))
-    }
-    return [replace(each, emitted=each.emitted.moved(by)) for each in made]
-
-
-def _clock(owned: Sequence[Owned], spec: NpuSpec) -> IssueClock:
-    emitted, owners = [each.emitted for each in owned], [each.owner for each in owned]
-    return IssueClock(emitted, owners, spec, [each.cost for each in owned])
-
-
-class _Queued(NamedTuple):
-    """An instruction as it is issued: with its tokens, whose it is and what it takes."""
-
-    instruction: isa.Instruction
-    pop: int
-    push: int
-    owner: int
-    cost: Duration
+    for memory, (old, new) in enumerate(zip(before, now, strict=True)):
+        which = range(old.begin, old.begin + old.bytes)
+        made = made.moved(memory, which, new.begin - old.begin)
+    return made
 
 
 @dataclass(frozen=True)
 class Issued:
-    """A program's instructions as they are issued.
+    """A program's instructions as they are issued, HALT behind them.
 
     Attributes:
         order: one of ``choices.ORDERS``.
-        queued: all but HALT.
+        written: the instructions.
+        positions: of these, in the order of issue, int64[n]; -1 is a NOP.
+        owners: their layers, int64[n]; a NOP is the next one's.
+        steps: ``STEP[n + 1]``, with tokens and HALT.
         spec: the machine.
     """
 
     order: Order
-    queued: list[_Queued]
+    written: Written
+    positions: Table
+    owners: Table
+    steps: Records
     spec: NpuSpec
-
-    @property
-    def owners(self) -> list[int]:
-        """The layer of each instruction but HALT."""
-        return [each.owner for each in self.queued]
 
     @property
     def instructions(self) -> list[isa.Instruction]:
         """With tokens, and HALT at the end."""
-        made = [replace(each.instruction, pop=each.pop, push=each.push) for each in self.queued]
-        return [*made, isa.Halt()]
-
-    @property
-    def steps(self) -> list[Step]:
-        """What time knows of them, HALT at the end."""
-        steps = [
-            Step(each.instruction.unit, each.cost, UNITS_OF[each.pop], UNITS_OF[each.push])
-            for each in self.queued
+        columns = (self.positions, *(self.steps[name] for name in ("unit", "pops", "pushes")))
+        rows = zip(*(column.tolist() for column in columns), strict=False)  # but for HALT
+        made = [
+            isa.Nop(on=unit, pop=pop)
+            if position < 0
+            else replace(self.written.instructions[position], pop=pop, push=push)
+            for position, unit, pop, push in rows
         ]
-        return [*steps, step_of(isa.Halt(), self.spec)]
+        return [*made, isa.Halt()]
 
     @cached_property
     def cycles(self) -> int:
@@ -275,31 +256,31 @@ class Issued:
         Raises:
             TimingError: units wait for each other for ever.
         """
-        return time_steps(self.steps, self.spec).total
+        return cycles_of(self.steps, self.spec)
 
 
 def issued(
-    owned: Sequence[Owned], plan: LayerPlan, spec: NpuSpec, turns: Turns = NO_CHOICES.turns
+    written: Written, plan: LayerPlan, spec: NpuSpec, turns: Turns = NO_CHOICES.turns
 ) -> Issued:
     """Instructions as they are issued.
 
     Args:
-        owned: from ``layer_instructions``.
+        written: from ``layer_instructions``.
         plan: of the layers.
         spec: the machine.
         turns: in which order. Where it is to be the fastest one, those that are best by the clock
             of ``issue_order`` are timed, as many as ``TIMED`` allows, but one at least is taken.
     """
-    clock = _clock(owned, spec)
+    clock = IssueClock(written, spec)
     found = [(turns.order, clock.order(turns.order))] if turns.order else clock.fastest()
-    found = found[: max(1, TIMED // max(1, len(owned)))]
+    found = found[: max(1, TIMED // max(1, len(written)))]
     if turns.leads:
         names = [each.job.output.value.name for each in plan.layers]
-        by_layer = [turns.leads.get(name, NO_LEAD) for name in names]
-        leads = [by_layer[each.owner][each.emitted.instruction.unit] for each in owned]
-        if any(leads):
+        by_layer = np.array([turns.leads.get(name, NO_LEAD) for name in names])
+        leads = by_layer[written.owners, written.steps["unit"]]
+        if leads.any():
             found = [(name, clock.with_leads(order, leads)) for name, order in found]
-    made = [Issued(name, _with_tokens(owned, clock, order, spec), spec) for name, order in found]
+    made = [_with_tokens(name, order, clock) for name, order in found]
     return made[0] if len(made) == 1 else min(made, key=lambda each: each.cycles)
 
 
@@ -420,23 +401,24 @@ def _with_places(
     return places, size
 
 
-def _with_tokens(
-    owned: Sequence[Owned], clock: IssueClock, order: Sequence[int], spec: NpuSpec
-) -> list[_Queued]:
-    """Instructions in an order, with their tokens and NOPs; a NOP is the next one's layer's."""
-    waits, early = derive_tokens(order, clock.units, clock.needs, spec.issue.token_depth)
-    nop = duration(isa.Nop(), spec)
-    queued = []
-    pending = deque(early)
-    for index, (n, wait) in enumerate(zip(order, waits, strict=True)):
-        owner = owned[n].owner
-        while pending and pending[0].position == index:
-            pop = pending.popleft()
-            queued.append(_Queued(isa.Nop(on=pop.unit), 1 << pop.source, 0, owner, nop))
-        queued.append(
-            _Queued(owned[n].emitted.instruction, wait.pop, wait.push, owner, clock.costs[n])
-        )
-    return queued
+def _with_tokens(name: Order, order: Table, clock: IssueClock) -> Issued:
+    """Instructions in an order, with their tokens and NOPs."""
+    written, spec = clock.written, clock.spec
+    units = np.ascontiguousarray(written.steps["unit"])
+    tokens = derive_tokens(order, units, clock.needs, spec.issue.token_depth)
+    before, nop_units, sources = tokens.early.T
+    nops = np.zeros(len(before), STEP)
+    nops["unit"], nops["pops"] = nop_units, 1 << sources
+    steps, owners = written.steps[order], written.owners[order]
+    steps["pops"], steps["pushes"] = tokens.pops, tokens.pushes
+    return Issued(
+        name,
+        written,
+        np.insert(order, before, -1),
+        np.insert(owners, before, owners[before]),
+        np.append(np.insert(steps, before, nops), steps_of([isa.Halt()], spec)),
+        spec,
+    )
 
 
 def _runs(owners: Sequence[int]) -> defaultdict[int, list[tuple[int, int]]]:

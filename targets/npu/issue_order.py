@@ -19,21 +19,22 @@ model: it leaves out the fetch and tokens.
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_right
-from collections import defaultdict, deque
-from collections.abc import Mapping, Sequence
 from functools import cached_property
-from types import MappingProxyType
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from targets.npu.choices import FREE, ORDERS, WRITTEN, Order
-from targets.npu.emit.emitted import Emitted
-from targets.npu.emit.hazards import hazards
+from targets.npu.compiled import compiled, inlined
+from targets.npu.emit.hazards import Needs, hazards
 from targets.npu.machine import isa
 from targets.npu.machine.spec import NpuSpec
-from targets.npu.price.durations import Duration, duration
+from targets.npu.price.timing import Records, Table
+from targets.npu.written import Written
 
 UNITS = 4
+NOBODY = -1
 
 
 class Clocked(NamedTuple):
@@ -45,202 +46,247 @@ class Clocked(NamedTuple):
     """
 
     cycles: int
-    order: list[int]
+    order: Table
 
 
 class IssueClock:
     """A clock for the instructions of some layers, which finds the orders of ``choices.ORDERS``."""
 
-    def __init__(
-        self,
-        emitted: Sequence[Emitted],
-        owners: Sequence[int],
-        spec: NpuSpec,
-        costs: Sequence[Duration] | None = None,
-    ) -> None:
-        """Take a program.
-
-        Args:
-            emitted: in an order that is right one after the other.
-            owners: the layer of each.
-            spec: the machine.
-            costs: what each takes, where that is known.
-        """
-        self.emitted, self.owners, self.spec = emitted, owners, spec
-        self.costs = costs or [duration(each.instruction, spec) for each in emitted]
-        self.units = [each.instruction.unit for each in emitted]
+    def __init__(self, written: Written, spec: NpuSpec) -> None:
+        """Take a program, and its machine."""
+        self.written, self.spec = written, spec
 
     @cached_property
-    def needs(self) -> list[set[int]]:
+    def needs(self) -> Needs:
         """Per instruction, which of those before it have to come first."""
-        return hazards(self.emitted)
+        return hazards(self.written.touched)
 
     def clocked(self, name: Order) -> Clocked:
         """One of ``choices.ORDERS``, and what it takes."""
-        needs, behind, count = self.needs, NOTHING_BEHIND, len(self.emitted)
-        urgent = [isinstance(each.instruction, isa.Requantize) for each in self.emitted]
+        steps = self.written.steps
+        urgent, nobody = self.written.urgent, np.full(len(steps), NOBODY)
+        before = behind = nobody
         if name == WRITTEN:
-            needs, urgent = _one_after_the_other(self.units, needs), [False] * count
+            urgent, before = np.zeros_like(urgent), _before_on_its_unit(steps)
         elif name != FREE:
-            behind = _loads_behind(self.units, self.owners, int(name.removeprefix("loads-")))
-        starts = _starts(self.units, self.costs, needs, self.spec, urgent, behind)
-        order = range(count) if name == WRITTEN else sorted(range(count), key=starts.__getitem__)
-        return Clocked(max(starts, default=0), list(order))
+            _, layers = np.unique(self.written.owners, return_inverse=True)
+            behind = _loads_behind(steps, layers, int(name.removeprefix("loads-")))
+        decode, outstanding = self.spec.issue.decode, self.spec.dma.outstanding
+        starts = _starts(steps, self.needs, before, behind, urgent, decode, outstanding)
+        in_order = name == WRITTEN
+        order = np.arange(len(steps)) if in_order else np.argsort(starts, kind="stable")
+        return Clocked(int(starts.max(initial=0)), order)
 
-    def fastest(self) -> list[tuple[Order, list[int]]]:
+    def fastest(self) -> list[tuple[Order, Table]]:
         """Names and positions of all orders that differ, the fastest by the clock first."""
         found = [(name, self.clocked(name)) for name in ORDERS]
         found.sort(key=lambda each: each[1].cycles)  # of equal ones, what is nearer to writing
-        different: dict[tuple[int, ...], Order] = {}
+        different: dict[bytes, tuple[Order, Table]] = {}
         for name, each in found:
-            different.setdefault(tuple(each.order), name)
-        return [(name, list(order)) for order, name in different.items()]
+            different.setdefault(each.order.tobytes(), (name, each.order))
+        return list(different.values())
 
     def least(self) -> int:
         """Cycles until the last instruction starts, as they are written or out of that order."""
         return min(self.clocked(name).cycles for name in (WRITTEN, FREE))
 
-    def order(self, name: Order) -> list[int]:
+    def order(self, name: Order) -> Table:
         """Positions in one of ``choices.ORDERS``."""
-        return list(range(len(self.emitted))) if name == WRITTEN else self.clocked(name).order
+        return np.arange(len(self.written)) if name == WRITTEN else self.clocked(name).order
 
-    def with_leads(self, order: Sequence[int], leads: Sequence[int]) -> list[int]:
+    def with_leads(self, order: Table, leads: Table) -> Table:
         """An order in which some instructions come earlier, as far as what they need allows it.
 
         Args:
             order: positions.
-            leads: by position in ``emitted``, how many instructions earlier than in ``order``;
-                later where it is below 0.
+            leads: by position as written, how many instructions earlier than in ``order``; later
+                where it is below 0.
         """
-        turn = [0] * len(self.emitted)
-        for place, position in enumerate(order):
-            turn[position] = place - leads[position]
-        followers = _followers(self.needs)
-        missing = [len(before) for before in self.needs]
-        there = [(turn[n], n) for n, count in enumerate(missing) if not count]
-        heapq.heapify(there)
-        found = []
-        while there:
-            _, position = heapq.heappop(there)
-            found.append(position)
-            for follower in followers[position]:
-                missing[follower] -= 1
-                if not missing[follower]:
-                    heapq.heappush(there, (turn[follower], follower))
-        return found
+        turns = np.empty(len(order), np.int64)
+        turns[order] = np.arange(len(order))
+        return _by_turns(turns - leads, self.needs)
 
 
-def _one_after_the_other(units: Sequence[int], needs: Sequence[set[int]]) -> list[set[int]]:
-    """The needs, and of each instruction the one before it on its unit."""
-    last: dict[int, int] = {}
-    every = []
-    for index, (unit, before) in enumerate(zip(units, needs, strict=True)):
-        every.append(before | {last[unit]} if unit in last else before)
-        last[unit] = index
-    return every
+def _before_on_its_unit(steps: Records) -> Table:
+    """Per instruction, the one before it on its unit, or nobody."""
+    before = np.full(len(steps), NOBODY)
+    for unit in range(UNITS):
+        mine = np.flatnonzero(steps["unit"] == unit)
+        before[mine[1:]] = mine[:-1]
+    return before
 
 
-NOTHING_BEHIND: Mapping[int, int] = MappingProxyType({})
-
-
-def _loads_behind(units: Sequence[int], owners: Sequence[int], ahead: int) -> dict[int, int]:
-    """Per load, the one by which all that are written up to it have begun before it may.
+@compiled
+def _loads_behind(steps: Records, layers: Table, ahead: int) -> Table:
+    """Per load, the one by which all that are written up to it have begun before it may, or nobody.
 
     Args:
-        units: of the instructions.
-        owners: their layers.
+        steps: of the instructions.
+        layers: their numbers.
         ahead: how many layers before another a load may begin.
     """
-    number = {owner: n for n, owner in enumerate(dict.fromkeys(owners))}
-    layers, last = list[int](), list[int]()  # the last load of a layer and those before it
-    behind = {}
-    for index, (unit, owner) in enumerate(zip(units, owners, strict=True)):
-        if unit != isa.LD:
+    behind = np.full(len(steps), NOBODY)
+    # The last load of a layer and those before it, of layers that go up.
+    known, last, count = np.empty_like(layers), np.empty_like(layers), 0
+    for index in range(len(steps)):
+        if steps[index].unit != isa.LD:
             continue
-        layer = number[owner]
-        if (known := bisect_right(layers, layer - ahead)) > 0:
-            behind[index] = last[known - 1]
-        while layers and layers[-1] >= layer:
-            del layers[-1], last[-1]
-        layers.append(layer)
-        last.append(index)
+        layer = layers[index]
+        there = np.searchsorted(known[:count], layer - ahead, "right")
+        if there > 0:
+            behind[index] = last[there - 1]
+        while count > 0 and known[count - 1] >= layer:
+            count -= 1
+        known[count], last[count] = layer, index
+        count += 1
     return behind
 
 
-def _followers(needs: Sequence[set[int]]) -> list[list[int]]:
-    """Per instruction, those that have to come behind it."""
-    followers: list[list[int]] = [[] for _ in needs]
-    for index, earlier in enumerate(needs):
-        for each in earlier:
-            followers[each].append(index)
-    return followers
+@inlined
+def _followers(needs: Needs) -> tuple[Table, Table]:
+    """Per instruction, those that have to come behind it: all of them, and where they end."""
+    count = len(needs.ends)
+    ends = np.zeros(count, np.int64)
+    for other in needs.numbers:
+        ends[other] += 1
+    ends = np.cumsum(ends)
+    free = ends.copy()
+    followers = np.empty(len(needs.numbers), np.int64)
+    for index in range(count - 1, -1, -1):
+        for n in range(needs.ends[index - 1] if index else 0, needs.ends[index]):
+            free[needs.numbers[n]] -= 1
+            followers[free[needs.numbers[n]]] = index
+    return followers, ends
 
 
+@compiled
+def _by_turns(turns: Table, needs: Needs) -> Table:
+    """Positions by their turns, each behind what it needs."""
+    count = len(turns)
+    followers, ends = _followers(needs)
+    missing = _given(needs)
+    there = [0 for _ in range(0)]  # turn and position as one number
+    for index in range(count):
+        if missing[index] == 0:
+            heapq.heappush(there, turns[index] * count + index)
+    found = np.empty(count, np.int64)
+    for place in range(count):
+        position = heapq.heappop(there) % count
+        found[place] = position
+        for n in range(ends[position - 1] if position else 0, ends[position]):
+            follower = followers[n]
+            missing[follower] -= 1
+            if missing[follower] == 0:
+                heapq.heappush(there, turns[follower] * count + follower)
+    return found
+
+
+@compiled
 def _starts(
-    units: Sequence[int],
-    costs: Sequence[Duration],
-    before: Sequence[set[int]],
-    spec: NpuSpec,
-    urgent: Sequence[bool],
-    behind: Mapping[int, int],
-) -> list[int]:
+    steps: Records,
+    needs: Needs,
+    before: Table,
+    behind: Table,
+    urgent: npt.NDArray[np.bool_],
+    decode: int,
+    outstanding: int,
+) -> Table:
     """The cycle at which each instruction starts.
 
     Args:
-        units: of the instructions.
-        costs: likewise.
-        before: which ones must be done, or have started if they are of the same unit, which
+        steps: of the instructions.
+        needs: which ones must be done, or have started if they are of the same unit, which
             completes them in order.
-        spec: the machine.
+        before: of its unit, the one that has to start first, or nobody.
+        behind: loads that start once another one and all loads before that have; of others, nobody.
         urgent: which ones go first, where others of their unit could start, too.
-        behind: loads that start once another one and all loads before that have.
+        decode: cycles.
+        outstanding: most transfers in flight of a unit.
     """
-    count, decode = len(units), spec.issue.decode
-    followers = _followers(before)
-    missing = [len(earlier) + (index in behind) for index, earlier in enumerate(before)]
-    waiting = defaultdict(list)
-    for index, other in behind.items():
-        waiting[other].append(index)
-    loads = deque(index for index, unit in enumerate(units) if unit == isa.LD)
-    starts, ready = [-1] * count, [0] * count
-    there: list[list[tuple[bool, int]]] = [[] for _ in range(UNITS)]  # heaps of what can start
-    coming: list[list[tuple[int, int]]] = [[] for _ in range(UNITS)]  # and of (when, what) can
-    in_flight: list[list[int]] = [[] for _ in range(UNITS)]
-    free, bus = [0] * UNITS, 0
+    count = len(steps)
+    followers, ends = _followers(needs)
+    missing = _given(needs)
+    behind_it = np.full(count, NOBODY)  # a follower on its unit
+    waiting = np.full((count, 2), NOBODY)  # the last load that waits for it; the one before that
+    starts, ready = np.full(count, -1), np.zeros(count, np.int64)
+    there = [[0 for _ in range(0)] for _ in range(UNITS)]  # what can start, the urgent first
+    coming = [[0 for _ in range(0)] for _ in range(UNITS)]  # when, and what, as one number
+    in_flight = [[0 for _ in range(0)] for _ in range(UNITS)]
+    free, bus, loads = np.zeros(UNITS, np.int64), 0, 0
     for index in range(count):
-        if not missing[index]:
-            heapq.heappush(there[units[index]], (not urgent[index], index))
+        if before[index] != NOBODY:
+            missing[index] += 1
+            behind_it[before[index]] = index
+        if behind[index] != NOBODY:
+            missing[index] += 1
+            waiting[index, 1] = waiting[behind[index], 0]
+            waiting[behind[index], 0] = index
+        if missing[index] == 0:
+            heapq.heappush(there[steps[index].unit], index + (0 if urgent[index] else count))
     for _ in range(count):
-        now, unit = min(
-            (free[unit] if there[unit] else max(free[unit], coming[unit][0][0]), unit)
-            for unit in range(UNITS)
-            if there[unit] or coming[unit]
-        )
-        while coming[unit] and coming[unit][0][0] <= now:
-            _, index = heapq.heappop(coming[unit])
-            heapq.heappush(there[unit], (not urgent[index], index))
-        _, index = heapq.heappop(there[unit])
-        starts[index], cost = now, costs[index]
-        if cost.bus:
-            bus = max(now + decode + cost.latency, bus) + cost.bus
-            done = bus + cost.drain
+        now, unit = _next(there, coming, free, count)
+        while len(coming[unit]) > 0 and coming[unit][0] // count <= now:
+            index = heapq.heappop(coming[unit]) % count
+            heapq.heappush(there[unit], index + (0 if urgent[index] else count))
+        index = heapq.heappop(there[unit]) % count
+        starts[index], step = now, steps[index]
+        if step.bus:
+            bus = max(now + decode + step.latency, bus) + step.bus
+            done = bus + step.drain
             free[unit] = now + decode
             heapq.heappush(in_flight[unit], done)
-            if len(in_flight[unit]) == spec.dma.outstanding:
+            if len(in_flight[unit]) == outstanding:
                 free[unit] = max(free[unit], heapq.heappop(in_flight[unit]))
         else:
             # The array decodes, and its weights come in, under the instruction before.
-            free[unit] = now + (max(cost.work, decode) if unit == isa.MM else decode + cost.work)
-            done = now + decode + cost.work + cost.drain
-        for follower in followers[index]:
-            if unit != units[follower]:
+            work = max(step.work, decode) if unit == isa.MM else decode + step.work
+            free[unit] = now + work
+            done = now + decode + step.work + step.drain
+        for n in range(ends[index - 1] if index else 0, ends[index]):
+            follower = followers[n]
+            if unit != steps[follower].unit:
                 ready[follower] = max(ready[follower], done)
-            missing[follower] -= 1
-            if not missing[follower]:
-                heapq.heappush(coming[units[follower]], (ready[follower], follower))
-        while waiting and loads and starts[loads[0]] >= 0:
-            for load in waiting.pop(loads.popleft(), ()):
-                missing[load] -= 1
-                if not missing[load]:
-                    heapq.heappush(coming[isa.LD], (ready[load], load))
+            _one_less(missing, follower, coming[steps[follower].unit], ready)
+        if behind_it[index] != NOBODY:
+            _one_less(missing, behind_it[index], coming[unit], ready)
+        while loads < count and (steps[loads].unit != isa.LD or starts[loads] >= 0):
+            load = waiting[loads, 0]
+            while load != NOBODY:
+                _one_less(missing, load, coming[isa.LD], ready)
+                load = waiting[load, 1]
+            loads += 1
     return starts
+
+
+@inlined
+def _given(needs: Needs) -> Table:
+    """How many others each needs."""
+    counts = needs.ends.copy()
+    counts[1:] -= needs.ends[:-1]
+    return counts
+
+
+@inlined
+def _next(
+    there: list[list[int]], coming: list[list[int]], free: Table, count: int
+) -> tuple[int, int]:
+    """When an instruction can start first, and on which unit."""
+    now, unit = 0, NOBODY
+    for each in range(UNITS):
+        if len(there[each]) > 0:
+            at = free[each]
+        elif len(coming[each]) > 0:
+            at = max(free[each], coming[each][0] // count)
+        else:
+            continue
+        if unit == NOBODY or at < now:
+            now, unit = at, each
+    return now, unit
+
+
+@inlined
+def _one_less(missing: Table, index: int, coming: list[int], ready: Table) -> None:
+    """Something that an instruction waits for has happened."""
+    missing[index] -= 1
+    if missing[index] == 0:
+        heapq.heappush(coming, ready[index] * len(missing) + index)

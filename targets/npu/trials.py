@@ -13,7 +13,6 @@ writing.
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ import numpy as np
 
 from targets import collector
 from targets.layers import Layer, Value
-from targets.npu.cascade import Owned, possible_cascades
+from targets.npu.cascade import possible_cascades
 from targets.npu.choices import NO_CHOICES, WRITTEN, CascadeChoice, Choices, Turns
 from targets.npu.compiler import (
     Constants,
@@ -51,6 +50,7 @@ from targets.npu.machine.spec import NpuSpec
 from targets.npu.price.critical_path import held_up
 from targets.npu.price.timing import time_steps
 from targets.npu.resident import may_stay
+from targets.npu.written import Written
 
 SPANS_KEPT = 256
 """Layers and cascades whose instructions are remembered, and cuts of layers."""
@@ -149,8 +149,7 @@ class Trials:
             rows = last.stripe[1] if last.stripe is not None else 1
             cascades[names[each.span.start]] = CascadeChoice(len(each.span), rows)
         made = self._structure(replace(NO_CHOICES, cascades=cascades))
-        owned = self._owned(made, list(together(made.plan)))
-        turns = Turns(issued(owned, made.plan, self.spec).order)
+        turns = Turns(self._issued(made).order)
         return replace(made, choices=replace(made.choices, turns=turns))
 
     def structure(self, choices: Choices) -> Structure:
@@ -216,7 +215,7 @@ class Trials:
     @cached_property
     def small(self) -> bool:
         """Whether every trial is of the whole program."""
-        return len(self._owned(self.rule, list(together(self.rule.plan)))) <= SMALL
+        return len(self._written(self.rule, list(together(self.rule.plan)))) <= SMALL
 
     def window(self, structure: Structure, layers: range) -> Window | None:
         """What a change of some layers is timed with: one more, or one more cascade, beside.
@@ -278,11 +277,11 @@ class Trials:
         spans = [span for span in together(plan) if span.start in window.layers]
         if all(len(span) == 1 for span in spans):
             turns = replace(turns, order=WRITTEN)
-        parts = self._owned(structure, spans)
-        before = bisect_left(parts, window.changed.start, key=lambda each: each.owner)
-        behind = bisect_left(parts, window.changed.stop, key=lambda each: each.owner)
-        owned = parts[max(0, before - BESIDE) : behind + BESIDE]
-        return issued(owned, plan, self.spec, turns).cycles
+        written = self._written(structure, spans)
+        ends = window.changed.start, window.changed.stop
+        before, behind = np.searchsorted(written.owners, ends).tolist()
+        part = written.part(max(0, before - BESIDE), min(len(written), behind + BESIDE))
+        return issued(part, plan, self.spec, turns).cycles
 
     @collector.paused()
     def held_up(self, structure: Structure) -> list[Delay]:
@@ -294,17 +293,18 @@ class Trials:
         """
         made = self._issued(structure)
         steps = made.steps
-        parts = [Part(each.owner, each.instruction.unit) for each in made.queued]
+        units = steps["unit"].tolist()
+        parts = [Part(*each) for each in zip(made.owners.tolist(), units, strict=False)]
         pairs = held_up(time_steps(steps, self.spec), steps)
         delays = [Delay(parts[pair.earlier], parts[pair.later]) for pair in pairs]
         return [*dict.fromkeys(each for each in delays if each.by.layer != each.of.layer)]
 
     def _issued(self, structure: Structure) -> Issued:
         plan = structure.plan
-        owned = self._owned(structure, list(together(plan)))
-        return issued(owned, plan, self.spec, structure.choices.turns)
+        written = self._written(structure, list(together(plan)))
+        return issued(written, plan, self.spec, structure.choices.turns)
 
-    def _owned(self, structure: Structure, spans: Sequence[range]) -> list[Owned]:
+    def _written(self, structure: Structure, spans: Sequence[range]) -> Written:
         places, known = structure.places, self._emissions
         return layer_instructions(structure.plan, spans, places, self._constants, self.spec, known)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -97,16 +97,6 @@ class Emitted:
     writes: tuple[Span, ...]
     takes: Rows | None = None
     makes: Rows | None = None
-
-    def moved(self, by: Mapping[str, tuple[range, int]]) -> Emitted:
-        """The same instruction, some of whose bytes lie elsewhere; its addresses are as before.
-
-        Args:
-            by: of a space, which bytes, and how much further.
-        """
-        reads = tuple([span.moved(by) for span in self.reads])
-        writes = tuple([span.moved(by) for span in self.writes])
-        return Emitted(self.instruction, reads, writes, self.takes, self.makes)
 
 
 def reach(extents: Iterable[int], strides: Iterable[int], last: int) -> int:

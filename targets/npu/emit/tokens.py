@@ -20,87 +20,124 @@ early.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 
-@dataclass(slots=True)
-class Waits:
-    """Tokens of one instruction: masks of the units that it pops from and pushes to."""
+from targets.npu.compiled import compiled, inlined
+from targets.npu.emit.hazards import Needs
 
-    pop: int = 0
-    push: int = 0
-
-
-@dataclass(frozen=True)
-class EarlyPop:
-    """A NOP of ``unit`` that takes a token from ``source``, before instruction ``position``."""
-
-    position: int
-    unit: int
-    source: int
-
-
+Table = npt.NDArray[np.int64]
 UNITS = 4
 
 
-def derive_tokens(
-    order: Sequence[int], units: Sequence[int], needs: Sequence[Collection[int]], depth: int
-) -> tuple[list[Waits], list[EarlyPop]]:
+class Tokens(NamedTuple):
+    """What instructions wait for, in the order in which they are issued.
+
+    Attributes:
+        pops: of each, a mask of the units that it pops a token from, int64[n].
+        pushes: of those that it pushes one to, int64[n].
+        early: NOPs that take a token from a unit: before which position, of which unit, from
+            which, int64[m, 3].
+    """
+
+    pops: Table
+    pushes: Table
+    early: Table
+
+
+def derive_tokens(order: Table, units: Table, needs: Needs, depth: int) -> Tokens:
     """The pops and pushes that make any interleaving of the units equal to an order.
 
     Args:
         order: the instructions by number, as they are issued: each behind those that it needs.
         units: of the instructions, by number.
-        needs: by number, which of the others have to come before, but for those that these need.
+        needs: by number.
         depth: tokens that a FIFO holds.
-
-    Returns:
-        By position in the order, one ``Waits`` per instruction, and the NOPs to insert.
     """
-    waits = [Waits() for _ in order]
-    # clock[u][v]: the last position of v's instructions that u knows to have completed
-    clock = [[-1] * UNITS for _ in range(UNITS)]
-    known_at: list[list[int]] = []  # the clock of an instruction's unit when it starts
-    place = [len(order)] * len(order)
-    pairs: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for index, number in enumerate(order):
-        unit = units[number]
-        needed = [-1] * UNITS  # per unit, the last position of what this one must follow
-        for other in needs[number]:
-            before = place[other]
-            if before > needed[units[other]]:
-                needed[units[other]] = before
-        assert max(needed) < index, f"{number} is issued before what it needs"
-        known = clock[unit]
+    count = len(order)
+    tokens = Tokens(
+        np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros((UNITS * count, 3), np.int64)
+    )
+    early, wrong = _derive(order, units, needs, depth, tokens)
+    assert wrong < 0, f"{wrong} is issued before what it needs"
+    first = tokens.early[:early]
+    return tokens._replace(early=first[np.argsort(first[:, 0], kind="stable")])
+
+
+@compiled
+def _derive(
+    order: Table, units: Table, needs: Needs, depth: int, tokens: Tokens
+) -> tuple[int, int]:
+    """Fill in the tokens; how many NOPs there are, and who is issued before what it needs."""
+    clock = np.full((UNITS, UNITS), -1, np.int64)
+    # clock[u, v]: the last position of v's instructions that u knows to have completed
+    known_at = np.empty((len(order), UNITS), np.int64)  # the clock of a unit when it starts that
+    place = np.full(len(units), len(order), np.int64)
+    # Of each FIFO, positions of those that pop what is in it, in a ring.
+    waiting = np.zeros((UNITS, UNITS, depth), np.int64)
+    passed = np.zeros((UNITS, UNITS, 2), np.int64)
+    early = 0
+    needed = np.empty(UNITS, np.int64)
+    for index in range(len(order)):
+        number = order[index]
+        unit, known = units[number], known_at[index]
+        needed[:] = -1  # per unit, the last position of what this one must follow
+        for n in range(needs.ends[number - 1] if number else 0, needs.ends[number]):
+            other = needs.numbers[n]
+            needed[units[other]] = max(needed[units[other]], place[other])
+        if needed.max() >= index:
+            return early, number
+        known[:] = clock[unit]
         # Later instructions first: what they waited for often makes the others superfluous.
-        for last, source in sorted(zip(needed, range(UNITS), strict=True), reverse=True):
+        for _ in range(UNITS):
+            source = _latest(needed)
+            last, needed[source] = needed[source], -1
             if source == unit or last <= known[source]:
                 continue
-            waits[last].push |= 1 << unit
-            waits[index].pop |= 1 << source
-            pairs.setdefault((source, unit), []).append((last, index))
-            known = list(map(max, known, known_at[last]))
+            tokens.pushes[last] |= 1 << unit
+            tokens.pops[index] |= 1 << source
+            early = _wait(tokens, waiting, passed, early, source, unit, last, index)
+            known[:] = np.maximum(known, known_at[last])
             known[source] = last
         clock[unit] = known
-        known_at.append(known)
         place[number] = index
-    return waits, _early_pops(pairs, waits, depth)
+    return early, -1
 
 
-def _early_pops(
-    pairs: dict[tuple[int, int], list[tuple[int, int]]], waits: list[Waits], depth: int
-) -> list[EarlyPop]:
-    """Where a FIFO would hold more than ``depth`` tokens, pop its oldest before the push."""
-    early = []
-    for (source, unit), tokens in pairs.items():
-        waiting: deque[int] = deque()  # the instructions that pop what was pushed, oldest first
-        for push, pop in tokens:
-            while waiting and waiting[0] < push:
-                waiting.popleft()
-            if len(waiting) == depth:
-                waits[waiting.popleft()].pop &= ~(1 << source)
-                early.append(EarlyPop(push, unit, source))
-            waiting.append(pop)
-    return sorted(early, key=lambda e: e.position)
+@inlined
+def _latest(needed: Table) -> int:
+    """Who is needed last; of equal ones the last unit."""
+    source = 0
+    for unit in range(1, UNITS):
+        if needed[unit] >= needed[source]:
+            source = unit
+    return source
+
+
+@inlined
+def _wait(
+    tokens: Tokens,
+    waiting: Table,
+    passed: Table,
+    early: int,
+    source: int,
+    unit: int,
+    push: int,
+    pop: int,
+) -> int:
+    """A token from a push to a pop; where its FIFO would overflow, the oldest is popped before."""
+    fifo, ends = waiting[source, unit], passed[source, unit]
+    depth = len(fifo)
+    while ends[1] < ends[0] and fifo[ends[1] % depth] < push:
+        ends[1] += 1
+    if ends[0] - ends[1] == depth:
+        tokens.pops[fifo[ends[1] % depth]] &= ~(1 << source)
+        ends[1] += 1
+        nop = tokens.early[early]
+        nop[0], nop[1], nop[2] = push, unit, source
+        early += 1
+    fifo[ends[0] % depth] = pop
+    ends[0] += 1
+    return early

@@ -1,64 +1,75 @@
-"""What is known of the bytes of a memory or DRAM region, in pieces that are touched alike.
-
-A touch cuts at its two ends, and a write makes one piece of all that it covers. So there are at
-most two pieces more than touches that are still of interest, and a walk over a program takes time
-in proportion to its length.
-"""
+"""The bytes that instructions touch: as spans that they are made with, and all of a program's."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import NamedTuple
 
-T = TypeVar("T")
-_NO_BYTES = range(0), 0
+import numpy as np
+import numpy.typing as npt
+
+MEMORIES_OF_SPM = 4
+"""Memories come before DRAM regions where both are numbered."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes [begin, end) of a memory or DRAM region; at least one."""
+    """Bytes [begin, end) of a memory, "mem0" ..., or DRAM region, "dram0" ...; at least one."""
 
     space: str
     begin: int
     end: int
 
-    def moved(self, by: Mapping[str, tuple[range, int]]) -> Span:
-        """The same bytes, further on if they are of those; see ``Emitted.moved``."""
-        which, further = by.get(self.space, _NO_BYTES)
-        if not further or self.begin not in which:
-            return self
-        return Span(self.space, self.begin + further, self.end + further)
+    @property
+    def row(self) -> tuple[int, int, int]:
+        """Number of the memory or region, begin and end."""
+        memory = self.space.startswith("mem")
+        number = int(self.space[3:]) if memory else MEMORIES_OF_SPM + int(self.space[4:])
+        return number, self.begin, self.end
 
 
-class TouchedBytes(Generic[T]):
-    """One memory or DRAM region.
+class TouchedBytes(NamedTuple):
+    """Those of some instructions.
 
     Attributes:
-        known: what is known of the bytes of each piece; ``T`` is of a byte.
+        spans: memory or region, begin and end, int64[m, 3]; of each instruction what it reads and
+            then what it writes.
+        ends: behind what an instruction reads, and behind what it writes, int64[n, 2].
     """
 
-    def __init__(self, untouched: T) -> None:
-        """Start with one piece; ``untouched`` is known of it."""
-        # Piece n is [_begins[n], _begins[n + 1]); the last one has no end.
-        self._begins = [0]
-        self.known = [untouched]
+    spans: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
 
-    def pieces(self, span: Span) -> range:
-        """The pieces that are the bytes of a span; what lies across its ends is cut there."""
-        begins, known = self._begins, self.known
-        first = bisect_left(begins, span.begin)
-        if first == len(begins) or begins[first] != span.begin:
-            begins.insert(first, span.begin)
-            known.insert(first, known[first - 1])
-        behind = bisect_left(begins, span.end, first + 1)
-        if behind == len(begins) or begins[behind] != span.end:
-            begins.insert(behind, span.end)
-            known.insert(behind, known[behind - 1])
-        return range(first, behind)
+    @staticmethod
+    def of(footprints: Iterable[tuple[Sequence[Span], Sequence[Span]]]) -> TouchedBytes:
+        """Of what each instruction reads and writes."""
+        rows: list[tuple[int, int, int]] = []
+        ends = []
+        for reads, writes in footprints:
+            rows += [span.row for span in reads]
+            read = len(rows)
+            rows += [span.row for span in writes]
+            ends.append((read, len(rows)))
+        return TouchedBytes(
+            np.array(rows, np.int64).reshape(-1, 3), np.array(ends, np.int64).reshape(-1, 2)
+        )
 
-    def cover(self, pieces: range, known: T) -> None:
-        """Make one piece of some, of which this is known."""
-        self._begins[pieces.start : pieces.stop] = [self._begins[pieces.start]]
-        self.known[pieces.start : pieces.stop] = [known]
+    @staticmethod
+    def joined(parts: Sequence[TouchedBytes]) -> TouchedBytes:
+        """Of one sequence of instructions behind another."""
+        sizes = np.cumsum([0, *(len(part.spans) for part in parts)])
+        ends = [part.ends + size for part, size in zip(parts, sizes, strict=False)]
+        return TouchedBytes(np.concatenate([part.spans for part in parts]), np.concatenate(ends))
+
+    def part(self, first: int, last: int) -> TouchedBytes:
+        """Of the instructions [first, last)."""
+        begin = self.ends[first - 1, 1] if first else 0
+        end = self.ends[last - 1, 1] if last else 0
+        return TouchedBytes(self.spans[begin:end], self.ends[first:last] - begin)
+
+    def moved(self, memory: int, which: range, further: int) -> TouchedBytes:
+        """The same, but those of a memory that begin among some bytes lie further on."""
+        there = (self.spans[:, 0] == memory) & (self.spans[:, 1] >= which.start)
+        there &= self.spans[:, 1] < which.stop
+        return self._replace(spans=self.spans + np.outer(there * further, [0, 1, 1]))

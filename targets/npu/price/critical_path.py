@@ -9,11 +9,10 @@ had it in the other order: nothing else on the chain could have been earlier for
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from targets.npu.price.timeline import Timeline
-from targets.npu.price.timing import UNITS, Step
+from targets.npu.price.timing import UNITS, Records
 
 
 class HeldUp(NamedTuple):
@@ -23,22 +22,24 @@ class HeldUp(NamedTuple):
     later: int
 
 
-def held_up(timeline: Timeline, steps: Sequence[Step]) -> list[HeldUp]:
+def held_up(timeline: Timeline, steps: Records) -> list[HeldUp]:
     """Those on the chain that ends last, from the end.
 
     Args:
         timeline: of the program.
-        steps: its instructions.
+        steps: its instructions, ``STEP[n]``.
     """
     runs = timeline.runs
+    unit_of, moves = steps["unit"].tolist(), (steps["bus"] > 0).tolist()
+    halts = steps["halts"].tolist()
     units: list[list[int]] = [[] for _ in range(UNITS)]
     place = []  # of an instruction among those of its unit
-    for position, step in enumerate(steps):
-        place.append(len(units[step.unit]))
-        units[step.unit].append(position)
+    for position, number in enumerate(unit_of):
+        place.append(len(units[number]))
+        units[number].append(position)
     # Instructions of a unit complete in order.
     done = [[runs[position].done for position in unit] for unit in units]
-    transfers = {runs[n].bus[1]: n for n, step in enumerate(steps) if step.cost.bus}
+    transfers = {run.bus[1]: n for n, run in enumerate(runs) if moves[n]}
 
     def completed(unit: int, time: int) -> int | None:
         """The last one of a unit that had completed by then."""
@@ -46,20 +47,20 @@ def held_up(timeline: Timeline, steps: Sequence[Step]) -> list[HeldUp]:
         return units[unit][count - 1] if count else None
 
     found = []
-    at = max(range(len(steps)), key=lambda n: (not steps[n].halts, runs[n].done), default=None)
+    at = max(range(len(steps)), key=lambda n: (not halts[n], runs[n].done), default=None)
     transfer = True  # it is about what follows the start, too
     while at is not None:
-        run, step = runs[at], steps[at]
-        before = units[step.unit][place[at] - 1] if place[at] else None
+        run, unit = runs[at], unit_of[at]
+        before = units[unit][place[at] - 1] if place[at] else None
         arrival, source = run.token
         other: int | None
-        if transfer and step.cost.bus and run.bus[0] > run.asked:
+        if transfer and moves[at] and run.bus[0] > run.asked:
             other = transfers.get(run.bus[0])  # None: the bus brought instructions
         elif before is not None and run.start > max(arrival, run.queued, run.unheld):
-            transfer = not steps[before].cost.bus
+            transfer = not moves[before]
             free = runs[before].work[1] if transfer else runs[before].decoded
             if run.start > free:  # as many transfers were in flight as may be
-                transfer, before = True, completed(step.unit, run.start)
+                transfer, before = True, completed(unit, run.start)
             other = before
         else:
             waited = arrival >= max(run.queued, run.unheld, 0)

@@ -75,7 +75,7 @@ def test_large_programs_take_the_order_of_the_clock(monkeypatch: pytest.MonkeyPa
     """Timing all of them would take too long; one instruction short of two, none is timed."""
     count = len(compiled(block()).instructions)
     monkeypatch.setattr(compiler, "TIMED", count)
-    monkeypatch.setattr(compiler, "time_steps", None)
+    monkeypatch.setattr(compiler, "cycles_of", None)
     program = compiled(block())
     assert price(program, E256).timeline.total < 0.95 * cycles_by(WRITTEN)
 

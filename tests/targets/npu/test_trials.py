@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from npu_layers import FLAT, by_borders, conv
 
@@ -11,6 +12,7 @@ from targets.errors import CapacityError
 from targets.layers import Layer
 from targets.npu.choices import WRITTEN, Choices, Leads, Turns
 from targets.npu.compiler import Emissions, compile_layers, together
+from targets.npu.emit.emitted import PAR
 from targets.npu.machine import isa
 from targets.npu.machine.legality import parameter_bytes
 from targets.npu.machine.spec import load_spec
@@ -88,13 +90,11 @@ def test_programs_by_what_stays(trials):
     assert trials.cycles(made) == cycles_of_a_build(trials.layers, choices)
 
 
-def timed(trials: Trials, structure: Structure) -> list[tuple[object, ...]]:
-    """All that time depends on, instruction by instruction."""
-    return [
-        (each.owner, each.cost, type(made.instruction), made.reads, made.writes, made.takes)
-        for each in trials._owned(structure, list(together(structure.plan)))
-        for made in [each.emitted]
-    ]
+def timed(trials: Trials, structure: Structure) -> tuple[list[object], ...]:
+    """All that time depends on: layers, steps, and the bytes that are touched."""
+    made = trials._written(structure, list(together(structure.plan)))
+    arrays = made.owners, made.steps, made.urgent, *made.touched
+    return tuple(each.tolist() for each in arrays)
 
 
 def test_what_is_remembered_changes_nothing(trials):
@@ -116,7 +116,7 @@ def test_what_is_remembered_changes_nothing(trials):
     forgetful = Trials(trials.layers, *ends(trials.layers), E256)
     forgetful._emissions = Emissions()
     assert again == [timed(forgetful, each) for each in structures]
-    places = {tuple(each[3] for each in made if each[0] == 4) for made in again}
+    places = {str(spans[ends[owners.index(4) - 1][1] :]) for owners, _, _, spans, ends in again}
     assert len(places) > 2  # of the last layer, which was the same all the time
 
 
@@ -205,10 +205,11 @@ def test_all_that_a_requantization_reads_of_its_parameters_is_said(rows):
     """The last row of borders, too: the records of the next block may not be loaded over it."""
     layer = conv((6, 6, 16), 40, out_bits=4, rounding=by_borders(rows))
     small = Trials([layer], *ends([layer]), E256)
-    made = [each.emitted for each in small._owned(small.rule, list(together(small.rule.plan)))]
-    requantizing = [each for each in made if isinstance(each.instruction, isa.Requantize)]
-    assert requantizing
-    for each in requantizing:
-        (said,) = [span for span in each.reads if span.space == "mem3"]
-        read = 4 * each.instruction.par_addr, parameter_bytes(each.instruction)
-        assert (said.begin, said.end - said.begin) == read
+    made = small._written(small.rule, list(together(small.rule.plan)))
+    requantizing = np.flatnonzero(made.urgent)
+    assert len(requantizing)
+    for n in requantizing:
+        spans, ((reads, _),) = made.touched.part(n, n + 1)
+        ((begin, end),) = [span[1:] for span in spans[:reads] if span[0] == PAR]
+        req = made.instructions[n]
+        assert (begin, end - begin) == (4 * req.par_addr, parameter_bytes(req))

@@ -6,10 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from targets.npu.emit.emitted import Emitted
-from targets.npu.emit.hazards import hazards
-from targets.npu.emit.tokens import EarlyPop, Waits, derive_tokens
-from targets.npu.emit.touched_bytes import Span
+from targets.npu.emit.hazards import Needs, hazards
+from targets.npu.emit.tokens import derive_tokens
+from targets.npu.emit.touched_bytes import Span, TouchedBytes
 
 
 class Footprint(NamedTuple):
@@ -20,9 +19,33 @@ class Footprint(NamedTuple):
     writes: tuple[Span, ...]
 
 
-def tokens_of(program: list[Footprint], depth: int) -> tuple[list[Waits], list[EarlyPop]]:
-    needs = hazards([Emitted(None, step.reads, step.writes) for step in program])
-    return derive_tokens(range(len(program)), [step.unit for step in program], needs, depth)
+class Waits(NamedTuple):
+    """Tokens of an instruction: masks of the units that it pops from and pushes to."""
+
+    pop: int = 0
+    push: int = 0
+
+
+class EarlyPop(NamedTuple):
+    """A NOP."""
+
+    position: int
+    unit: int
+    source: int
+
+
+Derived = tuple[list[Waits], list[EarlyPop]]
+
+
+def derived(order: list[int], units: list[int], needs: Needs, depth: int) -> Derived:
+    made = derive_tokens(np.array(order, np.int64), np.array(units, np.int64), needs, depth)
+    waits = zip(made.pops.tolist(), made.pushes.tolist(), strict=True)
+    return [Waits(*each) for each in waits], [EarlyPop(*each) for each in made.early.tolist()]
+
+
+def tokens_of(program: list[Footprint], depth: int) -> Derived:
+    needs = hazards(TouchedBytes.of([(step.reads, step.writes) for step in program]))
+    return derived(list(range(len(program))), [step.unit for step in program], needs, depth)
 
 
 def random_program(rng: np.random.Generator, length: int) -> list[Footprint]:
@@ -118,21 +141,26 @@ def test_waits_that_others_imply_are_left_out() -> None:
     assert waits[2].pop == 0b10
 
 
+def needs_of(*needs: list[int]) -> Needs:
+    numbers = [each for some in needs for each in some]
+    return Needs(np.array(numbers, np.int64), np.cumsum([len(some) for some in needs]))
+
+
 def test_an_instruction_before_what_it_needs_is_refused() -> None:
-    assert derive_tokens([1, 0], [0, 1], [{1}, set()], 8) == ([Waits(push=1), Waits(pop=2)], [])
+    right = derived([1, 0], [0, 1], needs_of([1], []), 8)
+    assert right == ([Waits(push=1), Waits(pop=2)], [])
     with pytest.raises(AssertionError, match="1 is issued before what it needs"):
-        derive_tokens([1, 0], [0, 1], [set(), {0}], 8)
+        derived([1, 0], [0, 1], needs_of([], [0]), 8)
 
 
 def test_a_full_fifo_is_emptied_early() -> None:
-    """Ten loads before their ten readers: with two tokens per FIFO, NOPs take eight."""
+    """Ten loads before their ten readers: with one token per FIFO, NOPs take nine."""
     spans = [Span("mem0", n, n + 1) for n in range(10)]
     program = [Footprint(0, (), (s,)) for s in spans]
-    program += [
-        Footprint(1, (s,), (Span("mem1", n, n + 1),)) for n, s in reversed(list(enumerate(spans)))
-    ]
+    program += [Footprint(1, (s,), (Span("mem1", n, n + 1),)) for n, s in enumerate(spans)]
     waits, early = tokens_of(program, 1)
-    assert all(isinstance(e, EarlyPop) for e in early)
+    assert len(early) == 9
+    assert [e.position for e in early] == sorted(e.position for e in early)
     execute(program, waits, early, 1, np.random.default_rng(0))
 
 

@@ -8,7 +8,7 @@ from random_programs import random_program
 from targets.npu.machine import isa
 from targets.npu.machine.spec import load_spec
 from targets.npu.price.critical_path import HeldUp, held_up
-from targets.npu.price.timing import simulate_timing, step_of
+from targets.npu.price.timing import simulate_timing, steps_of
 
 E256 = load_spec("e256")
 GEMM = isa.Gemm(m0=10, m1=10, k0=4, nvalid=16, kvalid=16)
@@ -16,8 +16,7 @@ LONG = isa.Gemm(m0=100, m1=10, k0=4, nvalid=16, kvalid=16)
 
 
 def delays(*program: isa.Instruction, spec=E256) -> list[HeldUp]:
-    steps = [step_of(instruction, spec) for instruction in program]
-    return held_up(simulate_timing(program, spec), steps)
+    return held_up(simulate_timing(program, spec), steps_of(program, spec))
 
 
 def test_nothing_holds_up_what_is_alone() -> None:

@@ -161,3 +161,11 @@ def test_instructions_are_counted_on_the_bus():
     t = timeline(*[isa.Nop(on=2)] * 9)
     assert len(t.fetch) == 5
     assert sum(end - begin for begin, end in t.fetch) == 5 * 8
+
+
+def test_of_tokens_that_come_together_the_last_units_is_named():
+    first, second, gemm = timeline(
+        isa.Nop(on=isa.VU, push=2), isa.Nop(on=isa.LD, push=2), replace(GEMM, pop=5)
+    ).runs
+    assert first.done == second.done
+    assert gemm.token == (first.done, isa.VU)
