@@ -14,6 +14,7 @@ the order of tiles as they are loaded. They make a grouped product, never a dept
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import replace
 from functools import cached_property
@@ -27,7 +28,13 @@ from targets.npu.kinds.cost import ceil_div
 from targets.npu.machine import isa
 from targets.npu.machine.elements import pack
 from targets.npu.schedule.job import Job
-from targets.npu.schedule.meanings import RECORD_WORDS, Expr, RequantizeFields
+from targets.npu.schedule.meanings import (
+    LONGEST_KERNEL,
+    RECORD_WORDS,
+    Expr,
+    RequantizeFields,
+    whole,
+)
 from targets.npu.schedule.storage import Stored
 from targets.product_factors import ProductFactors
 
@@ -281,6 +288,29 @@ class ConvGeometry:
         return elements * self.wgt_bits // 8
 
     @cached_property
+    def stored_tile(self) -> tuple[int, int]:
+        """Lanes and columns of a tile of weights that stand in DRAM, the same of all tiles.
+
+        The array looks at no others, so it doesn't matter what WGT has there. (1, columns) of a
+        depthwise layer.
+        """
+        only, act, wgt = self.reduction[2] == 1, 8 // self.act_bits, 8 // self.wgt_bits
+        columns = self.columns
+        if self.tiles_per_group == 1 and self.factors is None:
+            unit = max(act, wgt) if self.depthwise else wgt
+            columns = min(columns, whole(max(2, self.tail), unit))
+        if self.depthwise:
+            return 1, columns
+        # A kernel that k1 and k2 can't count is one of k0, of which all lanes count.
+        counted = max(self.kernel) <= LONGEST_KERNEL and only and self.factors is None
+        return (min(self.lanes, whole(self.last_valid, act)) if counted else self.lanes), columns
+
+    @cached_property
+    def stored_bytes(self) -> int:
+        """Bytes of a tile of weights in DRAM."""
+        return math.prod(self.stored_tile) * self.wgt_bits // 8
+
+    @cached_property
     def row_step(self) -> int:
         """Input rows between loaded rows: a one-row kernel skips what a stride jumps over.
 
@@ -406,10 +436,10 @@ class ConvGeometry:
     def packed_weights(
         self, tiles_per_block: int, k0_per_block: int, kernel_rows: int
     ) -> npt.NDArray[np.int8]:
-        """Weights in the order the array consumes them, zero where a tile has no channel.
+        """Weights in the order the array consumes them, of each tile those of ``stored_tile``.
 
         int8 flat, elements packed; nested as (tile block, block of kernel rows, k0 block, tile, ky,
-        kx, k0, lane, column), depthwise without k0 and lane.
+        kx, k0, lane, column), depthwise without k0 and lane. Zero where a tile has no channel.
         """
         kh, kw = self.kernel
         k, c = self.group_channels_out, self.columns
@@ -427,6 +457,8 @@ class ConvGeometry:
         flat = columns.reshape(self.tiles, c, kh, k1, -1)
         lanes[..., : flat.shape[-1]] = flat
         tiles = lanes.reshape(self.tiles, c, kh, k1, k0, deep).transpose(0, 2, 3, 4, 5, 1)
+        stored_lanes, stored_columns = self.stored_tile
+        tiles = tiles[..., :stored_lanes, :stored_columns]
         blocks = [
             tiles[t : t + tiles_per_block, y : y + kernel_rows, :, k : k + k0_per_block].reshape(-1)
             for t in range(0, self.tiles, tiles_per_block)

@@ -544,18 +544,23 @@ class _LoopNest:
     ) -> None:
         """Weights of some column tiles of a block, at most so many: those from ``first`` on."""
         g, t = self.g, self.t
-        per_row = g.reduction[1] * g.tile_bytes
-        kh, _, k0 = g.reduction
+        kh, kw, k0 = g.reduction
         rows_now = self._kernel_rows(k_block.rows)
-        per_tile = rows_now * self._k0(k_block.k0) * per_row
-        source = at.block * (t.tiles * kh * k0 * per_row)
-        source = source + self._tiles(at) * (k_block.rows * (t.kernel_rows * k0 * per_row))
-        source = source + self._tiles(at) * rows_now * (k_block.k0 * (t.k0 * per_row))
+        # Tiles of the array, in DRAM and then in WGT one behind the other.
+        per_tile = rows_now * self._k0(k_block.k0) * kw
+        source = at.block * (t.tiles * kh * k0 * kw)
+        source = source + self._tiles(at) * (k_block.rows * (t.kernel_rows * k0 * kw))
+        source = source + self._tiles(at) * rows_now * (k_block.k0 * (t.k0 * kw))
         source = source + first * per_tile
-        near = self._weight_slot(at, k_block) + first * per_tile
-        extent = tiles * per_tile, most * t.kernel_rows * t.k0 * per_row
-        with self.nest.serial(*extent) as n, self.nest.block(f"load_weights_{first}") as b:
-            store(self.wgt, b(near + n), self.W[b(source + n)])
+        lanes, columns = g.stored_tile
+        line = columns * g.wgt_bits // 8
+        pitch = g.columns * g.wgt_bits // 8
+        near = self._weight_slot(at, k_block) + first * per_tile * g.tile_bytes
+        loops = (tiles * per_tile, most * t.kernel_rows * t.k0 * kw), lanes, line
+        name = f"load_weights_{first}"
+        with self.nest.grid(*loops) as (n, lane, byte), self.nest.block(name) as b:
+            loaded = self.W[b((source + n) * g.stored_bytes + lane * line + byte)]
+            store(self.wgt, b(near + n * g.tile_bytes + lane * pitch + byte), loaded)
 
     def _load_factor(self, at: Position, k_block: Expr) -> None:
         """Weights from a tensor: tiles of [lane][column], lanes that it has no element for zero.

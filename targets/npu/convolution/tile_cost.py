@@ -70,7 +70,7 @@ def block_channels(g: ConvGeometry, tiles: int) -> int:
 
 
 def weight_bytes(g: ConvGeometry, tiles: int, k0: int, kernel_rows: int) -> int:
-    """Bytes of a block of packed weights."""
+    """Bytes of WGT that a block of weights takes."""
     return tiles * kernel_rows * g.reduction[1] * k0 * g.tile_bytes
 
 
@@ -206,7 +206,8 @@ def _block_bus(g: ConvGeometry, t: ConvTiling) -> int:
     records = 0 if g.one_record else _bus(g, 1, words * 4)
     if g.factor:
         return _factor_bus(g, t) + records
-    return parts * _bus(g, 1, weight_bytes(g, t.tiles, t.k0, t.kernel_rows)) + records
+    loaded = t.tiles * t.kernel_rows * g.reduction[1] * t.k0 * g.stored_bytes
+    return parts * _bus(g, 1, loaded) + records
 
 
 def _factor_bus(g: ConvGeometry, t: ConvTiling) -> int:

@@ -13,9 +13,8 @@ from targets.npu.emit.emitted import ACC, ACT, WGT, Emitted
 from targets.npu.emit.touched_bytes import Span
 from targets.npu.machine import isa
 from targets.npu.machine.spec import NpuSpec
-from targets.npu.schedule.meanings import ProductFields
+from targets.npu.schedule.meanings import LONGEST_KERNEL, ProductFields
 
-_LONGEST_KERNEL = isa.largest(isa.Gemm, "k1", "k2")
 _LONGEST_WINDOW = isa.largest(isa.Depthwise, "kh", "kw")
 
 
@@ -79,7 +78,7 @@ def _with_k0(kernel: tuple[Axis, ...], f: ProductFields) -> tuple[Axis, ...]:
     Taps on k1 and k2 have ``kvalid`` lanes each; on k0 only the last would, and the zeros of the
     others would count as work. They go there only if the fields of k1 and k2 are too narrow.
     """
-    fit = len(kernel) <= 2 and all(axis.extent <= _LONGEST_KERNEL for axis in kernel)
+    fit = len(kernel) <= 2 and all(axis.extent <= LONGEST_KERNEL for axis in kernel)
     return (*kernel, Axis(1, (0, 0, 0))) if f.tiles == 1 and fit else kernel
 
 

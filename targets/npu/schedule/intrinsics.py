@@ -69,8 +69,8 @@ Expr: TypeAlias = Any
 def product(fields: ProductFields) -> str:
     """Register a GEMM tile, or one kernel tap of DWC; return its name."""
     call = "npu.gemm" if fields.lanes else "npu.dwconv"
-    rows = fields.lanes or fields.columns
-    tile = fields.columns * (fields.lanes or 1)
+    lanes, columns = fields.used
+    before = max(0, lanes - 1) * fields.columns  # the last lane
 
     def meaning(act: Buffer, wgt: Buffer, acc: Buffer) -> None:
         reduction = fields.reduction_loops
@@ -85,9 +85,9 @@ def product(fields: ProductFields) -> str:
             T.buffer_store(acc, fields.value(acc[column], act[a], ae, wgt[w], we), [column])
 
     buffers = [
-        (ACT, fields.dtype, rows * fields.act_bits // 8),
-        (WGT, "int8", tile * fields.wgt_bits // 8),
-        (ACC, "int32", fields.columns),
+        (ACT, fields.dtype, (lanes or columns) * fields.act_bits // 8),
+        (WGT, "int8", (before + columns) * fields.wgt_bits // 8),
+        (ACC, "int32", columns),
     ]
     return _register(call, fields, buffers, meaning, updates=True)
 

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from tvm import tirx
 
+from targets.npu.machine import isa
 from targets.rounding import RoundingMode
 
 Expr: TypeAlias = Any  # tvm.ir.Expr: TVM ships no types
@@ -196,6 +197,15 @@ class MultiplyFields:
         return tirx.Cast(self.dtype, tirx.max(tirx.min(code, _i64(self.high)), _i64(self.low)))
 
 
+LONGEST_KERNEL = isa.largest(isa.Gemm, "k1", "k2")
+"""Taps of a row or a column of a kernel; where there are more, they are tiles along k0."""
+
+
+def whole(count: int, unit: int) -> int:
+    """At least so many, in whole units."""
+    return -(-count // unit) * unit
+
+
 @dataclass(frozen=True)
 class ProductFields:
     """What GEMM and DWC depend on besides addresses.
@@ -229,39 +239,53 @@ class ProductFields:
     alpha_b: int = 0
     alpha_sign: int = 0
 
+    @property
+    def used(self) -> tuple[int, int]:
+        """Lanes and columns of a tile that are looked at: whole bytes of them, but no others.
+
+        Of several tiles along k0 all lanes are.
+        """
+        act, wgt = 8 // self.act_bits, 8 // self.wgt_bits
+        lanes = whole(self.kvalid, act) if self.tiles == 1 else self.lanes
+        # TVM drops axes of one, and one that it can tensorize is to be left.
+        columns = whole(max(2, self.nvalid), wgt if self.lanes else max(act, wgt))
+        return min(lanes, self.lanes), min(columns, self.columns)
+
     def loops(self) -> tuple[int, ...]:
         """(bytes of lanes, lanes in a byte, bytes of columns, columns in a byte); without ones."""
         act, wgt = 8 // self.act_bits, 8 // self.wgt_bits
+        lanes, columns = self.used
         loops: tuple[int, ...]
         if self.lanes:
-            loops = (self.lanes // act, act, self.columns // wgt, wgt)
+            loops = (lanes // act, act, columns // wgt, wgt)
         elif act >= wgt:
-            loops = (self.columns // act, act // wgt, wgt)
+            loops = (columns // act, act // wgt, wgt)
         else:
-            loops = (self.columns // wgt, wgt // act, act)
+            loops = (columns // wgt, wgt // act, act)
         return tuple(n for n in loops if n > 1)
 
     @property
     def reduction_loops(self) -> int:
         """How many of the loops are sums."""
         act = 8 // self.act_bits
-        return sum(n > 1 for n in (self.lanes // act, act)) if self.lanes else 0
+        return sum(n > 1 for n in (self.used[0] // act, act)) if self.lanes else 0
 
     def offsets(self, loops: Sequence[Expr]) -> tuple[Expr, Expr, Expr, Expr, Expr]:
         """(column, byte of act, place in it, byte of wgt, place in it) at these loops."""
         act, wgt = 8 // self.act_bits, 8 // self.wgt_bits
+        lanes, columns = self.used
         left = iter(loops)
 
         def take(extent: int) -> Expr:
             return next(left) if extent > 1 else 0
 
         if self.lanes:
-            ab, ae = take(self.lanes // act), take(act)
-            wb, we = take(self.columns // wgt), take(wgt)
+            ab, ae = take(lanes // act), take(act)
+            wb, we = take(columns // wgt), take(wgt)
             row = (ab * act + ae) * (self.columns // wgt)
             return wb * wgt + we, ab, ae, row + wb, we
         wide, narrow = max(act, wgt), min(act, wgt)
-        outer, middle, inner = take(self.columns // wide), take(wide // narrow), take(narrow)
+        outer, middle, inner = take(columns // wide), take(wide // narrow), take(narrow)
         column = outer * wide + middle * narrow + inner
         coarse = (outer, middle * narrow + inner)
         fine = (outer * (wide // narrow) + middle, inner)

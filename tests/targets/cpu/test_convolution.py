@@ -18,7 +18,7 @@ from tvm import relax, tirx
 
 from targets.cpu.geometry import product_of
 from targets.cpu.host import CpuFeatures
-from targets.cpu.instruction_sets import AVX2, PLAIN, InstructionSet
+from targets.cpu.instruction_sets import AVX2, AVX512_VNNI, PLAIN, InstructionSet
 from targets.cpu.kernels import cuts_of, make_kernel
 from targets.errors import UnsupportedError
 from targets.layers import (
@@ -153,7 +153,7 @@ def test_products_with_padding_are_left_out_where_it_is_zeros(
 ) -> None:
     """Codes of int8 are raised for this instruction, and their padding with them."""
     layer = conv(shape=(7, 7, 64), k=64, dtype=dtype, zero_point=zero_point)
-    text = make_kernel(layer, features(SETS["avx512-vnni"])).func.script()
+    text = make_kernel(layer, features(AVX512_VNNI)).func.script()
     assert len(re.findall(r"\bif .* >= T.int64\(1\) and .* < T.int64\(8\):", text)) == 2 * rows
 
 
