@@ -33,7 +33,7 @@ from targets.npu.schedule.meanings import (
     RECORD_WORDS,
     Expr,
     RequantizeFields,
-    whole,
+    used_tile,
 )
 from targets.npu.schedule.storage import Stored
 from targets.product_factors import ProductFactors
@@ -294,16 +294,17 @@ class ConvGeometry:
         The array looks at no others, so it doesn't matter what WGT has there. (1, columns) of a
         depthwise layer.
         """
-        only, act, wgt = self.reduction[2] == 1, 8 // self.act_bits, 8 // self.wgt_bits
-        columns = self.columns
-        if self.tiles_per_group == 1 and self.factors is None:
-            unit = max(act, wgt) if self.depthwise else wgt
-            columns = min(columns, whole(max(2, self.tail), unit))
-        if self.depthwise:
-            return 1, columns
+        if self.factors is not None:
+            return self.lanes, self.columns
         # A kernel that k1 and k2 can't count is one of k0, of which all lanes count.
-        counted = max(self.kernel) <= LONGEST_KERNEL and only and self.factors is None
-        return (min(self.lanes, whole(self.last_valid, act)) if counted else self.lanes), columns
+        counted = max(self.kernel) <= LONGEST_KERNEL and self.reduction[2] == 1
+        lanes, columns = used_tile(
+            self.last_valid if counted else self.lanes,
+            self.tail if self.tiles_per_group == 1 else self.columns,
+            *(self.act_bits, self.wgt_bits),
+            by_lane=not self.depthwise,
+        )
+        return 1 if self.depthwise else min(lanes, self.lanes), min(columns, self.columns)
 
     @cached_property
     def stored_bytes(self) -> int:

@@ -201,9 +201,14 @@ LONGEST_KERNEL = isa.largest(isa.Gemm, "k1", "k2")
 """Taps of a row or a column of a kernel; where there are more, they are tiles along k0."""
 
 
-def whole(count: int, unit: int) -> int:
-    """At least so many, in whole units."""
-    return -(-count // unit) * unit
+def used_tile(
+    lanes: int, columns: int, act_bits: int, wgt_bits: int, *, by_lane: bool
+) -> tuple[int, int]:
+    """So many lanes and columns in whole bytes; without lanes each column has its activation."""
+    act, wgt = 8 // act_bits, 8 // wgt_bits
+    unit = wgt if by_lane else max(act, wgt)
+    # TVM drops axes of one, and one is to be left that it can tensorize.
+    return -(-lanes // act) * act, -(-max(2, columns) // unit) * unit
 
 
 @dataclass(frozen=True)
@@ -245,11 +250,9 @@ class ProductFields:
 
         Of several tiles along k0 all lanes are.
         """
-        act, wgt = 8 // self.act_bits, 8 // self.wgt_bits
-        lanes = whole(self.kvalid, act) if self.tiles == 1 else self.lanes
-        # TVM drops axes of one, and one that it can tensorize is to be left.
-        columns = whole(max(2, self.nvalid), wgt if self.lanes else max(act, wgt))
-        return min(lanes, self.lanes), min(columns, self.columns)
+        lanes = self.kvalid if self.tiles == 1 else self.lanes
+        used = used_tile(lanes, self.nvalid, self.act_bits, self.wgt_bits, by_lane=self.lanes > 0)
+        return min(used[0], self.lanes), min(used[1], self.columns)
 
     def loops(self) -> tuple[int, ...]:
         """(bytes of lanes, lanes in a byte, bytes of columns, columns in a byte); without ones."""
