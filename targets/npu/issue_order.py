@@ -30,7 +30,7 @@ from targets.npu.compiled import compiled, inlined
 from targets.npu.emit.hazards import Needs, hazards
 from targets.npu.machine import isa
 from targets.npu.machine.spec import NpuSpec
-from targets.npu.price.timing import Records, Table
+from targets.npu.price.timing import Coming, Records, Table
 from targets.npu.written import Written
 
 UNITS = 4
@@ -210,7 +210,7 @@ def _starts(
     waiting = np.full((count, 2), NOBODY)  # the last load that waits for it; the one before that
     starts, ready = np.full(count, -1), np.zeros(count, np.int64)
     there = [[0 for _ in range(0)] for _ in range(UNITS)]  # what can start, the urgent first
-    coming = [[0 for _ in range(0)] for _ in range(UNITS)]  # when, and what, as one number
+    coming = [[(0, 0) for _ in range(0)] for _ in range(UNITS)]  # when, and what, can
     in_flight = [[0 for _ in range(0)] for _ in range(UNITS)]
     free, bus, loads = np.zeros(UNITS, np.int64), 0, 0
     for index in range(count):
@@ -224,9 +224,9 @@ def _starts(
         if missing[index] == 0:
             heapq.heappush(there[steps[index].unit], index + (0 if urgent[index] else count))
     for _ in range(count):
-        now, unit = _next(there, coming, free, count)
-        while len(coming[unit]) > 0 and coming[unit][0] // count <= now:
-            index = heapq.heappop(coming[unit]) % count
+        now, unit = _next(there, coming, free)
+        while len(coming[unit]) > 0 and coming[unit][0][0] <= now:
+            _, index = heapq.heappop(coming[unit])
             heapq.heappush(there[unit], index + (0 if urgent[index] else count))
         index = heapq.heappop(there[unit]) % count
         starts[index], step = now, steps[index]
@@ -267,16 +267,14 @@ def _given(needs: Needs) -> Table:
 
 
 @inlined
-def _next(
-    there: list[list[int]], coming: list[list[int]], free: Table, count: int
-) -> tuple[int, int]:
+def _next(there: list[list[int]], coming: list[Coming], free: Table) -> tuple[int, int]:
     """When an instruction can start first, and on which unit."""
     now, unit = 0, NOBODY
     for each in range(UNITS):
         if len(there[each]) > 0:
             at = free[each]
         elif len(coming[each]) > 0:
-            at = max(free[each], coming[each][0] // count)
+            at = max(free[each], coming[each][0][0])
         else:
             continue
         if unit == NOBODY or at < now:
@@ -285,8 +283,8 @@ def _next(
 
 
 @inlined
-def _one_less(missing: Table, index: int, coming: list[int], ready: Table) -> None:
+def _one_less(missing: Table, index: int, coming: Coming, ready: Table) -> None:
     """Something that an instruction waits for has happened."""
     missing[index] -= 1
     if missing[index] == 0:
-        heapq.heappush(coming, ready[index] * len(missing) + index)
+        heapq.heappush(coming, (ready[index], index))

@@ -382,7 +382,7 @@ class ConvGeometry:
         if requantize is None:
             return 0
         lanes = vu.mult_lanes if (requantize.multiplier != 1).any() else vu.shift_lanes
-        return ceil_div(min(self.columns, self.out[2]), lanes)
+        return ceil_div(min(self.columns, self.group_channels_out), lanes)
 
     @cached_property
     def one_record(self) -> bool:

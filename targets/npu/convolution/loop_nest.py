@@ -332,7 +332,9 @@ class _LoopNest:
         if variant.shift is not None:
             place = global_tile * passes.count + number
             runs = [tirx.And(place >= a, place <= b) for a, b in passes.where(variant.shift)]
-            yield functools.reduce(tirx.Or, runs)
+            while len(runs) > 1:  # by pairs: a chain of many would be walked too deep
+                runs = [functools.reduce(tirx.Or, runs[n : n + 2]) for n in range(0, len(runs), 2)]
+            yield runs[0]
 
     def _product(
         self,

@@ -58,12 +58,13 @@ def derive_tokens(order: Table, units: Table, needs: Needs, depth: int) -> Token
     """
     count = len(order)
     tokens = Tokens(
-        np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros((UNITS * count, 3), np.int64)
+        np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros((UNITS * count, 4), np.int64)
     )
     early, wrong = _derive(order, units, needs, depth, tokens)
     assert wrong < 0, f"{wrong} is issued before what it needs"
-    first = tokens.early[:early]
-    return tokens._replace(early=first[np.argsort(first[:, 0], kind="stable")])
+    nops = tokens.early[:early]
+    nops = nops[np.lexsort((nops[:, 3], nops[:, 0]))]
+    return tokens._replace(early=nops[:, :3])
 
 
 @compiled
@@ -77,7 +78,8 @@ def _derive(
     place = np.full(len(units), len(order), np.int64)
     # Of each FIFO, positions of those that pop what is in it, in a ring.
     waiting = np.zeros((UNITS, UNITS, depth), np.int64)
-    passed = np.zeros((UNITS, UNITS, 2), np.int64)
+    # And how many were pushed and popped, and its place in the order of their first tokens.
+    passed, fifos = np.zeros((UNITS, UNITS, 3), np.int64), 0
     early = 0
     needed = np.empty(UNITS, np.int64)
     for index in range(len(order)):
@@ -98,6 +100,9 @@ def _derive(
                 continue
             tokens.pushes[last] |= 1 << unit
             tokens.pops[index] |= 1 << source
+            if passed[source, unit, 0] == 0:
+                passed[source, unit, 2] = fifos
+                fifos += 1
             early = _wait(tokens, waiting, passed, early, source, unit, last, index)
             known[:] = np.maximum(known, known_at[last])
             known[source] = last
@@ -136,7 +141,7 @@ def _wait(
         tokens.pops[fifo[ends[1] % depth]] &= ~(1 << source)
         ends[1] += 1
         nop = tokens.early[early]
-        nop[0], nop[1], nop[2] = push, unit, source
+        nop[0], nop[1], nop[2], nop[3] = push, unit, source, ends[2]
         early += 1
     fifo[ends[0] % depth] = pop
     ends[0] += 1

@@ -51,6 +51,7 @@ costs_of = attrgetter(*_COSTS)
 
 Table = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
+Coming = list[tuple[int, int]]
 
 
 def steps_of(program: Sequence[isa.Instruction], spec: NpuSpec) -> Records:
@@ -251,13 +252,11 @@ class _State(NamedTuple):
 @compiled
 def _run(s: _State) -> bool:
     """Until nothing happens any more, or HALT finds tokens; whether it did."""
-    coming = [0 for _ in range(0)]  # when, and which event, as one number
-    most = len(s.events)
+    coming = [(0, 0) for _ in range(0)]  # when, and which event
     _fetch_more(s, coming)
     while len(coming) > 0 and not s.clock.tokens_left:
-        first = heapq.heappop(coming)
-        s.clock.now = first // most
-        event = s.events[first % most]
+        s.clock.now, number_of_event = heapq.heappop(coming)
+        event = s.events[number_of_event]
         number, index = event.number, event.index
         if event.kind == ON_FETCH:
             _on_fetch(s, coming, number)
@@ -269,21 +268,21 @@ def _run(s: _State) -> bool:
             _on_request(s, coming, number, index)
         else:
             _on_finish(s, number, index)
-        if len(coming) == 0 or coming[0] // most > s.clock.now:
+        if len(coming) == 0 or coming[0][0] > s.clock.now:
             _advance(s, coming)
     return s.clock.tokens_left > 0
 
 
 @inlined
-def _at(s: _State, coming: list[int], time: int, kind: int, number: int, index: int) -> None:
+def _at(s: _State, coming: Coming, time: int, kind: int, number: int, index: int) -> None:
     event = s.events[s.clock.events]
     event.kind, event.number, event.index = kind, number, index
-    heapq.heappush(coming, time * len(s.events) + s.clock.events)
+    heapq.heappush(coming, (time, s.clock.events))
     s.clock.events += 1
 
 
 @inlined
-def _advance(s: _State, coming: list[int]) -> None:
+def _advance(s: _State, coming: Coming) -> None:
     """Everything that can happen at this cycle without waiting."""
     moved = True
     while moved:
@@ -301,7 +300,7 @@ def _advance(s: _State, coming: list[int]) -> None:
 
 
 @inlined
-def _fetch_more(s: _State, coming: list[int]) -> None:
+def _fetch_more(s: _State, coming: Coming) -> None:
     ahead = min(s.clock.dealt + s.machine.queue_depth, len(s.steps))
     while s.clock.requested < ahead:
         burst = max(1, s.machine.burst // s.machine.insn_bytes)
@@ -311,7 +310,7 @@ def _fetch_more(s: _State, coming: list[int]) -> None:
 
 
 @inlined
-def _on_fetch(s: _State, coming: list[int], count: int) -> None:
+def _on_fetch(s: _State, coming: Coming, count: int) -> None:
     size = -(-count * s.machine.insn_bytes // s.machine.burst) * s.machine.burst
     begin, end = _transfer(s, UNITS, -(-size // s.machine.bytes_per_cycle))
     s.fetch[s.clock.fetches, 0] = begin
@@ -338,7 +337,7 @@ def _deal(s: _State) -> bool:
 
 
 @inlined
-def _start(s: _State, coming: list[int], number: int) -> bool:
+def _start(s: _State, coming: Coming, number: int) -> bool:
     unit, now = s.units[number], s.clock.now
     index = s.mine[number, unit.started]
     step = s.steps[index]
@@ -382,13 +381,14 @@ def _may_halt(s: _State) -> bool:
     for source in range(UNITS):
         if s.units[source].pushed < s.units[source].made:
             return False
+    for source in range(UNITS):
         for target in range(UNITS):
             s.clock.tokens_left += s.passed[source, target, 0] - s.passed[source, target, 1]
     return s.clock.tokens_left == 0
 
 
 @inlined
-def _occupy(s: _State, coming: list[int], number: int, index: int) -> None:
+def _occupy(s: _State, coming: Coming, number: int, index: int) -> None:
     unit, run, step = s.units[number], s.runs[index], s.steps[index]
     if step.bus:
         unit.free = run.decoded
@@ -410,7 +410,7 @@ def _occupy(s: _State, coming: list[int], number: int, index: int) -> None:
 
 
 @inlined
-def _on_request(s: _State, coming: list[int], number: int, index: int) -> None:
+def _on_request(s: _State, coming: Coming, number: int, index: int) -> None:
     run, step = s.runs[index], s.steps[index]
     begin, end = _transfer(s, number, step.bus)
     run.bus_begin, run.bus_end = begin, end

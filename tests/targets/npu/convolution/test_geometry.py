@@ -84,3 +84,13 @@ def test_a_choice_does_not_depend_on_those_before(what):
     for job in (job_of({}), *OTHERS.values()):
         kind.choose(job)
     assert kind.choose(OTHERS[what]) == Convolution().choose(OTHERS[what])
+
+
+def test_requantizing_a_tile_of_a_group_takes_as_long_as_its_channels():
+    """Not as long as all that the array has columns for."""
+    layer = conv((7, 7, 128), 128, groups=32, multiply=True)
+    geometry = ConvGeometry(Job.alone(layer, SPEC))
+    assert SPEC.vu.mult_lanes == geometry.group_channels_out == 4
+    assert geometry.requantize_cycles == 1
+    ungrouped = ConvGeometry(Job.alone(replace(layer, groups=1), SPEC))
+    assert ungrouped.requantize_cycles == SPEC.array.cols // 4

@@ -164,6 +164,15 @@ def test_a_full_fifo_is_emptied_early() -> None:
     execute(program, waits, early, 1, np.random.default_rng(0))
 
 
+def test_nops_before_one_instruction_come_in_the_order_of_their_fifos() -> None:
+    """The second load overflows both; that to unit 2, whose first token came first, is first."""
+    spans = [Span("mem0", n, n + 1) for n in range(2)]
+    program = [Footprint(0, (), (s,)) for s in spans]
+    program += [Footprint(unit, (spans[n],), ()) for unit, n in ((2, 0), (1, 0), (1, 1), (2, 1))]
+    _, early = tokens_of(program, 1)
+    assert early == [(1, 2, 0), (1, 1, 0)]
+
+
 def test_ten_times_the_program_takes_ten_times_the_time() -> None:
     """Loads of their own bytes, as the weights of a long chain are: no step looks at all others."""
 

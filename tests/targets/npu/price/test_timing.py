@@ -169,3 +169,18 @@ def test_of_tokens_that_come_together_the_last_units_is_named():
     ).runs
     assert first.done == second.done
     assert gemm.token == (first.done, isa.VU)
+
+
+def test_halt_behind_a_full_fifo_is_a_deadlock():
+    """Tokens that are held back were never left over."""
+    spec = varied(E256, "issue", token_depth=1)
+    program = [isa.Load(x_bytes=64, push=2), *[replace(GEMM, push=4)] * 2, isa.Halt()]
+    with pytest.raises(TimingError, match="deadlock: LD waits for all units at instruction 3; MM"):
+        timeline(*program, spec=spec)
+
+
+def test_times_of_a_very_slow_machine_are_exact():
+    """Beyond 2^53, and the product with the number of instructions beyond 2^63."""
+    slow = varied(E256, "array", min_rows=2**31 - 1)
+    gemms = [isa.Gemm(m0=1000, m1=1000, k0=255, k1=31, k2=31)] * 100
+    assert timeline(*gemms, spec=slow).total == 52625160511559054
