@@ -1,7 +1,7 @@
 """Loops over the instructions of a program, compiled by Numba when they are called first.
 
 What is compiled takes arrays and numbers. It is kept beside its module, by the module's time and
-size; so what it is made of stands in the same module.
+size; so what it is made of stands in the same module, but for the numbers of units.
 """
 
 from __future__ import annotations

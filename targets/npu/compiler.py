@@ -30,7 +30,6 @@ from targets.npu.layer_plan import LayerPlan, plan_layers
 from targets.npu.machine import isa
 from targets.npu.machine.program import ARENA, CONSTANTS, INPUTS, OUTPUTS, LayerSpan, Program
 from targets.npu.machine.spec import NpuSpec
-from targets.npu.price.durations import duration
 from targets.npu.price.timing import STEP, Records, Table, cycles_of, steps_of
 from targets.npu.schedule.storage import host_bytes
 from targets.npu.written import Owned, Written
@@ -38,7 +37,6 @@ from targets.npu.written import Owned, Written
 _ALIGN = 64
 _ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4}
 NO_LEAD = Leads()
-NOTHING = Written.of([])
 TIMED = 2000
 """Instructions that are timed to find a program's order of issue."""
 PLACES_KEPT = 4
@@ -155,7 +153,7 @@ def layer_instructions(
             machine.
     """
     scratchpads, known = Scratchpads(), known or Emissions()
-    parts = [NOTHING]
+    parts = [Written.of([], spec)]
     for span in spans:
         working = [n for n in span if not plan.layers[n].idle]
         if not working:
@@ -202,10 +200,10 @@ def _of_span(
         for n in working
     }
     filled = [
-        [Owned(each, n, duration(each.instruction, spec)) for each in _with_fills(made, fills[n])]
+        [Owned(each, n) for each in _with_fills(made, fills[n])]
         for n, made in zip(working, parts, strict=True)
     ]
-    return Written.of(_in_one_order(span, plan, filled, spec))
+    return Written.of(_in_one_order(span, plan, filled), spec)
 
 
 def _moved(made: Written, before: Sequence[Block], now: Sequence[Block]) -> Written:
@@ -294,18 +292,13 @@ def together(plan: LayerPlan) -> Iterator[range]:
         n = span.stop
 
 
-def _in_one_order(
-    span: range, plan: LayerPlan, parts: Sequence[Sequence[Owned]], spec: NpuSpec
-) -> list[Owned]:
+def _in_one_order(span: range, plan: LayerPlan, parts: Sequence[Sequence[Owned]]) -> list[Owned]:
     """The instructions of layers that work together, in an order that is right one by one."""
     whole = list(parts[0])
     between = {r.last: r for r in plan.residents if r.rolling and r.last in span}
     for n, part in zip(span[1:], parts[1:], strict=True):
         rows = between[n]
-        closing = [
-            Owned(each, rows.first, duration(each.instruction, spec))
-            for each in rows.closing_fills()
-        ]
+        closing = [Owned(each, rows.first) for each in rows.closing_fills()]
         assert rows.rolling is not None
         whole = merged([*whole, *closing], part, rows.first, rows.rolling)
     return whole

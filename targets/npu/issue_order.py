@@ -30,10 +30,9 @@ from targets.npu.compiled import compiled, inlined
 from targets.npu.emit.hazards import Needs, hazards
 from targets.npu.machine import isa
 from targets.npu.machine.spec import NpuSpec
-from targets.npu.price.timing import Coming, Records, Table
+from targets.npu.price.timing import UNITS, Coming, Records, Table
 from targets.npu.written import Written
 
-UNITS = 4
 NOBODY = -1
 
 

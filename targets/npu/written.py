@@ -12,17 +12,16 @@ import numpy.typing as npt
 from targets.npu.emit.emitted import Emitted
 from targets.npu.emit.touched_bytes import TouchedBytes
 from targets.npu.machine import isa
-from targets.npu.price.durations import Duration
-from targets.npu.price.timing import STEP, Records, Table, costs_of
+from targets.npu.machine.spec import NpuSpec
+from targets.npu.price.timing import Records, Table, steps_of
 
 
 @dataclass(frozen=True)
 class Owned:
-    """An instruction, the index of its layer, and what it takes."""
+    """An instruction, and the index of its layer."""
 
     emitted: Emitted
     owner: int
-    cost: Duration
 
 
 @dataclass(frozen=True)
@@ -44,15 +43,14 @@ class Written:
     touched: TouchedBytes
 
     @staticmethod
-    def of(owned: Sequence[Owned]) -> Written:
-        """Of instructions one by one."""
+    def of(owned: Sequence[Owned], spec: NpuSpec) -> Written:
+        """Of instructions one by one, and what they take on a machine."""
         made = [each.emitted for each in owned]
         instructions = [each.instruction for each in made]
-        rows = [(each.emitted.instruction.unit, *costs_of(each.cost), 0, 0, 0) for each in owned]
         return Written(
             instructions,
             np.array([each.owner for each in owned], np.int64),
-            np.array(rows, STEP),
+            steps_of(instructions, spec),
             np.array([isinstance(each, isa.Requantize) for each in instructions], np.bool_),
             TouchedBytes.of([(each.reads, each.writes) for each in made]),
         )

@@ -35,12 +35,6 @@ class Needs(NamedTuple):
     numbers: Table
     ends: Table
 
-    def of(self, instruction: int) -> Table:
-        """Those of one."""
-        return self.numbers[
-            self.ends[instruction - 1] if instruction else 0 : self.ends[instruction]
-        ]
-
 
 def hazards(touched: TouchedBytes) -> Needs:
     """Per instruction, which of those before it have to come first.

@@ -23,12 +23,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from targets.npu.compiled import compiled, inlined
-from targets.npu.emit.hazards import Needs
+from targets.npu.emit.hazards import Needs, Table
 
-Table = npt.NDArray[np.int64]
 UNITS = 4
 
 

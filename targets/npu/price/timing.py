@@ -46,8 +46,7 @@ STEP = np.dtype([(name, np.int64) for name in ("unit", *_COSTS, "pops", "pushes"
 """What time knows of an instruction: the unit that executes it, its cycles there (``Duration``),
 masks of the units whose tokens it waits for and that get one of it, and whether it is HALT."""
 
-costs_of = attrgetter(*_COSTS)
-"""The columns of ``STEP`` that are of a ``Duration``."""
+_costs_of = attrgetter(*_COSTS)
 
 Table = npt.NDArray[np.int64]
 Records = npt.NDArray[np.void]
@@ -57,7 +56,7 @@ Coming = list[tuple[int, int]]
 def steps_of(program: Sequence[isa.Instruction], spec: NpuSpec) -> Records:
     """What time knows of instructions, ``STEP[n]``."""
     rows = [
-        (i.unit, *costs_of(duration(i, spec)), i.pop, i.push, isinstance(i, isa.Halt))
+        (i.unit, *_costs_of(duration(i, spec)), i.pop, i.push, isinstance(i, isa.Halt))
         for i in program
     ]
     return np.array(rows, STEP)

@@ -70,7 +70,7 @@ def product(fields: ProductFields) -> str:
     """Register a GEMM tile, or one kernel tap of DWC; return its name."""
     call = "npu.gemm" if fields.lanes else "npu.dwconv"
     lanes, columns = fields.used
-    before = max(0, lanes - 1) * fields.columns  # the last lane
+    before_the_last_lane = max(0, lanes - 1) * fields.columns
 
     def meaning(act: Buffer, wgt: Buffer, acc: Buffer) -> None:
         reduction = fields.reduction_loops
@@ -86,7 +86,7 @@ def product(fields: ProductFields) -> str:
 
     buffers = [
         (ACT, fields.dtype, (lanes or columns) * fields.act_bits // 8),
-        (WGT, "int8", (before + columns) * fields.wgt_bits // 8),
+        (WGT, "int8", (before_the_last_lane + columns) * fields.wgt_bits // 8),
         (ACC, "int32", columns),
     ]
     return _register(call, fields, buffers, meaning, updates=True)

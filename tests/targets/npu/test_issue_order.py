@@ -10,7 +10,6 @@ from targets.npu.emit.touched_bytes import Span, TouchedBytes
 from targets.npu.issue_order import IssueClock
 from targets.npu.machine import isa
 from targets.npu.machine.spec import load_spec
-from targets.npu.price.durations import duration
 from targets.npu.written import Owned, Written
 
 SPEC = load_spec("e256")
@@ -44,11 +43,8 @@ def random_program(rng: np.random.Generator, length: int) -> list[Emitted]:
 
 
 def clock_of(program: list[Emitted], owners: list[int]) -> IssueClock:
-    owned = [
-        Owned(each, owner, duration(each.instruction, SPEC))
-        for each, owner in zip(program, owners, strict=True)
-    ]
-    return IssueClock(Written.of(owned), SPEC)
+    owned = [Owned(each, owner) for each, owner in zip(program, owners, strict=True)]
+    return IssueClock(Written.of(owned, SPEC), SPEC)
 
 
 def in_layers(count: int, layers: int) -> list[int]:
@@ -167,7 +163,13 @@ def test_a_writer_follows_all_readers_of_what_it_overwrites() -> None:
     first = Emitted(isa.Load(x_bytes=8), (), (act(0, 8),))
     program = [first, *read, over]
     needs = hazards(TouchedBytes.of([(each.reads, each.writes) for each in program]))
-    assert [set(needs.of(n)) for n in range(5)] == [set(), {0}, {0}, {0}, {0, 1, 2, 3}]
+    assert [set(each) for each in np.split(needs.numbers, needs.ends[:-1])] == [
+        set(),
+        {0},
+        {0},
+        {0},
+        {0, 1, 2, 3},
+    ]
 
 
 def led(clock: IssueClock, order: list[int], leads: list[int]) -> list[int]:
