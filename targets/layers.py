@@ -240,6 +240,12 @@ class Conv2d:
         """Whether each output channel reads exactly its own input channel."""
         return self.groups > 1 and self.groups == self.input.shape[2] == self.output.shape[2]
 
+    @property
+    def codes_read(self) -> tuple[int, int]:
+        """The lowest and the highest code that it multiplies, that of padding among them."""
+        low, high = code_range(self.input.bits, self.input.dtype == "int8")
+        return min(low, self.input_zero_point), max(high, self.input_zero_point)
+
     @cached_property
     def pairs_fit_int16(self) -> bool:
         """Whether two neighbouring products always sum to 16 bits, codes read as unsigned bytes.
@@ -248,12 +254,10 @@ class Conv2d:
         convolution is depthwise, rows of the window. Proved once: weights are many.
         """
         assert isinstance(self.right, Weights)
-        weight, signed = self.right.scaled, self.input.dtype == "int8"
-        low, high = code_range(self.input.bits, signed)
-        low, high = min(low, self.input_zero_point), max(high, self.input_zero_point)
+        weight, (low, high) = self.right.scaled, self.codes_read
         if self.depthwise:
             weight = weight.transpose(0, 2, 3, 1)
-        raised = 128 if signed else 0
+        raised = 128 if self.input.dtype == "int8" else 0
         return neighbours_fit_int16(weight, low + raised, high + raised)
 
     @property

@@ -29,6 +29,7 @@ from targets.cpu.host import CpuFeatures
 from targets.cpu.kernel import Kernel
 from targets.cpu.padding import inside, without_padding
 from targets.cpu.requantize import Epilogue, Expr
+from targets.cpu.winograd import build_winograd, winograd_cuts
 from targets.layers import Conv2d, Factor, Pairing
 
 Indices: TypeAlias = tuple[Expr, ...]
@@ -38,7 +39,10 @@ def conv2d_cuts(layer: Conv2d, host: CpuFeatures) -> CutSpace | None:
     """What its kernel may be cut like; None where there is no choice."""
     if isinstance(layer.right, Factor):
         return None if layer.right.pairing is Pairing.ELEMENTS else matrix_cuts(layer, host)
-    return depthwise_cuts(layer, host) if joins_rows(layer, host) else cut_space(layer, host)
+    if joins_rows(layer, host):
+        return depthwise_cuts(layer, host)
+    direct, tiled = cut_space(layer, host), winograd_cuts(layer, host)
+    return direct if tiled is None else CutSpace(tiled.rule, (*direct.cuts, *tiled.cuts))
 
 
 def build_conv2d(layer: Conv2d, host: CpuFeatures, cut: Cut | None = None) -> Kernel:
@@ -47,8 +51,13 @@ def build_conv2d(layer: Conv2d, host: CpuFeatures, cut: Cut | None = None) -> Ke
         return build_factor(layer, layer.right, host, cut)
     if joins_rows(layer, host):
         return build_depthwise(layer, host, cut)
+    if cut is None:
+        tiled = winograd_cuts(layer, host)
+        cut = cut_by_rule(layer, host) if tiled is None else tiled.rule
+    if cut.winograd:
+        return build_winograd(layer, host, cut)
     dot = Dot.of(layer, host)
-    geometry = Geometry.of(layer, host, dot, cut or cut_by_rule(layer, host))
+    geometry = Geometry.of(layer, host, dot, cut)
     stored = stored_weight(layer.right)
     bias = layer.bias.astype(np.int64)
     if dot.raised:

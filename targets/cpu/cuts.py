@@ -24,6 +24,7 @@ class Cut:
         vectors: of output channels of a tile.
         chunk: vectors of output channels that a task has.
         flat: whether a task's rows are one, in which a tile may go over the end of a row.
+        winograd: whether it is Winograd's algorithm; its rows and pixels are tiles of 2 x 2.
     """
 
     rows: int = 1
@@ -31,6 +32,7 @@ class Cut:
     vectors: int = 1
     chunk: int = 1
     flat: bool = False
+    winograd: bool = False
 
     def as_json(self) -> dict[str, int | bool]:
         """What ``cut_from_json`` reads."""
@@ -97,6 +99,7 @@ class _Cut(BaseModel):
     vectors: Size
     chunk: Size
     flat: bool
+    winograd: bool = False  # which cuts of older versions don't say
 
 
 _CUTS = TypeAdapter(dict[str, _Cut])

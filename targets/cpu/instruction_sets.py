@@ -66,7 +66,9 @@ class InstructionSet:
 
 def _x86(lanes: int, name: str, depth: int, left: str, right: str) -> DotProduct:
     emit, in_words = _X86[name, lanes], name == "pmaddubsw"
-    return DotProduct(f"{name}_{right}x{lanes}", lanes, depth, left, right, emit, in_words)
+    operations = {"pmaddubsw": 3, "pmaddwd": 2}.get(name, 1)
+    name = f"{name}_{right}x{lanes}"
+    return DotProduct(name, lanes, depth, left, right, emit, operations, in_words)
 
 
 _X86 = {
@@ -94,9 +96,9 @@ def _madd(lanes: int) -> tuple[tuple[DotProduct, ...], DotProduct]:
     return (*narrow, of_int8), of_int16
 
 
-_SDOT = DotProduct("sdot", 4, 4, "int8", "int8", accumulating("llvm.aarch64.neon.sdot"))
-_USDOT = DotProduct("usdot", 4, 4, "uint8", "int8", accumulating("llvm.aarch64.neon.usdot"))
-_SMULL = DotProduct("smull", 4, 2, "int8", "int8", neon_bytes)
+_SDOT = DotProduct("sdot", 4, 4, "int8", "int8", accumulating("llvm.aarch64.neon.sdot"), 1)
+_USDOT = DotProduct("usdot", 4, 4, "uint8", "int8", accumulating("llvm.aarch64.neon.usdot"), 1)
+_SMULL = DotProduct("smull", 4, 2, "int8", "int8", neon_bytes, 2)
 
 AVX512_VNNI = InstructionSet(
     "avx512-vnni", "AVX512-VNNI", "x86_64", ("avx512vnni", "avx512bw"), 16, 15, *_vnni(16),

@@ -38,6 +38,7 @@ class DotProduct:
         left: type of what is multiplied.
         right: type of the weights, and how they are stored.
         emit: the calls of LLVM's intrinsics.
+        operations: instructions that it takes, sums included.
         in_words: sums of two neighbouring products are kept in 16 bits, which saturate.
     """
 
@@ -47,6 +48,7 @@ class DotProduct:
     left: str
     right: str
     emit: Emit
+    operations: int
     in_words: bool = False
 
     @cached_property

@@ -349,6 +349,8 @@ def _ratios(
 
 def _distance(a: Cut, b: Cut) -> float:
     """How far two cuts are from each other, in factors of two."""
+    if a.winograd != b.winograd:
+        return math.inf
     sizes = zip(
         *((each.rows, each.pixels, each.vectors, each.chunk) for each in (a, b)), strict=True
     )
