@@ -15,7 +15,9 @@ from targets.cpu.host import CpuFeatures
 from targets.cpu.intrinsics import DotProduct
 from targets.layers import Conv2d, Ints, Weights
 
-CHAINS = 6  # accumulators that hide the latency of one dot product
+CHAINS = 6  # accumulators that hide the latency of a dot product in one instruction
+SPARE = 3  # registers that hold neither sums nor what is multiplied by them
+ISSUED = 4  # instructions that begin in a cycle, where it takes several
 NEAR_BYTES = 32 * 1024  # of the first-level cache
 FETCHED_BYTES = 32  # of the second-level cache, in a cycle
 STAGE_BYTES = 128 * 1024  # staged input of a task: a part of the second-level cache
@@ -178,7 +180,7 @@ class _Blocks:
         full: no channel of a block is padding.
         per_tile: blocks that the vectors of a tile divide.
         registers: vectors of sums at most.
-        widened: weights are, from bytes to words.
+        dot: the instruction that sums products, or None.
         weight_bytes: of a block.
         inside: share of products that aren't left out where a tile has all pixels of a row.
     """
@@ -189,7 +191,7 @@ class _Blocks:
     full: bool
     per_tile: int
     registers: int
-    widened: bool
+    dot: DotProduct | None
     weight_bytes: int
     inside: float
 
@@ -200,12 +202,11 @@ class _Blocks:
         groups = 1 if layer.depthwise else layer.groups
         lanes = host.instructions.lanes
         dot, _ = product_of(layer, host)
-        widened = dot is not None and (dot.left, dot.right) == ("int16", "int8")
         zeros = Dot.of(layer, host).padding(layer) == 0
         of_group = -(-(channels // groups) // lanes)
         return _Blocks(
             lanes, groups, groups * of_group, groups * of_group * lanes == channels,
-            1 if layer.depthwise else of_group, host.instructions.registers, widened,
+            1 if layer.depthwise else of_group, host.instructions.registers, dot,
             lanes * math.prod(layer.weight_shape[1:]) * stored_weight(layer.right).itemsize,
             share_inside(layer, axis=1) if zeros else 1.0,
         )  # fmt: skip
@@ -294,8 +295,7 @@ def divisors(n: int) -> list[int]:
 def _tile(width: int, blocks: _Blocks) -> tuple[int, int]:
     """Pixels and vectors of a tile: fewest cycles per useful dot product that ports allow.
 
-    Where the weights are widened, from bytes to words, that is half a dot product for all pixels of
-    a tile. Where those of a tile exceed the first-level cache, they come from the second for each.
+    Where the weights of a tile exceed the first-level cache, they come from the second for each.
 
     Args:
         width: pixels of a row.
@@ -307,19 +307,36 @@ def _tile(width: int, blocks: _Blocks) -> tuple[int, int]:
         waste = _round_up(width, pixels) / width
         copying = 1.1 if width % pixels else 1.0
         inside = blocks.inside if pixels == width else 1.0
-        dots, loads = pixels * vectors, pixels + vectors
-        ports = 1.0 + (0.5 / pixels if blocks.widened else 0.0)
         near = vectors * blocks.weight_bytes <= NEAR_BYTES
         fetching = 0.0 if near else 4 * blocks.lanes / FETCHED_BYTES / pixels
-        return inside * waste * copying * max(ports, loads / dots, CHAINS / dots, fetching)
+        return inside * waste * copying * max(dot_cycles(blocks.dot, pixels, vectors), fetching)
 
     tiles = [
         (pixels, vectors)
         for vectors in divisors(blocks.per_tile)
         for pixels in range(1, min(width, blocks.registers) + 1)
         if pixels * vectors <= blocks.registers
+        and keeps_weights(blocks.dot, pixels, vectors, blocks.registers)
     ]
     return min(tiles, key=cycles)
+
+
+def dot_cycles(dot: DotProduct | None, pixels: int, vectors: int) -> float:
+    """Cycles of a dot product, in a tile that loads once what it multiplies.
+
+    An instruction that does all is bound by its port, by loads, or by its latency; several are by
+    how many begin in a cycle. Bytes are widened to words once for all pixels.
+    """
+    dots, loads = pixels * vectors, pixels + vectors
+    if dot is None or dot.operations == 1:
+        return max(1.0, loads / dots, CHAINS / dots)
+    widened = 1 / pixels if (dot.left, dot.right) == ("int16", "int8") else 0.0
+    return (dot.operations + loads / dots + widened) / ISSUED
+
+
+def keeps_weights(dot: DotProduct | None, pixels: int, vectors: int, registers: int) -> bool:
+    """Whether a tile's weights stay in registers beside its sums, as several instructions want."""
+    return dot is None or dot.operations == 1 or (pixels + 1) * vectors <= registers + SPARE
 
 
 def share_inside(layer: Conv2d, axis: int) -> float:

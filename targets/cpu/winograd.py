@@ -28,10 +28,12 @@ from targets.arithmetic import INT32_MAX
 from targets.cpu.cuts import Cut, CutSpace
 from targets.cpu.elements import function, placeholder
 from targets.cpu.geometry import (
-    CHAINS,
     FETCHED_BYTES,
+    ISSUED,
     Dot,
     divisors,
+    dot_cycles,
+    keeps_weights,
     product_of,
     share_inside,
     stored_weight,
@@ -101,10 +103,19 @@ class _Tiles:
             for parts in divisors(self.blocks // vectors)
         ]
 
-    def rule(self, cuts: list[Cut], cores: int) -> Cut:
+    def rule(self, cuts: list[Cut], host: CpuFeatures) -> Cut:
         """The fastest of those that work near the core."""
-        least = min(map(self._bytes, cuts))
-        near = [cut for cut in cuts if self._bytes(cut) <= max(NEAR_BYTES, least)]
+        registers, cores, least = (
+            host.instructions.registers,
+            host.cores,
+            min(map(self._bytes, cuts)),
+        )
+        near = [
+            cut
+            for cut in cuts
+            if self._bytes(cut) <= max(NEAR_BYTES, least)
+            and keeps_weights(self.dot, cut.pixels, cut.vectors, registers)
+        ]
         return min(near, key=lambda cut: (self._cycles(cut, cores), cut.vectors, -cut.pixels, cut))
 
     def _bytes(self, cut: Cut) -> int:
@@ -113,14 +124,14 @@ class _Tiles:
         return POINTS**2 * cut.rows * self.width * (2 * self.channels + 4 * sums)
 
     def _cycles(self, cut: Cut, cores: int) -> float:
-        """How long one image takes, about: two instructions in a cycle, weights from afar."""
-        tiles, sums = cut.rows * self.width, cut.pixels * cut.vectors
+        """How long one image takes, about, with weights from the second-level cache."""
+        tiles = cut.rows * self.width
         products = POINTS**2 * _round_up(tiles, cut.pixels) * self.channels / self.dot.depth
-        products *= cut.chunk * max(1.0, (cut.pixels + cut.vectors) / sums, CHAINS / sums)
+        products *= cut.chunk * dot_cycles(self.dot, cut.pixels, cut.vectors)
         of_tile = INPUT_STEPS * self.channels / self.dot.lanes + OUTPUT_STEPS * cut.chunk
         weights = POINTS**2 * self.channels * cut.chunk * self.dot.lanes * 2 / FETCHED_BYTES
         tasks = self.height // cut.rows * (self.blocks // cut.chunk)
-        return -(-tasks // cores) * (products + tiles * of_tile / 2 + weights)
+        return -(-tasks // cores) * (products + tiles * of_tile / ISSUED + weights)
 
 
 def winograd_cuts(layer: Conv2d, host: CpuFeatures) -> CutSpace | None:
@@ -138,7 +149,7 @@ def winograd_cuts(layer: Conv2d, host: CpuFeatures) -> CutSpace | None:
     if MARGIN * tiles.steps > _direct_steps(layer, host) or not sums_fit_int32(layer):
         return None
     cuts = tiles.cuts(host.instructions.registers)
-    return CutSpace(tiles.rule(cuts, host.cores), tuple(cuts))
+    return CutSpace(tiles.rule(cuts, host), tuple(cuts))
 
 
 def _direct_steps(layer: Conv2d, host: CpuFeatures) -> float:
