@@ -39,6 +39,8 @@ def test_this_machine_runs_what_is_compiled_for_it():
 def test_features_that_a_virtual_machine_hides_are_not_compiled_for(machine):
     machine("znver3", AVX2 + " vaes vpclmulqdq")
     assert host_target().attrs["mcpu"] == "znver3"
+    assert not codegen.llvm_cpu_has_features(["sse4a"], host_target())  # slow
+    assert codegen.llvm_cpu_has_features(["avx2", "vaes"], host_target())
     machine("znver4", AVX2)
     assert not lacking(features_needed(host_target()))
     assert best_of(host_target()).name == "avx2"
