@@ -18,17 +18,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
+import numpy as np
+
 from targets.errors import CapacityError
 from targets.layers import Conv2d, Layer, MaxPool2d, Weights
 from targets.npu.choices import CascadeChoice
-from targets.npu.emit.emitted import Rolling
+from targets.npu.emit.emitted import Emission, Rolling
 from targets.npu.kinds.cost import ceil_div
 from targets.npu.kinds.table import Planned, kind_of, plan
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.resident import LONGEST_PITCH, Cascade, Resident, aligned
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.storage import NO_BORDER, Stored
-from targets.npu.written import Owned
 
 LONGEST = 3
 """Layers of a cascade: expand, depthwise, project."""
@@ -263,9 +264,7 @@ def _shared(spec: NpuSpec, layers: int) -> NpuSpec:
     return spec.model_copy(update={"sram": parts})
 
 
-def merged(
-    makers: Sequence[Owned], takers: Sequence[Owned], maker: int, rolling: Rolling
-) -> list[Owned]:
+def merged(makers: Emission, takers: Emission, maker: int, rolling: Rolling) -> Emission:
     """The instructions of two layers in one order, each stripe as soon as its rows are there.
 
     Args:
@@ -277,42 +276,43 @@ def merged(
     Raises:
         CapacityError: rows would be written over others that are still needed.
     """
-    height = 1 + max(each.emitted.takes.end for each in takers if each.emitted.takes)
+    taken, written = takers.takes, makers.makes
+    owners = makers.order[:, 0].tolist()
+    made = [rows if owner == maker else None for rows, owner in zip(written, owners, strict=True)]
+    height = 1 + max(takes.end for takes in taken if takes)
     made_by = [-1] * height  # the last of the makers of this row and those above
-    for index, each in enumerate(makers):
-        makes = each.emitted.makes if each.owner == maker else None
+    for index, makes in enumerate(made):
         if makes:
             for row in range(makes.begin, min(makes.end, height)):
                 made_by[row] = index
     for row in range(1, height):
         made_by[row] = max(made_by[row], made_by[row - 1])
-    never = max((each.emitted.makes.end for each in makers if each.emitted.makes), default=0)
+    never = max((makes.end for makes in written if makes), default=0)
     needed = never  # the first row that is still needed, from the end backwards
-    still = [never] * (len(takers) + 1)
-    for index in range(len(takers) - 1, -1, -1):
-        takes = takers[index].emitted.takes
+    still = [never] * (len(taken) + 1)
+    for index in range(len(taken) - 1, -1, -1):
+        takes = taken[index]
         needed = min(needed, takes.begin) if takes else needed
         still[index] = needed
-    start = next(n for n, each in enumerate(takers) if each.emitted.takes)
-    order: list[Owned] = []
+    start = next(n for n, takes in enumerate(taken) if takes)
+    order: list[int] = []  # of the makers, and the takers behind them
     done = 0
 
-    def make(until: int, needed: int) -> Iterator[Owned]:
-        for each in makers[done:until]:
-            makes = each.emitted.makes if each.owner == maker else None
+    def make(until: int, needed: int) -> Iterator[int]:
+        for index in range(done, until):
+            makes = made[index]
             if makes and makes.end - 1 - rolling.period >= needed:
                 raise CapacityError("rows of a cascade are needed longer than they stay in ACT")
-            yield each
+            yield index
 
-    for index, each in enumerate(takers):
-        takes = each.emitted.takes
+    for index, takes in enumerate(taken):
         if takes:
             until = max(done, made_by[takes.end - 1] + 1)
             order += make(until, still[index])
             done = until
         if index == start:
-            order += takers[:start]
+            order += range(len(made), len(made) + start)
         if index >= start:
-            order.append(each)
-    order += make(len(makers), still[len(takers)])
-    return order
+            order.append(len(made) + index)
+    order += make(len(made), still[len(taken)])
+    return Emission.joined([makers, takers]).part(np.array(order, np.int64))

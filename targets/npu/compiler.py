@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import groupby
 
@@ -23,7 +23,7 @@ from targets.layers import Constant, Layer, Value
 from targets.npu.cascade import merged
 from targets.npu.choices import NO_CHOICES, Choices, Leads, Order, Turns
 from targets.npu.emit.codegen import Block, Scratchpads, generate_together
-from targets.npu.emit.emitted import Emitted, Place
+from targets.npu.emit.emitted import Emission, Place
 from targets.npu.emit.tokens import derive_tokens
 from targets.npu.issue_order import IssueClock
 from targets.npu.layer_plan import LayerPlan, plan_layers
@@ -32,7 +32,7 @@ from targets.npu.machine.program import ARENA, CONSTANTS, INPUTS, OUTPUTS, Layer
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.price.timing import STEP, Records, Table, cycles_of, steps_of
 from targets.npu.schedule.storage import host_bytes
-from targets.npu.written import Owned, Written
+from targets.npu.written import Written
 
 _ALIGN = 64
 _ITEMSIZE = {"int8": 1, "uint8": 1, "int32": 4}
@@ -153,7 +153,7 @@ def layer_instructions(
             machine.
     """
     scratchpads, known = Scratchpads(), known or Emissions()
-    parts = [Written.of([], spec)]
+    parts = [Written.of(Emission.of([], 0), spec)]
     for span in spans:
         working = [n for n in span if not plan.layers[n].idle]
         if not working:
@@ -192,16 +192,15 @@ def _of_span(
         rest = [n for n in names if n not in where]
         for name, tensor in zip(rest, [*layer.inputs, layer.output], strict=True):
             where[name] = places[tensor.name]
-        functions.append((planned.lowered, where))
+        functions.append((n, planned.lowered, where))
     left = sum(plan.layers[n].job.act_bytes for n in working)
     parts = generate_together(functions, _with_act(spec, left), scratchpads)
-    fills = {
-        n: [fill for r in plan.residents if r.first == n for fill in r.border_fills()]
-        for n in working
-    }
+    fills = [
+        [fill for r in plan.residents if r.first == n for fill in r.border_fills()] for n in working
+    ]
     filled = [
-        [Owned(each, n) for each in _with_fills(made, fills[n])]
-        for n, made in zip(working, parts, strict=True)
+        _with_fills(made, Emission.of(border, n))
+        for n, made, border in zip(working, parts, fills, strict=True)
     ]
     return Written.of(_in_one_order(span, plan, filled), spec)
 
@@ -242,7 +241,7 @@ class Issued:
         made = [
             isa.Nop(on=unit, pop=pop)
             if position < 0
-            else replace(self.written.instructions[position], pop=pop, push=push)
+            else self.written.instruction(position, pop, push)
             for position, unit, pop, push in rows
         ]
         return [*made, isa.Halt()]
@@ -292,15 +291,15 @@ def together(plan: LayerPlan) -> Iterator[range]:
         n = span.stop
 
 
-def _in_one_order(span: range, plan: LayerPlan, parts: Sequence[Sequence[Owned]]) -> list[Owned]:
+def _in_one_order(span: range, plan: LayerPlan, parts: Sequence[Emission]) -> Emission:
     """The instructions of layers that work together, in an order that is right one by one."""
-    whole = list(parts[0])
+    whole = parts[0]
     between = {r.last: r for r in plan.residents if r.rolling and r.last in span}
     for n, part in zip(span[1:], parts[1:], strict=True):
         rows = between[n]
-        closing = [Owned(each, rows.first) for each in rows.closing_fills()]
+        closing = Emission.of(rows.closing_fills(), rows.first)
         assert rows.rolling is not None
-        whole = merged([*whole, *closing], part, rows.first, rows.rolling)
+        whole = merged(Emission.joined([whole, closing]), part, rows.first, rows.rolling)
     return whole
 
 
@@ -331,10 +330,13 @@ def _with_act(spec: NpuSpec, act_bytes: int) -> NpuSpec:
     return spec.model_copy(update={"sram": spec.sram.model_copy(update={"act": act})})
 
 
-def _with_fills(made: list[Emitted], fills: list[Emitted]) -> list[Emitted]:
+def _with_fills(made: Emission, fills: Emission) -> Emission:
     """A layer's instructions, its output's border written before anything is computed."""
-    first = next((n for n, e in enumerate(made) if e.instruction.unit != isa.LD), len(made))
-    return [*made[:first], *fills, *made[first:]]
+    computes = [each.instruction.unit != isa.LD for each in made.emitted]
+    which = made.order[:, 1].tolist()
+    first = next((n for n, each in enumerate(which) if computes[each]), len(made))
+    order = np.insert(np.arange(len(made)), first, len(made) + np.arange(len(fills)))
+    return Emission.joined([made, fills]).part(order)
 
 
 def place_tensors(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from targets.npu.emit.emitted import reach
+from targets.npu.emit.numbers import Numbers
 from targets.npu.emit.touched_bytes import Span
 
 
@@ -28,13 +29,13 @@ class Call:
     """An intrinsic's call in its loops.
 
     Attributes:
-        starts: byte address of each pointer.
+        starts: byte address of each pointer; of all visits that differ in nothing else.
         axes: outermost first; loops of extent 1 left out.
         fields: of the intrinsic, as ``schedule.intrinsics`` declares them.
         initialise: whether the sums start at zero.
     """
 
-    starts: tuple[int, ...]
+    starts: tuple[Numbers, ...]
     axes: tuple[Axis, ...]
     fields: Any
     initialise: bool

@@ -1,36 +1,30 @@
 """From the lowered TIR of one layer to instructions in program order.
 
-    tensorized function -> TIR pipeline -> loop tree -> walk -> instructions
+    tensorized function -> TIR pipeline -> loop tree -> visits -> instructions
 
-The walk runs the outer loops with numbers in hand and emits one or a few instructions per
-statement; the loops directly around a statement have become part of it (``loop_tree``) and end up
-as the instruction's own, the hardware loops. Buffers get addresses here: scratchpads one behind the
-other in their memory, tensors where the caller put them.
+The outer loops are run with numbers in hand (``visits``). Each visit of a statement gives one or a
+few instructions, and those that differ in addresses alone are made at once (``numbers``). The loops
+directly around a statement have become part of it (``loop_tree``) and end up as the instruction's
+own, the hardware loops. Buffers get addresses here: scratchpads one behind the other in their
+memory, tensors where the caller put them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 from tvm import tirx
 
 from targets.errors import CapacityError
 from targets.npu.emit.compute import emit_call
 from targets.npu.emit.dma import emit_copy, emit_fill
-from targets.npu.emit.emitted import MEMORIES, Emitted, Place
-from targets.npu.emit.loop_tree import (
-    Allocation,
-    Branch,
-    Env,
-    Leaf,
-    Loop,
-    Lowered,
-    Node,
-    Sequence,
-    read_function,
-)
+from targets.npu.emit.emitted import MEMORIES, Emission, Emitted, Place
+from targets.npu.emit.loop_tree import Allocation, Leaf, Lowered, read_function
+from targets.npu.emit.numbers import Table
+from targets.npu.emit.visits import Visits, visits
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.target import lower
 
@@ -125,7 +119,7 @@ def generate(
     parameters: Mapping[str, Place],
     spec: NpuSpec,
     scratchpads: Scratchpads | None = None,
-) -> list[Emitted]:
+) -> Emission:
     """Emit a layer's instructions.
 
     Args:
@@ -138,80 +132,73 @@ def generate(
         CapacityError: its scratchpads do not fit the machine's memories; names the memory.
     """
     lowered = read_function(lower(func))
-    return generate_together([(lowered, parameters)], spec, scratchpads or Scratchpads())[0]
+    return generate_together([(0, lowered, parameters)], spec, scratchpads or Scratchpads())[0]
 
 
 def generate_together(
-    layers: Iterable[tuple[Lowered, Mapping[str, Place]]],
+    layers: Iterable[tuple[int, Lowered, Mapping[str, Place]]],
     spec: NpuSpec,
     scratchpads: Scratchpads,
-) -> list[list[Emitted]]:
-    """Emit the instructions of layers that are at work at the same time.
+) -> list[Emission]:
+    """Emit the instructions of layers that are at work at the same time, with their indices.
 
     Their scratchpads lie beside each other; otherwise as ``generate``, layer by layer.
     """
     trees, buffers = [], []
-    for n, ((tree, allocations), parameters) in enumerate(layers):
-        trees.append((tree, parameters, {a.name: f"{n}.{a.name}" for a in allocations}))
-        buffers += [replace(a, name=f"{n}.{a.name}") for a in allocations]
+    for owner, (tree, allocations), parameters in layers:
+        trees.append((owner, tree, parameters, {a.name: f"{owner}.{a.name}" for a in allocations}))
+        buffers += [replace(a, name=f"{owner}.{a.name}") for a in allocations]
     places = scratchpads.place(buffers, spec)
     emitted = []
-    for tree, parameters, names in trees:
+    for owner, tree, parameters, names in trees:
         own = {name: places[unique] for name, unique in names.items()}
-        walker = _Walker({**parameters, **own}, spec)
-        walker.walk(tree, {})
-        walker.flush()
-        emitted.append(walker.emitted)
+        emitted.append(_of_layer(owner, visits(tree), {**parameters, **own}, spec))
     return emitted
 
 
-class _Walker:
-    """Visits the tree in program order and collects instructions.
+def _of_layer(
+    owner: int, found: list[Visits], places: Mapping[str, Place], spec: NpuSpec
+) -> Emission:
+    """The instructions of all visits of each statement at once, and their order."""
+    order = np.argsort(np.concatenate([each.turns for each in found]))
+    leaves = np.repeat(np.arange(len(found)), [len(each) for each in found])[order]
+    absorbs = np.array([[_absorbs(each.leaf, fill.leaf) for each in found] for fill in found])
+    absorbed = absorbs[leaves[:-1], leaves[1:]]
+    superfluous, initialise = np.append(absorbed, False), np.insert(absorbed, 0, False)
+    emitted: list[Emitted] = []
+    # When it is visited, which of the visit's it is, which of ``emitted``, and the place in that.
+    rows = [np.empty((0, 4), np.int64)]
+    for n, each in enumerate(found):
+        turns = np.flatnonzero(leaves == n)
+        for afresh in (False, True):
+            mine = np.flatnonzero(~superfluous[turns] & (initialise[turns] == afresh))
+            if not len(mine):
+                continue
+            for which, several in _emitted(each.part(mine), places, spec, initialise=afresh):
+                row = np.empty((len(several), len(which), 4), np.int64)
+                row[:, :, 0], row[:, :, 3] = turns[mine[which]], np.arange(len(which))
+                row[:, :, 1] = np.arange(len(several))[:, None]
+                row[:, :, 2] = row[:, :, 1] + len(emitted)
+                rows.append(row.reshape(-1, 4))
+                emitted += several
+    made = np.concatenate(rows)
+    made = made[np.lexsort((made[:, 1], made[:, 0]))]
+    return Emission(emitted, np.insert(made[:, 2:], 0, owner, axis=1))
 
-    A fill is held back for one statement: what comes next may make it superfluous.
-    """
 
-    def __init__(self, places: dict[str, Place], spec: NpuSpec) -> None:
-        self.places, self.spec = places, spec
-        self.emitted: list[Emitted] = []
-        self._fill: tuple[Leaf, Env] | None = None
+def _emitted(
+    visits: Visits, places: Mapping[str, Place], spec: NpuSpec, *, initialise: bool
+) -> Iterator[tuple[Table, list[Emitted]]]:
+    """Visits whose instructions differ in addresses alone, and these."""
+    if visits.leaf.kind == "fill":
+        return emit_fill(visits, places)
+    if visits.leaf.kind == "copy":
+        return emit_copy(visits, places)
+    return emit_call(visits, places, spec, initialise=initialise)
 
-    def walk(self, node: Node, env: Env) -> None:
-        if isinstance(node, Sequence):
-            for child in node.nodes:
-                self.walk(child, env)
-        elif isinstance(node, Loop):
-            for i in range(node.extent.at(env)):
-                self.walk(node.body, {**env, node.var: i})
-        elif isinstance(node, Branch):
-            if node.condition.at(env):
-                self.walk(node.body, env)
-        else:
-            self._leaf(node, env)
 
-    def flush(self) -> None:
-        """Emit a fill that no accumulation took over."""
-        if self._fill is not None:
-            leaf, env = self._fill
-            self._fill = None
-            self.emitted += emit_fill(leaf, env, self.places)
-
-    def _leaf(self, leaf: Leaf, env: Env) -> None:
-        initialise = self._absorbs_fill(leaf)
-        if initialise:
-            self._fill = None
-        else:
-            self.flush()
-        if leaf.kind == "fill":
-            self._fill = (leaf, env)
-        elif leaf.kind == "copy":
-            self.emitted += emit_copy(leaf, env, self.places)
-        else:
-            self.emitted += emit_call(leaf, env, self.places, self.spec, initialise=initialise)
-
-    def _absorbs_fill(self, leaf: Leaf) -> bool:
-        """Whether it accumulates onto what was just filled: it then starts from nothing."""
-        if self._fill is None or leaf.kind not in _ACCUMULATES:
-            return False
-        filled = self._fill[0].offsets[0].buffer
-        return leaf.offsets[_ACCUMULATES[leaf.kind]].buffer == filled
+def _absorbs(leaf: Leaf, before: Leaf) -> bool:
+    """Whether it accumulates onto what was just filled: it then starts from nothing."""
+    if before.kind != "fill" or leaf.kind not in _ACCUMULATES:
+        return False
+    return leaf.offsets[_ACCUMULATES[leaf.kind]].buffer == before.offsets[0].buffer

@@ -6,19 +6,19 @@ field, the outermost one is unrolled and the rest tried again: one instruction b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 from targets.errors import ArithmeticRangeError
 from targets.npu.emit.call_nest import Axis, Call
 from targets.npu.emit.emitted import Emitted, Place
-from targets.npu.emit.loop_tree import Env, Leaf
 from targets.npu.emit.matrix import (
     before_the_last,
     encode_depthwise,
     encode_gemm,
     windows_that_fit,
 )
+from targets.npu.emit.numbers import Table
 from targets.npu.emit.rolling import rolled
 from targets.npu.emit.vector import (
     encode_add,
@@ -29,6 +29,7 @@ from targets.npu.emit.vector import (
     encode_requantize,
     encode_softmax,
 )
+from targets.npu.emit.visits import Visits
 from targets.npu.machine.spec import NpuSpec
 
 _Encoder = Callable[[Call, NpuSpec], Emitted | None]
@@ -46,25 +47,31 @@ _ENCODERS: dict[str, _Encoder] = {
 
 
 def emit_call(
-    leaf: Leaf, env: Env, places: dict[str, Place], spec: NpuSpec, *, initialise: bool
-) -> list[Emitted]:
-    """The instructions of one call nest; with ``initialise`` its accumulators hold nothing yet."""
-    folded = leaf.fold(env)
-    if 0 in folded.extents:
-        return []
+    visits: Visits, places: Mapping[str, Place], spec: NpuSpec, *, initialise: bool
+) -> Iterator[tuple[Table, list[Emitted]]]:
+    """The instructions of one call nest; with ``initialise`` its accumulators hold nothing yet.
+
+    Yields:
+        Visits whose instructions differ in addresses alone, and these.
+    """
+    leaf = visits.leaf
     at = [places[offset.buffer] for offset in leaf.offsets]
-    starts = tuple(p.address + b * p.itemsize for p, b in zip(at, folded.bases, strict=True))
-    axes = tuple(Axis(n, s) for n, s in zip(folded.extents, folded.strides, strict=True) if n > 1)
     itemsizes = tuple(p.itemsize for p in at)
-    call = Call(starts, axes, leaf.fields, initialise)
-    encode = _ENCODERS[leaf.kind]
-    emitted = []
-    for part in rolled(call, at, itemsizes):
-        made = _unroll(encode, part.call, itemsizes, spec)
-        if part.takes or part.makes:
-            made = [replace(each, takes=part.takes, makes=part.makes) for each in made]
-        emitted += made
-    return emitted
+    for which, folded in leaf.fold(visits.env, len(visits)):
+        if 0 in folded.extents:
+            continue
+        starts = tuple(p.address + b * p.itemsize for p, b in zip(at, folded.bases, strict=True))
+        loops = zip(folded.extents, folded.strides, strict=True)
+        axes = tuple(Axis(extent, strides) for extent, strides in loops if extent > 1)
+        call = Call(starts, axes, leaf.fields, initialise)
+        for mine, parts in rolled(call, at, itemsizes, len(which)):
+            emitted = []
+            for part in parts:
+                made = _unroll(_ENCODERS[leaf.kind], part.call, itemsizes, spec)
+                if part.takes or part.makes:
+                    made = [replace(each, takes=part.takes, makes=part.makes) for each in made]
+                emitted += made
+            yield which[mine], emitted
 
 
 def _unroll(

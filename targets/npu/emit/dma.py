@@ -15,13 +15,17 @@ come down to a range per loop, and most stripes of an image turn out to lie insi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
+
 from targets.npu.emit.emitted import Emitted, Place, reach
-from targets.npu.emit.loop_tree import Env, Folded, Leaf
+from targets.npu.emit.loop_tree import Folded
+from targets.npu.emit.numbers import Numbers, Table, alike, of_visits
 from targets.npu.emit.touched_bytes import Span
+from targets.npu.emit.visits import Visits
 from targets.npu.machine import isa
 
 _LIMITS = tuple(
@@ -45,44 +49,53 @@ class _Axis:
 class _Box:
     """A copy in bytes, axes outermost first."""
 
-    source: int
-    target: int
+    source: Numbers
+    target: Numbers
     axes: tuple[_Axis, ...]
 
 
-def emit_copy(leaf: Leaf, env: Env, places: dict[str, Place]) -> list[Emitted]:
-    """LD or ST instructions of one copy nest."""
-    folded = leaf.fold(env)
-    source, target = (places[offset.buffer] for offset in leaf.offsets)
-    if 0 in folded.extents:
-        return []
-    axes = tuple(
-        _Axis(extent, s * source.itemsize, t * target.itemsize)
-        for extent, (s, t) in zip(folded.extents, folded.strides, strict=True)
-    )
-    box = _Box(
-        source.address + folded.bases[0] * source.itemsize,
-        target.address + folded.bases[1] * target.itemsize,
-        (*axes, _Axis(source.itemsize, 1, 1)),
-    )
-    if not leaf.bounds:
+def emit_copy(visits: Visits, places: Mapping[str, Place]) -> Iterator[tuple[Table, list[Emitted]]]:
+    """LD or ST instructions of one copy nest.
+
+    Yields:
+        Visits whose instructions differ in addresses alone, and these.
+    """
+    source, target = (places[offset.buffer] for offset in visits.leaf.offsets)
+    for which, folded in visits.leaf.fold(visits.env, len(visits)):
+        if 0 in folded.extents:
+            continue
+        axes = tuple(
+            _Axis(extent, s * source.itemsize, t * target.itemsize)
+            for extent, (s, t) in zip(folded.extents, folded.strides, strict=True)
+        )
+        box = _Box(
+            source.address + folded.bases[0] * source.itemsize,
+            target.address + folded.bases[1] * target.itemsize,
+            (*axes, _Axis(source.itemsize, 1, 1)),
+        )
+        if visits.leaf.bounds:
+            for inside, ranges in _inside(visits.part(which), folded):
+                starts = of_visits(box.source, inside), of_visits(box.target, inside)
+                moved = _Box(*starts, box.axes)
+                yield which[inside], _bordered(moved, ranges, source, target, visits.leaf.fill)
+            continue
         merged = _coalesce(box.axes)
         turned = _turned(merged) if source.dram else None
         made = partial(_transfer, source=source, target=target, turned=turned is not None)
-        return [e for piece in _pieces(turned or merged, box) for e in _fitting(piece, made)]
-    return _bordered(box, _inside(leaf, env, folded), source, target, leaf.fill)
+        yield which, [e for piece in _pieces(turned or merged, box) for e in _fitting(piece, made)]
 
 
-def emit_fill(leaf: Leaf, env: Env, places: dict[str, Place]) -> list[Emitted]:
-    """Fill-only LD instructions of one fill nest."""
-    folded = leaf.fold(env)
-    target = places[leaf.offsets[0].buffer]
-    axes = tuple(
-        _Axis(extent, 0, t * target.itemsize)
-        for extent, (t,) in zip(folded.extents, folded.strides, strict=True)
-    )
-    start = target.address + folded.bases[0] * target.itemsize
-    return _fill(_Box(0, start, (*axes, _Axis(target.itemsize, 0, 1))), target, leaf.fill)
+def emit_fill(visits: Visits, places: Mapping[str, Place]) -> Iterator[tuple[Table, list[Emitted]]]:
+    """Fill-only LD instructions of one fill nest; yields as ``emit_copy``."""
+    target = places[visits.leaf.offsets[0].buffer]
+    for which, folded in visits.leaf.fold(visits.env, len(visits)):
+        axes = tuple(
+            _Axis(extent, 0, t * target.itemsize)
+            for extent, (t,) in zip(folded.extents, folded.strides, strict=True)
+        )
+        start = target.address + folded.bases[0] * target.itemsize
+        box = _Box(0, start, (*axes, _Axis(target.itemsize, 0, 1)))
+        yield which, _fill(box, target, visits.leaf.fill)
 
 
 def fill_rows(
@@ -216,21 +229,26 @@ def _span(place: Place, box: _Box, *, target: bool) -> Span:
     return Span(place.space, begin, begin + length)
 
 
-def _inside(leaf: Leaf, env: Env, folded: Folded) -> list[tuple[int, int]]:
-    """Per loop, the range [begin, end) where the conditions hold; each reads at most one loop."""
-    ranges = [(0, extent) for extent in folded.extents]
-    for bound in leaf.bounds:
+def _inside(visits: Visits, folded: Folded) -> Iterator[tuple[Table, list[tuple[int, int]]]]:
+    """Per loop, the range [begin, end) where the conditions hold; each reads at most one loop.
+
+    Yields:
+        Visits in which these are the same, and the ranges.
+    """
+    env = {name: indices[:, None] for name, indices in visits.env.items()}
+    good = [np.ones((len(visits), extent), np.bool_) for extent in folded.extents]
+    for bound in visits.leaf.bounds:
         mine = [n for n, name in enumerate(folded.names) if name in bound.reads]
-        if not mine:
-            if not bound.at(env):
-                ranges[0] = (0, 0)
-            continue
-        (n,) = mine
-        begin, end = ranges[n]
-        good = [i for i in range(begin, end) if bound.at({**env, folded.names[n]: i})]
-        # An edge holds on one side of a row or column, so what is good is without gaps.
-        ranges[n] = (good[0], good[-1] + 1) if good else (begin, begin)
-    return ranges
+        n = mine[0] if mine else 0
+        here = {**env, folded.names[n]: np.arange(folded.extents[n])}
+        good[n] &= np.asarray(bound.at(here), np.bool_)
+    # An edge holds on one side of a row or column, so what is good is without gaps.
+    begins = [np.argmax(each, axis=1) for each in good]
+    ends = [begin + each.sum(axis=1) for begin, each in zip(begins, good, strict=True)]
+    for which in alike([*begins, *ends], len(visits)):
+        first = which[0]
+        ranges = zip(begins, ends, strict=True)
+        yield which, [(int(begin[first]), int(end[first])) for begin, end in ranges]
 
 
 def _bordered(
@@ -242,8 +260,8 @@ def _bordered(
     inner_axes, source_at, target_at = [], box.source, box.target
     for axis, (begin, end) in zip(box.axes, [*ranges, (0, box.axes[-1].extent)], strict=True):
         inner_axes.append(replace(axis, extent=end - begin))
-        source_at += begin * axis.source
-        target_at += begin * axis.target
+        source_at = source_at + begin * axis.source
+        target_at = target_at + begin * axis.target
     inner = _Box(source_at, target_at, tuple(inner_axes))
     if tuple(a.extent for a in inner.axes) == tuple(a.extent for a in box.axes):
         return [_transfer(piece, source, target) for piece in _pieces(_coalesce(inner.axes), inner)]

@@ -1,39 +1,42 @@
 """Read lowered TIR into a small tree that is walked with numbers, and fold affine loops.
 
-The code generator walks this tree with numbers in hand. What it meets at the leaves is one
-statement in a nest of loops: a copy, a fill, or a call of an intrinsic. ``Leaf.fold`` turns the
-nest around it into extents and strides, which is what the hardware loops of an instruction are made
-of.
+The code generator walks this tree with numbers in hand (``visits.py``). What it meets at the leaves
+is one statement in a nest of loops: a copy, a fill, or a call of an intrinsic. ``Leaf.fold`` turns
+the nest around it into extents and strides, which is what the hardware loops of an instruction are
+made of.
 
     for i, j:                        Leaf("copy", loops=(i, j))
         act[8 * i + j] = x[100 * i + j]    fold: extents (n, m), strides (100, 8) and (1, 1)
 
 A loop joins the leaf's nest if it is wrapped directly around it and each of its steps moves every
 offset by the same number of elements. Others, such as those that alternate between two buffers
-(``i % 2``) or change an inner extent, stay loops of the tree, and the walk counts them out.
+(``i % 2``) or change an inner extent, stay loops of the tree, and are counted out.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import tvm
 from tvm import tirx
 
+from targets.npu.emit.numbers import Numbers, Table, alike, of_visits
 from targets.npu.schedule.intrinsics import read_fields
 
-Env: TypeAlias = dict[str, int]
+Env: TypeAlias = Mapping[str, Numbers]
+"""Indices of loops."""
 
 
 class Part(NamedTuple):
     """A summand that is no stride times an index: ``factor * value(env)``, and what it reads."""
 
     factor: int
-    value: Callable[[Env], int]
+    value: Callable[[Env], Numbers]
     reads: frozenset[str]
 
 
@@ -57,22 +60,22 @@ class Number:
     nonlinear: frozenset[str] = frozenset()
     products: frozenset[tuple[str, str]] = frozenset()
 
-    def at(self, env: Env) -> int:
+    def at(self, env: Env) -> Numbers:
         """Its value at given loop indices."""
-        value = self.constant
+        value: Numbers = self.constant
         for name, stride in self.strides.items():
-            value += env[name] * stride
+            value = value + env[name] * stride
         for part in self.parts:
-            value += part.factor * part.value(env)
+            value = value + part.factor * part.value(env)
         return value
 
-    def step(self, name: str, start: Env) -> int:
+    def step(self, name: str, start: Env) -> Numbers:
         """What the first step of a loop adds; ``start`` has the loop at 0."""
-        added = self.strides.get(name, 0)
+        added: Numbers = self.strides.get(name, 0)
         for part in self.parts:
             if name in part.reads:
                 moved = {**start, name: 1}
-                added += part.factor * (part.value(moved) - part.value(start))
+                added = added + part.factor * (part.value(moved) - part.value(start))
         return added
 
     def times(self, factor: int) -> Number:
@@ -107,12 +110,18 @@ class Offset:
 
 @dataclass(frozen=True)
 class Folded:
-    """A nest of loops in elements: ``offset[i] = bases[i] + sum(index[n] * strides[n][i])``."""
+    """A nest of loops in elements: ``offset[i] = bases[i] + sum(index[n] * strides[n][i])``.
+
+    Bases are those of all visits that it has the same extents and strides in.
+    """
 
     names: tuple[str, ...]
     extents: tuple[int, ...]
-    bases: tuple[int, ...]
+    bases: tuple[Numbers, ...]
     strides: tuple[tuple[int, ...], ...]
+
+
+_Nest: TypeAlias = tuple[tuple[Numbers, ...], tuple[tuple[Numbers, ...], ...]]
 
 
 @dataclass(frozen=True)
@@ -136,26 +145,41 @@ class Leaf:
     bounds: tuple[Number, ...] = ()
     loops: tuple[tuple[str, Number], ...] = ()
 
-    def fold(self, env: Env) -> Folded:
-        """Evaluate the nest with the loops around it at ``env``."""
+    def fold(self, env: Env, visits: int) -> Iterator[tuple[Table, Folded]]:
+        """Evaluate the nest in so many visits, with the loops around it at ``env``.
+
+        Yields:
+            Visits that differ in bases alone, and the nest in these.
+        """
         start = {**env, **dict.fromkeys(self._names, 0)}
-        bases = tuple([offset.value.at(start) for offset in self.offsets])
+        bases = [offset.value.at(start) for offset in self.offsets]
         extents, strides = self._steady or self._nest(start)
-        return Folded(self._names, extents, bases, strides)
+        numbers = [*extents, *(step for each in strides for step in each)]
+        for which in alike(numbers, visits):
+            one = which[:1]
+            yield (
+                which,
+                Folded(
+                    self._names,
+                    tuple(of_visits(extent, one) for extent in extents),
+                    tuple(of_visits(base, which) for base in bases),
+                    tuple(tuple(of_visits(step, one) for step in each) for each in strides),
+                ),
+            )
 
     @cached_property
     def _names(self) -> tuple[str, ...]:
         return tuple(name for name, _ in self.loops)
 
     @cached_property
-    def _steady(self) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]] | None:
+    def _steady(self) -> _Nest | None:
         """Extents and strides, if they are the same wherever the loops around are."""
         parts = [part for offset in self.offsets for part in offset.value.parts]
         if any(part.reads.intersection(self._names) for part in parts):
             return None
         return None if any(extent.reads for _, extent in self.loops) else self._nest({})
 
-    def _nest(self, start: Env) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    def _nest(self, start: Env) -> _Nest:
         """Extents and strides; ``start`` has the loops at 0."""
         strides = tuple(
             tuple(offset.value.step(name, start) for offset in self.offsets) for name in self._names
@@ -220,19 +244,19 @@ def read_function(func: tirx.PrimFunc) -> Lowered:
     return reader.node(func.body), reader.allocations
 
 
-_BINARY: dict[type, Callable[[int, int], int]] = {
+_BINARY: dict[type, Callable[[Numbers, Numbers], Numbers]] = {
     tirx.FloorDiv: operator.floordiv,
     tirx.FloorMod: operator.mod,
-    tirx.Min: min,
-    tirx.Max: max,
+    tirx.Min: np.minimum,
+    tirx.Max: np.maximum,
     tirx.LT: operator.lt,
     tirx.LE: operator.le,
     tirx.GT: operator.gt,
     tirx.GE: operator.ge,
     tirx.EQ: operator.eq,
     tirx.NE: operator.ne,
-    tirx.And: operator.and_,
-    tirx.Or: operator.or_,
+    tirx.And: np.logical_and,
+    tirx.Or: np.logical_or,
 }
 """Operators whose value is no sum of strides; the last two work on what a comparison returned."""
 
@@ -324,7 +348,7 @@ class _Reader:
             case tirx.Cast():
                 return self._number(expr.value)
             case tirx.Not():
-                return _opaque(operator.not_, self._number(expr.a))
+                return _opaque(np.logical_not, self._number(expr.a))
         left, right = self._number(expr.a), self._number(expr.b)
         match expr:
             case tirx.Add():
@@ -351,15 +375,15 @@ def _product(left: Number, right: Number) -> Number:
     )
 
 
-def _opaque(function: Callable[..., int], *numbers: Number) -> Number:
+def _opaque(function: Callable[..., Numbers], *numbers: Number) -> Number:
     """A function of numbers that no loop moves by strides."""
     reads = frozenset().union(*(n.reads for n in numbers))
     if not reads:
         return Number(int(function(*(n.constant for n in numbers))))
     products = frozenset().union(*(n.products for n in numbers))
 
-    def value(env: Env) -> int:
-        return int(function(*[n.at(env) for n in numbers]))
+    def value(env: Env) -> Numbers:
+        return function(*[n.at(env) for n in numbers])
 
     part = Part(1, value, reads)
     return Number(parts=(part,), reads=reads, nonlinear=reads, products=products)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+
+from targets.npu.emit.numbers import Numbers, Table
 
 MEMORIES_OF_SPM = 4
 """Memories come before DRAM regions where both are numbered."""
@@ -15,14 +16,17 @@ MEMORIES_OF_SPM = 4
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes [begin, end) of a memory, "mem0" ..., or DRAM region, "dram0" ...; at least one."""
+    """Bytes [begin, end) of a memory, "mem0" ..., or DRAM region, "dram0" ...; at least one.
+
+    Of several instructions both are arrays.
+    """
 
     space: str
-    begin: int
-    end: int
+    begin: Numbers
+    end: Numbers
 
     @property
-    def row(self) -> tuple[int, int, int]:
+    def row(self) -> tuple[int, Numbers, Numbers]:
         """Number of the memory or region, begin and end."""
         memory = self.space.startswith("mem")
         number = int(self.space[3:]) if memory else MEMORIES_OF_SPM + int(self.space[4:])
@@ -38,22 +42,41 @@ class TouchedBytes(NamedTuple):
         ends: behind what an instruction reads, and behind what it writes, int64[n, 2].
     """
 
-    spans: npt.NDArray[np.int64]
-    ends: npt.NDArray[np.int64]
+    spans: Table
+    ends: Table
 
     @staticmethod
-    def of(footprints: Iterable[tuple[Sequence[Span], Sequence[Span]]]) -> TouchedBytes:
-        """Of what each instruction reads and writes."""
-        rows: list[tuple[int, int, int]] = []
-        ends = []
-        for reads, writes in footprints:
-            rows += [span.row for span in reads]
-            read = len(rows)
-            rows += [span.row for span in writes]
-            ends.append((read, len(rows)))
-        return TouchedBytes(
-            np.array(rows, np.int64).reshape(-1, 3), np.array(ends, np.int64).reshape(-1, 2)
-        )
+    def of(
+        footprints: Sequence[tuple[Sequence[Span], Sequence[Span]]], order: Table | None = None
+    ) -> TouchedBytes:
+        """Of what instructions read and write.
+
+        Args:
+            footprints: of each instruction, or of several that differ in where they are.
+            order: int64[n, 2], of each instruction which of these it has, and at which place; None
+                if there is one of each.
+        """
+        if order is None:
+            order = np.stack([np.arange(len(footprints)), np.zeros(len(footprints), np.int64)], 1)
+        which, place = order.T
+        counts = np.zeros(len(footprints), np.int64)
+        np.maximum.at(counts, which, place + 1)
+        reads = np.array([len(each) for each, _ in footprints], np.int64)
+        sizes = reads + np.array([len(each) for _, each in footprints], np.int64)
+        firsts = np.cumsum(sizes * counts) - sizes * counts
+        spans = np.empty((int((sizes * counts).sum()), 3), np.int64)
+        for (read, written), size, first, count in zip(
+            footprints, sizes.tolist(), firsts.tolist(), counts.tolist(), strict=True
+        ):
+            for n, span in enumerate((*read, *written)):
+                rows = spans[first + n : first + size * count : size]
+                for column, number in enumerate(span.row):
+                    rows[:, column] = number[:count] if isinstance(number, np.ndarray) else number
+        mine = sizes[which]
+        ends = np.cumsum(mine)
+        first = firsts[which] + place * mine - (ends - mine)
+        at = np.repeat(first, mine) + np.arange(mine.sum())
+        return TouchedBytes(spans[at], np.stack([ends - mine + reads[which], ends], 1))
 
     @staticmethod
     def joined(parts: Sequence[TouchedBytes]) -> TouchedBytes:

@@ -57,10 +57,11 @@ def largest(kind: type[Instruction], *names: str) -> int:
 
 
 def fits(instruction: Instruction) -> bool:
-    """Whether every field's value fits its width."""
+    """Whether every field's value fits its width; a field may have many, in an array."""
     values = vars(instruction)
     # Of a number that is negative or too large something is left beyond the field.
-    return not any([values[name] >> width for name, _, width in instruction.layout()])
+    beyond = [values[name] >> width for name, _, width in instruction.layout()]
+    return not any(each if isinstance(each, int) else each.any() for each in beyond)
 
 
 def encode(instruction: Instruction) -> bytes:

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from targets.npu.choices import FREE, ORDERS, WRITTEN
-from targets.npu.emit.emitted import Emitted
+from targets.npu.emit.emitted import Emission, Emitted
 from targets.npu.emit.hazards import hazards
 from targets.npu.emit.touched_bytes import Span, TouchedBytes
 from targets.npu.issue_order import IssueClock
 from targets.npu.machine import isa
 from targets.npu.machine.spec import load_spec
-from targets.npu.written import Owned, Written
+from targets.npu.written import Written
 
 SPEC = load_spec("e256")
 
@@ -43,8 +43,7 @@ def random_program(rng: np.random.Generator, length: int) -> list[Emitted]:
 
 
 def clock_of(program: list[Emitted], owners: list[int]) -> IssueClock:
-    owned = [Owned(each, owner) for each, owner in zip(program, owners, strict=True)]
-    return IssueClock(Written.of(owned, SPEC), SPEC)
+    return IssueClock(Written.of(Emission.of(program, owners), SPEC), SPEC)
 
 
 def in_layers(count: int, layers: int) -> list[int]:

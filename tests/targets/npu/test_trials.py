@@ -211,5 +211,5 @@ def test_all_that_a_requantization_reads_of_its_parameters_is_said(rows):
     for n in requantizing:
         spans, ((reads, _),) = made.touched.part(n, n + 1)
         ((begin, end),) = [span[1:] for span in spans[:reads] if span[0] == PAR]
-        req = made.instructions[n]
+        req = made.instruction(n, 0, 0)
         assert (begin, end - begin) == (4 * req.par_addr, parameter_bytes(req))
