@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TypeAlias
 
 from targets.errors import CapacityError
@@ -19,12 +20,14 @@ from targets.npu.choices import NO_CHOICES, Choices
 from targets.npu.kinds.cost import LONGEST_STEP, NOTHING
 from targets.npu.kinds.table import Planned, kind_of, plan, replan
 from targets.npu.machine.spec import NpuSpec
-from targets.npu.resident import Cascade, Resident, choose_residents
+from targets.npu.resident import Cascade, Resident, choose_residents, with_resident
 from targets.npu.schedule.job import Job
 from targets.npu.schedule.storage import Stored
 
 WORTH_STRIPES = 4 * LONGEST_STEP
 """Cycles of the vector unit that are worth narrower stripes of the layers beside it."""
+PLANNED_KEPT = 8192
+"""Layers beside a tensor in ACT that a planner remembers."""
 
 
 @dataclass(frozen=True)
@@ -112,33 +115,72 @@ def plan_layers(
     Raises:
         CapacityError: a layer doesn't fit, or one of the choices can't be made; says why.
     """
-    layers = copied_where_needed(layers, inputs, outputs)
-    outside = {v.name for v in (*inputs, *outputs)}
-    planned = in_dram(layers, outside, spec)
-    check_names(choices, planned)
-    plan = _with_cascades(planned, (), outside, spec, choices)
-    alone = plan
-    cascades = choose_cascades(planned, alone.layers, outside, spec, choices.cascades)
-    if cascades:
-        plan = _with_cascades(planned, cascades, outside, spec, choices)
-    given = [each for each in cascades if _first_of(each) in choices.cascades]
-    if measure is not None and len(given) < len(cascades):
-        faster = [
-            each
-            for each in cascades
-            if each in given or measure(plan, each.span, spec) < measure(alone, each.span, spec)
+    return Planner(layers, inputs, outputs, spec).plan(measure, choices)
+
+
+class Planner:
+    """Plans the layers of one program, once or by one choice after the other.
+
+    What a layer is beside a tensor that stays in ACT is remembered: choices differ in little.
+
+    Attributes:
+        outside: names of the program's inputs and outputs.
+        in_dram: the layers as they are planned while all tensors are in DRAM and none is in a
+            cascade.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        inputs: Sequence[Value],
+        outputs: Sequence[Value],
+        spec: NpuSpec,
+    ) -> None:
+        """Take the arguments of ``plan_layers``."""
+        self._spec = spec
+        self.outside = {v.name for v in (*inputs, *outputs)}
+        self.in_dram = in_dram(copied_where_needed(layers, inputs, outputs), self.outside, spec)
+        self._with_resident = lru_cache(PLANNED_KEPT)(with_resident)
+
+    def plan(self, measure: Measure | None = None, choices: Choices = NO_CHOICES) -> LayerPlan:
+        """As ``plan_layers``."""
+        planned, outside, spec = self.in_dram, self.outside, self._spec
+        check_names(choices, planned)
+        plan = self._with_cascades((), choices)
+        alone = plan
+        cascades = choose_cascades(planned, alone.layers, outside, spec, choices.cascades)
+        if cascades:
+            plan = self._with_cascades(cascades, choices)
+        given = [each for each in cascades if _first_of(each) in choices.cascades]
+        if measure is not None and len(given) < len(cascades):
+            faster = [
+                each
+                for each in cascades
+                if each in given or measure(plan, each.span, spec) < measure(alone, each.span, spec)
+            ]
+            if len(faster) < len(cascades):
+                plan = self._with_cascades(faster, choices) if faster else alone
+        if not choices.cuts:
+            return plan
+        cut = [
+            replan(each, choices.cuts[name])
+            if (name := each.job.output.value.name) in choices.cuts
+            else each
+            for each in plan.layers
         ]
-        if len(faster) < len(cascades):
-            plan = _with_cascades(planned, faster, outside, spec, choices) if faster else alone
-    if not choices.cuts:
-        return plan
-    cut = [
-        replan(each, choices.cuts[name])
-        if (name := each.job.output.value.name) in choices.cuts
-        else each
-        for each in plan.layers
-    ]
-    return replace(plan, layers=cut)
+        return replace(plan, layers=cut)
+
+    def _with_cascades(self, cascades: Sequence[Cascade], choices: Choices) -> LayerPlan:
+        """The plan with cascades, and the tensors beside them that stay in ACT."""
+        layers = list(self.in_dram)
+        for cascade in cascades:
+            layers[cascade.span.start : cascade.span.stop] = cascade.layers
+        within = {name for cascade in cascades for each in cascade.rolling for name in each.names}
+        stays = {name: does for name, does in choices.stays.items() if name not in within}
+        chosen, residents = choose_residents(
+            layers, self.outside, self._spec, cascades, stays, self._with_resident
+        )
+        return LayerPlan(chosen, residents, cascades)
 
 
 def check_names(choices: Choices, planned: Iterable[Planned]) -> None:
@@ -167,22 +209,6 @@ def in_dram(layers: Sequence[Layer], outside: set[str], spec: NpuSpec) -> list[P
 def _first_of(cascade: Cascade) -> str:
     """What its first layer makes."""
     return cascade.layers[0].job.output.value.name
-
-
-def _with_cascades(
-    planned: Sequence[Planned],
-    cascades: Sequence[Cascade],
-    outside: set[str],
-    spec: NpuSpec,
-    choices: Choices,
-) -> LayerPlan:
-    """The plan with cascades, and the tensors beside them that stay in ACT."""
-    layers = list(planned)
-    for cascade in cascades:
-        layers[cascade.span.start : cascade.span.stop] = cascade.layers
-    within = {name for cascade in cascades for each in cascade.rolling for name in each.names}
-    stays = {name: does for name, does in choices.stays.items() if name not in within}
-    return LayerPlan(*choose_residents(layers, outside, spec, cascades, stays), cascades)
 
 
 def _right_operand(layer: Layer) -> str:

@@ -9,7 +9,7 @@ fits and none of the estimates of their cycles, taken together, grows.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -129,6 +129,7 @@ def choose_residents(
     spec: NpuSpec,
     cascades: Sequence[Cascade] = (),
     stays: Mapping[str, bool] = MappingProxyType({}),
+    with_tensor: Callable[[Planned, Resident], Planned] | None = None,
 ) -> tuple[list[Planned], list[Resident]]:
     """The layers, planned anew where a tensor stays in ACT; and those tensors.
 
@@ -138,10 +139,12 @@ def choose_residents(
         spec: the machine.
         cascades: layers that are at work at the same time; their tensors are among those returned.
         stays: whether a tensor does, by its name, where that is not for the estimates to say.
+        with_tensor: ``with_resident``, or what remembers what that gave before.
 
     Raises:
         CapacityError: a tensor is to stay that can't.
     """
+    with_tensor = with_tensor or with_resident
     chosen = list(planned)
     residents = [each for cascade in cascades for each in cascade.rolling]
     beside: dict[int, list[Resident]] = defaultdict(list)  # by layer, what is in ACT meanwhile
@@ -168,7 +171,7 @@ def choose_residents(
                 raise _can_not_stay(candidate.tensor.value.name)
             continue
         try:
-            trial = {n: _with_resident(chosen[n], resident) for n in span}
+            trial = {n: with_tensor(chosen[n], resident) for n in span}
         except CapacityError:
             if wanted:
                 raise
@@ -253,7 +256,7 @@ def aligned(address: int) -> int:
     return address // _ALIGN * _ALIGN
 
 
-def _with_resident(planned: Planned, resident: Resident) -> Planned:
+def with_resident(planned: Planned, resident: Resident) -> Planned:
     """The layer with the tensor in ACT, which ends where the first tensor that stays begins.
 
     Raises:

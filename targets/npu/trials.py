@@ -38,13 +38,7 @@ from targets.npu.compiler import (
 from targets.npu.convolution.tile_cost import ConvTiling
 from targets.npu.emit.emitted import Place
 from targets.npu.kinds.table import Planned, kind_of, replan
-from targets.npu.layer_plan import (
-    LayerPlan,
-    check_names,
-    copied_where_needed,
-    in_dram,
-    plan_layers,
-)
+from targets.npu.layer_plan import LayerPlan, Planner, check_names
 from targets.npu.machine.program import CONSTANTS
 from targets.npu.machine.spec import NpuSpec
 from targets.npu.price.critical_path import held_up
@@ -128,12 +122,11 @@ class Trials:
         self._planned: dict[Hashable, Planned] = {}
         self._uncut: OrderedDict[Hashable, Structure] = OrderedDict()
         self._cuts: OrderedDict[Hashable, Planned] = OrderedDict()
-        outside = {v.name for v in (*inputs, *outputs)}
-        self._outside = outside
-        self._in_dram = in_dram(copied_where_needed(layers, inputs, outputs), outside, spec)
+        self._planner = Planner(layers, inputs, outputs, spec)
+        self._outside, self._in_dram = self._planner.outside, self._planner.in_dram
         self.rule = self._structure(rule) if rule is not None else self._spelt_out()
-        self.may_stay = may_stay(self._in_dram, outside)
-        self.possible_cascades = possible_cascades(self._in_dram, outside, spec)
+        self.may_stay = may_stay(self._in_dram, self._outside)
+        self.possible_cascades = possible_cascades(self._in_dram, self._outside, spec)
         self.made_by = {each.job.output.value.name: n for n, each in enumerate(self._in_dram)}
         self.last_reader = {
             value.name: n for n, each in enumerate(self._in_dram) for value in each.job.layer.inputs
@@ -141,7 +134,7 @@ class Trials:
 
     def _spelt_out(self) -> Structure:
         """By the rule's choices, so that its measuring isn't done again."""
-        plan = plan_layers(self.layers, self.inputs, self.outputs, self.spec, cycles_together)
+        plan = self._planner.plan(cycles_together)
         names = [each.job.output.value.name for each in plan.layers]
         cascades = dict.fromkeys(names, CascadeChoice(1, 1))
         for each in plan.cascades:
@@ -185,7 +178,7 @@ class Trials:
         return cut
 
     def _structure(self, choices: Choices) -> Structure:
-        made = plan_layers(self.layers, self.inputs, self.outputs, self.spec, None, choices)
+        made = self._planner.plan(choices=choices)
         layers = [self._known(each) for each in made.layers]
         plan = replace(made, layers=layers)
         places, _ = place_tensors(plan, self.inputs, self.outputs, self._constants)

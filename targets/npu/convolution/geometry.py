@@ -103,19 +103,17 @@ class ConvGeometry:
             self.factor = replace(job.stored(right.value), value=right.value)  # never upright
             self.pairing = right.pairing
 
-    @cached_property
+    @property
     def key(self) -> Hashable:
         """Equal for layers that are tiled alike at the same costs: all but names and numbers."""
+        return self.act_bytes, self.costs_key
+
+    @cached_property
+    def costs_key(self) -> Hashable:
+        """Equal for layers of which a tiling that fits costs the same."""
         layer = self.layer
         return (
-            *(
-                self.spec.digest,
-                self.act_bytes,
-                self.beside,
-                self.stripe,
-                self.sharing,
-                self.follows,
-            ),
+            *(self.spec.digest, self.beside, self.stripe, self.sharing, self.follows),
             *(layer.weight_shape, layer.right.bits, layer.groups),
             *(layer.strides, layer.padding, layer.dilation),
             *(layer.requantize is not None, self.requantize_cycles),

@@ -5,7 +5,9 @@ What a tiling is, which there are, what they cost and the loops of one: ``target
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
+from functools import partial
 
 from targets.arithmetic import INT32_MAX, MAX_FRACTION
 from targets.errors import CapacityError
@@ -30,7 +32,8 @@ class Convolution(Kind[Conv2d, ConvTiling]):
     def __init__(self) -> None:
         # By geometry: networks repeat their layers.
         self._fastest: dict[Hashable, ConvTiling] = {}
-        self._costs: dict[tuple[Hashable, ConvTiling], Cost] = {}
+        self._prices: defaultdict[Hashable, dict[ConvTiling, int]] = defaultdict(dict)
+        self._costs: defaultdict[Hashable, dict[ConvTiling, Cost]] = defaultdict(dict)
 
     def broken_rules(self, layer: Conv2d, spec: NpuSpec) -> Iterator[tuple[Rule, str]]:
         """All that is about products, sums and their requantization."""
@@ -65,7 +68,7 @@ class Convolution(Kind[Conv2d, ConvTiling]):
         g = ConvGeometry(job)
         best = self._fastest.get(g.key)
         if best is None:
-            best = min(tilings(g), key=lambda t: price_of(g, t), default=None)
+            best = min(tilings(g), key=partial(self._price, g), default=None)
             if best is None:
                 raise CapacityError(no_tiling_fits(g))
             self._fastest[g.key] = best
@@ -87,13 +90,21 @@ class Convolution(Kind[Conv2d, ConvTiling]):
 
     def price(self, job: Job[Conv2d], choice: ConvTiling) -> int:
         """What ``choose`` compares."""
-        return price_of(ConvGeometry(job), choice)
+        return self._price(ConvGeometry(job), choice)
+
+    def _price(self, g: ConvGeometry, choice: ConvTiling) -> int:
+        """The same, whatever else lies in ACT."""
+        known = self._prices[g.costs_key]
+        if (price := known.get(choice)) is None:
+            price = known[choice] = price_of(g, choice)
+        return price
 
     def cost(self, job: Job[Conv2d], choice: ConvTiling) -> Cost:
         """What made the compiler choose."""
         g = ConvGeometry(job)
-        if (cost := self._costs.get((g.key, choice))) is None:
-            cost = self._costs[g.key, choice] = estimate(g, choice)
+        known = self._costs[g.costs_key]
+        if (cost := known.get(choice)) is None:
+            cost = known[choice] = estimate(g, choice)
         return cost
 
     def schedule(self, job: Job[Conv2d], choice: ConvTiling) -> Scheduled:
