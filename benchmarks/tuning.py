@@ -187,7 +187,7 @@ def tuned(
     begin = sum(os.times()[:4])
     found = []
     with ExitStack() as stack:
-        started = stack.enter_context(Processes(processes)) if processes > 1 else None
+        started = stack.enter_context(Processes(processes - 1)) if processes > 1 else None
         for parts in programs:
             space = Trials(parts.layers, parts.inputs, parts.outputs, spec)
             share = trials * parts.macs // total

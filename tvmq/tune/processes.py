@@ -1,7 +1,9 @@
-"""Processes that make trials, of one program after the other.
+"""Processes that make trials beside this one, of one program after the other.
 
 They start anew instead of forking, as threads of torch and TVM don't survive that, and take seconds
-to import what they need: so they may be started before there is a program.
+to import what they need: so they may be started before there is a program, and until they are ready
+this one makes the trials. They take those of a batch from the first on and this one from the last
+on, since what lies beside each other is often of one task.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import os
 import pickle
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
 from targets import interrupts
@@ -33,7 +35,7 @@ class Processes:
         them imports it.
 
         Args:
-            count: of processes.
+            count: of processes, this one not among them.
             early: whether they start at once, instead of with the first trials that are missing.
         """
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -56,7 +58,7 @@ class Processes:
             return iter(())
         file = self._file_of(trials)
         with interrupts.kept_from_children():
-            return self._executor.map(_made, itertools.repeat(file), batch)
+            return _shared(trials, batch, [self._executor.submit(_made, file, t) for t in batch])
 
     def close(self) -> None:
         """End them, without what waits."""
@@ -87,6 +89,21 @@ def pickled(trials: Trials) -> bytes:
 def trials_of(content: bytes) -> Trials:
     """Of a program that was ``pickled``."""
     return Trials(*pickle.loads(content))
+
+
+def _shared(
+    trials: Trials, batch: Sequence[Trial], elsewhere: Sequence[Future[int]]
+) -> Iterator[int]:
+    """Cycles in order; while one is awaited, the last that no other process has begun is made."""
+    here: dict[int, int] = {}
+    untried = iter(range(len(batch) - 1, -1, -1))
+    for n, awaited in enumerate(elsewhere):
+        while not awaited.done():
+            last = next((m for m in untried if elsewhere[m].cancel()), None)
+            if last is None:
+                break
+            here[last] = cycles_of(trials, batch[last])
+        yield here[n] if n in here else awaited.result()
 
 
 _ours: dict[Path, Trials] = {}

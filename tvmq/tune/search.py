@@ -214,7 +214,7 @@ def search(
         known: gets every trial, and is asked before one is made.
         report: told of each.
         mix: of batches.
-        processes: that make trials; None: this one does.
+        processes: that make trials beside this one; None: it makes them alone.
         tracker: of servers that make them instead; None: they are made here.
         lost: told when none of these is left, and the rest is made here.
     """

@@ -98,7 +98,7 @@ def tune(
             nonlocal processes
             count = min(request.processes, request.trials // WORTH_A_PROCESS)
             if count > 1:  # with records, it may be that no trial is missing
-                processes = stack.enter_context(Processes(count, early=not records.read))
+                processes = stack.enter_context(Processes(count - 1, early=not records.read))
 
         def lost(why: TvmqError) -> Processes | None:
             nonlocal tracker

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import signal
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -165,6 +166,35 @@ def test_a_killed_worker_costs_no_trial():
     whole = made.cycles(made.rule)
     assert list(workers.cycles(batch)) == [1, whole, whole]
     assert list(workers.cycles(batch)) == [whole] * 3
+
+
+@pytest.mark.parametrize("begun", range(4))
+def test_trials_that_no_other_process_has_begun_are_made_here(begun, monkeypatch):
+    """From the last on; those that were begun are awaited, and all come in order."""
+    submitted: list[Future[int]] = []
+    made: list[str] = []
+
+    def submit(_: Any, __: Any, trial: Trial) -> Future[int]:
+        future: Future[int] = Future()
+        if len(submitted) < begun:
+            future.set_running_or_notify_cancel()
+            if len(submitted):  # the first one takes until all others are made
+                future.set_result(10 * len(submitted))
+        submitted.append(future)
+        return future
+
+    def here(_: Trials, trial: Trial) -> int:
+        made.append(trial.window)
+        if begun and len(made) == 4 - begun:
+            submitted[0].set_result(0)
+        return 10 * trial.window
+
+    monkeypatch.setattr("tvmq.tune.processes.cycles_of", here)
+    batch = [Trial(NO_CHOICES, n) for n in range(4)]
+    with Processes(1, early=False) as processes:
+        monkeypatch.setattr(processes._executor, "submit", submit)
+        assert list(processes.cycles(trials(), batch)) == [0, 10, 20, 30]
+    assert made == [*range(3, begun - 1, -1)]
 
 
 @pytest.mark.parametrize(
