@@ -18,7 +18,8 @@ by the parity of what counts its loads. Tokens are not written here: the code ge
 from which bytes instructions touch, so two slots are all that a schedule does for overlap.
 
 Before ``tensorize`` the function is plain TIR that runs on a CPU; a test holds the two against
-each other.
+each other. Only what is tensorized is in blocks: TVM analyses each of them, which takes longer than
+all the rest.
 """
 
 from __future__ import annotations
@@ -401,11 +402,11 @@ class _LoopNest:
         """Sums start at zero, or at the bias where the sums are the output."""
         t, c = self.t, self.g.columns
         loops = ((rows, t.chunk_rows), (columns, t.chunk_columns), c)
-        with self.nest.grid(*loops) as (y, x, j), self.nest.block("initialise") as b:
+        with self.nest.grid(*loops) as (y, x, j):
             start: Any = tirx.IntImm("int32", 0)
             if self.fields is None:
-                start = self.P[b((at.block * t.tiles + tile) * c + j)]
-            store(self.acc, b(first + (y * columns + x) * c + j), start)
+                start = self.P[(at.block * t.tiles + tile) * c + j]
+            store(self.acc, first + (y * columns + x) * c + j, start)
 
     def _finish(self, at: Position, tile: Expr, cy: Expr, cx: Expr) -> None:
         """Requantize a chunk into the output stripe, or store its sums."""
@@ -436,9 +437,7 @@ class _LoopNest:
                 pixel = (cy * t.chunk_rows + y) * ow + cx * t.chunk_columns + x
                 far = (at.stripe * (t.rows * ow) + pixel) * k
                 far = far + at.block * self.channels + channel + j
-                with self.nest.block("store_sums") as b:
-                    acc = first + (y * columns + x) * g.columns + j
-                    store(self.Y, b(far), self.acc[b(acc)])
+                store(self.Y, far, self.acc[first + (y * columns + x) * g.columns + j])
             return
         par = 0 if g.one_record else self._par_slot(at) + g.parameter_words(channel, tile)
         per_byte = 8 // self.fields.bits
@@ -508,12 +507,11 @@ class _LoopNest:
         with when(at.new_stripe), self.nest.grid(*loops) as (y, x, ch):
             source_y = first_y + y * g.row_step
             source_x = x * g.column_step - left
-            with self.nest.block("load") as b:
-                inside = tirx.all(source_y >= 0, source_y < h, source_x >= 0, source_x < w)
-                value = self.X[b((source_y * w + source_x) * c + first_channel + ch)]
-                fill = tirx.const(g.input.repeated(layer.input_zero_point), g.input.dtype)
-                target = b(slot + (y * g.width_in + x) * self.pixel_bytes + ch)
-                store(self.act, target, tirx.if_then_else(b(inside), value, fill))
+            inside = tirx.all(source_y >= 0, source_y < h, source_x >= 0, source_x < w)
+            value = self.X[(source_y * w + source_x) * c + first_channel + ch]
+            fill = tirx.const(g.input.repeated(layer.input_zero_point), g.input.dtype)
+            target = slot + (y * g.width_in + x) * self.pixel_bytes + ch
+            store(self.act, target, tirx.if_then_else(inside, value, fill))
 
     def _piece(self, at: Position, k_block: KBlock) -> tuple[Expr, Expr]:
         """Of a pixel's bytes, the first one that is loaded, and how many are."""
@@ -559,10 +557,9 @@ class _LoopNest:
         pitch = g.columns * g.wgt_bits // 8
         near = self._weight_slot(at, k_block) + first * per_tile * g.tile_bytes
         loops = (tiles * per_tile, most * t.kernel_rows * t.k0 * kw), lanes, line
-        name = f"load_weights_{first}"
-        with self.nest.grid(*loops) as (n, lane, byte), self.nest.block(name) as b:
-            loaded = self.W[b((source + n) * g.stored_bytes + lane * line + byte)]
-            store(self.wgt, b(near + n * g.tile_bytes + lane * pitch + byte), loaded)
+        with self.nest.grid(*loops) as (n, lane, byte):
+            loaded = self.W[(source + n) * g.stored_bytes + lane * line + byte]
+            store(self.wgt, near + n * g.tile_bytes + lane * pitch + byte, loaded)
 
     def _load_factor(self, at: Position, k_block: Expr) -> None:
         """Weights from a tensor: tiles of [lane][column], lanes that it has no element for zero.
@@ -580,18 +577,17 @@ class _LoopNest:
                     stack.enter_context(when(load.when))
                 at_loops = stack.enter_context(self.nest.grid(*load.loops))
                 group, tile, lane, column = load.order(at_loops)
-                b = stack.enter_context(self.nest.block("load_factor"))
                 near = (group * g.tiles_per_group + load.first + tile) * pitch
                 near = slot + near + lane * g.columns + column
-                store(self.wgt, b(near), self.W[b(load.source(group, tile, lane, column))])
+                store(self.wgt, near, self.W[load.source(group, tile, lane, column)])
         if g.last_valid == g.lanes:
             return
         with when(k_block == self.k0_blocks - 1):
             tiles = (self._tiles(at), t.tiles)
             unused = (g.lanes - g.last_valid) * g.columns
             first = pitch - unused
-            with self.nest.grid(tiles, unused) as (tile, n), self.nest.block("clear_lanes") as b:
-                store(self.wgt, b(slot + tile * pitch + first + n), tirx.const(0, "int8"))
+            with self.nest.grid(tiles, unused) as (tile, n):
+                store(self.wgt, slot + tile * pitch + first + n, tirx.const(0, "int8"))
 
     def _k0(self, k_block: Expr) -> Expr:
         """Reduction tiles along k0 of a k block."""
@@ -622,8 +618,8 @@ class _LoopNest:
     def _load_parameters(self, at: Position) -> None:
         words = self.g.parameter_words(self._channels(at), self._tiles(at))
         first = 0 if self.g.one_record else at.block * self.p_slot
-        with self.nest.serial(words, self.p_slot) as n, self.nest.block("load_parameters") as b:
-            store(self.par, b(self._par_slot(at) + n), self.P[b(first + n)])
+        with self.nest.serial(words, self.p_slot) as n:
+            store(self.par, self._par_slot(at) + n, self.P[first + n])
 
     def _par_slot(self, at: Position) -> Expr:
         if self.blocks == 1 or self.g.one_record:
@@ -666,8 +662,7 @@ class _LoopNest:
         with self.nest.grid(*loops) as (p, ch):
             far = (at.stripe * (self.t.rows * ow) + p) * pixel_bytes + at.block * block_bytes + ch
             near = self._output_slot(at) + p * block_bytes + ch
-            with self.nest.block("load_residual" if load else "store") as b:
-                if load:
-                    store(self.res, b(near), self.Z[b(far)])
-                else:
-                    store(self.Y, b(far), self.out[b(near)])
+            if load:
+                store(self.res, near, self.Z[far])
+            else:
+                store(self.Y, far, self.out[near])
