@@ -208,7 +208,7 @@ class _LoopNest:
         outer, inner = (self.blocks, self.stripes)
         if self.t.rows_outer:
             outer, inner = inner, outer
-        with self.nest.grid(outer, inner) as (o, i):
+        with self.nest.steps(outer, inner) as (o, i):
             step = o * inner + i
             # What the inner loop walks is new in every step, unless the loop has one iteration:
             # then it came with the first step and stays. A piece is of one step.
@@ -237,14 +237,14 @@ class _LoopNest:
         if self.k_blocks > 1:
             # A stripe is one chunk here. Its sums stay in ACC while the blocks of weights go by, so
             # that no weight is loaded twice in a step.
-            with self.nest.grid(self.kernel_blocks, self.k0_blocks) as (kernel_block, k0_block):
+            with self.nest.steps(self.kernel_blocks, self.k0_blocks) as (kernel_block, k0_block):
                 k_block = KBlock(kernel_block, k0_block)
                 self._load_weights(at, k_block)
                 if self.in_pieces:
                     self._load_stripe(at, k_block)
-                with self.nest.serial(self._tiles(at), self.t.tiles) as tile:
+                with self.nest.steps((self._tiles(at), self.t.tiles)) as (tile,):
                     self._multiply(at, tile, 0, 0, k_block)
-            with self.nest.serial(self._tiles(at), self.t.tiles) as tile:
+            with self.nest.steps((self._tiles(at), self.t.tiles)) as (tile,):
                 self._finish(at, tile, 0, 0)
             return
         chunks = (
@@ -253,7 +253,7 @@ class _LoopNest:
         )
         rows_now = self._rows(at)
         chunks_now = (rows_now + self.t.chunk_rows - 1) // self.t.chunk_rows
-        with self.nest.grid(
+        with self.nest.steps(
             (self._tiles(at), self.t.tiles), (chunks_now, chunks[0]), chunks[1]
         ) as (
             tile,
@@ -358,7 +358,10 @@ class _LoopNest:
         global_tile = at.block * t.tiles + tile
         slot = self._input_slot(at, k_block)
         loops = ((kh, t.kernel_rows), kw, extent, (rows, t.chunk_rows), (columns, t.chunk_columns))
-        with self.nest.grid(*loops, *fields.loops()) as (ky, kx, k, y, x, *lane):
+        with (
+            self.nest.steps(*loops) as (ky, kx, k, y, x),
+            self.nest.grid(*fields.loops()) as lane,
+        ):
             row = (cy * t.chunk_rows + y) * g.row_stride + ky * layer.dilation[0]
             column = (cx * t.chunk_columns + x) * g.column_stride + kx * layer.dilation[1]
             act = slot + row * self.pitch + column * self.pixel_bytes
@@ -441,8 +444,8 @@ class _LoopNest:
             return
         par = 0 if g.one_record else self._par_slot(at) + g.parameter_words(channel, tile)
         per_byte = 8 // self.fields.bits
-        loops = ((rows, t.chunk_rows), (columns, t.chunk_columns), valid // per_byte)
-        with self.nest.grid(*loops) as (y, x, n):
+        loops = ((rows, t.chunk_rows), (columns, t.chunk_columns))
+        with self.nest.steps(*loops) as (y, x), self.nest.serial(valid // per_byte) as n:
             pixel = (at, cy * t.chunk_rows + y, cx * t.chunk_columns + x)
             acc = first + (y * columns + x) * g.columns + n * per_byte
             near = self._output_byte(g.output, *pixel) + channel // per_byte + n

@@ -53,6 +53,20 @@ class LoopNest:
                 for e in extents
             ]
 
+    @contextmanager
+    def steps(self, *extents: Expr | tuple[Expr, int]) -> Iterator[list[Any]]:
+        """As ``grid``, but where there is one step there is no loop, and its index is 0.
+
+        Blocks have an axis for each loop around them, and TVM takes time for each axis.
+        """
+        with ExitStack() as stack:
+            yield [
+                tirx.IntImm("int32", 0)
+                if isinstance(extent, int) and extent == 1
+                else stack.enter_context(self.serial(extent, limit))
+                for extent, limit in (e if isinstance(e, tuple) else (e, None) for e in extents)
+            ]
+
     def number(self, dtype: str) -> tirx.Buffer:
         """A number that the steps of the loops around it keep between blocks."""
         return T.sblock_alloc_buffer((1,), dtype)
