@@ -58,6 +58,8 @@ MARGIN = 1.15
 """By how much fewer instructions must be, since those of the transforms are estimated."""
 NEAR_BYTES = 512 * 1024
 """Of the second-level cache, for a task."""
+FAR_BYTES = 16 * 1024 * 1024
+"""That no task should take: of large images, those of all rows would be gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +96,16 @@ class _Tiles:
         return self.height * self.width * (products + transforms)
 
     def cuts(self, registers: int) -> list[Cut]:
-        """All that registers hold, and that divide what must be whole."""
-        return [
+        """All that registers hold, that divide what must be whole, and whose tasks aren't vast."""
+        cuts = [
             Cut(rows, pixels, vectors, self.blocks // parts, winograd=True)
             for rows in divisors(self.height)
             for vectors in divisors(self.blocks)
             for pixels in range(1, min(rows * self.width, registers // vectors) + 1)
             for parts in divisors(self.blocks // vectors)
         ]
+        most = max(FAR_BYTES, min(map(self._bytes, cuts)))
+        return [cut for cut in cuts if self._bytes(cut) <= most]
 
     def rule(self, cuts: list[Cut], host: CpuFeatures) -> Cut:
         """The fastest of those that work near the core."""

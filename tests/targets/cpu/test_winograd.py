@@ -201,3 +201,11 @@ def test_a_kernel_can_be_cut_to_sum_directly() -> None:
     assert direct in space
     weight = make_kernel(layer, HOST, direct).constants[0]
     assert weight.size < make_kernel(layer, HOST).constants[0].size
+
+
+def test_tasks_of_large_images_are_small_parts_of_them() -> None:
+    space = winograd_cuts(conv((540, 1920, 16), 16), HOST)
+    assert space is not None
+    assert space.rule in space.cuts
+    # of 270 rows of tiles, 16 points of 960 tiles in 16 channels, and sums of a vector at least
+    assert max(cut.rows for cut in space.cuts) * 16 * 960 * (16 * 2 + 8 * 4) <= 16 * 2**20
